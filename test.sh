@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+#
+# The whole test suite, in one command: ./test.sh
+#
+# Needs Rust. PostgreSQL and Redis are installed from Debian's packages when they are missing and this may
+# be done, and run as throw-away servers; a server that is there already is not touched. Node is needed for
+# the audit alone, which is left out without it.
+#
+#   ./test.sh             every step, in this order:
+#     fmt                 formatting
+#     clippy              lints; a warning fails
+#     sqlite              the suite on SQLite
+#     postgres            the suite on PostgreSQL
+#     doc                 documentation: builds without a warning, its examples run
+#     deny                dependencies: licences, bans, sources, and advisories when their database can be had
+#     audit               the GraphQL-over-HTTP audit, against a running server
+#   ./test.sh STEP...     these steps
+#   ./test.sh --fast      fmt clippy sqlite
+
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit
+case ${1-} in
+-h | --help)
+    sed -n '3,/^$/s/^# \{0,1\}//p' test.sh
+    exit
+    ;;
+--fast) set -- fmt clippy sqlite ;;
+'') set -- fmt clippy sqlite postgres doc deny audit ;;
+esac
+source tests/servers.sh
+
+# Cargo installs its programs here, whether or not the path of the caller knows the folder.
+PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
+type -P cargo >/dev/null || die "cargo is missing; please install Rust: https://rustup.rs"
+program=${CARGO_TARGET_DIR:-target}/debug/gathering
+cargo_deny=0.20.2
+
+step_fmt() { run cargo fmt --all --check; }
+
+step_clippy() { run cargo clippy --locked --workspace --all-targets -- -D warnings; }
+
+# Runs tests, and keeps what they print for the count at the end.
+counted() { run bash -o pipefail -c '"${@:2}" 2>&1 | tee -a "$1"' - "$scratch/tests.log" "$@"; }
+
+suite() {
+    if [[ -z ${redis_url-} ]]; then start_redis; fi
+    counted env GATHERING_TEST_REDIS_URL="$redis_url" "$@" cargo test --locked --workspace --tests
+}
+
+step_sqlite() { suite; }
+
+step_postgres() {
+    start_postgres -c max_connections=300
+    suite GATHERING_TEST_DATABASE_URL="$postgres_url"
+}
+
+step_doc() {
+    run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps &&
+        counted cargo test --locked --workspace --doc
+}
+
+step_deny() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        run cargo install --locked "cargo-deny@$cargo_deny" || return
+    fi
+    local checks=(licenses bans sources)
+    if run cargo deny fetch db >"$scratch/advisories.log" 2>&1; then
+        checks+=(advisories)
+    else
+        note='without advisories: their database cannot be reached'
+    fi
+    run cargo deny --locked check --hide-inclusion-graph "${checks[@]}"
+}
+
+step_audit() {
+    if ! type -P node npm >/dev/null; then
+        note='left out: Node is missing'
+        return
+    fi
+    run npm --prefix tests/audit ci --no-audit --no-fund &&
+        run cargo test --locked --workspace --tests --no-run || return
+    start_gathering "$program" demo
+    run node tests/audit/audit.mjs "$gathering_url/graphql"
+}
+
+failed=()
+summary=()
+for step; do
+    declare -F "step_$step" >/dev/null || die "no such step: $step (see ./test.sh --help)"
+done
+for step; do
+    say "$step"
+    note='' SECONDS=0
+    if "step_$step"; then verdict=ok; else verdict=FAILED && failed+=("$step"); fi
+    summary+=("$(printf '%-10s %-6s %3d:%02d  %s' "$step" "$verdict" $((SECONDS / 60)) $((SECONDS % 60)) "$note")")
+done
+
+say summary
+printf '%s\n' "${summary[@]}"
+if [[ -s $scratch/tests.log ]]; then
+    awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+        END { printf "tests: %d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$scratch/tests.log"
+fi
+if ((${#failed[@]})); then
+    echo "FAILED: ${failed[*]}"
+    exit 1
+fi
+echo "everything asked for passed: $*"
