@@ -1,0 +1,122 @@
+//! Builds the playground's front end (`web/`) where Node can, and hands its files to `src/playground.rs`.
+//!
+//! The server never fails to build for want of Node or of the npm registry: it is then built without the playground,
+//! which is said here and in the place where it would be.
+
+use std::env;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+/// What the front end is made from.
+const SOURCES: [&str; 5] = [
+    "index.html",
+    "package-lock.json",
+    "package.json",
+    "src",
+    "vite.config.js",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let web = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("web");
+    let dist = web.join("dist");
+    println!("cargo::rerun-if-changed=build.rs");
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed=web/{source}");
+    }
+
+    // An editor's check and a build by hand may come here at once; npm must not.
+    let lock = File::open(web.join("package.json"))?;
+    lock.lock()?;
+    let sources = SOURCES.iter().filter_map(|name| modified(&web.join(name)));
+    if modified(&dist.join("index.html")) < sources.max()
+        && let Err(reason) = build(&web)
+    {
+        println!("cargo::warning=The playground could not be built: {reason}");
+        // Once it is built by hand, the next build takes it in.
+        fs::create_dir_all(&dist)?;
+        println!("cargo::rerun-if-changed=web/dist");
+    }
+    embed(&dist, &PathBuf::from(env::var("OUT_DIR")?))?;
+    Ok(())
+}
+
+/// When a file, or anything in a folder, was last changed.
+fn modified(path: &Path) -> Option<SystemTime> {
+    if path.is_dir() {
+        let entries = fs::read_dir(path).ok()?;
+        entries.filter_map(|e| modified(&e.ok()?.path())).max()
+    } else {
+        path.metadata().ok()?.modified().ok()
+    }
+}
+
+fn build(web: &Path) -> Result<(), String> {
+    let installed = modified(&web.join("node_modules/.package-lock.json"));
+    if installed < modified(&web.join("package-lock.json")) {
+        npm(web, &["ci", "--fetch-retries=1"])?;
+    }
+    npm(web, &["run", "build"])
+}
+
+fn npm(web: &Path, args: &[&str]) -> Result<(), String> {
+    let output = Command::new("npm")
+        .args(args)
+        .current_dir(web)
+        .output()
+        .map_err(|_| "npm was not found; install Node 20 or newer".to_owned())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let cause = said.lines().find(|line| line.contains("rror"));
+    Err(format!(
+        "`npm {}` failed in web/: {}",
+        args.join(" "),
+        cause.unwrap_or("it does not say why")
+    ))
+}
+
+/// Copies the built files to where the compiler finds them whatever becomes of `dist`, and writes their table.
+fn embed(dist: &Path, out: &Path) -> io::Result<()> {
+    let copy = out.join("playground");
+    if copy.exists() {
+        fs::remove_dir_all(&copy)?;
+    }
+    fs::create_dir_all(copy.join("assets"))?;
+    let mut paths = Vec::new();
+    if dist.join("index.html").exists() {
+        paths.push("index.html".to_owned());
+        for entry in fs::read_dir(dist.join("assets"))? {
+            paths.push(format!("assets/{}", entry?.file_name().display()));
+        }
+    }
+    paths.sort();
+    for path in &paths {
+        fs::copy(dist.join(path), copy.join(path))?;
+    }
+
+    let mut table = String::from("static ASSETS: &[Asset] = &[\n");
+    let include =
+        |path: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/playground/{path}\"))");
+    for path in paths.iter().filter(|path| !path.ends_with(".gz")) {
+        let packed = format!("{path}.gz");
+        let gzip = if paths.contains(&packed) {
+            format!("Some({})", include(&packed))
+        } else {
+            "None".to_owned()
+        };
+        let plain = include(path);
+        writeln!(
+            table,
+            "    Asset {{ path: {path:?}, plain: {plain}, gzip: {gzip} }},"
+        )
+        .map_err(io::Error::other)?;
+    }
+    table.push_str("];\n");
+    fs::write(out.join("playground.rs"), table)
+}

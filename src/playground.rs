@@ -1,0 +1,102 @@
+//! The playground: GraphiQL at the graph's own address, from this binary alone.
+//!
+//! Its page may load nothing but its own assets and talk to nobody but its own server. A server that was built without
+//! Node has no assets; it then says so where the playground would be.
+
+use axum::extract::Path;
+use axum::http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY,
+};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+
+/// A file of the front end, as built.
+struct Asset {
+    /// Its path below the front end's root.
+    path: &'static str,
+    plain: &'static [u8],
+    gzip: Option<&'static [u8]>,
+}
+
+// `ASSETS`, sorted by path and empty when the front end was not built.
+include!(concat!(env!("OUT_DIR"), "/playground.rs"));
+
+const MISSING: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>Gathering</title>\
+    <h1>The playground is not in this build</h1>\
+    <p>This server was built on a machine without Node, or without a way to the npm registry. \
+    The API itself is here and complete: send it <code>POST /graphql</code>.</p>\
+    <p>To have the playground, install Node 20 or newer and run, in the project's folder:</p>\
+    <pre>npm --prefix web ci\nnpm --prefix web run build\ncargo build --release</pre>";
+
+/// The editor sets the sizes and places of its lines in `style` attributes and adds its theme as `<style>` elements:
+/// hence inline styles. Scripts come from files alone.
+const POLICY: &str = "default-src 'none'; script-src 'self'; worker-src 'self'; connect-src 'self'; \
+    style-src 'self' 'unsafe-inline'; font-src 'self' data:; img-src 'self' data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Leads a browser to the playground.
+pub async fn home() -> Redirect {
+    Redirect::temporary("/graphql")
+}
+
+/// The playground's page, or one that says why there is none.
+pub fn page() -> Response {
+    let headers = [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (CACHE_CONTROL, "no-cache"),
+        (VARY, "Accept"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+    ];
+    match find("index.html") {
+        Some(page) => (headers, Html(page.plain)).into_response(),
+        None => (headers, Html(MISSING)).into_response(),
+    }
+}
+
+/// A file that the page loads. Its name holds a hash of its content, so it may be kept for ever.
+pub async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
+    let Some(asset) = find(&format!("assets/{name}")) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let shared = [
+        (CONTENT_TYPE, content_type(asset.path)),
+        (CACHE_CONTROL, "public, max-age=31536000, immutable"),
+        (VARY, "Accept-Encoding"),
+    ];
+    match asset.gzip {
+        Some(gzip) if takes_gzip(&headers) => {
+            (shared, [(CONTENT_ENCODING, "gzip")], gzip).into_response()
+        }
+        _ => (shared, asset.plain).into_response(),
+    }
+}
+
+fn find(path: &str) -> Option<&'static Asset> {
+    ASSETS
+        .binary_search_by_key(&path, |asset| asset.path)
+        .ok()
+        .map(|place| &ASSETS[place])
+}
+
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim() == "gzip")
+}
+
+fn content_type(path: &str) -> &'static str {
+    match path.rsplit('.').next() {
+        Some("css") => "text/css; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("svg") => "image/svg+xml",
+        Some("ttf") => "font/ttf",
+        Some("woff2") => "font/woff2",
+        _ => "application/octet-stream",
+    }
+}
