@@ -153,7 +153,7 @@ start_gathering() {
     local log=$scratch/gathering.log
     "$@" --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
     gathering_pid=$!
-    started+=("$gathering_pid")
+    started+=("$gathering_pid INT") # without its time of grace
     while kill -0 "$gathering_pid" 2>/dev/null; do
         gathering_url=$(sed -n 's/^listening on \(http[^ ]*\).*/\1/p' "$log")
         if [[ $gathering_url ]]; then return; fi

@@ -1,0 +1,36 @@
+# shellcheck shell=bash disable=SC2034
+# (the variables that are set and not used here are for the script that sources this file)
+#
+# What the benchmarks share: the release server over a throw-away PostgreSQL with the demo data and more.
+
+source tests/servers.sh
+install_missing curl curl
+
+say "building the release server"
+run cargo build --locked --release --package gathering
+program=${CARGO_TARGET_DIR:-target}/release/gathering
+
+sql() { psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 "$@"; }
+
+# `fill FILE`: makes the database, the demo data in it, and what the SQL of the file adds; sets database_url.
+fill() {
+    say "filling the database"
+    sql "$postgres_url" --command='CREATE DATABASE gathering'
+    database_url=${postgres_url%/*}/gathering
+    run env DATABASE_URL="$database_url" "$program" migrate
+    run env DATABASE_URL="$database_url" "$program" seed
+    sql "$database_url" --file="$1"
+}
+
+# `ask QUERY [VARIABLES]`: asks bench/queries/QUERY.graphql; leaves request and answer in the scratch folder
+# as QUERY.request and QUERY.answer. An answer with errors ends the script.
+ask() {
+    local document request=$scratch/$1.request answer=$scratch/$1.answer
+    document=$(tr -s '[:space:]' ' ' <"bench/queries/$1.graphql")
+    printf '{"query":"%s","variables":%s}' "${document//\"/\\\"}" "${2:-{\}}" >"$request"
+    curl --silent --show-error --data-binary "@$request" --output "$answer" --header 'Content-Type: application/json' \
+        --header 'Accept: application/graphql-response+json' "$gathering_url/graphql"
+    if ! grep -q '^{"data":{' "$answer" || grep -q '"errors":' "$answer"; then
+        die "$1 was not answered: $(head -c 2000 "$answer")"
+    fi
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+#
+# How PostgreSQL carries out the statements of the queries that people wait for: bench/plans.sh [--all]
+#
+# Fills a throw-away PostgreSQL with 100,000 tasks and what belongs to them, asks the release server each
+# query of bench/queries, and reads from the log how each statement was really carried out, once planned for
+# its values and once as PostgreSQL plans a prepared statement for all values. A statement that reads a
+# large table from end to end is shown with its plan, and makes the script fail. --all shows every plan.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+source bench/common.sh
+
+start_postgres -c max_connections=100
+fill bench/many.sql
+for setting in "session_preload_libraries = auto_explain" auto_explain.{log_min_duration=0,log_analyze=on,log_buffers=on}; do
+    sql "$postgres_url" --command="ALTER DATABASE gathering SET $setting"
+done
+
+# `explain NAME [VARIABLES]`: asks, and reads what the log says about it.
+explain() {
+    local from
+    from=$(stat --format=%s "$postgres_log")
+    ask "$@"
+    tail --bytes="+$((from + 1))" "$postgres_log" | awk -v query="$1" -v planned="$plan" -v all="${all-}" '
+        # A statement and its plan: the lines that begin with a tab, after the one with the duration.
+        function finish() {
+            if (text == "") return
+            if (scan) scans++
+            if (scan || all) shown = shown text "\n"
+            text = ""
+        }
+        !/^\t/ { finish() }
+        / duration: .* plan:$/ { statements++; duration += $7; text = $7 " ms"; scan = buffers = 0; next }
+        text == "" { next }
+        { text = text "\n" $0 }
+        /Seq Scan on / && $0 !~ small { scan = 1 }
+        /Buffers: / && !buffers++ { split($0, part, /hit=|read=/); pages += part[2] + part[3] }
+        END {
+            finish()
+            printf "%-10s %-8s %10d %9.1f ms %8d %11d\n%s", query, planned, statements, duration, pages, scans, shown
+            exit scans > 0
+        }' small='Seq Scan on (models|personas|projects|providers|users)' || failed=yes
+}
+
+failed='' all=''
+if [[ ${1-} == --all ]]; then all=yes; fi
+for plan in custom generic; do
+    sql "$postgres_url" --command="ALTER DATABASE gathering SET plan_cache_mode = force_${plan}_plan"
+    start_gathering env DATABASE_URL="$database_url" "$program" serve
+    say "plans: $plan"
+    echo "query      plan     statements         time    pages  end to end"
+    explain home
+    explain team '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+    explain activity '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+    explain circle '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+    explain circles
+    explain agent '{"id":"agent_01ke6p4zk8e02r000000000001"}'
+    explain profile '{"id":"agent_01ke6p4zk8e02r000000000001"}'
+    explain board '{"id":"project_01ke6p4zk8e038000000000001"}'
+    explain talk '{"id":"conversation_01ke6p4zk8e05r000000000001"}'
+    explain feed
+    explain lists '{"task":"task_01kg000000e058000000000000"}'
+    end "$gathering_pid" INT
+done
+if [[ $failed ]]; then die "a large table was read from end to end"; fi
