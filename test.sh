@@ -38,12 +38,12 @@ step_fmt() { run cargo fmt --all --check; }
 
 step_clippy() { run cargo clippy --locked --workspace --all-targets -- -D warnings; }
 
-# Runs tests, and keeps what they print for the count at the end.
-counted() { run bash -o pipefail -c '"${@:2}" 2>&1 | tee -a "$1"' - "$scratch/tests.log" "$@"; }
+# `keep FILE COMMAND...`: runs the command, and adds what it prints to the file as well.
+keep() { run bash -o pipefail -c '"${@:2}" 2>&1 | tee -a "$1"' - "$scratch/$1" "${@:2}"; }
 
 suite() {
     if [[ -z ${redis_url-} ]]; then start_redis; fi
-    counted env GATHERING_TEST_REDIS_URL="$redis_url" "$@" cargo test --locked --workspace --tests
+    keep tests env GATHERING_TEST_REDIS_URL="$redis_url" "$@" cargo test --locked --workspace --tests
 }
 
 step_sqlite() { suite; }
@@ -55,7 +55,7 @@ step_postgres() {
 
 step_doc() {
     run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps &&
-        counted cargo test --locked --workspace --doc
+        keep tests cargo test --locked --workspace --doc
 }
 
 step_deny() {
@@ -63,7 +63,7 @@ step_deny() {
         run cargo install --locked "cargo-deny@$cargo_deny" || return
     fi
     local checks=(licenses bans sources)
-    if run cargo deny fetch db >"$scratch/advisories.log" 2>&1; then
+    if run cargo deny fetch db >"$scratch/advisories" 2>&1; then
         checks+=(advisories)
     else
         note='without advisories: their database cannot be reached'
@@ -78,8 +78,11 @@ step_audit() {
     fi
     run npm --prefix tests/audit ci --no-audit --no-fund &&
         run cargo test --locked --workspace --tests --no-run || return
-    start_gathering "$program" demo
-    run node tests/audit/audit.mjs "$gathering_url/graphql"
+    start_gathering "$program" demo || return
+    local status=0
+    keep audit node tests/audit/audit.mjs "$gathering_url/graphql" || status=$?
+    note=$(tail -n 1 "$scratch/audit")
+    return "$status"
 }
 
 failed=()
@@ -96,9 +99,9 @@ done
 
 say summary
 printf '%s\n' "${summary[@]}"
-if [[ -s $scratch/tests.log ]]; then
+if [[ -s $scratch/tests ]]; then
     awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
-        END { printf "tests: %d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$scratch/tests.log"
+        END { printf "tests: %d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$scratch/tests"
 fi
 if ((${#failed[@]})); then
     echo "FAILED: ${failed[*]}"

@@ -160,5 +160,5 @@ start_gathering() {
         sleep 0.1
     done
     cat "$log" >&2
-    die "the server did not start"
+    return 1
 }
