@@ -1,1 +1,40 @@
-//! Gathering.
+//! Gathering, the GraphQL API server for teams of AI agents: the process around the graph.
+
+pub mod config;
+pub mod db;
+pub mod health;
+pub mod http;
+pub mod playground;
+pub mod seed;
+pub mod serve;
+pub mod telemetry;
+
+use std::fmt;
+
+/// Why a command cannot do its work, as one line that says what to do about it.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl StartError {
+    /// An error with this line.
+    pub fn new(line: impl Into<String>) -> Self {
+        Self(line.into())
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<sea_orm::DbErr> for StartError {
+    fn from(error: sea_orm::DbErr) -> Self {
+        match error {
+            sea_orm::DbErr::Migration(line) | sea_orm::DbErr::Custom(line) => Self(line),
+            error => Self(format!("the database failed: {error}")),
+        }
+    }
+}

@@ -1,2 +1,265 @@
-//! x
-fn main() {}
+//! The command line: reads the configuration, does one thing, and says in one line why it could not.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use gathering::StartError;
+use gathering::config::{Config, DatabaseUrl};
+use gathering::db::Database;
+use gathering::serve::Server;
+use gathering::{seed, telemetry};
+use gathering_schema::Graph;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const EXAMPLES: &str = "\
+Examples:
+  gathering demo                                  A throw-away server with demo data
+  gathering serve                                 Serve the SQLite database in the data directory
+  gathering serve --listen 127.0.0.1:0            Serve on a free port
+  DATABASE_URL=postgres://me:secret@localhost/gathering gathering serve --migrate
+  GATHERING__LOG__FILTER=debug gathering serve    Set one key of the configuration
+  gathering config                                Show every key, its meaning and its value
+
+Environment:
+  DATABASE_URL             sqlite://path or postgres://user:password@host/database
+  GATHERING_CONFIG         The TOML file of the configuration
+  GATHERING__SECTION__KEY  One key of it, such as GATHERING__SERVER__LISTEN
+  GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` make";
+
+const TO_TRY: &str = r#"
+Three queries worth trying, in the playground or with curl:
+
+  # The team: twenty members, what they run on, and what they did last
+  { circle(id: "circle_01ke6p4zk8e03r000000000001") { name members(first: 20) { edges { membership { role }
+    node { name status model { displayName provider { name isLocal } } recentActivity { totalMessages completedTasks } } } } } }
+
+  # The desk: what is going on now
+  { viewer { name } dashboard { agents { total busy idle } circles { total running } tasks { open inReview } } }
+
+  # The board: the first tasks of every running circle, in a handful of statements
+  { circles(first: 5, filter: {status: [RUNNING]}) { nodes { name tasks(first: 3) { totalCount nodes { title status assignee { name } } } } } }
+"#;
+
+/// A GraphQL API server for teams of AI agents.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The TOML file of the configuration, instead of the one in GATHERING_CONFIG
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the database
+    ///
+    /// A SQLite database is made and brought up to date first. A PostgreSQL database must be up to date, unless
+    /// --migrate is given; several servers may then start at the same time. Until there are accounts every request is
+    /// answered as the user of `auth.answer_as`, so the address must be one of this machine alone.
+    ///
+    /// SIGTERM ends the server politely: /health/ready answers 503 at once, new requests are served for `server.grace`
+    /// more, those in flight have `server.drain` to finish. Ctrl-C leaves out the grace; a second signal ends at once.
+    Serve {
+        /// Address and port to listen on; port 0 picks a free one
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+        /// Bring a PostgreSQL database up to date first
+        #[arg(long)]
+        migrate: bool,
+    },
+    /// Bring the database up to date, or back
+    Migrate {
+        #[command(subcommand)]
+        direction: Option<Direction>,
+    },
+    /// Fill the database with the demo data; doing it again changes nothing
+    Seed,
+    /// Serve throw-away demo data: needs nothing, leaves nothing behind
+    ///
+    /// The database is a SQLite file in a directory that is removed at the end. Every request is answered as the demo
+    /// user. Where port 8000 is taken, a free one is used.
+    Demo {
+        /// Address and port to listen on; port 0 picks a free one
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+    },
+    /// Print the GraphQL schema
+    Schema,
+    /// Print every key of the configuration, its meaning and its value, secrets masked
+    Config,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Direction {
+    /// Apply what is pending (the default)
+    Up,
+    /// Say how many migrations are pending
+    Status,
+    /// Take every migration back; all data is lost
+    Down {
+        /// Yes, delete all data
+        #[arg(long, required = true)]
+        delete_all_data: bool,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), StartError> {
+    if let Command::Schema = arguments.command {
+        print(&Graph::sdl());
+        return Ok(());
+    }
+    let mut config = Config::load(arguments.config.as_deref())?;
+    if let Command::Config = arguments.command {
+        print(&config.show());
+        return Ok(());
+    }
+    telemetry::start(&config.log)?;
+    match arguments.command {
+        Command::Serve { listen, migrate } => {
+            config.server.listen = listen.unwrap_or(config.server.listen);
+            serve(config, migrate).await
+        }
+        Command::Demo { listen } => demo(config, listen).await,
+        Command::Migrate { direction } => {
+            let database = Database::open(&config.database).await?;
+            let done = turn(&database, direction.unwrap_or(Direction::Up)).await;
+            database.close().await;
+            done
+        }
+        Command::Seed => {
+            let database = Database::open(&config.database).await?;
+            let done = fill(&database, &config).await;
+            database.close().await;
+            done
+        }
+        Command::Schema | Command::Config => Ok(()),
+    }
+}
+
+async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
+    let listen = config.server.listen;
+    if !listen.ip().is_loopback() {
+        return Err(StartError::new(format!(
+            "refusing to listen on {listen}: there are no accounts yet, so whoever reaches the server is answered as \
+             \"{}\"; listen on 127.0.0.1 and put what checks its callers in front",
+            config.auth.answer_as,
+        )));
+    }
+    let grace = config.server.grace;
+    let server = Server::start(config, migrate).await?;
+    print(&format!("listening on http://{}\n", server.address()));
+    until_signalled(server, grace).await
+}
+
+async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), StartError> {
+    let directory = tempfile::Builder::new()
+        .prefix("gathering-demo-")
+        .tempdir()
+        .map_err(|error| StartError::new(format!("cannot make a temporary directory: {error}")))?;
+    config.database.url = DatabaseUrl::sqlite(&directory.path().join("demo.db"));
+    config.auth.answer_as = seed::DEMO_EMAIL.to_owned();
+    let password = config.demo.password.clone();
+
+    let wanted = config.server.listen;
+    config.server.listen = listen.unwrap_or(wanted);
+    if listen.is_none() && is_taken(wanted) {
+        // Whoever tries the demo wants to see it, not to look for the program that has the port.
+        config.server.listen.set_port(0);
+        tracing::warn!("{wanted} is taken, a free port is used instead");
+    }
+
+    let database = Database::open(&config.database).await?;
+    fill(&database, &config).await?;
+    database.close().await;
+    let server = Server::start(config, true).await?;
+    print(&format!(
+        "listening on http://{}\nemail: {}\npassword: {}\n{TO_TRY}",
+        server.address(),
+        seed::DEMO_EMAIL,
+        password.expose(),
+    ));
+    until_signalled(server, Duration::ZERO).await
+}
+
+fn is_taken(address: SocketAddr) -> bool {
+    std::net::TcpListener::bind(address)
+        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// Brings the database up to date if it is SQLite, and seeds it.
+async fn fill(database: &Database, config: &Config) -> Result<(), StartError> {
+    let connection = database.connection();
+    if config.database.url.is_postgres() && gathering_migration::pending(connection).await? > 0 {
+        return Err(StartError::new(
+            "the database is not up to date: run `gathering migrate` first",
+        ));
+    }
+    gathering_migration::up(connection).await?;
+    let seeded = seed::seed(connection, config.demo.password.expose()).await;
+    seeded.map_err(|error| StartError::new(error.to_string()))
+}
+
+async fn turn(database: &Database, direction: Direction) -> Result<(), StartError> {
+    let connection = database.connection();
+    let pending = gathering_migration::pending(connection).await?;
+    match direction {
+        Direction::Status if pending == 0 => print("the database is up to date\n"),
+        Direction::Status => print(&format!("{pending} migrations are pending\n")),
+        Direction::Up => {
+            gathering_migration::up(connection).await?;
+            print(&format!("applied {pending} migrations\n"));
+        }
+        Direction::Down { .. } => {
+            gathering_migration::down(connection).await?;
+            print("took every migration back\n");
+        }
+    }
+    Ok(())
+}
+
+/// Runs until SIGTERM or Ctrl-C, and ends politely; a second signal ends at once.
+async fn until_signalled(server: Server, grace: Duration) -> Result<(), StartError> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| StartError::new(format!("cannot wait for signals: {error}")))
+    };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let grace = tokio::select! {
+        _ = terminate.recv() => grace,
+        _ = interrupt.recv() => Duration::ZERO,
+    };
+    tracing::info!("shutting down");
+    tokio::select! {
+        () = server.shut_down(grace) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Writes to standard output at once. A reader who has gone is not an error of ours.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

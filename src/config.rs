@@ -1,0 +1,725 @@
+//! The configuration: the only place that reads the environment, and the one list of what can be set.
+//!
+//! A value comes from its default, the TOML file, a well-known variable such as `DATABASE_URL`, or
+//! `GATHERING__SECTION__KEY`; the later one wins. What the program does not know it refuses: a typing error must
+//! not turn into a default.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Value;
+use tracing_subscriber::EnvFilter;
+
+use crate::StartError;
+
+/// Variables with a name of their own, and the keys that they set.
+const ALIASES: [(&str, &str); 2] = [
+    ("DATABASE_URL", "database.url"),
+    ("GATHERING_DEMO_PASSWORD", "demo.password"),
+];
+
+/// One key while it is read, checked or shown.
+struct Key<'a> {
+    section: &'static str,
+    name: &'static str,
+    about: &'static [&'static str],
+    value: &'a mut dyn Setting,
+    bounds: Option<[Box<dyn Setting>; 2]>,
+}
+
+/// Declares sections and keys once: types, documentation, defaults and bounds.
+macro_rules! settings {
+    ($(
+        $(#[doc = $about:literal])*
+        $section:ident: $Section:ident {
+            $( $(#[doc = $doc:literal])* $key:ident: $type:ty = $default:expr $(, from $low:expr, to $high:expr)?; )*
+        }
+    )*) => {
+        /// Everything that can be set, by section.
+        #[derive(Clone, Debug, Default)]
+        pub struct Config {
+            $( $(#[doc = $about])* pub $section: $Section, )*
+        }
+
+        $(
+            $(#[doc = $about])*
+            #[derive(Clone, Debug)]
+            pub struct $Section {
+                $( $(#[doc = $doc])* pub $key: $type, )*
+            }
+
+            impl Default for $Section {
+                fn default() -> Self {
+                    Self { $( $key: $default, )* }
+                }
+            }
+        )*
+
+        impl Config {
+            fn keys(&mut self) -> Vec<Key<'_>> {
+                vec![$($( Key {
+                    section: stringify!($section),
+                    name: stringify!($key),
+                    about: &[$($doc),*],
+                    value: &mut self.$section.$key,
+                    bounds: [$( { let bounds: [$type; 2] = [$low, $high]; bounds.map(|bound| Box::new(bound) as Box<dyn Setting>) } )?].into_iter().next(),
+                }, )*)*]
+            }
+        }
+    };
+}
+
+settings! {
+    /// The HTTP side.
+    server: Server {
+        /// Address and port to listen on; port 0 picks a free one.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8000));
+        /// Longest request body, in bytes.
+        body_limit: usize = 1 << 20, from 1 << 10, to 64 << 20;
+        /// Most connections open at once; further ones wait. The default fits under the usual limit of 1024 open files.
+        max_connections: usize = 900, from 1, to 100_000;
+        /// Longest wait for the header of a request, and so the longest rest of an idle connection.
+        header_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
+        /// Longest wait for the body of a request.
+        body_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
+        /// After SIGTERM, how long new requests are still served while `/health/ready` already answers 503.
+        grace: Duration = seconds(5), from seconds(0), to seconds(600);
+        /// After the grace period, the longest wait for requests in flight.
+        drain: Duration = seconds(20), from seconds(0), to seconds(600);
+        /// Whether a browser that opens `/graphql` gets the playground.
+        playground: bool = true;
+    }
+
+    /// The database and the one pool of connections to it.
+    database: Database {
+        /// `sqlite://path` or `postgres://user:password@host/database`; empty means `gathering.db` in the data directory.
+        url: DatabaseUrl = DatabaseUrl(String::new());
+        /// Connections that are kept open.
+        min_connections: u32 = 4, from 0, to 1000;
+        /// Most connections open at once.
+        max_connections: u32 = 20, from 1, to 1000;
+        /// Longest wait for a connection; a request that waits longer is answered `UNAVAILABLE`.
+        acquire_timeout: Duration = seconds(3), from Duration::from_millis(10), to seconds(60);
+        /// Longest run of one statement (PostgreSQL).
+        statement_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
+        /// A connection that has rested for longer is tested before it is used.
+        ping_after: Duration = seconds(30), from seconds(0), to seconds(600);
+    }
+
+    /// What one GraphQL operation may ask for.
+    graphql: Graphql {
+        /// Longest document, in bytes.
+        document_bytes: usize = 32 << 10, from 1 << 10, to 1 << 20;
+        /// Most tokens in a document.
+        tokens: usize = 4_000, from 100, to 100_000;
+        /// Most root fields in an operation, with fragments expanded.
+        root_fields: usize = 20, from 1, to 1_000;
+        /// Deepest nesting of fields; the standard introspection query needs 15.
+        depth: usize = 16, from 1, to 100;
+        /// Highest complexity: a field costs 1 plus its selection, a connection multiplies its selection by its page size.
+        complexity: usize = 20_000, from 100, to 10_000_000;
+        /// Longest execution of a query or mutation.
+        timeout: Duration = seconds(15), from Duration::from_millis(10), to seconds(600);
+        /// Most operations in one batched request; 0 refuses batches.
+        batch: usize = 0, from 0, to 10;
+        /// Most parsed documents kept in memory.
+        parsed_documents: usize = 1_000, from 1, to 100_000;
+        /// Most automatic persisted queries kept in memory; 0 turns them off.
+        persisted_queries: usize = 1_000, from 0, to 100_000;
+        /// Whether clients may read the schema.
+        introspection: bool = true;
+        /// Who gets `extensions.usage` with the header `X-Gathering-Usage: 1`.
+        usage: Usage = Usage::Everyone;
+        /// Whether only the operations of the manifest may run; `audit` serves the others too, and logs them.
+        trusted_documents: TrustedDocuments = TrustedDocuments::Off;
+        /// JSON file of the trusted documents: an object from id to document.
+        manifest: PathBuf = PathBuf::new();
+    }
+
+    /// Who is asking.
+    auth: Auth {
+        /// E-mail address of the user as whom every request is answered while there are no accounts; empty means nobody.
+        answer_as: String = "demo@example.com".to_owned();
+    }
+
+    /// The files of the server.
+    data: Data {
+        /// Directory of the database file; empty means `gathering` in `$XDG_DATA_HOME` or in `~/.local/share`.
+        dir: PathBuf = PathBuf::new();
+    }
+
+    /// The demo data of `seed` and `demo`.
+    demo: Demo {
+        /// Password of the demo users, 8 to 128 characters.
+        password: Secret = Secret("gathering-demo".to_owned());
+    }
+
+    /// What is written to standard error.
+    log: Log {
+        /// Which events are logged: `error`, `warn`, `info`, `debug`, or by module such as `info,gathering=debug`.
+        filter: String = "info".to_owned();
+        /// One event a line, for people or for programs.
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A value that can be written as text; TOML values and environment variables share the notation.
+trait Setting {
+    /// What the value must be, to follow "must be".
+    fn expected(&self) -> String;
+    /// Takes the value from its text; false leaves the old one.
+    fn take(&mut self, text: &str) -> bool;
+    /// The value for people to see.
+    fn show(&self) -> Value;
+    /// The value for comparison with its bounds.
+    fn magnitude(&self) -> u128 {
+        0
+    }
+    /// Whether a refused text must not be repeated.
+    fn is_secret(&self) -> bool {
+        false
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($type:ty)*) => {$(
+        impl Setting for $type {
+            fn expected(&self) -> String {
+                "a whole number".to_owned()
+            }
+            fn take(&mut self, text: &str) -> bool {
+                text.parse().map(|n| *self = n).is_ok()
+            }
+            fn show(&self) -> Value {
+                Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX))
+            }
+            fn magnitude(&self) -> u128 {
+                *self as u128
+            }
+        }
+    )*};
+}
+
+whole_numbers!(u32 usize);
+
+impl Setting for bool {
+    fn expected(&self) -> String {
+        "true or false".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        text.parse().map(|b| *self = b).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Setting for String {
+    fn expected(&self) -> String {
+        "a text".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        text.clone_into(self);
+        true
+    }
+    fn show(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl Setting for PathBuf {
+    fn expected(&self) -> String {
+        "a path".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        *self = text.into();
+        true
+    }
+    fn show(&self) -> Value {
+        Value::String(self.display().to_string())
+    }
+}
+
+impl Setting for SocketAddr {
+    fn expected(&self) -> String {
+        r#"an address and port such as "127.0.0.1:8000""#.to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        text.parse().map(|address| *self = address).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+}
+
+impl Setting for Duration {
+    fn expected(&self) -> String {
+        r#"a duration such as "250ms", "3s", "5m" or "1h""#.to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        let (number, unit) = text.split_at(
+            text.find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(text.len()),
+        );
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return false,
+        };
+        let millis = number
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(factor));
+        millis.map(|n| *self = Self::from_millis(n)).is_some()
+    }
+    fn show(&self) -> Value {
+        let millis = self.as_millis();
+        Value::String(match millis {
+            0 => "0s".to_owned(),
+            n if n.is_multiple_of(3_600_000) => format!("{}h", n / 3_600_000),
+            n if n.is_multiple_of(60_000) => format!("{}m", n / 60_000),
+            n if n.is_multiple_of(1_000) => format!("{}s", n / 1_000),
+            n => format!("{n}ms"),
+        })
+    }
+    fn magnitude(&self) -> u128 {
+        self.as_millis()
+    }
+}
+
+/// Declares an enum whose variants are written as words.
+macro_rules! choice {
+    ($(#[doc = $about:literal])* $name:ident { $( $(#[doc = $doc:literal])* $variant:ident = $word:literal, )* }) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $( $(#[doc = $doc])* $variant, )*
+        }
+
+        impl Setting for $name {
+            fn expected(&self) -> String {
+                format!("one of {}", [$($word),*].join(", "))
+            }
+            fn take(&mut self, text: &str) -> bool {
+                *self = match text {
+                    $( $word => Self::$variant, )*
+                    _ => return false,
+                };
+                true
+            }
+            fn show(&self) -> Value {
+                Value::String(match self { $( Self::$variant => $word, )* }.to_owned())
+            }
+        }
+    };
+}
+
+choice! {
+    /// Who may ask what an operation cost.
+    Usage {
+        /// Everyone.
+        Everyone = "everyone",
+        /// Administrators.
+        Admin = "admin",
+        /// Nobody.
+        Off = "off",
+    }
+}
+
+choice! {
+    /// How operations that are not in the manifest are treated.
+    TrustedDocuments {
+        /// There is no manifest.
+        Off = "off",
+        /// They are served, and logged.
+        Audit = "audit",
+        /// They are refused.
+        Enforce = "enforce",
+    }
+}
+
+choice! {
+    /// How a log event is written.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Setting for Secret {
+    fn expected(&self) -> String {
+        "a text".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        text.clone_into(&mut self.0);
+        true
+    }
+    fn show(&self) -> Value {
+        Value::String("***".to_owned())
+    }
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// Where the database is. Shown and debugged without its password.
+#[derive(Clone)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The whole URL, password included.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is PostgreSQL; it is SQLite otherwise.
+    pub fn is_postgres(&self) -> bool {
+        self.0.starts_with("postgres")
+    }
+
+    /// The SQLite database in a file.
+    pub fn sqlite(file: &Path) -> Self {
+        // SQLx decodes percent signs and ends the path at a question mark.
+        let path = file.display().to_string();
+        Self(format!(
+            "sqlite://{}",
+            path.replace('%', "%25").replace('?', "%3F")
+        ))
+    }
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let known = ["sqlite:", "postgres://", "postgresql://"];
+        let fits = text.is_empty() || known.iter().any(|scheme| text.starts_with(scheme));
+        fits.then(|| Self(text.to_owned())).ok_or(())
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_postgres() {
+            return f.write_str(&self.0);
+        }
+        // A password that is not percent-encoded makes the parser cut the URL elsewhere: then nothing is shown.
+        let Some(mut url) = url::Url::parse(&self.0)
+            .ok()
+            .filter(|url| url.fragment().is_none())
+        else {
+            return f.write_str("postgres://***");
+        };
+        if url.password().is_some() && url.set_password(Some("***")).is_err() {
+            return f.write_str("postgres://***");
+        }
+        let query: Vec<String> = (url.query_pairs())
+            .map(|(key, value)| {
+                if key.contains("pass") {
+                    format!("{key}=***")
+                } else {
+                    format!("{key}={value}")
+                }
+            })
+            .collect();
+        url.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
+        write!(f, "{url}")
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Setting for DatabaseUrl {
+    fn expected(&self) -> String {
+        "a URL such as sqlite:///var/lib/gathering/gathering.db or postgres://user:password@host/database".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        text.parse().map(|url| *self = url).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+impl Config {
+    /// Reads the file, `GATHERING_CONFIG` if none is named, and the environment, and checks every value.
+    ///
+    /// # Errors
+    /// The file cannot be read, a key is unknown, or a value does not fit.
+    pub fn load(file: Option<&Path>) -> Result<Self, StartError> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the environment is read here, once"
+        )]
+        Self::read(file, std::env::vars_os())
+    }
+
+    fn read(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, StartError> {
+        let environment: BTreeMap<String, OsString> = environment
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .collect();
+        let mut config = Self::default();
+
+        let named = environment
+            .get("GATHERING_CONFIG")
+            .filter(|path| !path.is_empty());
+        if let Some(file) = file.or(named.map(Path::new)) {
+            config.apply_file(file)?;
+        }
+        for (name, key) in ALIASES {
+            if let Some(value) = environment.get(name) {
+                config.apply_variable(name, key, value)?;
+            }
+        }
+        for (name, value) in &environment {
+            // Variables with one underscore are left alone: Kubernetes sets some for a service of this name.
+            if let Some(path) = name.strip_prefix("GATHERING__") {
+                config.apply_variable(name, &path.to_lowercase().replace("__", "."), value)?;
+            }
+        }
+        config.check()?;
+
+        if config.data.dir.as_os_str().is_empty() {
+            let path = |name: &str| {
+                environment
+                    .get(name)
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from)
+            };
+            let home = || path("HOME").map(|home| home.join(".local/share"));
+            if let Some(data) = path("XDG_DATA_HOME").or_else(home) {
+                config.data.dir = data.join("gathering");
+            }
+        }
+        if config.database.url.expose().is_empty() {
+            config.database.url = DatabaseUrl::sqlite(&config.data.dir.join("gathering.db"));
+        }
+        Ok(config)
+    }
+
+    fn apply_file(&mut self, file: &Path) -> Result<(), StartError> {
+        let name = file.display();
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            StartError::new(format!(
+                "cannot read the configuration file {name}: {error}"
+            ))
+        })?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error
+                .span()
+                .map_or(1, |span| text[..span.start].lines().count().max(1));
+            StartError::new(format!("{name}, line {line}: {}", error.message()))
+        })?;
+        for (section, value) in table {
+            let entries = match value {
+                Value::Table(entries) => entries,
+                value => toml::Table::from_iter([(String::new(), value)]),
+            };
+            if entries.is_empty() && !self.keys().iter().any(|key| key.section == section) {
+                return Err(StartError::new(format!(
+                    "{name}: [{section}] is not a section"
+                )));
+            }
+            for (key, value) in entries {
+                let path = format!("{section}.{key}");
+                let path = path.trim_end_matches('.');
+                self.set(path, &Given::Typed(value)).map_err(|problem| {
+                    StartError::new(match problem {
+                        Problem::Unknown(None) => format!("{name}: {path} is not a key"),
+                        Problem::Unknown(Some(near)) => {
+                            format!("{name}: {path} is not a key; did you mean {near}?")
+                        }
+                        Problem::Unfit(why) => format!("{name}: {path} {why}"),
+                    })
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_variable(
+        &mut self,
+        name: &str,
+        path: &str,
+        value: &OsString,
+    ) -> Result<(), StartError> {
+        let value = value
+            .to_str()
+            .ok_or_else(|| StartError::new(format!("{name} is not valid UTF-8")))?;
+        self.set(path, &Given::Text(value.to_owned()))
+            .map_err(|problem| {
+                StartError::new(match problem {
+                    Problem::Unknown(None) => {
+                        format!("{name} is not a known variable; `gathering config` lists them")
+                    }
+                    Problem::Unknown(Some(near)) => {
+                        let near = near.to_uppercase().replace('.', "__");
+                        format!("{name} is not a known variable; did you mean GATHERING__{near}?")
+                    }
+                    Problem::Unfit(why) => format!("{name} {why}"),
+                })
+            })
+    }
+
+    fn set(&mut self, path: &str, given: &Given) -> Result<(), Problem> {
+        let mut keys = self.keys();
+        let Some(key) = keys.iter_mut().find(|key| key.path() == path) else {
+            return Err(Problem::Unknown(nearest(path, &keys)));
+        };
+        let (text, shown) = match given {
+            Given::Text(text) => (Some(text.clone()), format!("{text:?}")),
+            Given::Typed(value) => {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                (
+                    value.same_type(&key.value.show()).then_some(text),
+                    value.to_string(),
+                )
+            }
+        };
+        if text.is_some_and(|text| key.value.take(&text)) {
+            return key.check_bounds();
+        }
+        let found = if key.value.is_secret() {
+            String::new()
+        } else {
+            format!(", not {shown}")
+        };
+        Err(Problem::Unfit(format!(
+            "must be {}{found}",
+            key.value.expected()
+        )))
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let refuse = |text: &str| Err(StartError::new(text));
+        if self.database.min_connections > self.database.max_connections {
+            return refuse("database.min_connections must not be above database.max_connections");
+        }
+        if self.graphql.trusted_documents != TrustedDocuments::Off
+            && self.graphql.manifest.as_os_str().is_empty()
+        {
+            return refuse(
+                "graphql.trusted_documents needs graphql.manifest, the file of the documents",
+            );
+        }
+        if !(8..=128).contains(&self.demo.password.expose().chars().count()) {
+            return refuse("demo.password (GATHERING_DEMO_PASSWORD) must have 8 to 128 characters");
+        }
+        if let Err(error) = EnvFilter::try_new(&self.log.filter) {
+            return Err(StartError::new(format!(
+                "log.filter {:?}: {error}",
+                self.log.filter
+            )));
+        }
+        Ok(())
+    }
+
+    /// The effective configuration as TOML with a comment on each key, secrets masked.
+    pub fn show(&self) -> String {
+        let mut shown = self.clone();
+        let mut text = String::new();
+        let mut section = "";
+        for key in shown.keys() {
+            if key.section != section {
+                section = key.section;
+                let gap = if text.is_empty() { "" } else { "\n" };
+                text += &format!("{gap}[{section}]\n");
+            }
+            for line in key.about {
+                text += &format!("#{line}\n");
+            }
+            text += &format!("{} = {}\n", key.name, key.value.show());
+        }
+        text
+    }
+}
+
+/// A value as it was found.
+enum Given {
+    /// In the file, where the type must be the key's own.
+    Typed(Value),
+    /// In the environment, where everything is text.
+    Text(String),
+}
+
+/// Why one key cannot be set.
+enum Problem {
+    /// There is no such key; perhaps this one was meant.
+    Unknown(Option<String>),
+    /// The value does not fit; the text follows the key's name.
+    Unfit(String),
+}
+
+impl Key<'_> {
+    fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    fn check_bounds(&self) -> Result<(), Problem> {
+        let Some([low, high]) = &self.bounds else {
+            return Ok(());
+        };
+        if (low.magnitude()..=high.magnitude()).contains(&self.value.magnitude()) {
+            return Ok(());
+        }
+        let (low, high, found) = (low.show(), high.show(), self.value.show());
+        Err(Problem::Unfit(format!(
+            "must be from {low} to {high}, not {found}"
+        )))
+    }
+}
+
+/// The key that was probably meant: the most similar path, or the same name in another section.
+fn nearest(path: &str, keys: &[Key<'_>]) -> Option<String> {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    let likeness = |key: &Key<'_>| {
+        let whole = strsim::normalized_damerau_levenshtein(path, &key.path());
+        let last = strsim::normalized_damerau_levenshtein(name, key.name);
+        whole.max(last)
+    };
+    let (score, key) = (keys.iter())
+        .map(|key| (likeness(key), key))
+        .max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score > 0.6).then(|| key.path())
+}

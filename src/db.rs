@@ -1,0 +1,402 @@
+//! The database: one pool, opened at start and closed last.
+//!
+//! The rule: what goes wrong at start is one line that says what to do, and what goes wrong later heals by itself. A
+//! connection is tested before use when it has rested for long, or since a statement last failed; one to a SQLite
+//! file that is no longer in its place is dropped.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sea_orm::sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sea_orm::sqlx::{self, ConnectOptions, Connection, Executor};
+use sea_orm::{DatabaseConnection, SqlxPostgresConnector, SqlxSqliteConnector};
+
+use crate::{StartError, config};
+
+/// How long SQLite waits for another process to release its lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An open database. Cheap to clone; all clones share the one pool.
+#[derive(Clone)]
+pub struct Database {
+    connection: DatabaseConnection,
+    pulse: Arc<Pulse>,
+    read_only: bool,
+}
+
+/// What came of the last look at the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It answered.
+    Pass,
+    /// It answers others; every connection of the pool is taken.
+    Busy,
+    /// It did not answer.
+    Fail,
+}
+
+impl Database {
+    /// Opens the pool. A SQLite file and its directory are made when missing; one that cannot be written is opened for
+    /// reading.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or refuses us.
+    pub async fn open(settings: &config::Database) -> Result<Self, StartError> {
+        let pulse = Arc::new(Pulse::new());
+        let (mut connection, read_only) = if settings.url.is_postgres() {
+            (open_postgres(settings, &pulse).await?, false)
+        } else {
+            open_sqlite(settings, &pulse).await?
+        };
+        let watched = Arc::clone(&pulse);
+        connection.set_metric_callback(move |statement| watched.beat(statement.failed));
+        Ok(Self {
+            connection,
+            pulse,
+            read_only,
+        })
+    }
+
+    /// The connection for statements and transactions; each takes one from the pool.
+    pub fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    /// Whether this is a SQLite file that cannot be written.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// How many statements have been sent through this pool; BEGIN, COMMIT and tests of connections are not counted.
+    pub fn statements(&self) -> u64 {
+        self.pulse.statements.load(Ordering::Relaxed)
+    }
+
+    /// Whether the database answers within `timeout`. A full pool whose statements succeed is busy, not out of reach.
+    pub async fn reach(&self, timeout: Duration) -> Reach {
+        let before = self.pulse.successes.load(Ordering::Relaxed);
+        match tokio::time::timeout(timeout, self.connection.ping()).await {
+            Ok(Ok(())) => Reach::Pass,
+            _ if self.pulse.successes.load(Ordering::Relaxed) > before => Reach::Busy,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the database does not answer");
+                Reach::Fail
+            }
+            Err(_) => {
+                tracing::warn!("the database does not answer");
+                Reach::Fail
+            }
+        }
+    }
+
+    /// Closes every connection, after waiting for those in use.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::warn!(%error, "the pool did not close");
+        }
+    }
+}
+
+/// What the statements tell about the database.
+struct Pulse {
+    started: Instant,
+    statements: AtomicU64,
+    successes: AtomicU64,
+    /// When a statement last failed, in nanoseconds after `started`; 0 is never.
+    failed: AtomicU64,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            statements: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn beat(&self, failed: bool) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        if failed {
+            self.fail();
+        } else {
+            self.successes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn fail(&self) {
+        self.failed.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn failed_within(&self, span: Duration) -> bool {
+        let failed = self.failed.load(Ordering::Relaxed);
+        failed != 0 && u128::from(self.now().saturating_sub(failed)) <= span.as_nanos()
+    }
+}
+
+fn pool<DB: sqlx::Database>(
+    settings: &config::Database,
+    pulse: &Arc<Pulse>,
+    place: Option<Place>,
+) -> sqlx::pool::PoolOptions<DB> {
+    let pulse = Arc::clone(pulse);
+    let ping_after = settings.ping_after;
+    sqlx::pool::PoolOptions::new()
+        .min_connections(settings.min_connections)
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(move |connection: &mut DB::Connection, age| {
+            let moved = place
+                .as_ref()
+                .is_some_and(|place| place.changed_within(age.age));
+            let suspect = age.idle_for >= ping_after || pulse.failed_within(age.idle_for);
+            let pulse = Arc::clone(&pulse);
+            Box::pin(async move {
+                if suspect && !moved {
+                    // The others that rested as long are then suspects too.
+                    connection.ping().await.inspect_err(|_| pulse.fail())?;
+                }
+                Ok(!moved)
+            })
+        })
+}
+
+async fn open_postgres(
+    settings: &config::Database,
+    pulse: &Arc<Pulse>,
+) -> Result<DatabaseConnection, StartError> {
+    let url = &settings.url;
+    let options: PgConnectOptions = url.expose().parse().map_err(|_| {
+        StartError::new("the database URL cannot be read; it must look like postgres://user:password@host:5432/database, with signs such as @ # / in the password percent-encoded")
+    })?;
+    let milliseconds = settings.statement_timeout.as_millis().to_string();
+    let options = options
+        .application_name("gathering")
+        .options([("statement_timeout", milliseconds)])
+        .disable_statement_logging();
+
+    // The pool would repeat a refused connection until its timeout, and then say only that it was late.
+    let at = format!(
+        "PostgreSQL at {}:{}",
+        options.get_host(),
+        options.get_port()
+    );
+    let first = tokio::time::timeout(settings.acquire_timeout, options.connect()).await;
+    let first = first.map_err(|_| {
+        StartError::new(format!(
+            "{at} does not answer: check DATABASE_URL ({url}) and the network"
+        ))
+    })?;
+    let refused = |error| StartError::new(explain_postgres(&error, &at, &options, url));
+    first.map_err(refused)?.close().await.map_err(refused)?;
+
+    let pool: PgPoolOptions = pool(settings, pulse, None);
+    let pool = pool.connect_with(options.clone()).await.map_err(refused)?;
+    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+fn explain_postgres(
+    error: &sqlx::Error,
+    at: &str,
+    options: &PgConnectOptions,
+    url: &config::DatabaseUrl,
+) -> String {
+    let user = options.get_username();
+    let database = options.get_database().unwrap_or(user);
+    let code = error.as_database_error().and_then(|error| error.code());
+    match (code.as_deref(), error) {
+        (Some("28P01"), _) => format!(
+            "{at} refuses the password of user \"{user}\": correct it in DATABASE_URL ({url})"
+        ),
+        (Some("28000"), _) => format!(
+            "{at} does not let user \"{user}\" in: create the user, or correct DATABASE_URL ({url})"
+        ),
+        (Some("3D000"), _) => format!(
+            "{at} has no database \"{database}\": create it with `createdb {database}`, or correct DATABASE_URL ({url})"
+        ),
+        (Some("42501"), _) => format!(
+            "{at} does not let user \"{user}\" connect to database \"{database}\": grant CONNECT, or correct DATABASE_URL ({url})"
+        ),
+        (Some("53300"), _) => format!(
+            "{at} has no connection left: raise its max_connections, or lower database.max_connections"
+        ),
+        (Some("57P03"), _) => {
+            format!("{at} is starting up or shutting down: try again in a moment")
+        }
+        (_, sqlx::Error::Io(error)) => {
+            format!("cannot reach {at} ({error}): start it, or correct DATABASE_URL ({url})")
+        }
+        (_, sqlx::Error::Tls(error)) => format!(
+            "{at} and this server do not agree on TLS ({error}): see sslmode in DATABASE_URL ({url})"
+        ),
+        (_, sqlx::Error::PoolTimedOut) => format!(
+            "{at} gave too few connections within database.acquire_timeout: raise its max_connections, or lower database.min_connections"
+        ),
+        (_, error) => format!("cannot use {at}: {error}"),
+    }
+}
+
+async fn open_sqlite(
+    settings: &config::Database,
+    pulse: &Arc<Pulse>,
+) -> Result<(DatabaseConnection, bool), StartError> {
+    let options: SqliteConnectOptions = (settings.url.expose().parse()).map_err(|error| {
+        StartError::new(format!(
+            "the database URL {} cannot be read: {error}",
+            settings.url
+        ))
+    })?;
+    let options = options
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .disable_statement_logging();
+    let file = options.get_filename().to_owned();
+
+    let writable = options
+        .clone()
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal);
+    let directory = file
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty());
+    let made = directory.map_or(Ok(()), fs::create_dir_all);
+    let opened = match made {
+        Ok(()) => try_sqlite(&writable.clone().create_if_missing(true), true).await,
+        Err(error) => Err(error.into()),
+    };
+    let (options, read_only) = match opened {
+        Ok(()) => (writable, false),
+        Err(error) => match find_readable(options, &file).await {
+            Some(options) => (options, true),
+            None => return Err(StartError::new(explain_sqlite(&error, &file))),
+        },
+    };
+    if read_only {
+        tracing::warn!(file = %file.display(), "the database cannot be written: serving reads only");
+    }
+
+    let pool: SqlitePoolOptions = pool(settings, pulse, Some(Place::new(file.clone())));
+    let pool = pool
+        .connect_with(options)
+        .await
+        .map_err(|error| StartError::new(explain_sqlite(&error, &file)))?;
+    Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
+}
+
+/// Opens and closes one connection, and looks into the file.
+async fn try_sqlite(options: &SqliteConnectOptions, write: bool) -> Result<(), sqlx::Error> {
+    let mut connection = options.connect().await?;
+    connection
+        .execute("SELECT count(*) FROM sqlite_schema")
+        .await?;
+    if write {
+        match connection.execute("BEGIN IMMEDIATE").await {
+            Ok(_) => drop(connection.execute("ROLLBACK").await?),
+            // Another process is writing, so that it can be written.
+            Err(error) if sqlite_code(&error) == Some(BUSY) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    connection.close().await
+}
+
+/// The way to read a file that cannot be written. Where its directory cannot be written either, SQLite must be told
+/// that nobody changes the file.
+async fn find_readable(options: SqliteConnectOptions, file: &Path) -> Option<SqliteConnectOptions> {
+    if !file.is_file() {
+        return None;
+    }
+    for options in [
+        options.clone().read_only(true),
+        options.read_only(true).immutable(true),
+    ] {
+        if try_sqlite(&options, false).await.is_ok() {
+            return Some(options);
+        }
+    }
+    None
+}
+
+const BUSY: i32 = 5;
+
+/// SQLite's primary result code.
+fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}
+
+fn explain_sqlite(error: &sqlx::Error, file: &Path) -> String {
+    let name = file.display();
+    let elsewhere = "or name another place in DATABASE_URL";
+    match (sqlite_code(error), error) {
+        (Some(BUSY | 6), _) => {
+            format!("the database {name} is locked by another process: end it, {elsewhere}")
+        }
+        (Some(8), _) => {
+            format!("the database {name} cannot be written: change its permissions, {elsewhere}")
+        }
+        (Some(11), _) => format!("the database {name} is damaged: restore a backup, {elsewhere}"),
+        (Some(13), _) => {
+            format!("there is no room left for the database {name}: free some, {elsewhere}")
+        }
+        (Some(14), _) if file.is_dir() => {
+            format!("{name} is a directory: name a file in DATABASE_URL")
+        }
+        (Some(14), _) => format!(
+            "the database {name} cannot be opened: check that its directory can be written, {elsewhere}"
+        ),
+        (Some(26), _) => format!("{name} is not a SQLite database: move it away, {elsewhere}"),
+        (_, sqlx::Error::Io(error)) => format!(
+            "the directory of the database {name} cannot be made ({error}): check its permissions, {elsewhere}"
+        ),
+        (_, error) => format!("cannot use the database {name}: {error}"),
+    }
+}
+
+/// Where a SQLite file lies. A connection reads on from a file that was moved away or replaced, for ever; so each is
+/// held against what is in that place now.
+struct Place {
+    path: PathBuf,
+    /// The file that was there, and since when.
+    seen: Mutex<(Option<(u64, u64)>, Instant)>,
+}
+
+impl Place {
+    fn new(path: PathBuf) -> Self {
+        let file = identity(&path).ok();
+        Self {
+            path,
+            seen: Mutex::new((file, Instant::now())),
+        }
+    }
+
+    /// Whether the file is gone, or is another one than a connection of this age has opened.
+    fn changed_within(&self, age: Duration) -> bool {
+        let Ok(file) = identity(&self.path) else {
+            return true;
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0 != Some(file) {
+            *seen = (Some(file), Instant::now());
+        }
+        seen.1.elapsed() < age
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}

@@ -1,0 +1,81 @@
+//! Logs, and the id that ties them to a request.
+//!
+//! The rule: an event is logged once, where it is handled, and never holds a token, a variable or an e-mail address.
+
+use std::panic;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+use tracing_subscriber::EnvFilter;
+
+use crate::StartError;
+use crate::config::{self, LogFormat};
+
+/// Names one request, in the logs, in `INTERNAL` errors and in the response header `X-Request-Id`.
+#[derive(Clone, Debug)]
+pub struct RequestId(HeaderValue);
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+impl RequestId {
+    /// The id as text: 1 to 64 letters, digits, `-`, `_` and `.`.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    /// The caller's own id when it is well-formed, else a new one.
+    fn of(request: &Request) -> Self {
+        let well_formed = |id: &&HeaderValue| {
+            let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
+            (1..=64).contains(&id.len()) && id.as_bytes().iter().all(fits)
+        };
+        let given = request.headers().get(&HEADER).filter(well_formed);
+        Self(given.cloned().unwrap_or_else(|| {
+            let mut text = [0; uuid::fmt::Simple::LENGTH];
+            let text = uuid::Uuid::now_v7().as_simple().encode_lower(&mut text);
+            HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))
+        }))
+    }
+}
+
+/// Writes events to standard error from here on, panics included.
+///
+/// # Errors
+/// The filter cannot be read.
+pub fn start(settings: &config::Log) -> Result<(), StartError> {
+    let filter = EnvFilter::try_new(&settings.filter)
+        .map_err(|error| StartError::new(format!("log.filter: {error}")))?;
+    let events = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Text => events.init(),
+        LogFormat::Json => events.json().flatten_event(true).init(),
+    }
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let text = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!(place, text, "panicked");
+    }));
+    Ok(())
+}
+
+/// Gives a request its id, its span and, at the level `debug`, a line in the log.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(&request);
+    let (method, path) = (request.method(), request.uri().path());
+    let span = tracing::info_span!("request", id = id.as_str(), %method, path);
+    request.extensions_mut().insert(id.clone());
+    let mut response = async {
+        let response = next.run(request).await;
+        tracing::debug!(status = response.status().as_u16(), "answered");
+        response
+    }
+    .instrument(span)
+    .await;
+    response.headers_mut().insert(HEADER, id.0);
+    response
+}
