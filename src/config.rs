@@ -161,7 +161,7 @@ settings! {
     /// What is written to standard error.
     log: Log {
         /// Which events are logged: `error`, `warn`, `info`, `debug`, or by module such as `info,gathering=debug`.
-        filter: String = "info".to_owned();
+        filter: String = "info,sea_orm_migration=warn,sqlx=warn".to_owned();
         /// One event a line, for people or for programs.
         format: LogFormat = LogFormat::Text;
     }
@@ -406,6 +406,10 @@ impl DatabaseUrl {
         self.0.starts_with("postgres")
     }
 
+    fn parsed(&self) -> Option<url::Url> {
+        url::Url::parse(&self.0).ok()
+    }
+
     /// The SQLite database in a file.
     pub fn sqlite(file: &Path) -> Self {
         // SQLx decodes percent signs and ends the path at a question mark.
@@ -421,37 +425,43 @@ impl std::str::FromStr for DatabaseUrl {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let known = ["sqlite:", "postgres://", "postgresql://"];
-        let fits = text.is_empty() || known.iter().any(|scheme| text.starts_with(scheme));
-        fits.then(|| Self(text.to_owned())).ok_or(())
+        let url = Self(text.to_owned());
+        // A sign in the password that is not percent-encoded would cut the URL elsewhere and show a part of it.
+        let is_whole = |parsed: url::Url| {
+            parsed.fragment().is_none() && !parsed.query().is_some_and(|query| query.contains('@'))
+        };
+        let fits = match text.split_once(':') {
+            None => text.is_empty(),
+            Some(("sqlite", place)) => {
+                !place.contains(":memory:") && !place.contains("mode=memory")
+            }
+            Some(("postgres" | "postgresql", _)) => url.parsed().is_some_and(is_whole),
+            Some(_) => false,
+        };
+        fits.then_some(url).ok_or(())
     }
 }
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.is_postgres() {
+        let Some(mut url) = self.parsed().filter(|_| self.is_postgres()) else {
             return f.write_str(&self.0);
-        }
-        // A password that is not percent-encoded makes the parser cut the URL elsewhere: then nothing is shown.
-        let Some(mut url) = url::Url::parse(&self.0)
-            .ok()
-            .filter(|url| url.fragment().is_none())
-        else {
-            return f.write_str("postgres://***");
         };
         if url.password().is_some() && url.set_password(Some("***")).is_err() {
             return f.write_str("postgres://***");
         }
-        let query: Vec<String> = (url.query_pairs())
+        let masked: Vec<String> = url
+            .query_pairs()
             .map(|(key, value)| {
-                if key.contains("pass") {
-                    format!("{key}=***")
+                let value = if key.contains("pass") {
+                    "***".into()
                 } else {
-                    format!("{key}={value}")
-                }
+                    value
+                };
+                format!("{key}={value}")
             })
             .collect();
-        url.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
+        url.set_query((!masked.is_empty()).then(|| masked.join("&")).as_deref());
         write!(f, "{url}")
     }
 }
@@ -464,7 +474,9 @@ impl fmt::Debug for DatabaseUrl {
 
 impl Setting for DatabaseUrl {
     fn expected(&self) -> String {
-        "a URL such as sqlite:///var/lib/gathering/gathering.db or postgres://user:password@host/database".to_owned()
+        "sqlite:// with the path of a file, or a URL such as postgres://user:password@host/database with signs like \
+         # and / in the password percent-encoded"
+            .to_owned()
     }
     fn take(&mut self, text: &str) -> bool {
         text.parse().map(|url| *self = url).is_ok()

@@ -180,8 +180,8 @@ async fn open_postgres(
     pulse: &Arc<Pulse>,
 ) -> Result<DatabaseConnection, StartError> {
     let url = &settings.url;
-    let options: PgConnectOptions = url.expose().parse().map_err(|_| {
-        StartError::new("the database URL cannot be read; it must look like postgres://user:password@host:5432/database, with signs such as @ # / in the password percent-encoded")
+    let options: PgConnectOptions = url.expose().parse().map_err(|error| {
+        StartError::new(format!("the database URL {url} cannot be read: {error}"))
     })?;
     let milliseconds = settings.statement_timeout.as_millis().to_string();
     let options = options

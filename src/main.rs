@@ -34,7 +34,7 @@ Environment:
   GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` make";
 
 const TO_TRY: &str = r#"
-Three queries worth trying, in the playground or with curl:
+Three queries worth trying in the playground, which a browser finds at the address above:
 
   # The team: twenty members, what they run on, and what they did last
   { circle(id: "circle_01ke6p4zk8e03r000000000001") { name members(first: 20) { edges { membership { role }
@@ -151,7 +151,7 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             let database = Database::open(&config.database).await?;
             let done = fill(&database, &config).await;
             database.close().await;
-            done
+            done.inspect(|()| print("the demo data is in place\n"))
         }
         Command::Schema | Command::Config => Ok(()),
     }
@@ -225,10 +225,10 @@ async fn turn(database: &Database, direction: Direction) -> Result<(), StartErro
     let pending = gathering_migration::pending(connection).await?;
     match direction {
         Direction::Status if pending == 0 => print("the database is up to date\n"),
-        Direction::Status => print(&format!("{pending} migrations are pending\n")),
+        Direction::Status => print(&format!("pending migrations: {pending}\n")),
         Direction::Up => {
             gathering_migration::up(connection).await?;
-            print(&format!("applied {pending} migrations\n"));
+            print(&format!("applied migrations: {pending}\n"));
         }
         Direction::Down { .. } => {
             gathering_migration::down(connection).await?;

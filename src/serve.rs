@@ -159,13 +159,13 @@ async fn bring_up_to_date(
     }
     if database.is_read_only() {
         return Err(StartError::new(format!(
-            "the database {} waits for {pending} migrations and cannot be written: change its permissions",
+            "the database {} is not up to date and cannot be written: change its permissions",
             config.database.url,
         )));
     }
     if config.database.url.is_postgres() && !migrate {
         return Err(StartError::new(format!(
-            "the database waits for {pending} migrations: run `gathering migrate`, or start with `gathering serve --migrate`",
+            "the database is not up to date (pending migrations: {pending}): run `gathering migrate`, or start with `gathering serve --migrate`",
         )));
     }
     gathering_migration::up(connection).await?;

@@ -2,6 +2,7 @@
 //!
 //! The rule: an event is logged once, where it is handled, and never holds a token, a variable or an e-mail address.
 
+use std::io::{self, IsTerminal};
 use std::panic;
 
 use axum::extract::Request;
@@ -50,7 +51,8 @@ pub fn start(settings: &config::Log) -> Result<(), StartError> {
         .map_err(|error| StartError::new(format!("log.filter: {error}")))?;
     let events = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match settings.format {
         LogFormat::Text => events.init(),
         LogFormat::Json => events.json().flatten_event(true).init(),
