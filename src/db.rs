@@ -275,12 +275,12 @@ async fn open_sqlite(
         .filter(|directory| !directory.as_os_str().is_empty());
     let made = directory.map_or(Ok(()), fs::create_dir_all);
     let opened = match made {
-        Ok(()) => try_sqlite(&writable.clone().create_if_missing(true), true).await,
+        Ok(()) => try_writing(&writable.clone().create_if_missing(true)).await,
         Err(error) => Err(error.into()),
     };
     let (options, read_only) = match opened {
         Ok(()) => (writable, false),
-        Err(error) => match find_readable(options, &file).await {
+        Err(error) => match find_readable(options, &error, &file).await {
             Some(options) => (options, true),
             None => return Err(StartError::new(explain_sqlite(&error, &file))),
         },
@@ -297,41 +297,53 @@ async fn open_sqlite(
     Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
 }
 
-/// Opens and closes one connection, and looks into the file.
-async fn try_sqlite(options: &SqliteConnectOptions, write: bool) -> Result<(), sqlx::Error> {
+/// Begins a write and takes it back. BEGIN alone would succeed on a file that cannot be written.
+async fn try_writing(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
-    connection
-        .execute("SELECT count(*) FROM sqlite_schema")
-        .await?;
-    if write {
-        match connection.execute("BEGIN IMMEDIATE").await {
-            Ok(_) => drop(connection.execute("ROLLBACK").await?),
-            // Another process is writing, so that it can be written.
-            Err(error) if sqlite_code(&error) == Some(BUSY) => {}
-            Err(error) => return Err(error),
-        }
+    let begun = connection
+        .execute("BEGIN IMMEDIATE; PRAGMA user_version = 1")
+        .await;
+    match begun {
+        Ok(_) => drop(connection.execute("ROLLBACK").await?),
+        // Another process is writing, so that it can be written.
+        Err(error) if sqlite_code(&error) == Some(BUSY) => {}
+        Err(error) => return Err(error),
     }
     connection.close().await
 }
 
-/// The way to read a file that cannot be written. Where its directory cannot be written either, SQLite must be told
+async fn try_reading(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
+    let mut connection = options.connect().await?;
+    connection
+        .execute("SELECT count(*) FROM sqlite_schema")
+        .await?;
+    connection.close().await
+}
+
+/// The way to read a file that could not be written. Where its directory cannot be written either, SQLite must be told
 /// that nobody changes the file.
-async fn find_readable(options: SqliteConnectOptions, file: &Path) -> Option<SqliteConnectOptions> {
-    if !file.is_file() {
+async fn find_readable(
+    options: SqliteConnectOptions,
+    error: &sqlx::Error,
+    file: &Path,
+) -> Option<SqliteConnectOptions> {
+    // Without its locks a file must not be read because another process holds them.
+    let kept_from_writing = matches!(sqlite_code(error), Some(READ_ONLY | CANNOT_OPEN));
+    if !kept_from_writing || !file.is_file() {
         return None;
     }
-    for options in [
-        options.clone().read_only(true),
-        options.read_only(true).immutable(true),
-    ] {
-        if try_sqlite(&options, false).await.is_ok() {
-            return Some(options);
-        }
+    let as_is = options.read_only(true);
+    let unchanging = as_is.clone().immutable(true);
+    match try_reading(&as_is).await {
+        Ok(()) => Some(as_is),
+        Err(error) if sqlite_code(&error) == Some(BUSY) => None,
+        Err(_) => try_reading(&unchanging).await.is_ok().then_some(unchanging),
     }
-    None
 }
 
 const BUSY: i32 = 5;
+const READ_ONLY: i32 = 8;
+const CANNOT_OPEN: i32 = 14;
 
 /// SQLite's primary result code.
 fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
@@ -346,17 +358,17 @@ fn explain_sqlite(error: &sqlx::Error, file: &Path) -> String {
         (Some(BUSY | 6), _) => {
             format!("the database {name} is locked by another process: end it, {elsewhere}")
         }
-        (Some(8), _) => {
+        (Some(READ_ONLY), _) => {
             format!("the database {name} cannot be written: change its permissions, {elsewhere}")
         }
         (Some(11), _) => format!("the database {name} is damaged: restore a backup, {elsewhere}"),
         (Some(13), _) => {
             format!("there is no room left for the database {name}: free some, {elsewhere}")
         }
-        (Some(14), _) if file.is_dir() => {
+        (Some(CANNOT_OPEN), _) if file.is_dir() => {
             format!("{name} is a directory: name a file in DATABASE_URL")
         }
-        (Some(14), _) => format!(
+        (Some(CANNOT_OPEN), _) => format!(
             "the database {name} cannot be opened: check that its directory can be written, {elsewhere}"
         ),
         (Some(26), _) => format!("{name} is not a SQLite database: move it away, {elsewhere}"),
