@@ -8,8 +8,9 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::fmt;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_graphql::parser::types::OperationType;
 use axum::Router;
@@ -17,42 +18,38 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
-    ORIGIN, REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
-use gathering_schema::{Answer, Caller, Code, Graph, Params};
+use gathering_schema::{Answer, Caller, Code, Graph, Params, Viewer};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
+use crate::config::{Config, Usage};
 use crate::playground;
-
-/// What the transport is told by the configuration.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Largest request body, in bytes.
-    pub body_limit: usize,
-    /// Most operations in one batch; 0 refuses every batch.
-    pub batch: usize,
-    /// Whether `X-Gathering-Usage: 1` is honoured.
-    pub usage: bool,
-}
+use crate::telemetry::RequestId;
 
 /// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which leads a browser there.
-pub fn routes(graph: Graph, options: Options) -> Router {
-    Router::new()
-        .route("/", get(playground::home))
-        .route("/graphql", any(graphql))
-        .route("/graphql/assets/{name}", get(playground::asset))
-        .layer(map_response(harden))
-        .with_state(Arc::new(Endpoint { graph, options }))
+pub fn routes(graph: Graph, config: Config) -> Router {
+    let mut routes = Router::new().route("/graphql", any(graphql));
+    if config.server.playground {
+        routes = routes
+            .route("/", get(playground::home))
+            .route("/graphql/assets/{name}", get(playground::asset));
+    }
+    routes.with_state(Arc::new(Endpoint {
+        graph,
+        config,
+        viewer: OnceLock::new(),
+    }))
 }
 
 /// Gives a response the security headers it does not have: nothing is sniffed, framed, referred to or embedded.
@@ -80,7 +77,9 @@ pub async fn harden(mut response: Response) -> Response {
 
 struct Endpoint {
     graph: Graph,
-    options: Options,
+    config: Config,
+    /// The user as whom everybody is answered, once found.
+    viewer: OnceLock<Viewer>,
 }
 
 async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
@@ -93,42 +92,80 @@ async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Res
 
 impl Endpoint {
     async fn serve(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
+        if !self.config.auth.answer_as.is_empty() {
+            must_be_local(&head.headers)?;
+        }
         match head.method {
             Method::GET | Method::HEAD => {
-                match prefer(&head.headers, &[Media::Json, Media::Response, Media::Html])? {
+                let offers: &[Media] = if self.config.server.playground {
+                    &[Media::Json, Media::Response, Media::Html]
+                } else {
+                    &[Media::Json, Media::Response]
+                };
+                match prefer(&head.headers, offers)? {
                     Media::Html => Ok(playground::page()),
                     media => {
-                        if forged(&head.headers) {
-                            return Err(Refusal::forged());
-                        }
-                        let params = Members::from_url(head.uri.query().unwrap_or_default())?
-                            .into_params("")?;
-                        self.one(params, head, media).await
+                        must_not_be_forged(&head.headers)?;
+                        let query = head.uri.query().unwrap_or_default();
+                        let params = Members::from_url(query)?.into_params("")?;
+                        self.single(params, head, media).await
                     }
                 }
             }
             Method::POST => {
                 let media = prefer(&head.headers, &[Media::Json, Media::Response])?;
                 must_be_json(&head.headers)?;
-                let body = read(body, self.options.body_limit).await?;
+                let body = self.read(body).await?;
                 match Payload::parse(&body)? {
-                    Payload::One(members) => self.one(members.into_params("")?, head, media).await,
+                    Payload::One(one) => self.single(one.into_params("")?, head, media).await,
                     Payload::Batch(entries) => self.batch(entries, head, media).await,
                 }
             }
             Method::OPTIONS => Ok((StatusCode::NO_CONTENT, [(ALLOW, METHODS)]).into_response()),
-            _ => Err(Refusal {
-                allow: Some(METHODS),
-                ..Refusal::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "Send queries by GET or POST and mutations by POST.",
-                )
+            _ => Err(Refusal::method(METHODS, "Use GET or POST.")),
+        }
+    }
+
+    /// Reads a body within the bounds of size and time.
+    async fn read(&self, body: Body) -> Result<Vec<u8>, Refusal> {
+        let limit = self.config.server.body_limit;
+        let too_large = || {
+            Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("The body must not be longer than {limit} bytes."),
+            )
+        };
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let read = async {
+            let mut bytes = Vec::new();
+            let mut chunks = body.into_data_stream();
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(|_| Refusal::bad("The body ended too early."))?;
+                if bytes.len() + chunk.len() > limit {
+                    return Err(too_large());
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes)
+        };
+        match timeout(self.config.server.body_timeout, read).await {
+            Ok(read) => read,
+            Err(_) => Err(Refusal {
+                code: Code::Timeout,
+                ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
             }),
         }
     }
 
-    async fn one(&self, params: Params, head: &Parts, media: Media) -> Result<Response, Refusal> {
-        let answer = self.answer(params, head).await?;
+    async fn single(
+        &self,
+        params: Params,
+        head: &Parts,
+        media: Media,
+    ) -> Result<Response, Refusal> {
+        let answer = self.run(params, head).await?;
         Ok(respond(
             status(&answer, media),
             media,
@@ -137,95 +174,112 @@ impl Endpoint {
         ))
     }
 
-    /// Runs the operations of a batch side by side. Nothing runs unless each entry is well formed.
+    /// Runs the operations of a batch side by side; none unless each is well formed.
     async fn batch(
         &self,
         entries: Vec<Members>,
         head: &Parts,
         media: Media,
     ) -> Result<Response, Refusal> {
-        let most = self.options.batch;
+        let (count, most) = (entries.len(), self.config.graphql.batch);
         if most == 0 {
-            return Err(Refusal::bad("This server takes one operation per request."));
+            return Err(Refusal::bad(
+                "This server takes one operation per request, not a batch.",
+            ));
         }
-        if entries.is_empty() || entries.len() > most {
+        if !(1..=most).contains(&count) {
             return Err(Refusal::bad(format!(
-                "A batch holds 1 to {most} operations, not {}.",
-                entries.len()
+                "A batch holds 1 to {most} operations, not {count}."
             )));
         }
-        let operations = entries
-            .into_iter()
-            .enumerate()
-            .map(|(index, members)| members.into_params(&format!("[{index}].")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let answers =
-            join_all(operations.into_iter().map(|params| async {
-                self.answer(params, head).await.unwrap_or_else(Answer::from)
-            }))
-            .await;
-        let refused = answers.iter().all(|answer| !answer.has_data());
-        let first = answers.first().filter(|_| refused);
-        Ok(respond(
-            first.map_or(StatusCode::OK, |answer| status(answer, media)),
-            media,
-            first.and_then(Answer::retry_after),
-            &answers,
-        ))
+        let mut operations = Vec::with_capacity(count);
+        for (place, members) in entries.into_iter().enumerate() {
+            operations.push(members.into_params(&format!("[{place}]."))?);
+        }
+        let outcomes: Vec<Outcome> =
+            join_all(operations.into_iter().map(|params| self.run(params, head)))
+                .await
+                .into_iter()
+                .map(Outcome::from)
+                .collect();
+        // Where nothing ran, the whole is a refusal, and the first entry says why.
+        let (status, retry_after) = match outcomes.first() {
+            Some(first) if !outcomes.iter().any(Outcome::ran) => first.refused(media),
+            _ => (StatusCode::OK, None),
+        };
+        Ok(respond(status, media, retry_after, &outcomes))
     }
 
-    /// Runs one operation if its method and transport allow it. A panic in it ends as `INTERNAL`.
-    async fn answer(&self, params: Params, head: &Parts) -> Result<Answer, Refusal> {
+    /// Runs one operation where its kind fits the method.
+    async fn run(&self, params: Params, head: &Parts) -> Result<Answer, Refusal> {
         let operation = match self.graph.prepare(params) {
             Ok(operation) => operation,
             Err(answer) => return Ok(answer),
         };
         match operation.kind() {
-            OperationType::Mutation if head.method != Method::POST => Err(Refusal {
-                allow: Some("POST"),
-                ..Refusal::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "A mutation must be sent by POST.",
-                )
-            }),
-            OperationType::Subscription => Err(Refusal::new(
-                StatusCode::NOT_ACCEPTABLE,
-                "A subscription has no single answer.",
-            )),
-            _ => {
-                let caller = Caller {
-                    viewer: None,
-                    usage: self.options.usage && head.headers.get(USAGE).is_some_and(|v| v == "1"),
-                    request_id: String::new(),
-                };
-                let request_id = caller.request_id.clone();
-                AssertUnwindSafe(self.graph.execute(operation, caller))
-                    .catch_unwind()
-                    .await
-                    .map_err(|_| {
-                        tracing::error!(request_id, "an operation panicked");
-                        Refusal {
-                            code: Code::Internal,
-                            ..Refusal::new(
-                                StatusCode::INTERNAL_SERVER_ERROR,
-                                format!("Something went wrong (request {request_id})."),
-                            )
-                        }
-                    })
+            OperationType::Mutation if head.method != Method::POST => {
+                return Err(Refusal::method("POST", "Send a mutation by POST."));
             }
+            OperationType::Subscription => {
+                return Err(Refusal::new(
+                    StatusCode::NOT_ACCEPTABLE,
+                    "A subscription has more answers than one and cannot be sent like a query.",
+                ));
+            }
+            OperationType::Query | OperationType::Mutation => {}
         }
+        let request_id = head.extensions.get::<RequestId>().map(RequestId::as_str);
+        let request_id = request_id.unwrap_or_default().to_owned();
+        let viewer = match self.viewer().await {
+            Ok(viewer) => viewer,
+            Err(answer) => return Ok(answer),
+        };
+        let allowed = match self.config.graphql.usage {
+            Usage::Everyone => true,
+            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
+            Usage::Off => false,
+        };
+        let usage = allowed
+            && head
+                .headers
+                .get("x-gathering-usage")
+                .is_some_and(|asked| asked == "1");
+        let caller = Caller {
+            viewer,
+            usage,
+            request_id: request_id.clone(),
+        };
+        // A resolver that panics ends its own request and no other.
+        AssertUnwindSafe(self.graph.execute(operation, caller))
+            .catch_unwind()
+            .await
+            .map_err(|_| Refusal::internal(request_id))
+    }
+
+    async fn viewer(&self) -> Result<Option<Viewer>, Answer> {
+        let email = &self.config.auth.answer_as;
+        if email.is_empty() {
+            return Ok(None);
+        }
+        if let Some(viewer) = self.viewer.get() {
+            return Ok(Some(viewer.clone()));
+        }
+        let found = self.graph.viewer(email).await?;
+        Ok(found.map(|viewer| self.viewer.get_or_init(|| viewer).clone()))
     }
 }
 
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
-const USAGE: &str = "x-gathering-usage";
 
-/// A request that is turned away before the graph has seen it.
+/// Why a request is turned away before the graph answers it.
 struct Refusal {
     status: StatusCode,
     code: Code,
     message: Cow<'static, str>,
+    /// For 405: the methods that are taken.
     allow: Option<&'static str>,
+    /// For `INTERNAL`: what to look for in the log.
+    request_id: Option<String>,
 }
 
 impl Refusal {
@@ -235,6 +289,7 @@ impl Refusal {
             code: Code::BadUserInput,
             message: message.into(),
             allow: None,
+            request_id: None,
         }
     }
 
@@ -242,33 +297,72 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    fn forged() -> Self {
+    fn method(allow: &'static str, message: &'static str) -> Self {
         Self {
-            code: Code::Forbidden,
+            allow: Some(allow),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, message)
+        }
+    }
+
+    fn internal(request_id: String) -> Self {
+        Self {
+            code: Code::Internal,
+            request_id: Some(request_id),
             ..Self::new(
-                StatusCode::FORBIDDEN,
-                "A request from another site must carry the header GraphQL-Require-Preflight.",
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Something went wrong on our side. Tell us the request id.",
             )
         }
     }
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        Self::refusal(refusal.code, refusal.message)
+impl Serialize for Refusal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut extensions = json!({ "code": self.code.as_str() });
+        if let Some(id) = &self.request_id {
+            extensions["requestId"] = json!(id);
+        }
+        json!({ "errors": [{ "message": self.message, "extensions": extensions }] })
+            .serialize(serializer)
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { status, allow, .. } = self;
-        let mut response = respond(status, Media::Response, None, &Answer::from(self));
-        if let Some(allow) = allow {
+        let mut response = respond(self.status, Media::Response, None, &self);
+        if let Some(allow) = self.allow {
             response
                 .headers_mut()
                 .insert(ALLOW, HeaderValue::from_static(allow));
         }
         response
+    }
+}
+
+/// What became of one operation of a batch.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Answered(Answer),
+    Refused(Refusal),
+}
+
+impl From<Result<Answer, Refusal>> for Outcome {
+    fn from(result: Result<Answer, Refusal>) -> Self {
+        result.map_or_else(Self::Refused, Self::Answered)
+    }
+}
+
+impl Outcome {
+    fn ran(&self) -> bool {
+        matches!(self, Self::Answered(answer) if answer.has_data())
+    }
+
+    fn refused(&self, media: Media) -> (StatusCode, Option<u64>) {
+        match self {
+            Self::Answered(answer) => (status(answer, media), answer.retry_after()),
+            Self::Refused(refusal) => (refusal.status, None),
+        }
     }
 }
 
@@ -363,46 +457,34 @@ impl Media {
     }
 }
 
-/// Picks the offer that `Accept` weighs highest; of equals the one it names more exactly, then the one it names first,
-/// then the earlier offer.
+/// Picks the offer that `Accept` weighs highest; of equals the one that it names more exactly, then the one that it
+/// names first, then the earlier offer.
 fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
-    let ranges: Vec<(&str, f32)> = headers
+    let lines: Vec<&str> = headers
         .get_all(ACCEPT)
         .iter()
-        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .map(|item| {
-            let mut parts = item.split(';').map(str::trim);
-            let range = parts.next().unwrap_or_default();
-            let weight = parts
-                .filter_map(|part| part.split_once('='))
-                .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-                .map_or(1.0, |(_, q)| q.trim().parse().unwrap_or(0.0));
-            (range, weight)
-        })
+        .filter_map(|line| line.to_str().ok())
         .collect();
-    if ranges.is_empty()
-        && let Some(&first) = offers.first()
-    {
-        return Ok(first);
-    }
-    offers
-        .iter()
-        .rev()
-        .filter_map(|&offer| {
-            ranges
-                .iter()
-                .enumerate()
-                .filter_map(|(place, &(range, weight))| {
-                    let exact = offer.matched_by(range)?;
-                    Some((exact, Reverse(place), weight))
-                })
-                .max_by_key(|&(exact, place, _)| (exact, place))
-                .filter(|&(.., weight)| weight > 0.0)
-                .map(|(exact, place, weight)| (offer, weight, exact, place))
-        })
-        .max_by(|a, b| a.1.total_cmp(&b.1).then((a.2, a.3).cmp(&(b.2, b.3))))
+    let accept = Some(lines.join(",")).filter(|accept| !accept.trim().is_empty());
+    let ranges: Vec<(&str, f32)> = accept
+        .as_deref()
+        .unwrap_or("*/*")
+        .split(',')
+        .map(weighed)
+        .collect();
+    let rank = |offer: Media| {
+        let matches = ranges
+            .iter()
+            .enumerate()
+            .filter_map(|(place, &(range, weight))| {
+                Some((offer.matched_by(range)?, Reverse(place), weight))
+            });
+        // The range that names the type most exactly has the say, be it to refuse.
+        let (exact, place, weight) = matches.max_by_key(|&(exact, place, _)| (exact, place))?;
+        (weight > 0.0).then_some((offer, weight, (exact, place)))
+    };
+    let best = offers.iter().rev().filter_map(|&offer| rank(offer));
+    best.max_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2)))
         .map(|(offer, ..)| offer)
         .ok_or_else(|| {
             Refusal::new(
@@ -412,29 +494,75 @@ fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
         })
 }
 
-/// Whether a browser may have sent this on behalf of another site without asking first (by a CORS preflight).
+/// A media range of `Accept` and its weight, `q`.
+fn weighed(item: &str) -> (&str, f32) {
+    let (range, parameters) = item.split_once(';').unwrap_or((item, ""));
+    let weight = parameters
+        .split(';')
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
+        .map_or(1.0, |(_, weight)| weight.trim().parse().unwrap_or(0.0));
+    (range.trim(), weight)
+}
+
+/// Refuses what a browser may have sent on behalf of another site without asking first (by a CORS preflight).
 ///
-/// A POST needs no such check: it must be JSON, and JSON is never sent unasked. A GET runs queries only, so a forged one
-/// changes nothing and its answer stays hidden from the other site, but it still spends the victim's work and budget.
-/// Browsers say where a request comes from (`Sec-Fetch-Site`, older ones `Origin`), and other programs send neither:
-/// those may use plain GET, as the GraphQL-over-HTTP specification lets them. A header that cannot be set without a
-/// preflight shows that there was one.
-fn forged(headers: &HeaderMap) -> bool {
+/// A POST needs no such check: it must be JSON, and browsers never send JSON to another site unasked. A GET runs queries
+/// alone, so a forged one changes nothing and its answer stays hidden from the other site; but it would still spend its
+/// victim's work and budget. Browsers say where a request comes from, in `Sec-Fetch-Site` or at least in `Origin`. Other
+/// programs say nothing, and may use plain GET, as the GraphQL-over-HTTP specification has it. A header that cannot be
+/// set without a preflight shows that there was one.
+fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
     const PREFLIGHTED: [&str; 3] = [
         "graphql-require-preflight",
         "apollo-require-preflight",
         "x-apollo-operation-name",
     ];
-    if PREFLIGHTED.iter().any(|name| headers.contains_key(*name)) || must_be_json(headers).is_ok() {
-        return false;
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let own = match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == text("host"),
+        (None, None) => true,
+    };
+    if own
+        || PREFLIGHTED.iter().any(|name| headers.contains_key(*name))
+        || must_be_json(headers).is_ok()
+    {
+        return Ok(());
     }
-    if let Some(site) = headers.get("sec-fetch-site") {
-        return site != "same-origin" && site != "none";
+    Err(Refusal {
+        code: Code::Forbidden,
+        ..Refusal::new(
+            StatusCode::FORBIDDEN,
+            "A GET from another site needs the header GraphQL-Require-Preflight.",
+        )
+    })
+}
+
+/// Refuses a request that was addressed by a name other than `localhost`.
+///
+/// A server that answers everybody as one user listens on this machine alone, but the browser on it reads pages from
+/// everywhere. A page whose own name is made to point here would be of the same origin as the server, so names are not
+/// trusted; addresses cannot be made to point elsewhere.
+fn must_be_local(headers: &HeaderMap) -> Result<(), Refusal> {
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(
+        host,
+        |(name, port)| if port.ends_with(']') { host } else { name },
+    );
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    if name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok() {
+        return Ok(());
     }
-    headers.get(ORIGIN).is_some_and(|origin| {
-        let origin = origin.to_str().ok().and_then(|o| o.split_once("://"));
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        origin.map(|(_, authority)| authority) != host
+    Err(Refusal {
+        code: Code::Forbidden,
+        ..Refusal::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "Call this server by its IP address or as localhost.",
+        )
     })
 }
 
@@ -468,29 +596,6 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
             "Send the operation as Content-Type: application/json, in UTF-8 and not compressed.",
         ))
     }
-}
-
-/// Reads a body that is no longer than it may be.
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
-    let too_large = || {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("The body must not be longer than {limit} bytes."),
-        )
-    };
-    if body.size_hint().lower() > limit as u64 {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::new();
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Refusal::bad("The body could not be read to its end."))?;
-        if bytes.len() + chunk.len() > limit {
-            return Err(too_large());
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
 }
 
 /// A body's JSON before its members are checked.
