@@ -3,6 +3,11 @@
 //! The server never fails to build for want of Node or of the npm registry: it is then built without the playground,
 //! which is said here and in the place where it would be.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a build script is told everything by its environment"
+)]
+
 use std::env;
 use std::error::Error;
 use std::fmt::Write as _;
@@ -20,6 +25,9 @@ const SOURCES: [&str; 5] = [
     "src",
     "vite.config.js",
 ];
+
+/// What a compressed copy has behind its name.
+const PACKED: &str = ".gz";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let web = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("web");
@@ -103,8 +111,8 @@ fn embed(dist: &Path, out: &Path) -> io::Result<()> {
     let mut table = String::from("static ASSETS: &[Asset] = &[\n");
     let include =
         |path: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/playground/{path}\"))");
-    for path in paths.iter().filter(|path| !path.ends_with(".gz")) {
-        let packed = format!("{path}.gz");
+    for path in paths.iter().filter(|path| !path.ends_with(PACKED)) {
+        let packed = format!("{path}{PACKED}");
         let gzip = if paths.contains(&packed) {
             format!("Some({})", include(&packed))
         } else {

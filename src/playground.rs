@@ -1,4 +1,4 @@
-//! The playground: GraphiQL at the graph's own address, from this binary alone.
+//! The playground: `GraphiQL` at the graph's own address, from this binary alone.
 //!
 //! Its page may load nothing but its own assets and talk to nobody but its own server. A server that was built without
 //! Node has no assets; it then says so where the playground would be.
