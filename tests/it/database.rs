@@ -1,0 +1,193 @@
+//! A database for each test alone: a SQLite file, or, when `GATHERING_TEST_DATABASE_URL` names a
+//! PostgreSQL server by a user who may create databases, one of its databases. It goes with the value.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::thread;
+
+use gathering::seed;
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
+use tempfile::TempDir;
+use tokio::runtime;
+use tokio::sync::OnceCell;
+use url::Url;
+use uuid::{NoContext, Timestamp, Uuid};
+
+/// The password of the demo users.
+pub(crate) const PASSWORD: &str = "gathering-demo";
+
+/// The server to make databases on; SQLite without one.
+fn server() -> Option<Url> {
+    let url = env::var("GATHERING_TEST_DATABASE_URL").ok()?;
+    Some(Url::parse(&url).expect("GATHERING_TEST_DATABASE_URL is a URL"))
+}
+
+/// A database that is dropped with this value.
+pub(crate) struct Database {
+    url: String,
+    place: Place,
+}
+
+enum Place {
+    File(TempDir),
+    Server(Url),
+}
+
+impl Database {
+    /// Without any table.
+    pub(crate) async fn bare() -> Self {
+        match server() {
+            Some(server) => Self::on(server, "template0").await,
+            None => Self::file(),
+        }
+    }
+
+    /// Migrated, without any row.
+    pub(crate) async fn empty() -> Self {
+        let database = Self::bare().await;
+        let db = database.connect().await;
+        gathering_migration::up(&db).await.expect("migrates");
+        db.close().await.expect("closes");
+        database
+    }
+
+    /// With the demo data, as a copy of a database that is made once.
+    pub(crate) async fn seeded() -> Self {
+        static DATABASE: OnceCell<Database> = OnceCell::const_new();
+        static FILE: OnceCell<Vec<u8>> = OnceCell::const_new();
+        if let Some(server) = server() {
+            let template = DATABASE.get_or_init(async || {
+                sweep(&server).await;
+                Self::filled().await
+            });
+            let template = template.await.name().to_owned();
+            Self::on(server, &template).await
+        } else {
+            let file = FILE.get_or_init(async || {
+                let database = Self::filled().await;
+                fs::read(database.name()).expect("reads")
+            });
+            let copy = Self::file();
+            fs::write(copy.name(), file.await).expect("copies");
+            copy
+        }
+    }
+
+    async fn filled() -> Self {
+        let database = Self::empty().await;
+        let db = database.connect().await;
+        seed::seed(&db, PASSWORD).await.expect("seeds");
+        db.close().await.expect("closes");
+        database
+    }
+
+    fn file() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("gathering.db");
+        Self {
+            url: format!("sqlite://{}?mode=rwc", file.display()),
+            place: Place::File(folder),
+        }
+    }
+
+    async fn on(server: Url, template: &str) -> Self {
+        let name = name(Uuid::now_v7());
+        let statement = format!("CREATE DATABASE {name} TEMPLATE {template}");
+        execute(&server, &statement).await.expect("may create");
+        let mut url = server.clone();
+        url.set_path(&name);
+        Self {
+            url: url.into(),
+            place: Place::Server(server),
+        }
+    }
+
+    /// The file's path, or the database's name on its server.
+    fn name(&self) -> &str {
+        let (_, path) = match &self.place {
+            Place::File(_) => self.url.split_once("://").expect("a URL"),
+            Place::Server(_) => self.url.rsplit_once('/').expect("a URL"),
+        };
+        path.split('?').next().expect("a name")
+    }
+
+    /// Where the server under test finds it.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A pool of its own for the test.
+    pub(crate) async fn connect(&self) -> DatabaseConnection {
+        connect(&self.url).await.expect("connects")
+    }
+}
+
+async fn connect(url: &str) -> Result<DatabaseConnection, DbErr> {
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(8)
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(|sqlite| {
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Normal)
+        });
+    sea_orm::Database::connect(options).await
+}
+
+async fn execute(server: &Url, statement: &str) -> Result<(), DbErr> {
+    let db = connect(server.as_str()).await?;
+    db.execute_unprepared(statement).await?;
+    db.close().await
+}
+
+/// The name of a database tells when it was made, and sorts by it.
+fn name(id: Uuid) -> String {
+    format!("gathering_test_{}", id.simple())
+}
+
+/// Drops what runs that were killed have left on the server. Runs of the last hour may still go on.
+async fn sweep(server: &Url) {
+    let an_hour_ago = Timestamp::now(NoContext).to_unix().0 - 3600;
+    let before = name(Uuid::new_v7(Timestamp::from_unix(
+        NoContext,
+        an_hour_ago,
+        0,
+    )));
+    let db = connect(server.as_str()).await.expect("connects");
+    let select = format!(
+        "SELECT datname::text FROM pg_database WHERE datname LIKE 'gathering\\_test\\_%' AND datname < '{before}'"
+    );
+    let statement = Statement::from_string(DbBackend::Postgres, select);
+    for row in db.query_all_raw(statement).await.expect("lists") {
+        let name: String = row.try_get_by_index(0).expect("a name");
+        // Another run may be sweeping too.
+        let _ = db
+            .execute_unprepared(&format!("DROP DATABASE IF EXISTS {name}"))
+            .await;
+    }
+    db.close().await.expect("closes");
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Place::Server(server) = &self.place else {
+            return;
+        };
+        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name());
+        let drop = || {
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime
+                .block_on(execute(server, &statement))
+                .map_err(io::Error::other)
+        };
+        // A runtime cannot wait for another on the same thread. Whatever fails, the next sweep is for it.
+        thread::scope(|scope| {
+            let _ = scope.spawn(drop).join();
+        });
+    }
+}
