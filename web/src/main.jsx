@@ -23,17 +23,19 @@ async function fetcher(params, options) {
 
 // A link may bring an operation along: /graphql?query=…&variables=…
 const url = new URLSearchParams(location.search);
-const linked = url.has('query')
-  ? { query: url.get('query'), variables: url.get('variables') ?? undefined }
-  : undefined;
+const linked = url.has('query') && { query: url.get('query'), variables: url.get('variables') ?? '' };
+// GraphiQL shows no variables of a first visit's first tab unless it is also told them as initial ones.
+const firstVisit = !localStorage.getItem('graphiql:tabState');
+const initial = linked || (firstVisit && examples[0]);
 
 createRoot(document.getElementById('playground')).render(
   <GraphiQL
     fetcher={fetcher}
     defaultTabs={linked ? [linked, ...examples] : examples}
-    initialQuery={linked?.query}
-    initialVariables={linked?.variables}
+    initialQuery={initial?.query}
+    initialVariables={initial?.variables}
     defaultQuery=""
+    defaultEditorToolsVisibility="variables"
   >
     <GraphiQL.Logo>
       <img className="logo" src={icon} alt="" /> Gathering

@@ -1,0 +1,94 @@
+// Opens the playground in headless Chromium, with no way to any other server, as a person would: the documentation
+// explorer must show our types and every example must run, without an error in the console and without a breach of the
+// page's Content-Security-Policy.
+//
+//     node playground.mjs URL [SCREENSHOT.png]
+//
+// CHROMIUM names the browser where it is not /usr/bin/chromium.
+import assert from 'node:assert/strict';
+import { chromium } from 'playwright-core';
+
+const [url, screenshot] = process.argv.slice(2);
+if (!url) {
+  console.error('usage: node playground.mjs URL [SCREENSHOT.png]');
+  process.exit(2);
+}
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox'],
+});
+try {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
+  const { origin } = new URL(url);
+  const complaints = [];
+  await context.route(
+    (address) => address.origin !== origin && !['blob:', 'data:'].includes(address.protocol),
+    (route) => {
+      complaints.push(`asks another server: ${route.request().url()}`);
+      return route.abort();
+    },
+  );
+  await context.addInitScript(() => {
+    document.addEventListener('securitypolicyviolation', ({ violatedDirective, blockedURI, sourceFile }) => {
+      console.error(`policy: ${violatedDirective} blocks ${blockedURI} in ${sourceFile}`);
+    });
+  });
+  const page = await context.newPage();
+  page.on('pageerror', (error) => complaints.push(`throws: ${error}`));
+  page.on('requestfailed', (request) => complaints.push(`fails: ${request.url()}`));
+  page.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type())) {
+      complaints.push(`console: ${message.text()} (${message.location().url})`);
+    }
+  });
+
+  const introspected = page.waitForResponse((response) => response.request().method() === 'POST');
+  await page.goto(url);
+  assert.equal(await page.title(), 'Gathering');
+  assert.equal((await introspected).status(), 200, 'the schema can be read');
+
+  // Each example runs and gets data.
+  const tabs = page.locator('.graphiql-tabs [role=tab]');
+  await page.locator('.graphiql-query-editor .view-line').first().waitFor();
+  const count = await tabs.count();
+  assert.ok(count >= 3, 'there are examples');
+  for (let place = count - 1; place >= 0; place -= 1) {
+    const tab = tabs.nth(place);
+    const name = (await tab.innerText()).trim();
+    await tab.click();
+    // What is stored has been parsed: from then on the editor knows the operation's name.
+    await page.waitForFunction(
+      (name) => new RegExp(`^query ${name}\\b`, 'm').test(localStorage['graphiql:query']),
+      name,
+    );
+    const operation = (request) =>
+      request.method() === 'POST' && request.postDataJSON()?.operationName === name;
+    const [response] = await Promise.all([
+      page.waitForResponse((response) => operation(response.request())),
+      page.locator('.graphiql-execute-button').click(),
+    ]);
+    const { data, errors, extensions } = await response.json();
+    assert.equal(errors, undefined, `${name}: ${JSON.stringify(errors)}`);
+    assert.ok(data, `${name} has data`);
+    assert.ok(extensions?.usage, `${name} shows its usage`);
+    await page.locator('.result-window .view-lines').getByText('"data"').waitFor();
+    console.log(`${name}: ${JSON.stringify(data).length} bytes of data`);
+  }
+
+  // The documentation shows the root type, and a type of ours with its description.
+  await page.getByRole('button', { name: 'Show Documentation Explorer' }).click();
+  const explorer = page.locator('.graphiql-doc-explorer');
+  await explorer.getByRole('link', { name: 'Query', exact: true }).click();
+  await explorer.getByRole('link', { name: 'Circle', exact: true }).first().click();
+  await explorer.locator('.graphiql-doc-explorer-title', { hasText: 'Circle' }).waitFor();
+  await explorer.getByRole('link', { name: 'members', exact: true }).waitFor();
+
+  if (screenshot) {
+    await page.screenshot({ path: screenshot });
+  }
+  assert.deepEqual(complaints, [], 'the browser has nothing to complain about');
+  console.log(`playground: ${count} examples run, the documentation is there, no complaints`);
+} finally {
+  await browser.close();
+}
