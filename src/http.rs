@@ -11,14 +11,15 @@ use std::fmt;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
-    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
+    HOST, REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -30,7 +31,7 @@ use gathering_schema::{Answer, Caller, Code, Graph, Params, Viewer};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::config::{Config, Usage};
@@ -115,7 +116,7 @@ impl Endpoint {
             Method::POST => {
                 let media = prefer(&head.headers, &[Media::Json, Media::Response])?;
                 must_be_json(&head.headers)?;
-                let body = self.read(body).await?;
+                let body = self.read(head, body).await?;
                 match Payload::parse(&body)? {
                     Payload::One(one) => self.single(one.into_params("")?, head, media).await,
                     Payload::Batch(entries) => self.batch(entries, head, media).await,
@@ -127,36 +128,51 @@ impl Endpoint {
     }
 
     /// Reads a body within the bounds of size and time.
-    async fn read(&self, body: Body) -> Result<Vec<u8>, Refusal> {
+    async fn read(&self, head: &Parts, body: Body) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.server.body_limit;
-        let too_large = || {
-            Refusal::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("The body must not be longer than {limit} bytes."),
-            )
-        };
-        if body.size_hint().lower() > limit as u64 {
-            return Err(too_large());
-        }
-        let read = async {
-            let mut bytes = Vec::new();
-            let mut chunks = body.into_data_stream();
-            while let Some(chunk) = chunks.next().await {
-                let chunk = chunk.map_err(|_| Refusal::bad("The body ended too early."))?;
-                if bytes.len() + chunk.len() > limit {
-                    return Err(too_large());
+        let fits = body.size_hint().lower() <= limit as u64;
+        let mut chunks = body.into_data_stream();
+        if fits {
+            let whole = async {
+                let mut bytes = Vec::new();
+                while let Some(chunk) = chunks.next().await {
+                    let chunk = chunk.map_err(|_| Refusal::bad("The body ended too early."))?;
+                    if bytes.len() + chunk.len() > limit {
+                        return Ok(None);
+                    }
+                    bytes.extend_from_slice(&chunk);
                 }
-                bytes.extend_from_slice(&chunk);
+                Ok(Some(bytes))
+            };
+            match timeout(self.config.server.body_timeout, whole).await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(bytes))) => return Ok(bytes),
+                Ok(Err(refusal)) => return Err(refusal),
+                Err(_) => {
+                    return Err(Refusal {
+                        code: Code::Timeout,
+                        ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
+                    });
+                }
             }
-            Ok(bytes)
-        };
-        match timeout(self.config.server.body_timeout, read).await {
-            Ok(read) => read,
-            Err(_) => Err(Refusal {
-                code: Code::Timeout,
-                ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
-            }),
         }
+        // Most clients write all before they read: one that is cut off in the middle sees a broken connection and no
+        // answer. A little of what is too much is therefore thrown away first, unless the client waits to be asked.
+        if !head.headers.contains_key(EXPECT) {
+            let discard = async {
+                let mut left = DISCARD;
+                while let Some(Ok(chunk)) = chunks.next().await
+                    && chunk.len() < left
+                {
+                    left -= chunk.len();
+                }
+            };
+            let _ = timeout(LINGER, discard).await;
+        }
+        Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("The body must not be longer than {limit} bytes."),
+        ))
     }
 
     async fn single(
@@ -249,11 +265,7 @@ impl Endpoint {
             usage,
             request_id: request_id.clone(),
         };
-        // A resolver that panics ends its own request and no other.
-        AssertUnwindSafe(self.graph.execute(operation, caller))
-            .catch_unwind()
-            .await
-            .map_err(|_| Refusal::internal(request_id))
+        guarded(self.graph.execute(operation, caller), request_id).await
     }
 
     async fn viewer(&self) -> Result<Option<Viewer>, Answer> {
@@ -269,7 +281,18 @@ impl Endpoint {
     }
 }
 
+/// A panic ends its own request, as `INTERNAL`, and no other.
+async fn guarded<T>(work: impl Future<Output = T>, request_id: String) -> Result<T, Refusal> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|_| Refusal::internal(request_id))
+}
+
+/// The methods of `/graphql`.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
+
+/// How much of a body that is too large is thrown away before it is refused, in bytes, and for how long.
+const DISCARD: usize = 8 << 20;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a request is turned away before the graph answers it.
 struct Refusal {
@@ -318,12 +341,28 @@ impl Refusal {
 
 impl Serialize for Refusal {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut extensions = json!({ "code": self.code.as_str() });
-        if let Some(id) = &self.request_id {
-            extensions["requestId"] = json!(id);
+        #[derive(Serialize)]
+        struct Error<'a> {
+            message: &'a str,
+            extensions: Extensions<'a>,
         }
-        json!({ "errors": [{ "message": self.message, "extensions": extensions }] })
-            .serialize(serializer)
+
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Extensions<'a> {
+            code: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            request_id: Option<&'a str>,
+        }
+
+        let error = Error {
+            message: &self.message,
+            extensions: Extensions {
+                code: self.code.as_str(),
+                request_id: self.request_id.as_deref(),
+            },
+        };
+        serializer.collect_map([("errors", [error])])
     }
 }
 
@@ -725,5 +764,23 @@ impl Members {
             return Err(Refusal::bad(format!("`{place}query` is missing.")));
         }
         Ok(params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_shows_the_request_id_and_nothing_else() {
+        let work = async { panic!("{}", "postgres://secret") };
+        let refusal = guarded::<()>(work, "7f".to_owned())
+            .await
+            .expect_err("refused");
+        assert_eq!(refusal.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(
+            serde_json::to_string(&refusal).expect("JSON"),
+            r#"{"errors":[{"message":"Something went wrong on our side. Tell us the request id.","extensions":{"code":"INTERNAL","requestId":"7f"}}]}"#
+        );
     }
 }
