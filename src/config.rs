@@ -202,7 +202,7 @@ macro_rules! whole_numbers {
                 Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX))
             }
             fn magnitude(&self) -> u128 {
-                *self as u128
+                u128::try_from(*self).unwrap_or(u128::MAX)
             }
         }
     )*};
@@ -428,7 +428,8 @@ impl std::str::FromStr for DatabaseUrl {
         let url = Self(text.to_owned());
         // A sign in the password that is not percent-encoded would cut the URL elsewhere and show a part of it.
         let is_whole = |parsed: url::Url| {
-            parsed.fragment().is_none() && !parsed.query().is_some_and(|query| query.contains('@'))
+            let rest = [Some(parsed.path()), parsed.query()];
+            parsed.fragment().is_none() && !rest.iter().flatten().any(|part| part.contains('@'))
         };
         let fits = match text.split_once(':') {
             None => text.is_empty(),
@@ -670,20 +671,17 @@ impl Config {
     /// The effective configuration as TOML with a comment on each key, secrets masked.
     pub fn show(&self) -> String {
         let mut shown = self.clone();
-        let mut text = String::new();
+        let mut lines = Vec::new();
         let mut section = "";
         for key in shown.keys() {
             if key.section != section {
                 section = key.section;
-                let gap = if text.is_empty() { "" } else { "\n" };
-                text += &format!("{gap}[{section}]\n");
+                lines.extend([String::new(), format!("[{section}]")]);
             }
-            for line in key.about {
-                text += &format!("#{line}\n");
-            }
-            text += &format!("{} = {}\n", key.name, key.value.show());
+            lines.extend(key.about.iter().map(|line| format!("#{line}")));
+            lines.push(format!("{} = {}", key.name, key.value.show()));
         }
-        text
+        lines[1..].join("\n") + "\n"
     }
 }
 
@@ -734,4 +732,131 @@ fn nearest(path: &str, keys: &[Key<'_>]) -> Option<String> {
         .map(|key| (likeness(key), key))
         .max_by(|a, b| a.0.total_cmp(&b.0))?;
     (score > 0.6).then(|| key.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(environment: &[(&str, &str)]) -> Result<Config, StartError> {
+        let environment = environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Config::read(None, environment)
+    }
+
+    #[test]
+    fn every_default_fits_its_bounds_and_its_notation() {
+        for key in Config::default().keys() {
+            assert!(key.check_bounds().is_ok(), "{}", key.path());
+            let text = key.value.show();
+            let text = text
+                .as_str()
+                .map_or_else(|| text.to_string(), str::to_owned);
+            assert!(key.value.take(&text), "{} = {text}", key.path());
+        }
+    }
+
+    #[test]
+    fn durations_are_written_with_a_unit() {
+        let mut duration = Duration::ZERO;
+        for (text, milliseconds) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("90s", 90_000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+        ] {
+            assert!(duration.take(text), "{text}");
+            assert_eq!(duration.as_millis(), milliseconds);
+        }
+        assert_eq!(duration.show().as_str(), Some("2h"));
+        for text in [
+            "",
+            "3",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1d",
+            "99999999999999999999s",
+            "9999999999999999h",
+        ] {
+            assert!(!duration.take(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_specific_variable_wins() {
+        let own = ("GATHERING__DATABASE__URL", "sqlite://own.db");
+        let config = read(&[("DATABASE_URL", "sqlite://shared.db"), own]).expect("fits");
+        assert_eq!(config.database.url.expose(), "sqlite://own.db");
+        let other = ("GATHERING_SERVICE_HOST", "10.0.0.1");
+        assert!(read(&[other]).is_ok());
+    }
+
+    #[test]
+    fn the_database_is_in_the_data_directory_unless_named() {
+        let url = |environment: &[_]| read(environment).expect("fits").database.url.to_string();
+        assert_eq!(
+            url(&[("HOME", "/home/me")]),
+            "sqlite:///home/me/.local/share/gathering/gathering.db"
+        );
+        assert_eq!(
+            url(&[("HOME", "/home/me"), ("XDG_DATA_HOME", "/data")]),
+            "sqlite:///data/gathering/gathering.db"
+        );
+        assert_eq!(
+            url(&[("GATHERING__DATA__DIR", "/srv/50%?")]),
+            "sqlite:///srv/50%25%3F/gathering.db"
+        );
+    }
+
+    #[test]
+    fn passwords_are_masked_wherever_a_url_has_them() {
+        for (url, shown) in [
+            ("postgres://me@host/db", "postgres://me@host/db"),
+            (
+                "postgres://me:p%40ss@host:5433/db",
+                "postgres://me:***@host:5433/db",
+            ),
+            (
+                "postgresql://host/db?user=me&password=secret",
+                "postgresql://host/db?user=me&password=***",
+            ),
+            ("postgres://me:a@b@host/db", "postgres://me:***@host/db"),
+        ] {
+            let url: DatabaseUrl = url.parse().expect("fits");
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), shown);
+        }
+        for url in [
+            "postgres://me:a#b@host/db",
+            "postgres://me:1/b@host/db",
+            "postgres://me:1?b@host/db",
+            "sqlite::memory:",
+            "mysql://host/db",
+        ] {
+            assert!(url.parse::<DatabaseUrl>().is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn values_are_checked_against_each_other() {
+        for (environment, key) in [
+            (
+                [("GATHERING__DATABASE__MIN_CONNECTIONS", "21")],
+                "database.min_connections",
+            ),
+            (
+                [("GATHERING__GRAPHQL__TRUSTED_DOCUMENTS", "enforce")],
+                "graphql.manifest",
+            ),
+            ([("GATHERING_DEMO_PASSWORD", "short")], "demo.password"),
+            ([("GATHERING__LOG__FILTER", "a=b=c")], "log.filter"),
+        ] {
+            let error = read(&environment).expect_err("is refused").to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
 }

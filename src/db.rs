@@ -217,7 +217,9 @@ fn explain_postgres(
 ) -> String {
     let user = options.get_username();
     let database = options.get_database().unwrap_or(user);
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
     match (code.as_deref(), error) {
         (Some("28P01"), _) => format!(
             "{at} refuses the password of user \"{user}\": correct it in DATABASE_URL ({url})"
@@ -275,7 +277,7 @@ async fn open_sqlite(
         .filter(|directory| !directory.as_os_str().is_empty());
     let made = directory.map_or(Ok(()), fs::create_dir_all);
     let opened = match made {
-        Ok(()) => try_writing(&writable.clone().create_if_missing(true)).await,
+        Ok(()) => make_writable(&writable.clone().create_if_missing(true)).await,
         Err(error) => Err(error.into()),
     };
     let (options, read_only) = match opened {
@@ -297,6 +299,20 @@ async fn open_sqlite(
     Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
 }
 
+/// Opens the file for writing, and leaves it with a write-ahead log.
+async fn make_writable(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
+    let started = Instant::now();
+    loop {
+        match try_writing(options).await {
+            // While another process turns the log on, SQLite says so at once, whatever it was told to wait.
+            Err(error) if sqlite_code(&error) == Some(BUSY) && started.elapsed() < BUSY_TIMEOUT => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Begins a write and takes it back. BEGIN alone would succeed on a file that cannot be written.
 async fn try_writing(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
@@ -304,7 +320,9 @@ async fn try_writing(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> 
         .execute("BEGIN IMMEDIATE; PRAGMA user_version = 1")
         .await;
     match begun {
-        Ok(_) => drop(connection.execute("ROLLBACK").await?),
+        Ok(_) => {
+            connection.execute("ROLLBACK").await?;
+        }
         // Another process is writing, so that it can be written.
         Err(error) if sqlite_code(&error) == Some(BUSY) => {}
         Err(error) => return Err(error),

@@ -51,7 +51,7 @@ Three queries worth trying in the playground, which a browser finds at the addre
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The TOML file of the configuration, instead of the one in GATHERING_CONFIG
+    /// The TOML file of the configuration, instead of the one in `GATHERING_CONFIG`
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -178,7 +178,7 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         .tempdir()
         .map_err(|error| StartError::new(format!("cannot make a temporary directory: {error}")))?;
     config.database.url = DatabaseUrl::sqlite(&directory.path().join("demo.db"));
-    config.auth.answer_as = seed::DEMO_EMAIL.to_owned();
+    seed::DEMO_EMAIL.clone_into(&mut config.auth.answer_as);
     let password = config.demo.password.clone();
 
     let wanted = config.server.listen;

@@ -1,0 +1,168 @@
+//! `/health`, and what every response and every connection is bound to.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::server::TestServer;
+
+/// Asks again and again until `/health/ready` has this status.
+pub(crate) async fn until_ready_is(url: &str, status: StatusCode) {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client");
+    let asking = async {
+        while client.get(url).send().await.expect("an answer").status() != status {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), asking)
+        .await
+        .unwrap_or_else(|_| panic!("{url} never answered {status}"));
+}
+
+#[tokio::test]
+async fn health_tells_version_uptime_and_checks() {
+    let server = TestServer::start().await;
+    let response = server.get("/health").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    let health: Value = response.json().await.expect("JSON");
+    assert_eq!(health["status"], "pass");
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert!(health["uptimeSeconds"].is_u64());
+    assert_eq!(health["checks"][0]["name"], "database");
+    assert_eq!(health["checks"][0]["status"], "pass");
+    assert!(health["checks"][0]["latencyMs"].is_f64());
+}
+
+#[tokio::test]
+async fn health_is_read_and_nothing_else() {
+    let server = TestServer::start().await;
+    for path in ["/health", "/health/live", "/health/ready"] {
+        assert_eq!(server.get(path).await.status(), StatusCode::OK, "{path}");
+
+        let head = server
+            .request(Method::HEAD, path)
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(head.status(), StatusCode::OK, "{path}");
+        assert_eq!(head.bytes().await.expect("a body").len(), 0, "{path}");
+
+        let post = server
+            .request(Method::POST, path)
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(post.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        assert_eq!(post.headers()["allow"], "GET,HEAD", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_draining_server_is_unready_and_still_serves() {
+    let server = TestServer::start().await;
+    let (ready, live) = (server.url("/health/ready"), server.url("/health/live"));
+    let draining = tokio::spawn(server.shut_down(Duration::from_mins(10)));
+    until_ready_is(&ready, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(
+        reqwest::get(live).await.expect("an answer").status(),
+        StatusCode::OK
+    );
+    draining.abort();
+}
+
+#[tokio::test]
+async fn every_response_carries_a_request_id() {
+    let server = TestServer::start().await;
+    let response = server.get("/health/live").await;
+    assert_eq!(response.headers()["x-request-id"].len(), 32);
+
+    for path in ["/health", "/graphql", "/nothing"] {
+        let request = server
+            .request(Method::GET, path)
+            .header("X-Request-Id", "my-request.1");
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.headers()["x-request-id"], "my-request.1", "{path}");
+    }
+    for bad in ["", "two words", "<script>", &"x".repeat(65)] {
+        let request = server
+            .request(Method::GET, "/health/live")
+            .header("X-Request-Id", bad);
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.headers()["x-request-id"].len(), 32, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_path_is_not_found() {
+    let server = TestServer::start().await;
+    let response = server.get("/nothing").await;
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+}
+
+#[tokio::test]
+async fn a_connection_that_sends_no_header_is_closed() {
+    let server = TestServer::with(|config| {
+        config.server.header_timeout = Duration::from_millis(100);
+    })
+    .await;
+    for sent in ["", "GET /health/live HTTP/1.1\r\nHost: lo"] {
+        let mut connection = connect(&server).await;
+        connection
+            .write_all(sent.as_bytes())
+            .await
+            .expect("is sent");
+        let mut answer = String::new();
+        connection
+            .read_to_string(&mut answer)
+            .await
+            .expect("is closed");
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_endless_header_is_refused() {
+    let server = TestServer::start().await;
+    let mut connection = connect(&server).await;
+    let header = format!(
+        "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: {}",
+        "x".repeat(70_000)
+    );
+    // The server may close before it has read all of it.
+    let _ = connection.write_all(header.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = connection.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_over_the_limit_waits_for_another_to_end() {
+    let server = TestServer::with(|config| config.server.max_connections = 1).await;
+    let request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut answer = [0; 12];
+    let mut first = connect(&server).await;
+    first.write_all(request).await.expect("is sent");
+    first.read_exact(&mut answer).await.expect("an answer");
+
+    let mut second = connect(&server).await;
+    second.write_all(request).await.expect("is sent");
+    drop(first);
+    second.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+async fn connect(server: &TestServer) -> TcpStream {
+    let url = server.url("");
+    TcpStream::connect(url.trim_start_matches("http://"))
+        .await
+        .expect("connects")
+}

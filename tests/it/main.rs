@@ -1,0 +1,16 @@
+//! What Gathering promises, module by module, over real HTTP and on a real database: SQLite, or PostgreSQL when
+//! `GATHERING_TEST_DATABASE_URL` names a server. A test that only PostgreSQL can keep says so and passes without it.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests read which servers they may use from the environment"
+)]
+
+mod database;
+mod server;
+
+mod data;
+mod health;
+mod http;
+mod pool;
+mod process;

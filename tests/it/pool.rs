@@ -1,0 +1,340 @@
+//! The one pool: how wide it is, what a full one says, and that it heals.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, select};
+use reqwest::{Method, StatusCode};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TransactionTrait};
+use serde_json::{Value, json};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::database::Database;
+use crate::health::until_ready_is;
+use crate::server::TestServer;
+
+/// An operation of one statement, on a table that can be held up.
+const CIRCLES: &str = "{ circles(first: 1) { nodes { name } } }";
+
+/// Sessions of the server under test that are at work right now.
+const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
+    WHERE datname = current_database() AND application_name = 'gathering' AND state = 'active'";
+
+const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+    WHERE datname = current_database() AND application_name = 'gathering'";
+
+async fn number(db: &impl ConnectionTrait, sql: &str) -> i64 {
+    let statement = Statement::from_string(DbBackend::Postgres, sql);
+    let row = db
+        .query_one_raw(statement)
+        .await
+        .expect("is asked")
+        .expect("a row");
+    row.try_get_by_index(0).expect("a number")
+}
+
+async fn until_at_work(db: &DatabaseConnection, sessions: i64) {
+    while number(db, AT_WORK).await != sessions {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A seeded database on PostgreSQL, if there is one.
+async fn postgres() -> Option<Database> {
+    let database = Database::seeded().await;
+    database.url().starts_with("postgres").then_some(database)
+}
+
+fn file(database: &Database) -> PathBuf {
+    let (_, path) = database.url().split_once("://").expect("a URL");
+    path.split('?').next().expect("a path").into()
+}
+
+fn name(answer: &Value) -> &str {
+    answer["data"]["circles"]["nodes"][0]["name"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+}
+
+#[tokio::test]
+async fn forty_requests_share_twenty_connections() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let minute = Duration::from_mins(1);
+    let server = TestServer::on(database, |config| {
+        config.database.acquire_timeout = minute;
+        config.database.statement_timeout = minute;
+        config.graphql.timeout = minute;
+    })
+    .await;
+    name(&server.graphql(CIRCLES, json!({})).await);
+
+    let lock = db.begin().await.expect("begins");
+    lock.execute_unprepared("LOCK TABLE circles IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locks");
+    let requests = join_all((0..40).map(|_| server.graphql(CIRCLES, json!({}))));
+    let observed = async {
+        until_at_work(&db, 20).await;
+        assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
+        assert_eq!(number(&db, AT_WORK).await, 20);
+        lock.commit().await.expect("unlocks");
+    };
+    let (answers, ()) = tokio::join!(requests, observed);
+    answers.iter().map(name).for_each(drop);
+}
+
+#[tokio::test]
+#[expect(
+    clippy::print_stdout,
+    reason = "what the pool's width is worth is shown: a clock is no promise"
+)]
+async fn forty_requests_that_sleep_in_the_database_are_all_served() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let slow = "ALTER TABLE circles RENAME TO slow_circles; CREATE VIEW circles AS \
+        SELECT * FROM slow_circles WHERE (SELECT pg_sleep(0.1)::text) IS NOT NULL";
+    db.execute_unprepared(slow).await.expect("slows down");
+    let server = TestServer::on(database, |_| ()).await;
+    name(&server.graphql(CIRCLES, json!({})).await);
+
+    let started = Instant::now();
+    let requests = join_all((0..40).map(|_| server.graphql(CIRCLES, json!({}))));
+    let live = async {
+        until_at_work(&db, 20).await;
+        let asked = Instant::now();
+        assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
+        asked.elapsed()
+    };
+    let ((answers, took), live) = tokio::join!(async { (requests.await, started.elapsed()) }, live);
+    answers.iter().map(name).for_each(drop);
+    println!(
+        "40 requests of 100 ms over 20 connections: {took:?}; /health/live meanwhile: {live:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_pool_says_when_to_come_back() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let server = TestServer::on(database, |config| {
+        config.database.min_connections = 0;
+        config.database.max_connections = 2;
+        config.database.acquire_timeout = Duration::from_millis(100);
+    })
+    .await;
+    name(&server.graphql(CIRCLES, json!({})).await);
+
+    let lock = db.begin().await.expect("begins");
+    lock.execute_unprepared("LOCK TABLE circles IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locks");
+    let held_up = join_all((0..2).map(|_| server.graphql(CIRCLES, json!({}))));
+    let observed = async {
+        until_at_work(&db, 2).await;
+        let request = server
+            .request(Method::POST, "/graphql")
+            .json(&json!({ "query": CIRCLES }));
+        let response = request.send().await.expect("an answer");
+        assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
+        lock.commit().await.expect("unlocks");
+        let answer: Value = response.json().await.expect("JSON");
+        assert_eq!(
+            answer["errors"][0]["extensions"]["code"], "UNAVAILABLE",
+            "{answer}"
+        );
+        assert!(
+            answer["errors"][0]["extensions"]["retryAfter"].as_u64() >= Some(1),
+            "{answer}"
+        );
+    };
+    let (answers, ()) = tokio::join!(held_up, observed);
+    answers.iter().map(name).for_each(drop);
+    name(&server.graphql(CIRCLES, json!({})).await);
+}
+
+#[tokio::test]
+async fn connections_that_the_database_cut_are_replaced() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let server = TestServer::on(database, |_| ()).await;
+    join_all((0..20).map(|_| server.graphql(CIRCLES, json!({})))).await;
+
+    assert!(number(&db, CUT).await >= 4);
+    // One request finds out; it does not fail, or it says that it may be repeated.
+    let first = server.graphql(CIRCLES, json!({})).await;
+    assert!(
+        first["errors"].is_null() || is_unavailable(&first),
+        "{first}"
+    );
+    for _ in 0..20 {
+        name(&server.graphql(CIRCLES, json!({})).await);
+    }
+}
+
+fn is_unavailable(answer: &Value) -> bool {
+    answer["errors"][0]["extensions"]["code"] == "UNAVAILABLE"
+}
+
+#[tokio::test]
+async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let server = TestServer::on(database, |_| ()).await;
+    let load = join_all((0..64).map(async |_| {
+        for _ in 0..10 {
+            let answer = server.graphql(CIRCLES, json!({})).await;
+            assert!(
+                answer["errors"].is_null() || is_unavailable(&answer),
+                "{answer}"
+            );
+        }
+    }));
+    let cuts = async {
+        loop {
+            number(&db, CUT).await;
+        }
+    };
+    select(load, Box::pin(cuts)).await;
+    server.graphql(CIRCLES, json!({})).await;
+    name(&server.graphql(CIRCLES, json!({})).await);
+}
+
+/// The way to a database, which can be closed.
+enum Way {
+    File(PathBuf),
+    Proxy {
+        url: String,
+        is_open: watch::Sender<bool>,
+    },
+}
+
+impl Way {
+    async fn to(database: &Database) -> Self {
+        if !database.url().starts_with("postgres") {
+            return Self::File(file(database));
+        }
+        let mut url = url::Url::parse(database.url()).expect("a URL");
+        let database = (
+            url.host_str().expect("a host").to_owned(),
+            url.port().unwrap_or(5432),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let port = listener.local_addr().expect("an address").port();
+        url.set_host(Some("127.0.0.1")).expect("is set");
+        url.set_port(Some(port)).expect("is set");
+        let (open, is_open) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (mut is_open, database) = (is_open.clone(), database.clone());
+                tokio::spawn(async move {
+                    if !*is_open.borrow_and_update() {
+                        return;
+                    }
+                    let mut server = TcpStream::connect(database).await.expect("connects");
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        _ = is_open.changed() => {}
+                    }
+                });
+            }
+        });
+        Self::Proxy {
+            url: url.into(),
+            is_open: open,
+        }
+    }
+
+    fn set_open(&self, open: bool) {
+        match self {
+            Self::Proxy { is_open, .. } => _ = is_open.send_replace(open),
+            Self::File(here) => {
+                let away = here.with_extension("away");
+                let (from, to) = if open { (&away, here) } else { (here, &away) };
+                fs::rename(from, to).expect("is moved");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_goes_and_comes_back_needs_no_restart() {
+    let database = Database::seeded().await;
+    let way = Way::to(&database).await;
+    let url = match &way {
+        Way::File(_) => database.url(),
+        Way::Proxy { url, .. } => url,
+    };
+    let url = url.parse().expect("a URL");
+    let server = TestServer::on(database, |config| {
+        config.database.url = url;
+        config.database.acquire_timeout = Duration::from_millis(500);
+    })
+    .await;
+    name(&server.graphql(CIRCLES, json!({})).await);
+    for _ in 0..2 {
+        way.set_open(false);
+        until_ready_is(
+            &server.url("/health/ready"),
+            StatusCode::SERVICE_UNAVAILABLE,
+        )
+        .await;
+        let answer = server.graphql(CIRCLES, json!({})).await;
+        assert!(is_unavailable(&answer), "{answer}");
+        assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
+
+        way.set_open(true);
+        until_ready_is(&server.url("/health/ready"), StatusCode::OK).await;
+        name(&server.graphql(CIRCLES, json!({})).await);
+    }
+}
+
+#[tokio::test]
+async fn a_restored_sqlite_file_is_what_is_read() {
+    let (database, other) = (Database::seeded().await, Database::seeded().await);
+    if database.url().starts_with("postgres") {
+        return;
+    }
+    let db = other.connect().await;
+    db.execute_unprepared("UPDATE circles SET name = 'Restored', name_key = 'restored ' || id")
+        .await
+        .expect("is changed");
+    db.close().await.expect("closes");
+    let here = file(&database);
+    let server = TestServer::on(database, |_| ()).await;
+    assert_ne!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
+    fs::rename(file(&other), here).expect("is restored");
+    assert_eq!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
+}
+
+#[tokio::test]
+async fn sixty_four_readers_and_a_writer_never_meet_a_lock() {
+    let database = Database::seeded().await;
+    let db = database.connect().await;
+    let server = TestServer::on(database, |_| ()).await;
+    let readers = join_all((0..64).map(async |_| {
+        for _ in 0..5 {
+            name(&server.graphql(CIRCLES, json!({})).await);
+        }
+    }));
+    let writer = async {
+        loop {
+            let update = "UPDATE tasks SET updated_at = updated_at";
+            db.execute_unprepared(update).await.expect("is written");
+        }
+    };
+    select(readers, Box::pin(writer)).await;
+}

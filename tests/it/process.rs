@@ -1,0 +1,549 @@
+//! The program itself: what it prints, refuses, leaves behind, and how it ends.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use sea_orm::ConnectionTrait;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::database::Database;
+use crate::health::until_ready_is;
+
+/// How long a program may take before the test gives up on it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The program, with nothing of this process's environment that could configure it.
+fn gathering(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gathering"));
+    command
+        .args(arguments.split_whitespace())
+        .kill_on_drop(true);
+    for (name, _) in env::vars().filter(|(name, _)| is_ours(name)) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("GATHERING") || name == "DATABASE_URL"
+}
+
+/// Runs it to its end.
+async fn run(command: &mut Command) -> Output {
+    tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .expect("ends")
+        .expect("runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// The one line that a command is refused with.
+async fn refusal(command: &mut Command) -> String {
+    let output = run(command).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(text(&output.stdout), "");
+    let line = text(&output.stderr)
+        .strip_prefix("error: ")
+        .expect("an error");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line.to_owned()
+}
+
+/// A server that has said that it listens.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    url: String,
+}
+
+impl Running {
+    async fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let first = tokio::time::timeout(PATIENCE, lines.next_line())
+            .await
+            .expect("says something");
+        let first = first.expect("is read").expect("a line");
+        let url = first
+            .strip_prefix("listening on ")
+            .expect("an address")
+            .to_owned();
+        Self { child, lines, url }
+    }
+
+    async fn line(&mut self) -> String {
+        self.lines
+            .next_line()
+            .await
+            .expect("is read")
+            .expect("a line")
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().expect("is running").to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &id])
+            .status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    async fn ends(&mut self) {
+        let status = tokio::time::timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("ends");
+        assert!(status.expect("has a status").success());
+    }
+}
+
+#[tokio::test]
+async fn help_teaches_commands_and_variables() {
+    let output = run(&mut gathering("--help")).await;
+    assert!(output.status.success());
+    let help = text(&output.stdout);
+    for word in [
+        "serve",
+        "migrate",
+        "seed",
+        "demo",
+        "schema",
+        "config",
+        "--config",
+        "DATABASE_URL",
+        "GATHERING_CONFIG",
+        "GATHERING__SECTION__KEY",
+        "gathering serve --listen 127.0.0.1:0",
+    ] {
+        assert!(help.contains(word), "{word}");
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_comes_from_file_and_environment_and_shows_no_secret() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gathering.toml");
+    let toml = "[server]\ngrace = \"7s\"\nlisten = \"127.0.0.1:1\"\n[graphql]\ndepth = 9\n";
+    fs::write(&file, toml).expect("is written");
+    let mut command = gathering("config");
+    command
+        .env("GATHERING_CONFIG", &file)
+        .env("DATABASE_URL", "postgres://me:hidden1@localhost/gathering")
+        .env("GATHERING_DEMO_PASSWORD", "hidden2!")
+        .env("GATHERING__SERVER__LISTEN", "127.0.0.1:2");
+    let output = run(&mut command).await;
+    assert!(output.status.success(), "{output:?}");
+    let shown = text(&output.stdout);
+    assert!(!shown.contains("hidden"), "{shown}");
+
+    let shown: toml::Table = shown.parse().expect("is TOML");
+    assert_eq!(shown["server"]["grace"].as_str(), Some("7s"));
+    assert_eq!(shown["server"]["listen"].as_str(), Some("127.0.0.1:2"));
+    assert_eq!(shown["graphql"]["depth"].as_integer(), Some(9));
+    assert_eq!(
+        shown["database"]["url"].as_str(),
+        Some("postgres://me:***@localhost/gathering")
+    );
+}
+
+#[tokio::test]
+async fn what_the_configuration_does_not_know_is_refused_with_a_suggestion() {
+    let variable =
+        refusal(gathering("config").env("GATHERING__SERVER__LISEN", "127.0.0.1:0")).await;
+    assert!(
+        variable.contains("did you mean GATHERING__SERVER__LISTEN?"),
+        "{variable}"
+    );
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gathering.toml");
+    for (toml, suggestion) in [
+        (
+            "[server]\nlisen = 1",
+            "server.lisen is not a key; did you mean server.listen?",
+        ),
+        ("[databse]\nurl = ''", "did you mean database.url?"),
+        ("listen = ''", "did you mean server.listen?"),
+        ("[nothing]", "[nothing] is not a section"),
+    ] {
+        fs::write(&file, toml).expect("is written");
+        let line = refusal(gathering("config --config").arg(&file)).await;
+        assert!(line.contains(suggestion), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_fit_is_refused_by_the_name_of_its_key() {
+    for (name, value, why) in [
+        (
+            "GATHERING__SERVER__LISTEN",
+            "8000",
+            "must be an address and port such as",
+        ),
+        (
+            "GATHERING__SERVER__PLAYGROUND",
+            "maybe",
+            "must be true or false",
+        ),
+        (
+            "GATHERING__GRAPHQL__TIMEOUT",
+            "15",
+            "must be a duration such as",
+        ),
+        ("GATHERING__GRAPHQL__DEPTH", "-1", "must be a whole number"),
+        (
+            "GATHERING__GRAPHQL__DEPTH",
+            "0",
+            "must be from 1 to 100, not 0",
+        ),
+        (
+            "GATHERING__GRAPHQL__USAGE",
+            "all",
+            "must be one of everyone, admin, off",
+        ),
+        (
+            "DATABASE_URL",
+            "mysql://localhost/gathering",
+            "must be sqlite://",
+        ),
+    ] {
+        let line = refusal(gathering("config").env(name, value)).await;
+        assert!(line.starts_with(&format!("{name} {why}")), "{line}");
+    }
+    let secret = "postgres://me:hid#den@localhost/gathering";
+    let line = refusal(gathering("serve").env("DATABASE_URL", secret)).await;
+    assert!(
+        line.contains("percent-encoded") && !line.contains("hid"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_used_is_one_line_that_says_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| format!("sqlite://{}/{name}", folder.path().display());
+    fs::write(
+        folder.path().join("text"),
+        "This is no database, but long enough to be one.".repeat(99),
+    )
+    .expect("is written");
+    let free = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("binds")
+        .local_addr()
+        .expect("a port");
+
+    for (url, why) in [
+        (path("text"), "is not a SQLite database: move it away"),
+        (path(""), "is a directory: name a file"),
+        (path("text/below.db"), "cannot be made"),
+        (
+            format!("postgres://me:hidden@{free}/gathering"),
+            "start it, or correct DATABASE_URL",
+        ),
+    ] {
+        let line = refusal(gathering("serve --listen 127.0.0.1:0").env("DATABASE_URL", &url)).await;
+        assert!(line.contains(why), "{line}");
+        assert!(!line.contains("hidden"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn postgres_says_what_it_refuses() {
+    let database = Database::empty().await;
+    let Ok(url) = url::Url::parse(database.url()) else {
+        unreachable!()
+    };
+    if url.scheme() == "sqlite" {
+        return;
+    }
+    let mut nameless = url.clone();
+    nameless.set_path("no_such_database");
+    let mut stranger = url;
+    stranger.set_username("no_such_user").expect("has a host");
+    for (url, why) in [
+        (nameless, "has no database \"no_such_database\": create it"),
+        (stranger, "\"no_such_user\""),
+    ] {
+        let line =
+            refusal(gathering("serve --listen 127.0.0.1:0").env("DATABASE_URL", url.as_str()))
+                .await;
+        assert!(line.contains(why), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_locked_sqlite_database_is_not_served() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/locked.db?mode=rwc", folder.path().display());
+    let other = sea_orm::Database::connect(&url).await.expect("connects");
+    other
+        .execute_unprepared("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE")
+        .await
+        .expect("locks");
+    let line = refusal(gathering("serve --listen 127.0.0.1:0").env("DATABASE_URL", &url)).await;
+    assert!(line.contains("is locked by another process"), "{line}");
+}
+
+#[tokio::test]
+async fn a_sqlite_database_that_cannot_be_written_is_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/data/gathering.db", folder.path().display());
+    let seeded = run(gathering("seed").env("DATABASE_URL", &url)).await;
+    assert!(seeded.status.success(), "{seeded:?}");
+
+    let url = format!("{url}?mode=ro");
+    let server =
+        Running::start(gathering("serve --listen 127.0.0.1:0").env("DATABASE_URL", &url)).await;
+    let answer = ask(&server.url, "{ viewer { name } }").await;
+    assert!(answer["data"]["viewer"]["name"].is_string(), "{answer}");
+}
+
+async fn ask(url: &str, query: &str) -> Value {
+    let request = reqwest::Client::new()
+        .post(format!("{url}/graphql"))
+        .json(&json!({ "query": query }));
+    request
+        .send()
+        .await
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON")
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = taken.local_addr().expect("an address");
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/gathering.db", folder.path().display());
+    let line =
+        refusal(gathering(&format!("serve --listen {address}")).env("DATABASE_URL", url)).await;
+    assert!(
+        line.contains(&format!("cannot listen on {address}: the port is taken")),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn without_accounts_only_this_machine_is_served() {
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:8000"] {
+        let line = refusal(&mut gathering(&format!("serve --listen {address}"))).await;
+        assert!(line.contains("refusing to listen on"), "{line}");
+    }
+}
+
+/// A demo whose temporary files go to a folder of the test.
+fn demo(temporary: &TempDir) -> Command {
+    let mut command = gathering("demo");
+    command
+        .env("TMPDIR", temporary.path())
+        .env("GATHERING__SERVER__LISTEN", "127.0.0.1:0");
+    command
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).expect("a folder").next().is_none()
+}
+
+#[tokio::test]
+async fn the_demo_needs_nothing_answers_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut demo = Running::start(&mut demo(&temporary)).await;
+    assert_eq!(demo.line().await, "email: demo@example.com");
+    assert_eq!(demo.line().await, "password: gathering-demo");
+    assert!(!is_empty(temporary.path()));
+
+    // Every query that is printed works: a query is an indented block, headed by its title.
+    let mut queries: Vec<String> = Vec::new();
+    while queries.len() < 3 || !queries[2].ends_with("} }") {
+        let line = demo.line().await;
+        match line.strip_prefix("  ") {
+            Some(title) if title.starts_with('#') => queries.push(String::new()),
+            Some(code) => queries.last_mut().expect("a title").push_str(code),
+            None => {}
+        }
+    }
+    for query in queries {
+        let answer = ask(&demo.url, &query).await;
+        assert!(
+            answer["data"].is_object() && answer["errors"].is_null(),
+            "{query}: {answer}"
+        );
+    }
+
+    demo.signal("INT");
+    demo.ends().await;
+    assert!(is_empty(temporary.path()));
+}
+
+#[tokio::test]
+async fn the_demo_finds_a_port_when_its_own_is_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = taken.local_addr().expect("an address").to_string();
+    let temporary = tempfile::tempdir().expect("a folder");
+    let demo = Running::start(demo(&temporary).env("GATHERING__SERVER__LISTEN", &address)).await;
+    assert!(!demo.url.ends_with(&address));
+    assert_eq!(
+        ask(&demo.url, "{ __typename }").await,
+        json!({ "data": { "__typename": "Query" } })
+    );
+}
+
+#[tokio::test]
+async fn sigterm_lets_a_request_in_flight_finish() {
+    let database = Database::seeded().await;
+    let mut command = gathering("serve --listen 127.0.0.1:0");
+    command
+        .env("DATABASE_URL", database.url())
+        .env("GATHERING__SERVER__GRACE", "0s");
+    let mut server = Running::start(&mut command).await;
+    let address = server.url.trim_start_matches("http://").to_owned();
+
+    let body = r#"{"query":"{ viewer { name } }"}"#;
+    let mut request = TcpStream::connect(&address).await.expect("connects");
+    // The answer to the expectation says that the request is in the server's hands.
+    let head = format!(
+        "POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    request.write_all(head.as_bytes()).await.expect("is sent");
+    let mut proceed = [0; 25];
+    request.read_exact(&mut proceed).await.expect("an answer");
+    assert_eq!(&proceed, b"HTTP/1.1 100 Continue\r\n\r\n");
+
+    server.signal("TERM");
+    let closed = async { while TcpStream::connect(&address).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, closed)
+        .await
+        .expect("stops listening");
+
+    request.write_all(body.as_bytes()).await.expect("is sent");
+    let mut answer = String::new();
+    request
+        .read_to_string(&mut answer)
+        .await
+        .expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains(r#""data":{"viewer""#), "{answer}");
+    server.ends().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_the_grace_short() {
+    let database = Database::seeded().await;
+    let mut command = gathering("serve --listen 127.0.0.1:0");
+    command
+        .env("DATABASE_URL", database.url())
+        .env("GATHERING__SERVER__GRACE", "10m");
+    let mut server = Running::start(&mut command).await;
+    let ready = format!("{}/health/ready", server.url);
+    until_ready_is(&ready, StatusCode::OK).await;
+
+    server.signal("TERM");
+    until_ready_is(&ready, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(
+        ask(&server.url, "{ __typename }").await["data"]["__typename"],
+        "Query"
+    );
+    server.signal("TERM");
+    server.ends().await;
+}
+
+#[tokio::test]
+async fn an_unused_connection_does_not_hold_up_the_end() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut command = demo(&temporary);
+    let mut demo = Running::start(command.env("GATHERING__SERVER__DRAIN", "10m")).await;
+    let address = demo.url.trim_start_matches("http://").to_owned();
+    let unused = TcpStream::connect(&address).await.expect("connects");
+    demo.signal("INT");
+    demo.ends().await;
+    drop(unused);
+}
+
+#[tokio::test]
+async fn two_servers_that_start_at_once_migrate_once() {
+    let database = Database::bare().await;
+    let serve = || {
+        let mut command = gathering("serve --migrate --listen 127.0.0.1:0");
+        command.env("DATABASE_URL", database.url());
+        command
+    };
+    let (mut first, mut second) = (serve(), serve());
+    let (first, second) = tokio::join!(Running::start(&mut first), Running::start(&mut second));
+    for server in [first, second] {
+        let status = reqwest::get(format!("{}/health/ready", server.url))
+            .await
+            .expect("an answer")
+            .status();
+        assert_eq!(status, StatusCode::OK);
+    }
+    let db = database.connect().await;
+    assert_eq!(
+        gathering_migration::pending(&db).await.expect("is asked"),
+        0
+    );
+}
+
+#[tokio::test]
+async fn postgres_is_migrated_only_when_told() {
+    let database = Database::bare().await;
+    if database.url().starts_with("sqlite") {
+        return;
+    }
+    let serve = || {
+        let mut command = gathering("serve --listen 127.0.0.1:0");
+        command.env("DATABASE_URL", database.url());
+        command
+    };
+    let line = refusal(&mut serve()).await;
+    assert!(line.contains("run `gathering migrate`"), "{line}");
+    let seed = refusal(gathering("seed").env("DATABASE_URL", database.url())).await;
+    assert!(seed.contains("run `gathering migrate`"), "{seed}");
+    Running::start(serve().arg("--migrate")).await;
+}
+
+#[tokio::test]
+async fn migrations_go_up_and_down() {
+    let database = Database::bare().await;
+    for (arguments, said) in [
+        ("migrate status", "pending migrations: 1"),
+        ("migrate", "applied migrations: 1"),
+        ("migrate up", "applied migrations: 0"),
+        ("migrate status", "up to date"),
+        ("seed", "in place"),
+        ("seed", "in place"),
+        (
+            "migrate down --delete-all-data",
+            "took every migration back",
+        ),
+        ("migrate status", "pending migrations: 1"),
+    ] {
+        let output = run(gathering(arguments).env("DATABASE_URL", database.url())).await;
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        assert!(
+            text(&output.stdout).contains(said),
+            "{arguments}: {output:?}"
+        );
+    }
+    let output = run(gathering("migrate down").env("DATABASE_URL", database.url())).await;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[tokio::test]
+async fn the_schema_is_printed_without_a_database() {
+    let output = run(gathering("schema").env("DATABASE_URL", "postgres://127.0.0.1:1/none")).await;
+    assert!(output.status.success());
+    assert!(text(&output.stdout).contains("type Query"));
+}
