@@ -76,17 +76,14 @@ fn npm(web: &Path, args: &[&str]) -> Result<(), String> {
         .args(args)
         .current_dir(web)
         .output()
-        .map_err(|_| "npm was not found; install Node 20 or newer".to_owned())?;
+        .map_err(|_| "npm was not found; install Node 20.19 or newer".to_owned())?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let cause = said.lines().find(|line| line.contains("rror"));
-    Err(format!(
-        "`npm {}` failed in web/: {}",
-        args.join(" "),
-        cause.unwrap_or("it does not say why")
-    ))
+    let cause = said.lines().skip_while(|line| !line.contains("rror"));
+    let cause = cause.take(2).collect::<Vec<_>>().join(" ");
+    Err(format!("`npm {}` in web/ says: {cause}", args.join(" ")))
 }
 
 /// Copies the built files to where the compiler finds them whatever becomes of `dist`, and writes their table.

@@ -25,7 +25,7 @@ const MISSING: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>G
     <h1>The playground is not in this build</h1>\
     <p>This server was built on a machine without Node, or without a way to the npm registry. \
     The API itself is here and complete: send it <code>POST /graphql</code>.</p>\
-    <p>To have the playground, install Node 20 or newer and run, in the project's folder:</p>\
+    <p>To have the playground, install Node 20.19 or newer and run, in the project's folder:</p>\
     <pre>npm --prefix web ci\nnpm --prefix web run build\ncargo build --release</pre>";
 
 /// The editor sets the sizes and places of its lines in `style` attributes and adds its theme as `<style>` elements:

@@ -663,7 +663,7 @@ async fn everybody_is_answered_as_the_configured_user() {
     let before = server.statements();
     for _ in 0..3 {
         let answer = server.graphql(viewer, json!({})).await;
-        assert_eq!(answer["data"]["viewer"]["name"], "Demo", "{answer}");
+        assert_eq!(answer["data"]["viewer"]["name"], "Dana Demo", "{answer}");
     }
     assert!(
         server.statements() - before <= 4,
