@@ -671,7 +671,9 @@ impl Config {
     /// The effective configuration as TOML with a comment on each key, secrets masked.
     pub fn show(&self) -> String {
         let mut shown = self.clone();
-        let mut lines = Vec::new();
+        let mut lines = vec![
+            "# A key is set in the file of --config or GATHERING_CONFIG, or as GATHERING__SECTION__KEY.".to_owned(),
+        ];
         let mut section = "";
         for key in shown.keys() {
             if key.section != section {
@@ -681,7 +683,7 @@ impl Config {
             lines.extend(key.about.iter().map(|line| format!("#{line}")));
             lines.push(format!("{} = {}", key.name, key.value.show()));
         }
-        lines[1..].join("\n") + "\n"
+        lines.join("\n") + "\n"
     }
 }
 

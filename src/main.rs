@@ -125,36 +125,43 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), StartError> {
-    if let Command::Schema = arguments.command {
-        print(&Graph::sdl());
-        return Ok(());
-    }
-    let mut config = Config::load(arguments.config.as_deref())?;
-    if let Command::Config = arguments.command {
-        print(&config.show());
-        return Ok(());
-    }
-    telemetry::start(&config.log)?;
+    let configure = || Config::load(arguments.config.as_deref());
+    let start = || {
+        let config = configure()?;
+        telemetry::start(&config.log)?;
+        Ok::<_, StartError>(config)
+    };
     match arguments.command {
+        Command::Schema => print(&Graph::sdl()),
+        Command::Config => print(&configure()?.show()),
         Command::Serve { listen, migrate } => {
+            let mut config = start()?;
             config.server.listen = listen.unwrap_or(config.server.listen);
-            serve(config, migrate).await
+            serve(config, migrate).await?;
         }
-        Command::Demo { listen } => demo(config, listen).await,
+        Command::Demo { listen } => demo(start()?, listen).await?,
         Command::Migrate { direction } => {
-            let database = Database::open(&config.database).await?;
-            let done = turn(&database, direction.unwrap_or(Direction::Up)).await;
-            database.close().await;
-            done
+            let direction = direction.unwrap_or(Direction::Up);
+            on_database(&start()?, async |database| turn(database, direction).await).await?;
         }
         Command::Seed => {
-            let database = Database::open(&config.database).await?;
-            let done = fill(&database, &config).await;
-            database.close().await;
-            done.inspect(|()| print("the demo data is in place\n"))
+            let config = start()?;
+            on_database(&config, async |database| fill(database, &config).await).await?;
+            print("the demo data is in place\n");
         }
-        Command::Schema | Command::Config => Ok(()),
     }
+    Ok(())
+}
+
+/// Opens the database for one piece of work.
+async fn on_database(
+    config: &Config,
+    work: impl AsyncFnOnce(&Database) -> Result<(), StartError>,
+) -> Result<(), StartError> {
+    let database = Database::open(&config.database).await?;
+    let done = work(&database).await;
+    database.close().await;
+    done
 }
 
 async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
@@ -189,9 +196,7 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         tracing::warn!("{wanted} is taken, a free port is used instead");
     }
 
-    let database = Database::open(&config.database).await?;
-    fill(&database, &config).await?;
-    database.close().await;
+    on_database(&config, async |database| fill(database, &config).await).await?;
     let server = Server::start(config, true).await?;
     print(&format!(
         "listening on http://{}\nemail: {}\npassword: {}\n{TO_TRY}",

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, SqliteTransactionMode, TransactionOptions, TransactionTrait};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -473,6 +473,52 @@ async fn an_unused_connection_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
+async fn a_starting_server_lives_and_is_not_ready() {
+    let database = Database::bare().await;
+    if database.url().starts_with("postgres") {
+        return;
+    }
+    // Whoever writes keeps the server from its migrations.
+    let db = database.connect().await;
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    };
+    let writing = db.begin_with_options(options).await.expect("begins");
+
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let url = format!("http://{}", free.local_addr().expect("an address"));
+    drop(free);
+    let mut command = gathering(&format!(
+        "serve --listen {}",
+        url.trim_start_matches("http://")
+    ));
+    command.env("DATABASE_URL", database.url());
+    let observe = async {
+        let live = format!("{url}/health/live");
+        while reqwest::get(&live).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let ready = reqwest::get(format!("{url}/health/ready"))
+            .await
+            .expect("an answer");
+        assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            ready.text().await.expect("a body"),
+            r#"{"status":"starting"}"#
+        );
+        let answer = ask(&url, "{ __typename }").await;
+        assert_eq!(
+            answer["errors"][0]["extensions"]["code"], "UNAVAILABLE",
+            "{answer}"
+        );
+        writing.rollback().await.expect("ends");
+    };
+    let (server, ()) = tokio::join!(Running::start(&mut command), observe);
+    until_ready_is(&format!("{}/health/ready", server.url), StatusCode::OK).await;
+}
+
+#[tokio::test]
 async fn two_servers_that_start_at_once_migrate_once() {
     let database = Database::bare().await;
     let serve = || {
@@ -518,8 +564,8 @@ async fn postgres_is_migrated_only_when_told() {
 async fn migrations_go_up_and_down() {
     let database = Database::bare().await;
     for (arguments, said) in [
-        ("migrate status", "pending migrations: 1"),
-        ("migrate", "applied migrations: 1"),
+        ("migrate status", "pending migrations: "),
+        ("migrate", "applied migrations: "),
         ("migrate up", "applied migrations: 0"),
         ("migrate status", "up to date"),
         ("seed", "in place"),
@@ -528,7 +574,7 @@ async fn migrations_go_up_and_down() {
             "migrate down --delete-all-data",
             "took every migration back",
         ),
-        ("migrate status", "pending migrations: 1"),
+        ("migrate status", "pending migrations: "),
     ] {
         let output = run(gathering(arguments).env("DATABASE_URL", database.url())).await;
         assert!(output.status.success(), "{arguments}: {output:?}");
