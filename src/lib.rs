@@ -18,7 +18,7 @@ pub struct StartError(String);
 impl StartError {
     /// An error with this line.
     pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
+        Self(line.into().replace('\n', " "))
     }
 }
 
@@ -33,8 +33,8 @@ impl std::error::Error for StartError {}
 impl From<sea_orm::DbErr> for StartError {
     fn from(error: sea_orm::DbErr) -> Self {
         match error {
-            sea_orm::DbErr::Migration(line) | sea_orm::DbErr::Custom(line) => Self(line),
-            error => Self(format!("the database failed: {error}")),
+            sea_orm::DbErr::Migration(line) | sea_orm::DbErr::Custom(line) => Self::new(line),
+            error => Self::new(format!("the database failed: {error}")),
         }
     }
 }
