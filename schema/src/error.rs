@@ -1,7 +1,15 @@
-//! Error codes.
+//! What a client is told when something goes wrong, and where internal causes end.
+//!
+//! [`Error`] does not implement `Display`: the blanket conversion into `async_graphql::Error` cannot pick it up, so `?`
+//! never turns an internal cause into client text. A cause is logged once, here, when it becomes an [`Error`].
 
-/// The stable `extensions.code` of a GraphQL error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::borrow::Cow;
+
+use async_graphql::{ErrorExtensionValues, Value};
+use sea_orm::{DbErr, RuntimeErr, sqlx};
+
+/// The stable `extensions.code` of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// No, bad, expired or revoked token.
     Unauthenticated,
@@ -29,4 +37,204 @@ pub enum Code {
     ValidationFailed,
     /// The hash names no document this server keeps.
     PersistedQueryNotFound,
+}
+
+impl Code {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::BadUserInput,
+        Self::Conflict,
+        Self::RateLimited,
+        Self::QueryTooComplex,
+        Self::Timeout,
+        Self::Unavailable,
+        Self::Internal,
+        Self::ParseFailed,
+        Self::ValidationFailed,
+        Self::PersistedQueryNotFound,
+    ];
+
+    /// The code as it is sent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::BadUserInput => "BAD_USER_INPUT",
+            Self::Conflict => "CONFLICT",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::QueryTooComplex => "QUERY_TOO_COMPLEX",
+            Self::Timeout => "TIMEOUT",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Internal => "INTERNAL",
+            Self::ParseFailed => "GRAPHQL_PARSE_FAILED",
+            Self::ValidationFailed => "GRAPHQL_VALIDATION_FAILED",
+            Self::PersistedQueryNotFound => "PERSISTED_QUERY_NOT_FOUND",
+        }
+    }
+}
+
+/// An error as a client may see it.
+#[derive(Clone, Debug)]
+pub struct Error {
+    pub(crate) code: Code,
+    pub(crate) message: Cow<'static, str>,
+    pub(crate) extensions: Vec<(&'static str, Value)>,
+}
+
+impl Error {
+    /// An error with a message written for people.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            extensions: Vec::new(),
+        }
+    }
+
+    /// `BAD_USER_INPUT`.
+    pub(crate) fn bad_input(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::BadUserInput, message)
+    }
+
+    /// `NOT_FOUND` for the id given as `field`.
+    pub(crate) fn not_found(field: &str) -> Self {
+        Self::new(
+            Code::NotFound,
+            format!("`{field}` names nothing that you can read."),
+        )
+        .field(field)
+    }
+
+    /// `UNAUTHENTICATED`.
+    pub(crate) fn unauthenticated() -> Self {
+        Self::new(Code::Unauthenticated, "Sign in to see this.")
+    }
+
+    /// `FORBIDDEN` for everyone who is no administrator.
+    pub(crate) fn admins_only() -> Self {
+        Self::new(Code::Forbidden, "Only administrators may see this.")
+    }
+
+    /// `INTERNAL`, its cause having been logged.
+    pub(crate) fn internal() -> Self {
+        Self::new(
+            Code::Internal,
+            "Something went wrong on our side. Tell us the request id.",
+        )
+    }
+
+    /// `UNAVAILABLE`, worth trying again after a second.
+    pub(crate) fn unavailable(message: &'static str) -> Self {
+        Self::new(Code::Unavailable, message).with("retryAfter", 1)
+    }
+
+    /// `TIMEOUT`.
+    pub(crate) fn timeout() -> Self {
+        Self::new(
+            Code::Timeout,
+            "The request took too long. Ask for less at once.",
+        )
+        .with("retryAfter", 1)
+    }
+
+    /// Names the argument that is wrong.
+    #[must_use]
+    pub(crate) fn field(self, field: &str) -> Self {
+        self.with("field", field)
+    }
+
+    /// Names the prefix an id should have had.
+    #[must_use]
+    pub(crate) fn expected(self, prefix: &'static str) -> Self {
+        self.with("expected", prefix)
+    }
+
+    #[must_use]
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.extensions.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn extension_values(&self) -> ErrorExtensionValues {
+        let mut values = ErrorExtensionValues::default();
+        values.set("code", self.code.as_str());
+        for (name, value) in &self.extensions {
+            values.set(name, value.clone());
+        }
+        values
+    }
+}
+
+impl From<Error> for async_graphql::Error {
+    fn from(error: Error) -> Self {
+        Self {
+            extensions: Some(error.extension_values()),
+            message: error.message.into_owned(),
+            source: None,
+        }
+    }
+}
+
+/// Whether a statement failed because its connection was gone, so that another connection may do better.
+pub(crate) fn is_disconnect(error: &DbErr) -> bool {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => match &**error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                // Connection exceptions, and PostgreSQL's shutting down, crashed and starting up.
+                code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03")
+            }),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(cause: DbErr) -> Self {
+        let busy = || Self::unavailable("The database is busy. Try again in a moment.");
+        let error = match &cause {
+            DbErr::ConnectionAcquire(_) => busy(),
+            _ if is_disconnect(&cause) => {
+                Self::unavailable("The database cannot be reached. Try again in a moment.")
+            }
+            DbErr::Conn(RuntimeErr::SqlxError(error))
+            | DbErr::Exec(RuntimeErr::SqlxError(error))
+            | DbErr::Query(RuntimeErr::SqlxError(error)) => match &**error {
+                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => busy(),
+                sqlx::Error::Database(error) => match error.code().as_deref() {
+                    Some("57014") => Self::timeout(),
+                    // PostgreSQL is out of connections, memory or disk; SQLite (in its extended result codes) is
+                    // busy, locked, cannot read its file, or cannot open it.
+                    Some(code) if code.starts_with("53") => busy(),
+                    Some(code)
+                        if code.len() < 5
+                            && code
+                                .parse()
+                                .is_ok_and(|code: u32| matches!(code & 0xff, 5 | 6 | 10 | 14)) =>
+                    {
+                        busy()
+                    }
+                    _ => Self::internal(),
+                },
+                _ => Self::internal(),
+            },
+            DbErr::Conn(_) => busy(),
+            _ => Self::internal(),
+        };
+        if error.code == Code::Internal {
+            tracing::error!(%cause, "a statement failed");
+        } else {
+            tracing::warn!(%cause, code = error.code.as_str(), "a statement failed");
+        }
+        error
+    }
 }

@@ -1,13 +1,45 @@
-//! From a client's parameters to its answer.
+//! From a client's parameters to its answer: one place for every transport.
+//!
+//! No extension of async-graphql is used, but for requests that ask for an account of their cost: with any extension
+//! every field and list item is boxed, which costs more than the rest of the execution.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use async_graphql::parser::types::OperationType;
-use sea_orm::DatabaseConnection;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use async_graphql::{
+    ErrorExtensionValues, Pos, Request, Response, ServerError, ValidationResult, Value, Variables,
+    async_trait::async_trait,
+    extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
+    parser::{
+        self, parse_query,
+        types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
+    },
+};
+use chrono::Utc;
+use gathering_entity::user;
+use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryTrait};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
-use crate::{Code, Viewer};
+use crate::{
+    Code, Schema, Services, Viewer,
+    cache::{Cache, CacheStats},
+    ctx,
+    document::{self, Costs, Measure},
+    error::Error,
+    load::{Gather, Loader, Waiting},
+    read::Pages,
+    server::Look,
+    text,
+};
 
 /// What a client sends to have an operation run, whatever the transport.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -21,31 +53,82 @@ pub struct Params {
     pub operation_name: Option<String>,
     /// Values of the operation's variables.
     #[serde(default)]
-    pub variables: Option<Map<String, Value>>,
+    pub variables: Option<Map<String, serde_json::Value>>,
     /// Protocol extensions, such as `persistedQuery`.
     #[serde(default)]
-    pub extensions: Option<Map<String, Value>>,
+    pub extensions: Option<Map<String, serde_json::Value>>,
     /// The id of a trusted document.
     #[serde(default)]
     pub document_id: Option<String>,
 }
 
-/// Bounds on what one operation may ask for.
+/// Bounds on what one operation may ask for, and on what is kept of documents.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Longest document, in bytes.
+    pub document_bytes: u64,
+    /// Most tokens of a document, and most selections once its fragments are expanded.
+    pub tokens: u64,
+    /// Most root fields of an operation.
+    pub root_fields: u64,
+    /// Deepest nesting of fields.
+    pub depth: u64,
+    /// Highest complexity.
+    pub complexity: u64,
     /// Longest execution of a query or mutation.
     pub timeout: Duration,
+    /// Most parsed documents kept.
+    pub parsed_documents: u64,
+    /// Most automatic persisted queries kept; none turns them off.
+    pub persisted_queries: u64,
+    /// Whether clients may read the schema.
+    pub introspection: bool,
+}
+
+/// How far documents outside the manifest are trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// As much as any.
+    #[default]
+    Any,
+    /// They run and are logged.
+    Audit,
+    /// They do not run.
+    Enforce,
+}
+
+/// The documents that the server's operator knows.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedDocuments {
+    /// What becomes of the others.
+    pub trust: Trust,
+    /// From id to document.
+    pub documents: HashMap<String, Arc<str>>,
 }
 
 /// The graph: cheap to clone, shared by every request.
 #[derive(Clone)]
-pub struct Graph {
-    _db: DatabaseConnection,
+pub struct Graph(Arc<Inner>);
+
+struct Inner {
+    services: Arc<Services>,
+    schema: Schema,
+    /// The same schema with an account of its phases.
+    timed: Schema,
+    costs: Costs,
+    documents: Cache<Arc<str>, Arc<ExecutableDocument>>,
+    persisted: Cache<String, Arc<str>>,
+    trusted: TrustedDocuments,
 }
 
 /// An operation that was parsed, bounded and chosen, and may run.
 pub struct Operation {
     kind: OperationType,
+    document: Arc<ExecutableDocument>,
+    name: Option<String>,
+    variables: Map<String, serde_json::Value>,
+    measure: Measure,
+    prepared_in: Duration,
 }
 
 impl Operation {
@@ -67,54 +150,430 @@ pub struct Caller {
 }
 
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
-#[derive(Debug, Serialize)]
-pub struct Answer {}
+#[derive(Debug)]
+pub struct Answer {
+    data: Option<Value>,
+    errors: Vec<ServerError>,
+    extensions: Map<String, serde_json::Value>,
+}
+
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.errors.is_empty() {
+            map.serialize_entry("errors", &self.errors)?;
+        }
+        if let Some(data) = &self.data {
+            map.serialize_entry("data", data)?;
+        }
+        if !self.extensions.is_empty() {
+            map.serialize_entry("extensions", &self.extensions)?;
+        }
+        map.end()
+    }
+}
 
 impl Answer {
     /// A request error: nothing ran.
-    pub fn refusal(_code: Code, _message: impl Into<String>) -> Self {
-        Self {}
+    pub fn refusal(code: Code, message: impl Into<String>) -> Self {
+        Error::new(code, message.into()).into()
     }
+
+    fn refused(errors: Vec<ServerError>) -> Self {
+        Self {
+            data: None,
+            errors,
+            extensions: Map::new(),
+        }
+    }
+
     /// Whether execution began, so that the answer has a `data` key.
     pub fn has_data(&self) -> bool {
-        true
+        self.data.is_some()
     }
+
     /// The code of the first error.
     pub fn code(&self) -> Option<Code> {
-        None
+        let code = self.extension("code")?;
+        let Value::String(code) = code else {
+            return None;
+        };
+        Code::ALL.into_iter().find(|known| known.as_str() == code)
     }
+
     /// Seconds after which a refused request may be tried again.
     pub fn retry_after(&self) -> Option<u64> {
-        None
+        match self.extension("retryAfter")? {
+            Value::Number(seconds) => seconds.as_u64(),
+            _ => None,
+        }
     }
+
+    fn extension(&self, name: &str) -> Option<&Value> {
+        self.errors.first()?.extensions.as_ref()?.get(name)
+    }
+
+    fn of(response: Response, request_id: &str) -> Self {
+        // Only an error in a resolver has a path. Without one, and without data, nothing ran.
+        let ran = response.data != Value::Null
+            || response.errors.iter().any(|error| !error.path.is_empty());
+        let mut errors = response.errors;
+        for error in &mut errors {
+            let extensions = error.extensions.get_or_insert_default();
+            if extensions.get("code").is_none() {
+                let code = if error.path.is_empty() {
+                    Code::ValidationFailed
+                } else {
+                    Code::BadUserInput
+                };
+                extensions.set("code", code.as_str());
+            }
+            if extensions.get("code") == Some(&Value::from(Code::Internal.as_str())) {
+                extensions.set("requestId", request_id);
+            }
+        }
+        Self {
+            data: ran.then_some(response.data),
+            errors,
+            extensions: Map::new(),
+        }
+    }
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        let mut refused = ServerError::new(error.message.clone(), None);
+        refused.extensions = Some(error.extension_values());
+        Self::refused(vec![refused])
+    }
+}
+
+/// What a parser's error says, in our words where its own are about its grammar.
+fn not_graphql(error: &parser::Error) -> Answer {
+    let places: Vec<Pos> = error.positions().collect();
+    let message = match (error, places.first()) {
+        (parser::Error::Syntax { .. }, Some(place)) => {
+            format!(
+                "The document is not GraphQL: syntax error at line {}, column {}.",
+                place.line, place.column
+            )
+        }
+        (parser::Error::Syntax { .. }, None) => "The document is not GraphQL.".to_owned(),
+        _ => error.to_string(),
+    };
+    let mut refused = ServerError::new(message, None);
+    refused.locations = places;
+    let mut extensions = ErrorExtensionValues::default();
+    extensions.set("code", Code::ParseFailed.as_str());
+    refused.extensions = Some(extensions);
+    Answer::refused(vec![refused])
 }
 
 impl Graph {
     /// The graph over a database.
-    pub fn new(db: DatabaseConnection, _limits: Limits) -> Self {
-        Self { _db: db }
+    pub fn new(db: DatabaseConnection, limits: Limits, trusted: TrustedDocuments) -> Self {
+        let mut builders = [crate::schema(), crate::schema().extension(Timing)];
+        if !limits.introspection {
+            builders =
+                builders.map(|builder| builder.disable_introspection().disable_suggestions());
+        }
+        let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
+        #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+        let clock = Utc::now;
+        Self(Arc::new(Inner {
+            costs: Costs::new(&schema.sdl()),
+            schema,
+            timed,
+            documents: Cache::new(limits.parsed_documents, None),
+            persisted: Cache::new(limits.persisted_queries, None),
+            trusted,
+            services: Arc::new(Services {
+                backend: db.get_database_backend(),
+                loader: Loader::new(db),
+                limits,
+                look: Look::default(),
+                started_at: clock(),
+                clock,
+            }),
+        }))
     }
+
     /// The schema in the schema definition language.
     pub fn sdl() -> String {
-        String::new()
+        crate::schema().finish().sdl()
     }
+
+    /// What the caches hold and have done, by name.
+    pub fn caches(&self) -> [(&'static str, CacheStats); 2] {
+        [
+            ("parsed_documents", self.0.documents.stats()),
+            ("persisted_queries", self.0.persisted.stats()),
+        ]
+    }
+
     /// Finds, parses and bounds the document and picks its operation; runs nothing and touches no database.
     ///
     /// # Errors
     /// A request error, ready to be sent.
-    #[expect(clippy::result_large_err, reason = "stub")]
-    pub fn prepare(&self, _params: Params) -> Result<Operation, Answer> {
-        Err(Answer {})
+    pub fn prepare(&self, params: Params) -> Result<Operation, Answer> {
+        let began = Instant::now();
+        let inner = &*self.0;
+        let limits = &inner.services.limits;
+        let hash = persisted_hash(params.extensions.as_ref())?;
+        let text = inner.find(
+            params.query,
+            params.document_id.as_deref().or(hash.as_deref()),
+            hash.as_deref(),
+        )?;
+        let document = inner.parse(&text)?;
+        if let Some(hash) = hash {
+            inner.persisted.insert(hash, text);
+        }
+        let operation = choose(&document, params.operation_name.as_deref())?;
+        let variables = params.variables.unwrap_or_default();
+        let measure = document::measure(&document, operation, &variables, &inner.costs, limits)?;
+        Ok(Operation {
+            kind: operation.ty,
+            name: params.operation_name,
+            variables,
+            measure,
+            prepared_in: began.elapsed(),
+            document,
+        })
     }
+
     /// The user with this e-mail address, while there are no accounts.
     ///
     /// # Errors
     /// The database cannot answer.
-    pub async fn viewer(&self, _email: &str) -> Result<Option<Viewer>, Answer> {
-        Ok(None)
+    pub async fn viewer(&self, email: &str) -> Result<Option<Viewer>, Answer> {
+        let select = user::Entity::find()
+            .filter(user::Column::EmailKey.eq(text::fold(email)))
+            .into_query();
+        let users = Pages::<user::Model>::new("users by e-mail", select, None);
+        let found = self
+            .0
+            .services
+            .loader
+            .load_alone(users, Uuid::nil())
+            .await?;
+        Ok(found.first().map(|user| Viewer::new(Arc::clone(user))))
     }
+
     /// Runs an operation.
-    pub async fn execute(&self, _operation: Operation, _caller: Caller) -> Answer {
-        Answer {}
+    pub async fn execute(&self, operation: Operation, caller: Caller) -> Answer {
+        let inner = &*self.0;
+        let waiting = Waiting::new(caller.usage);
+        let phases = Arc::new(Phases::default());
+        let mut request = Request::new("");
+        request.set_parsed_query(ExecutableDocument::clone(&operation.document));
+        request.operation_name = operation.name;
+        request.variables = Variables::from_json(operation.variables.into());
+        request.data.insert(Arc::new(ctx::Request {
+            services: Arc::clone(&inner.services),
+            viewer: caller.viewer,
+            waiting: Arc::clone(&waiting),
+        }));
+        let schema = if caller.usage {
+            request.data.insert(Arc::clone(&phases));
+            &inner.timed
+        } else {
+            &inner.schema
+        };
+        let began = Instant::now();
+        let execution = Gather::new(&waiting, schema.execute(request));
+        let Ok(response) = tokio::time::timeout(inner.services.limits.timeout, execution).await
+        else {
+            return Error::timeout().into();
+        };
+        let took = began.elapsed();
+        let mut answer = Answer::of(response, &caller.request_id);
+        if let Some(usage) = waiting.usage() {
+            let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
+            let batches: Vec<_> = usage
+                .batches
+                .iter()
+                .map(|(name, keys)| json!({ "name": name, "keys": keys }))
+                .collect();
+            let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+            let account = json!({
+                "statements": usage.statements,
+                "rows": usage.rows,
+                "batches": batches,
+                "complexity": operation.measure.complexity,
+                "depth": operation.measure.depth,
+                "parseMs": milliseconds(operation.prepared_in),
+                "validateMs": milliseconds(validated),
+                "executeMs": milliseconds(took.saturating_sub(validated)),
+            });
+            answer.extensions.insert("usage".to_owned(), account);
+        }
+        answer
+    }
+}
+
+/// The hash of an automatic persisted query, in lower-case hexadecimal.
+fn persisted_hash(
+    extensions: Option<&Map<String, serde_json::Value>>,
+) -> Result<Option<String>, Error> {
+    let Some(persisted) = extensions.and_then(|extensions| extensions.get("persistedQuery")) else {
+        return Ok(None);
+    };
+    let hash = persisted
+        .get("sha256Hash")
+        .and_then(serde_json::Value::as_str);
+    let is_known = persisted.get("version") == Some(&json!(1));
+    match hash {
+        Some(hash)
+            if is_known
+                && hash.len() == 64
+                && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            Ok(Some(hash.to_ascii_lowercase()))
+        }
+        _ => Err(Error::bad_input(
+            "`extensions.persistedQuery` must have `version` 1 and the SHA-256 of the document as `sha256Hash`.",
+        )),
+    }
+}
+
+fn choose<'a>(
+    document: &'a ExecutableDocument,
+    name: Option<&str>,
+) -> Result<&'a OperationDefinition, Error> {
+    let invalid = |message: String| Error::new(Code::ValidationFailed, message);
+    match (&document.operations, name) {
+        (DocumentOperations::Single(operation), None) => Ok(&operation.node),
+        (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => operations
+            .values()
+            .next()
+            .map(|operation| &operation.node)
+            .ok_or_else(|| invalid("The document has no operation.".to_owned())),
+        (DocumentOperations::Multiple(operations), Some(name)) => operations
+            .get(name)
+            .map(|operation| &operation.node)
+            .ok_or_else(|| invalid(format!("The document has no operation named \"{name}\"."))),
+        (DocumentOperations::Single(_), Some(name)) => Err(invalid(format!(
+            "The document has no operation named \"{name}\"."
+        ))),
+        (DocumentOperations::Multiple(_), None) => Err(invalid(
+            "The document has several operations: say which in `operationName`.".to_owned(),
+        )),
+    }
+}
+
+impl Inner {
+    /// The text that a request names or brings along.
+    fn find(
+        &self,
+        query: Option<String>,
+        id: Option<&str>,
+        hash: Option<&str>,
+    ) -> Result<Arc<str>, Error> {
+        let trust = self.trusted.trust;
+        let known = id
+            .filter(|_| trust != Trust::Any)
+            .and_then(|id| self.trusted.documents.get(id));
+        if let Some(known) = known {
+            return Ok(Arc::clone(known));
+        }
+        let Some(query) = query else {
+            return self.look_up(id, hash);
+        };
+        if let Some(hash) = hash {
+            if self.services.limits.persisted_queries == 0 {
+                return Err(Error::bad_input("PersistedQueryNotSupported"));
+            }
+            if hex(&Sha256::digest(query.as_bytes())) != hash {
+                return Err(Error::bad_input(
+                    "`extensions.persistedQuery.sha256Hash` is not the SHA-256 of `query`.",
+                ));
+            }
+        }
+        let text: Arc<str> = query.into();
+        match trust {
+            Trust::Any => {}
+            _ if self.trusted.documents.values().any(|known| *known == text) => {}
+            Trust::Audit => tracing::warn!(
+                sha256 = hex(&Sha256::digest(text.as_bytes())),
+                "a document that is not trusted"
+            ),
+            Trust::Enforce => {
+                return Err(Error::new(
+                    Code::Forbidden,
+                    "Only the documents that this server's operator trusts may run.",
+                ));
+            }
+        }
+        Ok(text)
+    }
+
+    fn look_up(&self, id: Option<&str>, hash: Option<&str>) -> Result<Arc<str>, Error> {
+        match (hash, id) {
+            (Some(_), _) if self.services.limits.persisted_queries == 0 => {
+                Err(Error::bad_input("PersistedQueryNotSupported"))
+            }
+            // Clients know this message by heart.
+            (Some(hash), _) => self
+                .persisted
+                .get(hash)
+                .filter(|_| self.trusted.trust != Trust::Enforce)
+                .ok_or_else(|| Error::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound")),
+            (None, Some(_)) => Err(Error::new(
+                Code::PersistedQueryNotFound,
+                "`documentId` names no document that this server keeps.",
+            )),
+            (None, None) => Err(Error::bad_input("`query` is missing.").field("query")),
+        }
+    }
+
+    fn parse(&self, text: &Arc<str>) -> Result<Arc<ExecutableDocument>, Answer> {
+        if let Some(known) = self.documents.get(text) {
+            return Ok(known);
+        }
+        document::check_text(text, &self.services.limits)?;
+        let document = Arc::new(parse_query(text).map_err(|error| not_graphql(&error))?);
+        self.documents
+            .insert(Arc::clone(text), Arc::clone(&document));
+        Ok(document)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How long the phases of an operation took, in microseconds.
+#[derive(Default)]
+struct Phases {
+    validate: AtomicU64,
+}
+
+struct Timing;
+
+impl ExtensionFactory for Timing {
+    fn create(&self) -> Arc<dyn Extension> {
+        Arc::new(Self)
+    }
+}
+
+#[async_trait]
+impl Extension for Timing {
+    async fn validation(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        next: NextValidation<'_>,
+    ) -> Result<ValidationResult, Vec<ServerError>> {
+        let began = Instant::now();
+        let result = next.run(ctx).await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an extension has a context of its own"
+        )]
+        if let Ok(phases) = ctx.data::<Arc<Phases>>() {
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            phases.validate.store(took, Ordering::Relaxed);
+        }
+        result
     }
 }

@@ -1,9 +1,147 @@
 //! Gathering's graph and everything a resolver may touch. It knows no HTTP and no environment.
+//!
+//! One file per noun holds its object, queries, inputs and rules. A resolver reaches the world through [`ctx`] alone.
+#![expect(
+    clippy::unused_async,
+    reason = "the macros of async-graphql take resolvers that are async, also those that need not wait"
+)]
 
+pub mod agent;
+pub mod audit;
+pub mod cache;
+pub mod circle;
+pub mod conversation;
+mod ctx;
+pub mod dashboard;
+mod document;
 pub mod error;
+pub mod event;
 pub mod execute;
+pub mod id;
+mod load;
+pub mod member;
+pub mod message;
+pub mod model;
+pub mod node;
+pub mod order;
+pub mod page;
+pub mod persona;
+pub mod project;
+pub mod provider;
+mod read;
+pub mod scalar;
+pub mod server;
+pub mod task;
+pub mod text;
+pub mod user;
 pub mod viewer;
 
+use std::borrow::Cow;
+
+use async_graphql::{
+    ContainerType, Context, ContextSelectionSet, EmptyMutation, EmptySubscription, MergedObject,
+    ObjectType, OutputType, Positioned, SchemaBuilder, ServerResult, Value,
+    parser::types::Field,
+    registry::{MetaType, Registry},
+};
+use chrono::{DateTime, Utc};
+use sea_orm::DbBackend;
+
 pub use error::Code;
-pub use execute::{Answer, Caller, Graph, Limits, Operation, Params};
+pub use execute::{Answer, Caller, Graph, Limits, Operation, Params, Trust, TrustedDocuments};
 pub use viewer::Viewer;
+
+use load::Loader;
+
+/// What all operations share.
+pub(crate) struct Services {
+    pub(crate) backend: DbBackend,
+    pub(crate) loader: Loader,
+    pub(crate) limits: Limits,
+    pub(crate) look: server::Look,
+    pub(crate) started_at: DateTime<Utc>,
+    pub(crate) clock: fn() -> DateTime<Utc>,
+}
+
+/// All that can be asked.
+#[derive(Default, MergedObject)]
+pub struct Query(
+    node::NodeQuery,
+    server::ServerQuery,
+    user::UserQuery,
+    dashboard::DashboardQuery,
+    provider::ProviderQuery,
+    model::ModelQuery,
+    persona::PersonaQuery,
+    agent::AgentQuery,
+    project::ProjectQuery,
+    circle::CircleQuery,
+    task::TaskQuery,
+    conversation::ConversationQuery,
+    event::EventQuery,
+    audit::AuditQuery,
+);
+
+/// The query root, its schema completed with the descriptions of the arguments that many fields share.
+#[derive(Default)]
+pub(crate) struct Root(Query);
+
+pub(crate) type Schema = async_graphql::Schema<Root, EmptyMutation, EmptySubscription>;
+
+pub(crate) fn schema() -> SchemaBuilder<Root, EmptyMutation, EmptySubscription> {
+    Schema::build(Root::default(), EmptyMutation, EmptySubscription)
+}
+
+impl ContainerType for Root {
+    async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
+        self.0.resolve_field(ctx).await
+    }
+}
+
+impl ObjectType for Root {}
+
+impl OutputType for Root {
+    fn type_name() -> Cow<'static, str> {
+        Query::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        let name = Query::create_type_info(registry);
+        for ty in registry.types.values_mut() {
+            let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
+                continue;
+            };
+            for argument in fields
+                .values_mut()
+                .flat_map(|field| field.args.values_mut())
+            {
+                let description = argument_description(&argument.name).map(ToOwned::to_owned);
+                argument.description = argument.description.take().or(description);
+            }
+        }
+        name
+    }
+
+    async fn resolve(
+        &self,
+        ctx: &ContextSelectionSet<'_>,
+        field: &Positioned<Field>,
+    ) -> ServerResult<Value> {
+        self.0.resolve(ctx, field).await
+    }
+}
+
+fn argument_description(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "first" => {
+            "How many entries from the start, from 1 to 100; 20 when neither `first` nor `last` is given."
+        }
+        "after" => "Only entries behind this cursor.",
+        "last" => "How many entries from the end, from 1 to 100; not together with `first`.",
+        "before" => "Only entries before this cursor.",
+        "filter" => "Narrows the list.",
+        "orderBy" => "Orders the list.",
+        "id" => "The id, of the type that the field returns.",
+        _ => return None,
+    })
+}

@@ -1,12 +1,269 @@
-//! Who is asking.
+//! Who is asking, and which rows they may read.
+//!
+//! Every rule exists twice: as a condition on a row that was named by its id, which is cheap to check for few rows, and
+//! as a condition for lists, which goes out from the viewer's circles. What a viewer may not read does not exist for
+//! them.
 
+use std::sync::Arc;
+
+use gathering_entity::{
+    agent, circle, collaborator, conversation, event, member, message, project, task, user,
+};
+use sea_orm::{
+    ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType},
+};
 use uuid::Uuid;
+
+use crate::read::Rule;
+
+/// The types of the events that every signed-in user may read.
+const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.changed"];
 
 /// The signed-in user on whose behalf an operation runs.
 #[derive(Clone, Debug)]
 pub struct Viewer {
+    pub(crate) user: Arc<user::Model>,
+    rules: Arc<Rules>,
+}
+
+/// Who may read a row that was named by its id.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) agent: Rule,
+    pub(crate) project: Rule,
+    pub(crate) circle: Rule,
+    pub(crate) member: Rule,
+    pub(crate) task: Rule,
+    pub(crate) conversation: Rule,
+    pub(crate) message: Rule,
+    pub(crate) event: Rule,
+}
+
+impl Viewer {
+    pub(crate) fn new(user: Arc<user::Model>) -> Self {
+        let rules = if user.role == user::UserRole::Admin {
+            Rules::default()
+        } else {
+            Rules::of(user.id)
+        };
+        Self {
+            user,
+            rules: Arc::new(rules),
+        }
+    }
+
     /// The user's row id.
-    pub id: Uuid,
+    pub fn id(&self) -> Uuid {
+        self.user.id
+    }
+
     /// Whether the user has the role ADMIN.
-    pub is_admin: bool,
+    pub fn is_admin(&self) -> bool {
+        self.user.role == user::UserRole::Admin
+    }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Agents the viewer may list.
+    pub(crate) fn agents(&self) -> Condition {
+        self.unless_admin(|id| {
+            let shared = member::Entity::find()
+                .select_only()
+                .column(member::Column::AgentId)
+                .filter(member::Column::IsActive.eq(true))
+                .filter(member::Column::CircleId.in_subquery(circle_ids(id)))
+                .into_query();
+            Condition::any()
+                .add(agent::Column::OwnerId.eq(id))
+                .add(agent::Column::Id.in_subquery(shared))
+        })
+    }
+
+    /// Projects the viewer may list.
+    pub(crate) fn projects(&self) -> Condition {
+        self.unless_admin(|id| {
+            let linked = circle::Entity::find()
+                .select_only()
+                .column(circle::Column::ProjectId)
+                .filter(circle::Column::ProjectId.is_not_null())
+                .filter(circle::Column::Id.in_subquery(circle_ids(id)))
+                .into_query();
+            Condition::any()
+                .add(project::Column::OwnerId.eq(id))
+                .add(project::Column::Id.in_subquery(linked))
+        })
+    }
+
+    /// Circles the viewer may list.
+    pub(crate) fn circles(&self) -> Condition {
+        self.in_readable_circle(circle::Column::Id)
+    }
+
+    /// Tasks the viewer may list.
+    pub(crate) fn tasks(&self) -> Condition {
+        self.in_readable_circle(task::Column::CircleId)
+    }
+
+    /// Conversations the viewer may list.
+    pub(crate) fn conversations(&self) -> Condition {
+        self.unless_admin(|id| {
+            Condition::any()
+                .add(conversation::Column::CircleId.in_subquery(circle_ids(id)))
+                .add(
+                    Condition::all()
+                        .add(conversation::Column::CircleId.is_null())
+                        .add(conversation::Column::OwnerId.eq(id)),
+                )
+        })
+    }
+
+    /// Events the viewer may list.
+    pub(crate) fn events(&self) -> Condition {
+        self.unless_admin(|id| {
+            Condition::any()
+                .add(event::Column::OwnerId.eq(id))
+                .add(event::Column::CircleId.in_subquery(circle_ids(id)))
+                .add(event::Column::Kind.is_in(PUBLIC_EVENTS))
+        })
+    }
+
+    fn in_readable_circle(&self, column: impl ColumnTrait) -> Condition {
+        self.unless_admin(|id| Condition::all().add(column.in_subquery(circle_ids(id))))
+    }
+
+    fn unless_admin(&self, condition: impl FnOnce(Uuid) -> Condition) -> Condition {
+        if self.is_admin() {
+            Condition::all()
+        } else {
+            condition(self.id())
+        }
+    }
+}
+
+/// The ids of the circles that a user owns or that are shared with them.
+fn circle_ids(user: Uuid) -> SelectStatement {
+    let shared = collaborator::Entity::find()
+        .select_only()
+        .column(collaborator::Column::CircleId)
+        .filter(collaborator::Column::UserId.eq(user))
+        .into_query();
+    circle::Entity::find()
+        .select_only()
+        .column(circle::Column::Id)
+        .filter(circle::Column::OwnerId.eq(user))
+        .into_query()
+        .union(UnionType::All, shared)
+        .take()
+}
+
+impl Rules {
+    fn of(user: Uuid) -> Self {
+        let exists = |table: &'static str, condition: Condition| {
+            Expr::exists(
+                Query::select()
+                    .expr(Expr::val(1))
+                    .from(table)
+                    .cond_where(condition)
+                    .take(),
+            )
+        };
+        let same = |one: (_, _), other: (_, _)| Expr::col(one).equals(other);
+        let readable = |circle: (_, _)| {
+            let shared = exists(
+                "circle_collaborators",
+                Condition::all()
+                    .add(same(
+                        collaborator::Column::CircleId.as_column_ref(),
+                        circle::Column::Id.as_column_ref(),
+                    ))
+                    .add(collaborator::Column::UserId.eq(user)),
+            );
+            exists(
+                "circles",
+                Condition::all()
+                    .add(same(circle::Column::Id.as_column_ref(), circle))
+                    .add(
+                        Condition::any()
+                            .add(circle::Column::OwnerId.eq(user))
+                            .add(shared),
+                    ),
+            )
+        };
+        let conversation = || {
+            Condition::any()
+                .add(readable(conversation::Column::CircleId.as_column_ref()))
+                .add(
+                    Condition::all()
+                        .add(conversation::Column::CircleId.is_null())
+                        .add(conversation::Column::OwnerId.eq(user)),
+                )
+        };
+        Self {
+            agent: Rule::new(
+                Condition::any()
+                    .add(agent::Column::OwnerId.eq(user))
+                    .add(exists(
+                        "circle_members",
+                        Condition::all()
+                            .add(same(
+                                member::Column::AgentId.as_column_ref(),
+                                agent::Column::Id.as_column_ref(),
+                            ))
+                            .add(member::Column::IsActive.eq(true))
+                            .add(readable(member::Column::CircleId.as_column_ref())),
+                    )),
+            ),
+            project: Rule::new(
+                Condition::any()
+                    .add(project::Column::OwnerId.eq(user))
+                    .add(exists(
+                        "circles",
+                        Condition::all()
+                            .add(same(
+                                circle::Column::ProjectId.as_column_ref(),
+                                project::Column::Id.as_column_ref(),
+                            ))
+                            .add(circle::Column::Id.in_subquery(circle_ids(user))),
+                    )),
+            ),
+            circle: Rule::new(
+                Condition::any()
+                    .add(circle::Column::OwnerId.eq(user))
+                    .add(exists(
+                        "circle_collaborators",
+                        Condition::all()
+                            .add(same(
+                                collaborator::Column::CircleId.as_column_ref(),
+                                circle::Column::Id.as_column_ref(),
+                            ))
+                            .add(collaborator::Column::UserId.eq(user)),
+                    )),
+            ),
+            member: Rule::new(
+                Condition::all().add(readable(member::Column::CircleId.as_column_ref())),
+            ),
+            task: Rule::new(Condition::all().add(readable(task::Column::CircleId.as_column_ref()))),
+            conversation: Rule::new(conversation()),
+            message: Rule::new(
+                Condition::all().add(exists(
+                    "conversations",
+                    Condition::all()
+                        .add(same(
+                            conversation::Column::Id.as_column_ref(),
+                            message::Column::ConversationId.as_column_ref(),
+                        ))
+                        .add(conversation()),
+                )),
+            ),
+            event: Rule::new(
+                Condition::any()
+                    .add(event::Column::OwnerId.eq(user))
+                    .add(event::Column::Kind.is_in(PUBLIC_EVENTS))
+                    .add(readable(event::Column::CircleId.as_column_ref())),
+            ),
+        }
+    }
 }

@@ -1,0 +1,125 @@
+//! The only way to make a cache: always bounded, least recently used out first, always measured.
+
+use std::{
+    borrow::Borrow,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use moka::{notification::RemovalCause, policy::EvictionPolicy, sync};
+
+/// A bounded cache. Clones share their entries.
+#[derive(Clone)]
+pub struct Cache<K, V> {
+    entries: sync::Cache<K, V>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+/// What a cache holds and has done since the process began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Entries held now.
+    pub size: u64,
+    /// Look-ups that found an entry.
+    pub hits: u64,
+    /// Look-ups that found none.
+    pub misses: u64,
+    /// Entries put out to make room.
+    pub evictions: u64,
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// A cache of at most `capacity` entries, each kept for at most `ttl` when one is given.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "every other cache comes from here"
+    )]
+    pub fn new(capacity: u64, ttl: Option<Duration>) -> Self {
+        let counts = Arc::new(Counts::default());
+        let evictions = Arc::clone(&counts);
+        let mut builder = sync::Cache::builder()
+            .max_capacity(capacity)
+            .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, _, cause| {
+                if cause == RemovalCause::Size {
+                    evictions.evictions.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        if let Some(ttl) = ttl {
+            builder = builder.time_to_live(ttl);
+        }
+        Self {
+            entries: builder.build(),
+            counts,
+        }
+    }
+
+    /// The entry of a key, which becomes the most recently used.
+    pub fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let found = self.entries.get(key);
+        let count = if found.is_some() {
+            &self.counts.hits
+        } else {
+            &self.counts.misses
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Keeps an entry, putting out the least recently used one when the cache is full.
+    pub fn insert(&self, key: K, value: V) {
+        self.entries.insert(key, value);
+    }
+
+    /// What the cache holds and has done.
+    pub fn stats(&self) -> CacheStats {
+        self.entries.run_pending_tasks();
+        CacheStats {
+            size: self.entries.entry_count(),
+            hits: self.counts.hits.load(Ordering::Relaxed),
+            misses: self.counts.misses.load(Ordering::Relaxed),
+            evictions: self.counts.evictions.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_cache_puts_out_the_least_recently_used_entry() {
+        let cache = Cache::new(2, None);
+        cache.insert(1, "one");
+        cache.insert(2, "two");
+        cache.stats();
+        assert_eq!(cache.get(&1), Some("one"));
+        cache.insert(3, "three");
+        let stats = cache.stats();
+        assert_eq!((stats.size, stats.evictions), (2, 1));
+        assert_eq!(cache.get(&1), Some("one"));
+        assert_eq!(cache.get(&2), None);
+        assert_eq!(cache.get(&3), Some("three"));
+        let stats = cache.stats();
+        assert_eq!((stats.hits, stats.misses), (3, 1));
+    }
+}

@@ -1,0 +1,413 @@
+//! What a document asks for, measured before anything of it runs.
+//!
+//! The parser and the validator walk fragments without remembering them, so a short document can cost them seconds.
+//! Tokens and nesting are therefore bounded before parsing, and what fragments expand to before validation, each
+//! fragment being measured once.
+
+use std::collections::HashMap;
+
+use async_graphql::{
+    Name, Value,
+    parser::{
+        parse_schema,
+        types::{
+            ExecutableDocument, Field, FragmentDefinition, OperationDefinition, OperationType,
+            Selection, SelectionSet, TypeKind, TypeSystemDefinition,
+        },
+    },
+};
+use serde_json::{Map, Value as Json};
+
+use crate::{
+    error::{Code, Error},
+    execute::Limits,
+    page::{DEFAULT_PAGE, MAX_PAGE},
+};
+
+/// Deepest nesting of brackets, in selections and values together. The parser recurses that deep.
+const MAX_NESTING: usize = 100;
+
+/// Refuses a document that would cost too much to parse.
+pub(crate) fn check_text(text: &str, limits: &Limits) -> Result<(), Error> {
+    let bytes = text.len() as u64;
+    if bytes > limits.document_bytes {
+        return Err(too_complex(
+            "bytes",
+            limits.document_bytes,
+            bytes,
+            "Send a shorter document.",
+        ));
+    }
+    let (tokens, nesting) = count_tokens(text);
+    if tokens > limits.tokens {
+        return Err(too_complex(
+            "tokens",
+            limits.tokens,
+            tokens,
+            "Send a shorter document.",
+        ));
+    }
+    if nesting > MAX_NESTING {
+        return Err(too_complex(
+            "nested brackets",
+            MAX_NESTING as u64,
+            nesting as u64,
+            "Nest less deeply.",
+        ));
+    }
+    Ok(())
+}
+
+fn too_complex(what: &str, limit: u64, actual: u64, advice: &str) -> Error {
+    Error::new(
+        Code::QueryTooComplex,
+        format!("The document has {actual} {what}, and {limit} are allowed. {advice}"),
+    )
+    .with("limit", limit)
+    .with("actual", actual)
+}
+
+/// Lexical tokens of the GraphQL specification, and the deepest nesting of brackets. Text that is not GraphQL is counted
+/// one way or another and then refused by the parser.
+fn count_tokens(text: &str) -> (u64, usize) {
+    let bytes = text.as_bytes();
+    let (mut at, mut tokens, mut nesting, mut deepest) = (0, 0_u64, 0_usize, 0_usize);
+    let skip = |from: usize, is: fn(&u8) -> bool| {
+        from + bytes[from..].iter().take_while(|byte| is(byte)).count()
+    };
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | b',' | 0xEF | 0xBB | 0xBF => {
+                at += 1;
+                continue;
+            }
+            b'#' => {
+                at = skip(at, |byte| !matches!(byte, b'\n' | b'\r'));
+                continue;
+            }
+            b'"' if bytes[at..].starts_with(b"\"\"\"") => {
+                at += 3;
+                while at < bytes.len() && !bytes[at..].starts_with(b"\"\"\"") {
+                    at += if bytes[at..].starts_with(b"\\\"\"\"") {
+                        4
+                    } else {
+                        1
+                    };
+                }
+                at += 3;
+            }
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && !matches!(bytes[at], b'"' | b'\n' | b'\r') {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'.' => at = skip(at, |byte| *byte == b'.'),
+            byte if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') => {
+                at = skip(at, |byte| {
+                    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.')
+                });
+            }
+            b'{' | b'[' | b'(' => {
+                nesting += 1;
+                deepest = deepest.max(nesting);
+                at += 1;
+            }
+            b'}' | b']' | b')' => {
+                nesting = nesting.saturating_sub(1);
+                at += 1;
+            }
+            _ => at += 1,
+        }
+        tokens += 1;
+    }
+    (tokens, deepest)
+}
+
+/// The fields of the schema that a document's cost depends on.
+pub(crate) struct Costs {
+    fields: HashMap<String, HashMap<String, Cost>>,
+    roots: [(OperationType, String); 3],
+}
+
+struct Cost {
+    ty: String,
+    times: Times,
+}
+
+/// How often a field's selection counts.
+#[derive(Clone, Copy)]
+enum Times {
+    Once,
+    Page,
+    Fixed(u64),
+}
+
+impl Costs {
+    /// Reads the costs from the schema's definition.
+    pub(crate) fn new(sdl: &str) -> Self {
+        let mut fields: HashMap<String, HashMap<String, Cost>> = HashMap::new();
+        let definitions = parse_schema(sdl)
+            .map(|document| document.definitions)
+            .unwrap_or_default();
+        for definition in definitions {
+            let TypeSystemDefinition::Type(definition) = definition else {
+                continue;
+            };
+            let list = match definition.node.kind {
+                TypeKind::Object(object) => object.fields,
+                TypeKind::Interface(interface) => interface.fields,
+                _ => continue,
+            };
+            let costs = fields
+                .entry(definition.node.name.node.to_string())
+                .or_default();
+            for field in list {
+                let name = field.node.name.node.to_string();
+                let ty = field.node.ty.node.to_string();
+                let ty = ty
+                    .trim_matches(|letter| matches!(letter, '[' | ']' | '!'))
+                    .to_owned();
+                let times = match name.as_str() {
+                    _ if ty.ends_with("Connection") => Times::Page,
+                    "recentTasks" => Times::Fixed(10),
+                    "recentConversations" => Times::Fixed(5),
+                    _ => Times::Once,
+                };
+                costs.insert(name, Cost { ty, times });
+            }
+        }
+        Self {
+            fields,
+            roots: [
+                (OperationType::Query, "Query".to_owned()),
+                (OperationType::Mutation, "Mutation".to_owned()),
+                (OperationType::Subscription, "Subscription".to_owned()),
+            ],
+        }
+    }
+}
+
+/// What a selection asks for, fragments expanded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Measure {
+    /// Each field and its selection, connections multiplied.
+    pub(crate) complexity: u64,
+    /// Deepest nesting of fields.
+    pub(crate) depth: u64,
+    /// Fields of the selection itself.
+    pub(crate) roots: u64,
+    /// Fields, spreads and inline fragments at every level.
+    size: u64,
+}
+
+impl Measure {
+    fn and(self, other: Self) -> Self {
+        Self {
+            complexity: self.complexity.saturating_add(other.complexity),
+            depth: self.depth.max(other.depth),
+            roots: self.roots.saturating_add(other.roots),
+            size: self.size.saturating_add(other.size),
+        }
+    }
+}
+
+/// Measures one operation of a document and refuses what is over a limit.
+pub(crate) fn measure(
+    document: &ExecutableDocument,
+    operation: &OperationDefinition,
+    variables: &Map<String, Json>,
+    costs: &Costs,
+    limits: &Limits,
+) -> Result<Measure, Error> {
+    let mut walk = Walk {
+        document,
+        operation,
+        variables,
+        costs,
+        fragments: HashMap::new(),
+    };
+    // The validator walks every operation and fragment, whichever one is asked for.
+    let mut size = 0_u64;
+    for name in document.fragments.keys() {
+        size = size.max(walk.fragment(name)?.size);
+    }
+    for (_, other) in document.operations.iter() {
+        size = size.saturating_add(walk.operation(&other.node)?.size);
+    }
+    if size > limits.tokens {
+        return Err(too_complex(
+            "selections with its fragments expanded",
+            limits.tokens,
+            size,
+            "Use fewer fragments.",
+        ));
+    }
+    let measure = walk.operation(operation)?;
+    for (what, limit, actual, advice) in [
+        (
+            "root fields",
+            limits.root_fields,
+            measure.roots,
+            "Ask for less at once.",
+        ),
+        ("levels", limits.depth, measure.depth, "Nest less deeply."),
+        (
+            "as its complexity",
+            limits.complexity,
+            measure.complexity,
+            "Ask for smaller pages: the selection of a connection counts as often as its page has entries.",
+        ),
+    ] {
+        if actual > limit {
+            return Err(too_complex(what, limit, actual, advice));
+        }
+    }
+    Ok(measure)
+}
+
+struct Walk<'a> {
+    document: &'a ExecutableDocument,
+    operation: &'a OperationDefinition,
+    variables: &'a Map<String, Json>,
+    costs: &'a Costs,
+    /// `None` while a fragment is being measured.
+    fragments: HashMap<&'a Name, Option<Measure>>,
+}
+
+impl<'a> Walk<'a> {
+    fn operation(&mut self, operation: &'a OperationDefinition) -> Result<Measure, Error> {
+        let costs = self.costs;
+        let root = costs.roots.iter().find(|(ty, _)| *ty == operation.ty);
+        self.selection(
+            &operation.selection_set.node,
+            root.map_or("", |(_, name)| name),
+        )
+    }
+
+    fn fragment(&mut self, name: &Name) -> Result<Measure, Error> {
+        // A name without a fragment is the validator's to report.
+        let Some((name, fragment)) = self.document.fragments.get_key_value(name) else {
+            return Ok(Measure::default());
+        };
+        match self.fragments.get(name) {
+            Some(Some(measure)) => return Ok(*measure),
+            Some(None) => {
+                return Err(Error::new(
+                    Code::ValidationFailed,
+                    format!("The fragment \"{name}\" spreads itself."),
+                ));
+            }
+            None => {}
+        }
+        self.fragments.insert(name, None);
+        let FragmentDefinition {
+            type_condition,
+            selection_set,
+            ..
+        } = &fragment.node;
+        let measure = self.selection(&selection_set.node, &type_condition.node.on.node)?;
+        self.fragments.insert(name, Some(measure));
+        Ok(measure)
+    }
+
+    fn selection(&mut self, selection: &'a SelectionSet, ty: &str) -> Result<Measure, Error> {
+        let mut sum = Measure::default();
+        for item in &selection.items {
+            let part = match &item.node {
+                Selection::Field(field) => self.field(&field.node, ty)?,
+                Selection::FragmentSpread(spread) => {
+                    self.fragment(&spread.node.fragment_name.node)?
+                }
+                Selection::InlineFragment(inline) => {
+                    let condition = inline.node.type_condition.as_ref();
+                    let ty = condition.map_or(ty, |condition| condition.node.on.node.as_str());
+                    self.selection(&inline.node.selection_set.node, ty)?
+                }
+            };
+            let size = part.size.saturating_add(1);
+            sum = sum.and(Measure { size, ..part });
+        }
+        Ok(sum)
+    }
+
+    fn field(&mut self, field: &'a Field, parent: &str) -> Result<Measure, Error> {
+        let costs = self.costs;
+        let cost = costs
+            .fields
+            .get(parent)
+            .and_then(|fields| fields.get(field.name.node.as_str()));
+        let below = self.selection(&field.selection_set.node, cost.map_or("", |cost| &cost.ty))?;
+        let times = match cost.map_or(Times::Once, |cost| cost.times) {
+            Times::Once => 1,
+            Times::Page => self.page_size(field),
+            Times::Fixed(times) => times,
+        };
+        Ok(Measure {
+            complexity: below.complexity.saturating_mul(times).saturating_add(1),
+            depth: below.depth + 1,
+            roots: 1,
+            size: below.size,
+        })
+    }
+
+    /// The size of the page a connection field asks for; a size that is out of bounds is refused by the field itself.
+    fn page_size(&self, field: &Field) -> u64 {
+        let asked = ["first", "last"].into_iter().find_map(|name| {
+            let value = field
+                .arguments
+                .iter()
+                .find(|(argument, _)| argument.node == name)?;
+            let value = value
+                .1
+                .node
+                .clone()
+                .into_const_with(|name| Ok::<_, ()>(self.variable(&name)));
+            match value {
+                Ok(Value::Number(number)) => number.as_u64(),
+                _ => None,
+            }
+        });
+        asked.unwrap_or(DEFAULT_PAGE).min(MAX_PAGE)
+    }
+
+    fn variable(&self, name: &Name) -> Value {
+        if let Some(given) = self.variables.get(name.as_str()) {
+            return Value::from_json(given.clone()).unwrap_or_default();
+        }
+        let mut known = self.operation.variable_definitions.iter();
+        let variable = known.find(|variable| variable.node.name.node == *name);
+        let default = variable.and_then(|variable| variable.node.default_value.as_ref());
+        default
+            .map(|default| default.node.clone())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_counted_as_the_specification_has_them() {
+        for (text, tokens, nesting) in [
+            ("", 0, 0),
+            ("{ a }", 3, 1),
+            (
+                "query Q($id: ID!) { a(id: $id, n: -1.5e3) { ...F @skip(if: true) } }",
+                33,
+                2,
+            ),
+            ("# { { {\n{a}", 3, 1),
+            ("{ a(t: \"} } \\\" }\") }", 8, 2),
+            ("{ a(t: \"\"\"{ \\\"\"\" { \" {\"\"\") }", 8, 2),
+            ("{a,,,,,b}", 4, 1),
+            ("[[[[", 4, 4),
+        ] {
+            let (counted, deepest) = count_tokens(text);
+            assert_eq!(deepest, nesting, "{text}");
+            assert_eq!(counted, tokens, "{text}");
+        }
+    }
+}

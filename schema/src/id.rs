@@ -1,0 +1,176 @@
+//! Typed public ids: `<prefix>_<26 characters>`, the characters being the row's UUID in base32.
+//!
+//! The alphabet is Crockford's in lower case, and the 128 bits are padded on the left to 130, so that ids of one type
+//! sort like their rows do: by creation.
+
+use async_graphql::ID;
+use uuid::Uuid;
+
+use crate::error::Error;
+
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const LENGTH: usize = 26;
+
+/// The prefixes of the public ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `user_…`
+    User,
+    /// `provider_…`
+    Provider,
+    /// `model_…`
+    Model,
+    /// `persona_…`
+    Persona,
+    /// `agent_…`
+    Agent,
+    /// `project_…`
+    Project,
+    /// `circle_…`
+    Circle,
+    /// `member_…`
+    Member,
+    /// `task_…`
+    Task,
+    /// `conversation_…`
+    Conversation,
+    /// `message_…`
+    Message,
+    /// `event_…`
+    Event,
+    /// `audit_…`
+    Audit,
+}
+
+impl Kind {
+    const ALL: [Self; 13] = [
+        Self::User,
+        Self::Provider,
+        Self::Model,
+        Self::Persona,
+        Self::Agent,
+        Self::Project,
+        Self::Circle,
+        Self::Member,
+        Self::Task,
+        Self::Conversation,
+        Self::Message,
+        Self::Event,
+        Self::Audit,
+    ];
+
+    /// The text before the underscore.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Provider => "provider",
+            Self::Model => "model",
+            Self::Persona => "persona",
+            Self::Agent => "agent",
+            Self::Project => "project",
+            Self::Circle => "circle",
+            Self::Member => "member",
+            Self::Task => "task",
+            Self::Conversation => "conversation",
+            Self::Message => "message",
+            Self::Event => "event",
+            Self::Audit => "audit",
+        }
+    }
+
+    pub(crate) fn from_prefix(prefix: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.prefix() == prefix)
+    }
+
+    /// The public id of a row.
+    pub fn id(self, uuid: Uuid) -> ID {
+        let prefix = self.prefix();
+        let mut text = String::with_capacity(prefix.len() + 1 + LENGTH);
+        text.push_str(prefix);
+        text.push('_');
+        let bits = uuid.as_u128();
+        for place in (0..LENGTH).rev() {
+            let digit = (bits >> (5 * place)) & 31;
+            text.push(char::from(ALPHABET[digit as usize]));
+        }
+        ID(text)
+    }
+
+    /// The row that an id given as `field` names.
+    ///
+    /// # Errors
+    /// `BAD_USER_INPUT` with `extensions.expected` when the id is malformed or of another type.
+    pub fn parse(self, id: &ID, field: &str) -> Result<Uuid, Error> {
+        match parse(id) {
+            Some((kind, uuid)) if kind == self => Ok(uuid),
+            _ => Err(Error::bad_input(format!(
+                "`{field}` must be the id of a {prefix}, such as {prefix}_01h455vb4pex5vsknk084sn02q.",
+                prefix = self.prefix()
+            ))
+            .field(field)
+            .expected(self.prefix())),
+        }
+    }
+
+    /// As [`Kind::parse`], for an optional argument.
+    ///
+    /// # Errors
+    /// As [`Kind::parse`].
+    pub fn parse_opt(self, id: Option<&ID>, field: &str) -> Result<Option<Uuid>, Error> {
+        id.map(|id| self.parse(id, field)).transpose()
+    }
+}
+
+/// The type and row an id names, `None` when it is malformed.
+pub fn parse(id: &ID) -> Option<(Kind, Uuid)> {
+    let (prefix, digits) = id.rsplit_once('_')?;
+    let kind = Kind::from_prefix(prefix)?;
+    // 26 digits hold 130 bits: the first may use only its lower three.
+    if digits.len() != LENGTH || digits.as_bytes()[0] > b'7' {
+        return None;
+    }
+    let mut bits = 0_u128;
+    for byte in digits.bytes() {
+        let digit = ALPHABET.iter().position(|letter| *letter == byte)?;
+        bits = (bits << 5) | digit as u128;
+    }
+    Some((kind, Uuid::from_u128(bits)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_the_uuid_in_base32_behind_its_prefix() {
+        let uuid = Uuid::parse_str("01890a5d-ac96-774b-bcce-b302099a8057").expect("a UUID");
+        let id = Kind::Circle.id(uuid);
+        assert_eq!(id.as_str(), "circle_01h455vb4pex5vsknk084sn02q");
+        assert_eq!(parse(&id), Some((Kind::Circle, uuid)));
+        for bits in [0, 1, u128::MAX, u128::MAX >> 1, 1 << 127] {
+            let uuid = Uuid::from_u128(bits);
+            assert_eq!(parse(&Kind::Event.id(uuid)), Some((Kind::Event, uuid)));
+        }
+    }
+
+    #[test]
+    fn a_malformed_id_names_nothing() {
+        for text in [
+            "",
+            "_",
+            "circle",
+            "circle_",
+            "circle_01h455vb4pex5vsknk084sn02",
+            "circle_01h455vb4pex5vsknk084sn02qq",
+            "circle_81h455vb4pex5vsknk084sn02q",
+            "circle_01H455VB4PEX5VSKNK084SN02Q",
+            "circle_01h455vb4pex5vsknk084sn0lq",
+            "Circle_01h455vb4pex5vsknk084sn02q",
+            "square_01h455vb4pex5vsknk084sn02q",
+            "circle_01h455vb4pex5vsknk084sn0é",
+            "circle01h455vb4pex5vsknk084sn02q",
+        ] {
+            assert_eq!(parse(&ID(text.to_owned())), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Everything that can be fetched by its id alone.
+
+use async_graphql::{Context, ID, Interface, Object};
+use futures_util::future::try_join_all;
+use gathering_entity::{
+    agent, audit, circle, conversation, event, member, message, model, persona, project, provider,
+    task, user,
+};
+use uuid::Uuid;
+
+use crate::{
+    agent::Agent,
+    audit::AuditEntry,
+    circle::Circle,
+    conversation::Conversation,
+    ctx::{Door, Request},
+    error::Error,
+    event::{self as events, Event},
+    id::{self, Kind},
+    member::CircleMember,
+    message::Message,
+    model::Model,
+    persona::Persona,
+    project::Project,
+    provider::Provider,
+    task::Task,
+    user::User,
+};
+
+/// Most ids of one `nodes` field.
+const MAX_NODES: usize = 100;
+
+/// Something with an id of its own, as in the
+/// [GraphQL global object identification specification](https://relay.dev/graphql/objectidentification.htm).
+#[derive(Interface)]
+#[graphql(field(
+    name = "id",
+    ty = "ID",
+    desc = "The typed, opaque id: the type in lower case, `_`, 26 characters."
+))]
+pub enum Node {
+    /// A user.
+    User(User),
+    /// A provider.
+    Provider(Provider),
+    /// A model.
+    Model(Model),
+    /// A persona.
+    Persona(Persona),
+    /// An agent.
+    Agent(Agent),
+    /// A project.
+    Project(Project),
+    /// A circle.
+    Circle(Circle),
+    /// A member.
+    Member(CircleMember),
+    /// A task.
+    Task(Task),
+    /// A conversation.
+    Conversation(Conversation),
+    /// A message.
+    Message(Message),
+    /// An entry of the audit log.
+    Audit(AuditEntry),
+    /// An event of an agent.
+    AgentEvent(events::Of<events::AgentChange>),
+    /// An event of a project.
+    ProjectEvent(events::Of<events::ProjectChange>),
+    /// An event of a circle.
+    CircleEvent(events::Of<events::CircleChange>),
+    /// An event of a circle's sharing.
+    SharingEvent(events::Of<events::SharingChange>),
+    /// An event of a member.
+    MemberEvent(events::Of<events::MemberChange>),
+    /// An event of a task.
+    TaskEvent(events::Of<events::TaskChange>),
+    /// An event of a conversation.
+    ConversationEvent(events::Of<events::ConversationChange>),
+    /// An event of a message.
+    MessageEvent(events::Of<events::MessageChange>),
+    /// An event of the catalogue.
+    CatalogueEvent(events::Of<events::CatalogueChange>),
+    /// An event of a user.
+    UserEvent(events::Of<events::UserChange>),
+}
+
+impl From<Event> for Node {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Agent(event) => Self::AgentEvent(event),
+            Event::Project(event) => Self::ProjectEvent(event),
+            Event::Circle(event) => Self::CircleEvent(event),
+            Event::Sharing(event) => Self::SharingEvent(event),
+            Event::Member(event) => Self::MemberEvent(event),
+            Event::Task(event) => Self::TaskEvent(event),
+            Event::Conversation(event) => Self::ConversationEvent(event),
+            Event::Message(event) => Self::MessageEvent(event),
+            Event::Catalogue(event) => Self::CatalogueEvent(event),
+            Event::User(event) => Self::UserEvent(event),
+        }
+    }
+}
+
+impl Node {
+    async fn load(request: &Request, kind: Kind, id: Uuid) -> Result<Option<Self>, Error> {
+        let viewer = request.viewer()?;
+        let rules = viewer.rules();
+        Ok(match kind {
+            Kind::User => request
+                .row::<user::Entity>(id)
+                .await?
+                .map(|row| Self::User(User(row))),
+            Kind::Provider => request
+                .row::<provider::Entity>(id)
+                .await?
+                .map(|row| Self::Provider(Provider(row))),
+            Kind::Model => request
+                .row::<model::Entity>(id)
+                .await?
+                .map(|row| Self::Model(Model(row))),
+            Kind::Persona => request
+                .row::<persona::Entity>(id)
+                .await?
+                .map(|row| Self::Persona(Persona(row))),
+            Kind::Agent => {
+                let row = request.readable::<agent::Entity>(&rules.agent, id).await?;
+                row.map(|row| Self::Agent(Agent(row)))
+            }
+            Kind::Project => {
+                let row = request
+                    .readable::<project::Entity>(&rules.project, id)
+                    .await?;
+                row.map(|row| Self::Project(Project(row)))
+            }
+            Kind::Circle => {
+                let row = request
+                    .readable::<circle::Entity>(&rules.circle, id)
+                    .await?;
+                row.map(|row| Self::Circle(Circle(row)))
+            }
+            Kind::Member => {
+                let row = request
+                    .readable::<member::Entity>(&rules.member, id)
+                    .await?;
+                row.map(|row| Self::Member(CircleMember(row)))
+            }
+            Kind::Task => {
+                let row = request.readable::<task::Entity>(&rules.task, id).await?;
+                row.map(|row| Self::Task(Task(row)))
+            }
+            Kind::Conversation => {
+                let row = request
+                    .readable::<conversation::Entity>(&rules.conversation, id)
+                    .await?;
+                row.map(|row| Self::Conversation(Conversation(row)))
+            }
+            Kind::Message => {
+                let row = request
+                    .readable::<message::Entity>(&rules.message, id)
+                    .await?;
+                row.map(|row| Self::Message(Message(row)))
+            }
+            Kind::Event => {
+                let row = request.readable::<event::Entity>(&rules.event, id).await?;
+                let announced = row.filter(|row| row.position.is_some());
+                announced.and_then(|row| Event::of(&row)).map(Self::from)
+            }
+            Kind::Audit if viewer.is_admin() => request
+                .row::<audit::Entity>(id)
+                .await?
+                .map(|row| Self::Audit(AuditEntry(row))),
+            Kind::Audit => None,
+        })
+    }
+}
+
+/// Queries by id alone.
+#[derive(Default)]
+pub struct NodeQuery;
+
+#[Object]
+impl NodeQuery {
+    /// The thing with this id, whatever its type.
+    async fn node(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Node>, Error> {
+        ctx.request().viewer()?;
+        let (kind, key) =
+            id::parse(&id).ok_or_else(|| Error::bad_input("`id` is not an id.").field("id"))?;
+        let node = Node::load(ctx.request(), kind, key).await?;
+        node.map(Some).ok_or_else(|| Error::not_found("id"))
+    }
+
+    /// The things with these ids, in order; null in the place of one that names nothing the viewer can read.
+    async fn nodes(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "At most 100 ids, of any types.")] ids: Vec<ID>,
+    ) -> Result<Vec<Option<Node>>, Error> {
+        ctx.request().viewer()?;
+        if ids.len() > MAX_NODES {
+            return Err(
+                Error::bad_input(format!("`ids` must have at most {MAX_NODES} entries."))
+                    .field("ids"),
+            );
+        }
+        let mut keys = Vec::with_capacity(ids.len());
+        for id in &ids {
+            keys.push(id::parse(id).ok_or_else(|| {
+                Error::bad_input("`ids` has an entry that is not an id.").field("ids")
+            })?);
+        }
+        try_join_all(
+            keys.into_iter()
+                .map(|(kind, key)| Node::load(ctx.request(), kind, key)),
+        )
+        .await
+    }
+}

@@ -1,0 +1,397 @@
+//! Relay connections with keyset cursors, at every depth.
+//!
+//! A cursor holds the values by which its list is ordered, so that a page begins in the right place whatever was added
+//! or removed before it. A connection loads its rows when its rows are asked for and counts when its count is.
+
+use std::{borrow::Cow, marker::PhantomData, sync::Arc};
+
+use async_graphql::{
+    Context, Object, ObjectType, OutputType, SimpleObject, TypeName, connection::PageInfo,
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::DateTime;
+use sea_orm::{
+    ColumnTrait, Condition, EntityName, EntityTrait, FromQueryResult, ModelTrait, QueryFilter,
+    QueryTrait, Value,
+    sea_query::{self, ColumnType, Expr, ExprTrait, SelectStatement},
+};
+use uuid::Uuid;
+
+use crate::{
+    ctx::Door,
+    error::Error,
+    read::{ColumnOf, Count, Pages, Totals},
+};
+
+/// Rows of a page when the client names no number.
+pub const DEFAULT_PAGE: u64 = 20;
+/// Most rows of a page.
+pub const MAX_PAGE: u64 = 100;
+/// Longest cursor that is looked at, in characters.
+const MAX_CURSOR: usize = 1_024;
+
+/// What a connection lists.
+pub trait Listed: Send + Sync + 'static {
+    /// The rows.
+    type Entity: EntityTrait<Model: Send + Sync + FromQueryResult>;
+    /// What a row is shown as.
+    type Node: OutputType;
+    /// What an edge says beside its node; [`async_graphql::connection::EmptyFields`] when nothing.
+    type Extra: ObjectType;
+    /// The first part of the names of the connection and its edge.
+    const NAME: &'static str;
+
+    /// Shows rows, in order; `None` for a row whose node has gone in the meantime.
+    fn nodes(
+        ctx: &Context<'_>,
+        rows: &[Arc<RowOf<Self>>],
+    ) -> impl Future<Output = Result<Vec<Option<Self::Node>>, Error>> + Send;
+
+    /// What a row's edge says beside its node.
+    fn extra(row: &Arc<RowOf<Self>>) -> Self::Extra;
+}
+
+pub(crate) type RowOf<L> = <<L as Listed>::Entity as EntityTrait>::Model;
+type ColOf<L> = <<L as Listed>::Entity as EntityTrait>::Column;
+
+/// Which part of a list is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    size: u64,
+    backward: bool,
+    after: Option<String>,
+    before: Option<String>,
+}
+
+impl Page {
+    /// A page from the arguments of a connection field.
+    pub(crate) fn new(
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+    ) -> Result<Self, Error> {
+        let size = |number: i32, field: &str| match u64::try_from(number) {
+            Ok(size @ 1..=MAX_PAGE) => Ok(size),
+            _ => Err(
+                Error::bad_input(format!("`{field}` must be from 1 to {MAX_PAGE}.")).field(field),
+            ),
+        };
+        let (size, backward) = match (first, last) {
+            (Some(_), Some(_)) => {
+                return Err(Error::bad_input("Give `first` or `last`, not both.").field("last"));
+            }
+            (None, Some(last)) => (size(last, "last")?, true),
+            (Some(first), None) => (size(first, "first")?, false),
+            (None, None) => (DEFAULT_PAGE, false),
+        };
+        Ok(Self {
+            size,
+            backward,
+            after,
+            before,
+        })
+    }
+}
+
+/// The order of a list: columns that together are unique and never null, all in one direction.
+#[derive(Clone, Debug)]
+pub(crate) struct Order<C> {
+    columns: Vec<C>,
+    descending: bool,
+}
+
+impl<C: ColumnTrait> Order<C> {
+    pub(crate) fn ascending(columns: impl Into<Vec<C>>) -> Self {
+        Self {
+            columns: columns.into(),
+            descending: false,
+        }
+    }
+
+    pub(crate) fn descending(columns: impl Into<Vec<C>>) -> Self {
+        Self {
+            columns: columns.into(),
+            descending: true,
+        }
+    }
+
+    /// Tells the cursors of one list from those of another: FNV-1a over the names of its columns.
+    fn tag(&self) -> [u8; 4] {
+        let mut hash = 0x811c_9dc5_u32;
+        for column in &self.columns {
+            let name = format!("{}.{};", column.entity_name(), column.as_str());
+            for byte in name.bytes() {
+                hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+            }
+        }
+        hash.to_be_bytes()
+    }
+
+    pub(crate) fn cursor<M>(&self, row: &M) -> String
+    where
+        M: ModelTrait<Entity: EntityTrait<Column = C>>,
+    {
+        let mut bytes = self.tag().to_vec();
+        for column in &self.columns {
+            match row.get(*column) {
+                Value::Int(Some(number)) => bytes.extend(i64::from(number).to_be_bytes()),
+                Value::BigInt(Some(number)) => bytes.extend(number.to_be_bytes()),
+                Value::ChronoDateTimeUtc(Some(instant)) => {
+                    bytes.extend(instant.timestamp_micros().to_be_bytes())
+                }
+                Value::Uuid(Some(uuid)) => bytes.extend(uuid.as_bytes()),
+                Value::String(Some(text)) => {
+                    bytes.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+                    bytes.extend(text.as_bytes());
+                }
+                // A null cannot be: orders take columns that hold none. Without the value the cursor fits no list.
+                _ => {}
+            }
+        }
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// The values of a cursor of this order.
+    fn values(&self, cursor: &str, field: &str) -> Result<Vec<Value>, Error> {
+        self.decode(cursor).ok_or_else(|| {
+            Error::bad_input(format!("`{field}` must be a cursor that this list gave."))
+                .field(field)
+        })
+    }
+
+    fn decode(&self, cursor: &str) -> Option<Vec<Value>> {
+        if cursor.len() > MAX_CURSOR {
+            return None;
+        }
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
+        let mut rest = bytes.strip_prefix(&self.tag())?;
+        let mut take = |length: usize| {
+            let (part, after) = rest.split_at_checked(length)?;
+            rest = after;
+            Some(part)
+        };
+        let mut values = Vec::with_capacity(self.columns.len());
+        for column in &self.columns {
+            values.push(match column.def().get_column_type() {
+                ColumnType::Integer | ColumnType::BigInteger => {
+                    Value::from(i64::from_be_bytes(take(8)?.try_into().ok()?))
+                }
+                ColumnType::TimestampWithTimeZone => {
+                    let micros = i64::from_be_bytes(take(8)?.try_into().ok()?);
+                    Value::from(DateTime::from_timestamp_micros(micros)?)
+                }
+                ColumnType::Uuid => Value::from(Uuid::from_slice(take(16)?).ok()?),
+                _ => {
+                    let length = u16::from_be_bytes(take(2)?.try_into().ok()?);
+                    let text = std::str::from_utf8(take(usize::from(length))?).ok()?;
+                    // PostgreSQL has no NUL in a text, so no row has.
+                    if text.contains('\0') {
+                        return None;
+                    }
+                    Value::from(text)
+                }
+            });
+        }
+        rest.is_empty().then_some(values)
+    }
+
+    fn direction(&self, backward: bool) -> sea_query::Order {
+        if self.descending == backward {
+            sea_query::Order::Asc
+        } else {
+            sea_query::Order::Desc
+        }
+    }
+
+    /// The rows beyond a cursor: behind it in the order, or before it.
+    fn beyond(&self, values: Vec<Value>, behind: bool) -> Expr {
+        let columns = self
+            .columns
+            .iter()
+            .map(|column| Expr::col(column.as_column_ref()));
+        let (left, right) = if let [column] = self.columns[..] {
+            let value = values
+                .into_iter()
+                .next()
+                .map_or_else(|| Expr::val(Value::Bool(None)), Expr::val);
+            (Expr::col(column.as_column_ref()), value)
+        } else {
+            (
+                Expr::tuple(columns),
+                Expr::tuple(values.into_iter().map(Expr::val)),
+            )
+        };
+        if self.descending == behind {
+            left.lt(right)
+        } else {
+            left.gt(right)
+        }
+    }
+}
+
+/// One page of a list. Rows and count are loaded when they are asked for.
+pub struct Connection<L: Listed> {
+    list: &'static str,
+    all: SelectStatement,
+    page: SelectStatement,
+    parent: Option<ColumnOf>,
+    key: Uuid,
+    order: Order<ColOf<L>>,
+    size: usize,
+    backward: bool,
+    /// Whether the client came from the other side, so that there is something there.
+    continued: bool,
+    listed: PhantomData<fn() -> L>,
+}
+
+impl<L: Listed> Connection<L> {
+    /// A page of all rows that fulfil a condition.
+    pub(crate) fn new(
+        condition: Condition,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        Self::select(
+            L::Entity::find().filter(condition).into_query(),
+            None,
+            order,
+            page,
+        )
+    }
+
+    /// A page of those rows of a parent that fulfil a condition.
+    pub(crate) fn of(
+        column: ColOf<L>,
+        parent: Uuid,
+        condition: Condition,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        let select = L::Entity::find().filter(condition).into_query();
+        Self::select(select, Some((column.as_column_ref(), parent)), order, page)
+    }
+
+    /// A page of a select over the entity's columns, which may join the table that holds the parent.
+    pub(crate) fn select(
+        all: SelectStatement,
+        parent: Option<(ColumnOf, Uuid)>,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        let mut select = all.clone();
+        if let Some(after) = &page.after {
+            select.and_where(order.beyond(order.values(after, "after")?, true));
+        }
+        if let Some(before) = &page.before {
+            select.and_where(order.beyond(order.values(before, "before")?, false));
+        }
+        for column in &order.columns {
+            select.order_by(column.as_column_ref(), order.direction(page.backward));
+        }
+        // One row more than asked for tells whether there is a next page.
+        select.limit(page.size + 1);
+        let (parent, key) = parent.unzip();
+        Ok(Self {
+            list: L::Entity::default().table_name(),
+            all,
+            page: select,
+            parent,
+            key: key.unwrap_or_default(),
+            order,
+            size: usize::try_from(page.size).unwrap_or(usize::MAX),
+            backward: page.backward,
+            continued: if page.backward {
+                page.before.is_some()
+            } else {
+                page.after.is_some()
+            },
+            listed: PhantomData,
+        })
+    }
+
+    /// The rows of the page in the list's order, and whether there are more in the direction of paging.
+    async fn rows(&self, ctx: &Context<'_>) -> Result<(Vec<Arc<RowOf<L>>>, bool), Error> {
+        let pages = Pages::<RowOf<L>>::new(self.list, self.page.clone(), self.parent.clone());
+        let rows = ctx.request().load(pages, self.key).await?;
+        let mut page: Vec<_> = rows.iter().take(self.size).cloned().collect();
+        if self.backward {
+            page.reverse();
+        }
+        Ok((page, rows.len() > self.size))
+    }
+}
+
+impl<L: Listed> TypeName for Connection<L> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Connection", L::NAME).into()
+    }
+}
+
+/// One page of a list, as the [Relay connection specification](https://relay.dev/graphql/connections.htm) has it.
+#[Object(name_type)]
+impl<L: Listed> Connection<L> {
+    /// The entries of the page, each with its cursor.
+    async fn edges(&self, ctx: &Context<'_>) -> Result<Vec<Edge<L>>, Error> {
+        let (rows, _) = self.rows(ctx).await?;
+        let nodes = L::nodes(ctx, &rows).await?;
+        Ok(rows
+            .iter()
+            .zip(nodes)
+            .filter_map(|(row, node)| {
+                Some(Edge {
+                    cursor: self.order.cursor(&**row),
+                    node: node?,
+                    extra: L::extra(row),
+                })
+            })
+            .collect())
+    }
+
+    /// The nodes of the page, without their cursors.
+    async fn nodes(&self, ctx: &Context<'_>) -> Result<Vec<L::Node>, Error> {
+        let (rows, _) = self.rows(ctx).await?;
+        Ok(L::nodes(ctx, &rows).await?.into_iter().flatten().collect())
+    }
+
+    /// Where the page lies in the list.
+    async fn page_info(&self, ctx: &Context<'_>) -> Result<PageInfo, Error> {
+        let (rows, more) = self.rows(ctx).await?;
+        let (has_previous_page, has_next_page) = if self.backward {
+            (more, self.continued)
+        } else {
+            (self.continued, more)
+        };
+        Ok(PageInfo {
+            has_previous_page,
+            has_next_page,
+            start_cursor: rows.first().map(|row| self.order.cursor(&**row)),
+            end_cursor: rows.last().map(|row| self.order.cursor(&**row)),
+        })
+    }
+
+    /// How many entries the whole list has under its filter, whatever the page. Counted only when selected.
+    async fn total_count(&self, ctx: &Context<'_>) -> Result<i32, Error> {
+        let totals = Totals::<Count>::count(self.list, self.all.clone(), self.parent.clone());
+        let total = ctx.request().load(totals, self.key).await?;
+        Ok(i32::try_from(total.count).unwrap_or(i32::MAX))
+    }
+}
+
+/// One entry of a list.
+#[derive(SimpleObject)]
+#[graphql(name_type)]
+pub struct Edge<L: Listed> {
+    /// Marks this entry's place in the list: give it as `after` or `before` to go on from here.
+    cursor: String,
+    /// The entry.
+    node: L::Node,
+    #[graphql(flatten)]
+    extra: L::Extra,
+}
+
+impl<L: Listed> TypeName for Edge<L> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Edge", L::NAME).into()
+    }
+}

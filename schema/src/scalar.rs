@@ -1,0 +1,134 @@
+//! The scalars of the schema that GraphQL does not bring along.
+
+use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value};
+use chrono::{DateTime as ChronoDateTime, SecondsFormat, SubsecRound, Utc};
+
+/// An instant in UTC as an [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339) string with microseconds, such as
+/// `2026-01-05T09:00:01.000000Z`. Input may use any offset and is cut to microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DateTime(pub ChronoDateTime<Utc>);
+
+#[Scalar(specified_by_url = "https://www.rfc-editor.org/rfc/rfc3339")]
+impl ScalarType for DateTime {
+    fn parse(value: Value) -> InputValueResult<Self> {
+        let Value::String(text) = &value else {
+            return Err(InputValueError::expected_type(value));
+        };
+        ChronoDateTime::parse_from_rfc3339(text)
+            .map(|instant| Self(instant.with_timezone(&Utc).trunc_subsecs(6)))
+            .map_err(|_| {
+                InputValueError::custom(
+                    "Expected an RFC 3339 date and time, such as 2026-01-05T09:00:00Z.",
+                )
+            })
+    }
+
+    fn to_value(&self) -> Value {
+        Value::String(self.0.to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+}
+
+impl From<ChronoDateTime<Utc>> for DateTime {
+    fn from(instant: ChronoDateTime<Utc>) -> Self {
+        Self(instant)
+    }
+}
+
+const MICROS: i64 = 1_000_000;
+
+/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decimal {
+    /// The number in millionths.
+    pub micros: i64,
+}
+
+impl Decimal {
+    fn from_text(text: &str) -> Option<Self> {
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, text),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+        let is_number =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(fraction) || fraction.len() > 6 {
+            return None;
+        }
+        let whole: i64 = whole.parse().ok()?;
+        let fraction: i64 = format!("{fraction:0<6}").parse().ok()?;
+        let micros = whole.checked_mul(MICROS)?.checked_add(fraction)?;
+        Some(Self {
+            micros: if negative { -micros } else { micros },
+        })
+    }
+}
+
+#[Scalar]
+impl ScalarType for Decimal {
+    fn parse(value: Value) -> InputValueResult<Self> {
+        let text = match &value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err(InputValueError::expected_type(value)),
+        };
+        Self::from_text(&text).ok_or_else(|| {
+            InputValueError::custom(
+                "Expected a decimal number with at most six decimals, such as \"0.27\".",
+            )
+        })
+    }
+
+    fn to_value(&self) -> Value {
+        let sign = if self.micros < 0 { "-" } else { "" };
+        let micros = self.micros.unsigned_abs();
+        let unit = MICROS.unsigned_abs();
+        Value::String(format!("{sign}{}.{:06}", micros / unit, micros % unit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decimal_keeps_every_millionth() {
+        for (text, micros, shown) in [
+            ("0", 0, "0.000000"),
+            ("0.27", 270_000, "0.270000"),
+            ("-1.000001", -1_000_001, "-1.000001"),
+            ("15", 15_000_000, "15.000000"),
+            ("9223372036854.775807", i64::MAX, "9223372036854.775807"),
+        ] {
+            let decimal = Decimal::from_text(text).expect(text);
+            assert_eq!(decimal.micros, micros);
+            assert_eq!(decimal.to_value(), Value::String(shown.to_owned()));
+        }
+        for text in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "1e3",
+            "0.1234567",
+            "9223372036854.775808",
+            "--1",
+            "1,5",
+            "+1",
+        ] {
+            assert_eq!(Decimal::from_text(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_instant_is_shown_in_utc_with_microseconds() {
+        let parsed =
+            DateTime::parse(Value::from("2026-01-05T10:00:01.1234567+01:00")).expect("an instant");
+        assert_eq!(
+            parsed.to_value(),
+            Value::from("2026-01-05T09:00:01.123456Z")
+        );
+        assert!(DateTime::parse(Value::from("2026-01-05")).is_err());
+        assert!(DateTime::parse(Value::from(1)).is_err());
+    }
+}

@@ -1,0 +1,134 @@
+//! The server itself: what it is and how it is.
+
+use std::time::{Duration, Instant};
+
+use async_graphql::{Context, Enum, Object, SimpleObject};
+use sea_orm::sea_query::{Alias, Expr, Query};
+use uuid::Uuid;
+
+use crate::{
+    cache::Cache,
+    ctx::Door,
+    error::Error,
+    page::MAX_PAGE,
+    read::{Count, Totals},
+    scalar::DateTime,
+};
+
+/// How long one look at the server's parts holds.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the server is and which bounds it sets.
+#[derive(SimpleObject)]
+pub struct ServerInfo {
+    /// The name of the product.
+    name: &'static str,
+    /// Its version, as in [semantic versioning](https://semver.org).
+    version: &'static str,
+    /// When this process began.
+    started_at: DateTime,
+    /// Most entries of a page.
+    max_page_size: i32,
+    /// Deepest nesting of a document's fields.
+    max_depth: i32,
+    /// Highest complexity of an operation: each field costs one and its selection, a connection's selection as many
+    /// times as its page has entries.
+    max_complexity: i32,
+}
+
+/// How a part of the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+pub enum HealthStatus {
+    /// As it should be.
+    Up,
+    /// Working, with restrictions.
+    Degraded,
+    /// Not working.
+    Down,
+}
+
+/// How the server is.
+#[derive(Clone, SimpleObject)]
+pub struct HealthReport {
+    /// The worst of all checks.
+    status: HealthStatus,
+    /// One check for each part.
+    checks: Vec<HealthCheck>,
+}
+
+/// How one part of the server is.
+#[derive(Clone, SimpleObject)]
+pub struct HealthCheck {
+    /// The part.
+    name: &'static str,
+    /// How it is.
+    status: HealthStatus,
+    /// What is wrong with it.
+    message: Option<String>,
+    /// How long it took to answer, in milliseconds.
+    latency_ms: Option<f64>,
+}
+
+/// The last look at the server's parts.
+pub(crate) struct Look(Cache<(), HealthReport>);
+
+impl Default for Look {
+    fn default() -> Self {
+        Self(Cache::new(1, Some(LOOK)))
+    }
+}
+
+/// Queries about the server.
+#[derive(Default)]
+pub struct ServerQuery;
+
+#[Object]
+impl ServerQuery {
+    /// What the server is and which bounds it sets. For everyone.
+    async fn server_info(&self, ctx: &Context<'_>) -> ServerInfo {
+        let services = &ctx.request().services;
+        let bounded = |limit: u64| i32::try_from(limit).unwrap_or(i32::MAX);
+        ServerInfo {
+            name: "Gathering",
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: services.started_at.into(),
+            max_page_size: bounded(MAX_PAGE),
+            max_depth: bounded(services.limits.depth),
+            max_complexity: bounded(services.limits.complexity),
+        }
+    }
+
+    /// How the server is, looked at once a second at most. For administrators.
+    async fn health(&self, ctx: &Context<'_>) -> Result<HealthReport, Error> {
+        let request = ctx.request();
+        request.admin()?;
+        if let Some(report) = request.services.look.0.get(&()) {
+            return Ok(report);
+        }
+        let asked = Instant::now();
+        let one = Query::select()
+            .expr_as(Expr::cust("CAST(1 AS BIGINT)"), Alias::new("count"))
+            .take();
+        let answer = request
+            .load(
+                Totals::<Count>::new("database check", one, None),
+                Uuid::nil(),
+            )
+            .await;
+        let (status, message) = match answer {
+            Ok(_) => (HealthStatus::Up, None),
+            Err(error) => (HealthStatus::Down, Some(error.message.into_owned())),
+        };
+        let report = HealthReport {
+            status,
+            checks: vec![HealthCheck {
+                name: "database",
+                status,
+                message,
+                latency_ms: Some(asked.elapsed().as_secs_f64() * 1e3),
+            }],
+        };
+        request.services.look.0.insert((), report.clone());
+        Ok(report)
+    }
+}

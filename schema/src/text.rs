@@ -1,0 +1,57 @@
+//! Folded text, and the bounds of texts that filters take.
+
+use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
+use unicode_normalization::UnicodeNormalization;
+
+use crate::error::Error;
+
+/// Most characters of a filter's text.
+const MAX_FILTER: usize = 100;
+
+/// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case.
+pub fn fold(text: &str) -> String {
+    text.trim().nfkc().flat_map(char::to_lowercase).collect()
+}
+
+/// A filter's text, checked.
+pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
+    if text.chars().count() > MAX_FILTER {
+        return Err(Error::bad_input(format!(
+            "`{field}` must have at most {MAX_FILTER} characters."
+        ))
+        .field(field));
+    }
+    if text.contains('\0') {
+        return Err(
+            Error::bad_input(format!("`{field}` must not contain the character U+0000."))
+                .field(field),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// `column`, a folded one, contains what `search` looks for.
+pub(crate) fn contains(column: Expr, search: &str) -> Result<Expr, Error> {
+    let mut pattern = String::from("%");
+    for letter in fold(&filter(search, "search")?).chars() {
+        if matches!(letter, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern.push('%');
+    Ok(column.like(LikeExpr::new(pattern).escape('\\')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_people_take_for_the_same_fold_alike() {
+        assert_eq!(fold("  Ada Lovelace\t"), "ada lovelace");
+        assert_eq!(fold("ﬁne"), "fine");
+        assert_eq!(fold("E\u{301}LAN"), fold("élan"));
+        assert_eq!(fold("ＡＤＡ"), "ada");
+    }
+}
