@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
 use axum::Router;
-use axum::body::{Body, HttpBody};
+use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
@@ -85,14 +85,36 @@ struct Endpoint {
 
 async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    match endpoint.serve(&head, body).await {
+    let mut body = body.into_data_stream();
+    match endpoint.serve(&head, &mut body).await {
         Ok(response) => response,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => {
+            discard(&head.headers, &mut body).await;
+            refusal.into_response()
+        }
+    }
+}
+
+/// Throws a little of a refused body away. Most clients write all before they read: one that is cut off in the middle
+/// sees a broken connection and no answer. A client that waits to be asked for its body is not asked.
+async fn discard(headers: &HeaderMap, body: &mut BodyDataStream) {
+    const MOST: usize = 8 << 20;
+    const LONGEST: Duration = Duration::from_secs(1);
+    let rest = async {
+        let mut discarded = 0;
+        while discarded < MOST
+            && let Some(Ok(chunk)) = body.next().await
+        {
+            discarded += chunk.len();
+        }
+    };
+    if !headers.contains_key(EXPECT) {
+        let _ = timeout(LONGEST, rest).await;
     }
 }
 
 impl Endpoint {
-    async fn serve(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
+    async fn serve(&self, head: &Parts, body: &mut BodyDataStream) -> Result<Response, Refusal> {
         if !self.config.auth.answer_as.is_empty() {
             must_be_local(&head.headers)?;
         }
@@ -116,7 +138,7 @@ impl Endpoint {
             Method::POST => {
                 let media = prefer(&head.headers, &[Media::Json, Media::Response])?;
                 must_be_json(&head.headers)?;
-                let body = self.read(head, body).await?;
+                let body = self.read(body).await?;
                 match Payload::parse(&body)? {
                     Payload::One(one) => self.single(one.into_params("")?, head, media).await,
                     Payload::Batch(entries) => self.batch(entries, head, media).await,
@@ -128,51 +150,36 @@ impl Endpoint {
     }
 
     /// Reads a body within the bounds of size and time.
-    async fn read(&self, head: &Parts, body: Body) -> Result<Vec<u8>, Refusal> {
+    async fn read(&self, body: &mut BodyDataStream) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.server.body_limit;
-        let fits = body.size_hint().lower() <= limit as u64;
-        let mut chunks = body.into_data_stream();
-        if fits {
-            let whole = async {
-                let mut bytes = Vec::new();
-                while let Some(chunk) = chunks.next().await {
-                    let chunk = chunk.map_err(|_| Refusal::bad("The body ended too early."))?;
-                    if bytes.len() + chunk.len() > limit {
-                        return Ok(None);
-                    }
-                    bytes.extend_from_slice(&chunk);
+        let too_large = || {
+            Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("The body must not be longer than {limit} bytes."),
+            )
+        };
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let whole = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = body.next().await {
+                let chunk = chunk.map_err(|_| Refusal::bad("The body ended too early."))?;
+                if bytes.len() + chunk.len() > limit {
+                    return Err(too_large());
                 }
-                Ok(Some(bytes))
-            };
-            match timeout(self.config.server.body_timeout, whole).await {
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(bytes))) => return Ok(bytes),
-                Ok(Err(refusal)) => return Err(refusal),
-                Err(_) => {
-                    return Err(Refusal {
-                        code: Code::Timeout,
-                        ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
-                    });
-                }
+                bytes.extend_from_slice(&chunk);
             }
-        }
-        // Most clients write all before they read: one that is cut off in the middle sees a broken connection and no
-        // answer. A little of what is too much is therefore thrown away first, unless the client waits to be asked.
-        if !head.headers.contains_key(EXPECT) {
-            let discard = async {
-                let mut left = DISCARD;
-                while let Some(Ok(chunk)) = chunks.next().await
-                    && chunk.len() < left
-                {
-                    left -= chunk.len();
-                }
-            };
-            let _ = timeout(LINGER, discard).await;
-        }
-        Err(Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("The body must not be longer than {limit} bytes."),
-        ))
+            Ok(bytes)
+        };
+        timeout(self.config.server.body_timeout, whole)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Refusal {
+                    code: Code::Timeout,
+                    ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
+                })
+            })
     }
 
     async fn single(
@@ -289,10 +296,6 @@ async fn guarded<T>(work: impl Future<Output = T>, request_id: String) -> Result
 
 /// The methods of `/graphql`.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
-
-/// How much of a body that is too large is thrown away before it is refused, in bytes, and for how long.
-const DISCARD: usize = 8 << 20;
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a request is turned away before the graph answers it.
 struct Refusal {

@@ -340,6 +340,22 @@ async fn a_body_that_is_too_long_is_refused_before_it_has_come() {
 }
 
 #[tokio::test]
+async fn a_client_that_writes_before_it_reads_sees_its_refusal() {
+    let server = TestServer::start().await;
+    for _ in 0..10 {
+        let body = " ".repeat(4 << 20);
+        let request = server.request(Method::POST, "/graphql").body(body);
+        let response = send(request.header(CONTENT_TYPE, "text/plain")).await;
+        assert_refused(
+            response,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "BAD_USER_INPUT",
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_given_up() {
     let server =
         TestServer::with(|config| config.server.body_timeout = Duration::from_millis(20)).await;
@@ -682,12 +698,11 @@ async fn everybody_is_answered_as_the_configured_user() {
 async fn documents_that_would_cost_too_much_are_refused_unread() {
     let server = TestServer::start().await;
     // Each fragment doubles the one before: expanded, this is more than any machine can walk.
-    let mut bomb = "{ ...F0 }".to_owned();
-    for n in 0..60 {
-        bomb += &format!(" fragment F{n} on Query {{ ...F{m} ...F{m} }}", m = n + 1);
-    }
-    bomb += " fragment F60 on Query { __typename }";
-    let aliases: String = (0..500).map(|n| format!(" a{n}: __typename")).collect();
+    let doubling = |n: usize| format!("fragment F{n} on Query {{ ...F{m} ...F{m} }} ", m = n + 1);
+    let doublings = (0..60).map(doubling).collect::<Vec<_>>().concat();
+    let bomb = format!("{{ ...F0 }} {doublings} fragment F60 on Query {{ __typename }}");
+    let aliases: Vec<String> = (0..500).map(|n| format!("a{n}: __typename")).collect();
+    let aliases = aliases.join(" ");
     let deep = "{ a ".repeat(3_000) + &"}".repeat(3_000);
     for document in [
         bomb,
@@ -756,6 +771,7 @@ async fn a_browser_gets_the_playground_under_a_strict_policy() {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "says what is left out")]
 #[tokio::test]
 async fn what_the_playground_loads_is_in_the_binary() {
     let server = TestServer::start().await;
