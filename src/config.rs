@@ -113,23 +113,23 @@ settings! {
     /// What one GraphQL operation may ask for.
     graphql: Graphql {
         /// Longest document, in bytes.
-        document_bytes: usize = 32 << 10, from 1 << 10, to 1 << 20;
+        document_bytes: u64 = 32 << 10, from 1 << 10, to 1 << 20;
         /// Most tokens in a document.
-        tokens: usize = 4_000, from 100, to 100_000;
+        tokens: u64 = 4_000, from 100, to 100_000;
         /// Most root fields in an operation, with fragments expanded.
-        root_fields: usize = 20, from 1, to 1_000;
+        root_fields: u64 = 20, from 1, to 1_000;
         /// Deepest nesting of fields; the standard introspection query needs 15.
-        depth: usize = 16, from 1, to 100;
+        depth: u64 = 16, from 1, to 100;
         /// Highest complexity: a field costs 1 plus its selection, a connection multiplies its selection by its page size.
-        complexity: usize = 20_000, from 100, to 10_000_000;
+        complexity: u64 = 20_000, from 100, to 10_000_000;
         /// Longest execution of a query or mutation.
         timeout: Duration = seconds(15), from Duration::from_millis(10), to seconds(600);
         /// Most operations in one batched request; 0 refuses batches.
         batch: usize = 0, from 0, to 10;
         /// Most parsed documents kept in memory.
-        parsed_documents: usize = 1_000, from 1, to 100_000;
+        parsed_documents: u64 = 1_000, from 1, to 100_000;
         /// Most automatic persisted queries kept in memory; 0 turns them off.
-        persisted_queries: usize = 1_000, from 0, to 100_000;
+        persisted_queries: u64 = 1_000, from 0, to 100_000;
         /// Whether clients may read the schema.
         introspection: bool = true;
         /// Who gets `extensions.usage` with the header `X-Gathering-Usage: 1`.
@@ -208,7 +208,7 @@ macro_rules! whole_numbers {
     )*};
 }
 
-whole_numbers!(u32 usize);
+whole_numbers!(u32 u64 usize);
 
 impl Setting for bool {
     fn expected(&self) -> String {

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::middleware::{from_fn, map_response};
 use axum::response::{IntoResponse, Response};
-use gathering_schema::{Graph, Limits};
+use gathering_schema::{Graph, Limits, Trust, TrustedDocuments};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -86,7 +86,11 @@ impl Server {
 
         let database = Database::open(&config.database).await?;
         bring_up_to_date(&database, &config, migrate).await?;
-        let graph = Graph::new(database.connection().clone(), limits(&config.graphql));
+        let graph = Graph::new(
+            database.connection().clone(),
+            limits(&config.graphql),
+            trusted(&config.graphql)?,
+        );
         let routes = http::routes(graph, config);
         app.serving
             .get_or_init(|| outer(health.routes().merge(routes).fallback(nowhere)));
@@ -143,8 +147,34 @@ fn outer(routes: Router) -> Router {
 
 fn limits(settings: &config::Graphql) -> Limits {
     Limits {
+        document_bytes: settings.document_bytes,
+        tokens: settings.tokens,
+        root_fields: settings.root_fields,
+        depth: settings.depth,
+        complexity: settings.complexity,
         timeout: settings.timeout,
+        parsed_documents: settings.parsed_documents,
+        persisted_queries: settings.persisted_queries,
+        introspection: settings.introspection,
     }
+}
+
+fn trusted(settings: &config::Graphql) -> Result<TrustedDocuments, StartError> {
+    let trust = match settings.trusted_documents {
+        config::TrustedDocuments::Off => return Ok(TrustedDocuments::default()),
+        config::TrustedDocuments::Audit => Trust::Audit,
+        config::TrustedDocuments::Enforce => Trust::Enforce,
+    };
+    let path = settings.manifest.display();
+    let text = std::fs::read_to_string(&settings.manifest).map_err(|error| {
+        StartError::new(format!("graphql.manifest: {path} cannot be read: {error}"))
+    })?;
+    let documents = serde_json::from_str(&text).map_err(|error| {
+        StartError::new(format!(
+            "graphql.manifest: {path} must be a JSON object from id to document: {error}"
+        ))
+    })?;
+    Ok(TrustedDocuments { trust, documents })
 }
 
 async fn bring_up_to_date(
