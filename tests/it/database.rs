@@ -27,11 +27,13 @@ fn server() -> Option<Url> {
 /// A database that is dropped with this value.
 pub(crate) struct Database {
     url: String,
+    /// The file's path, or the database's name on its server.
+    name: String,
     place: Place,
 }
 
 enum Place {
-    File(TempDir),
+    File { _folder: TempDir },
     Server(Url),
 }
 
@@ -62,15 +64,15 @@ impl Database {
                 sweep(&server).await;
                 Self::filled().await
             });
-            let template = template.await.name().to_owned();
-            Self::on(server, &template).await
+            let template = &template.await.name;
+            Self::on(server, template).await
         } else {
             let file = FILE.get_or_init(async || {
                 let database = Self::filled().await;
-                fs::read(database.name()).expect("reads")
+                fs::read(&database.name).expect("reads")
             });
             let copy = Self::file();
-            fs::write(copy.name(), file.await).expect("copies");
+            fs::write(&copy.name, file.await).expect("copies");
             copy
         }
     }
@@ -85,10 +87,11 @@ impl Database {
 
     fn file() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join("gathering.db");
+        let name = folder.path().join("gathering.db").display().to_string();
         Self {
-            url: format!("sqlite://{}?mode=rwc", file.display()),
-            place: Place::File(folder),
+            url: format!("sqlite://{name}?mode=rwc"),
+            name,
+            place: Place::File { _folder: folder },
         }
     }
 
@@ -100,17 +103,9 @@ impl Database {
         url.set_path(&name);
         Self {
             url: url.into(),
+            name,
             place: Place::Server(server),
         }
-    }
-
-    /// The file's path, or the database's name on its server.
-    fn name(&self) -> &str {
-        let (_, path) = match &self.place {
-            Place::File(_) => self.url.split_once("://").expect("a URL"),
-            Place::Server(_) => self.url.rsplit_once('/').expect("a URL"),
-        };
-        path.split('?').next().expect("a name")
     }
 
     /// Where the server under test finds it.
@@ -176,7 +171,7 @@ impl Drop for Database {
         let Place::Server(server) = &self.place else {
             return;
         };
-        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name());
+        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         let drop = || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
