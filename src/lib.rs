@@ -1,4 +1,5 @@
 //! Gathering, the GraphQL API server for teams of AI agents: the process around the graph.
+#![recursion_limit = "256"]
 
 pub mod config;
 pub mod db;

@@ -380,7 +380,7 @@ pub struct CircleCollaborators;
 impl Listed for CircleCollaborators {
     type Entity = collaborator::Entity;
     type Node = User;
-    type Extra = CollaboratorEdge;
+    type Extra = Collaboration;
     const NAME: &'static str = "CircleCollaborator";
 
     async fn nodes(
@@ -397,8 +397,8 @@ impl Listed for CircleCollaborators {
             .collect())
     }
 
-    fn extra(row: &Arc<collaborator::Model>) -> CollaboratorEdge {
-        CollaboratorEdge {
+    fn extra(row: &Arc<collaborator::Model>) -> Collaboration {
+        Collaboration {
             role: row.role.into(),
             added_at: row.created_at.into(),
         }
@@ -407,7 +407,7 @@ impl Listed for CircleCollaborators {
 
 /// What an edge to a collaborator says of the share.
 #[derive(SimpleObject)]
-pub struct CollaboratorEdge {
+pub struct Collaboration {
     /// What the user may do.
     role: CollaboratorRole,
     /// Since when the circle is shared with the user.

@@ -227,10 +227,10 @@ impl Conversation {
         let count = match u64::try_from(last) {
             Ok(count) if (1..=MAX_TRANSCRIPT).contains(&last) => count,
             _ => {
-                return Err(
-                    Error::bad_input(format!("`last` must be from 1 to {MAX_TRANSCRIPT}."))
-                        .field("last"),
-                );
+                return Err(Error::bad_input(format!(
+                    "`last` must be from 1 to {MAX_TRANSCRIPT}."
+                ))
+                .field("last"));
             }
         };
         let select = message::Entity::find()
@@ -301,7 +301,7 @@ pub struct Participants;
 impl Listed for Participants {
     type Entity = participant::Entity;
     type Node = Agent;
-    type Extra = ParticipantEdge;
+    type Extra = Participation;
     const NAME: &'static str = "Participant";
 
     async fn nodes(
@@ -318,8 +318,8 @@ impl Listed for Participants {
             .collect())
     }
 
-    fn extra(row: &Arc<participant::Model>) -> ParticipantEdge {
-        ParticipantEdge {
+    fn extra(row: &Arc<participant::Model>) -> Participation {
+        Participation {
             position: row.position,
             joined_at: row.joined_at.into(),
         }
@@ -328,7 +328,7 @@ impl Listed for Participants {
 
 /// What an edge to a participant says of its part.
 #[derive(SimpleObject)]
-pub struct ParticipantEdge {
+pub struct Participation {
     /// The agent's place in the order of speaking, from 0.
     position: i32,
     /// When the agent joined.

@@ -38,6 +38,7 @@ use crate::{
     load::{Gather, Loader, Waiting},
     read::Pages,
     server::Look,
+    shape::{Ordered, Shape},
     text,
 };
 
@@ -128,6 +129,7 @@ pub struct Operation {
     name: Option<String>,
     variables: Map<String, serde_json::Value>,
     measure: Measure,
+    shape: Shape,
     prepared_in: Duration,
 }
 
@@ -152,7 +154,7 @@ pub struct Caller {
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
 #[derive(Debug)]
 pub struct Answer {
-    data: Option<Value>,
+    data: Option<(Value, Shape)>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
 }
@@ -163,8 +165,8 @@ impl Serialize for Answer {
         if !self.errors.is_empty() {
             map.serialize_entry("errors", &self.errors)?;
         }
-        if let Some(data) = &self.data {
-            map.serialize_entry("data", data)?;
+        if let Some((data, shape)) = &self.data {
+            map.serialize_entry("data", &Ordered(data, shape))?;
         }
         if !self.extensions.is_empty() {
             map.serialize_entry("extensions", &self.extensions)?;
@@ -213,7 +215,7 @@ impl Answer {
         self.errors.first()?.extensions.as_ref()?.get(name)
     }
 
-    fn of(response: Response, request_id: &str) -> Self {
+    fn of(response: Response, shape: Shape, request_id: &str) -> Self {
         // Only an error in a resolver has a path. Without one, and without data, nothing ran.
         let ran = response.data != Value::Null
             || response.errors.iter().any(|error| !error.path.is_empty());
@@ -232,8 +234,10 @@ impl Answer {
                 extensions.set("requestId", request_id);
             }
         }
+        let mut data = response.data;
+        shape.settle(&mut data, &errors);
         Self {
-            data: ran.then_some(response.data),
+            data: ran.then_some((data, shape)),
             errors,
             extensions: Map::new(),
         }
@@ -331,12 +335,14 @@ impl Graph {
         }
         let operation = choose(&document, params.operation_name.as_deref())?;
         let variables = params.variables.unwrap_or_default();
+        check_variables(operation, &variables)?;
         let measure = document::measure(&document, operation, &variables, &inner.costs, limits)?;
         Ok(Operation {
             kind: operation.ty,
             name: params.operation_name,
             variables,
             measure,
+            shape: Shape::of(&document, operation, &inner.costs),
             prepared_in: began.elapsed(),
             document,
         })
@@ -387,7 +393,7 @@ impl Graph {
             return Error::timeout().into();
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, &caller.request_id);
+        let mut answer = Answer::of(response, operation.shape, &caller.request_id);
         if let Some(usage) = waiting.usage() {
             let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
             let batches: Vec<_> = usage
@@ -460,6 +466,30 @@ fn choose<'a>(
             "The document has several operations: say which in `operationName`.".to_owned(),
         )),
     }
+}
+
+/// The validator looks at the variables that are there; this at those that are not.
+fn check_variables(
+    operation: &OperationDefinition,
+    variables: &Map<String, serde_json::Value>,
+) -> Result<(), Error> {
+    for variable in &operation.variable_definitions {
+        let variable = &variable.node;
+        let name = variable.name.node.as_str();
+        let may_be_absent = variable.var_type.node.nullable || variable.default_value.is_some();
+        let stands = match variables.get(name) {
+            Some(value) => variable.var_type.node.nullable || !value.is_null(),
+            None => may_be_absent,
+        };
+        if !stands {
+            let message = format!(
+                "The variable `${name}` of type {} must have a value.",
+                variable.var_type.node
+            );
+            return Err(Error::bad_input(message).field(name));
+        }
+    }
+    Ok(())
 }
 
 impl Inner {

@@ -5,6 +5,7 @@
     clippy::unused_async,
     reason = "the macros of async-graphql take resolvers that are async, also those that need not wait"
 )]
+#![recursion_limit = "256"]
 
 pub mod agent;
 pub mod audit;
@@ -31,6 +32,7 @@ pub mod provider;
 mod read;
 pub mod scalar;
 pub mod server;
+mod shape;
 pub mod task;
 pub mod text;
 pub mod user;

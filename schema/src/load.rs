@@ -485,14 +485,17 @@ impl Wake for Waiting {
 /// Runs a request's execution and sends its keys off whenever it has come to rest.
 ///
 /// Whatever it joined leaves at the latest when it is dropped: a batch that nobody sends off would wait for ever.
-pub(crate) struct Gather<'a, F> {
-    execution: Pin<Box<F>>,
+pub(crate) struct Gather<'a, T> {
+    execution: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
     waiting: &'a Arc<Waiting>,
     waker: Waker,
 }
 
-impl<'a, F: Future> Gather<'a, F> {
-    pub(crate) fn new(waiting: &'a Arc<Waiting>, execution: F) -> Self {
+impl<'a, T> Gather<'a, T> {
+    pub(crate) fn new(
+        waiting: &'a Arc<Waiting>,
+        execution: impl Future<Output = T> + Send + 'a,
+    ) -> Self {
         Self {
             execution: Box::pin(execution),
             waiting,
@@ -501,10 +504,10 @@ impl<'a, F: Future> Gather<'a, F> {
     }
 }
 
-impl<F: Future> Future for Gather<'_, F> {
-    type Output = F::Output;
+impl<T> Future for Gather<'_, T> {
+    type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
         let waiting = this.waiting;
         waiting.task.register(context.waker());
@@ -531,7 +534,7 @@ impl<F: Future> Future for Gather<'_, F> {
     }
 }
 
-impl<F> Drop for Gather<'_, F> {
+impl<T> Drop for Gather<'_, T> {
     fn drop(&mut self) {
         self.waiting.depart();
     }

@@ -162,7 +162,7 @@ impl MemberWorkload {
 
 /// What an edge to or from a member says of the membership.
 #[derive(SimpleObject)]
-pub struct MembershipEdge {
+pub struct Membership {
     /// The membership itself.
     membership: CircleMember,
 }
@@ -173,7 +173,7 @@ pub struct CircleMembers;
 impl Listed for CircleMembers {
     type Entity = member::Entity;
     type Node = Agent;
-    type Extra = MembershipEdge;
+    type Extra = Membership;
     const NAME: &'static str = "CircleMember";
 
     async fn nodes(
@@ -184,8 +184,8 @@ impl Listed for CircleMembers {
         try_join_all(members.map(async |member| member.readable_agent(ctx).await)).await
     }
 
-    fn extra(row: &Arc<member::Model>) -> MembershipEdge {
-        MembershipEdge {
+    fn extra(row: &Arc<member::Model>) -> Membership {
+        Membership {
             membership: CircleMember(Arc::clone(row)),
         }
     }
@@ -197,7 +197,7 @@ pub struct AgentCircles;
 impl Listed for AgentCircles {
     type Entity = member::Entity;
     type Node = Circle;
-    type Extra = MembershipEdge;
+    type Extra = Membership;
     const NAME: &'static str = "AgentCircle";
 
     async fn nodes(
@@ -214,7 +214,7 @@ impl Listed for AgentCircles {
             .collect())
     }
 
-    fn extra(row: &Arc<member::Model>) -> MembershipEdge {
+    fn extra(row: &Arc<member::Model>) -> Membership {
         CircleMembers::extra(row)
     }
 }
