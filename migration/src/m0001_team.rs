@@ -220,6 +220,7 @@ fn agents() -> Table {
         .index("owner_id, id")
         .index("owner_id, last_active_at, id")
         .index("owner_id, updated_at, id")
+        .index("updated_at, id")
         .index("last_active_at, id")
         .index("name_key, id")
         .index("model_id")
@@ -245,6 +246,7 @@ fn projects() -> Table {
         .unique_where("owner_id, name_key", "status = 'ACTIVE'")
         .index("owner_id, id")
         .index("owner_id, updated_at, id")
+        .index("updated_at, id")
         .index("name_key, id")
 }
 
@@ -319,6 +321,7 @@ fn circle_members() -> Table {
         .unique("circle_id, agent_id")
         .index("circle_id, joined_at, id")
         .index_where("circle_id, joined_at, id", "is_active")
+        .index("agent_id")
         .index_where("agent_id, joined_at, id", "is_active")
 }
 
@@ -392,6 +395,7 @@ fn tasks() -> Table {
         .index("reviewer_id, status")
         .index("parent_id, id")
         .index("status, id")
+        .index("priority_rank, id")
         .index("updated_at, id")
         .index("due_at")
 }
