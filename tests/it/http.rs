@@ -555,11 +555,11 @@ async fn a_request_error_is_200_in_json_and_400_in_the_response_type() {
         ),
         (
             json!({ "query": "query A { __typename } query B { __typename }" }),
-            "BAD_USER_INPUT",
+            "GRAPHQL_VALIDATION_FAILED",
         ),
         (
             json!({ "query": "query A { __typename }", "operationName": "B" }),
-            "BAD_USER_INPUT",
+            "GRAPHQL_VALIDATION_FAILED",
         ),
         (
             json!({ "extensions": { "persistedQuery": { "version": 1, "sha256Hash": "0".repeat(64) } } }),
