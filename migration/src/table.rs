@@ -153,16 +153,18 @@ impl Kind {
                     "{name} LIKE '____-__-__T__:__:__%+00:00' AND length({name}) <= 32"
                 )),
             ),
-            Self::List => ("TEXT", Some(json(name, "= 'array'"))),
-            Self::Object => ("TEXT", Some(json(name, "= 'object'"))),
+            Self::List => ("TEXT", Some(json(name, "array"))),
+            Self::Object => ("TEXT", Some(json(name, "object"))),
             Self::Json => ("TEXT", Some(format!("json_valid({name})"))),
         }
     }
 }
 
 /// SQLite's check for JSON of one type; `json_type` alone would fail on text that is no JSON.
-fn json(name: &str, is: &str) -> String {
-    format!("CASE WHEN json_valid({name}) THEN json_type({name}) {is} ELSE {name} IS NULL END")
+fn json(name: &str, kind: &str) -> String {
+    format!(
+        "CASE WHEN json_valid({name}) THEN json_type({name}) = '{kind}' ELSE {name} IS NULL END"
+    )
 }
 
 /// A UUID.
