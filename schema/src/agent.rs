@@ -310,7 +310,7 @@ impl AgentActivity {
         Ok(self.totals(ctx).await?.completed)
     }
 
-    /// Tasks assigned to the agent that are IN_PROGRESS.
+    /// Tasks assigned to the agent that are `IN_PROGRESS`.
     async fn active_tasks(&self, ctx: &Context<'_>) -> Result<i64, Error> {
         Ok(self.totals(ctx).await?.active)
     }

@@ -291,7 +291,7 @@ impl Circle {
 /// How the work of a circle stands.
 #[derive(Clone, Debug, Default, FromQueryResult, SimpleObject)]
 pub struct CircleMetrics {
-    /// Tasks that are PENDING, ASSIGNED, IN_PROGRESS, CHANGES_REQUESTED or BLOCKED.
+    /// Tasks that are PENDING, ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
     open_tasks: i64,
     /// Tasks that wait for a review.
     in_review_tasks: i64,

@@ -35,7 +35,7 @@ const MAX_TRANSCRIPT: i32 = 500;
 pub enum TurnStrategy {
     /// The participants in the order of their positions.
     RoundRobin,
-    /// Whoever was mentioned, else as in ROUND_ROBIN.
+    /// Whoever was mentioned, else as in `ROUND_ROBIN`.
     MentionBased,
     /// Whoever was mentioned, else anyone who did not speak last; an agent may also speak out of turn.
     FreeForm,
@@ -112,7 +112,7 @@ impl Conversation {
         self.0.turn_strategy.into()
     }
 
-    /// The participant that leads it, under FACILITATOR_LED.
+    /// The participant that leads it, under `FACILITATOR_LED`.
     async fn facilitator(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.facilitator_id).await
     }

@@ -118,7 +118,7 @@ pub struct CircleTotals {
 /// Tasks, counted.
 #[derive(Clone, Default, FromQueryResult, SimpleObject)]
 pub struct TaskTotals {
-    /// Tasks that are PENDING, ASSIGNED, IN_PROGRESS, CHANGES_REQUESTED or BLOCKED.
+    /// Tasks that are PENDING, ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
     open: i64,
     /// Tasks that wait for a review.
     in_review: i64,

@@ -181,7 +181,7 @@ impl Costs {
     }
 
     /// The name of the type in which operations begin.
-    pub(crate) fn root(&self, operation: OperationType) -> &'static str {
+    pub(crate) fn root(operation: OperationType) -> &'static str {
         match operation {
             OperationType::Query => "Query",
             OperationType::Mutation => "Mutation",
@@ -284,7 +284,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn operation(&mut self, operation: &'a OperationDefinition) -> Result<Measure, Error> {
-        self.selection(&operation.selection_set.node, self.costs.root(operation.ty))
+        self.selection(&operation.selection_set.node, Costs::root(operation.ty))
     }
 
     fn fragment(&mut self, name: &Name) -> Result<Measure, Error> {

@@ -154,7 +154,7 @@ pub struct Caller {
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
 #[derive(Debug)]
 pub struct Answer {
-    data: Option<(Value, Shape)>,
+    data: Option<Box<(Value, Shape)>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
 }
@@ -165,7 +165,7 @@ impl Serialize for Answer {
         if !self.errors.is_empty() {
             map.serialize_entry("errors", &self.errors)?;
         }
-        if let Some((data, shape)) = &self.data {
+        if let Some((data, shape)) = self.data.as_deref() {
             map.serialize_entry("data", &Ordered(data, shape))?;
         }
         if !self.extensions.is_empty() {
@@ -237,7 +237,7 @@ impl Answer {
         let mut data = response.data;
         shape.settle(&mut data, &errors);
         Self {
-            data: ran.then_some((data, shape)),
+            data: ran.then(|| Box::new((data, shape))),
             errors,
             extensions: Map::new(),
         }
@@ -324,11 +324,7 @@ impl Graph {
         let inner = &*self.0;
         let limits = &inner.services.limits;
         let hash = persisted_hash(params.extensions.as_ref())?;
-        let text = inner.find(
-            params.query,
-            params.document_id.as_deref().or(hash.as_deref()),
-            hash.as_deref(),
-        )?;
+        let (text, hash) = inner.find(params.query, params.document_id.as_deref(), hash)?;
         let document = inner.parse(&text)?;
         if let Some(hash) = hash {
             inner.persisted.insert(hash, text);
@@ -493,68 +489,57 @@ fn check_variables(
 }
 
 impl Inner {
-    /// The text that a request names or brings along.
+    /// The text that a request names or brings along, and the hash under which it is to be kept.
     fn find(
         &self,
         query: Option<String>,
         id: Option<&str>,
-        hash: Option<&str>,
-    ) -> Result<Arc<str>, Error> {
+        hash: Option<String>,
+    ) -> Result<(Arc<str>, Option<String>), Error> {
         let trust = self.trusted.trust;
-        let known = id
-            .filter(|_| trust != Trust::Any)
-            .and_then(|id| self.trusted.documents.get(id));
-        if let Some(known) = known {
-            return Ok(Arc::clone(known));
+        let named = id.or(hash.as_deref()).filter(|_| trust != Trust::Any);
+        if let Some(known) = named.and_then(|name| self.trusted.documents.get(name)) {
+            return Ok((Arc::clone(known), None));
+        }
+        if hash.is_some() && self.services.limits.persisted_queries == 0 {
+            return Err(Error::bad_input("PersistedQueryNotSupported"));
         }
         let Some(query) = query else {
-            return self.look_up(id, hash);
+            let known = hash.as_ref().filter(|_| trust != Trust::Enforce);
+            return match known.and_then(|hash| self.persisted.get(hash)) {
+                Some(known) => Ok((known, None)),
+                // Clients know this message by heart.
+                None if hash.is_some() => Err(Error::new(
+                    Code::PersistedQueryNotFound,
+                    "PersistedQueryNotFound",
+                )),
+                None if id.is_some() => Err(Error::new(
+                    Code::PersistedQueryNotFound,
+                    "`documentId` names no document that this server keeps.",
+                )),
+                None => Err(Error::bad_input("`query` is missing.").field("query")),
+            };
         };
-        if let Some(hash) = hash {
-            if self.services.limits.persisted_queries == 0 {
-                return Err(Error::bad_input("PersistedQueryNotSupported"));
-            }
-            if hex(&Sha256::digest(query.as_bytes())) != hash {
-                return Err(Error::bad_input(
-                    "`extensions.persistedQuery.sha256Hash` is not the SHA-256 of `query`.",
-                ));
-            }
+        let sha256 = || hex(&Sha256::digest(query.as_bytes()));
+        if hash.as_ref().is_some_and(|hash| sha256() != *hash) {
+            return Err(Error::bad_input(
+                "`extensions.persistedQuery.sha256Hash` is not the SHA-256 of `query`.",
+            ));
         }
-        let text: Arc<str> = query.into();
-        match trust {
-            Trust::Any => {}
-            _ if self.trusted.documents.values().any(|known| *known == text) => {}
-            Trust::Audit => tracing::warn!(
-                sha256 = hex(&Sha256::digest(text.as_bytes())),
-                "a document that is not trusted"
-            ),
-            Trust::Enforce => {
-                return Err(Error::new(
-                    Code::Forbidden,
-                    "Only the documents that this server's operator trusts may run.",
-                ));
+        if trust != Trust::Any
+            && !self
+                .trusted
+                .documents
+                .values()
+                .any(|known| **known == *query)
+        {
+            if trust == Trust::Enforce {
+                let message = "Only the documents that this server's operator trusts may run.";
+                return Err(Error::new(Code::Forbidden, message));
             }
+            tracing::warn!(sha256 = sha256(), "a document that is not trusted");
         }
-        Ok(text)
-    }
-
-    fn look_up(&self, id: Option<&str>, hash: Option<&str>) -> Result<Arc<str>, Error> {
-        match (hash, id) {
-            (Some(_), _) if self.services.limits.persisted_queries == 0 => {
-                Err(Error::bad_input("PersistedQueryNotSupported"))
-            }
-            // Clients know this message by heart.
-            (Some(hash), _) => self
-                .persisted
-                .get(hash)
-                .filter(|_| self.trusted.trust != Trust::Enforce)
-                .ok_or_else(|| Error::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound")),
-            (None, Some(_)) => Err(Error::new(
-                Code::PersistedQueryNotFound,
-                "`documentId` names no document that this server keeps.",
-            )),
-            (None, None) => Err(Error::bad_input("`query` is missing.").field("query")),
-        }
+        Ok((query.into(), hash))
     }
 
     fn parse(&self, text: &Arc<str>) -> Result<Arc<ExecutableDocument>, Answer> {
@@ -570,7 +555,11 @@ impl Inner {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
 }
 
 /// How long the phases of an operation took, in microseconds.
@@ -596,10 +585,6 @@ impl Extension for Timing {
     ) -> Result<ValidationResult, Vec<ServerError>> {
         let began = Instant::now();
         let result = next.run(ctx).await;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an extension has a context of its own"
-        )]
         if let Ok(phases) = ctx.data::<Arc<Phases>>() {
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             phases.validate.store(took, Ordering::Relaxed);

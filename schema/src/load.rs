@@ -195,12 +195,14 @@ struct Group<B: Batch> {
     in_flight: usize,
 }
 
+type Outcome<B> = Result<HashMap<<B as Batch>::Key, <B as Batch>::Value>, Error>;
+
 /// A batch that gathers keys, is under way, or is answered.
 struct Pending<B: Batch> {
     keys: Mutex<HashSet<B::Key>>,
     /// Whether a request that wants one of the keys does nothing but wait.
     ready: AtomicBool,
-    outcome: OnceLock<Result<HashMap<B::Key, B::Value>, Error>>,
+    outcome: OnceLock<Outcome<B>>,
     waiters: Mutex<Vec<(Arc<Waiting>, Waker)>>,
 }
 
@@ -365,12 +367,11 @@ impl<B: Batch> Future for Load<'_, B> {
             });
         }
         let waker = context.waker();
-        match self.slot.and_then(|slot| waiters.get_mut(slot)) {
-            Some((_, known)) => known.clone_from(waker),
-            None => {
-                self.slot = Some(waiters.len());
-                waiters.push((Arc::clone(self.request), waker.clone()));
-            }
+        if let Some((_, known)) = self.slot.and_then(|slot| waiters.get_mut(slot)) {
+            known.clone_from(waker);
+        } else {
+            self.slot = Some(waiters.len());
+            waiters.push((Arc::clone(self.request), waker.clone()));
         }
         Poll::Pending
     }

@@ -121,7 +121,7 @@ impl CircleMember {
 /// An agent's tasks in one circle, counted.
 #[derive(Clone, Debug, Default, FromQueryResult, SimpleObject)]
 pub struct MemberWorkload {
-    /// Tasks that are ASSIGNED, IN_PROGRESS, CHANGES_REQUESTED or BLOCKED.
+    /// Tasks that are ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
     open: i64,
     /// Tasks that wait for a review.
     in_review: i64,

@@ -138,7 +138,7 @@ impl<C: ColumnTrait> Order<C> {
                 Value::Int(Some(number)) => bytes.extend(i64::from(number).to_be_bytes()),
                 Value::BigInt(Some(number)) => bytes.extend(number.to_be_bytes()),
                 Value::ChronoDateTimeUtc(Some(instant)) => {
-                    bytes.extend(instant.timestamp_micros().to_be_bytes())
+                    bytes.extend(instant.timestamp_micros().to_be_bytes());
                 }
                 Value::Uuid(Some(uuid)) => bytes.extend(uuid.as_bytes()),
                 Value::String(Some(text)) => {

@@ -3,11 +3,12 @@
 use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value};
 use chrono::{DateTime as ChronoDateTime, SecondsFormat, SubsecRound, Utc};
 
-/// An instant in UTC as an [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339) string with microseconds, such as
-/// `2026-01-05T09:00:01.000000Z`. Input may use any offset and is cut to microseconds.
+/// An instant in UTC, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DateTime(pub ChronoDateTime<Utc>);
 
+/// An instant in UTC as an [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339) string with microseconds, such as
+/// `2026-01-05T09:00:01.000000Z`. Input may use any offset and is cut to microseconds.
 #[Scalar(specified_by_url = "https://www.rfc-editor.org/rfc/rfc3339")]
 impl ScalarType for DateTime {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -36,7 +37,7 @@ impl From<ChronoDateTime<Utc>> for DateTime {
 
 const MICROS: i64 = 1_000_000;
 
-/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it.
+/// An exact decimal number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decimal {
     /// The number in millionths.
@@ -64,6 +65,8 @@ impl Decimal {
     }
 }
 
+/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it. Input may
+/// have up to six decimals.
 #[Scalar]
 impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {

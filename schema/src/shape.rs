@@ -37,7 +37,7 @@ impl Shape {
         shape.add(
             document,
             &operation.selection_set.node,
-            costs.root(operation.ty),
+            Costs::root(operation.ty),
             costs,
         );
         shape

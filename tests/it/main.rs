@@ -10,6 +10,7 @@ mod database;
 mod server;
 
 mod data;
+mod graph;
 mod health;
 mod http;
 mod pool;
