@@ -540,3 +540,109 @@ impl<T> Drop for Gather<'_, T> {
         self.waiting.depart();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::Code;
+
+    /// Answers a number with its double, and says how many keys came together.
+    #[derive(Clone, PartialEq)]
+    struct Doubles {
+        fails: bool,
+    }
+
+    impl Batch for Doubles {
+        type Key = u64;
+        type Value = (u64, usize);
+
+        fn name(&self) -> String {
+            "doubles".to_owned()
+        }
+
+        async fn run(&self, _: &Reader, keys: &[u64]) -> Result<HashMap<u64, Self::Value>, Error> {
+            tokio::task::yield_now().await;
+            assert!(!self.fails, "this batch panics");
+            Ok(keys
+                .iter()
+                .map(|key| (*key, (2 * key, keys.len())))
+                .collect())
+        }
+    }
+
+    const DOUBLES: Doubles = Doubles { fails: false };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn siblings_leave_together_at_every_level_and_each_key_once() {
+        for _ in 0..500 {
+            let loader = Loader::new(DatabaseConnection::default());
+            let waiting = Waiting::new(true);
+            let child = async |number: u64| {
+                let (double, together) = loader.load(&waiting, DOUBLES, number % 50).await?;
+                let (_, below) = loader.load(&waiting, DOUBLES, 1_000 + double).await?;
+                Ok::<_, Error>((together, below))
+            };
+            // Joined futures of more than thirty wake themselves, and so do those within them.
+            let children =
+                join_all((0..10).map(|part| join_all((0..40).map(move |n| child(40 * part + n)))));
+            let answers = Gather::new(&waiting, children).await;
+            for answer in answers.into_iter().flatten() {
+                assert_eq!(answer.map_err(|error| error.code), Ok((50, 50)));
+            }
+            let batches = waiting.usage().map(|usage| usage.batches.len());
+            assert_eq!(batches, Some(2));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_fails_its_keys_and_nothing_else() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = Waiting::new(false);
+        for _ in 0..3 {
+            let both =
+                join_all([true, false].map(|fails| loader.load(&waiting, Doubles { fails }, 7)));
+            let answers = Gather::new(&waiting, both).await;
+            let codes = answers
+                .into_iter()
+                .map(|answer| answer.map_err(|error| error.code));
+            assert_eq!(
+                codes.collect::<Vec<_>>(),
+                [Err(Code::Internal), Ok((14, 1))]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_a_largest_size() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = Waiting::new(false);
+        let keys = 2 * BATCH_KEYS as u64 + 5;
+        let all = join_all((0..keys).map(|key| loader.load(&waiting, DOUBLES, key)));
+        let answers = Gather::new(&waiting, all).await;
+        for (key, answer) in (0..).zip(answers) {
+            let (double, together) = answer.unwrap_or_default();
+            assert_eq!(double, 2 * key);
+            assert!(together <= BATCH_KEYS);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_went_away_leaves_nothing_behind() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = Waiting::new(false);
+        let mut gather = Gather::new(&waiting, async {
+            let forgotten = loader.load(&waiting, DOUBLES, 1);
+            futures_util::future::select(std::pin::pin!(forgotten), std::future::ready(())).await;
+        });
+        futures_util::future::poll_fn(|context| Pin::new(&mut gather).poll(context)).await;
+        drop(gather);
+        let other = Waiting::new(false);
+        let answer = Gather::new(&other, loader.load(&other, DOUBLES, 2)).await;
+        assert_eq!(answer.map_err(|error| error.code), Ok((4, 1)));
+        while !lock(&loader.lane::<Doubles>().groups).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
