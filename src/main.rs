@@ -13,7 +13,7 @@ use gathering::db::Database;
 use gathering::serve::Server;
 use gathering::{seed, telemetry};
 use gathering_schema::Graph;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -174,9 +174,11 @@ async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
         )));
     }
     let grace = config.server.grace;
+    let signals = Signals::new()?;
     let server = Server::start(config, migrate).await?;
     print(&format!("listening on http://{}\n", server.address()));
-    until_signalled(server, grace).await
+    until_signalled(server, grace, signals).await;
+    Ok(())
 }
 
 async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), StartError> {
@@ -197,6 +199,7 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
     }
 
     on_database(&config, async |database| fill(database, &config).await).await?;
+    let signals = Signals::new()?;
     let server = Server::start(config, true).await?;
     print(&format!(
         "listening on http://{}\nemail: {}\npassword: {}\n{TO_TRY}",
@@ -204,7 +207,8 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         seed::DEMO_EMAIL,
         password.expose(),
     ));
-    until_signalled(server, Duration::ZERO).await
+    until_signalled(server, Duration::ZERO, signals).await;
+    Ok(())
 }
 
 fn is_taken(address: SocketAddr) -> bool {
@@ -243,13 +247,31 @@ async fn turn(database: &Database, direction: Direction) -> Result<(), StartErro
     Ok(())
 }
 
+/// SIGTERM and Ctrl-C, heard from when this is made: before anybody can know that there is something to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| StartError::new(format!("cannot wait for signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
 /// Runs until SIGTERM or Ctrl-C, and ends politely; a second signal ends at once.
-async fn until_signalled(server: Server, grace: Duration) -> Result<(), StartError> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| StartError::new(format!("cannot wait for signals: {error}")))
-    };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
+async fn until_signalled(server: Server, grace: Duration, signals: Signals) {
+    let Signals {
+        mut terminate,
+        mut interrupt,
+    } = signals;
     let grace = tokio::select! {
         _ = terminate.recv() => grace,
         _ = interrupt.recv() => Duration::ZERO,
@@ -260,7 +282,6 @@ async fn until_signalled(server: Server, grace: Duration) -> Result<(), StartErr
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    Ok(())
 }
 
 /// Writes to standard output at once. A reader who has gone is not an error of ours.

@@ -1,6 +1,6 @@
 //! The demo data: the same rows every time, so that guides, tests and benchmarks can count on them.
 //!
-//! Row n of a table, from 1, was made n seconds after [`start`] and has the UUID of that moment, with
+//! Row n of a table, from 1, was made n seconds after `start` and has the UUID of that moment, with
 //! the table's number and n in the places that are random elsewhere. What is not set here has the
 //! column's default.
 

@@ -1,6 +1,6 @@
 //! Gathering's graph and everything a resolver may touch. It knows no HTTP and no environment.
 //!
-//! One file per noun holds its object, queries, inputs and rules. A resolver reaches the world through [`ctx`] alone.
+//! One file per noun holds its object, queries, inputs and rules. A resolver reaches the world through `ctx` alone.
 #![expect(
     clippy::unused_async,
     reason = "the macros of async-graphql take resolvers that are async, also those that need not wait"
