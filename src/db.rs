@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
@@ -20,6 +21,9 @@ use sea_orm::sqlx::{self, ConnectOptions, Connection, Executor};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector, SqlxSqliteConnector};
 
 use crate::{StartError, config};
+
+/// How long the first connection may take: longer than in a running server, since its database may just be waking up.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long SQLite waits for another process to release its lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -175,6 +179,22 @@ fn pool<DB: sqlx::Database>(
         })
 }
 
+/// Opens the connections that are to be kept. One that is late is no reason not to start.
+async fn fill<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Result<(), sqlx::Error> {
+    let kept = pool.options().get_min_connections();
+    for opened in join_all((0..kept).map(|_| pool.acquire())).await {
+        match opened {
+            Err(sqlx::Error::PoolTimedOut) => {
+                tracing::warn!(
+                    "the database gives fewer connections than database.min_connections"
+                );
+            }
+            opened => drop(opened?),
+        }
+    }
+    Ok(())
+}
+
 async fn open_postgres(
     settings: &config::Database,
     pulse: &Arc<Pulse>,
@@ -195,7 +215,7 @@ async fn open_postgres(
         options.get_host(),
         options.get_port()
     );
-    let first = tokio::time::timeout(settings.acquire_timeout, options.connect()).await;
+    let first = tokio::time::timeout(START_TIMEOUT, options.connect()).await;
     let first = first.map_err(|_| {
         StartError::new(format!(
             "{at} does not answer: check DATABASE_URL ({url}) and the network"
@@ -205,7 +225,8 @@ async fn open_postgres(
     first.map_err(refused)?.close().await.map_err(refused)?;
 
     let pool: PgPoolOptions = pool(settings, pulse, None);
-    let pool = pool.connect_with(options.clone()).await.map_err(refused)?;
+    let pool = pool.connect_lazy_with(options.clone());
+    fill(&pool).await.map_err(refused)?;
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
@@ -245,9 +266,6 @@ fn explain_postgres(
         (_, sqlx::Error::Tls(error)) => format!(
             "{at} and this server do not agree on TLS ({error}): see sslmode in DATABASE_URL ({url})"
         ),
-        (_, sqlx::Error::PoolTimedOut) => format!(
-            "{at} gave too few connections within database.acquire_timeout: raise its max_connections, or lower database.min_connections"
-        ),
         (_, error) => format!("cannot use {at}: {error}"),
     }
 }
@@ -263,6 +281,8 @@ async fn open_sqlite(
         ))
     })?;
     let options = options
+        // Made at start or never: later a missing file is one that somebody took away.
+        .create_if_missing(false)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
         .disable_statement_logging();
@@ -292,10 +312,9 @@ async fn open_sqlite(
     }
 
     let pool: SqlitePoolOptions = pool(settings, pulse, Some(Place::new(file.clone())));
-    let pool = pool
-        .connect_with(options)
-        .await
-        .map_err(|error| StartError::new(explain_sqlite(&error, &file)))?;
+    let pool = pool.connect_lazy_with(options);
+    let filled = fill(&pool).await;
+    filled.map_err(|error| StartError::new(explain_sqlite(&error, &file)))?;
     Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
 }
 

@@ -19,6 +19,16 @@ use crate::server::TestServer;
 /// An operation of one statement, on a table that can be held up.
 const CIRCLES: &str = "{ circles(first: 1) { nodes { name } } }";
 
+/// The same for another page: equal pages share a statement, these do not.
+fn page(number: usize) -> String {
+    format!("{{ circles(first: {number}) {{ nodes {{ name }} }} }}")
+}
+
+/// The answers to so many requests at once, each with a statement of its own.
+async fn crowd(server: &TestServer, size: usize) -> Vec<Value> {
+    join_all((1..=size).map(async |number| server.graphql(&page(number), json!({})).await)).await
+}
+
 /// Sessions of the server under test that are at work right now.
 const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND application_name = 'gathering' AND state = 'active'";
@@ -37,7 +47,7 @@ async fn number(db: &impl ConnectionTrait, sql: &str) -> i64 {
 }
 
 async fn until_at_work(db: &DatabaseConnection, sessions: i64) {
-    while number(db, AT_WORK).await != sessions {
+    while number(db, AT_WORK).await < sessions {
         tokio::task::yield_now().await;
     }
 }
@@ -78,7 +88,7 @@ async fn forty_requests_share_twenty_connections() {
     lock.execute_unprepared("LOCK TABLE circles IN ACCESS EXCLUSIVE MODE")
         .await
         .expect("locks");
-    let requests = join_all((0..40).map(|_| server.graphql(CIRCLES, json!({}))));
+    let requests = crowd(&server, 40);
     let observed = async {
         until_at_work(&db, 20).await;
         assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
@@ -89,7 +99,7 @@ async fn forty_requests_share_twenty_connections() {
     answers.iter().map(name).for_each(drop);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 #[expect(
     clippy::print_stdout,
     reason = "what the pool's width is worth is shown: a clock is no promise"
@@ -102,13 +112,18 @@ async fn forty_requests_that_sleep_in_the_database_are_all_served() {
     let slow = "ALTER TABLE circles RENAME TO slow_circles; CREATE VIEW circles AS \
         SELECT * FROM slow_circles WHERE (SELECT pg_sleep(0.1)::text) IS NOT NULL";
     db.execute_unprepared(slow).await.expect("slows down");
-    let server = TestServer::on(database, |_| ()).await;
-    name(&server.graphql(CIRCLES, json!({})).await);
+    let server = TestServer::on(database, |config| {
+        config.database.min_connections = 20;
+        config.database.acquire_timeout = Duration::from_mins(1);
+    })
+    .await;
+    // Each connection prepares the statement once.
+    crowd(&server, 40).await;
 
     let started = Instant::now();
-    let requests = join_all((0..40).map(|_| server.graphql(CIRCLES, json!({}))));
+    let requests = crowd(&server, 40);
     let live = async {
-        until_at_work(&db, 20).await;
+        until_at_work(&db, 1).await;
         let asked = Instant::now();
         assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
         asked.elapsed()
@@ -129,7 +144,7 @@ async fn a_full_pool_says_when_to_come_back() {
     let server = TestServer::on(database, |config| {
         config.database.min_connections = 0;
         config.database.max_connections = 2;
-        config.database.acquire_timeout = Duration::from_millis(100);
+        config.database.acquire_timeout = Duration::from_secs(1);
     })
     .await;
     name(&server.graphql(CIRCLES, json!({})).await);
@@ -138,12 +153,12 @@ async fn a_full_pool_says_when_to_come_back() {
     lock.execute_unprepared("LOCK TABLE circles IN ACCESS EXCLUSIVE MODE")
         .await
         .expect("locks");
-    let held_up = join_all((0..2).map(|_| server.graphql(CIRCLES, json!({}))));
+    let held_up = crowd(&server, 2);
     let observed = async {
         until_at_work(&db, 2).await;
         let request = server
             .request(Method::POST, "/graphql")
-            .json(&json!({ "query": CIRCLES }));
+            .json(&json!({ "query": page(3) }));
         let response = request.send().await.expect("an answer");
         assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
         lock.commit().await.expect("unlocks");
@@ -169,7 +184,7 @@ async fn connections_that_the_database_cut_are_replaced() {
     };
     let db = database.connect().await;
     let server = TestServer::on(database, |_| ()).await;
-    join_all((0..20).map(|_| server.graphql(CIRCLES, json!({})))).await;
+    crowd(&server, 20).await;
 
     assert!(number(&db, CUT).await >= 4);
     // One request finds out; it does not fail, or it says that it may be repeated.
@@ -195,7 +210,7 @@ async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
     let db = database.connect().await;
     let server = TestServer::on(database, |_| ()).await;
     let load = join_all((0..64).map(async |_| {
-        for _ in 0..10 {
+        for _ in 0..5 {
             let answer = server.graphql(CIRCLES, json!({})).await;
             assert!(
                 answer["errors"].is_null() || is_unavailable(&answer),
@@ -204,11 +219,11 @@ async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
         }
     }));
     let cuts = async {
-        loop {
+        for _ in 0..5 {
             number(&db, CUT).await;
         }
     };
-    select(load, Box::pin(cuts)).await;
+    tokio::join!(load, cuts);
     server.graphql(CIRCLES, json!({})).await;
     name(&server.graphql(CIRCLES, json!({})).await);
 }
@@ -281,7 +296,6 @@ async fn a_database_that_goes_and_comes_back_needs_no_restart() {
     let url = url.parse().expect("a URL");
     let server = TestServer::on(database, |config| {
         config.database.url = url;
-        config.database.acquire_timeout = Duration::from_millis(500);
     })
     .await;
     name(&server.graphql(CIRCLES, json!({})).await);
@@ -309,13 +323,16 @@ async fn a_restored_sqlite_file_is_what_is_read() {
         return;
     }
     let db = other.connect().await;
-    db.execute_unprepared("UPDATE circles SET name = 'Restored', name_key = 'restored ' || id")
+    db.execute_unprepared("UPDATE circles SET name = 'Restored'")
         .await
         .expect("is changed");
     db.close().await.expect("closes");
     let here = file(&database);
     let server = TestServer::on(database, |_| ()).await;
     assert_ne!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
+    for log in ["db-wal", "db-shm"] {
+        fs::remove_file(here.with_extension(log)).expect("was there");
+    }
     fs::rename(file(&other), here).expect("is restored");
     assert_eq!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
 }
