@@ -174,10 +174,12 @@ async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
         )));
     }
     let grace = config.server.grace;
-    let signals = Signals::new()?;
-    let server = Server::start(config, migrate).await?;
+    let mut signals = Signals::new()?;
+    let Some(server) = signals.before(Server::start(config, migrate)).await? else {
+        return Ok(());
+    };
     print(&format!("listening on http://{}\n", server.address()));
-    until_signalled(server, grace, signals).await;
+    signals.end(server, grace).await;
     Ok(())
 }
 
@@ -198,16 +200,21 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         tracing::warn!("{wanted} is taken, a free port is used instead");
     }
 
-    on_database(&config, async |database| fill(database, &config).await).await?;
-    let signals = Signals::new()?;
-    let server = Server::start(config, true).await?;
+    let mut signals = Signals::new()?;
+    let starting = async {
+        on_database(&config, async |database| fill(database, &config).await).await?;
+        Server::start(config, true).await
+    };
+    let Some(server) = signals.before(starting).await? else {
+        return Ok(());
+    };
     print(&format!(
         "listening on http://{}\nemail: {}\npassword: {}\n{TO_TRY}",
         server.address(),
         seed::DEMO_EMAIL,
         password.expose(),
     ));
-    until_signalled(server, Duration::ZERO, signals).await;
+    signals.end(server, Duration::ZERO).await;
     Ok(())
 }
 
@@ -264,23 +271,34 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
         })
     }
-}
 
-/// Runs until SIGTERM or Ctrl-C, and ends politely; a second signal ends at once.
-async fn until_signalled(server: Server, grace: Duration, signals: Signals) {
-    let Signals {
-        mut terminate,
-        mut interrupt,
-    } = signals;
-    let grace = tokio::select! {
-        _ = terminate.recv() => grace,
-        _ = interrupt.recv() => Duration::ZERO,
-    };
-    tracing::info!("shutting down");
-    tokio::select! {
-        () = server.shut_down(grace) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    /// Waits for the next signal.
+    async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        }
+    }
+
+    /// Does the work unless a signal comes before its end.
+    async fn before<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, StartError>>,
+    ) -> Result<Option<T>, StartError> {
+        tokio::select! {
+            done = work => done.map(Some),
+            _ = self.next() => Ok(None),
+        }
+    }
+
+    /// Runs the server until a signal comes, and ends it politely, unless a second one comes.
+    async fn end(&mut self, server: Server, grace: Duration) {
+        let is_polite = self.next().await == SignalKind::terminate();
+        tracing::info!("shutting down");
+        tokio::select! {
+            () = server.shut_down(if is_polite { grace } else { Duration::ZERO }) => {}
+            _ = self.next() => {}
+        }
     }
 }
 

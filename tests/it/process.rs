@@ -7,7 +7,10 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use sea_orm::{ConnectionTrait, SqliteTransactionMode, TransactionOptions, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -91,19 +94,27 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().expect("is running").to_string();
-        let sent = std::process::Command::new("kill")
-            .args(["-s", name, &id])
-            .status();
-        assert!(sent.expect("kill runs").success());
+        signal(&self.child, name);
     }
 
     async fn ends(&mut self) {
-        let status = tokio::time::timeout(PATIENCE, self.child.wait())
-            .await
-            .expect("ends");
-        assert!(status.expect("has a status").success());
+        ends(&mut self.child).await;
     }
+}
+
+fn signal(child: &Child, name: &str) {
+    let id = child.id().expect("is running").to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", name, &id])
+        .status();
+    assert!(sent.expect("kill runs").success());
+}
+
+async fn ends(child: &mut Child) {
+    let status = tokio::time::timeout(PATIENCE, child.wait())
+        .await
+        .expect("ends");
+    assert!(status.expect("has a status").success());
 }
 
 #[tokio::test]
@@ -472,33 +483,36 @@ async fn an_unused_connection_does_not_hold_up_the_end() {
     drop(unused);
 }
 
-#[tokio::test]
-async fn a_starting_server_lives_and_is_not_ready() {
-    let database = Database::bare().await;
-    if database.url().starts_with("postgres") {
-        return;
-    }
-    // Whoever writes keeps the server from its migrations.
+/// A server that starts on a SQLite database without tables, and cannot while another writes to it.
+async fn kept_from_starting(database: &Database) -> (Command, String, DatabaseTransaction) {
     let db = database.connect().await;
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
     let writing = db.begin_with_options(options).await.expect("begins");
-
     let free = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let url = format!("http://{}", free.local_addr().expect("an address"));
-    drop(free);
-    let mut command = gathering(&format!(
-        "serve --listen {}",
-        url.trim_start_matches("http://")
-    ));
+    let address = free.local_addr().expect("an address");
+    let mut command = gathering(&format!("serve --listen {address}"));
     command.env("DATABASE_URL", database.url());
+    (command, format!("http://{address}"), writing)
+}
+
+async fn until_alive(url: &str) {
+    while reqwest::get(format!("{url}/health/live")).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_starting_server_lives_and_is_not_ready() {
+    let database = Database::bare().await;
+    if database.url().starts_with("postgres") {
+        return;
+    }
+    let (mut command, url, writing) = kept_from_starting(&database).await;
     let observe = async {
-        let live = format!("{url}/health/live");
-        while reqwest::get(&live).await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        until_alive(&url).await;
         let ready = reqwest::get(format!("{url}/health/ready"))
             .await
             .expect("an answer");
@@ -516,6 +530,19 @@ async fn a_starting_server_lives_and_is_not_ready() {
     };
     let (server, ()) = tokio::join!(Running::start(&mut command), observe);
     until_ready_is(&format!("{}/health/ready", server.url), StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn a_starting_server_can_be_ended() {
+    let database = Database::bare().await;
+    if database.url().starts_with("postgres") {
+        return;
+    }
+    let (mut command, url, _writing) = kept_from_starting(&database).await;
+    let mut child = command.spawn().expect("runs");
+    until_alive(&url).await;
+    signal(&child, "TERM");
+    ends(&mut child).await;
 }
 
 #[tokio::test]
