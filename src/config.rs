@@ -86,6 +86,8 @@ settings! {
         header_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
         /// Longest wait for the body of a request.
         body_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
+        /// Longest wait for a client to take what it was sent.
+        write_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
         /// After SIGTERM, how long new requests are still served while `/health/ready` already answers 503.
         grace: Duration = seconds(5), from seconds(0), to seconds(600);
         /// After the grace period, the longest wait for requests in flight.

@@ -19,6 +19,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -271,7 +272,8 @@ async fn accept(
             let router = app.serving.get().unwrap_or(&app.starting).clone();
             TowerToHyperService::new(router).call(request)
         });
-        let connection = graceful.watch(http.serve_connection(io(stream), service));
+        let connection =
+            graceful.watch(http.serve_connection(io(stream, settings.write_timeout), service));
         connections.spawn(async move {
             let _permit = permit;
             if let Err(error) = connection.await {
@@ -291,9 +293,12 @@ async fn accept(
     }
 }
 
-fn io(stream: TcpStream) -> TokioIo<TcpStream> {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps its delay");
+/// A connection that sends at once, and that the system cuts off when what was sent is not taken in time.
+fn io(stream: TcpStream, write_timeout: Duration) -> TokioIo<TcpStream> {
+    let socket = SockRef::from(&stream);
+    let set = socket.set_tcp_nodelay(true);
+    if let Err(error) = set.and_then(|()| socket.set_tcp_user_timeout(Some(write_timeout))) {
+        tracing::debug!(%error, "a connection keeps its defaults");
     }
     TokioIo::new(stream)
 }

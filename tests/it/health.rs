@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::server::TestServer;
 
@@ -158,6 +158,38 @@ async fn a_connection_over_the_limit_waits_for_another_to_end() {
     drop(first);
     second.read_exact(&mut answer).await.expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let server = TestServer::with(|config| {
+        config.server.max_connections = 1;
+        config.server.write_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let address = server
+        .url("")
+        .trim_start_matches("http://")
+        .parse()
+        .expect("an address");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("is set");
+    let mut deaf = socket.connect(address).await.expect("connects");
+    let request = "GET /graphql?query={__schema{types{name,description,fields{name,description}}}} HTTP/1.1\r\n\
+        Host: localhost\r\nAccept: application/json\r\nGraphQL-Require-Preflight: 1\r\n\r\n";
+    deaf.write_all(request.repeat(200).as_bytes())
+        .await
+        .expect("is sent");
+
+    let mut other = connect(&server).await;
+    other
+        .write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await
+        .expect("is sent");
+    let mut answer = [0; 12];
+    other.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    drop(deaf);
 }
 
 async fn connect(server: &TestServer) -> TcpStream {
