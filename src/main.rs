@@ -201,10 +201,10 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
     }
 
     let mut signals = Signals::new()?;
-    let starting = async {
+    let starting = Box::pin(async {
         on_database(&config, async |database| fill(database, &config).await).await?;
         Server::start(config, true).await
-    };
+    });
     let Some(server) = signals.before(starting).await? else {
         return Ok(());
     };
