@@ -164,7 +164,7 @@ async fn a_connection_over_the_limit_waits_for_another_to_end() {
 async fn a_client_that_does_not_read_is_cut_off() {
     let server = TestServer::with(|config| {
         config.server.max_connections = 1;
-        config.server.write_timeout = Duration::from_millis(300);
+        config.server.write_timeout = Duration::from_secs(1);
     })
     .await;
     let address = server
