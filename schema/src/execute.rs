@@ -359,7 +359,10 @@ impl Graph {
             .loader
             .load_alone(users, Uuid::nil())
             .await?;
-        Ok(found.first().map(|user| Viewer::new(Arc::clone(user))))
+        let backend = self.0.services.backend;
+        Ok(found
+            .first()
+            .map(|user| Viewer::new(Arc::clone(user), backend)))
     }
 
     /// Runs an operation.

@@ -10,8 +10,8 @@ use gathering_entity::{
     agent, circle, collaborator, conversation, event, member, message, project, task, user,
 };
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
-    sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType},
+    ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, Func, Query, SelectStatement, UnionType},
 };
 use uuid::Uuid;
 
@@ -25,6 +25,7 @@ const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.
 pub struct Viewer {
     pub(crate) user: Arc<user::Model>,
     rules: Arc<Rules>,
+    backend: DbBackend,
 }
 
 /// Who may read a row that was named by its id.
@@ -41,7 +42,7 @@ pub(crate) struct Rules {
 }
 
 impl Viewer {
-    pub(crate) fn new(user: Arc<user::Model>) -> Self {
+    pub(crate) fn new(user: Arc<user::Model>, backend: DbBackend) -> Self {
         let rules = if user.role == user::UserRole::Admin {
             Rules::default()
         } else {
@@ -50,6 +51,7 @@ impl Viewer {
         Self {
             user,
             rules: Arc::new(rules),
+            backend,
         }
     }
 
@@ -74,11 +76,11 @@ impl Viewer {
                 .select_only()
                 .column(member::Column::AgentId)
                 .filter(member::Column::IsActive.eq(true))
-                .filter(member::Column::CircleId.in_subquery(circle_ids(id)))
+                .filter(self.in_circles(&member::Column::CircleId, id))
                 .into_query();
             Condition::any()
                 .add(agent::Column::OwnerId.eq(id))
-                .add(agent::Column::Id.in_subquery(shared))
+                .add(self.among(&agent::Column::Id, shared))
         })
     }
 
@@ -89,11 +91,11 @@ impl Viewer {
                 .select_only()
                 .column(circle::Column::ProjectId)
                 .filter(circle::Column::ProjectId.is_not_null())
-                .filter(circle::Column::Id.in_subquery(circle_ids(id)))
+                .filter(self.in_circles(&circle::Column::Id, id))
                 .into_query();
             Condition::any()
                 .add(project::Column::OwnerId.eq(id))
-                .add(project::Column::Id.in_subquery(linked))
+                .add(self.among(&project::Column::Id, linked))
         })
     }
 
@@ -111,7 +113,7 @@ impl Viewer {
     pub(crate) fn conversations(&self) -> Condition {
         self.unless_admin(|id| {
             Condition::any()
-                .add(conversation::Column::CircleId.in_subquery(circle_ids(id)))
+                .add(self.in_circles(&conversation::Column::CircleId, id))
                 .add(
                     Condition::all()
                         .add(conversation::Column::CircleId.is_null())
@@ -125,13 +127,29 @@ impl Viewer {
         self.unless_admin(|id| {
             Condition::any()
                 .add(event::Column::OwnerId.eq(id))
-                .add(event::Column::CircleId.in_subquery(circle_ids(id)))
+                .add(self.in_circles(&event::Column::CircleId, id))
                 .add(event::Column::Kind.is_in(PUBLIC_EVENTS))
         })
     }
 
     fn in_readable_circle(&self, column: impl ColumnTrait) -> Condition {
-        self.unless_admin(|id| Condition::all().add(column.in_subquery(circle_ids(id))))
+        self.unless_admin(|id| Condition::all().add(self.in_circles(&column, id)))
+    }
+
+    /// `column` names one of the circles that a user may read.
+    fn in_circles(&self, column: &impl ColumnTrait, user: Uuid) -> Expr {
+        self.among(column, circle_ids(user))
+    }
+
+    /// `column` is one of the selected ids. PostgreSQL takes a sub-select for a join and may read the whole table for
+    /// it; an array of the ids it looks up in an index.
+    fn among(&self, column: &impl ColumnTrait, ids: SelectStatement) -> Expr {
+        if self.backend == DbBackend::Postgres {
+            let array = Func::cust("ARRAY").arg(Expr::from(ids));
+            Expr::col(column.as_column_ref()).eq(Func::cust("ANY").arg(array))
+        } else {
+            column.in_subquery(ids)
+        }
     }
 
     fn unless_admin(&self, condition: impl FnOnce(Uuid) -> Condition) -> Condition {
