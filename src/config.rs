@@ -66,7 +66,12 @@ macro_rules! settings {
                     name: stringify!($key),
                     about: &[$($doc),*],
                     value: &mut self.$section.$key,
-                    bounds: [$( { let bounds: [$type; 2] = [$low, $high]; bounds.map(|bound| Box::new(bound) as Box<dyn Setting>) } )?].into_iter().next(),
+                    bounds: [$({
+                        let bounds: [$type; 2] = [$low, $high];
+                        bounds.map(|bound| Box::new(bound) as Box<dyn Setting>)
+                    })?]
+                    .into_iter()
+                    .next(),
                 }, )*)*]
             }
         }
@@ -92,6 +97,8 @@ settings! {
         grace: Duration = seconds(5), from seconds(0), to seconds(600);
         /// After the grace period, the longest wait for requests in flight.
         drain: Duration = seconds(20), from seconds(0), to seconds(600);
+        /// Web sites whose scripts may call this server (CORS), separated by commas, such as `https://app.example.com`; `*` is every site.
+        cors_origins: Origins = Origins(Vec::new());
         /// Whether a browser that opens `/graphql` gets the playground.
         playground: bool = true;
     }
@@ -142,15 +149,39 @@ settings! {
         manifest: PathBuf = PathBuf::new();
     }
 
-    /// Who is asking.
+    /// Accounts: who may sign in, and for how long.
     auth: Auth {
-        /// E-mail address of the user as whom every request is answered while there are no accounts; empty means nobody.
-        answer_as: String = "demo@example.com".to_owned();
+        /// Key that signs access tokens: at least 32 random bytes, such as from `openssl rand -base64 48`, the same on all instances. Empty means one that is made and kept in the data directory, which SQLite alone allows.
+        signing_key: Secret = Secret(String::new());
+        /// Further keys whose tokens are believed, separated by commas: the former one, or the next, while one takes over.
+        verification_keys: Secret = Secret(String::new());
+        /// Who gives the tokens out (the claim `iss`).
+        issuer: String = "gathering".to_owned();
+        /// Whom the tokens are for (the claim `aud`).
+        audience: String = "gathering".to_owned();
+        /// How long an access token is good.
+        access_lifetime: Duration = seconds(15 * 60), from seconds(1), to seconds(3600);
+        /// How long a session lasts without being refreshed.
+        refresh_lifetime: Duration = hours(30 * 24), from seconds(1), to hours(365 * 24);
+        /// Whether people may make accounts for themselves.
+        registration: bool = true;
+        /// Memory of one argon2id hash, in KiB; no less than OWASP asks for.
+        hash_memory: u32 = 19_456, from 19_456, to 1 << 20;
+        /// Passes of one argon2id hash over its memory; no fewer than OWASP asks for.
+        hash_passes: u32 = 2, from 2, to 100;
+        /// Most passwords that are hashed at once; each takes its memory and a processor.
+        hash_parallel: usize = 2, from 1, to 256;
+        /// Most revocations of access tokens kept in memory; all are in the database.
+        revoked_tokens: u64 = 10_000, from 1, to 10_000_000;
+        /// Most entries of the audit log that wait to be written.
+        audit_queue: usize = 10_000, from 100, to 1_000_000;
+        /// How long the audit log is kept.
+        audit_retention: Duration = hours(365 * 24), from hours(1), to hours(3650 * 24);
     }
 
     /// The files of the server.
     data: Data {
-        /// Directory of the database file; empty means `gathering` in `$XDG_DATA_HOME` or in `~/.local/share`.
+        /// Directory of the database file and the signing key; empty means `gathering` in `$XDG_DATA_HOME` or in `~/.local/share`.
         dir: PathBuf = PathBuf::new();
     }
 
@@ -171,6 +202,10 @@ settings! {
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
+}
+
+const fn hours(n: u64) -> Duration {
+    seconds(n * 3600)
 }
 
 /// A value that can be written as text; TOML values and environment variables share the notation.
@@ -360,6 +395,34 @@ choice! {
     }
 }
 
+/// Web sites, as browsers name them in `Origin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins(pub Vec<String>);
+
+impl Setting for Origins {
+    fn expected(&self) -> String {
+        "* or origins such as https://app.example.com, separated by commas".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        let entries = text
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        let entries: Vec<_> = entries.map(str::to_owned).collect();
+        let is_origin = |entry: &String| {
+            url::Url::parse(entry).is_ok_and(|url| url.origin().ascii_serialization() == *entry)
+        };
+        let fits = entries == ["*"] || entries.iter().all(is_origin);
+        if fits {
+            self.0 = entries;
+        }
+        fits
+    }
+    fn show(&self) -> Value {
+        Value::String(self.0.join(","))
+    }
+}
+
 /// A text that is never shown.
 #[derive(Clone)]
 pub struct Secret(String);
@@ -368,6 +431,12 @@ impl Secret {
     /// The text itself.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
     }
 }
 
@@ -386,7 +455,7 @@ impl Setting for Secret {
         true
     }
     fn show(&self) -> Value {
-        Value::String("***".to_owned())
+        Value::String(if self.0.is_empty() { "" } else { "***" }.to_owned())
     }
     fn is_secret(&self) -> bool {
         true

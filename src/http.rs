@@ -8,9 +8,9 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
@@ -18,8 +18,9 @@ use axum::Router;
 use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
-    HOST, REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, EXPECT, HOST, REFERRER_POLICY, RETRY_AFTER, USER_AGENT, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -27,19 +28,22 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
-use gathering_schema::{Answer, Caller, Code, Graph, Params, Viewer};
+use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Viewer};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use tokio::time::timeout;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::config::{Config, Usage};
-use crate::playground;
+use crate::config::{self, Config, Usage};
+use crate::playground::{self, Page, SignIn};
 use crate::telemetry::RequestId;
 
 /// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which leads a browser there.
-pub fn routes(graph: Graph, config: Config) -> Router {
+///
+/// With `sign_in`, whoever opens the playground is signed in as that user.
+pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>) -> Router {
     let mut routes = Router::new().route("/graphql", any(graphql));
     if config.server.playground {
         routes = routes
@@ -49,8 +53,36 @@ pub fn routes(graph: Graph, config: Config) -> Router {
     routes.with_state(Arc::new(Endpoint {
         graph,
         config,
-        viewer: OnceLock::new(),
+        is_local: sign_in.is_some(),
+        page: playground::page(sign_in),
     }))
+}
+
+/// Lets the scripts of the configured web sites call the server. Tokens are sent as headers, never as cookies, so a
+/// browser adds nothing by itself that would have to be guarded.
+pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
+    let origins = match origins.0.as_slice() {
+        [] => return None,
+        [all] if all == "*" => AllowOrigin::any(),
+        some => AllowOrigin::list(some.iter().filter_map(|origin| origin.parse().ok())),
+    };
+    Some(
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers([
+                AUTHORIZATION,
+                CONTENT_TYPE,
+                ACCEPT,
+                HeaderName::from_static("x-request-id"),
+                HeaderName::from_static("x-gathering-usage"),
+                HeaderName::from_static(PREFLIGHTED[0]),
+                HeaderName::from_static(PREFLIGHTED[1]),
+                HeaderName::from_static(PREFLIGHTED[2]),
+            ])
+            .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
+            .max_age(PREFLIGHT_AGE),
+    )
 }
 
 /// Gives a response the security headers it does not have: nothing is sniffed, framed, referred to or embedded.
@@ -76,11 +108,63 @@ pub async fn harden(mut response: Response) -> Response {
     response
 }
 
+/// How long a browser may rely on what it was told about CORS.
+const PREFLIGHT_AGE: Duration = Duration::from_hours(1);
+
+/// Headers that a browser sends to another site only after it has asked.
+const PREFLIGHTED: [&str; 4] = [
+    "graphql-require-preflight",
+    "apollo-require-preflight",
+    "x-apollo-operation-name",
+    "authorization",
+];
+
 struct Endpoint {
     graph: Graph,
     config: Config,
-    /// The user as whom everybody is answered, once found.
-    viewer: OnceLock<Viewer>,
+    /// Whether the page signs everybody in, so that only this machine may be asked for it.
+    is_local: bool,
+    page: Page,
+}
+
+/// The address of a connection's other end.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Who sends a request.
+fn client(head: &Parts) -> Client {
+    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    Client {
+        address: head.extensions.get::<Peer>().map(|peer| peer.0.ip()),
+        user_agent: text(USER_AGENT).map(str::to_owned),
+        request_id: head
+            .extensions
+            .get::<RequestId>()
+            .map(|id| id.as_str().to_owned())
+            .unwrap_or_default(),
+    }
+}
+
+/// The access token of a request, from its header alone: a URL ends up in logs and histories.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (given.next(), given.next()) else {
+        return if headers.contains_key(AUTHORIZATION) {
+            Err(Refusal::unauthenticated(
+                "Send one Authorization header, not several.",
+            ))
+        } else {
+            Ok(None)
+        };
+    };
+    let token = value.to_str().ok().and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        let token = token.trim();
+        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+    });
+    token.map(Some).ok_or_else(|| {
+        Refusal::unauthenticated("Authorization must be `Bearer` and an access token.")
+    })
 }
 
 async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
@@ -115,7 +199,7 @@ async fn discard(headers: &HeaderMap, body: &mut BodyDataStream) {
 
 impl Endpoint {
     async fn serve(&self, head: &Parts, body: &mut BodyDataStream) -> Result<Response, Refusal> {
-        if !self.config.auth.answer_as.is_empty() {
+        if self.is_local {
             must_be_local(&head.headers)?;
         }
         match head.method {
@@ -126,7 +210,7 @@ impl Endpoint {
                     &[Media::Json, Media::Response]
                 };
                 match prefer(&head.headers, offers)? {
-                    Media::Html => Ok(playground::page()),
+                    Media::Html => Ok(self.page.response()),
                     media => {
                         must_not_be_forged(&head.headers)?;
                         let query = head.uri.query().unwrap_or_default();
@@ -251,11 +335,25 @@ impl Endpoint {
             }
             OperationType::Query | OperationType::Mutation => {}
         }
-        let request_id = head.extensions.get::<RequestId>().map(RequestId::as_str);
-        let request_id = request_id.unwrap_or_default().to_owned();
-        let viewer = match self.viewer().await {
-            Ok(viewer) => viewer,
-            Err(answer) => return Ok(answer),
+        let client = client(head);
+        let request_id = client.request_id.clone();
+        guarded(self.answer(operation, client, head), request_id).await?
+    }
+
+    async fn answer(
+        &self,
+        operation: Operation,
+        client: Client,
+        head: &Parts,
+    ) -> Result<Answer, Refusal> {
+        let viewer = match bearer(&head.headers) {
+            _ if operation.signs_in() => None,
+            Ok(None) => None,
+            Ok(Some(token)) => match self.graph.authenticate(token, &client).await {
+                Ok(viewer) => Some(viewer),
+                Err(answer) => return Ok(answer),
+            },
+            Err(refusal) => return Err(refusal),
         };
         let allowed = match self.config.graphql.usage {
             Usage::Everyone => true,
@@ -269,22 +367,10 @@ impl Endpoint {
                 .is_some_and(|asked| asked == "1");
         let caller = Caller {
             viewer,
+            client,
             usage,
-            request_id: request_id.clone(),
         };
-        guarded(self.graph.execute(operation, caller), request_id).await
-    }
-
-    async fn viewer(&self) -> Result<Option<Viewer>, Answer> {
-        let email = &self.config.auth.answer_as;
-        if email.is_empty() {
-            return Ok(None);
-        }
-        if let Some(viewer) = self.viewer.get() {
-            return Ok(Some(viewer.clone()));
-        }
-        let found = self.graph.viewer(email).await?;
-        Ok(found.map(|viewer| self.viewer.get_or_init(|| viewer).clone()))
+        Ok(self.graph.execute(operation, caller).await)
     }
 }
 
@@ -321,6 +407,13 @@ impl Refusal {
 
     fn bad(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    fn unauthenticated(message: &'static str) -> Self {
+        Self {
+            code: Code::Unauthenticated,
+            ..Self::new(StatusCode::UNAUTHORIZED, message)
+        }
     }
 
     fn method(allow: &'static str, message: &'static str) -> Self {
@@ -415,6 +508,8 @@ fn status(answer: &Answer, media: Media) -> StatusCode {
         return StatusCode::OK;
     }
     match answer.code() {
+        Some(Code::Unauthenticated) => StatusCode::UNAUTHORIZED,
+        Some(Code::Forbidden) => StatusCode::FORBIDDEN,
         Some(Code::RateLimited) => StatusCode::TOO_MANY_REQUESTS,
         Some(Code::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Some(Code::Timeout) => StatusCode::GATEWAY_TIMEOUT,
@@ -423,6 +518,9 @@ fn status(answer: &Answer, media: Media) -> StatusCode {
         _ => StatusCode::BAD_REQUEST,
     }
 }
+
+/// What a refused token is answered with (RFC 6750).
+const CHALLENGE: &str = r#"Bearer realm="gathering", error="invalid_token""#;
 
 fn respond(
     status: StatusCode,
@@ -452,6 +550,10 @@ fn respond(
         body,
     )
         .into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        let headers = response.headers_mut();
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
+    }
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
@@ -555,11 +657,6 @@ fn weighed(item: &str) -> (&str, f32) {
 /// programs say nothing, and may use plain GET, as the GraphQL-over-HTTP specification has it. A header that cannot be
 /// set without a preflight shows that there was one.
 fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
-    const PREFLIGHTED: [&str; 3] = [
-        "graphql-require-preflight",
-        "apollo-require-preflight",
-        "x-apollo-operation-name",
-    ];
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let own = match (text("sec-fetch-site"), text("origin")) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
@@ -583,8 +680,8 @@ fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Refuses a request that was addressed by a name other than `localhost`.
 ///
-/// A server that answers everybody as one user listens on this machine alone, but the browser on it reads pages from
-/// everywhere. A page whose own name is made to point here would be of the same origin as the server, so names are not
+/// A server that signs everybody in listens on this machine alone, but the browser on it reads pages from everywhere. A
+/// page whose own name is made to point here would be of the same origin as the server, so names are not
 /// trusted; addresses cannot be made to point elsewhere.
 fn must_be_local(headers: &HeaderMap) -> Result<(), Refusal> {
     let host = headers

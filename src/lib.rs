@@ -5,6 +5,7 @@ pub mod config;
 pub mod db;
 pub mod health;
 pub mod http;
+pub mod keys;
 pub mod playground;
 pub mod seed;
 pub mod serve;

@@ -1,18 +1,20 @@
 //! The command line: reads the configuration, does one thing, and says in one line why it could not.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use gathering::StartError;
 use gathering::config::{Config, DatabaseUrl};
 use gathering::db::Database;
-use gathering::serve::Server;
-use gathering::{seed, telemetry};
+use gathering::playground::SignIn;
+use gathering::serve::{self, Options, Server};
+use gathering::{keys, seed, telemetry};
 use gathering_schema::Graph;
+use gathering_schema::auth::{Keys, Operator};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
@@ -25,6 +27,8 @@ Examples:
   gathering serve --listen 127.0.0.1:0            Serve on a free port
   DATABASE_URL=postgres://me:secret@localhost/gathering gathering serve --migrate
   GATHERING__LOG__FILTER=debug gathering serve    Set one key of the configuration
+  gathering user create --email me@example.com --admin
+                                                  Make the first administrator
   gathering config                                Show every key, its meaning and its value
 
 Environment:
@@ -63,8 +67,8 @@ enum Command {
     /// Serve the database
     ///
     /// A SQLite database is made and brought up to date first. A PostgreSQL database must be up to date, unless
-    /// --migrate is given; several servers may then start at the same time. Until there are accounts every request is
-    /// answered as the user of `auth.answer_as`, so the address must be one of this machine alone.
+    /// --migrate is given; several servers may then start at the same time. Beside PostgreSQL `auth.signing_key` must be
+    /// set; beside SQLite a key is made and kept in the data directory.
     ///
     /// SIGTERM ends the server politely: /health/ready answers 503 at once, new requests are served for `server.grace`
     /// more, those in flight have `server.drain` to finish. Ctrl-C leaves out the grace; a second signal ends at once.
@@ -85,13 +89,20 @@ enum Command {
     Seed,
     /// Serve throw-away demo data: needs nothing, leaves nothing behind
     ///
-    /// The database is a SQLite file in a directory that is removed at the end. Every request is answered as the demo
-    /// user. Where port 8000 is taken, a free one is used.
+    /// The database is a SQLite file in a directory that is removed at the end. The playground signs itself in as the
+    /// demo user. Where port 8000 is taken, a free one is used.
     Demo {
         /// Address and port to listen on; port 0 picks a free one
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: Option<SocketAddr>,
     },
+    /// Make and change accounts: the way to the first administrator
+    User {
+        #[command(subcommand)]
+        act: Act,
+    },
+    /// Sign access tokens with a new key from the next start on; those of the present one stay good
+    RotateKey,
     /// Print the GraphQL schema
     Schema,
     /// Print every key of the configuration, its meaning and its value, secrets masked
@@ -110,6 +121,59 @@ enum Direction {
         #[arg(long, required = true)]
         delete_all_data: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum Act {
+    /// Make an account
+    ///
+    /// The password is read from standard input, where it is not echoed; without a terminal, its first line.
+    Create {
+        /// The e-mail address to sign in with
+        #[arg(long)]
+        email: String,
+        /// The name shown to others [default: the part of the e-mail address before the @]
+        #[arg(long)]
+        name: Option<String>,
+        /// Make an administrator
+        #[arg(long)]
+        admin: bool,
+    },
+    /// Keep a user from signing in, and end all their sessions
+    Disable {
+        /// The e-mail address of the account
+        #[arg(long)]
+        email: String,
+    },
+    /// Let a disabled user sign in again
+    Enable {
+        /// The e-mail address of the account
+        #[arg(long)]
+        email: String,
+    },
+    /// Make a user an administrator, or a plain user again
+    SetRole {
+        /// The e-mail address of the account
+        #[arg(long)]
+        email: String,
+        /// What the user may do from now on
+        #[arg(long)]
+        role: Role,
+    },
+    /// Give a user a new password, read from standard input, and end all their sessions
+    SetPassword {
+        /// The e-mail address of the account
+        #[arg(long)]
+        email: String,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    /// Works with what is theirs and what is shared with them
+    User,
+    /// May read and change everything
+    Admin,
 }
 
 #[tokio::main]
@@ -144,6 +208,17 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             let direction = direction.unwrap_or(Direction::Up);
             on_database(&start()?, async |database| turn(database, direction).await).await?;
         }
+        Command::User { act } => {
+            let config = start()?;
+            on_database(&config, async |database| {
+                operate(database, &config, act).await
+            })
+            .await?;
+        }
+        Command::RotateKey => {
+            keys::rotate(&start()?)?;
+            print("the next start signs with a new key; tokens of the present one stay good\n");
+        }
         Command::Seed => {
             let config = start()?;
             on_database(&config, async |database| fill(database, &config).await).await?;
@@ -165,17 +240,13 @@ async fn on_database(
 }
 
 async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
-    let listen = config.server.listen;
-    if !listen.ip().is_loopback() {
-        return Err(StartError::new(format!(
-            "refusing to listen on {listen}: there are no accounts yet, so whoever reaches the server is answered as \
-             \"{}\"; listen on 127.0.0.1 and put what checks its callers in front",
-            config.auth.answer_as,
-        )));
-    }
     let grace = config.server.grace;
+    let options = Options {
+        migrate,
+        ..Options::default()
+    };
     let mut signals = Signals::new()?;
-    let Some(server) = signals.before(Server::start(config, migrate)).await? else {
+    let Some(server) = signals.before(Server::start(config, options)).await? else {
         return Ok(());
     };
     print(&format!("listening on http://{}\n", server.address()));
@@ -189,8 +260,15 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         .tempdir()
         .map_err(|error| StartError::new(format!("cannot make a temporary directory: {error}")))?;
     config.database.url = DatabaseUrl::sqlite(&directory.path().join("demo.db"));
-    seed::DEMO_EMAIL.clone_into(&mut config.auth.answer_as);
-    let password = config.demo.password.clone();
+    directory.path().clone_into(&mut config.data.dir);
+    let password = config.demo.password.expose().to_owned();
+    let options = Options {
+        sign_in: Some(SignIn {
+            email: seed::DEMO_EMAIL.to_owned(),
+            password: password.clone(),
+        }),
+        ..Options::default()
+    };
 
     let wanted = config.server.listen;
     config.server.listen = listen.unwrap_or(wanted);
@@ -203,20 +281,24 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
     let mut signals = Signals::new()?;
     let starting = Box::pin(async {
         on_database(&config, async |database| fill(database, &config).await).await?;
-        Server::start(config, true).await
+        let server = Server::start(config, options).await?;
+        let token = server.ticket(seed::DEMO_EMAIL, DEMO_TOKEN).await?;
+        Ok((server, token))
     });
-    let Some(server) = signals.before(starting).await? else {
+    let Some((server, token)) = signals.before(starting).await? else {
         return Ok(());
     };
     print(&format!(
-        "listening on http://{}\nemail: {}\npassword: {}\n{TO_TRY}",
+        "listening on http://{}\nemail: {}\npassword: {password}\ntoken: {token}\n{TO_TRY}",
         server.address(),
         seed::DEMO_EMAIL,
-        password.expose(),
     ));
     signals.end(server, Duration::ZERO).await;
     Ok(())
 }
+
+/// How long the token is good that `demo` prints: as long as anybody tries it.
+const DEMO_TOKEN: Duration = Duration::from_hours(30 * 24);
 
 fn is_taken(address: SocketAddr) -> bool {
     std::net::TcpListener::bind(address)
@@ -234,6 +316,74 @@ async fn fill(database: &Database, config: &Config) -> Result<(), StartError> {
     gathering_migration::up(connection).await?;
     let seeded = seed::seed(connection, config.demo.password.expose()).await;
     seeded.map_err(|error| StartError::new(error.to_string()))
+}
+
+/// Makes or changes an account.
+async fn operate(database: &Database, config: &Config, act: Act) -> Result<(), StartError> {
+    let connection = database.connection();
+    if gathering_migration::pending(connection).await? > 0 {
+        if config.database.url.is_postgres() {
+            return Err(StartError::new(
+                "the database is not up to date: run `gathering migrate` first",
+            ));
+        }
+        gathering_migration::up(connection).await?;
+    }
+    let keys = Keys::random().map_err(|error| StartError::new(error.to_string()))?;
+    let settings = serve::accounts(&config.auth, keys);
+    let operator = Operator::new(connection.clone(), settings, Options::default().clock);
+    let operator = operator.map_err(StartError::new)?;
+    let done = apply(&operator, act).await;
+    operator.finish().await;
+    print(&format!("{}\n", done?));
+    Ok(())
+}
+
+async fn apply(operator: &Operator, act: Act) -> Result<String, StartError> {
+    let done = match act {
+        Act::Create { email, name, admin } => {
+            let password = read_password()?;
+            let local = email.split('@').next().unwrap_or_default();
+            let name = name.as_deref().unwrap_or(local);
+            let made = operator.create(&email, name, &password, admin).await;
+            made.map(|id| format!("made {}", id.as_str()))
+        }
+        Act::Disable { email } => {
+            let done = operator.set_active(&email, false).await;
+            done.map(|()| "the user can no longer sign in".to_owned())
+        }
+        Act::Enable { email } => {
+            let done = operator.set_active(&email, true).await;
+            done.map(|()| "the user can sign in".to_owned())
+        }
+        Act::SetRole { email, role } => {
+            let done = operator.set_role(&email, matches!(role, Role::Admin)).await;
+            done.map(|()| "the user has the new role".to_owned())
+        }
+        Act::SetPassword { email } => {
+            let password = read_password()?;
+            let done = operator.set_password(&email, &password).await;
+            done.map(|()| "the user has the new password".to_owned())
+        }
+    };
+    done.map_err(StartError::new)
+}
+
+/// A password, typed without an echo, or the first line of what is piped in. As an argument it would be in the
+/// shell's history and in the list of processes.
+fn read_password() -> Result<String, StartError> {
+    let read = if io::stdin().is_terminal() {
+        rpassword::prompt_password("Password: ")
+    } else {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    };
+    let line = read.map_err(|error| {
+        StartError::new(format!(
+            "cannot read a password from standard input: {error}"
+        ))
+    })?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 async fn turn(database: &Database, direction: Direction) -> Result<(), StartError> {

@@ -3,12 +3,14 @@
 //! Its page may load nothing but its own assets and talk to nobody but its own server. A server that was built without
 //! Node has no assets; it then says so where the playground would be.
 
+use axum::body::Bytes;
 use axum::extract::Path;
 use axum::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY,
 };
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
+use serde_json::json;
 
 /// A file of the front end, as built.
 struct Asset {
@@ -39,20 +41,47 @@ pub async fn home() -> Redirect {
     Redirect::temporary("/graphql")
 }
 
+/// A user as whom the playground signs everybody in: for throw-away servers.
+#[derive(Clone, Debug)]
+pub struct SignIn {
+    /// The e-mail address.
+    pub email: String,
+    /// The password.
+    pub password: String,
+}
+
 /// The playground's page, or one that says why there is none.
-pub fn page() -> Response {
-    let headers = [
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (CACHE_CONTROL, "no-cache"),
-        (VARY, "Accept"),
-        (
-            HeaderName::from_static("cross-origin-opener-policy"),
-            "same-origin",
-        ),
-    ];
-    match find("index.html") {
-        Some(page) => (headers, Html(page.plain)).into_response(),
-        None => (headers, Html(MISSING)).into_response(),
+#[derive(Clone)]
+pub struct Page(Bytes);
+
+/// The page, with what its script needs to sign in.
+pub fn page(sign_in: Option<&SignIn>) -> Page {
+    let plain = find("index.html").map_or(MISSING.as_bytes(), |page| page.plain);
+    let (Some(sign_in), Ok(text)) = (sign_in, str::from_utf8(plain)) else {
+        return Page(Bytes::from_static(plain));
+    };
+    let json = json!({ "email": sign_in.email, "password": sign_in.password }).to_string();
+    let json = json
+        .replace('&', "&amp;")
+        .replace('"', "&quot;")
+        .replace('<', "&lt;");
+    let meta = format!(r#"<meta name="gathering-demo" content="{json}"></head>"#);
+    Page(text.replacen("</head>", &meta, 1).into())
+}
+
+impl Page {
+    /// The page as a response.
+    pub fn response(&self) -> Response {
+        let headers = [
+            (CONTENT_SECURITY_POLICY, POLICY),
+            (CACHE_CONTROL, "no-cache"),
+            (VARY, "Accept"),
+            (
+                HeaderName::from_static("cross-origin-opener-policy"),
+                "same-origin",
+            ),
+        ];
+        (headers, Html(self.0.clone())).into_response()
     }
 }
 

@@ -13,7 +13,10 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::middleware::{from_fn, map_response};
 use axum::response::{IntoResponse, Response};
-use gathering_schema::{Graph, Limits, Trust, TrustedDocuments};
+use chrono::Utc;
+use gathering_schema::auth::{self, Hashing, Keys};
+use gathering_schema::{Clock, Graph, Limits, Trust, TrustedDocuments};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -27,7 +30,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::config::{self, Config};
 use crate::db::Database;
 use crate::health::Health;
-use crate::{StartError, http, telemetry};
+use crate::playground::SignIn;
+use crate::{StartError, http, keys, telemetry};
 
 /// Longest header of a request, start line included, in bytes: a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
@@ -40,8 +44,34 @@ pub struct Server {
     address: SocketAddr,
     database: Database,
     health: Arc<Health>,
+    graph: Graph,
     stop: oneshot::Sender<()>,
     accepting: Task,
+    stop_recording: oneshot::Sender<()>,
+    recording: Task,
+    _purging: Task,
+}
+
+/// How a server is started, beside its configuration.
+pub struct Options {
+    /// Whether PostgreSQL is brought up to date too.
+    pub migrate: bool,
+    /// As whom the playground signs everybody in, if at all.
+    pub sign_in: Option<SignIn>,
+    /// What tells the time.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+        let clock: Clock = Arc::new(Utc::now);
+        Self {
+            migrate: false,
+            sign_in: None,
+            clock,
+        }
+    }
 }
 
 /// A task that ends with its handle.
@@ -54,12 +84,11 @@ impl Drop for Task {
 }
 
 impl Server {
-    /// Listens, opens the database, brings it up to date and serves. SQLite is migrated; PostgreSQL only when `migrate`
-    /// says so.
+    /// Listens, opens the database, brings it up to date and serves. SQLite is always migrated.
     ///
     /// # Errors
-    /// The address is taken, the database cannot be used, or it waits for migrations.
-    pub async fn start(config: Config, migrate: bool) -> Result<Self, StartError> {
+    /// The address is taken, the database cannot be used or waits for migrations, or a signing key is missing.
+    pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let listen = config.server.listen;
         let listener = TcpListener::bind(listen)
             .await
@@ -86,22 +115,54 @@ impl Server {
         )));
 
         let database = Database::open(&config.database).await?;
-        bring_up_to_date(&database, &config, migrate).await?;
-        let graph = Graph::new(
+        bring_up_to_date(&database, &config, options.migrate).await?;
+        let keys = if database.is_read_only() {
+            // Nobody can sign in.
+            Keys::random().map_err(|error| StartError::new(error.to_string()))?
+        } else {
+            keys::load(&config)?
+        };
+        let (graph, recorder) = Graph::new(
             database.connection().clone(),
             limits(&config.graphql),
             trusted(&config.graphql)?,
-        );
-        let routes = http::routes(graph, config);
-        app.serving
-            .get_or_init(|| outer(health.routes().merge(routes).fallback(nowhere)));
+            accounts(&config.auth, keys),
+            options.clock,
+        )
+        .map_err(StartError::new)?;
+        let cors = http::cors(&config.server.cors_origins);
+        let routes = http::routes(graph.clone(), config, options.sign_in.as_ref());
+        app.serving.get_or_init(|| {
+            let routes = outer(health.routes().merge(routes).fallback(nowhere));
+            match cors {
+                Some(cors) => routes.layer(cors),
+                None => routes,
+            }
+        });
         health.started(database.clone());
+        let (stop_recording, recording_stopped) = oneshot::channel();
+        let stopped = async {
+            // A server that is dropped stops recording too.
+            let _ = recording_stopped.await;
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the tasks belong to the server, which ends them"
+        )]
+        let (recording, purging) = (
+            Task(tokio::spawn(recorder.run(stopped))),
+            Task(tokio::spawn(purge(graph.clone()))),
+        );
         Ok(Self {
             address,
             database,
             health,
+            graph,
             stop,
             accepting,
+            stop_recording,
+            recording,
+            _purging: purging,
         })
     }
 
@@ -115,14 +176,30 @@ impl Server {
         self.database.statements()
     }
 
+    /// An access token of a user, for whoever runs the server.
+    ///
+    /// # Errors
+    /// There is no such user, or the database cannot be read.
+    pub async fn ticket(&self, email: &str, lifetime: Duration) -> Result<String, StartError> {
+        let ticket = self.graph.ticket(email, lifetime).await.ok().flatten();
+        ticket.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
+    }
+
     /// Ends the server: unready now, no new connections after `grace`, then requests in flight finish as long as the
-    /// configuration lets them, and the pool closes last.
+    /// configuration lets them, the audit log is written, and the pool closes last.
     pub async fn shut_down(mut self, grace: Duration) {
         self.health.draining();
         tokio::time::sleep(grace).await;
         // The other end is gone only if the task is, and then there is nothing to stop.
         let _ = self.stop.send(());
         let _ = (&mut self.accepting.0).await;
+        let _ = self.stop_recording.send(());
+        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.recording.0)
+            .await
+            .is_err()
+        {
+            tracing::error!("the audit log could not be written to its end");
+        }
         if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
             .await
             .is_err()
@@ -131,6 +208,10 @@ impl Server {
         }
     }
 }
+
+/// How long after its start a server deletes what has expired, and how often then.
+const FIRST_PURGE: Duration = Duration::from_mins(5);
+const PURGE: Duration = Duration::from_hours(1);
 
 /// What answers a connection's requests.
 struct App {
@@ -157,6 +238,38 @@ fn limits(settings: &config::Graphql) -> Limits {
         parsed_documents: settings.parsed_documents,
         persisted_queries: settings.persisted_queries,
         introspection: settings.introspection,
+    }
+}
+
+/// How accounts are kept, with these keys.
+pub fn accounts(settings: &config::Auth, keys: Keys) -> auth::Settings {
+    auth::Settings {
+        keys,
+        issuer: settings.issuer.clone(),
+        audience: settings.audience.clone(),
+        access_lifetime: settings.access_lifetime,
+        refresh_lifetime: settings.refresh_lifetime,
+        registration: settings.registration,
+        hashing: Hashing {
+            memory: settings.hash_memory,
+            passes: settings.hash_passes,
+            parallel: settings.hash_parallel,
+        },
+        revoked: settings.revoked_tokens,
+        audit_queue: settings.audit_queue,
+        audit_retention: settings.audit_retention,
+    }
+}
+
+/// Deletes what has expired, now and then; what fails is tried again the next time.
+async fn purge(graph: Graph) {
+    let mut pause = FIRST_PURGE;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match graph.purge().await {
+            Ok(()) => PURGE,
+            Err(_) => FIRST_PURGE,
+        };
     }
 }
 
@@ -253,12 +366,12 @@ async fn accept(
             let permit = Arc::clone(&room).acquire_owned().await;
             (permit, listener.accept().await)
         };
-        let (permit, stream) = tokio::select! {
+        let (permit, stream, peer) = tokio::select! {
             biased;
             _ = &mut stopped => break,
             Some(_) = connections.join_next() => continue,
             (permit, accepted) = next => match accepted {
-                Ok((stream, _)) => (permit, stream),
+                Ok((stream, peer)) => (permit, stream, peer),
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection");
                     // Out of files or memory: others must finish first.
@@ -268,7 +381,8 @@ async fn accept(
             },
         };
         let app = Arc::clone(&app);
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(http::Peer(peer));
             let router = app.serving.get().unwrap_or(&app.starting).clone();
             TowerToHyperService::new(router).call(request)
         });

@@ -9,6 +9,7 @@ pub mod circle;
 pub mod collaborator;
 pub mod conversation;
 pub mod event;
+pub mod lockout;
 pub mod member;
 pub mod message;
 pub mod model;

@@ -41,10 +41,6 @@ pub struct Model {
     pub is_active: bool,
     /// Tokens made under an earlier number are void.
     pub token_version: i32,
-    /// Wrong passwords in a row.
-    pub failed_logins: i32,
-    /// No sign-in before this moment.
-    pub locked_until: Option<DateTimeUtc>,
     /// The latest sign-in.
     pub last_login_at: Option<DateTimeUtc>,
 }

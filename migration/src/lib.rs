@@ -4,6 +4,7 @@
 //! whole chain is one transaction, and only one process at a time is in it, whichever the database.
 
 mod m0001_team;
+mod m0002_lockouts;
 mod table;
 
 use sea_orm_migration::{
@@ -19,7 +20,10 @@ struct Chain;
 #[async_trait::async_trait]
 impl MigratorTrait for Chain {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_team::Migration)]
+        vec![
+            Box::new(m0001_team::Migration),
+            Box::new(m0002_lockouts::Migration),
+        ]
     }
 }
 

@@ -318,6 +318,33 @@ impl Table {
         self
     }
 
+    /// Adds a column to the table as it is.
+    pub(crate) async fn add(
+        &self,
+        manager: &SchemaManager<'_>,
+        column: &Column,
+    ) -> Result<(), DbErr> {
+        let definition = column.sql(manager.get_database_backend());
+        self.alter(manager, &format!("ADD COLUMN {definition}"))
+            .await
+    }
+
+    /// Takes a column out of the table as it is.
+    pub(crate) async fn remove(
+        &self,
+        manager: &SchemaManager<'_>,
+        column: &str,
+    ) -> Result<(), DbErr> {
+        self.alter(manager, &format!("DROP COLUMN {column}")).await
+    }
+
+    async fn alter(&self, manager: &SchemaManager<'_>, what: &str) -> Result<(), DbErr> {
+        let statement = format!("ALTER TABLE {} {what}", self.name);
+        let connection = manager.get_connection();
+        connection.execute_unprepared(&statement).await?;
+        Ok(())
+    }
+
     /// Drops the table, and its indexes with it.
     pub(crate) async fn drop(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         let statement = format!("DROP TABLE {}", self.name);

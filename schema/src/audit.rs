@@ -57,7 +57,7 @@ impl AuditEntry {
         let Some(id) = self.0.actor_id else {
             return Ok(None);
         };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User))
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
     /// The address it came from.

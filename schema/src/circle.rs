@@ -84,7 +84,7 @@ impl Circle {
     /// Who owns it.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
-        row.map(User).ok_or_else(|| Error::not_found("owner"))
+        row.map(User::new).ok_or_else(|| Error::not_found("owner"))
     }
 
     /// The project it works for.
@@ -393,7 +393,7 @@ impl Listed for CircleCollaborators {
         Ok(try_join_all(users)
             .await?
             .into_iter()
-            .map(|user| user.map(User))
+            .map(|user| user.map(User::new))
             .collect())
     }
 

@@ -76,7 +76,7 @@ impl Conversation {
     /// Who owns it.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
-        row.map(User).ok_or_else(|| Error::not_found("owner"))
+        row.map(User::new).ok_or_else(|| Error::not_found("owner"))
     }
 
     /// The circle it belongs to.

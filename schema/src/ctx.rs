@@ -5,10 +5,12 @@ use std::sync::Arc;
 use async_graphql::{Context, ID};
 use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::EntityTrait;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
     Services,
+    auth::{Accounts, Act, Client},
     error::Error,
     id::Kind,
     load::{Batch, Waiting},
@@ -20,6 +22,7 @@ use crate::{
 pub(crate) struct Request {
     pub(crate) services: Arc<Services>,
     pub(crate) viewer: Option<Viewer>,
+    pub(crate) client: Client,
     pub(crate) waiting: Arc<Waiting>,
 }
 
@@ -55,10 +58,16 @@ impl Request {
     pub(crate) fn admin(&self) -> Result<&Viewer, Error> {
         let viewer = self.viewer()?;
         if viewer.is_admin() {
-            Ok(viewer)
-        } else {
-            Err(Error::admins_only())
+            return Ok(viewer);
         }
+        let (trail, actor) = (&self.accounts().trail, Some(viewer.id()));
+        trail.record(Act::Refused, &self.client, actor, None, json!({}));
+        Err(Error::admins_only())
+    }
+
+    /// The accounts.
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.services.accounts
     }
 
     /// The time, in the database's precision.

@@ -113,6 +113,55 @@ impl Error {
         Self::new(Code::Unauthenticated, "Sign in to see this.")
     }
 
+    /// `UNAUTHENTICATED` for a token that nobody here gave out like that.
+    pub(crate) fn token_invalid() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The access token is not valid. Sign in to get one.",
+        )
+    }
+
+    /// `UNAUTHENTICATED` for a token whose time is over.
+    pub(crate) fn token_expired() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The access token has expired. Get another one with `refreshSession`.",
+        )
+    }
+
+    /// `UNAUTHENTICATED` for a token whose session was ended.
+    pub(crate) fn token_revoked() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The access token has been revoked. Sign in again.",
+        )
+    }
+
+    /// `UNAUTHENTICATED` for whoever does not get in, whatever the reason.
+    pub(crate) fn bad_credentials() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The e-mail address or the password is wrong, or there were too many attempts. After several failures, \
+             wait some minutes.",
+        )
+    }
+
+    /// `UNAUTHENTICATED` for a refresh token that cannot be used.
+    pub(crate) fn bad_refresh_token() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The refresh token cannot be used. Sign in again.",
+        )
+    }
+
+    /// `FORBIDDEN` for a deactivated account.
+    pub(crate) fn deactivated() -> Self {
+        Self::new(
+            Code::Forbidden,
+            "This account is deactivated. Ask an administrator.",
+        )
+    }
+
     /// `FORBIDDEN` for everyone who is no administrator.
     pub(crate) fn admins_only() -> Self {
         Self::new(Code::Forbidden, "Only administrators may see this.")
@@ -123,6 +172,14 @@ impl Error {
         Self::new(
             Code::Internal,
             "Something went wrong on our side. Tell us the request id.",
+        )
+    }
+
+    /// `CONFLICT`.
+    pub(crate) fn conflict() -> Self {
+        Self::new(
+            Code::Conflict,
+            "Others changed the same at the same time. Try again.",
         )
     }
 
@@ -212,6 +269,12 @@ impl From<DbErr> for Error {
                 sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => busy(),
                 sqlx::Error::Database(error) => match error.code().as_deref() {
                     Some("57014") => Self::timeout(),
+                    // PostgreSQL: a serialization failure, a deadlock.
+                    Some("40001" | "40P01") => Self::conflict(),
+                    // SQLite: the database is read-only.
+                    Some("8" | "1032" | "520") => {
+                        Self::unavailable("The database can only be read at the moment.")
+                    }
                     // PostgreSQL is out of connections, memory or disk; SQLite (in its extended result codes) is
                     // busy, locked, cannot read its file, or cannot open it.
                     Some(code) if code.starts_with("53") => busy(),

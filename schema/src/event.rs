@@ -307,7 +307,7 @@ impl<C: Change> Of<C> {
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<Actor>, Error> {
         if let Some(id) = self.row.actor_user_id {
             let user = ctx.request().row::<user::Entity>(id).await?;
-            return Ok(user.map(|row| Actor::User(User(row))));
+            return Ok(user.map(|row| Actor::User(User::new(row))));
         }
         Ok(Agent::readable(ctx, self.row.actor_agent_id)
             .await?
@@ -511,7 +511,7 @@ impl SharingChange {
         let Some(id) = self.0.uuid("userId") else {
             return Ok(None);
         };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User))
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
     /// What the user may do from then on; null when the circle is no longer shared.
@@ -773,7 +773,7 @@ impl UserChange {
             .request()
             .row::<user::Entity>(self.0.subject_id)
             .await?
-            .map(User))
+            .map(User::new))
     }
 
     /// Why it happened.

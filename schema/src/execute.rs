@@ -18,25 +18,24 @@ use async_graphql::{
     extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
     parser::{
         self, parse_query,
-        types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
+        types::{
+            DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection,
+        },
     },
 };
-use chrono::Utc;
-use gathering_entity::user;
-use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryTrait};
+use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use crate::{
-    Code, Schema, Services, Viewer,
+    Clock, Code, Schema, Services, Viewer,
+    auth::{self, Accounts, Client, Recorder},
     cache::{Cache, CacheStats},
     ctx,
     document::{self, Costs, Measure},
     error::Error,
     load::{Gather, Loader, Waiting},
-    read::Pages,
     server::Look,
     shape::{Ordered, Shape},
     text,
@@ -131,9 +130,16 @@ pub struct Operation {
     measure: Measure,
     shape: Shape,
     prepared_in: Duration,
+    signs_in: bool,
 }
 
 impl Operation {
+    /// Whether all that this does is to sign somebody in, for which nobody needs to be signed in already: a token that
+    /// has expired must not stand in the way.
+    pub fn signs_in(&self) -> bool {
+        self.signs_in
+    }
+
     /// Whether this is a query, a mutation or a subscription.
     pub fn kind(&self) -> OperationType {
         self.kind
@@ -145,10 +151,10 @@ impl Operation {
 pub struct Caller {
     /// The signed-in user, if any.
     pub viewer: Option<Viewer>,
+    /// Who sends the request, signed in or not.
+    pub client: Client,
     /// Whether the answer shall carry `extensions.usage`.
     pub usage: bool,
-    /// Names the request in logs and in `INTERNAL` errors.
-    pub request_id: String,
 }
 
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
@@ -179,6 +185,16 @@ impl Answer {
     /// A request error: nothing ran.
     pub fn refusal(code: Code, message: impl Into<String>) -> Self {
         Error::new(code, message.into()).into()
+    }
+
+    /// A request error, named by its request where it is our fault.
+    fn failed(error: Error, request_id: &str) -> Self {
+        let is_ours = error.code == Code::Internal;
+        Self::from(if is_ours {
+            error.with("requestId", request_id)
+        } else {
+            error
+        })
     }
 
     fn refused(errors: Vec<ServerError>) -> Self {
@@ -274,17 +290,25 @@ fn not_graphql(error: &parser::Error) -> Answer {
 }
 
 impl Graph {
-    /// The graph over a database.
-    pub fn new(db: DatabaseConnection, limits: Limits, trusted: TrustedDocuments) -> Self {
+    /// The graph over a database, and what writes its audit log, which is to run as long as the graph is used.
+    ///
+    /// # Errors
+    /// The accounts' settings cannot be used; the text says why.
+    pub fn new(
+        db: DatabaseConnection,
+        limits: Limits,
+        trusted: TrustedDocuments,
+        accounts: auth::Settings,
+        clock: Clock,
+    ) -> Result<(Self, Recorder), String> {
         let mut builders = [crate::schema(), crate::schema().extension(Timing)];
         if !limits.introspection {
             builders =
                 builders.map(|builder| builder.disable_introspection().disable_suggestions());
         }
         let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
-        #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-        let clock = Utc::now;
-        Self(Arc::new(Inner {
+        let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock))?;
+        let graph = Self(Arc::new(Inner {
             costs: Costs::new(&schema.sdl()),
             schema,
             timed,
@@ -298,8 +322,10 @@ impl Graph {
                 look: Look::default(),
                 started_at: clock(),
                 clock,
+                accounts,
             }),
-        }))
+        }));
+        Ok((graph, recorder))
     }
 
     /// The schema in the schema definition language.
@@ -308,8 +334,9 @@ impl Graph {
     }
 
     /// What the caches hold and have done, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 2] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 3] {
         [
+            ("revoked_tokens", self.0.services.accounts.revoked()),
             ("parsed_documents", self.0.documents.stats()),
             ("persisted_queries", self.0.persisted.stats()),
         ]
@@ -340,29 +367,41 @@ impl Graph {
             measure,
             shape: Shape::of(&document, operation, &inner.costs),
             prepared_in: began.elapsed(),
+            signs_in: signs_in(operation),
             document,
         })
     }
 
-    /// The user with this e-mail address, while there are no accounts.
+    /// The user who presents an access token.
     ///
     /// # Errors
-    /// The database cannot answer.
-    pub async fn viewer(&self, email: &str) -> Result<Option<Viewer>, Answer> {
-        let select = user::Entity::find()
-            .filter(user::Column::EmailKey.eq(text::fold(email)))
-            .into_query();
-        let users = Pages::<user::Model>::new("users by e-mail", select, None);
-        let found = self
-            .0
-            .services
-            .loader
-            .load_alone(users, Uuid::nil())
-            .await?;
-        let backend = self.0.services.backend;
-        Ok(found
-            .first()
-            .map(|user| Viewer::new(Arc::clone(user), backend)))
+    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account, and whatever keeps the
+    /// database from saying so: nobody is let in unchecked.
+    pub async fn authenticate(&self, token: &str, client: &Client) -> Result<Viewer, Answer> {
+        let services = &*self.0.services;
+        let found = services
+            .accounts
+            .authenticate(&services.loader, token, client);
+        match found.await {
+            Ok((user, session)) => Ok(Viewer::new(user, session, services.backend)),
+            Err(error) => Err(Answer::failed(error, &client.request_id)),
+        }
+    }
+
+    /// An access token for a user that lasts as long as its reader wants, for the server's operator.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn ticket(&self, email: &str, lifetime: Duration) -> Result<Option<String>, Answer> {
+        Ok(self.0.services.accounts.ticket(email, lifetime).await?)
+    }
+
+    /// Deletes expired revocations, sessions, lockouts and audit entries. To be called now and then.
+    ///
+    /// # Errors
+    /// The database cannot be written; the cause is logged.
+    pub async fn purge(&self) -> Result<(), Answer> {
+        Ok(self.0.services.accounts.purge().await?)
     }
 
     /// Runs an operation.
@@ -377,6 +416,7 @@ impl Graph {
         request.data.insert(Arc::new(ctx::Request {
             services: Arc::clone(&inner.services),
             viewer: caller.viewer,
+            client: caller.client.clone(),
             waiting: Arc::clone(&waiting),
         }));
         let schema = if caller.usage {
@@ -392,7 +432,7 @@ impl Graph {
             return Error::timeout().into();
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, operation.shape, &caller.request_id);
+        let mut answer = Answer::of(response, operation.shape, &caller.client.request_id);
         if let Some(usage) = waiting.usage() {
             let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
             let batches: Vec<_> = usage
@@ -415,6 +455,15 @@ impl Graph {
         }
         answer
     }
+}
+
+/// Whether an operation consists of fields that sign somebody in. One that hides them in fragments does not.
+fn signs_in(operation: &OperationDefinition) -> bool {
+    const FIELDS: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
+    operation.ty == OperationType::Mutation
+        && operation.selection_set.node.items.iter().all(|selection| {
+            matches!(&selection.node, Selection::Field(field) if FIELDS.contains(&field.node.name.node.as_str()))
+        })
 }
 
 /// The hash of an automatic persisted query, in lower-case hexadecimal.
@@ -523,7 +572,7 @@ impl Inner {
                 None => Err(Error::bad_input("`query` is missing.").field("query")),
             };
         };
-        let sha256 = || hex(&Sha256::digest(query.as_bytes()));
+        let sha256 = || text::hex(&Sha256::digest(query.as_bytes()));
         if hash.as_ref().is_some_and(|hash| sha256() != *hash) {
             return Err(Error::bad_input(
                 "`extensions.persistedQuery.sha256Hash` is not the SHA-256 of `query`.",
@@ -555,14 +604,6 @@ impl Inner {
             .insert(Arc::clone(text), Arc::clone(&document));
         Ok(document)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
 }
 
 /// How long the phases of an operation took, in microseconds.

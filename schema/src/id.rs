@@ -40,10 +40,12 @@ pub enum Kind {
     Event,
     /// `audit_…`
     Audit,
+    /// `signin_…`
+    SignIn,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::User,
         Self::Provider,
         Self::Model,
@@ -57,6 +59,7 @@ impl Kind {
         Self::Message,
         Self::Event,
         Self::Audit,
+        Self::SignIn,
     ];
 
     /// The text before the underscore.
@@ -75,6 +78,7 @@ impl Kind {
             Self::Message => "message",
             Self::Event => "event",
             Self::Audit => "audit",
+            Self::SignIn => "signin",
         }
     }
 

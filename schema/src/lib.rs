@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod auth;
 pub mod cache;
 pub mod circle;
 pub mod conversation;
@@ -32,27 +33,32 @@ pub mod provider;
 mod read;
 pub mod scalar;
 pub mod server;
+pub mod session;
 mod shape;
 pub mod task;
 pub mod text;
 pub mod user;
+pub mod user_error;
 pub mod viewer;
+mod write;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use async_graphql::{
-    ContainerType, Context, ContextSelectionSet, EmptyMutation, EmptySubscription, MergedObject,
-    ObjectType, OutputType, Positioned, SchemaBuilder, ServerResult, Value,
+    ContainerType, Context, ContextSelectionSet, EmptySubscription, MergedObject, ObjectType,
+    OutputType, Positioned, SchemaBuilder, ServerResult, Value,
     parser::types::Field,
     registry::{MetaType, Registry},
 };
 use chrono::{DateTime, Utc};
 use sea_orm::DbBackend;
 
+pub use auth::Client;
 pub use error::Code;
 pub use execute::{Answer, Caller, Graph, Limits, Operation, Params, Trust, TrustedDocuments};
 pub use viewer::Viewer;
 
+use auth::Accounts;
 use load::Loader;
 
 /// What all operations share.
@@ -62,8 +68,12 @@ pub(crate) struct Services {
     pub(crate) limits: Limits,
     pub(crate) look: server::Look,
     pub(crate) started_at: DateTime<Utc>,
-    pub(crate) clock: fn() -> DateTime<Utc>,
+    pub(crate) clock: Clock,
+    pub(crate) accounts: Accounts,
 }
+
+/// What tells the time.
+pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 /// All that can be asked.
 #[derive(Default, MergedObject)]
@@ -81,34 +91,39 @@ pub struct Query(
     task::TaskQuery,
     conversation::ConversationQuery,
     event::EventQuery,
+    session::SessionQuery,
     audit::AuditQuery,
 );
 
-/// The query root, its schema completed with the descriptions of the arguments that many fields share.
+/// All that can be changed.
+#[derive(Default, MergedObject)]
+pub struct Mutation(session::SessionMutation, user::UserMutation);
+
+/// A root, its schema completed with the descriptions of the arguments that many fields share.
 #[derive(Default)]
-pub(crate) struct Root(Query);
+pub(crate) struct Root<T>(T);
 
-pub(crate) type Schema = async_graphql::Schema<Root, EmptyMutation, EmptySubscription>;
+pub(crate) type Schema = async_graphql::Schema<Root<Query>, Root<Mutation>, EmptySubscription>;
 
-pub(crate) fn schema() -> SchemaBuilder<Root, EmptyMutation, EmptySubscription> {
-    Schema::build(Root::default(), EmptyMutation, EmptySubscription)
+pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, EmptySubscription> {
+    Schema::build(Root::default(), Root::default(), EmptySubscription)
 }
 
-impl ContainerType for Root {
+impl<T: ObjectType> ContainerType for Root<T> {
     async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
         self.0.resolve_field(ctx).await
     }
 }
 
-impl ObjectType for Root {}
+impl<T: ObjectType> ObjectType for Root<T> {}
 
-impl OutputType for Root {
+impl<T: ObjectType> OutputType for Root<T> {
     fn type_name() -> Cow<'static, str> {
-        Query::type_name()
+        T::type_name()
     }
 
     fn create_type_info(registry: &mut Registry) -> String {
-        let name = Query::create_type_info(registry);
+        let name = T::create_type_info(registry);
         for ty in registry.types.values_mut() {
             let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
                 continue;
@@ -143,6 +158,7 @@ fn argument_description(name: &str) -> Option<&'static str> {
         "before" => "Only entries before this cursor.",
         "filter" => "Narrows the list.",
         "orderBy" => "Orders the list.",
+        "input" => "What is to be done.",
         "id" => "The id, of the type that the field returns.",
         _ => return None,
     })

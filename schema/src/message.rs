@@ -68,7 +68,7 @@ impl Message {
         let Some(id) = self.0.user_id else {
             return Ok(None);
         };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User))
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
     /// The name of its author when it was written, at most 200 characters.

@@ -110,7 +110,7 @@ impl Node {
             Kind::User => request
                 .row::<user::Entity>(id)
                 .await?
-                .map(|row| Self::User(User(row))),
+                .map(|row| Self::User(User::new(row))),
             Kind::Provider => request
                 .row::<provider::Entity>(id)
                 .await?
@@ -170,7 +170,7 @@ impl Node {
                 .row::<audit::Entity>(id)
                 .await?
                 .map(|row| Self::Audit(AuditEntry(row))),
-            Kind::Audit => None,
+            Kind::Audit | Kind::SignIn => None,
         })
     }
 }

@@ -54,7 +54,7 @@ impl PartialEq for Rule {
 
 /// `column` is one of the keys. PostgreSQL gets them as one array, so that its text does not depend on their number;
 /// SQLite gets them in powers of two for the same reason, filled up with ids that no row has.
-fn is_among(backend: DbBackend, column: ColumnOf, keys: &[Uuid]) -> Expr {
+pub(crate) fn is_among(backend: DbBackend, column: ColumnOf, keys: &[Uuid]) -> Expr {
     if backend == DbBackend::Postgres {
         Expr::col(column).eq(Func::cust("ANY").arg(array(keys)))
     } else {

@@ -142,7 +142,7 @@ impl Task {
         let Some(id) = self.0.created_by else {
             return Ok(None);
         };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User))
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
     /// Whether it is reviewed before it counts as done.

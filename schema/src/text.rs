@@ -13,6 +13,15 @@ pub fn fold(text: &str) -> String {
     text.trim().nfkc().flat_map(char::to_lowercase).collect()
 }
 
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}
+
 /// A filter's text, checked.
 pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
     if text.chars().count() > MAX_FILTER {

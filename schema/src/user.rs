@@ -2,18 +2,25 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, connection::EmptyFields};
+use async_graphql::{
+    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+};
 use gathering_entity::user;
 use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
 
 use crate::{
+    auth::Amendment,
     ctx::Door,
     error::Error,
     id::Kind,
     page::{Connection, Listed, Order, Page},
     scalar::DateTime,
     text,
+    user_error::{Check, UserError, UserErrorCode},
 };
+
+/// Most characters of a user's name.
+pub(crate) const MAX_NAME: usize = 100;
 
 /// What a user may do on this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -26,44 +33,48 @@ pub enum UserRole {
 }
 
 /// A person with an account.
-pub struct User(pub(crate) Arc<user::Model>);
+pub struct User {
+    row: Arc<user::Model>,
+    /// Whether this is known to be who asks, though their request was not signed in when it began.
+    is_self: bool,
+}
 
 /// A person with an account. Every signed-in user may see a user's name and role.
 #[Object]
 impl User {
     /// The id of the user, `user_…`.
     pub(crate) async fn id(&self) -> ID {
-        Kind::User.id(self.0.id)
+        Kind::User.id(self.row.id)
     }
 
     /// The name shown to others, at most 100 characters.
     pub(crate) async fn name(&self) -> &str {
-        &self.0.name
+        &self.row.name
     }
 
     /// The e-mail address. Null for everyone but the user and administrators.
     async fn email(&self, ctx: &Context<'_>) -> Option<&str> {
-        self.is_private_to(ctx).then_some(&self.0.email)
+        self.is_private_to(ctx).then_some(&self.row.email)
     }
 
     /// What the user may do on this server.
     async fn role(&self) -> UserRole {
-        self.0.role.into()
+        self.row.role.into()
     }
 
     /// Whether the user may sign in.
     async fn is_active(&self) -> bool {
-        self.0.is_active
+        self.row.is_active
     }
 
     /// When the account was made.
     async fn created_at(&self) -> DateTime {
-        self.0.created_at.into()
+        self.row.created_at.into()
     }
 
     /// When the user last signed in. Null for everyone but the user and administrators, and before the first time.
     async fn last_login_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
-        self.0
+        self.row
             .last_login_at
             .filter(|_| self.is_private_to(ctx))
             .map(DateTime)
@@ -71,10 +82,21 @@ impl User {
 }
 
 impl User {
+    pub(crate) fn new(row: Arc<user::Model>) -> Self {
+        Self {
+            row,
+            is_self: false,
+        }
+    }
+
+    /// Somebody who has just proved who they are.
+    pub(crate) fn signed_in(row: Arc<user::Model>) -> Self {
+        Self { row, is_self: true }
+    }
+
     fn is_private_to(&self, ctx: &Context<'_>) -> bool {
-        ctx.request()
-            .viewer()
-            .is_ok_and(|viewer| viewer.is_admin() || viewer.id() == self.0.id)
+        let viewer = ctx.request().viewer();
+        self.is_self || viewer.is_ok_and(|viewer| viewer.is_admin() || viewer.id() == self.row.id)
     }
 }
 
@@ -88,7 +110,10 @@ impl Listed for Users {
     const NAME: &'static str = "User";
 
     async fn nodes(_: &Context<'_>, rows: &[Arc<user::Model>]) -> Result<Vec<Option<User>>, Error> {
-        Ok(rows.iter().map(|row| Some(User(Arc::clone(row)))).collect())
+        Ok(rows
+            .iter()
+            .map(|row| Some(User::new(Arc::clone(row))))
+            .collect())
     }
 
     fn extra(_: &Arc<user::Model>) -> EmptyFields {
@@ -128,6 +153,115 @@ impl UserFilter {
     }
 }
 
+/// The outcome of a change of an account.
+#[derive(SimpleObject)]
+pub struct UserPayload {
+    /// The user as they are now; null when nothing was changed because of the input.
+    user: Option<User>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl UserPayload {
+    fn refused(user_errors: Vec<UserError>) -> Self {
+        Self {
+            user: None,
+            user_errors,
+        }
+    }
+
+    fn changed(user: user::Model) -> Self {
+        Self {
+            user: Some(User::new(Arc::new(user))),
+            user_errors: Vec::new(),
+        }
+    }
+}
+
+/// What the signed-in user changes about themselves.
+#[derive(InputObject)]
+pub struct UpdateProfileInput {
+    /// The name shown to others, 1 to 100 characters.
+    name: Option<String>,
+}
+
+/// What an administrator changes about a user. Fields that are left out stay as they are.
+#[derive(InputObject)]
+pub struct UpdateUserInput {
+    /// The user, who must be another than the administrator.
+    user_id: ID,
+    /// The name shown to others, 1 to 100 characters.
+    name: Option<String>,
+    /// What the user may do from now on. Their access tokens are revoked; refreshed sessions go on with the new role.
+    role: Option<UserRole>,
+    /// Whether the user may sign in from now on. If not, all their sessions end.
+    is_active: Option<bool>,
+}
+
+/// Amendment of accounts.
+#[derive(Default)]
+pub struct UserMutation;
+
+#[Object]
+impl UserMutation {
+    /// Amendment the signed-in user's own name.
+    async fn update_profile(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateProfileInput,
+    ) -> Result<UserPayload, Error> {
+        let request = ctx.request();
+        let viewer = request.viewer()?;
+        let mut check = Check::default();
+        let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
+        if let Err(faults) = check.faults() {
+            return Ok(UserPayload::refused(faults));
+        }
+        let amendment = Amendment {
+            name,
+            ..Amendment::default()
+        };
+        let id = viewer.id();
+        let changed = request
+            .accounts()
+            .change(&request.client, Some(id), id, &amendment);
+        let user = changed.await?.ok_or_else(Error::unauthenticated)?;
+        Ok(UserPayload::changed(user))
+    }
+
+    /// Amendment another user: their name, their role, and whether they may sign in. For administrators. Error codes of
+    /// `userErrors`: `PROTECTED` for the administrator's own account.
+    async fn update_user(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateUserInput,
+    ) -> Result<UserPayload, Error> {
+        let request = ctx.request();
+        let admin = request.admin()?.id();
+        let user = Kind::User.parse(&input.user_id, "userId")?;
+        let mut check = Check::default();
+        let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
+        if user == admin {
+            let message =
+                "You cannot change your own account like this. Ask another administrator.";
+            check.fault("userId", UserErrorCode::Protected, message);
+        }
+        if let Err(faults) = check.faults() {
+            return Ok(UserPayload::refused(faults));
+        }
+        let amendment = Amendment {
+            name,
+            role: input.role.map(user::UserRole::from),
+            is_active: input.is_active,
+        };
+        let changed = request
+            .accounts()
+            .change(&request.client, Some(admin), user, &amendment);
+        let user = changed.await?.ok_or_else(|| Error::not_found("userId"))?;
+        Ok(UserPayload::changed(user))
+    }
+}
+
 /// Queries about users.
 #[derive(Default)]
 pub struct UserQuery;
@@ -137,7 +271,7 @@ impl UserQuery {
     /// The signed-in user, or null for an anonymous caller.
     async fn viewer(&self, ctx: &Context<'_>) -> Option<User> {
         let viewer = ctx.request().viewer.as_ref()?;
-        Some(User(Arc::clone(&viewer.user)))
+        Some(User::new(Arc::clone(&viewer.user)))
     }
 
     /// All users, newest first. For administrators.

@@ -24,6 +24,7 @@ const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.
 #[derive(Clone, Debug)]
 pub struct Viewer {
     pub(crate) user: Arc<user::Model>,
+    session: Uuid,
     rules: Arc<Rules>,
     backend: DbBackend,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Rules {
 }
 
 impl Viewer {
-    pub(crate) fn new(user: Arc<user::Model>, backend: DbBackend) -> Self {
+    pub(crate) fn new(user: Arc<user::Model>, session: Uuid, backend: DbBackend) -> Self {
         let rules = if user.role == user::UserRole::Admin {
             Rules::default()
         } else {
@@ -50,6 +51,7 @@ impl Viewer {
         };
         Self {
             user,
+            session,
             rules: Arc::new(rules),
             backend,
         }
@@ -58,6 +60,11 @@ impl Viewer {
     /// The user's row id.
     pub fn id(&self) -> Uuid {
         self.user.id
+    }
+
+    /// The session that the user asks from.
+    pub(crate) fn session(&self) -> Uuid {
+        self.session
     }
 
     /// Whether the user has the role ADMIN.

@@ -333,6 +333,31 @@ async fn ask(url: &str, query: &str) -> Value {
 }
 
 #[tokio::test]
+async fn a_manifest_that_cannot_be_used_is_named() {
+    let database = Database::empty().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = folder.path().join("manifest.json");
+    for (json, why) in [
+        (None, "cannot be read"),
+        (Some("[]"), "must be a JSON object from id to document"),
+    ] {
+        if let Some(json) = json {
+            fs::write(&manifest, json).expect("is written");
+        }
+        let mut command = gathering("serve --listen 127.0.0.1:0");
+        command
+            .env("DATABASE_URL", database.url())
+            .env("GATHERING__GRAPHQL__TRUSTED_DOCUMENTS", "enforce")
+            .env("GATHERING__GRAPHQL__MANIFEST", &manifest);
+        let line = refusal(&mut command).await;
+        assert!(
+            line.starts_with("graphql.manifest: ") && line.contains(why),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = taken.local_addr().expect("an address");

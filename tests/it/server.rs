@@ -1,19 +1,28 @@
 //! A server in this process, asked over HTTP.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
 use gathering::config::Config;
-use gathering::serve::Server;
+use gathering::serve::{Options, Server};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::database::Database;
+
+/// What signs access tokens in tests.
+pub(crate) const SIGNING_KEY: &str = "a key of the tests: 0123456789 ABCDEFGHIJ";
 
 /// A running server with a database of its own. Dropping it ends both.
 pub(crate) struct TestServer {
     server: Server,
     client: Client,
-    _database: Database,
+    clock: Arc<AtomicI64>,
+    demo: OnceCell<String>,
+    database: Database,
 }
 
 impl TestServer {
@@ -29,17 +38,38 @@ impl TestServer {
 
     /// Serves this database, configured differently.
     pub(crate) async fn on(database: Database, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config::default();
-        config.server.listen.set_port(0);
-        config.database.url = database.url().parse().expect("a database URL");
-        change(&mut config);
-        let server = Server::start(config, true).await.expect("starts");
+        let clock = Arc::new(AtomicI64::new(0));
+        let ahead = Arc::clone(&clock);
+        let options = Options {
+            migrate: true,
+            clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
+            ..Options::default()
+        };
+        let server = start(&database, change, options).await;
         let client = Client::builder().no_proxy().build().expect("a client");
         Self {
             server,
             client,
-            _database: database,
+            clock,
+            demo: OnceCell::new(),
+            database,
         }
+    }
+
+    /// Sets the server's clock forward.
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.clock.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// The database that is served.
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// An access token that was given out without a sign-in.
+    pub(crate) async fn token(&self, email: &str) -> String {
+        let ticket = self.server.ticket(email, Duration::from_hours(1)).await;
+        ticket.expect("a user")
     }
 
     /// The absolute address of a path.
@@ -60,15 +90,31 @@ impl TestServer {
             .expect("an answer")
     }
 
-    /// The whole response to an operation, whatever its status.
+    /// The whole response to the demo user's operation, whatever its status.
     pub(crate) async fn graphql(&self, query: &str, variables: Value) -> Value {
+        let token = self.demo.get_or_init(|| self.token("demo@example.com"));
+        self.ask(Some(token.await), query, variables).await
+    }
+
+    /// The whole response to an operation of whoever has this token, whatever its status.
+    pub(crate) async fn ask(&self, token: Option<&str>, query: &str, variables: Value) -> Value {
+        let response = self.send(token, query, variables).await;
+        response.json().await.expect("JSON")
+    }
+
+    /// As [`TestServer::ask`], with status and headers.
+    pub(crate) async fn send(
+        &self,
+        token: Option<&str>,
+        query: &str,
+        variables: Value,
+    ) -> Response {
+        let mut request = self.request(Method::POST, "/graphql");
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
         let body = json!({ "query": query, "variables": variables });
-        let response = self
-            .request(Method::POST, "/graphql")
-            .json(&body)
-            .send()
-            .await;
-        response.expect("an answer").json().await.expect("JSON")
+        request.json(&body).send().await.expect("an answer")
     }
 
     /// How many statements the server has sent so far.
@@ -80,4 +126,13 @@ impl TestServer {
     pub(crate) async fn shut_down(self, grace: Duration) {
         self.server.shut_down(grace).await;
     }
+}
+
+async fn start(database: &Database, change: impl FnOnce(&mut Config), options: Options) -> Server {
+    let mut config = Config::default();
+    config.server.listen.set_port(0);
+    config.database.url = database.url().parse().expect("a database URL");
+    config.auth.signing_key = SIGNING_KEY.to_owned().into();
+    change(&mut config);
+    Server::start(config, options).await.expect("starts")
 }

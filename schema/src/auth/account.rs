@@ -1,0 +1,452 @@
+//! Accounts themselves: made, signed in to, changed.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use gathering_entity::{
+    revoked_token::RevocationReason,
+    user::{self, UserRole},
+};
+use sea_orm::{
+    ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel,
+    QueryFilter, Set, Unchanged, sea_query::OnConflict,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    error::{Code, Error},
+    text,
+    user_error::MAX_EMAIL,
+    viewer::Viewer,
+    write::{begin, settle},
+};
+
+use super::{
+    Accounts, Act, Client, SignedIn,
+    lockout::Attempt,
+    password::Verdict,
+    session::{lock, new_session},
+};
+
+/// Who somebody is, checked.
+pub(crate) struct Profile {
+    pub(crate) email: String,
+    pub(crate) email_key: String,
+    pub(crate) name: String,
+    pub(crate) role: UserRole,
+}
+
+/// What is to be different about an account.
+#[derive(Clone, Default)]
+pub(crate) struct Amendment {
+    pub(crate) name: Option<String>,
+    pub(crate) role: Option<UserRole>,
+    pub(crate) is_active: Option<bool>,
+}
+
+impl Amendment {
+    /// What of it is different from what a row has.
+    fn to(&self, row: &user::Model) -> Self {
+        Self {
+            name: self.name.clone().filter(|name| *name != row.name),
+            role: self.role.filter(|role| *role != row.role),
+            is_active: self
+                .is_active
+                .filter(|is_active| *is_active != row.is_active),
+        }
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        let name = self.name.as_ref().map(|_| "name");
+        let role = self.role.map(|_| "role");
+        let is_active = self.is_active.map(|_| "isActive");
+        [name, role, is_active].into_iter().flatten().collect()
+    }
+}
+
+impl Accounts {
+    async fn by_email(&self, email_key: &str) -> Result<Option<user::Model>, Error> {
+        Ok(user::Entity::find()
+            .filter(user::Column::EmailKey.eq(email_key))
+            .one(&self.db)
+            .await?)
+    }
+
+    /// Makes an account and signs in to it; `None` when the e-mail address has one.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` where people cannot register by themselves.
+    pub(crate) async fn register(
+        &self,
+        client: &Client,
+        profile: &Profile,
+        password: &str,
+    ) -> Result<Option<SignedIn>, Error> {
+        if !self.registration {
+            return Err(Error::new(
+                Code::Forbidden,
+                "Accounts are made by administrators here. Ask one.",
+            ));
+        }
+        let Some(hash) = self.hash_for(profile, password).await? else {
+            return Ok(None);
+        };
+        let attempt = Attempt::new(&profile.email_key, client.address);
+        let change = || async {
+            let now = self.now();
+            let transaction = begin(&self.db).await?;
+            let Some(user) = self.insert(&transaction, profile, &hash, Some(now)).await? else {
+                return Ok(None);
+            };
+            attempt.succeeded(&transaction, now).await?;
+            let session = new_session(now);
+            let issued = self.issue(&transaction, user, session, client, now).await?;
+            transaction.commit().await?;
+            Ok(Some(issued.0))
+        };
+        let registered = settle(change).await?;
+        if let Some(signed_in) = &registered {
+            let user = Some(signed_in.user.id);
+            self.trail
+                .record(Act::Registered, client, user, user, json!({}));
+        }
+        Ok(registered)
+    }
+
+    /// Makes an account, as the server's operator; `None` when the e-mail address has one.
+    pub(crate) async fn create(
+        &self,
+        client: &Client,
+        profile: &Profile,
+        password: &str,
+    ) -> Result<Option<user::Model>, Error> {
+        let Some(hash) = self.hash_for(profile, password).await? else {
+            return Ok(None);
+        };
+        let user = self.insert(&self.db, profile, &hash, None).await?;
+        if let Some(user) = &user {
+            let details = json!({ "role": user.role.to_value() });
+            self.trail
+                .record(Act::UserCreated, client, None, Some(user.id), details);
+        }
+        Ok(user)
+    }
+
+    /// The hash of a new account's password, unless the address is known to be taken: then it is not worth the time.
+    async fn hash_for(&self, profile: &Profile, password: &str) -> Result<Option<String>, Error> {
+        if self.by_email(&profile.email_key).await?.is_some() {
+            return Ok(None);
+        }
+        self.passwords.hash(password).await.map(Some)
+    }
+
+    async fn insert(
+        &self,
+        db: &impl ConnectionTrait,
+        profile: &Profile,
+        hash: &str,
+        last_login_at: Option<DateTime<Utc>>,
+    ) -> Result<Option<user::Model>, Error> {
+        let now = self.now();
+        let user = user::Model {
+            id: Uuid::now_v7(),
+            created_at: now,
+            updated_at: now,
+            email: profile.email.clone(),
+            email_key: profile.email_key.clone(),
+            name: profile.name.clone(),
+            password_hash: hash.to_owned(),
+            role: profile.role,
+            is_active: true,
+            token_version: 0,
+            last_login_at,
+        };
+        let inserted = user::Entity::insert(user.clone().into_active_model())
+            .on_conflict(
+                OnConflict::column(user::Column::EmailKey)
+                    .do_nothing()
+                    .to_owned(),
+            )
+            .exec_without_returning(db)
+            .await?;
+        Ok((inserted > 0).then_some(user))
+    }
+
+    /// Signs in. The answer to a wrong password, to an unknown e-mail address and to a locked account is the same.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED`, or `FORBIDDEN` for a deactivated account whose password is right.
+    pub(crate) async fn sign_in(
+        &self,
+        client: &Client,
+        email: &str,
+        password: &str,
+    ) -> Result<SignedIn, Error> {
+        // What cannot be an address is nobody's.
+        let key = Some(text::fold(email))
+            .filter(|key| is_possible(key))
+            .unwrap_or_default();
+        let _turn = self.turn(&key).await;
+        let user = self.by_email(&key).await?;
+        let attempt = Attempt::new(&key, client.address);
+        let verdict = self
+            .attempt(client, &attempt, user.as_ref(), password)
+            .await?;
+        let (Some(user), Some(verdict)) = (user, verdict) else {
+            return Err(Error::bad_credentials());
+        };
+        let id = Some(user.id);
+        if !user.is_active {
+            let details = json!({ "reason": "deactivated" });
+            self.trail.record(Act::LoginFailed, client, id, id, details);
+            return Err(Error::deactivated());
+        }
+        let rehashed = match verdict {
+            Verdict::Outdated => Some(self.passwords.hash(password).await?),
+            _ => None,
+        };
+        let change = || async {
+            let now = self.now();
+            let transaction = begin(&self.db).await?;
+            // What was checked must still be so.
+            let current = lock(&transaction, user.id)
+                .await?
+                .filter(|current| current.is_active && current.token_version == user.token_version);
+            let Some(current) = current else {
+                return Ok(None);
+            };
+            attempt.succeeded(&transaction, now).await?;
+            let mut current = current.into_active_model();
+            current.last_login_at = Set(Some(now));
+            if let Some(hash) = &rehashed {
+                current.password_hash = Set(hash.clone());
+            }
+            let current = current.update(&transaction).await?;
+            let session = new_session(now);
+            let issued = self
+                .issue(&transaction, current, session, client, now)
+                .await?;
+            transaction.commit().await?;
+            Ok(Some(issued.0))
+        };
+        let Some(signed_in) = settle(change).await? else {
+            return Err(Error::bad_credentials());
+        };
+        self.trail
+            .record(Act::LoginSucceeded, client, id, id, json!({}));
+        Ok(signed_in)
+    }
+
+    /// Checks a password; `None` when it is wrong, or not looked at because of earlier failures.
+    async fn attempt(
+        &self,
+        client: &Client,
+        attempt: &Attempt,
+        user: Option<&user::Model>,
+        password: &str,
+    ) -> Result<Option<Verdict>, Error> {
+        let standing = attempt.standing(&self.db, self.now()).await?;
+        let hash = user
+            .filter(|_| !standing.is_locked)
+            .map(|user| user.password_hash.as_str());
+        let verdict = self.passwords.verify(password, hash).await?;
+        if verdict != Verdict::Wrong {
+            return Ok(Some(verdict));
+        }
+        let id = user.map(|user| user.id);
+        let mut details = json!({});
+        if standing.is_locked {
+            details = json!({ "reason": "locked" });
+        } else {
+            let count = || async {
+                let transaction = begin(&self.db).await?;
+                let locked = attempt.failed(&transaction, &standing, self.now()).await?;
+                transaction.commit().await?;
+                Ok(locked)
+            };
+            if let Some(until) = settle(count).await? {
+                let details = json!({ "until": until });
+                self.trail.record(Act::Locked, client, None, id, details);
+            }
+        }
+        self.trail
+            .record(Act::LoginFailed, client, None, id, details);
+        Ok(None)
+    }
+
+    /// Gives a viewer a new password, ends all of their sessions and begins a new one; `None` when the current password
+    /// is wrong.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn change_password(
+        &self,
+        client: &Client,
+        viewer: &Viewer,
+        current: &str,
+        new: &str,
+    ) -> Result<Option<SignedIn>, Error> {
+        let user = &viewer.user;
+        let _turn = self.turn(&user.email_key).await;
+        let attempt = Attempt::new(&user.email_key, client.address);
+        let verdict = self.attempt(client, &attempt, Some(user), current).await?;
+        if verdict.is_none() {
+            return Ok(None);
+        }
+        let signed_in = self.replace_password(user.id, new, Some(client)).await?;
+        let id = Some(user.id);
+        self.trail
+            .record(Act::PasswordChanged, client, id, id, json!({}));
+        Ok(signed_in)
+    }
+
+    /// Gives a user a new password, as the server's operator, and ends all of their sessions; false when there is no
+    /// such user.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn set_password(
+        &self,
+        client: &Client,
+        email: &str,
+        new: &str,
+    ) -> Result<bool, Error> {
+        let Some(user) = self.by_email(&text::fold(email)).await? else {
+            return Ok(false);
+        };
+        self.replace_password(user.id, new, None).await?;
+        self.trail
+            .record(Act::PasswordChanged, client, None, Some(user.id), json!({}));
+        Ok(true)
+    }
+
+    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one.
+    async fn replace_password(
+        &self,
+        user: Uuid,
+        new: &str,
+        client: Option<&Client>,
+    ) -> Result<Option<SignedIn>, Error> {
+        let hash = self.passwords.hash(new).await?;
+        let change = || async {
+            let now = self.now();
+            let transaction = begin(&self.db).await?;
+            lock(&transaction, user).await?;
+            let reason = RevocationReason::PasswordChanged;
+            self.end(&transaction, user, None, reason, now).await?;
+            let row = user::ActiveModel {
+                id: Unchanged(user),
+                password_hash: Set(hash.clone()),
+                updated_at: Set(now),
+                ..Default::default()
+            };
+            let row = row.update(&transaction).await?;
+            let signed_in = match client {
+                Some(client) => {
+                    let session = new_session(now);
+                    Some(self.issue(&transaction, row, session, client, now).await?.0)
+                }
+                None => None,
+            };
+            transaction.commit().await?;
+            Ok(signed_in)
+        };
+        settle(change).await
+    }
+
+    /// Changes an account; `None` when there is no such account. `actor` is nobody on the command line.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn change(
+        &self,
+        client: &Client,
+        actor: Option<Uuid>,
+        user: Uuid,
+        amendment: &Amendment,
+    ) -> Result<Option<user::Model>, Error> {
+        let change = || async {
+            let now = self.now();
+            let transaction = begin(&self.db).await?;
+            let Some(row) = lock(&transaction, user).await? else {
+                return Ok(None);
+            };
+            let amendment = amendment.to(&row);
+            let changed = amendment.names();
+            if changed.is_empty() {
+                return Ok(Some((row, changed)));
+            }
+            if amendment.is_active == Some(false) {
+                let reason = RevocationReason::Admin;
+                self.end(&transaction, user, None, reason, now).await?;
+            }
+            let version = row.token_version + 1;
+            let mut row = row.into_active_model();
+            row.updated_at = Set(now);
+            if let Some(name) = amendment.name {
+                row.name = Set(name);
+            }
+            if let Some(role) = amendment.role {
+                row.role = Set(role);
+                row.token_version = Set(version);
+            }
+            if let Some(is_active) = amendment.is_active {
+                row.is_active = Set(is_active);
+            }
+            let row = row.update(&transaction).await?;
+            transaction.commit().await?;
+            Ok(Some((row, changed)))
+        };
+        let Some((row, changed)) = settle(change).await? else {
+            return Ok(None);
+        };
+        if !changed.is_empty() {
+            let details = json!({
+                "changed": changed,
+                "role": row.role.to_value(),
+                "isActive": row.is_active,
+            });
+            self.trail
+                .record(Act::UserChanged, client, actor, Some(user), details);
+        }
+        Ok(Some(row))
+    }
+
+    /// Changes an account by its e-mail address, as the server's operator.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn change_by_email(
+        &self,
+        client: &Client,
+        email: &str,
+        amendment: &Amendment,
+    ) -> Result<Option<user::Model>, Error> {
+        match self.by_email(&text::fold(email)).await? {
+            Some(user) => self.change(client, None, user.id, amendment).await,
+            None => Ok(None),
+        }
+    }
+
+    /// An access token that is not bound to a refresh token, for the server's operator.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub(crate) async fn ticket(
+        &self,
+        email: &str,
+        lifetime: Duration,
+    ) -> Result<Option<String>, Error> {
+        let Some(user) = self.by_email(&text::fold(email)).await? else {
+            return Ok(None);
+        };
+        let now = self.now();
+        let (token, _) = self.access_token(&user, new_session(now), lifetime, now)?;
+        Ok(Some(token))
+    }
+}
+
+fn is_possible(email_key: &str) -> bool {
+    email_key.chars().nth(MAX_EMAIL).is_none() && !email_key.contains('\0')
+}

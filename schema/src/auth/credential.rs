@@ -1,0 +1,84 @@
+//! Whether a session and its user still stand: one statement for all requests that ask at the moment.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use gathering_entity::{revoked_token, user};
+use sea_orm::{
+    ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, JoinType},
+};
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    load::{Batch, Reader},
+    read::{ColumnOf, is_among},
+};
+
+/// A user and a session, as an access token names them.
+#[derive(Clone, PartialEq)]
+pub(super) struct Credential;
+
+/// What the database knows of them.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) user: Arc<user::Model>,
+    pub(super) is_revoked: bool,
+}
+
+impl Batch for Credential {
+    type Key = (Uuid, Uuid);
+    type Value = Option<Found>;
+
+    fn name(&self) -> String {
+        "credentials".to_owned()
+    }
+
+    async fn run(
+        &self,
+        db: &Reader,
+        keys: &[Self::Key],
+    ) -> Result<HashMap<Self::Key, Self::Value>, Error> {
+        let distinct = |ids: HashSet<Uuid>| ids.into_iter().collect::<Vec<_>>();
+        let users = distinct(keys.iter().map(|(user, _)| *user).collect());
+        let sessions = distinct(keys.iter().map(|(_, session)| *session).collect());
+        let among = |column: ColumnOf, ids: &[Uuid]| is_among(db.backend(), column, ids);
+        let user_id = user::Column::Id.as_column_ref();
+        let jti = revoked_token::Column::Jti.as_column_ref();
+        let of_user =
+            Expr::col(revoked_token::Column::UserId.as_column_ref()).equals(user_id.clone());
+        let select = user::Entity::find()
+            .expr_as(Expr::col(jti.clone()), "revoked")
+            .filter(among(user_id, &users))
+            .into_query()
+            .join(
+                JoinType::LeftJoin,
+                revoked_token::Entity,
+                Condition::all().add(of_user).add(among(jti, &sessions)),
+            )
+            .take();
+        let mut known: HashMap<Uuid, (Arc<user::Model>, HashSet<Uuid>)> = HashMap::new();
+        for row in db.rows(&select).await? {
+            let user = user::Model::from_query_result(&row, "")?;
+            let revoked: Option<Uuid> = row.try_get("", "revoked")?;
+            let (_, sessions) = known
+                .entry(user.id)
+                .or_insert_with(|| (Arc::new(user), HashSet::new()));
+            sessions.extend(revoked);
+        }
+        Ok(keys
+            .iter()
+            .filter_map(|key| {
+                let (user, revoked) = known.get(&key.0)?;
+                let found = Found {
+                    user: Arc::clone(user),
+                    is_revoked: revoked.contains(&key.1),
+                };
+                Some((*key, Some(found)))
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,210 @@
+//! Guessing passwords is slowed down, without locking the rightful owner out.
+//!
+//! Failures are counted for the pair of an account and a network, for the network as a whole, and for the account as a
+//! whole; each has its own threshold, from which on every further failure locks it for twice as long, up to 15 minutes.
+//! Somebody who fails from their own network therefore locks nobody out but themselves. An attack from many networks
+//! locks the account, but not for networks from which its owner has signed in before. Attempts on what is locked are
+//! neither checked nor counted, so a lock always ends.
+//!
+//! Accounts that do not exist are counted and locked like others: nothing tells them apart. The table holds hashes, so
+//! that a password which somebody types in place of their e-mail address is not kept.
+
+use std::{collections::HashMap, net::IpAddr, time::Duration};
+
+use chrono::{DateTime, Utc};
+use gathering_entity::lockout;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, Set,
+    sea_query::{Expr, OnConflict},
+};
+use sha2::{Digest, Sha256};
+
+/// How long a failure is remembered.
+const MEMORY: Duration = Duration::from_hours(24);
+
+/// How long a network from which a user signed in is known.
+const KNOWN: Duration = Duration::from_hours(90 * 24);
+
+const SHORTEST_LOCK: Duration = Duration::from_mins(1);
+const LONGEST_LOCK: Duration = Duration::from_mins(15);
+
+/// What failures are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    /// An account as seen from a network.
+    Pair,
+    /// A network, whatever the account.
+    Network,
+    /// An account, whatever the network.
+    Account,
+    /// Nothing: the mark of a network from which an account's owner has signed in.
+    Known,
+}
+
+impl Scope {
+    const ALL: [Self; 4] = [Self::Pair, Self::Network, Self::Account, Self::Known];
+
+    /// The failure that locks for the first time.
+    fn threshold(self) -> i32 {
+        match self {
+            Self::Pair => 5,
+            Self::Network => 20,
+            Self::Account => 25,
+            Self::Known => i32::MAX,
+        }
+    }
+}
+
+/// Somebody who tries to sign in to an account, by hashes.
+pub(super) struct Attempt {
+    keys: HashMap<Scope, String>,
+}
+
+/// Whether an attempt may be made.
+pub(super) struct Standing {
+    is_known: bool,
+    pub(super) is_locked: bool,
+}
+
+impl Attempt {
+    /// `account` is the folded e-mail address. Without a network, as on a command line, everybody comes from the same.
+    pub(super) fn new(account: &str, address: Option<IpAddr>) -> Self {
+        let network = address.map(network).unwrap_or_default();
+        let key = |scope: Scope| {
+            let [account, network] = match scope {
+                Scope::Pair | Scope::Known => [account, &network],
+                Scope::Network => ["", &network],
+                Scope::Account => [account, ""],
+            };
+            let hash = Sha256::digest(format!("{scope:?}\n{network}\n{account}"));
+            (scope, crate::text::hex(&hash))
+        };
+        Self {
+            keys: Scope::ALL.into_iter().map(key).collect(),
+        }
+    }
+
+    /// Looks up how the attempt stands.
+    pub(super) async fn standing(
+        &self,
+        db: &impl ConnectionTrait,
+        now: DateTime<Utc>,
+    ) -> Result<Standing, DbErr> {
+        let rows = lockout::Entity::find()
+            .filter(lockout::Column::Key.is_in(self.keys.values()))
+            .filter(lockout::Column::ExpiresAt.gt(now))
+            .all(db)
+            .await?;
+        let row = |scope| rows.iter().find(|row| row.key == self.keys[&scope]);
+        let is_locked = |scope| {
+            row(scope)
+                .and_then(|row| row.locked_until)
+                .is_some_and(|until| until > now)
+        };
+        let is_known = row(Scope::Known).is_some();
+        Ok(Standing {
+            is_known,
+            is_locked: is_locked(Scope::Pair)
+                || (!is_known && (is_locked(Scope::Account) || is_locked(Scope::Network))),
+        })
+    }
+
+    /// Counts a failure. Answers until when it locks the account for this attempt's network, if it does.
+    pub(super) async fn failed(
+        &self,
+        db: &impl ConnectionTrait,
+        standing: &Standing,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, DbErr> {
+        use lockout::Column::{ExpiresAt, Failures, Key, LockedUntil};
+        let scopes: &[Scope] = if standing.is_known {
+            &[Scope::Pair, Scope::Network]
+        } else {
+            &[Scope::Pair, Scope::Network, Scope::Account]
+        };
+        let counted = scopes.iter().map(|scope| lockout::ActiveModel {
+            key: Set(self.keys[scope].clone()),
+            failures: Set(1),
+            locked_until: Set(None),
+            expires_at: Set(now + MEMORY),
+        });
+        let old = |column: lockout::Column| Expr::col((lockout::Entity, column));
+        let one_more = Expr::case(old(ExpiresAt).lte(now), 1).finally(old(Failures).add(1));
+        let counted = lockout::Entity::insert_many(counted)
+            .on_conflict(
+                OnConflict::column(Key)
+                    .value(Failures, one_more)
+                    .update_column(ExpiresAt)
+                    .to_owned(),
+            )
+            .exec_with_returning(db)
+            .await?;
+        let mut lock = None;
+        for row in counted {
+            let scope = scopes.iter().find(|scope| self.keys[*scope] == row.key);
+            let threshold = scope.map_or(i32::MAX, |scope| scope.threshold());
+            let Ok(beyond) = u32::try_from(row.failures - threshold) else {
+                continue;
+            };
+            let longer = 2_u32.saturating_pow(beyond);
+            let until = now + SHORTEST_LOCK.saturating_mul(longer).min(LONGEST_LOCK);
+            lockout::Entity::update_many()
+                .col_expr(LockedUntil, Expr::value(until))
+                .filter(Key.eq(row.key))
+                .exec(db)
+                .await?;
+            lock = std::cmp::Ord::max(lock, Some(until));
+        }
+        Ok(lock)
+    }
+
+    /// Forgets the account's failures, and knows the network from now on.
+    pub(super) async fn succeeded(
+        &self,
+        db: &impl ConnectionTrait,
+        now: DateTime<Utc>,
+    ) -> Result<(), DbErr> {
+        let forgotten = [&self.keys[&Scope::Pair], &self.keys[&Scope::Account]];
+        lockout::Entity::delete_many()
+            .filter(lockout::Column::Key.is_in(forgotten))
+            .exec(db)
+            .await?;
+        let known = lockout::ActiveModel {
+            key: Set(self.keys[&Scope::Known].clone()),
+            failures: Set(0),
+            locked_until: Set(None),
+            expires_at: Set(now + KNOWN),
+        };
+        lockout::Entity::insert(known)
+            .on_conflict(
+                OnConflict::column(lockout::Column::Key)
+                    .update_column(lockout::Column::ExpiresAt)
+                    .to_owned(),
+            )
+            .exec_without_returning(db)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("{:016x}", address.to_bits() >> 64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_an_address_or_a_prefix_of_64_bits() {
+        let of = |text: &str| network(text.parse().expect("an address"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+}

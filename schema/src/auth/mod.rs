@@ -1,0 +1,245 @@
+//! Accounts: who may sign in, who is asking, and what is known about it afterwards.
+//!
+//! An access token says who somebody is and nothing else. Whether it still counts (its session and its version), and
+//! what its user may do, is read from the database for every request, in one statement with all other requests of that
+//! moment: nothing about a person is cached that could be out of date, on any instance. Only revocations are cached,
+//! since they are never taken back. When the database cannot say, the request is refused.
+
+mod account;
+mod credential;
+mod lockout;
+mod operator;
+mod password;
+mod session;
+mod token;
+mod trail;
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use gathering_entity::{audit, lockout as lockouts, refresh_token, revoked_token, user};
+use sea_orm::{
+    ColumnTrait, DatabaseConnection, EntityTrait, Iterable, PrimaryKeyToColumn, QueryFilter,
+    QuerySelect, QueryTrait, sea_query::Expr,
+};
+use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard};
+use uuid::Uuid;
+
+pub use operator::{Operator, Reason};
+pub use password::Hashing;
+pub use token::{Keys, WeakKey};
+pub use trail::{Client, Recorder};
+
+pub(crate) use account::{Amendment, Profile};
+pub(crate) use password::LENGTH as PASSWORD_LENGTH;
+pub(crate) use session::{SignedIn, live};
+pub(crate) use trail::{Act, Trail};
+
+use crate::{
+    Clock,
+    cache::{Cache, CacheStats},
+    error::Error,
+    load::Loader,
+};
+use credential::Credential;
+use password::Passwords;
+use token::{Disbelief, Mint};
+
+/// How many accounts may be signed in to at once. Attempts on one account take turns, so that parallel guesses are
+/// counted one after the other.
+const TURNS: usize = 1_024;
+
+/// Most rows that are purged by one statement.
+const PURGED: u64 = 1_000;
+
+/// How long a refresh token is remembered after its end, so that one used twice is still recognised.
+const REMEMBERED: Duration = Duration::from_hours(7 * 24);
+
+/// How accounts are kept.
+#[derive(Clone)]
+pub struct Settings {
+    /// The keys of the access tokens.
+    pub keys: Keys,
+    /// Who gives the tokens out, in their claim `iss`.
+    pub issuer: String,
+    /// Whom the tokens are for, in their claim `aud`.
+    pub audience: String,
+    /// How long an access token is good.
+    pub access_lifetime: Duration,
+    /// How long a session lasts without being refreshed.
+    pub refresh_lifetime: Duration,
+    /// Whether people may register by themselves.
+    pub registration: bool,
+    /// How passwords are hashed.
+    pub hashing: Hashing,
+    /// Most revocations kept in memory.
+    pub revoked: u64,
+    /// Most entries of the audit log that wait to be written.
+    pub audit_queue: usize,
+    /// How long the audit log is kept.
+    pub audit_retention: Duration,
+}
+
+/// The accounts of the server.
+pub struct Accounts {
+    db: DatabaseConnection,
+    clock: Clock,
+    mint: Mint,
+    passwords: Passwords,
+    access_lifetime: Duration,
+    refresh_lifetime: Duration,
+    registration: bool,
+    audit_retention: Duration,
+    /// Sessions that were ended before their access tokens were.
+    revoked: Cache<Uuid, ()>,
+    capacity: u64,
+    turns: Box<[Mutex<()>]>,
+    hasher: RandomState,
+    pub(crate) trail: Trail,
+}
+
+impl Accounts {
+    /// # Errors
+    /// The parameters of the hash are out of bounds.
+    pub(crate) fn new(
+        db: DatabaseConnection,
+        settings: Settings,
+        clock: Clock,
+    ) -> Result<(Self, Recorder), String> {
+        let passwords = Passwords::new(settings.hashing).map_err(|error| error.to_string())?;
+        let (trail, recorder) = trail::trail(db.clone(), settings.audit_queue, Arc::clone(&clock));
+        let accounts = Self {
+            db,
+            clock,
+            mint: Mint {
+                keys: settings.keys,
+                issuer: settings.issuer,
+                audience: settings.audience,
+            },
+            passwords,
+            access_lifetime: settings.access_lifetime,
+            refresh_lifetime: settings.refresh_lifetime,
+            registration: settings.registration,
+            audit_retention: settings.audit_retention,
+            revoked: Cache::new(settings.revoked, Some(settings.access_lifetime)),
+            capacity: settings.revoked,
+            turns: (0..TURNS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            trail,
+        };
+        Ok((accounts, recorder))
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        (self.clock)().trunc_subsecs(6)
+    }
+
+    async fn turn(&self, account: &str) -> MutexGuard<'_, ()> {
+        let hash = self.hasher.hash_one(account);
+        let place = usize::try_from(hash % TURNS as u64).unwrap_or_default();
+        self.turns[place].lock().await
+    }
+
+    /// The user who presents an access token, and the session it belongs to.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account, and whatever keeps the
+    /// database from answering.
+    pub(crate) async fn authenticate(
+        &self,
+        loader: &Loader,
+        token: &str,
+        client: &Client,
+    ) -> Result<(Arc<user::Model>, Uuid), Error> {
+        let reject = |user, why: &str, error: Error| {
+            let details = json!({ "reason": why });
+            self.trail
+                .record(Act::TokenRejected, client, user, user, details);
+            error
+        };
+        let claims = match self.mint.read(token, self.now()) {
+            Ok(claims) => claims,
+            Err(Disbelief::Expired) => {
+                return Err(reject(None, "expired", Error::token_expired()));
+            }
+            Err(Disbelief::Invalid) => {
+                return Err(reject(None, "invalid", Error::token_invalid()));
+            }
+        };
+        let user = Some(claims.sub);
+        if self.revoked.get(&claims.sid).is_some() {
+            return Err(reject(user, "revoked", Error::token_revoked()));
+        }
+        let credential = (claims.sub, claims.sid);
+        let found = loader.load_alone(Credential, credential).await?;
+        let Some(found) = found else {
+            return Err(reject(None, "unknown user", Error::token_invalid()));
+        };
+        if !found.user.is_active {
+            return Err(reject(user, "deactivated", Error::deactivated()));
+        }
+        if found.is_revoked {
+            self.revoked.insert(claims.sid, ());
+        }
+        if found.is_revoked || found.user.token_version != claims.ver {
+            return Err(reject(user, "revoked", Error::token_revoked()));
+        }
+        Ok((found.user, claims.sid))
+    }
+
+    /// What the cache of revocations holds and has done.
+    pub(crate) fn revoked(&self) -> CacheStats {
+        self.revoked.stats()
+    }
+
+    /// Most revocations that the cache holds.
+    pub(crate) fn revoked_capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Deletes what has lost its meaning. Other instances may do the same at the same time.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn purge(&self) -> Result<(), Error> {
+        let now = self.now();
+        let revocations = revoked_token::Column::ExpiresAt.lt(now);
+        self.delete::<revoked_token::Entity>(revocations).await?;
+        let sessions = refresh_token::Column::ExpiresAt.lt(now - REMEMBERED);
+        self.delete::<refresh_token::Entity>(sessions).await?;
+        let failures = lockouts::Column::ExpiresAt.lt(now);
+        self.delete::<lockouts::Entity>(failures).await?;
+        let entries = audit::Column::Id.lt(first_id(now - self.audit_retention));
+        self.delete::<audit::Entity>(entries).await
+    }
+
+    async fn delete<E: EntityTrait>(&self, condition: Expr) -> Result<(), Error> {
+        let key = E::PrimaryKey::iter().next();
+        let Some(key) = key.map(PrimaryKeyToColumn::into_column) else {
+            return Ok(());
+        };
+        loop {
+            let some = E::find()
+                .select_only()
+                .column(key)
+                .filter(condition.clone())
+                .limit(PURGED)
+                .into_query();
+            let delete = E::delete_many().filter(key.in_subquery(some));
+            if delete.exec(&self.db).await?.rows_affected < PURGED {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The lowest id that a row made at this moment can have.
+fn first_id(moment: DateTime<Utc>) -> Uuid {
+    let milliseconds = u128::try_from(moment.timestamp_millis()).unwrap_or_default();
+    Uuid::from_u128(milliseconds << 80)
+}

@@ -1,0 +1,141 @@
+//! What the server's operator does to accounts, from a command line instead of a request.
+
+use async_graphql::ID;
+use gathering_entity::user::UserRole;
+use sea_orm::DatabaseConnection;
+
+use crate::{
+    Clock,
+    error::Error,
+    id::Kind,
+    user::MAX_NAME,
+    user_error::{Check, UserError},
+};
+
+use super::{Accounts, Amendment, Client, Profile, Recorder, Settings};
+
+/// Makes and changes accounts. What it does is in the audit log once it has been [finished](Operator::finish).
+pub struct Operator {
+    accounts: Accounts,
+    recorder: Recorder,
+    client: Client,
+}
+
+/// Why nothing was done, as one line for people.
+pub type Reason = String;
+
+impl Operator {
+    /// # Errors
+    /// The settings cannot be used.
+    pub fn new(db: DatabaseConnection, settings: Settings, clock: Clock) -> Result<Self, Reason> {
+        let (accounts, recorder) = Accounts::new(db, settings, clock)?;
+        let client = Client {
+            user_agent: Some("gathering user".to_owned()),
+            ..Client::default()
+        };
+        Ok(Self {
+            accounts,
+            recorder,
+            client,
+        })
+    }
+
+    /// Makes an account.
+    ///
+    /// # Errors
+    /// What is wrong with the e-mail address, the name or the password, or the address has an account.
+    pub async fn create(
+        &self,
+        email: &str,
+        name: &str,
+        password: &str,
+        is_admin: bool,
+    ) -> Result<ID, Reason> {
+        let mut check = Check::default();
+        let (email, email_key) = check.email("email", email);
+        let name = check.line("name", name, MAX_NAME);
+        check.password("password", password);
+        check.faults().map_err(told)?;
+        let profile = Profile {
+            email,
+            email_key,
+            name,
+            role: role(is_admin),
+        };
+        let user = self.accounts.create(&self.client, &profile, password).await;
+        let user = user.map_err(line)?;
+        let user = user.ok_or("there is an account with this e-mail address already")?;
+        Ok(Kind::User.id(user.id))
+    }
+
+    /// Lets a user sign in, or not any more; then all their sessions end.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub async fn set_active(&self, email: &str, is_active: bool) -> Result<(), Reason> {
+        let amendment = Amendment {
+            is_active: Some(is_active),
+            ..Amendment::default()
+        };
+        self.change(email, &amendment).await
+    }
+
+    /// Makes a user an administrator, or a plain user again.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub async fn set_role(&self, email: &str, is_admin: bool) -> Result<(), Reason> {
+        let amendment = Amendment {
+            role: Some(role(is_admin)),
+            ..Amendment::default()
+        };
+        self.change(email, &amendment).await
+    }
+
+    /// Gives a user a new password and ends all their sessions.
+    ///
+    /// # Errors
+    /// The password does not fit, or there is no such user.
+    pub async fn set_password(&self, email: &str, password: &str) -> Result<(), Reason> {
+        let mut check = Check::default();
+        check.password("password", password);
+        check.faults().map_err(told)?;
+        let done = self.accounts.set_password(&self.client, email, password);
+        done.await.map_err(line)?.then_some(()).ok_or_else(nobody)
+    }
+
+    /// Writes what was done into the audit log.
+    pub async fn finish(self) {
+        drop(self.accounts);
+        self.recorder.run(std::future::pending()).await;
+    }
+
+    async fn change(&self, email: &str, amendment: &Amendment) -> Result<(), Reason> {
+        let changed = self
+            .accounts
+            .change_by_email(&self.client, email, amendment);
+        let changed = changed.await.map_err(line)?;
+        changed.map(drop).ok_or_else(nobody)
+    }
+}
+
+fn role(is_admin: bool) -> UserRole {
+    if is_admin {
+        UserRole::Admin
+    } else {
+        UserRole::User
+    }
+}
+
+fn nobody() -> Reason {
+    "there is no account with this e-mail address".to_owned()
+}
+
+fn told(faults: Vec<UserError>) -> Reason {
+    let messages: Vec<_> = faults.into_iter().map(|fault| fault.message).collect();
+    messages.join(" ")
+}
+
+fn line(error: Error) -> Reason {
+    error.message.into_owned()
+}

@@ -1,0 +1,228 @@
+//! Passwords: hashed with argon2id, off the async threads, a few at a time.
+//!
+//! The least parameters are those of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane. A check takes
+//! as long for an account that does not exist as for one that does.
+
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, OnceLock},
+};
+
+use argon2::{
+    Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version,
+    password_hash,
+};
+use tokio::{sync::Semaphore, task::spawn_blocking};
+use unicode_normalization::UnicodeNormalization;
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// Fewest and most characters of a password.
+pub(crate) const LENGTH: RangeInclusive<usize> = 8..=128;
+
+/// Most checks that may wait for their turn; one more is refused with `UNAVAILABLE`.
+const WAITING: usize = 256;
+
+/// How costly a hash is, and how many are computed at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashing {
+    /// Memory of one hash, in KiB.
+    pub memory: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+    /// Most hashes computed at once.
+    pub parallel: usize,
+}
+
+/// Hashes passwords and checks them.
+pub(super) struct Passwords {
+    argon2: Argon2<'static>,
+    /// The hash of a password that nobody has, for accounts that do not exist.
+    nobody: OnceLock<String>,
+    running: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Wrong,
+    Right,
+    /// Right, and the hash was made with less effort than is asked for now.
+    Outdated,
+}
+
+/// The form in which a password is hashed, so that it does not depend on a keyboard's way to write a letter
+/// (as `OpaqueString` of RFC 8265).
+fn normalized(password: &str) -> String {
+    password.nfc().collect()
+}
+
+impl Passwords {
+    /// # Errors
+    /// The parameters are out of argon2's bounds.
+    pub(super) fn new(hashing: Hashing) -> Result<Self, argon2::Error> {
+        let params = Params::new(hashing.memory, hashing.passes, 1, None)?;
+        Ok(Self {
+            argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
+            nobody: OnceLock::new(),
+            running: Arc::new(Semaphore::new(hashing.parallel)),
+            waiting: Semaphore::new(WAITING),
+        })
+    }
+
+    /// The hash of a password, as a PHC string.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when too many wait.
+    pub(super) async fn hash(&self, password: &str) -> Result<String, Error> {
+        let (argon2, password) = (self.argon2.clone(), normalized(password));
+        self.compute(move || hash(&argon2, &password))
+            .await?
+            .map_err(broken)
+    }
+
+    /// Whether a password is the one that was hashed; never, where there is no hash, but that takes as long.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when too many wait.
+    pub(super) async fn verify(
+        &self,
+        password: &str,
+        hashed: Option<&str>,
+    ) -> Result<Verdict, Error> {
+        let nobody = if let Some(nobody) = self.nobody.get() {
+            nobody
+        } else {
+            let nobody = self.hash(&Uuid::new_v4().to_string()).await?;
+            self.nobody.get_or_init(|| nobody)
+        };
+        let exists = hashed.is_some();
+        let hashed = hashed.unwrap_or(nobody).to_owned();
+        // Longer ones are nobody's, and are not worth more time than others.
+        let fits = password.chars().nth(*LENGTH.end()).is_none();
+        let password = if fits {
+            normalized(password)
+        } else {
+            String::new()
+        };
+        let argon2 = self.argon2.clone();
+        let verdict = self
+            .compute(move || {
+                let hashed = PasswordHash::new(&hashed)?;
+                match argon2.verify_password(password.as_bytes(), &hashed) {
+                    Ok(()) if is_outdated(&argon2, &hashed) => Ok(Verdict::Outdated),
+                    Ok(()) => Ok(Verdict::Right),
+                    Err(password_hash::Error::PasswordInvalid) => Ok(Verdict::Wrong),
+                    Err(error) => Err(error),
+                }
+            })
+            .await?
+            .map_err(broken)?;
+        Ok(if exists && fits {
+            verdict
+        } else {
+            Verdict::Wrong
+        })
+    }
+
+    /// Computes off the async threads. What was begun is finished, and counts as running until then, also when its
+    /// request has gone.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let busy = || Error::unavailable("Too many people are signing in. Try again in a moment.");
+        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let running = running.map_err(|_| busy())?;
+        let done = spawn_blocking(move || {
+            let _running = running;
+            work()
+        });
+        done.await.map_err(|error| {
+            tracing::error!(%error, "a password could not be hashed");
+            Error::internal()
+        })
+    }
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str) -> password_hash::Result<String> {
+    argon2
+        .hash_password(password.as_bytes())
+        .map(|hash| hash.to_string())
+}
+
+fn is_outdated(argon2: &Argon2<'_>, hashed: &PasswordHash) -> bool {
+    let wanted = argon2.params();
+    Params::try_from(hashed)
+        .is_ok_and(|made| made.m_cost() < wanted.m_cost() || made.t_cost() < wanted.t_cost())
+}
+
+fn broken(error: password_hash::Error) -> Error {
+    tracing::error!(%error, "a password hash cannot be used");
+    Error::internal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passwords(memory: u32, passes: u32) -> Passwords {
+        let hashing = Hashing {
+            memory,
+            passes,
+            parallel: 2,
+        };
+        Passwords::new(hashing).expect("within bounds")
+    }
+
+    #[tokio::test]
+    async fn a_password_is_checked_against_its_hash_alone() {
+        let passwords = passwords(64, 1);
+        let hashed = passwords.hash("caf\u{e9} at noon").await.expect("hashes");
+        assert!(
+            hashed.starts_with("$argon2id$v=19$m=64,t=1,p=1$"),
+            "{hashed}"
+        );
+        for (password, verdict) in [
+            ("caf\u{e9} at noon", Verdict::Right),
+            ("cafe\u{301} at noon", Verdict::Right),
+            ("cafe at noon", Verdict::Wrong),
+            ("", Verdict::Wrong),
+        ] {
+            let found = passwords.verify(password, Some(&hashed)).await;
+            assert_eq!(found.expect("checks"), verdict, "{password}");
+        }
+        let long = "x".repeat(1 << 20);
+        let hashed = passwords.hash("").await.expect("hashes");
+        for hashed in [None, Some(hashed.as_str())] {
+            let found = passwords.verify(&long, hashed).await;
+            assert_eq!(found.expect("checks"), Verdict::Wrong);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hash_of_less_effort_is_outdated() {
+        let hashed = passwords(64, 1)
+            .hash("correct horse")
+            .await
+            .expect("hashes");
+        for (memory, passes, verdict) in [
+            (64, 1, Verdict::Right),
+            (32, 1, Verdict::Right),
+            (128, 1, Verdict::Outdated),
+            (64, 2, Verdict::Outdated),
+        ] {
+            let found = passwords(memory, passes)
+                .verify("correct horse", Some(&hashed))
+                .await;
+            assert_eq!(
+                found.expect("checks"),
+                verdict,
+                "{memory} KiB, {passes} passes"
+            );
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Sessions: from a sign-in, through any number of refreshes, to a sign-out.
+//!
+//! A session is a family of refresh tokens of which one is good at a time. Using one gives out the next; one that is
+//! used twice was stolen from somebody, and ends the session for both. Whoever adds a token and whoever ends sessions
+//! first locks the user's row, so that no token is added to what is being ended.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use gathering_entity::{
+    refresh_token,
+    revoked_token::{self, RevocationReason},
+    user,
+};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
+    QuerySelect, Set,
+    sea_query::{Expr, ExprTrait, OnConflict},
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::{
+    error::Error,
+    text,
+    viewer::Viewer,
+    write::{begin, settle},
+};
+
+use super::{Accounts, Act, Client};
+
+/// Marks our refresh tokens for those who look for secrets in the wrong places.
+const PREFIX: &str = "gathering_refresh_";
+
+/// A session's tokens, as they are given out once.
+pub(crate) struct SignedIn {
+    pub(crate) user: Arc<user::Model>,
+    pub(crate) access: String,
+    pub(crate) access_expires_at: DateTime<Utc>,
+    pub(crate) refresh: String,
+    pub(crate) refresh_expires_at: DateTime<Utc>,
+}
+
+/// What a refresh token was good for.
+enum Refresh {
+    Renewed(SignedIn, Uuid),
+    /// It was used before: its session has been ended.
+    Reused(Uuid, Uuid),
+    Deactivated,
+    Unusable,
+}
+
+fn hashed(token: &str) -> String {
+    text::hex(&Sha256::digest(token))
+}
+
+/// A refresh token that can still be used.
+pub(crate) fn live(now: DateTime<Utc>) -> Condition {
+    Condition::all()
+        .add(refresh_token::Column::UsedAt.is_null())
+        .add(refresh_token::Column::RevokedAt.is_null())
+        .add(refresh_token::Column::ExpiresAt.gt(now))
+}
+
+/// The id of a session that begins now: it tells when.
+pub(super) fn new_session(now: DateTime<Utc>) -> Uuid {
+    let seconds = u64::try_from(now.timestamp()).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(
+        NoContext,
+        seconds,
+        now.timestamp_subsec_nanos(),
+    ))
+}
+
+/// A user's row, locked until the end of the transaction.
+pub(super) async fn lock(
+    transaction: &DatabaseTransaction,
+    user: Uuid,
+) -> Result<Option<user::Model>, Error> {
+    Ok(user::Entity::find_by_id(user)
+        .lock_exclusive()
+        .one(transaction)
+        .await?)
+}
+
+impl Accounts {
+    /// Adds a token to a session: with a new one begins the session.
+    pub(super) async fn issue(
+        &self,
+        db: &impl ConnectionTrait,
+        user: user::Model,
+        session: Uuid,
+        client: &Client,
+        now: DateTime<Utc>,
+    ) -> Result<(SignedIn, Uuid), Error> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|error| {
+            tracing::error!(%error, "the system gives no random bytes");
+            Error::internal()
+        })?;
+        let refresh = format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(random));
+        let refresh_expires_at = now + self.refresh_lifetime;
+        let id = Uuid::now_v7();
+        let row = refresh_token::ActiveModel {
+            id: Set(id),
+            created_at: Set(now),
+            user_id: Set(user.id),
+            family_id: Set(session),
+            token_hash: Set(hashed(&refresh)),
+            expires_at: Set(refresh_expires_at),
+            used_at: Set(None),
+            replaced_by: Set(None),
+            revoked_at: Set(None),
+            client_ip: Set(client.ip()),
+            user_agent: Set(client.program()),
+        };
+        refresh_token::Entity::insert(row)
+            .exec_without_returning(db)
+            .await?;
+        let (access, access_expires_at) =
+            self.access_token(&user, session, self.access_lifetime, now)?;
+        let signed_in = SignedIn {
+            user: Arc::new(user),
+            access,
+            access_expires_at,
+            refresh,
+            refresh_expires_at,
+        };
+        Ok((signed_in, id))
+    }
+
+    pub(super) fn access_token(
+        &self,
+        user: &user::Model,
+        session: Uuid,
+        lifetime: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<(String, DateTime<Utc>), Error> {
+        let until = now + lifetime;
+        // Tokens know whole seconds.
+        let until = DateTime::from_timestamp(until.timestamp(), 0).unwrap_or(until);
+        let token = self
+            .mint
+            .sign((user.id, user.token_version), session, now, until)
+            .map_err(|error| {
+                tracing::error!(%error, "an access token cannot be signed");
+                Error::internal()
+            })?;
+        Ok((token, until))
+    }
+
+    /// Exchanges a refresh token for the next.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it cannot be used, `FORBIDDEN` for a deactivated account.
+    pub(crate) async fn refresh(&self, client: &Client, token: &str) -> Result<SignedIn, Error> {
+        let failed = |user, reason: &str| {
+            let details = json!({ "reason": reason });
+            self.trail
+                .record(Act::TokenRejected, client, user, user, details);
+        };
+        match settle(|| self.exchange(client, token)).await? {
+            Refresh::Renewed(signed_in, session) => {
+                let user = Some(signed_in.user.id);
+                let details = json!({ "session": session });
+                self.trail
+                    .record(Act::Refreshed, client, user, user, details);
+                Ok(signed_in)
+            }
+            Refresh::Reused(user, session) => {
+                self.revoked.insert(session, ());
+                let details = json!({ "session": session });
+                let user = Some(user);
+                self.trail
+                    .record(Act::RefreshReused, client, user, user, details);
+                Err(Error::bad_refresh_token())
+            }
+            Refresh::Deactivated => {
+                failed(None, "deactivated");
+                Err(Error::deactivated())
+            }
+            Refresh::Unusable => {
+                failed(None, "unusable refresh token");
+                Err(Error::bad_refresh_token())
+            }
+        }
+    }
+
+    async fn exchange(&self, client: &Client, token: &str) -> Result<Refresh, Error> {
+        let now = self.now();
+        let transaction = begin(&self.db).await?;
+        let hash = hashed(token);
+        let find = || {
+            refresh_token::Entity::find()
+                .filter(refresh_token::Column::TokenHash.eq(hash.as_str()))
+                .one(&transaction)
+        };
+        let Some(row) = find().await? else {
+            return Ok(Refresh::Unusable);
+        };
+        let Some(user) = lock(&transaction, row.user_id).await? else {
+            return Ok(Refresh::Unusable);
+        };
+        // Another may have used it before we had the lock.
+        let Some(row) = find().await? else {
+            return Ok(Refresh::Unusable);
+        };
+        if row.revoked_at.is_some() || row.expires_at <= now {
+            return Ok(Refresh::Unusable);
+        }
+        let session = row.family_id;
+        if row.used_at.is_some() {
+            let reason = RevocationReason::Reuse;
+            self.end(&transaction, user.id, Some(session), reason, now)
+                .await?;
+            transaction.commit().await?;
+            return Ok(Refresh::Reused(user.id, session));
+        }
+        if !user.is_active {
+            return Ok(Refresh::Deactivated);
+        }
+        let (signed_in, next) = self.issue(&transaction, user, session, client, now).await?;
+        refresh_token::Entity::update_many()
+            .col_expr(refresh_token::Column::UsedAt, Expr::value(now))
+            .col_expr(refresh_token::Column::ReplacedBy, Expr::value(next))
+            .filter(refresh_token::Column::Id.eq(row.id))
+            .exec(&transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Refresh::Renewed(signed_in, session))
+    }
+
+    /// Ends one session of a user, or all. Answers how many refresh tokens can no longer be used. The user's row must
+    /// be locked. The access tokens of one session are revoked by its id; those of all, by a new `token_version`.
+    pub(super) async fn end(
+        &self,
+        db: &impl ConnectionTrait,
+        user: Uuid,
+        session: Option<Uuid>,
+        reason: RevocationReason,
+        now: DateTime<Utc>,
+    ) -> Result<u64, Error> {
+        if let Some(session) = session {
+            let row = revoked_token::ActiveModel {
+                jti: Set(session),
+                created_at: Set(now),
+                user_id: Set(user),
+                expires_at: Set(now + self.access_lifetime),
+                revoked_at: Set(now),
+                reason: Set(reason),
+            };
+            revoked_token::Entity::insert(row)
+                .on_conflict(
+                    OnConflict::column(revoked_token::Column::Jti)
+                        .update_column(revoked_token::Column::ExpiresAt)
+                        .to_owned(),
+                )
+                .exec_without_returning(db)
+                .await?;
+        } else {
+            user::Entity::update_many()
+                .col_expr(
+                    user::Column::TokenVersion,
+                    Expr::col(user::Column::TokenVersion).add(1),
+                )
+                .filter(user::Column::Id.eq(user))
+                .exec(db)
+                .await?;
+        }
+        let ended = refresh_token::Entity::update_many()
+            .col_expr(refresh_token::Column::RevokedAt, Expr::value(now))
+            .filter(refresh_token::Column::UserId.eq(user))
+            .filter(live(now))
+            .filter(
+                Condition::all()
+                    .add_option(session.map(|id| refresh_token::Column::FamilyId.eq(id))),
+            )
+            .exec(db)
+            .await?;
+        Ok(ended.rows_affected)
+    }
+
+    /// Signs a viewer out of the session they ask from, of the session of another refresh token of theirs, or of all.
+    /// Answers how many tokens were revoked.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn sign_out(
+        &self,
+        client: &Client,
+        viewer: &Viewer,
+        refresh_token: Option<&str>,
+        everywhere: bool,
+    ) -> Result<u64, Error> {
+        let (ended, sessions) = settle(|| self.leave(viewer, refresh_token, everywhere)).await?;
+        for session in sessions {
+            self.revoked.insert(session, ());
+        }
+        let user = Some(viewer.id());
+        let details = json!({ "everywhere": everywhere });
+        self.trail
+            .record(Act::LoggedOut, client, user, user, details);
+        // The access token that was presented is one more.
+        Ok(ended + 1)
+    }
+
+    async fn leave(
+        &self,
+        viewer: &Viewer,
+        token: Option<&str>,
+        everywhere: bool,
+    ) -> Result<(u64, Vec<Uuid>), Error> {
+        let now = self.now();
+        let reason = RevocationReason::Logout;
+        let transaction = begin(&self.db).await?;
+        lock(&transaction, viewer.id()).await?;
+        let mut sessions = vec![viewer.session()];
+        if let Some(token) = token {
+            let other = refresh_token::Entity::find()
+                .filter(refresh_token::Column::TokenHash.eq(hashed(token)))
+                .filter(refresh_token::Column::UserId.eq(viewer.id()))
+                .one(&transaction)
+                .await?;
+            sessions.extend(other.map(|row| row.family_id));
+            sessions.dedup();
+        }
+        let mut ended = 0;
+        for session in &sessions {
+            ended += self
+                .end(&transaction, viewer.id(), Some(*session), reason, now)
+                .await?;
+        }
+        if everywhere {
+            ended += self
+                .end(&transaction, viewer.id(), None, reason, now)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok((ended, sessions))
+    }
+
+    /// Ends one session, if the user has it.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn end_session(
+        &self,
+        client: &Client,
+        actor: &Viewer,
+        session: Uuid,
+    ) -> Result<Option<Uuid>, Error> {
+        let Some(owner) = settle(|| self.end_owned(actor, session)).await? else {
+            return Ok(None);
+        };
+        self.revoked.insert(session, ());
+        let details = json!({ "session": session });
+        self.trail.record(
+            Act::SessionRevoked,
+            client,
+            Some(actor.id()),
+            Some(owner),
+            details,
+        );
+        Ok(Some(owner))
+    }
+
+    async fn end_owned(&self, actor: &Viewer, session: Uuid) -> Result<Option<Uuid>, Error> {
+        let now = self.now();
+        let transaction = begin(&self.db).await?;
+        let mine = (!actor.is_admin()).then(|| refresh_token::Column::UserId.eq(actor.id()));
+        let row = refresh_token::Entity::find()
+            .filter(refresh_token::Column::FamilyId.eq(session))
+            .filter(live(now))
+            .filter(Condition::all().add_option(mine))
+            .one(&transaction)
+            .await?;
+        let Some(row) = row else {
+            return Ok(None);
+        };
+        lock(&transaction, row.user_id).await?;
+        let reason = if row.user_id == actor.id() {
+            RevocationReason::Logout
+        } else {
+            RevocationReason::Admin
+        };
+        self.end(&transaction, row.user_id, Some(session), reason, now)
+            .await?;
+        transaction.commit().await?;
+        Ok(Some(row.user_id))
+    }
+}

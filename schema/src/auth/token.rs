@@ -1,0 +1,386 @@
+//! Access tokens: signed statements of who signed in, good for minutes.
+//!
+//! They are JSON Web Tokens (RFC 7519) in the profile of RFC 9068, signed with HMAC-SHA-256 and nothing else. A key is
+//! named by its own hash (`kid`), so a key that signs and keys that only verify stand side by side while one takes over
+//! from the other. What a token says about its user is who, never what they may do: that is read from the database.
+
+use std::sync::{Arc, Once};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use hmac::{Hmac, KeyInit, Mac};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation,
+    crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
+    errors::{Error as JwtError, ErrorKind},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Shortest signing key: as many bytes as the hash has.
+const SHORTEST_KEY: usize = 32;
+
+/// Fewest different bytes in a signing key. 32 random ones have more even when written in hexadecimal.
+const FEWEST_BYTES: usize = 8;
+
+/// How far the clock of the instance that signed may be ahead of ours, in seconds.
+const CLOCK_SKEW: i64 = 30;
+
+/// Longest token that is looked at; ours are shorter by half.
+const LONGEST_TOKEN: usize = 1024;
+
+const MEDIA_TYPE: &str = "at+jwt";
+
+/// Why a text cannot be a signing key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeakKey {
+    /// It has fewer bytes than the hash.
+    Short,
+    /// It repeats itself, as a text does that was typed.
+    Monotonous,
+}
+
+/// The key that signs, and all that are believed.
+#[derive(Clone)]
+pub struct Keys(Arc<[Key]>);
+
+struct Key {
+    id: String,
+    sign: EncodingKey,
+    verify: DecodingKey,
+}
+
+/// What a token says.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Claims {
+    iss: String,
+    aud: String,
+    /// The user.
+    pub(super) sub: Uuid,
+    /// The token itself.
+    pub(super) jti: Uuid,
+    /// The session that the token was given out for.
+    pub(super) sid: Uuid,
+    iat: i64,
+    pub(super) exp: i64,
+    /// The user's `token_version` when the token was given out.
+    pub(super) ver: i32,
+}
+
+/// Why a token is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disbelief {
+    /// Its time is over.
+    Expired,
+    /// It is not one of ours, or not as we gave it out.
+    Invalid,
+}
+
+impl Keys {
+    /// Keys of which the first signs.
+    ///
+    /// # Errors
+    /// One of them is too easily guessed.
+    pub fn new(signing: &[u8], verifying: &[impl AsRef<[u8]>]) -> Result<Self, WeakKey> {
+        install();
+        let all = std::iter::once(signing).chain(verifying.iter().map(AsRef::as_ref));
+        Ok(Self(all.map(Key::new).collect::<Result<_, _>>()?))
+    }
+
+    /// A key that nobody knows and that ends with the process.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        install();
+        let mut secret = [0; SHORTEST_KEY];
+        getrandom::fill(&mut secret)?;
+        Ok(Self([Key::of(&secret)].into()))
+    }
+
+    fn find(&self, id: &str) -> Option<&Key> {
+        self.0.iter().find(|key| key.id == id)
+    }
+}
+
+impl Key {
+    fn new(secret: &[u8]) -> Result<Self, WeakKey> {
+        if secret.len() < SHORTEST_KEY {
+            return Err(WeakKey::Short);
+        }
+        let mut bytes = secret.to_vec();
+        bytes.sort_unstable();
+        bytes.dedup();
+        let repeats = |period| {
+            secret
+                .iter()
+                .zip(&secret[period..])
+                .all(|(one, next)| one == next)
+        };
+        if bytes.len() < FEWEST_BYTES || (1..=secret.len() / 2).any(repeats) {
+            return Err(WeakKey::Monotonous);
+        }
+        Ok(Self::of(secret))
+    }
+
+    fn of(secret: &[u8]) -> Self {
+        Self {
+            id: BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(secret)[..9]),
+            sign: EncodingKey::from_secret(secret),
+            verify: DecodingKey::from_secret(secret),
+        }
+    }
+}
+
+/// Gives out access tokens and reads them.
+pub(super) struct Mint {
+    pub(super) keys: Keys,
+    pub(super) issuer: String,
+    pub(super) audience: String,
+}
+
+impl Mint {
+    /// A token for a user's session.
+    pub(super) fn sign(
+        &self,
+        (user, version): (Uuid, i32),
+        session: Uuid,
+        now: DateTime<Utc>,
+        expires_at: DateTime<Utc>,
+    ) -> Result<String, JwtError> {
+        let Some(key) = self.keys.0.first() else {
+            return Err(ErrorKind::InvalidKeyFormat.into());
+        };
+        let mut header = Header::new(Algorithm::HS256);
+        header.typ = Some(MEDIA_TYPE.to_owned());
+        header.kid = Some(key.id.clone());
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            aud: self.audience.clone(),
+            sub: user,
+            jti: Uuid::now_v7(),
+            sid: session,
+            iat: now.timestamp(),
+            exp: expires_at.timestamp(),
+            ver: version,
+        };
+        jsonwebtoken::encode(&header, &claims, &key.sign)
+    }
+
+    /// What a token says, if it is ours and its time has come and is not over.
+    pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, Disbelief> {
+        let invalid = |_| Disbelief::Invalid;
+        if token.len() > LONGEST_TOKEN {
+            return Err(Disbelief::Invalid);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(invalid)?;
+        if header.typ.as_deref() != Some(MEDIA_TYPE) {
+            return Err(Disbelief::Invalid);
+        }
+        let key = header.kid.and_then(|id| self.keys.find(&id));
+        let key = key.ok_or(Disbelief::Invalid)?;
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
+        // By our clock, below.
+        validation.validate_exp = false;
+        let claims: Claims = jsonwebtoken::decode(token, &key.verify, &validation)
+            .map_err(invalid)?
+            .claims;
+        let now = now.timestamp();
+        if claims.iat > now + CLOCK_SKEW || claims.exp <= claims.iat {
+            return Err(Disbelief::Invalid);
+        }
+        if claims.exp <= now {
+            return Err(Disbelief::Expired);
+        }
+        Ok(claims)
+    }
+}
+
+type HmacSha256 = Hmac<Sha256>;
+
+/// The one algorithm. The library's own collections of algorithms bring along RSA, or a C library.
+struct Hs256(HmacSha256);
+
+impl Hs256 {
+    fn new(algorithm: Algorithm, secret: &[u8]) -> Result<Self, JwtError> {
+        if algorithm != Algorithm::HS256 {
+            return Err(ErrorKind::InvalidAlgorithm.into());
+        }
+        let mac = HmacSha256::new_from_slice(secret).map_err(|_| ErrorKind::InvalidKeyFormat)?;
+        Ok(Self(mac))
+    }
+}
+
+impl signature::Signer<Vec<u8>> for Hs256 {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
+        let mut mac = self.0.clone();
+        mac.update(message);
+        Ok(mac.finalize().into_bytes().to_vec())
+    }
+}
+
+impl signature::Verifier<Vec<u8>> for Hs256 {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
+        let mut mac = self.0.clone();
+        mac.update(message);
+        mac.verify_slice(signature)
+            .map_err(|_| signature::Error::new())
+    }
+}
+
+impl JwtSigner for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+impl JwtVerifier for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+fn install() {
+    static PROVIDER: CryptoProvider = CryptoProvider {
+        signer_factory: |algorithm, key| {
+            let signer = Hs256::new(*algorithm, key.as_bytes())?;
+            Ok(Box::new(signer))
+        },
+        verifier_factory: |algorithm, key| {
+            let verifier = Hs256::new(*algorithm, key.try_get_as_bytes()?)?;
+            Ok(Box::new(verifier))
+        },
+        key_utils: KeyUtils::new_unimplemented(),
+    };
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Nobody else in this process signs such tokens, so nobody has installed another.
+        let _ = PROVIDER.install_default();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const KEY: &[u8] = b"0123456789abcdefghijklmnopqrstuv";
+    const OTHER: &[u8] = b"vutsrqponmlkjihgfedcba9876543210";
+    const NONE: [&[u8]; 0] = [];
+
+    fn mint(signing: &[u8], verifying: &[&[u8]]) -> Mint {
+        Mint {
+            keys: Keys::new(signing, verifying).expect("strong keys"),
+            issuer: "gathering".to_owned(),
+            audience: "api".to_owned(),
+        }
+    }
+
+    fn sign(mint: &Mint, now: DateTime<Utc>) -> String {
+        let until = now + Duration::from_mins(15);
+        mint.sign((Uuid::max(), 3), Uuid::max(), now, until)
+            .expect("signs")
+    }
+
+    fn forged(header: &str, claims: &serde_json::Value, key: &[u8]) -> String {
+        let text = format!(
+            "{}.{}",
+            BASE64_URL_SAFE_NO_PAD.encode(header),
+            BASE64_URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
+        let mut mac = HmacSha256::new_from_slice(key).expect("any length");
+        mac.update(text.as_bytes());
+        let signature = BASE64_URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+        format!("{text}.{signature}")
+    }
+
+    #[test]
+    fn a_token_is_good_from_its_first_second_to_its_last() {
+        let mint = mint(KEY, &[]);
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
+        let token = sign(&mint, now);
+        let at = |seconds: i64| mint.read(&token, now + chrono::TimeDelta::seconds(seconds));
+        assert_eq!(at(0).expect("good").ver, 3);
+        assert!(at(899).is_ok());
+        assert_eq!(at(900).err(), Some(Disbelief::Expired));
+        assert!(at(-CLOCK_SKEW).is_ok());
+        assert_eq!(at(-CLOCK_SKEW - 1).err(), Some(Disbelief::Invalid));
+    }
+
+    #[test]
+    fn a_key_takes_over_from_another_without_a_gap() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
+        let [old, both, new] = [mint(KEY, &[]), mint(OTHER, &[KEY]), mint(OTHER, &[])];
+        assert!(both.read(&sign(&old, now), now).is_ok());
+        assert!(both.read(&sign(&new, now), now).is_ok());
+        assert!(old.read(&sign(&both, now), now).is_err());
+        assert!(new.read(&sign(&old, now), now).is_err());
+    }
+
+    #[test]
+    fn what_is_forged_is_not_believed() {
+        let mint = mint(KEY, &[]);
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
+        let id = &mint.keys.0[0].id;
+        let genuine = |iss: &str, aud: &str| {
+            serde_json::json!({ "iss": iss, "aud": aud, "sub": Uuid::max(), "jti": Uuid::max(), "sid": Uuid::max(),
+                "iat": now.timestamp(), "exp": now.timestamp() + 900, "ver": 0 })
+        };
+        let claims = genuine("gathering", "api");
+        let header = |alg: &str| format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{id}"}}"#);
+        let good = forged(&header("HS256"), &claims, KEY);
+        assert!(mint.read(&good, now).is_ok());
+
+        let unsigned = good.rsplit_once('.').expect("three parts").0;
+        let none = forged(&header("none"), &claims, KEY);
+        let mut cases = vec![
+            String::new(),
+            "a.b.c".to_owned(),
+            unsigned.to_owned(),
+            format!("{unsigned}."),
+            good[..good.len() - 1].to_owned(),
+            none.clone(),
+            format!("{}.", none.rsplit_once('.').expect("three parts").0),
+            forged(&header("HS384"), &claims, KEY),
+            forged(&header("RS256"), &claims, KEY),
+            forged(&header("HS256"), &claims, OTHER),
+            forged(&header("HS256"), &genuine("gathering", "elsewhere"), KEY),
+            forged(&header("HS256"), &genuine("elsewhere", "api"), KEY),
+            forged(r#"{"alg":"HS256","typ":"at+jwt"}"#, &claims, KEY),
+            forged(r#"{"alg":"HS256","typ":"at+jwt","kid":"x"}"#, &claims, KEY),
+            forged(&header("HS256").replace("at+jwt", "JWT"), &claims, KEY),
+            format!("{good}{}", "A".repeat(LONGEST_TOKEN)),
+        ];
+        for missing in ["iss", "aud", "sub", "jti", "sid", "iat", "exp", "ver"] {
+            let mut claims = claims.clone();
+            claims.as_object_mut().expect("an object").remove(missing);
+            cases.push(forged(&header("HS256"), &claims, KEY));
+        }
+        for token in cases {
+            assert_eq!(
+                mint.read(&token, now).err(),
+                Some(Disbelief::Invalid),
+                "{token}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_weak_key_is_refused() {
+        assert_eq!(Keys::new(b"short", &NONE).err(), Some(WeakKey::Short));
+        for typed in [
+            "a".repeat(64),
+            "change me, please! ".repeat(3),
+            "secret".repeat(9),
+        ] {
+            let weak = Keys::new(typed.as_bytes(), &NONE).err();
+            assert_eq!(weak, Some(WeakKey::Monotonous), "{typed}");
+        }
+        assert_eq!(Keys::new(KEY, &[b"short"]).err(), Some(WeakKey::Short));
+    }
+}
