@@ -383,7 +383,7 @@ impl Graph {
             .accounts
             .authenticate(&services.loader, token, client);
         match found.await {
-            Ok((user, session)) => Ok(Viewer::new(user, session, services.backend)),
+            Ok((user, session, until)) => Ok(Viewer::new(user, session, until, services.backend)),
             Err(error) => Err(Answer::failed(error, &client.request_id)),
         }
     }

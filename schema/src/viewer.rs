@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use gathering_entity::{
     agent, circle, collaborator, conversation, event, member, message, project, task, user,
 };
@@ -25,6 +26,7 @@ const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.
 pub struct Viewer {
     pub(crate) user: Arc<user::Model>,
     session: Uuid,
+    expires_at: DateTime<Utc>,
     rules: Arc<Rules>,
     backend: DbBackend,
 }
@@ -43,7 +45,12 @@ pub(crate) struct Rules {
 }
 
 impl Viewer {
-    pub(crate) fn new(user: Arc<user::Model>, session: Uuid, backend: DbBackend) -> Self {
+    pub(crate) fn new(
+        user: Arc<user::Model>,
+        session: Uuid,
+        expires_at: DateTime<Utc>,
+        backend: DbBackend,
+    ) -> Self {
         let rules = if user.role == user::UserRole::Admin {
             Rules::default()
         } else {
@@ -52,6 +59,7 @@ impl Viewer {
         Self {
             user,
             session,
+            expires_at,
             rules: Arc::new(rules),
             backend,
         }
@@ -65,6 +73,11 @@ impl Viewer {
     /// The session that the user asks from.
     pub(crate) fn session(&self) -> Uuid {
         self.session
+    }
+
+    /// When the access token expires.
+    pub(crate) fn expires_at(&self) -> DateTime<Utc> {
+        self.expires_at
     }
 
     /// Whether the user has the role ADMIN.

@@ -26,7 +26,7 @@ use super::{
     Accounts, Act, Client, SignedIn,
     lockout::Attempt,
     password::Verdict,
-    session::{lock, new_session},
+    session::{Ending, lock, new_session},
 };
 
 /// Who somebody is, checked.
@@ -334,7 +334,8 @@ impl Accounts {
             let transaction = begin(&self.db).await?;
             lock(&transaction, user).await?;
             let reason = RevocationReason::PasswordChanged;
-            self.end(&transaction, user, None, reason, now).await?;
+            self.end(&transaction, user, Ending::All, reason, now)
+                .await?;
             let row = user::ActiveModel {
                 id: Unchanged(user),
                 password_hash: Set(hash.clone()),
@@ -379,7 +380,8 @@ impl Accounts {
             }
             if amendment.is_active == Some(false) {
                 let reason = RevocationReason::Admin;
-                self.end(&transaction, user, None, reason, now).await?;
+                self.end(&transaction, user, Ending::All, reason, now)
+                    .await?;
             }
             let version = row.token_version + 1;
             let mut row = row.into_active_model();

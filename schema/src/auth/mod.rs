@@ -145,7 +145,7 @@ impl Accounts {
         self.turns[place].lock().await
     }
 
-    /// The user who presents an access token, and the session it belongs to.
+    /// The user who presents an access token, the session it belongs to, and when it expires.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account, and whatever keeps the
@@ -155,7 +155,7 @@ impl Accounts {
         loader: &Loader,
         token: &str,
         client: &Client,
-    ) -> Result<(Arc<user::Model>, Uuid), Error> {
+    ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
         let reject = |user, why: &str, error: Error| {
             let details = json!({ "reason": why });
             self.trail
@@ -189,7 +189,8 @@ impl Accounts {
         if found.is_revoked || found.user.token_version != claims.ver {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
-        Ok((found.user, claims.sid))
+        let until = DateTime::from_timestamp(claims.exp, 0).unwrap_or_default();
+        Ok((found.user, claims.sid, until))
     }
 
     /// What the cache of revocations holds and has done.

@@ -43,6 +43,18 @@ pub(crate) struct SignedIn {
     pub(crate) refresh_expires_at: DateTime<Utc>,
 }
 
+/// Longest life of an access token, whatever the configuration was when it was given out.
+const LONGEST_ACCESS: Duration = Duration::from_hours(1);
+
+/// Which sessions end.
+#[derive(Clone, Copy)]
+pub(super) enum Ending {
+    /// One, whose last access token expires no later than this.
+    One(Uuid, DateTime<Utc>),
+    /// All of the user's.
+    All,
+}
+
 /// What a refresh token was good for.
 enum Refresh {
     Renewed(SignedIn, Uuid),
@@ -213,8 +225,8 @@ impl Accounts {
         let session = row.family_id;
         if row.used_at.is_some() {
             let reason = RevocationReason::Reuse;
-            self.end(&transaction, user.id, Some(session), reason, now)
-                .await?;
+            let ending = Ending::One(session, now + LONGEST_ACCESS);
+            self.end(&transaction, user.id, ending, reason, now).await?;
             transaction.commit().await?;
             return Ok(Refresh::Reused(user.id, session));
         }
@@ -232,22 +244,24 @@ impl Accounts {
         Ok(Refresh::Renewed(signed_in, session))
     }
 
-    /// Ends one session of a user, or all. Answers how many refresh tokens can no longer be used. The user's row must
-    /// be locked. The access tokens of one session are revoked by its id; those of all, by a new `token_version`.
+    /// Ends sessions of a user, whose row must be locked. Answers how many refresh tokens can no longer be used. The
+    /// access tokens of one session are revoked by its id; those of all, by a new `token_version`.
     pub(super) async fn end(
         &self,
         db: &impl ConnectionTrait,
         user: Uuid,
-        session: Option<Uuid>,
+        ending: Ending,
         reason: RevocationReason,
         now: DateTime<Utc>,
     ) -> Result<u64, Error> {
-        if let Some(session) = session {
+        let mut tokens = live(now).add(refresh_token::Column::UserId.eq(user));
+        if let Ending::One(session, until) = ending {
+            tokens = tokens.add(refresh_token::Column::FamilyId.eq(session));
             let row = revoked_token::ActiveModel {
                 jti: Set(session),
                 created_at: Set(now),
                 user_id: Set(user),
-                expires_at: Set(now + self.access_lifetime),
+                expires_at: Set(until),
                 revoked_at: Set(now),
                 reason: Set(reason),
             };
@@ -271,12 +285,7 @@ impl Accounts {
         }
         let ended = refresh_token::Entity::update_many()
             .col_expr(refresh_token::Column::RevokedAt, Expr::value(now))
-            .filter(refresh_token::Column::UserId.eq(user))
-            .filter(live(now))
-            .filter(
-                Condition::all()
-                    .add_option(session.map(|id| refresh_token::Column::FamilyId.eq(id))),
-            )
+            .filter(tokens)
             .exec(db)
             .await?;
         Ok(ended.rows_affected)
@@ -316,29 +325,31 @@ impl Accounts {
         let reason = RevocationReason::Logout;
         let transaction = begin(&self.db).await?;
         lock(&transaction, viewer.id()).await?;
-        let mut sessions = vec![viewer.session()];
+        let latest = now + LONGEST_ACCESS;
+        let mut sessions = vec![(viewer.session(), Ord::max(viewer.expires_at(), latest))];
         if let Some(token) = token {
             let other = refresh_token::Entity::find()
                 .filter(refresh_token::Column::TokenHash.eq(hashed(token)))
                 .filter(refresh_token::Column::UserId.eq(viewer.id()))
                 .one(&transaction)
                 .await?;
-            sessions.extend(other.map(|row| row.family_id));
-            sessions.dedup();
+            let other = other.filter(|row| row.family_id != viewer.session());
+            sessions.extend(other.map(|row| (row.family_id, latest)));
         }
         let mut ended = 0;
-        for session in &sessions {
+        for (session, until) in &sessions {
+            let ending = Ending::One(*session, *until);
             ended += self
-                .end(&transaction, viewer.id(), Some(*session), reason, now)
+                .end(&transaction, viewer.id(), ending, reason, now)
                 .await?;
         }
         if everywhere {
             ended += self
-                .end(&transaction, viewer.id(), None, reason, now)
+                .end(&transaction, viewer.id(), Ending::All, reason, now)
                 .await?;
         }
         transaction.commit().await?;
-        Ok((ended, sessions))
+        Ok((ended, sessions.into_iter().map(|(id, _)| id).collect()))
     }
 
     /// Ends one session, if the user has it.
@@ -385,7 +396,8 @@ impl Accounts {
         } else {
             RevocationReason::Admin
         };
-        self.end(&transaction, row.user_id, Some(session), reason, now)
+        let ending = Ending::One(session, now + LONGEST_ACCESS);
+        self.end(&transaction, row.user_id, ending, reason, now)
             .await?;
         transaction.commit().await?;
         Ok(Some(row.user_id))
