@@ -6,6 +6,8 @@ import { GraphiQL } from 'graphiql';
 import { createRoot } from 'react-dom/client';
 import { examples } from './examples.js';
 import icon from './icon.svg';
+import { accessToken, renew } from './session.js';
+import { SignIn } from './SignIn.jsx';
 
 async function fetcher(params, options) {
   const headers = new Headers({
@@ -17,7 +19,24 @@ async function fetcher(params, options) {
   for (const [name, value] of Object.entries(options?.headers ?? {})) {
     headers.set(name, value);
   }
-  const response = await fetch('/graphql', { method: 'POST', headers, body: JSON.stringify(params) });
+  const send = () => fetch('/graphql', { method: 'POST', headers, body: JSON.stringify(params) });
+  // A tab with an `Authorization` of its own is left alone.
+  const token = headers.has('authorization') ? null : await accessToken();
+  if (!token) {
+    return (await send()).json();
+  }
+  headers.set('authorization', `Bearer ${token}`);
+  let response = await send();
+  // The operation did not run: once more, with a token that the server takes, or as nobody.
+  if (response.status === 401) {
+    const fresh = await renew(token);
+    if (fresh) {
+      headers.set('authorization', `Bearer ${fresh}`);
+    } else {
+      headers.delete('authorization');
+    }
+    response = await send();
+  }
   return response.json();
 }
 
@@ -39,6 +58,7 @@ createRoot(document.getElementById('playground')).render(
   >
     <GraphiQL.Logo>
       <img className="logo" src={icon} alt="" /> Gathering
+      <SignIn />
     </GraphiQL.Logo>
   </GraphiQL>,
 );
