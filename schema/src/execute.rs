@@ -39,6 +39,7 @@ use crate::{
     server::Look,
     shape::{Ordered, Shape},
     text,
+    viewer::Rulebook,
 };
 
 /// What a client sends to have an operation run, whatever the transport.
@@ -119,6 +120,7 @@ struct Inner {
     documents: Cache<Arc<str>, Arc<ExecutableDocument>>,
     persisted: Cache<String, Arc<str>>,
     trusted: TrustedDocuments,
+    rulebook: Rulebook,
 }
 
 /// An operation that was parsed, bounded and chosen, and may run.
@@ -315,6 +317,7 @@ impl Graph {
             documents: Cache::new(limits.parsed_documents, None),
             persisted: Cache::new(limits.persisted_queries, None),
             trusted,
+            rulebook: Rulebook::new(db.get_database_backend()),
             services: Arc::new(Services {
                 backend: db.get_database_backend(),
                 loader: Loader::new(db),
@@ -334,8 +337,9 @@ impl Graph {
     }
 
     /// What the caches hold and have done, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 3] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 4] {
         [
+            ("viewer_rules", self.0.rulebook.stats()),
             ("revoked_tokens", self.0.services.accounts.revoked()),
             ("parsed_documents", self.0.documents.stats()),
             ("persisted_queries", self.0.persisted.stats()),
@@ -383,7 +387,7 @@ impl Graph {
             .accounts
             .authenticate(&services.loader, token, client);
         match found.await {
-            Ok((user, session, until)) => Ok(Viewer::new(user, session, until, services.backend)),
+            Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &self.0.rulebook)),
             Err(error) => Err(Answer::failed(error, &client.request_id)),
         }
     }

@@ -16,7 +16,13 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::read::Rule;
+use crate::{
+    cache::{Cache, CacheStats},
+    read::Rule,
+};
+
+/// Most users whose rules are kept.
+const RULES_KEPT: u64 = 1_000;
 
 /// The types of the events that every signed-in user may read.
 const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.changed"];
@@ -44,24 +50,53 @@ pub(crate) struct Rules {
     pub(crate) event: Rule,
 }
 
+/// The rules of the users who ask. They are made of ids alone, so they never change; making them for every request would
+/// cost more than many a query.
+pub(crate) struct Rulebook {
+    rules: Cache<Uuid, Arc<Rules>>,
+    of_admins: Arc<Rules>,
+    backend: DbBackend,
+}
+
+impl Rulebook {
+    pub(crate) fn new(backend: DbBackend) -> Self {
+        Self {
+            rules: Cache::new(RULES_KEPT, None),
+            of_admins: Arc::default(),
+            backend,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        self.rules.stats()
+    }
+
+    fn rules(&self, user: &user::Model) -> Arc<Rules> {
+        if user.role == user::UserRole::Admin {
+            return Arc::clone(&self.of_admins);
+        }
+        if let Some(rules) = self.rules.get(&user.id) {
+            return rules;
+        }
+        let rules = Arc::new(Rules::of(user.id));
+        self.rules.insert(user.id, Arc::clone(&rules));
+        rules
+    }
+}
+
 impl Viewer {
     pub(crate) fn new(
         user: Arc<user::Model>,
         session: Uuid,
         expires_at: DateTime<Utc>,
-        backend: DbBackend,
+        rulebook: &Rulebook,
     ) -> Self {
-        let rules = if user.role == user::UserRole::Admin {
-            Rules::default()
-        } else {
-            Rules::of(user.id)
-        };
         Self {
+            rules: rulebook.rules(&user),
             user,
             session,
             expires_at,
-            rules: Arc::new(rules),
-            backend,
+            backend: rulebook.backend,
         }
     }
 
