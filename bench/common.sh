@@ -22,6 +22,19 @@ fill() {
     sql "$database_url" --file="$1"
 }
 
+# `serve`: starts the server over that database and signs in as the demo user; sets token.
+serve() {
+    local login='mutation { login(input: {email: \"demo@example.com\", password: \"gathering-demo\"}) { accessToken } }'
+    start_gathering env DATABASE_URL="$database_url" GATHERING__AUTH__SIGNING_KEY="$(head -c 48 /dev/urandom | base64)" \
+        GATHERING__AUTH__ACCESS_LIFETIME=1h "$program" serve
+    token=$(curl --silent --show-error --data-binary "{\"query\":\"$login\"}" --header 'Content-Type: application/json' \
+        "$gathering_url/graphql" | sed -n 's/.*"accessToken":"\([^"]*\)".*/\1/p')
+    if [[ ! $token ]]; then die "the demo user cannot sign in"; fi
+    # The sign-in is written down behind the answer, and is none of what is measured.
+    while [[ $(sql "$database_url" --command='SELECT count(*) FROM audit_log') == "${written:-0}" ]]; do sleep 0.1; done
+    written=$(sql "$database_url" --command='SELECT count(*) FROM audit_log')
+}
+
 # `ask QUERY [VARIABLES]`: asks bench/queries/QUERY.graphql; leaves request and answer in the scratch folder
 # as QUERY.request and QUERY.answer. An answer with errors ends the script.
 ask() {
@@ -29,7 +42,7 @@ ask() {
     document=$(tr -s '[:space:]' ' ' <"bench/queries/$1.graphql")
     printf '{"query":"%s","variables":%s}' "${document//\"/\\\"}" "${2:-{\}}" >"$request"
     curl --silent --show-error --data-binary "@$request" --output "$answer" --header 'Content-Type: application/json' \
-        --header 'Accept: application/graphql-response+json' "$gathering_url/graphql"
+        --header 'Accept: application/graphql-response+json' --header "Authorization: Bearer $token" "$gathering_url/graphql"
     if ! grep -q '^{"data":{' "$answer" || grep -q '"errors":' "$answer"; then
         die "$1 was not answered: $(head -c 2000 "$answer")"
     fi

@@ -1,6 +1,7 @@
--- Sends one request over and over. Its last line is the result: how many requests in how many seconds, the
--- median, 95th and 99th percentile and maximum of their latency in milliseconds, and how many failed: by
--- connection, by status, or by GraphQL errors in the answer.
+-- Sends one request over and over, for whoever has the access token that is given with it. Its last line is
+-- the result: how many requests in how many seconds, the median, 95th and 99th percentile and maximum of
+-- their latency in milliseconds, and how many failed: by connection, by status, or by GraphQL errors in the
+-- answer.
 
 failures = 0 -- global, because `done` reads it from the thread
 
@@ -14,6 +15,7 @@ function init(args)
     wrk.method = "POST"
     wrk.headers["Content-Type"] = "application/json"
     wrk.headers["Accept"] = "application/graphql-response+json"
+    wrk.headers["Authorization"] = "Bearer " .. args[2]
     wrk.body = assert(io.open(args[1])):read("*a")
 end
 

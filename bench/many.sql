@@ -94,4 +94,10 @@ SELECT pg_temp.id(13, i), 1000000 + i, 'task.created', 'task', pg_temp.id(10, i)
 FROM generate_series(0, 99999) AS i
     JOIN owner ON owner.n = i % 100;
 
+-- The sessions that a busy hour ends.
+INSERT INTO revoked_tokens (jti, created_at, user_id, expires_at, revoked_at, reason)
+SELECT pg_temp.id(14, i), pg_temp.at(i), owner.id, pg_temp.at(i), pg_temp.at(i), 'LOGOUT'
+FROM generate_series(0, 9999) AS i
+    JOIN owner ON owner.n = i % 100;
+
 VACUUM ANALYZE;

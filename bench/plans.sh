@@ -56,7 +56,7 @@ say "statements"
 echo "query      plan     statements       ms    pages  read from end to end"
 for plan in custom generic; do
     sql "$postgres_url" --command="ALTER DATABASE gathering SET plan_cache_mode = force_${plan}_plan"
-    start_gathering env DATABASE_URL="$database_url" "$program" serve
+    serve
     explain home
     explain team '{"id":"circle_01ke6p4zk8e03r000000000001"}'
     explain activity '{"id":"circle_01ke6p4zk8e03r000000000001"}'

@@ -19,7 +19,7 @@ queries=(typename agent team circles)
 start_postgres -c shared_preload_libraries=pg_stat_statements -c pg_stat_statements.track_utility=off
 sql "$postgres_url" --command='CREATE EXTENSION pg_stat_statements'
 fill bench/circles.sql
-start_gathering env DATABASE_URL="$database_url" "$program" serve
+serve
 
 # Processor time that this process and its children have taken, in microseconds.
 cpu() {
@@ -38,7 +38,7 @@ memory() { awk -v field="$1:" '$1 == field { printf "%.0f MiB", $2 / 1024 }' "/p
 # `load QUERY SECONDS`: prints the result line of load.lua.
 load() {
     wrk --threads 1 --connections "$connections" --duration "$2s" --script bench/load.lua \
-        "$gathering_url/graphql" -- "$scratch/$1.request" >"$scratch/wrk.log" || die "$(cat "$scratch/wrk.log")"
+        "$gathering_url/graphql" -- "$scratch/$1.request" "$token" >"$scratch/wrk.log" || die "$(cat "$scratch/wrk.log")"
     tail -n 1 "$scratch/wrk.log"
 }
 

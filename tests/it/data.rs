@@ -16,7 +16,7 @@ use gathering_entity::project::{self, ProjectStatus};
 use gathering_entity::task::{self, Priority, TaskStatus};
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
-    audit, event, model, participant, persona, provider, refresh_token, revoked_token,
+    audit, event, lockout, model, participant, persona, provider, refresh_token, revoked_token,
 };
 use sea_orm::prelude::{DateTimeUtc, Uuid};
 use sea_orm::sea_query::{ColumnType, Expr};
@@ -35,6 +35,7 @@ macro_rules! for_each_entity {
         $do!(user);
         $do!(refresh_token);
         $do!(revoked_token);
+        $do!(lockout);
         $do!(audit);
         $do!(provider);
         $do!(model);
@@ -170,7 +171,7 @@ async fn down_leaves_nothing_behind_and_up_makes_the_same_again() {
     let database = Database::bare().await;
     let db = database.connect().await;
     let nothing = definitions(&db).await;
-    assert_eq!(gathering_migration::pending(&db).await, Ok(1));
+    assert_eq!(gathering_migration::pending(&db).await, Ok(2));
     assert_eq!(definitions(&db).await, nothing, "asking writes nothing");
 
     gathering_migration::up(&db).await.expect("up");

@@ -15,24 +15,44 @@ const OPERATIONS: &str = include_str!("acceptance.graphql");
 
 const TEAM: &str = "query ($id: ID!) { circle(id: $id) { members(first: 100) { nodes { id model { id provider { id } } } } } }";
 
-async fn serve(email: &str) -> TestServer {
-    let server = TestServer::with(|config| email.clone_into(&mut config.auth.answer_as)).await;
-    // The viewer is read with the first request.
-    server.graphql("{ viewer { id } }", json!({})).await;
-    server
+/// What it takes to know who asks.
+const AUTHENTICATION: u64 = 1;
+
+/// Somebody who asks a server.
+struct Caller {
+    server: TestServer,
+    token: String,
 }
 
-/// The data of an operation that must not fail, and what it cost.
-async fn ask(server: &TestServer, query: &str, variables: Value) -> (Value, u64) {
-    let before = server.statements();
-    let answer = server.graphql(query, variables).await;
+impl Caller {
+    async fn graphql(&self, query: &str, variables: Value) -> Value {
+        self.server.ask(Some(&self.token), query, variables).await
+    }
+
+    fn statements(&self) -> u64 {
+        self.server.statements()
+    }
+}
+
+/// The demo data, and the user with this e-mail address.
+async fn serve(email: &str) -> Caller {
+    let server = TestServer::start().await;
+    let token = server.token(email).await;
+    Caller { server, token }
+}
+
+/// The data of an operation that must not fail, and what it cost beside the authentication.
+async fn ask(caller: &Caller, query: &str, variables: Value) -> (Value, u64) {
+    let before = caller.statements();
+    let answer = caller.graphql(query, variables).await;
     assert_eq!(answer.get("errors"), None, "{query}");
-    (answer["data"].clone(), server.statements() - before)
+    let statements = caller.statements() - before - AUTHENTICATION;
+    (answer["data"].clone(), statements)
 }
 
-/// The code of the first error.
-async fn refused(server: &TestServer, query: &str, variables: Value) -> Value {
-    let answer = server.graphql(query, variables).await;
+/// The first error.
+async fn refused(caller: &Caller, query: &str, variables: Value) -> Value {
+    let answer = caller.graphql(query, variables).await;
     answer["errors"][0].clone()
 }
 
@@ -40,6 +60,23 @@ fn operation(name: &str) -> &'static str {
     let mut operations = OPERATIONS.split("\n\n");
     let found = operations.find(|operation| operation.split(['(', ' ']).nth(1) == Some(name));
     found.expect("an operation of that name")
+}
+
+#[tokio::test]
+async fn who_asks_is_known_after_one_statement_and_who_does_not_say_costs_none() {
+    let caller = serve("demo@example.com").await;
+    let before = caller.statements();
+    for statements in 1..=3 {
+        caller.graphql("{ __typename }", json!({})).await;
+        assert_eq!(caller.statements() - before, statements * AUTHENTICATION);
+    }
+    let before = caller.statements();
+    let answer = caller
+        .server
+        .ask(None, "{ viewer { id } }", json!({}))
+        .await;
+    assert_eq!(answer, json!({ "data": { "viewer": null } }));
+    assert_eq!(caller.statements(), before);
 }
 
 #[tokio::test]
@@ -129,7 +166,9 @@ async fn the_account_of_a_request_is_what_the_database_saw() {
     let before = server.statements();
     let body = json!({ "query": TEAM, "variables": { "id": ATELIER } });
     let request = server
+        .server
         .request(reqwest::Method::POST, "/graphql")
+        .bearer_auth(&server.token)
         .json(&body);
     let answer = request
         .header("X-Gathering-Usage", "1")
@@ -138,7 +177,8 @@ async fn the_account_of_a_request_is_what_the_database_saw() {
         .expect("an answer");
     let answer: Value = answer.json().await.expect("JSON");
     let usage = &answer["extensions"]["usage"];
-    assert_eq!(usage["statements"], json!(server.statements() - before));
+    let statements = server.statements() - before - AUTHENTICATION;
+    assert_eq!(usage["statements"], json!(statements));
     assert_eq!(usage["complexity"], json!(602));
     assert_eq!(usage["batches"].as_array().map(Vec::len), Some(5));
     let agents = usage["batches"].as_array().expect("batches").iter();
@@ -377,9 +417,10 @@ async fn a_collaborator_sees_what_is_shared_and_nothing_else() {
 
 #[tokio::test]
 async fn an_anonymous_caller_gets_public_fields_alone() {
-    let server = serve("nobody@example.com").await;
+    let server = TestServer::start().await;
     let answer = server
-        .graphql(
+        .ask(
+            None,
             "{ viewer { id } serverInfo { name maxPageSize } circle(id: \"x\") { id } }",
             json!({}),
         )
@@ -482,7 +523,7 @@ async fn a_document_that_would_cost_too_much_is_refused_before_it_costs() {
 
 #[tokio::test]
 async fn persisted_queries_are_kept_by_their_hash() {
-    let server = serve("demo@example.com").await;
+    let server = TestServer::start().await;
     let hash = "af44d6f3d1b4d0d70d3fd4a7ee7eb3d9dbb0dfca6ab7e2fb9a3dcb1e0c8ad3e0";
     let send = async |query: Option<&str>, hash: &str| {
         let body = json!({ "query": query, "extensions": { "persistedQuery": { "version": 1, "sha256Hash": hash } } });

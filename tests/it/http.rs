@@ -367,6 +367,7 @@ async fn a_body_that_does_not_come_is_given_up() {
 #[tokio::test]
 async fn a_query_may_come_by_get() {
     let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
     let by_id = "query A { __typename } query B($id: ID!) { circle(id: $id) { name } }";
     let variables = json!({ "id": ATELIER }).to_string();
     let request = get(
@@ -379,7 +380,7 @@ async fn a_query_may_come_by_get() {
             ("unknown", "1"),
         ],
     );
-    let response = send(request).await;
+    let response = send(request.bearer_auth(token)).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(content_type(&response), JSON);
     assert_eq!(
@@ -513,8 +514,8 @@ async fn a_get_that_another_site_may_have_sent_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_knows_one_user_is_called_by_no_foreign_name() {
-    let server = TestServer::start().await;
+async fn a_server_that_signs_everybody_in_is_called_by_no_foreign_name() {
+    let server = TestServer::demo().await;
     for host in [
         "elsewhere.example",
         "elsewhere.example:8000",
@@ -534,8 +535,8 @@ async fn a_server_that_knows_one_user_is_called_by_no_foreign_name() {
         let response = send(post(&server, TYPENAME).header("host", host)).await;
         assert_eq!(response.status(), StatusCode::OK, "{host}");
     }
-    let nobody = TestServer::with(|config| config.auth.answer_as.clear()).await;
-    let response = send(post(&nobody, TYPENAME).header("host", "elsewhere.example")).await;
+    let other = TestServer::start().await;
+    let response = send(post(&other, TYPENAME).header("host", "elsewhere.example")).await;
     assert_eq!(response.status(), StatusCode::OK);
 }
 
@@ -580,9 +581,11 @@ async fn a_request_error_is_200_in_json_and_400_in_the_response_type() {
 #[tokio::test]
 async fn an_error_beside_data_is_200() {
     let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
     let query = json!({ "query": r#"{ __typename circle(id: "circle_7zzzzzzzzzzzzzzzzzzzzzzzzz") { id } }"# });
     for accept in [JSON, RESPONSE] {
-        let response = send(post(&server, query.to_string()).header(ACCEPT, accept)).await;
+        let request = post(&server, query.to_string()).bearer_auth(&token);
+        let response = send(request.header(ACCEPT, accept)).await;
         assert_eq!(response.status(), StatusCode::OK);
         let body = body(response).await;
         assert_eq!(
@@ -602,7 +605,8 @@ async fn a_batch_is_answered_in_its_order() {
     });
     let typename = json!({ "query": "{ __typename }" });
     let batch = json!([typename, { "query": "{" }, circle]);
-    let response = send(post(&server, batch.to_string())).await;
+    let token = server.token("demo@example.com").await;
+    let response = send(post(&server, batch.to_string()).bearer_auth(token)).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(content_type(&response), JSON);
     let answers = body(response).await;
@@ -658,13 +662,11 @@ async fn usage_is_shown_to_those_who_ask_and_may_know() {
         (Usage::Admin, "admin@example.com", true),
         (Usage::Off, "admin@example.com", false),
     ] {
-        let server = TestServer::with(|config| {
-            config.graphql.usage = usage;
-            user.clone_into(&mut config.auth.answer_as);
-        })
-        .await;
+        let server = TestServer::with(|config| config.graphql.usage = usage).await;
+        let token = server.token(user).await;
         for (asked, expected) in [("1", shown), ("0", false)] {
-            let response = send(post(&server, TYPENAME).header("X-Gathering-Usage", asked)).await;
+            let request = post(&server, TYPENAME).bearer_auth(&token);
+            let response = send(request.header("X-Gathering-Usage", asked)).await;
             let body = body(response).await;
             let given = body.pointer("/extensions/usage").is_some();
             assert_eq!(given, expected, "{usage:?} {user} {asked}: {body}");
@@ -672,26 +674,261 @@ async fn usage_is_shown_to_those_who_ask_and_may_know() {
     }
 }
 
-#[tokio::test]
-async fn everybody_is_answered_as_the_configured_user() {
-    let viewer = "{ viewer { name } }";
-    let server = TestServer::start().await;
-    let before = server.statements();
-    for _ in 0..3 {
-        let answer = server.graphql(viewer, json!({})).await;
-        assert_eq!(answer["data"]["viewer"]["name"], "Dana Demo", "{answer}");
-    }
-    assert!(
-        server.statements() - before <= 4,
-        "the user is looked up once"
-    );
+/// What a refused token is told, as RFC 6750 has it.
+const CHALLENGE: &str = r#"Bearer realm="gathering", error="invalid_token""#;
 
-    for unknown in ["", "unknown@example.com"] {
-        let server =
-            TestServer::with(|config| unknown.clone_into(&mut config.auth.answer_as)).await;
-        let answer = server.graphql(viewer, json!({})).await;
-        assert_eq!(answer, json!({ "data": { "viewer": null } }));
+/// That this is the refusal of a token, which browsers may neither keep nor sniff.
+async fn assert_unauthenticated(response: Response, said: &str) {
+    let headers = response.headers();
+    assert_eq!(headers["www-authenticate"], CHALLENGE, "{said}");
+    assert_eq!(headers["cache-control"], "no-store", "{said}");
+    assert_eq!(headers["x-content-type-options"], "nosniff", "{said}");
+    assert_eq!(headers["referrer-policy"], "no-referrer", "{said}");
+    assert!(headers.contains_key("content-security-policy"), "{said}");
+    let message = assert_refused(response, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED").await;
+    assert!(message.contains(said), "{message}");
+}
+
+#[tokio::test]
+async fn who_presents_a_good_token_is_its_user_and_who_presents_none_is_nobody() {
+    let server = TestServer::start().await;
+    let [query, body] = ["{ viewer { name } }", r#"{"query":"{ viewer { name } }"}"#];
+    for (email, name) in [
+        ("demo@example.com", "Dana Demo"),
+        ("guest@example.com", "Grace Guest"),
+    ] {
+        let token = server.token(email).await;
+        let expected = json!({ "data": { "viewer": { "name": name } } });
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            let authorization = format!("{scheme} {token}");
+            for request in [post(&server, body), get(&server, &[("query", query)])] {
+                let response = send(request.header("authorization", &authorization)).await;
+                assert_eq!(response.status(), StatusCode::OK, "{scheme}");
+                assert_eq!(self::body(response).await, expected, "{scheme}");
+            }
+        }
+        // A URL ends up in logs and histories.
+        let in_url = [
+            ("query", query),
+            ("access_token", &*token),
+            ("authorization", &*token),
+        ];
+        for request in [post(&server, body), get(&server, &in_url)] {
+            let response = send(request).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            let nobody = json!({ "data": { "viewer": null } });
+            assert_eq!(self::body(response).await, nobody);
+        }
     }
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_believed_is_401_even_for_what_is_public() {
+    let server = TestServer::start().await;
+    let expired = server.token("demo@example.com").await;
+    server.pass(2 * 3600);
+    let good = server.token("demo@example.com").await;
+    let tampered = format!("{}x", &good[..good.len() - 1]);
+    for (token, said) in [
+        ("nonsense", "not valid"),
+        ("a.b.c", "not valid"),
+        (&*tampered, "not valid"),
+        (&*expired, "expired"),
+    ] {
+        for accept in [JSON, RESPONSE] {
+            let query = [("query", "{ __typename }")];
+            for request in [post(&server, TYPENAME), get(&server, &query)] {
+                let request = request.bearer_auth(token).header(ACCEPT, accept);
+                assert_unauthenticated(send(request).await, said).await;
+            }
+        }
+    }
+    let wrong = post(&server, r#"{"query":"{ nothing }"}"#).header(ACCEPT, RESPONSE);
+    let response = send(wrong.bearer_auth(good)).await;
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn authorization_is_one_header_with_one_bearer_token() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let bearer = format!("Bearer {token}");
+    for (values, said) in [
+        (&[&*bearer, &*bearer][..], "not several"),
+        (&[&*bearer, "Basic ZGVtbzpkZW1v"], "not several"),
+        (&["Basic ZGVtbzpkZW1v"], "must be `Bearer`"),
+        (&[&*format!("Token {token}")], "must be `Bearer`"),
+        (&[&*token], "must be `Bearer`"),
+        (&["Bearer"], "must be `Bearer`"),
+        (&["Bearer  "], "must be `Bearer`"),
+        (&[""], "must be `Bearer`"),
+        (&[&*format!("{bearer}, {bearer}")], "not valid"),
+    ] {
+        let mut request = post(&server, TYPENAME);
+        for value in values {
+            request = request.header("authorization", *value);
+        }
+        assert_unauthenticated(send(request).await, said).await;
+    }
+}
+
+#[tokio::test]
+async fn a_batch_with_a_bad_token_is_refused_whole() {
+    let server = TestServer::with(|config| config.graphql.batch = 10).await;
+    let batch = json!([{ "query": "{ __typename }" }, { "query": "{ __typename }" }]);
+    let response = send(post(&server, batch.to_string()).bearer_auth("nonsense")).await;
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.headers()["www-authenticate"], CHALLENGE);
+    let answers = body(response).await;
+    for place in 0..2 {
+        assert!(answers[place].get("data").is_none(), "{answers}");
+        let code = &answers[place]["errors"][0]["extensions"]["code"];
+        assert_eq!(code, "UNAUTHENTICATED", "{answers}");
+    }
+}
+
+#[tokio::test]
+async fn who_signs_in_is_not_asked_for_a_good_token() {
+    let server = TestServer::start().await;
+    let expired = server.token("demo@example.com").await;
+    server.pass(2 * 3600);
+    let expired = Some(&*expired);
+    let login = r#"login(input: {email: "demo@example.com", password: "gathering-demo"}) { refreshToken viewer { name } }"#;
+    let login = format!("mutation {{ {login} }}");
+    let answer = server.ask(expired, &login, json!({})).await;
+    assert_eq!(answer["data"]["login"]["viewer"]["name"], "Dana Demo");
+
+    let refresh = "mutation ($token: String!) { refreshSession(input: {refreshToken: $token}) { viewer { name } } }";
+    let token = &answer["data"]["login"]["refreshToken"];
+    let answer = server.ask(expired, refresh, json!({ "token": token }));
+    let name = &answer.await["data"]["refreshSession"]["viewer"]["name"];
+    assert_eq!(name, "Dana Demo");
+
+    let register = r#"mutation { register(input: {email: "new@example.com", password: "a long password", name: "New"}) { viewer { name } } }"#;
+    let answer = server.ask(expired, register, json!({})).await;
+    assert_eq!(answer["data"]["register"]["viewer"]["name"], "New");
+
+    // Beside anything else the token counts.
+    for other in [
+        "mutation { login(input: {email: \"\", password: \"\"}) { viewer { id } } logout(input: {}) { revokedTokens } }",
+        "mutation { ...A } fragment A on Mutation { login(input: {email: \"\", password: \"\"}) { viewer { id } } }",
+        "mutation { logout(input: {}) { revokedTokens } }",
+    ] {
+        let response = server.send(expired, other, json!({})).await;
+        assert_unauthenticated(response, "expired").await;
+    }
+}
+
+fn listed(response: &Response, header: &str) -> Vec<String> {
+    let lines = response.headers().get_all(header).iter();
+    let lines = lines.map(|line| line.to_str().expect("text"));
+    lines
+        .flat_map(|line| line.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect()
+}
+
+fn preflight(server: &TestServer, origin: &str) -> RequestBuilder {
+    server
+        .request(Method::OPTIONS, "/graphql")
+        .header("origin", origin)
+        .header("access-control-request-method", "POST")
+        .header(
+            "access-control-request-headers",
+            "authorization,content-type,x-request-id",
+        )
+}
+
+#[tokio::test]
+async fn the_scripts_of_configured_sites_may_call_and_no_others() {
+    use gathering::config::Origins;
+
+    const APP: &str = "https://app.example.com";
+    let server = TestServer::with(|config| {
+        config.server.cors_origins =
+            Origins(vec![APP.to_owned(), "http://localhost:3000".to_owned()]);
+    })
+    .await;
+    for origin in [APP, "http://localhost:3000"] {
+        let response = send(preflight(&server, origin)).await;
+        assert!(response.status().is_success());
+        let headers = response.headers();
+        assert_eq!(headers["access-control-allow-origin"], origin);
+        assert!(!headers.contains_key("access-control-allow-credentials"));
+        let methods = listed(&response, "access-control-allow-methods");
+        assert_eq!(methods, ["get", "post"]);
+        let allowed = listed(&response, "access-control-allow-headers");
+        for name in [
+            "authorization",
+            "content-type",
+            "graphql-require-preflight",
+            "x-request-id",
+        ] {
+            assert!(allowed.iter().any(|allowed| allowed == name), "{name}");
+        }
+        assert!(listed(&response, "vary").contains(&"origin".to_owned()));
+    }
+    let good = server.token("demo@example.com").await;
+    for origin in [
+        Some(APP),
+        None,
+        Some("https://elsewhere.example"),
+        Some("null"),
+    ] {
+        let may = origin == Some(APP);
+        if let Some(origin) = origin.filter(|_| !may) {
+            let response = send(preflight(&server, origin)).await;
+            let headers = response.headers();
+            assert!(!headers.contains_key("access-control-allow-origin"));
+        }
+        for (token, status) in [
+            (&*good, StatusCode::OK),
+            ("nonsense", StatusCode::UNAUTHORIZED),
+        ] {
+            for request in [
+                post(&server, TYPENAME),
+                get(&server, &[("query", "{ __typename }")]),
+            ] {
+                let mut request = request.bearer_auth(token);
+                if let Some(origin) = origin {
+                    request = request.header("origin", origin);
+                }
+                let response = send(request).await;
+                assert_eq!(response.status(), status, "{origin:?}");
+                let allowed = response.headers().get("access-control-allow-origin");
+                let allowed = allowed.map(|origin| origin.to_str().expect("text"));
+                assert_eq!(allowed, origin.filter(|_| may));
+                let exposed = listed(&response, "access-control-expose-headers");
+                for name in ["x-request-id", "retry-after"] {
+                    assert!(exposed.iter().any(|exposed| exposed == name), "{name}");
+                }
+                // A cache in between keeps apart what differs.
+                let vary = listed(&response, "vary");
+                for name in ["accept", "origin"] {
+                    assert!(vary.iter().any(|vary| vary == name), "{vary:?}");
+                }
+                assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_site_may_call_when_the_operator_says_so() {
+    use gathering::config::Origins;
+
+    let server = TestServer::with(|config| {
+        config.server.cors_origins = Origins(vec!["*".to_owned()]);
+    })
+    .await;
+    let response = send(preflight(&server, "https://elsewhere.example")).await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "*");
+    // With `*` a browser sends no token unless the header is named.
+    let allowed = listed(&response, "access-control-allow-headers");
+    assert!(allowed.contains(&"authorization".to_owned()), "{allowed:?}");
+    let request = post(&server, TYPENAME).header("origin", "https://elsewhere.example");
+    let response = send(request).await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "*");
 }
 
 #[tokio::test]

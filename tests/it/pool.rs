@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select};
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TransactionTrait};
 use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
@@ -156,13 +156,9 @@ async fn a_full_pool_says_when_to_come_back() {
     let held_up = crowd(&server, 2);
     let observed = async {
         until_at_work(&db, 2).await;
-        let request = server
-            .request(Method::POST, "/graphql")
-            .json(&json!({ "query": page(3) }));
-        let response = request.send().await.expect("an answer");
+        let answer = server.graphql(&page(3), json!({})).await;
         assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
         lock.commit().await.expect("unlocks");
-        let answer: Value = response.json().await.expect("JSON");
         assert_eq!(
             answer["errors"][0]["extensions"]["code"], "UNAVAILABLE",
             "{answer}"

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use gathering::config::Config;
+use gathering::playground::SignIn;
 use gathering::serve::{Options, Server};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::database::Database;
+use crate::database::{Database, PASSWORD};
 
 /// What signs access tokens in tests.
 pub(crate) const SIGNING_KEY: &str = "a key of the tests: 0123456789 ABCDEFGHIJ";
@@ -36,14 +37,31 @@ impl TestServer {
         Self::on(Database::seeded().await, change).await
     }
 
+    /// Serves the demo data as `gathering demo` does: the playground signs everybody in.
+    pub(crate) async fn demo() -> Self {
+        let sign_in = SignIn {
+            email: "demo@example.com".to_owned(),
+            password: PASSWORD.to_owned(),
+        };
+        Self::signing_in(Database::seeded().await, |_| (), Some(sign_in)).await
+    }
+
     /// Serves this database, configured differently.
     pub(crate) async fn on(database: Database, change: impl FnOnce(&mut Config)) -> Self {
+        Self::signing_in(database, change, None).await
+    }
+
+    async fn signing_in(
+        database: Database,
+        change: impl FnOnce(&mut Config),
+        sign_in: Option<SignIn>,
+    ) -> Self {
         let clock = Arc::new(AtomicI64::new(0));
         let ahead = Arc::clone(&clock);
         let options = Options {
             migrate: true,
+            sign_in,
             clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
-            ..Options::default()
         };
         let server = start(&database, change, options).await;
         let client = Client::builder().no_proxy().build().expect("a client");
