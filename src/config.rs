@@ -7,18 +7,20 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Value;
 use tracing_subscriber::EnvFilter;
 
 use crate::StartError;
 
 /// Variables with a name of their own, and the keys that they set.
-const ALIASES: [(&str, &str); 2] = [
+const ALIASES: [(&str, &str); 3] = [
     ("DATABASE_URL", "database.url"),
+    ("REDIS_URL", "redis.url"),
     ("GATHERING_DEMO_PASSWORD", "demo.password"),
 ];
 
@@ -97,6 +99,8 @@ settings! {
         grace: Duration = seconds(5), from seconds(0), to seconds(600);
         /// After the grace period, the longest wait for requests in flight.
         drain: Duration = seconds(20), from seconds(0), to seconds(600);
+        /// Proxies in front of the server, as networks such as `10.0.0.0/8`, separated by commas: their word on where a request comes from, in `Forwarded` or `X-Forwarded-For`, is taken.
+        trusted_proxies: Networks = Networks(Vec::new());
         /// Web sites whose scripts may call this server (CORS), separated by commas, such as `https://app.example.com`; `*` is every site.
         cors_origins: Origins = Origins(Vec::new());
         /// Whether a browser that opens `/graphql` gets the playground.
@@ -117,6 +121,30 @@ settings! {
         statement_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
         /// A connection that has rested for longer is tested before it is used.
         ping_after: Duration = seconds(30), from seconds(0), to seconds(600);
+    }
+
+    /// What several instances share beside the database.
+    redis: Redis {
+        /// `redis://host` or `rediss://user:password@host`; empty when there is one instance.
+        url: Secret = Secret(String::new());
+    }
+
+    /// How often root fields may be asked for; read again on SIGHUP.
+    limits: Limits {
+        /// Sign-ins and registrations a minute, for an address and for an account.
+        auth: u32 = 5, from 1, to 1_000_000;
+        /// Changes a minute, for each field.
+        write: u32 = 30, from 1, to 1_000_000;
+        /// Queries a minute, for each field.
+        read: u32 = 120, from 1, to 1_000_000;
+        /// Health questions a minute, for each field; and requests a minute from an address, whatever they ask.
+        health: u32 = 300, from 1, to 1_000_000;
+        /// Whether each `field` has a bucket of its own, or each `tier`.
+        scope: Scope = Scope::Field;
+        /// Whether what is too much is refused (`enforce`), or only counted (`observe`), or not even that (`off`).
+        mode: Mode = Mode::Enforce;
+        /// Most buckets kept in memory; read at start.
+        buckets: usize = 100_000, from 1_000, to 100_000_000;
     }
 
     /// What one GraphQL operation may ask for.
@@ -374,6 +402,28 @@ choice! {
 }
 
 choice! {
+    /// What has a rate bucket of its own.
+    Scope {
+        /// Each root field.
+        Field = "field",
+        /// Each tier.
+        Tier = "tier",
+    }
+}
+
+choice! {
+    /// What becomes of requests that are too many.
+    Mode {
+        /// They are refused.
+        Enforce = "enforce",
+        /// They are counted and reported, and pass.
+        Observe = "observe",
+        /// Nothing is counted.
+        Off = "off",
+    }
+}
+
+choice! {
     /// How operations that are not in the manifest are treated.
     TrustedDocuments {
         /// There is no manifest.
@@ -420,6 +470,32 @@ impl Setting for Origins {
     }
     fn show(&self) -> Value {
         Value::String(self.0.join(","))
+    }
+}
+
+/// Networks, as addresses with the number of bits that count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl Setting for Networks {
+    fn expected(&self) -> String {
+        "addresses or networks such as 10.0.0.0/8, separated by commas".to_owned()
+    }
+    fn take(&mut self, text: &str) -> bool {
+        let entries = text
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        let network = |entry: &str| {
+            let address = || entry.parse::<IpAddr>().map(IpNet::from).ok();
+            entry.parse().ok().or_else(address)
+        };
+        let networks: Option<Vec<IpNet>> = entries.map(network).collect();
+        networks.map(|networks| self.0 = networks).is_some()
+    }
+    fn show(&self) -> Value {
+        let networks: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        Value::String(networks.join(","))
     }
 }
 

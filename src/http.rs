@@ -19,7 +19,7 @@ use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, EXPECT, HOST, REFERRER_POLICY, RETRY_AFTER, USER_AGENT, VARY, WWW_AUTHENTICATE,
+    CONTENT_TYPE, EXPECT, HOST, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
@@ -28,7 +28,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
-use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Viewer};
+use gathering_schema::limit::Standing;
+use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -36,9 +37,9 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::config::{self, Config, Usage};
+use crate::config::{self, Config};
 use crate::playground::{self, Page, SignIn};
-use crate::telemetry::RequestId;
+use crate::rate::{self, Standings};
 
 /// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which leads a browser there.
 ///
@@ -80,7 +81,12 @@ pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
                 HeaderName::from_static(PREFLIGHTED[1]),
                 HeaderName::from_static(PREFLIGHTED[2]),
             ])
-            .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")])
+            .expose_headers(
+                [RETRY_AFTER, HeaderName::from_static("x-request-id")]
+                    .into_iter()
+                    .chain(rate::HEADERS)
+                    .collect::<Vec<_>>(),
+            )
             .max_age(PREFLIGHT_AGE),
     )
 }
@@ -130,20 +136,6 @@ struct Endpoint {
 /// The address of a connection's other end.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
-
-/// Who sends a request.
-fn client(head: &Parts) -> Client {
-    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-    Client {
-        address: head.extensions.get::<Peer>().map(|peer| peer.0.ip()),
-        user_agent: text(USER_AGENT).map(str::to_owned),
-        request_id: head
-            .extensions
-            .get::<RequestId>()
-            .map(|id| id.as_str().to_owned())
-            .unwrap_or_default(),
-    }
-}
 
 /// The access token of a request, from its header alone: a URL ends up in logs and histories.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
@@ -273,12 +265,7 @@ impl Endpoint {
         media: Media,
     ) -> Result<Response, Refusal> {
         let answer = self.run(params, head).await?;
-        Ok(respond(
-            status(&answer, media),
-            media,
-            answer.retry_after(),
-            &answer,
-        ))
+        Ok(answered(&answer, media))
     }
 
     /// Runs the operations of a batch side by side; none unless each is well formed.
@@ -314,7 +301,11 @@ impl Endpoint {
             Some(first) if !outcomes.iter().any(Outcome::ran) => first.refused(media),
             _ => (StatusCode::OK, None),
         };
-        Ok(respond(status, media, retry_after, &outcomes))
+        let standings = outcomes.iter().flat_map(Outcome::standings).cloned();
+        let standings = Standings(standings.collect());
+        let mut response = respond(status, media, retry_after, &outcomes);
+        response.extensions_mut().insert(standings);
+        Ok(response)
     }
 
     /// Runs one operation where its kind fits the method.
@@ -335,7 +326,7 @@ impl Endpoint {
             }
             OperationType::Query | OperationType::Mutation => {}
         }
-        let client = client(head);
+        let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
         let request_id = client.request_id.clone();
         guarded(self.answer(operation, client, head), request_id).await?
     }
@@ -346,31 +337,26 @@ impl Endpoint {
         client: Client,
         head: &Parts,
     ) -> Result<Answer, Refusal> {
-        let viewer = match bearer(&head.headers) {
-            _ if operation.signs_in() => None,
-            Ok(None) => None,
-            Ok(Some(token)) => match self.graph.authenticate(token, &client).await {
-                Ok(viewer) => Some(viewer),
-                Err(answer) => return Ok(answer),
-            },
+        let token = match bearer(&head.headers) {
+            Ok(token) => token,
+            Err(_) if operation.signs_in() => None,
             Err(refusal) => return Err(refusal),
         };
-        let allowed = match self.config.graphql.usage {
-            Usage::Everyone => true,
-            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
-            Usage::Off => false,
+        let asked = head
+            .headers
+            .get("x-gathering-usage")
+            .is_some_and(|asked| asked == "1");
+        let usage = match self.config.graphql.usage {
+            config::Usage::Everyone if asked => Usage::On,
+            config::Usage::Admin if asked => Usage::Admin,
+            _ => Usage::Off,
         };
-        let usage = allowed
-            && head
-                .headers
-                .get("x-gathering-usage")
-                .is_some_and(|asked| asked == "1");
         let caller = Caller {
-            viewer,
+            token,
             client,
             usage,
         };
-        Ok(self.graph.execute(operation, caller).await)
+        Ok(self.graph.answer(operation, caller).await)
     }
 }
 
@@ -489,6 +475,13 @@ impl From<Result<Answer, Refusal>> for Outcome {
 }
 
 impl Outcome {
+    fn standings(&self) -> &[Standing] {
+        match self {
+            Self::Answered(answer) => answer.standings(),
+            Self::Refused(_) => &[],
+        }
+    }
+
     fn ran(&self) -> bool {
         matches!(self, Self::Answered(answer) if answer.has_data())
     }
@@ -499,6 +492,22 @@ impl Outcome {
             Self::Refused(refusal) => (refusal.status, None),
         }
     }
+}
+
+fn answered(answer: &Answer, media: Media) -> Response {
+    let mut response = respond(status(answer, media), media, answer.retry_after(), answer);
+    if !answer.standings().is_empty() {
+        let standings = Standings(answer.standings().to_vec());
+        response.extensions_mut().insert(standings);
+    }
+    response
+}
+
+/// The answer to a request that was not let in.
+pub async fn refused(request: Request, answer: &Answer) -> Response {
+    let (head, body) = request.into_parts();
+    discard(&head.headers, &mut body.into_data_stream()).await;
+    answered(answer, Media::Response)
 }
 
 /// The status of an answer: what ran is 200; a request error says why to clients of

@@ -33,6 +33,7 @@ Examples:
 
 Environment:
   DATABASE_URL             sqlite://path or postgres://user:password@host/database
+  REDIS_URL                redis://host, which several instances share for their rate limits
   GATHERING_CONFIG         The TOML file of the configuration
   GATHERING__SECTION__KEY  One key of it, such as GATHERING__SERVER__LISTEN
   GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` make";
@@ -72,6 +73,7 @@ enum Command {
     ///
     /// SIGTERM ends the server politely: /health/ready answers 503 at once, new requests are served for `server.grace`
     /// more, those in flight have `server.drain` to finish. Ctrl-C leaves out the grace; a second signal ends at once.
+    /// SIGHUP has the rate limits of the configuration read again.
     Serve {
         /// Address and port to listen on; port 0 picks a free one
         #[arg(long, value_name = "ADDRESS:PORT")]
@@ -201,9 +203,9 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
         Command::Serve { listen, migrate } => {
             let mut config = start()?;
             config.server.listen = listen.unwrap_or(config.server.listen);
-            serve(config, migrate).await?;
+            serve(config, migrate, configure).await?;
         }
-        Command::Demo { listen } => demo(start()?, listen).await?,
+        Command::Demo { listen } => demo(start()?, listen, configure).await?,
         Command::Migrate { direction } => {
             let direction = direction.unwrap_or(Direction::Up);
             on_database(&start()?, async |database| turn(database, direction).await).await?;
@@ -239,7 +241,11 @@ async fn on_database(
     done
 }
 
-async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
+async fn serve(
+    config: Config,
+    migrate: bool,
+    configure: impl Fn() -> Result<Config, StartError>,
+) -> Result<(), StartError> {
     let grace = config.server.grace;
     let options = Options {
         migrate,
@@ -250,11 +256,15 @@ async fn serve(config: Config, migrate: bool) -> Result<(), StartError> {
         return Ok(());
     };
     print(&format!("listening on http://{}\n", server.address()));
-    signals.end(server, grace).await;
+    signals.end(server, grace, configure).await;
     Ok(())
 }
 
-async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), StartError> {
+async fn demo(
+    mut config: Config,
+    listen: Option<SocketAddr>,
+    configure: impl Fn() -> Result<Config, StartError>,
+) -> Result<(), StartError> {
     let directory = tempfile::Builder::new()
         .prefix("gathering-demo-")
         .tempdir()
@@ -293,7 +303,7 @@ async fn demo(mut config: Config, listen: Option<SocketAddr>) -> Result<(), Star
         server.address(),
         seed::DEMO_EMAIL,
     ));
-    signals.end(server, Duration::ZERO).await;
+    signals.end(server, Duration::ZERO, configure).await;
     Ok(())
 }
 
@@ -408,6 +418,7 @@ async fn turn(database: &Database, direction: Direction) -> Result<(), StartErro
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -419,6 +430,7 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
@@ -441,9 +453,27 @@ impl Signals {
         }
     }
 
-    /// Runs the server until a signal comes, and ends it politely, unless a second one comes.
-    async fn end(&mut self, server: Server, grace: Duration) {
-        let is_polite = self.next().await == SignalKind::terminate();
+    /// Runs the server until a signal comes, and ends it politely, unless a second one comes. SIGHUP has it take the rate
+    /// limits of the configuration as it is then; one that cannot be read changes nothing.
+    async fn end(
+        &mut self,
+        server: Server,
+        grace: Duration,
+        configure: impl Fn() -> Result<Config, StartError>,
+    ) {
+        let is_polite = loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break true,
+                _ = self.interrupt.recv() => break false,
+                _ = self.hangup.recv() => match configure() {
+                    Ok(config) => {
+                        server.adjust(&config.limits);
+                        tracing::info!("took the rate limits of the configuration");
+                    }
+                    Err(error) => tracing::error!(%error, "the configuration cannot be read"),
+                },
+            }
+        };
         tracing::info!("shutting down");
         tokio::select! {
             () = server.shut_down(if is_polite { grace } else { Duration::ZERO }) => {}

@@ -6,15 +6,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::middleware::{from_fn, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use gathering_schema::auth::{self, Hashing, Keys};
+use gathering_schema::limit::{Mode, Rates, Scope, Steady, Store};
 use gathering_schema::{Clock, Graph, Limits, Trust, TrustedDocuments};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -31,7 +32,8 @@ use crate::config::{self, Config};
 use crate::db::Database;
 use crate::health::Health;
 use crate::playground::SignIn;
-use crate::{StartError, http, keys, telemetry};
+use crate::rate::Gate;
+use crate::{StartError, http, keys, metrics, rate, telemetry};
 
 /// Longest header of a request, start line included, in bytes: a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
@@ -60,16 +62,22 @@ pub struct Options {
     pub sign_in: Option<SignIn>,
     /// What tells the time.
     pub clock: Clock,
+    /// What tells how much time has passed, whatever becomes of the clock on the wall.
+    pub steady: Steady,
 }
 
 impl Default for Options {
     fn default() -> Self {
         #[expect(clippy::disallowed_methods, reason = "this is the clock")]
         let clock: Clock = Arc::new(Utc::now);
+        let started = Instant::now();
         Self {
             migrate: false,
             sign_in: None,
             clock,
+            steady: Arc::new(move || {
+                i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
+            }),
         }
     }
 }
@@ -127,13 +135,23 @@ impl Server {
             limits(&config.graphql),
             trusted(&config.graphql)?,
             accounts(&config.auth, keys),
+            (rates(&config.limits), store(&config)),
             options.clock,
+            options.steady,
         )
         .map_err(StartError::new)?;
         let cors = http::cors(&config.server.cors_origins);
-        let routes = http::routes(graph.clone(), config, options.sign_in.as_ref());
+        let gate = Arc::new(Gate {
+            graph: graph.clone(),
+            trusted: config.server.trusted_proxies.0.clone(),
+        });
+        let routes = http::routes(graph.clone(), config, options.sign_in.as_ref())
+            .merge(metrics::routes(graph.clone(), database.clone()))
+            .merge(health.routes())
+            .fallback(nowhere)
+            .layer(from_fn_with_state(gate, rate::admit));
         app.serving.get_or_init(|| {
-            let routes = outer(health.routes().merge(routes).fallback(nowhere));
+            let routes = outer(routes);
             match cors {
                 Some(cors) => routes.layer(cors),
                 None => routes,
@@ -174,6 +192,11 @@ impl Server {
     /// How many statements the server has sent to its database.
     pub fn statements(&self) -> u64 {
         self.database.statements()
+    }
+
+    /// Replaces the rates by those of a configuration that was read again.
+    pub fn adjust(&self, settings: &config::Limits) {
+        self.graph.adjust(rates(settings));
     }
 
     /// An access token of a user, for whoever runs the server.
@@ -258,6 +281,34 @@ pub fn accounts(settings: &config::Auth, keys: Keys) -> auth::Settings {
         revoked: settings.revoked_tokens,
         audit_queue: settings.audit_queue,
         audit_retention: settings.audit_retention,
+    }
+}
+
+fn rates(settings: &config::Limits) -> Rates {
+    Rates {
+        per_minute: [
+            settings.auth,
+            settings.write,
+            settings.read,
+            settings.health,
+        ],
+        scope: match settings.scope {
+            config::Scope::Field => Scope::Field,
+            config::Scope::Tier => Scope::Tier,
+        },
+        mode: match settings.mode {
+            config::Mode::Enforce => Mode::Enforce,
+            config::Mode::Observe => Mode::Observe,
+            config::Mode::Off => Mode::Off,
+        },
+    }
+}
+
+fn store(config: &Config) -> Store {
+    let redis = config.redis.url.expose();
+    Store {
+        capacity: config.limits.buckets,
+        redis: (!redis.is_empty()).then(|| redis.to_owned()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, ID};
+use async_graphql::{Context, ID, Name};
 use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::EntityTrait;
 use serde_json::json;
@@ -13,6 +13,7 @@ use crate::{
     auth::{Accounts, Act, Client},
     error::Error,
     id::Kind,
+    limit::Payer,
     load::{Batch, Waiting},
     read::{Keyed, Rule},
     viewer::Viewer,
@@ -23,7 +24,11 @@ pub(crate) struct Request {
     pub(crate) services: Arc<Services>,
     pub(crate) viewer: Option<Viewer>,
     pub(crate) client: Client,
+    /// Whose rate buckets the operation takes from.
+    pub(crate) payer: Payer,
     pub(crate) waiting: Arc<Waiting>,
+    /// The keys of the answer that the rate limiter has refused.
+    pub(crate) refused: Vec<Name>,
 }
 
 /// Opens the door.
@@ -63,6 +68,11 @@ impl Request {
         let (trail, actor) = (&self.accounts().trail, Some(viewer.id()));
         trail.record(Act::Refused, &self.client, actor, None, json!({}));
         Err(Error::admins_only())
+    }
+
+    /// Whether the rate limiter has refused what is answered under this key.
+    pub(crate) fn is_refused(&self, key: &Name) -> bool {
+        self.refused.contains(key)
     }
 
     /// The accounts.

@@ -11,17 +11,20 @@ use async_graphql::{
     parser::{
         parse_schema,
         types::{
-            ExecutableDocument, Field, FragmentDefinition, OperationDefinition, OperationType,
-            Selection, SelectionSet, Type, TypeKind, TypeSystemDefinition,
+            Directive, ExecutableDocument, Field, FragmentDefinition, OperationDefinition,
+            OperationType, Selection, SelectionSet, Type, TypeKind, TypeSystemDefinition,
         },
     },
 };
+use async_graphql_value::Value as DocumentValue;
 use serde_json::{Map, Value as Json};
 
 use crate::{
     error::{Code, Error},
     execute::Limits,
+    limit::{RootField, Tier},
     page::{DEFAULT_PAGE, MAX_PAGE},
+    text,
 };
 
 /// Deepest nesting of brackets, in selections and values together. The parser recurses that deep.
@@ -128,6 +131,8 @@ fn count_tokens(text: &str) -> (u64, usize) {
 /// The fields of the schema that a document's cost depends on.
 pub(crate) struct Costs {
     fields: HashMap<String, HashMap<String, Cost>>,
+    /// By root field.
+    tiers: HashMap<String, Tier>,
 }
 
 struct Cost {
@@ -149,6 +154,7 @@ impl Costs {
     /// Reads the costs from the schema's definition.
     pub(crate) fn new(sdl: &str) -> Self {
         let mut fields: HashMap<String, HashMap<String, Cost>> = HashMap::new();
+        let mut tiers = HashMap::new();
         let definitions = parse_schema(sdl)
             .map(|document| document.definitions)
             .unwrap_or_default();
@@ -166,6 +172,10 @@ impl Costs {
                 .or_default();
             for field in list {
                 let name = field.node.name.node.to_string();
+                let declared = field.node.directives.iter().find_map(|directive| {
+                    Tier::declared(&directive.node.get_argument("tier")?.node)
+                });
+                tiers.extend(declared.map(|tier| (name.clone(), tier)));
                 let ty = field.node.ty.node;
                 let named = ty.to_string().replace(['[', ']', '!'], "");
                 let times = match name.as_str() {
@@ -177,7 +187,12 @@ impl Costs {
                 costs.insert(name, Cost { ty, named, times });
             }
         }
-        Self { fields }
+        Self { fields, tiers }
+    }
+
+    /// The tiers of the root fields.
+    pub(crate) fn tiers(&self) -> &HashMap<String, Tier> {
+        &self.tiers
     }
 
     /// The name of the type in which operations begin.
@@ -219,6 +234,119 @@ impl Measure {
     }
 }
 
+/// The root fields of an operation that has been measured, as often as they occur; those that `@skip` and `@include`
+/// leave out do not.
+pub(crate) fn root_fields(
+    document: &ExecutableDocument,
+    operation: &OperationDefinition,
+    variables: &Map<String, Json>,
+) -> Vec<RootField> {
+    let mut roots = Roots {
+        document,
+        values: Values {
+            operation,
+            variables,
+        },
+        fields: Vec::new(),
+    };
+    roots.selection(&operation.selection_set.node);
+    roots.fields
+}
+
+struct Roots<'a> {
+    document: &'a ExecutableDocument,
+    values: Values<'a>,
+    fields: Vec<RootField>,
+}
+
+impl Roots<'_> {
+    fn selection(&mut self, selection: &SelectionSet) {
+        for item in &selection.items {
+            let directives = match &item.node {
+                Selection::Field(field) => &field.node.directives,
+                Selection::FragmentSpread(spread) => &spread.node.directives,
+                Selection::InlineFragment(inline) => &inline.node.directives,
+            };
+            if directives
+                .iter()
+                .any(|directive| self.leaves_out(&directive.node))
+            {
+                continue;
+            }
+            match &item.node {
+                Selection::Field(field) => {
+                    let field = &field.node;
+                    self.fields.push(RootField {
+                        key: field.response_key().node.clone(),
+                        name: field.name.node.clone(),
+                        place: item.pos,
+                        account: self.account(field),
+                    });
+                }
+                Selection::FragmentSpread(spread) => {
+                    let name = &spread.node.fragment_name.node;
+                    if let Some(fragment) = self.document.fragments.get(name) {
+                        self.selection(&fragment.node.selection_set.node);
+                    }
+                }
+                Selection::InlineFragment(inline) => {
+                    self.selection(&inline.node.selection_set.node);
+                }
+            }
+        }
+    }
+
+    fn leaves_out(&self, directive: &Directive) -> bool {
+        let skips = directive.name.node == "skip";
+        if !skips && directive.name.node != "include" {
+            return false;
+        }
+        let condition = directive
+            .get_argument("if")
+            .map(|value| self.values.of(&value.node));
+        condition == Some(Value::Boolean(skips))
+    }
+
+    /// The account that a field signs in to, by its e-mail address.
+    fn account(&self, field: &Field) -> Option<String> {
+        let input = field.get_argument("input")?;
+        match self.values.of(&input.node) {
+            Value::Object(input) => match input.get("email") {
+                Some(Value::String(email)) => Some(text::fold(email)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// What an operation's values are once its variables are put in.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    operation: &'a OperationDefinition,
+    variables: &'a Map<String, Json>,
+}
+
+impl Values<'_> {
+    fn of(&self, value: &DocumentValue) -> Value {
+        let value = value.clone();
+        let constant = value.into_const_with(|name| Ok::<_, ()>(self.variable(&name)));
+        constant.unwrap_or_default()
+    }
+
+    fn variable(&self, name: &Name) -> Value {
+        if let Some(given) = self.variables.get(name.as_str()) {
+            return Value::from_json(given.clone()).unwrap_or_default();
+        }
+        let mut known = self.operation.variable_definitions.iter();
+        let variable = known.find(|variable| variable.node.name.node == *name);
+        let default = variable.and_then(|variable| variable.node.default_value.as_ref());
+        default
+            .map(|default| default.node.clone())
+            .unwrap_or_default()
+    }
+}
+
 /// Measures one operation of a document and refuses what is over a limit.
 pub(crate) fn measure(
     document: &ExecutableDocument,
@@ -229,8 +357,10 @@ pub(crate) fn measure(
 ) -> Result<Measure, Error> {
     let mut walk = Walk {
         document,
-        operation,
-        variables,
+        values: Values {
+            operation,
+            variables,
+        },
         costs,
         fragments: HashMap::new(),
     };
@@ -275,8 +405,7 @@ pub(crate) fn measure(
 
 struct Walk<'a> {
     document: &'a ExecutableDocument,
-    operation: &'a OperationDefinition,
-    variables: &'a Map<String, Json>,
+    values: Values<'a>,
     costs: &'a Costs,
     /// `None` while a fragment is being measured.
     fragments: HashMap<&'a Name, Option<Measure>>,
@@ -363,29 +492,12 @@ impl<'a> Walk<'a> {
                 .arguments
                 .iter()
                 .find(|(argument, _)| argument.node == name)?;
-            let value = value
-                .1
-                .node
-                .clone()
-                .into_const_with(|name| Ok::<_, ()>(self.variable(&name)));
-            match value {
-                Ok(Value::Number(number)) => number.as_u64(),
+            match self.values.of(&value.1.node) {
+                Value::Number(number) => number.as_u64(),
                 _ => None,
             }
         });
         asked.unwrap_or(DEFAULT_PAGE).min(MAX_PAGE)
-    }
-
-    fn variable(&self, name: &Name) -> Value {
-        if let Some(given) = self.variables.get(name.as_str()) {
-            return Value::from_json(given.clone()).unwrap_or_default();
-        }
-        let mut known = self.operation.variable_definitions.iter();
-        let variable = known.find(|variable| variable.node.name.node == *name);
-        let default = variable.and_then(|variable| variable.node.default_value.as_ref());
-        default
-            .map(|default| default.node.clone())
-            .unwrap_or_default()
     }
 }
 

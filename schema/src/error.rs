@@ -5,8 +5,10 @@
 
 use std::borrow::Cow;
 
-use async_graphql::{ErrorExtensionValues, Value};
+use async_graphql::{ErrorExtensionValues, ScalarType, Value};
 use sea_orm::{DbErr, RuntimeErr, sqlx};
+
+use crate::{limit::Standing, scalar::DateTime};
 
 /// The stable `extensions.code` of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,6 +183,29 @@ impl Error {
             Code::Conflict,
             "Others changed the same at the same time. Try again.",
         )
+    }
+
+    /// `RATE_LIMITED`, with when to come back.
+    pub(crate) fn rate_limited(standing: &Standing) -> Self {
+        let (field, seconds) = (&standing.field, standing.seconds().max(1));
+        let most = standing.limit;
+        let message = if standing.cost > most {
+            format!(
+                "`{field}` may be asked for {most} times a minute, and not {} times at once.",
+                standing.cost
+            )
+        } else {
+            format!("`{field}` may be asked for {most} times a minute. Come back in {seconds} s.")
+        };
+        let milliseconds = (standing.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
+        Self::new(Code::RateLimited, message)
+            .with("tier", standing.tier.name().to_uppercase())
+            .with("limit", most)
+            .with("windowSeconds", 60)
+            .with("remaining", 0)
+            .with("retryAfter", seconds)
+            .with("retryAfterMs", milliseconds)
+            .with("resetAt", DateTime(standing.reset_at).to_value())
     }
 
     /// `UNAVAILABLE`, worth trying again after a second.

@@ -13,14 +13,13 @@ use std::{
 };
 
 use async_graphql::{
-    ErrorExtensionValues, Pos, Request, Response, ServerError, ValidationResult, Value, Variables,
+    ErrorExtensionValues, PathSegment, Pos, Request, Response, ScalarType, ServerError,
+    ValidationResult, Value, Variables,
     async_trait::async_trait,
     extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
     parser::{
         self, parse_query,
-        types::{
-            DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection,
-        },
+        types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
     },
 };
 use sea_orm::DatabaseConnection;
@@ -35,7 +34,9 @@ use crate::{
     ctx,
     document::{self, Costs, Measure},
     error::Error,
+    limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
     load::{Gather, Loader, Waiting},
+    scalar::DateTime,
     server::Look,
     shape::{Ordered, Shape},
     text,
@@ -107,6 +108,9 @@ pub struct TrustedDocuments {
     pub documents: HashMap<String, Arc<str>>,
 }
 
+/// Mutations that sign somebody in.
+const SIGN_IN: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
+
 /// The graph: cheap to clone, shared by every request.
 #[derive(Clone)]
 pub struct Graph(Arc<Inner>);
@@ -132,14 +136,18 @@ pub struct Operation {
     measure: Measure,
     shape: Shape,
     prepared_in: Duration,
-    signs_in: bool,
+    roots: Vec<RootField>,
 }
 
 impl Operation {
     /// Whether all that this does is to sign somebody in, for which nobody needs to be signed in already: a token that
     /// has expired must not stand in the way.
     pub fn signs_in(&self) -> bool {
-        self.signs_in
+        self.kind == OperationType::Mutation
+            && self
+                .roots
+                .iter()
+                .all(|field| SIGN_IN.contains(&field.name.as_str()))
     }
 
     /// Whether this is a query, a mutation or a subscription.
@@ -148,15 +156,27 @@ impl Operation {
     }
 }
 
-/// On whose behalf an operation runs, and what is to be reported.
-#[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// The signed-in user, if any.
-    pub viewer: Option<Viewer>,
-    /// Who sends the request, signed in or not.
+/// Who sends an operation, and what is to be reported.
+#[derive(Debug, Default)]
+pub struct Caller<'a> {
+    /// The access token that was sent, if any.
+    pub token: Option<&'a str>,
+    /// Who sends it, signed in or not.
     pub client: Client,
     /// Whether the answer shall carry `extensions.usage`.
-    pub usage: bool,
+    pub usage: Usage,
+}
+
+/// Whether an answer says what it cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Usage {
+    /// It does not.
+    #[default]
+    Off,
+    /// To administrators.
+    Admin,
+    /// It does.
+    On,
 }
 
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
@@ -165,6 +185,7 @@ pub struct Answer {
     data: Option<Box<(Value, Shape)>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
+    standings: Vec<Standing>,
 }
 
 impl Serialize for Answer {
@@ -189,6 +210,18 @@ impl Answer {
         Error::new(code, message.into()).into()
     }
 
+    /// A request error: the rate limiter let nothing of it run.
+    fn limited(verdict: Verdict) -> Self {
+        let errors = verdict.refused.iter().map(|(field, place)| {
+            let error = Error::rate_limited(&verdict.standings[*place]);
+            let mut refused = ServerError::new(error.message.clone(), None);
+            refused.extensions = Some(error.extension_values());
+            refused.path = vec![PathSegment::Field(field.key.to_string())];
+            refused
+        });
+        Self::refused(errors.collect()).with_standings(verdict.standings)
+    }
+
     /// A request error, named by its request where it is our fault.
     fn failed(error: Error, request_id: &str) -> Self {
         let is_ours = error.code == Code::Internal;
@@ -204,7 +237,34 @@ impl Answer {
             data: None,
             errors,
             extensions: Map::new(),
+            standings: Vec::new(),
         }
+    }
+
+    /// How the client stands with what was asked for.
+    pub fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+
+    /// Says how the client stands.
+    #[must_use]
+    pub fn with_standings(mut self, standings: Vec<Standing>) -> Self {
+        let account = standings.iter().map(|standing| {
+            json!({
+                "field": standing.field,
+                "tier": standing.tier.name().to_uppercase(),
+                "limit": standing.limit,
+                "cost": standing.cost,
+                "remaining": standing.remaining,
+                "resetAt": DateTime(standing.reset_at).to_value(),
+            })
+        });
+        if !standings.is_empty() {
+            self.extensions
+                .insert("rateLimit".to_owned(), account.collect());
+        }
+        self.standings = standings;
+        self
     }
 
     /// Whether execution began, so that the answer has a `data` key.
@@ -258,6 +318,24 @@ impl Answer {
             data: ran.then(|| Box::new((data, shape))),
             errors,
             extensions: Map::new(),
+            standings: Vec::new(),
+        }
+    }
+}
+
+impl Answer {
+    /// Puts null and an error in the place of each root field that was refused, also where null is not allowed: what is
+    /// refused is the asking, and must not take the rest along.
+    fn refuse(&mut self, verdict: &Verdict) {
+        for (field, place) in &verdict.refused {
+            if let Some((Value::Object(data), _)) = self.data.as_deref_mut() {
+                data.insert(field.key.clone(), Value::Null);
+            }
+            let error = Error::rate_limited(&verdict.standings[*place]);
+            let mut refused = ServerError::new(error.message.clone(), Some(field.place));
+            refused.path = vec![PathSegment::Field(field.key.to_string())];
+            refused.extensions = Some(error.extension_values());
+            self.errors.push(refused);
         }
     }
 }
@@ -301,7 +379,9 @@ impl Graph {
         limits: Limits,
         trusted: TrustedDocuments,
         accounts: auth::Settings,
+        rates: (Rates, Store),
         clock: Clock,
+        steady: Steady,
     ) -> Result<(Self, Recorder), String> {
         let mut builders = [crate::schema(), crate::schema().extension(Timing)];
         if !limits.introspection {
@@ -310,8 +390,12 @@ impl Graph {
         }
         let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
         let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock))?;
+        let costs = Costs::new(&schema.sdl());
+        let (rates, store) = rates;
+        let tiers = costs.tiers().clone();
+        let limiter = Limiter::new(rates, store, tiers, Arc::clone(&clock), steady)?;
         let graph = Self(Arc::new(Inner {
-            costs: Costs::new(&schema.sdl()),
+            costs,
             schema,
             timed,
             documents: Cache::new(limits.parsed_documents, None),
@@ -326,6 +410,7 @@ impl Graph {
                 started_at: clock(),
                 clock,
                 accounts,
+                limiter,
             }),
         }));
         Ok((graph, recorder))
@@ -337,8 +422,9 @@ impl Graph {
     }
 
     /// What the caches hold and have done, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 4] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 5] {
         [
+            ("rate_buckets", self.0.services.limiter.buckets()),
             ("viewer_rules", self.0.rulebook.stats()),
             ("revoked_tokens", self.0.services.accounts.revoked()),
             ("parsed_documents", self.0.documents.stats()),
@@ -367,21 +453,68 @@ impl Graph {
         Ok(Operation {
             kind: operation.ty,
             name: params.operation_name,
-            variables,
             measure,
             shape: Shape::of(&document, operation, &inner.costs),
             prepared_in: began.elapsed(),
-            signs_in: signs_in(operation),
+            roots: document::root_fields(&document, operation, &variables),
+            variables,
             document,
         })
     }
 
-    /// The user who presents an access token.
+    /// Lets a request in that asks for a route, before anything of it is looked at. Answers how its client stands, or why
+    /// it is not let in.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account, and whatever keeps the
-    /// database from saying so: nobody is let in unchecked.
-    pub async fn authenticate(&self, token: &str, client: &Client) -> Result<Viewer, Answer> {
+    /// `RATE_LIMITED`, ready to be sent.
+    pub async fn admit(
+        &self,
+        client: &Client,
+        route: &'static str,
+    ) -> Result<Vec<Standing>, Answer> {
+        let verdict = self.0.services.limiter.enter(client.address, route).await;
+        if verdict.is_refused {
+            return Err(Answer::limited(verdict));
+        }
+        Ok(verdict.standings)
+    }
+
+    /// Decides whether an operation may run, finds out who asks, and runs it.
+    pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
+        let services = &*self.0.services;
+        let client = &caller.client;
+        let token = caller.token.filter(|_| !operation.signs_in());
+        let payer = match token.and_then(|token| services.accounts.claimed(token)) {
+            Some(user) => Payer::User(user),
+            None => Payer::Network(client.address),
+        };
+        let whole = operation.kind != OperationType::Query;
+        let charge = services
+            .limiter
+            .charge(&payer, client.address, &operation.roots, whole);
+        let mut verdict = charge.await;
+        if verdict.is_refused {
+            return Answer::limited(verdict);
+        }
+        let viewer = match token {
+            Some(token) => match self.authenticate(token, client).await {
+                Ok(viewer) => Some(viewer),
+                Err(answer) => return answer.with_standings(verdict.standings),
+            },
+            None => None,
+        };
+        let mut answer = self
+            .execute(operation, caller, viewer, payer, &verdict)
+            .await;
+        if answer.has_data() {
+            answer.refuse(&verdict);
+        } else if answer.code() == Some(Code::ValidationFailed) {
+            services.limiter.give_back(&mut verdict).await;
+        }
+        answer.with_standings(verdict.standings)
+    }
+
+    async fn authenticate(&self, token: &str, client: &Client) -> Result<Viewer, Answer> {
         let services = &*self.0.services;
         let found = services
             .accounts
@@ -390,6 +523,21 @@ impl Graph {
             Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &self.0.rulebook)),
             Err(error) => Err(Answer::failed(error, &client.request_id)),
         }
+    }
+
+    /// Replaces the rates from here on.
+    pub fn adjust(&self, rates: Rates) {
+        self.0.services.limiter.adjust(rates);
+    }
+
+    /// What passed the rate limiter and what did not, by tier.
+    pub fn tier_counts(&self) -> [TierCount; 4] {
+        self.0.services.limiter.counts()
+    }
+
+    /// Whether Redis is configured and does not answer, so that this instance limits by itself.
+    pub fn is_limiting_alone(&self) -> bool {
+        self.0.services.limiter.is_degraded()
     }
 
     /// An access token for a user that lasts as long as its reader wants, for the server's operator.
@@ -408,22 +556,48 @@ impl Graph {
         Ok(self.0.services.accounts.purge().await?)
     }
 
-    /// Runs an operation.
-    pub async fn execute(&self, operation: Operation, caller: Caller) -> Answer {
+    async fn execute(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+        viewer: Option<Viewer>,
+        payer: Payer,
+        verdict: &Verdict,
+    ) -> Answer {
         let inner = &*self.0;
-        let waiting = Waiting::new(caller.usage);
+        let usage = match caller.usage {
+            Usage::Off => false,
+            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
+            Usage::On => true,
+        };
+        let request_id = caller.client.request_id.clone();
+        let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
         request.set_parsed_query(ExecutableDocument::clone(&operation.document));
         request.operation_name = operation.name;
         request.variables = Variables::from_json(operation.variables.into());
+        let refused: Vec<_> = verdict
+            .refused
+            .iter()
+            .map(|(field, _)| field.key.clone())
+            .collect();
+        if verdict
+            .refused
+            .iter()
+            .any(|(field, _)| field.name.starts_with("__"))
+        {
+            request = request.disable_introspection();
+        }
         request.data.insert(Arc::new(ctx::Request {
             services: Arc::clone(&inner.services),
-            viewer: caller.viewer,
-            client: caller.client.clone(),
+            viewer,
+            client: caller.client,
+            payer,
             waiting: Arc::clone(&waiting),
+            refused,
         }));
-        let schema = if caller.usage {
+        let schema = if usage {
             request.data.insert(Arc::clone(&phases));
             &inner.timed
         } else {
@@ -436,7 +610,7 @@ impl Graph {
             return Error::timeout().into();
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, operation.shape, &caller.client.request_id);
+        let mut answer = Answer::of(response, operation.shape, &request_id);
         if let Some(usage) = waiting.usage() {
             let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
             let batches: Vec<_> = usage
@@ -459,15 +633,6 @@ impl Graph {
         }
         answer
     }
-}
-
-/// Whether an operation consists of fields that sign somebody in. One that hides them in fragments does not.
-fn signs_in(operation: &OperationDefinition) -> bool {
-    const FIELDS: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
-    operation.ty == OperationType::Mutation
-        && operation.selection_set.node.items.iter().all(|selection| {
-            matches!(&selection.node, Selection::Field(field) if FIELDS.contains(&field.node.name.node.as_str()))
-        })
 }
 
 /// The hash of an automatic persisted query, in lower-case hexadecimal.

@@ -20,6 +20,7 @@ pub mod error;
 pub mod event;
 pub mod execute;
 pub mod id;
+pub mod limit;
 mod load;
 pub mod member;
 pub mod message;
@@ -46,7 +47,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use async_graphql::{
     ContainerType, Context, ContextSelectionSet, EmptySubscription, MergedObject, ObjectType,
-    OutputType, Positioned, SchemaBuilder, ServerResult, Value,
+    OutputType, Positioned, SchemaBuilder, ServerResult, TypeDirective, Value,
     parser::types::Field,
     registry::{MetaType, Registry},
 };
@@ -55,10 +56,14 @@ use sea_orm::DbBackend;
 
 pub use auth::Client;
 pub use error::Code;
-pub use execute::{Answer, Caller, Graph, Limits, Operation, Params, Trust, TrustedDocuments};
+pub use execute::{
+    Answer, Caller, Graph, Limits, Operation, Params, Trust, TrustedDocuments, Usage,
+};
 pub use viewer::Viewer;
 
 use auth::Accounts;
+use ctx::Door;
+use limit::{Limiter, Tier, rate_limit};
 use load::Loader;
 
 /// What all operations share.
@@ -70,6 +75,7 @@ pub(crate) struct Services {
     pub(crate) started_at: DateTime<Utc>,
     pub(crate) clock: Clock,
     pub(crate) accounts: Accounts,
+    pub(crate) limiter: Limiter,
 }
 
 /// What tells the time.
@@ -99,7 +105,8 @@ pub struct Query(
 #[derive(Default, MergedObject)]
 pub struct Mutation(session::SessionMutation, user::UserMutation);
 
-/// A root, its schema completed with the descriptions of the arguments that many fields share.
+/// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of
+/// the arguments that many fields share; and what an operation was refused stays unresolved.
 #[derive(Default)]
 pub(crate) struct Root<T>(T);
 
@@ -111,6 +118,9 @@ pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, EmptySubscr
 
 impl<T: ObjectType> ContainerType for Root<T> {
     async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
+        if ctx.request().is_refused(&ctx.item.node.response_key().node) {
+            return Ok(Some(Value::Null));
+        }
         self.0.resolve_field(ctx).await
     }
 }
@@ -124,6 +134,20 @@ impl<T: ObjectType> OutputType for Root<T> {
 
     fn create_type_info(registry: &mut Registry) -> String {
         let name = T::create_type_info(registry);
+        rate_limit.register(registry);
+        let tier = if T::type_name() == "Mutation" {
+            Tier::Write
+        } else {
+            Tier::Read
+        };
+        if let Some(MetaType::Object { fields, .. }) = registry.types.get_mut(&*T::type_name()) {
+            for field in fields.values_mut() {
+                let declared = &mut field.directive_invocations;
+                if declared.is_empty() {
+                    declared.push(rate_limit::apply(tier));
+                }
+            }
+        }
         for ty in registry.types.values_mut() {
             let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
                 continue;

@@ -10,6 +10,7 @@ use crate::{
     cache::Cache,
     ctx::Door,
     error::Error,
+    limit::{Tier, rate_limit},
     page::MAX_PAGE,
     read::{Count, Totals},
     scalar::DateTime,
@@ -69,6 +70,21 @@ pub struct HealthCheck {
     latency_ms: Option<f64>,
 }
 
+/// How the client stands with one root field.
+#[derive(SimpleObject)]
+pub struct RateLimitState {
+    /// The root field.
+    field: String,
+    /// Its rate tier.
+    tier: Tier,
+    /// How often it may be asked for in a minute, and at once.
+    limit: i32,
+    /// How often it may be asked for now.
+    remaining: i32,
+    /// When `remaining` is `limit` again.
+    reset_at: DateTime,
+}
+
 /// The last look at the server's parts.
 pub(crate) struct Look(Cache<(), HealthReport>);
 
@@ -85,6 +101,7 @@ pub struct ServerQuery;
 #[Object]
 impl ServerQuery {
     /// What the server is and which bounds it sets. For everyone.
+    #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn server_info(&self, ctx: &Context<'_>) -> ServerInfo {
         let services = &ctx.request().services;
         let bounded = |limit: u64| i32::try_from(limit).unwrap_or(i32::MAX);
@@ -98,7 +115,25 @@ impl ServerQuery {
         }
     }
 
+    /// How the caller stands with each root field that they have asked for lately. For everyone, and free of charge.
+    #[graphql(directive = rate_limit::apply(Tier::Health))]
+    async fn rate_limit(&self, ctx: &Context<'_>) -> Vec<RateLimitState> {
+        let request = ctx.request();
+        let limiter = &request.services.limiter;
+        let bounded = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let standings = limiter.look(&request.payer, request.client.address).await;
+        let states = standings.into_iter().map(|standing| RateLimitState {
+            field: standing.field,
+            tier: standing.tier,
+            limit: bounded(standing.limit),
+            remaining: bounded(standing.remaining),
+            reset_at: standing.reset_at.into(),
+        });
+        states.collect()
+    }
+
     /// How the server is, looked at once a second at most. For administrators.
+    #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn health(&self, ctx: &Context<'_>) -> Result<HealthReport, Error> {
         let request = ctx.request();
         request.admin()?;

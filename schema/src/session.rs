@@ -13,6 +13,7 @@ use crate::{
     ctx::Door,
     error::Error,
     id::Kind,
+    limit::{Tier, rate_limit},
     page::{Connection, Listed, Order, Page},
     read::Totals,
     scalar::DateTime,
@@ -279,6 +280,7 @@ impl SessionMutation {
     /// Makes an account and signs in to it. For everyone, unless the server's operator has closed registration
     /// (`FORBIDDEN`). Error codes of `userErrors`: `TAKEN` for an e-mail address that has an account, `REQUIRED`, `TOO_SHORT`,
     /// `TOO_LONG` and `INVALID`.
+    #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn register(
         &self,
         ctx: &Context<'_>,
@@ -314,6 +316,7 @@ impl SessionMutation {
     /// Signs in. For everyone. A wrong password, an unknown e-mail address and an account that is locked after several
     /// failures (for a minute, then twice as long each time, up to 15 minutes) are all answered `UNAUTHENTICATED`, in the
     /// same words and the same time; a deactivated account is `FORBIDDEN`.
+    #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn login(&self, ctx: &Context<'_>, input: LoginInput) -> Result<AuthPayload, Error> {
         let request = ctx.request();
         let accounts = request.accounts();
@@ -323,6 +326,7 @@ impl SessionMutation {
 
     /// Exchanges a refresh token for new tokens. For everyone. A refresh token works once: using it again ends the whole
     /// session, since one of the two who have it has stolen it. `UNAUTHENTICATED` when it cannot be used.
+    #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn refresh_session(
         &self,
         ctx: &Context<'_>,

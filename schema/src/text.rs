@@ -1,5 +1,7 @@
 //! Folded text, and the bounds of texts that filters take.
 
+use std::net::IpAddr;
+
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 use unicode_normalization::UnicodeNormalization;
 
@@ -11,6 +13,14 @@ const MAX_FILTER: usize = 100;
 /// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case.
 pub fn fold(text: &str) -> String {
     text.trim().nfkc().flat_map(char::to_lowercase).collect()
+}
+
+/// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
+pub(crate) fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("{:016x}", address.to_bits() >> 64),
+    }
 }
 
 /// Bytes in lower-case hexadecimal.
@@ -62,5 +72,14 @@ mod tests {
         assert_eq!(fold("ﬁne"), "fine");
         assert_eq!(fold("E\u{301}LAN"), fold("élan"));
         assert_eq!(fold("ＡＤＡ"), "ada");
+    }
+
+    #[test]
+    fn a_network_is_an_address_or_a_prefix_of_64_bits() {
+        let of = |text: &str| network(text.parse().expect("an address"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

@@ -19,6 +19,8 @@ use sea_orm::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::text;
+
 /// How long a failure is remembered.
 const MEMORY: Duration = Duration::from_hours(24);
 
@@ -69,7 +71,7 @@ pub(super) struct Standing {
 impl Attempt {
     /// `account` is the folded e-mail address. Without a network, as on a command line, everybody comes from the same.
     pub(super) fn new(account: &str, address: Option<IpAddr>) -> Self {
-        let network = address.map(network).unwrap_or_default();
+        let network = address.map(text::network).unwrap_or_default();
         let key = |scope: Scope| {
             let [account, network] = match scope {
                 Scope::Pair | Scope::Known => [account, &network],
@@ -77,7 +79,7 @@ impl Attempt {
                 Scope::Account => [account, ""],
             };
             let hash = Sha256::digest(format!("{scope:?}\n{network}\n{account}"));
-            (scope, crate::text::hex(&hash))
+            (scope, text::hex(&hash))
         };
         Self {
             keys: Scope::ALL.into_iter().map(key).collect(),
@@ -184,27 +186,5 @@ impl Attempt {
             .exec_without_returning(db)
             .await?;
         Ok(())
-    }
-}
-
-/// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
-fn network(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("{:016x}", address.to_bits() >> 64),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_is_an_address_or_a_prefix_of_64_bits() {
-        let of = |text: &str| network(text.parse().expect("an address"));
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

@@ -1,0 +1,84 @@
+//! The rate algorithm: GCRA, the generic cell rate algorithm, as the `governor` crate has it.
+//!
+//! A bucket is one number, its debt: how long it takes until nothing that was spent is missing any more. Each cost adds
+//! its interval to the debt; time takes it away; what would raise the debt above the window does not fit. The store in
+//! memory and the script in Redis make the same step, in whole microseconds.
+
+/// How long a spent bucket takes to be full again, in microseconds.
+pub(super) const WINDOW: i64 = 60_000_000;
+
+/// What an operation asks of one bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    /// Names the bucket.
+    pub(super) key: String,
+    /// How much the bucket holds.
+    pub(super) limit: u32,
+    /// How much is to be taken; below zero it is given back, and nothing only looks.
+    pub(super) cost: i64,
+}
+
+/// What a bucket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    /// How much was taken of what was asked for.
+    pub(super) granted: i64,
+    /// The debt afterwards, in microseconds.
+    pub(super) debt: i64,
+}
+
+impl Ask {
+    /// How long the bucket takes to regain one.
+    pub(super) fn interval(&self) -> i64 {
+        WINDOW / i64::from(self.limit)
+    }
+
+    fn most(&self) -> i64 {
+        self.interval() * i64::from(self.limit)
+    }
+
+    /// What a bucket with this debt gives.
+    pub(super) fn of(&self, debt: i64) -> Given {
+        // A clock that was set back leaves no more than a full window behind.
+        let debt = debt.clamp(0, self.most());
+        let granted = self.cost.min((self.most() - debt) / self.interval());
+        Given {
+            granted,
+            debt: (debt + granted * self.interval()).max(0),
+        }
+    }
+
+    /// What buckets with these debts give together; with `whole`, all that is asked for or nothing.
+    pub(super) fn of_all(asks: &[Self], debts: &[i64], whole: bool) -> Vec<Given> {
+        let given = |asks: &[Self]| -> Vec<_> {
+            let both = asks.iter().zip(debts);
+            both.map(|(ask, debt)| ask.of(*debt)).collect()
+        };
+        let all = given(asks);
+        let fits = asks
+            .iter()
+            .zip(&all)
+            .all(|(ask, given)| given.granted >= ask.cost);
+        if fits || !whole {
+            return all;
+        }
+        let nothing = asks.iter().map(|ask| Self {
+            cost: 0,
+            ..ask.clone()
+        });
+        given(&nothing.collect::<Vec<_>>())
+    }
+
+    /// What is left in a bucket with this debt.
+    pub(super) fn remaining(&self, debt: i64) -> u32 {
+        let left = (self.most() - debt.max(0)).max(0) / self.interval();
+        u32::try_from(left).unwrap_or(self.limit)
+    }
+
+    /// How long it takes until this much fits into a bucket with this debt; for more than the bucket holds, until it is
+    /// full.
+    pub(super) fn wait(&self, debt: i64, cost: i64) -> i64 {
+        let cost = cost.min(i64::from(self.limit));
+        (debt + cost * self.interval() - self.most()).max(0)
+    }
+}

@@ -1,0 +1,117 @@
+//! `/metrics`: what the process has done and holds, in the text format of Prometheus.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use gathering_schema::Graph;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::db::Database;
+
+/// `/metrics`.
+pub fn routes(graph: Graph, database: Database) -> Router {
+    let mut registry = Registry::with_prefix("gathering");
+    registry.register_collector(Box::new(Process { graph, database }));
+    Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(Arc::new(registry))
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, &registry) {
+        tracing::error!(%error, "the metrics cannot be written");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let content_type = match accept {
+        Some(accept) if accept.contains("application/openmetrics-text") => {
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        }
+        _ => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    (
+        [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")],
+        text,
+    )
+        .into_response()
+}
+
+/// Reads the numbers where they are kept, whenever somebody asks.
+struct Process {
+    graph: Graph,
+    database: Database,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Process")
+    }
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let counter = MetricType::Counter;
+        let mut fields = encoder.encode_descriptor(
+            "rate_limit_fields",
+            "Root fields and requests that the rate limiter decided about",
+            None,
+            counter,
+        )?;
+        for count in self.graph.tier_counts() {
+            for (outcome, number) in [("allowed", count.allowed), ("refused", count.refused)] {
+                let labels = [("tier", count.tier.name()), ("outcome", outcome)];
+                ConstCounter::new(number).encode(fields.encode_family(&labels)?)?;
+            }
+        }
+        let alone = encoder.encode_descriptor(
+            "rate_limit_alone",
+            "1 while Redis is configured and does not answer, so that this instance limits by itself",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::from(self.graph.is_limiting_alone())).encode(alone)?;
+
+        let caches = self.graph.caches();
+        let mut entries = encoder.encode_descriptor(
+            "cache_entries",
+            "Entries held in memory",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (name, stats) in &caches {
+            let size = i64::try_from(stats.size).unwrap_or(i64::MAX);
+            ConstGauge::new(size).encode(entries.encode_family(&[("cache", *name)])?)?;
+        }
+        for (metric, help, of) in [
+            ("cache_hits", "Look-ups that found an entry", 0),
+            ("cache_misses", "Look-ups that found none", 1),
+            ("cache_evictions", "Entries put out to make room", 2),
+        ] {
+            let mut family = encoder.encode_descriptor(metric, help, None, counter)?;
+            for (name, stats) in &caches {
+                let number = [stats.hits, stats.misses, stats.evictions][of];
+                ConstCounter::new(number).encode(family.encode_family(&[("cache", *name)])?)?;
+            }
+        }
+        let statements = encoder.encode_descriptor(
+            "database_statements",
+            "Statements sent to the database",
+            None,
+            counter,
+        )?;
+        ConstCounter::new(self.database.statements()).encode(statements)
+    }
+}
