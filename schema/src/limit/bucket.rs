@@ -82,3 +82,79 @@ impl Ask {
         (debt + cost * self.interval() - self.most()).max(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
+
+    use super::{super::schedule::Schedule, *};
+
+    #[test]
+    fn verdicts_are_those_of_governor() {
+        for limit in [1, 5, 6, 30, 120, 300] {
+            let clock = FakeRelativeClock::default();
+            let quota = Quota::per_minute(NonZeroU32::new(limit).expect("not zero"));
+            let oracle = RateLimiter::direct_with_clock(quota, clock.clone());
+            let ask = Ask {
+                key: String::new(),
+                limit,
+                cost: 1,
+            };
+            let (mut now, mut full_at) = (0, 0);
+            let mut schedule = Schedule::new(u64::from(limit));
+            let mut refused = 0;
+            for step in 0..5_000 {
+                let pause = schedule.below(3 * ask.interval() / 2);
+                now += pause;
+                clock.advance(Duration::from_micros(pause.unsigned_abs()));
+                let given = ask.of(full_at - now);
+                full_at = now + given.debt;
+                let expected = oracle.check().is_ok();
+                assert_eq!(given.granted == 1, expected, "limit {limit}, step {step}");
+                refused += u32::from(!expected);
+            }
+            assert!(refused > 100, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_says_what_is_left_and_how_long_to_wait() {
+        let ask = |cost| Ask {
+            key: String::new(),
+            limit: 5,
+            cost,
+        };
+        let second = 1_000_000;
+        let three = ask(3).of(0);
+        assert_eq!(
+            three,
+            Given {
+                granted: 3,
+                debt: 36 * second
+            }
+        );
+        assert_eq!(ask(0).remaining(three.debt), 2);
+        assert_eq!(
+            ask(3).of(three.debt),
+            Given {
+                granted: 2,
+                debt: 60 * second
+            }
+        );
+        assert_eq!(ask(0).wait(60 * second, 1), 12 * second);
+        assert_eq!(ask(0).wait(60 * second - 1, 1), 12 * second - 1);
+        assert_eq!(ask(0).wait(60 * second, 6), 60 * second);
+        assert_eq!(ask(-2).of(three.debt).debt, 12 * second);
+        assert_eq!(ask(-9).of(three.debt).debt, 0);
+        // The clock was set back by an hour.
+        assert_eq!(
+            ask(1).of(3_600 * second),
+            Given {
+                granted: 0,
+                debt: 60 * second
+            }
+        );
+    }
+}

@@ -19,7 +19,7 @@ use crate::cache::CacheStats;
 /// The share of buckets that leave at once, so that making room is rare.
 const SHARE: usize = 10;
 
-/// How long after making room there is no other attempt, in microseconds.
+/// How long no room is made after there was little to make, in microseconds.
 const PAUSE: i64 = 1_000_000;
 
 /// The bucket that clients share for whom there is no room.
@@ -105,7 +105,6 @@ impl Memory {
     }
 
     fn make_room(&self, buckets: &mut Buckets, now: i64) {
-        buckets.next_attempt = now + PAUSE;
         let full_at = &mut buckets.full_at;
         let before = full_at.len();
         full_at.retain(|_, full_at| *full_at > now);
@@ -117,6 +116,10 @@ impl Memory {
             // What is spent by more than half stays.
             let end = (*last).min(now + WINDOW / 2);
             full_at.retain(|_, full_at| *full_at > end);
+        }
+        if full_at.len() > wanted {
+            // Almost all are spent. Trying again for every newcomer would cost more than it frees.
+            buckets.next_attempt = now + PAUSE;
         }
         let gone = (before - full_at.len()) as u64;
         self.evictions.fetch_add(gone, Ordering::Relaxed);
@@ -130,5 +133,90 @@ impl Memory {
             misses: self.misses.load(Ordering::Relaxed),
             evictions: self.evictions.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn ask(key: impl ToString, limit: u32, cost: i64) -> Ask {
+        Ask {
+            key: key.to_string(),
+            limit,
+            cost,
+        }
+    }
+
+    #[test]
+    fn a_flood_of_a_million_addresses_forgets_no_debt_and_takes_no_memory() {
+        let memory = Memory::new(10_000);
+        let victim = ask("victim", 5, 5);
+        assert_eq!(memory.take(&[victim], true, 0)[0].granted, 5);
+        for address in 0..1_000_000_i64 {
+            // A million in ten seconds.
+            let now = address * 10;
+            memory.take(&[ask(address, 300, 1)], true, now);
+            if address % 1_000 == 0 {
+                let given = memory.take(&[ask("victim", 5, 0)], true, now);
+                assert_eq!(given[0].debt, 60_000_000 - now);
+            }
+        }
+        let stats = memory.stats();
+        assert!(stats.size <= 10_000, "{}", stats.size);
+        assert!(stats.evictions > 900_000, "{}", stats.evictions);
+    }
+
+    #[test]
+    fn when_every_bucket_is_spent_further_clients_share_one() {
+        let memory = Memory::new(1_000);
+        for address in 0..1_000 {
+            assert_eq!(memory.take(&[ask(address, 5, 5)], true, 0)[0].granted, 5);
+        }
+        let newcomers: i64 = (1_000..2_000)
+            .map(|address| memory.take(&[ask(address, 5, 1)], true, 1)[0].granted)
+            .sum();
+        assert_eq!(newcomers, 5);
+        assert_eq!(memory.take(&[ask(7, 5, 1)], true, 1)[0].granted, 0);
+        assert!(memory.stats().size <= 1_001);
+    }
+
+    #[test]
+    fn of_a_thousand_at_once_exactly_as_many_pass_as_there_is_room_for() {
+        let memory = Memory::new(1_000);
+        let passed = thread::scope(|scope| {
+            let threads = (0..8).map(|_| {
+                scope.spawn(|| {
+                    (0..125)
+                        .map(|_| memory.take(&[ask("one", 120, 1)], true, 0)[0].granted)
+                        .sum::<i64>()
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("ends"))
+                .sum::<i64>()
+        });
+        assert_eq!(passed, 120);
+    }
+
+    #[test]
+    fn what_is_asked_for_as_a_whole_leaves_no_trace_where_it_does_not_fit() {
+        let memory = Memory::new(1_000);
+        let asks = [ask("a", 5, 2), ask("b", 5, 6)];
+        assert!(memory.take(&asks, true, 0).iter().all(|given| *given
+            == Given {
+                granted: 0,
+                debt: 0
+            }));
+        let part: Vec<_> = memory
+            .take(&asks, false, 0)
+            .iter()
+            .map(|given| given.granted)
+            .collect();
+        assert_eq!(part, [2, 5]);
     }
 }

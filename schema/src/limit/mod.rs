@@ -6,11 +6,14 @@
 
 mod bucket;
 mod memory;
+#[cfg(test)]
+mod schedule;
 mod shared;
 
 use std::{
     collections::HashMap,
     net::IpAddr,
+    slice::from_ref,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -323,8 +326,8 @@ impl Limiter {
                 (Tier::Auth, Some(account)) => {
                     charges.add(&rates, field, tier, &[network.clone(), account]);
                 }
-                (Tier::Auth, None) => charges.add(&rates, field, tier, &[network.clone()]),
-                _ => charges.add(&rates, field, tier, &[client.clone()]),
+                (Tier::Auth, None) => charges.add(&rates, field, tier, from_ref(&network)),
+                _ => charges.add(&rates, field, tier, from_ref(&client)),
             }
         }
         if charges.asks.is_empty() {
@@ -375,7 +378,9 @@ impl Limiter {
             let counter = &self.counters[tier.place()];
             if short.is_none() && !is_refused {
                 counter.allowed.fetch_add(1, Ordering::Relaxed);
-                places.iter().for_each(|place| left[*place] -= 1);
+                for place in places {
+                    left[place] -= 1;
+                }
                 continue;
             }
             counter.refused.fetch_add(1, Ordering::Relaxed);

@@ -147,3 +147,63 @@ impl Shared {
             .collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::{
+        super::{memory::Memory, schedule::Schedule},
+        *,
+    };
+
+    /// A Redis for tests; without one there is nothing to hold against the memory.
+    fn redis() -> Option<Shared> {
+        #[expect(clippy::disallowed_methods, reason = "tests read where Redis is")]
+        let url = std::env::var("GATHERING_TEST_REDIS_URL").ok()?;
+        Some(Shared::new(&url).expect("a URL"))
+    }
+
+    #[tokio::test]
+    async fn redis_gives_exactly_what_the_memory_gives() {
+        let Some(redis) = redis() else {
+            return;
+        };
+        let memory = Memory::new(1_000);
+        let run = Uuid::now_v7();
+        let mut schedule = Schedule::new(42);
+        // Keys expire by Redis's own clock; this one runs ahead of it.
+        let mut now = 1_800_000_000_000_000_i64;
+        let (mut granted, mut refused) = (0, 0);
+        for step in 0..4_000 {
+            now += schedule.below(400_000);
+            let first = schedule.below(6);
+            let asks = (0..=schedule.below(3)).map(|more| {
+                let bucket = (first + more) % 6;
+                Ask {
+                    key: format!("{run}/{bucket}"),
+                    limit: [1, 5, 7, 30, 120, 300][usize::try_from(bucket).expect("small")],
+                    cost: schedule.below(12) - 3,
+                }
+            });
+            let asks: Vec<_> = asks.collect();
+            let whole = schedule.below(2) == 0;
+            let ours = memory.take(&asks, whole, now);
+            let theirs = redis
+                .ask(&asks, whole, Some(now))
+                .await
+                .expect("Redis answers");
+            assert_eq!(ours, theirs, "step {step}: {asks:?}");
+            granted += ours.iter().filter(|given| given.granted > 0).count();
+            refused += ours
+                .iter()
+                .zip(&asks)
+                .filter(|(given, ask)| given.granted < ask.cost)
+                .count();
+        }
+        assert!(
+            granted > 500 && refused > 500,
+            "{granted} granted, {refused} refused"
+        );
+    }
+}
