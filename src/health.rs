@@ -13,6 +13,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use gathering_schema::Graph;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
@@ -25,7 +26,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Health {
     started: Instant,
     /// Set when the server has started.
-    database: OnceLock<Database>,
+    parts: OnceLock<(Database, Graph)>,
     draining: AtomicBool,
     last: Mutex<Option<Look>>,
 }
@@ -68,7 +69,8 @@ struct Report {
 struct Check {
     name: &'static str,
     status: Status,
-    latency_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
 }
 
 impl Health {
@@ -76,15 +78,15 @@ impl Health {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
-            database: OnceLock::new(),
+            parts: OnceLock::new(),
             draining: AtomicBool::new(false),
             last: Mutex::new(None),
         })
     }
 
     /// From now on the process wants requests.
-    pub fn started(&self, database: Database) {
-        self.database.get_or_init(|| database);
+    pub fn started(&self, database: Database, graph: Graph) {
+        self.parts.get_or_init(|| (database, graph));
     }
 
     /// From now on the process wants no further requests.
@@ -102,7 +104,7 @@ impl Health {
     }
 
     async fn look(&self) -> (Status, Option<Look>) {
-        let Some(database) = self.database.get() else {
+        let Some((database, _)) = self.parts.get() else {
             return (Status::Starting, None);
         };
         let mut last = self.last.lock().await;
@@ -168,13 +170,27 @@ async fn report(State(health): State<Arc<Health>>) -> Response {
     let check = |look: Look| Check {
         name: "database",
         status: look.reach.into(),
-        latency_ms: (look.took.as_secs_f64() * 1e6).round() / 1e3,
+        latency_ms: Some((look.took.as_secs_f64() * 1e6).round() / 1e3),
+    };
+    // Redis is looked at by whoever needs it; without it the server works, each instance by itself.
+    let alone = health
+        .parts
+        .get()
+        .and_then(|(_, graph)| graph.limits_alone());
+    let redis = alone.map(|alone| Check {
+        name: "redis",
+        status: if alone { Status::Warn } else { Status::Pass },
+        latency_ms: None,
+    });
+    let status = match &redis {
+        Some(check) if status == Status::Pass => check.status,
+        _ => status,
     };
     let report = Report {
         status,
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: health.started.elapsed().as_secs(),
-        checks: look.map(check).into_iter().collect(),
+        checks: look.map(check).into_iter().chain(redis).collect(),
     };
     answer(status, &report)
 }

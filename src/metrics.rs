@@ -82,7 +82,7 @@ impl Collector for Process {
             None,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(i64::from(self.graph.is_limiting_alone())).encode(alone)?;
+        ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)?;
 
         let caches = self.graph.caches();
         let mut entries = encoder.encode_descriptor(

@@ -157,7 +157,7 @@ impl Server {
                 None => routes,
             }
         });
-        health.started(database.clone());
+        health.started(database.clone(), graph.clone());
         let (stop_recording, recording_stopped) = oneshot::channel();
         let stopped = async {
             // A server that is dropped stops recording too.

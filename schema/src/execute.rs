@@ -535,9 +535,9 @@ impl Graph {
         self.0.services.limiter.counts()
     }
 
-    /// Whether Redis is configured and does not answer, so that this instance limits by itself.
-    pub fn is_limiting_alone(&self) -> bool {
-        self.0.services.limiter.is_degraded()
+    /// Whether this instance limits by itself because Redis does not answer; `None` where no Redis is configured.
+    pub fn limits_alone(&self) -> Option<bool> {
+        self.0.services.limiter.is_alone()
     }
 
     /// An access token for a user that lasts as long as its reader wants, for the server's operator.

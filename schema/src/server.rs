@@ -154,15 +154,29 @@ impl ServerQuery {
             Ok(_) => (HealthStatus::Up, None),
             Err(error) => (HealthStatus::Down, Some(error.message.into_owned())),
         };
-        let report = HealthReport {
+        let mut checks = vec![HealthCheck {
+            name: "database",
             status,
-            checks: vec![HealthCheck {
-                name: "database",
-                status,
-                message,
-                latency_ms: Some(asked.elapsed().as_secs_f64() * 1e3),
-            }],
+            message,
+            latency_ms: Some(asked.elapsed().as_secs_f64() * 1e3),
+        }];
+        let alone = request.services.limiter.is_alone();
+        checks.extend(alone.map(|alone| HealthCheck {
+            name: "redis",
+            status: if alone {
+                HealthStatus::Degraded
+            } else {
+                HealthStatus::Up
+            },
+            message:
+                alone.then(|| "Redis does not answer: each instance limits by itself.".to_owned()),
+            latency_ms: None,
+        }));
+        let status = match status {
+            HealthStatus::Up if alone == Some(true) => HealthStatus::Degraded,
+            status => status,
         };
+        let report = HealthReport { status, checks };
         request.services.look.0.insert((), report.clone());
         Ok(report)
     }

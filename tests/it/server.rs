@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use gathering::config::Config;
+use gathering::config::{Config, Mode};
 use gathering::playground::SignIn;
 use gathering::serve::{Options, Server};
 use reqwest::{Client, Method, RequestBuilder, Response};
@@ -57,11 +57,13 @@ impl TestServer {
         sign_in: Option<SignIn>,
     ) -> Self {
         let clock = Arc::new(AtomicI64::new(0));
-        let ahead = Arc::clone(&clock);
+        let [ahead, later] = [Arc::clone(&clock), Arc::clone(&clock)];
+        let steady = Options::default().steady;
         let options = Options {
             migrate: true,
             sign_in,
             clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
+            steady: Arc::new(move || steady() + later.load(Ordering::Relaxed) * 1_000_000),
         };
         let server = start(&database, change, options).await;
         let client = Client::builder().no_proxy().build().expect("a client");
@@ -151,6 +153,8 @@ async fn start(database: &Database, change: impl FnOnce(&mut Config), options: O
     config.server.listen.set_port(0);
     config.database.url = database.url().parse().expect("a database URL");
     config.auth.signing_key = SIGNING_KEY.to_owned().into();
+    // Tests ask more than people do.
+    config.limits.mode = Mode::Off;
     change(&mut config);
     Server::start(config, options).await.expect("starts")
 }

@@ -251,9 +251,9 @@ impl Limiter {
         *self.rates.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rates);
     }
 
-    /// Whether Redis is configured and does not answer.
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.shared.as_ref().is_some_and(Shared::is_away)
+    /// Whether Redis does not answer; `None` where none is configured.
+    pub(crate) fn is_alone(&self) -> Option<bool> {
+        self.shared.as_ref().map(Shared::is_away)
     }
 
     /// Buckets in memory.
