@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    fn ask(key: impl ToString, limit: u32, cost: i64) -> Ask {
+    fn ask(key: &(impl ToString + ?Sized), limit: u32, cost: i64) -> Ask {
         Ask {
             key: key.to_string(),
             limit,
@@ -158,7 +158,7 @@ mod tests {
         for address in 0..1_000_000_i64 {
             // A million in ten seconds.
             let now = address * 10;
-            memory.take(&[ask(address, 300, 1)], true, now);
+            memory.take(&[ask(&address, 300, 1)], true, now);
             if address % 1_000 == 0 {
                 let given = memory.take(&[ask("victim", 5, 0)], true, now);
                 assert_eq!(given[0].debt, 60_000_000 - now);
@@ -173,13 +173,13 @@ mod tests {
     fn when_every_bucket_is_spent_further_clients_share_one() {
         let memory = Memory::new(1_000);
         for address in 0..1_000 {
-            assert_eq!(memory.take(&[ask(address, 5, 5)], true, 0)[0].granted, 5);
+            assert_eq!(memory.take(&[ask(&address, 5, 5)], true, 0)[0].granted, 5);
         }
         let newcomers: i64 = (1_000..2_000)
-            .map(|address| memory.take(&[ask(address, 5, 1)], true, 1)[0].granted)
+            .map(|address| memory.take(&[ask(&address, 5, 1)], true, 1)[0].granted)
             .sum();
         assert_eq!(newcomers, 5);
-        assert_eq!(memory.take(&[ask(7, 5, 1)], true, 1)[0].granted, 0);
+        assert_eq!(memory.take(&[ask(&7, 5, 1)], true, 1)[0].granted, 0);
         assert!(memory.stats().size <= 1_001);
     }
 
