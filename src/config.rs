@@ -155,6 +155,8 @@ settings! {
         tokens: u64 = 4_000, from 100, to 100_000;
         /// Most root fields in an operation, with fragments expanded.
         root_fields: u64 = 20, from 1, to 1_000;
+        /// Most aliased fields in an operation, with fragments expanded.
+        aliases: u64 = 100, from 1, to 10_000;
         /// Deepest nesting of fields; the standard introspection query needs 15.
         depth: u64 = 16, from 1, to 100;
         /// Highest complexity: a field costs 1 plus its selection, a connection multiplies its selection by its page size.

@@ -255,6 +255,7 @@ fn limits(settings: &config::Graphql) -> Limits {
         document_bytes: settings.document_bytes,
         tokens: settings.tokens,
         root_fields: settings.root_fields,
+        aliases: settings.aliases,
         depth: settings.depth,
         complexity: settings.complexity,
         timeout: settings.timeout,

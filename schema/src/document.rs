@@ -219,6 +219,8 @@ pub(crate) struct Measure {
     pub(crate) depth: u64,
     /// Fields of the selection itself.
     pub(crate) roots: u64,
+    /// Fields under another name than their own.
+    pub(crate) aliases: u64,
     /// Fields, spreads and inline fragments at every level.
     size: u64,
 }
@@ -229,6 +231,7 @@ impl Measure {
             complexity: self.complexity.saturating_add(other.complexity),
             depth: self.depth.max(other.depth),
             roots: self.roots.saturating_add(other.roots),
+            aliases: self.aliases.saturating_add(other.aliases),
             size: self.size.saturating_add(other.size),
         }
     }
@@ -390,6 +393,12 @@ pub(crate) fn measure(
         ),
         ("levels", limits.depth, measure.depth, "Nest less deeply."),
         (
+            "aliases",
+            limits.aliases,
+            measure.aliases,
+            "Ask for a list, or send several operations.",
+        ),
+        (
             "as its complexity",
             limits.complexity,
             measure.complexity,
@@ -481,6 +490,7 @@ impl<'a> Walk<'a> {
             complexity: below.complexity.saturating_mul(times).saturating_add(1),
             depth: below.depth + 1,
             roots: 1,
+            aliases: below.aliases + u64::from(field.alias.is_some()),
             size: below.size,
         })
     }

@@ -73,6 +73,8 @@ pub struct Limits {
     pub tokens: u64,
     /// Most root fields of an operation.
     pub root_fields: u64,
+    /// Most fields under another name than their own.
+    pub aliases: u64,
     /// Deepest nesting of fields.
     pub depth: u64,
     /// Highest complexity.

@@ -6,10 +6,17 @@ import { GraphiQL } from 'graphiql';
 import { createRoot } from 'react-dom/client';
 import { examples } from './examples.js';
 import icon from './icon.svg';
+import { RateLimit, report } from './RateLimit.jsx';
 import { accessToken, renew } from './session.js';
 import { SignIn } from './SignIn.jsx';
 
 async function fetcher(params, options) {
+  const answer = await ask(params, options);
+  report(answer);
+  return answer;
+}
+
+async function ask(params, options) {
   const headers = new Headers({
     'content-type': 'application/json',
     accept: 'application/graphql-response+json, application/json;q=0.9',
@@ -58,6 +65,7 @@ createRoot(document.getElementById('playground')).render(
   >
     <GraphiQL.Logo>
       <img className="logo" src={icon} alt="" /> Gathering
+      <RateLimit />
       <SignIn />
     </GraphiQL.Logo>
   </GraphiQL>,
