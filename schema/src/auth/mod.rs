@@ -36,7 +36,7 @@ pub use token::{Keys, WeakKey};
 pub use trail::{Client, Recorder};
 
 pub(crate) use account::{Amendment, Profile};
-pub(crate) use password::LENGTH as PASSWORD_LENGTH;
+pub(crate) use password::{LENGTH as PASSWORD_LENGTH, has as password_has};
 pub(crate) use session::{SignedIn, live};
 pub(crate) use trail::{Act, Trail};
 
