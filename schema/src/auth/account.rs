@@ -294,7 +294,8 @@ impl Accounts {
         if verdict.is_none() {
             return Ok(None);
         }
-        let signed_in = self.replace_password(user.id, new, Some(client)).await?;
+        let session = Some((client, user.token_version));
+        let signed_in = self.replace_password(user.id, new, session).await?;
         let id = Some(user.id);
         self.trail
             .record(Act::PasswordChanged, client, id, id, json!({}));
@@ -321,18 +322,24 @@ impl Accounts {
         Ok(true)
     }
 
-    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one.
+    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one; but not for a client
+    /// whose session has been ended since its password was checked.
     async fn replace_password(
         &self,
         user: Uuid,
         new: &str,
-        client: Option<&Client>,
+        session: Option<(&Client, i32)>,
     ) -> Result<Option<SignedIn>, Error> {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
             let transaction = begin(&self.db).await?;
-            lock(&transaction, user).await?;
+            let row = lock(&transaction, user).await?;
+            let stands =
+                |version| row.is_some_and(|row| row.is_active && row.token_version == version);
+            if session.is_some_and(|(_, version)| !stands(version)) {
+                return Err(Error::token_revoked());
+            }
             let reason = RevocationReason::PasswordChanged;
             self.end(&transaction, user, Ending::All, reason, now)
                 .await?;
@@ -343,8 +350,8 @@ impl Accounts {
                 ..Default::default()
             };
             let row = row.update(&transaction).await?;
-            let signed_in = match client {
-                Some(client) => {
+            let signed_in = match session {
+                Some((client, _)) => {
                     let session = new_session(now);
                     Some(self.issue(&transaction, row, session, client, now).await?.0)
                 }
