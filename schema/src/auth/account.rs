@@ -183,13 +183,15 @@ impl Accounts {
         email: &str,
         password: &str,
     ) -> Result<SignedIn, Error> {
-        // What cannot be an address is nobody's.
-        let key = Some(text::fold(email))
+        // What cannot be an address is nobody's. What is much longer is not even folded.
+        let key = Some(email.trim())
+            .filter(|email| email.chars().nth(4 * MAX_EMAIL).is_none())
+            .map(text::fold)
             .filter(|key| is_possible(key))
             .unwrap_or_default();
-        let _turn = self.turn(&key).await;
-        let user = self.by_email(&key).await?;
         let attempt = Attempt::new(&key, client.address);
+        let _turn = self.turn(&attempt).await?;
+        let user = self.by_email(&key).await?;
         let verdict = self
             .attempt(client, &attempt, user.as_ref(), password)
             .await?;
@@ -288,8 +290,8 @@ impl Accounts {
         new: &str,
     ) -> Result<Option<SignedIn>, Error> {
         let user = &viewer.user;
-        let _turn = self.turn(&user.email_key).await;
         let attempt = Attempt::new(&user.email_key, client.address);
+        let _turn = self.turn(&attempt).await?;
         let verdict = self.attempt(client, &attempt, Some(user), current).await?;
         if verdict.is_none() {
             return Ok(None);
