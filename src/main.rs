@@ -353,9 +353,9 @@ async fn apply(operator: &Operator, act: Act) -> Result<String, StartError> {
     let done = match act {
         Act::Create { email, name, admin } => {
             let password = read_password()?;
-            let local = email.split('@').next().unwrap_or_default();
-            let name = name.as_deref().unwrap_or(local);
-            let made = operator.create(&email, name, &password, admin).await;
+            let local = || email.split('@').next().unwrap_or_default();
+            let name = name.unwrap_or_else(|| local().chars().take(100).collect());
+            let made = operator.create(&email, &name, &password, admin).await;
             made.map(|id| format!("made {}", id.as_str()))
         }
         Act::Disable { email } => {

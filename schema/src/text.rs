@@ -10,9 +10,15 @@ use crate::error::Error;
 /// Most characters of a filter's text.
 const MAX_FILTER: usize = 100;
 
-/// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case.
+/// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case. Some capitals are
+/// letters and accents that are one letter when small, and one letter has another small form at the end of a word.
 pub fn fold(text: &str) -> String {
-    text.trim().nfkc().flat_map(char::to_lowercase).collect()
+    text.trim()
+        .nfkc()
+        .flat_map(char::to_lowercase)
+        .map(|letter| if letter == 'ς' { 'σ' } else { letter })
+        .nfkc()
+        .collect()
 }
 
 /// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
@@ -72,6 +78,8 @@ mod tests {
         assert_eq!(fold("ﬁne"), "fine");
         assert_eq!(fold("E\u{301}LAN"), fold("élan"));
         assert_eq!(fold("ＡＤＡ"), "ada");
+        assert_eq!(fold("J\u{30c}"), fold("\u{1f0}"));
+        assert_eq!(fold("ΝΊΚΟΣ"), fold("νίκος"));
     }
 
     #[test]

@@ -198,13 +198,13 @@ pub struct UpdateUserInput {
     is_active: Option<bool>,
 }
 
-/// Amendment of accounts.
+/// Changes of accounts.
 #[derive(Default)]
 pub struct UserMutation;
 
 #[Object]
 impl UserMutation {
-    /// Amendment the signed-in user's own name.
+    /// Changes the signed-in user's own name.
     async fn update_profile(
         &self,
         ctx: &Context<'_>,
@@ -229,7 +229,7 @@ impl UserMutation {
         Ok(UserPayload::changed(user))
     }
 
-    /// Amendment another user: their name, their role, and whether they may sign in. For administrators. Error codes of
+    /// Changes another user: their name, their role, and whether they may sign in. For administrators. Error codes of
     /// `userErrors`: `PROTECTED` for the administrator's own account.
     async fn update_user(
         &self,

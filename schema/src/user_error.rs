@@ -6,7 +6,10 @@ use std::ops::RangeInclusive;
 
 use async_graphql::{Enum, SimpleObject};
 
-use crate::{auth::PASSWORD_LENGTH, text};
+use crate::{
+    auth::{PASSWORD_LENGTH, password_has},
+    text,
+};
 
 /// Most characters of an e-mail address.
 pub(crate) const MAX_EMAIL: usize = 254;
@@ -127,10 +130,10 @@ impl Check {
                 UserErrorCode::Required,
                 format!("`{field}` must not be empty."),
             );
-        } else if value.chars().nth(least - 1).is_none() {
+        } else if !password_has(value, least) {
             let message = format!("`{field}` must have at least {least} characters.");
             self.fault(field, UserErrorCode::TooShort, message);
-        } else if value.chars().nth(most).is_some() {
+        } else if password_has(value, most + 1) {
             self.too_long(field, most);
         }
     }

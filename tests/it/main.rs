@@ -9,9 +9,11 @@
 mod database;
 mod server;
 
+mod accounts;
 mod data;
 mod graph;
 mod health;
 mod http;
+mod operate;
 mod pool;
 mod process;

@@ -25,7 +25,7 @@ use crate::server::{SIGNING_KEY, TestServer};
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The program, with nothing of this process's environment that could configure it but what signs access tokens.
-fn gathering(arguments: &str) -> Command {
+pub(crate) fn gathering(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gathering"));
     command
         .args(arguments.split_whitespace())
@@ -42,19 +42,19 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Runs it to its end.
-async fn run(command: &mut Command) -> Output {
+pub(crate) async fn run(command: &mut Command) -> Output {
     tokio::time::timeout(PATIENCE, command.output())
         .await
         .expect("ends")
         .expect("runs")
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
 /// The one line that a command is refused with.
-async fn refusal(command: &mut Command) -> String {
+pub(crate) async fn refusal(command: &mut Command) -> String {
     let output = run(command).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(text(&output.stdout), "");
@@ -66,14 +66,14 @@ async fn refusal(command: &mut Command) -> String {
 }
 
 /// A server that has said that it listens.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Running {
-    async fn start(command: &mut Command) -> Self {
+    pub(crate) async fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("runs");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line())
@@ -87,7 +87,7 @@ impl Running {
         Self { child, lines, url }
     }
 
-    async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         self.lines
             .next_line()
             .await
@@ -95,11 +95,11 @@ impl Running {
             .expect("a line")
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         signal(&self.child, name);
     }
 
-    async fn ends(&mut self) {
+    pub(crate) async fn ends(&mut self) {
         ends(&mut self.child).await;
     }
 }

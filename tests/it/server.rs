@@ -23,7 +23,7 @@ pub(crate) struct TestServer {
     client: Client,
     clock: Arc<AtomicI64>,
     demo: OnceCell<String>,
-    database: Database,
+    database: Arc<Database>,
 }
 
 impl TestServer {
@@ -43,20 +43,30 @@ impl TestServer {
             email: "demo@example.com".to_owned(),
             password: PASSWORD.to_owned(),
         };
-        Self::signing_in(Database::seeded().await, |_| (), Some(sign_in)).await
+        let database = Arc::new(Database::seeded().await);
+        Self::with_all(database, |_| (), Arc::default(), Some(sign_in)).await
     }
 
     /// Serves this database, configured differently.
-    pub(crate) async fn on(database: Database, change: impl FnOnce(&mut Config)) -> Self {
-        Self::signing_in(database, change, None).await
+    pub(crate) async fn on(
+        database: impl Into<Arc<Database>>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        Self::with_all(database.into(), change, Arc::default(), None).await
     }
 
-    async fn signing_in(
-        database: Database,
+    /// Another server on the same database, with the same clock.
+    pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let (database, clock) = (Arc::clone(&self.database), Arc::clone(&self.clock));
+        Self::with_all(database, change, clock, None).await
+    }
+
+    async fn with_all(
+        database: Arc<Database>,
         change: impl FnOnce(&mut Config),
+        clock: Arc<AtomicI64>,
         sign_in: Option<SignIn>,
     ) -> Self {
-        let clock = Arc::new(AtomicI64::new(0));
         let [ahead, later] = [Arc::clone(&clock), Arc::clone(&clock)];
         let steady = Options::default().steady;
         let options = Options {
@@ -145,6 +155,12 @@ impl TestServer {
     /// Ends the server as SIGTERM does.
     pub(crate) async fn shut_down(self, grace: Duration) {
         self.server.shut_down(grace).await;
+    }
+
+    /// Ends the server as SIGTERM does, and keeps its database.
+    pub(crate) async fn end(self) -> Arc<Database> {
+        self.server.shut_down(Duration::ZERO).await;
+        self.database
     }
 }
 

@@ -183,13 +183,15 @@ impl Accounts {
         email: &str,
         password: &str,
     ) -> Result<SignedIn, Error> {
-        // What cannot be an address is nobody's.
-        let key = Some(text::fold(email))
+        // What cannot be an address is nobody's. What is much longer is not even folded.
+        let key = Some(email.trim())
+            .filter(|email| email.chars().nth(4 * MAX_EMAIL).is_none())
+            .map(text::fold)
             .filter(|key| is_possible(key))
             .unwrap_or_default();
-        let _turn = self.turn(&key).await;
-        let user = self.by_email(&key).await?;
         let attempt = Attempt::new(&key, client.address);
+        let _turn = self.turn(&attempt).await?;
+        let user = self.by_email(&key).await?;
         let verdict = self
             .attempt(client, &attempt, user.as_ref(), password)
             .await?;
@@ -288,13 +290,14 @@ impl Accounts {
         new: &str,
     ) -> Result<Option<SignedIn>, Error> {
         let user = &viewer.user;
-        let _turn = self.turn(&user.email_key).await;
         let attempt = Attempt::new(&user.email_key, client.address);
+        let _turn = self.turn(&attempt).await?;
         let verdict = self.attempt(client, &attempt, Some(user), current).await?;
         if verdict.is_none() {
             return Ok(None);
         }
-        let signed_in = self.replace_password(user.id, new, Some(client)).await?;
+        let session = Some((client, user.token_version));
+        let signed_in = self.replace_password(user.id, new, session).await?;
         let id = Some(user.id);
         self.trail
             .record(Act::PasswordChanged, client, id, id, json!({}));
@@ -321,18 +324,24 @@ impl Accounts {
         Ok(true)
     }
 
-    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one.
+    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one; but not for a client
+    /// whose session has been ended since its password was checked.
     async fn replace_password(
         &self,
         user: Uuid,
         new: &str,
-        client: Option<&Client>,
+        session: Option<(&Client, i32)>,
     ) -> Result<Option<SignedIn>, Error> {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
             let transaction = begin(&self.db).await?;
-            lock(&transaction, user).await?;
+            let row = lock(&transaction, user).await?;
+            let stands =
+                |version| row.is_some_and(|row| row.is_active && row.token_version == version);
+            if session.is_some_and(|(_, version)| !stands(version)) {
+                return Err(Error::token_revoked());
+            }
             let reason = RevocationReason::PasswordChanged;
             self.end(&transaction, user, Ending::All, reason, now)
                 .await?;
@@ -343,8 +352,8 @@ impl Accounts {
                 ..Default::default()
             };
             let row = row.update(&transaction).await?;
-            let signed_in = match client {
-                Some(client) => {
+            let signed_in = match session {
+                Some((client, _)) => {
                     let session = new_session(now);
                     Some(self.issue(&transaction, row, session, client, now).await?.0)
                 }

@@ -111,6 +111,16 @@ impl Attempt {
         })
     }
 
+    /// The queue in which the attempt waits, so that guesses made at once are counted one after the other. Whoever signs
+    /// in from where the owner does not waits with all others who do; the owner does not wait behind them.
+    pub(super) fn queue(&self, standing: &Standing) -> &str {
+        &self.keys[if standing.is_known {
+            &Scope::Pair
+        } else {
+            &Scope::Account
+        }]
+    }
+
     /// Counts a failure. Answers until when it locks the account for this attempt's network, if it does.
     pub(super) async fn failed(
         &self,

@@ -36,7 +36,7 @@ pub use token::{Keys, WeakKey};
 pub use trail::{Client, Recorder};
 
 pub(crate) use account::{Amendment, Profile};
-pub(crate) use password::LENGTH as PASSWORD_LENGTH;
+pub(crate) use password::{LENGTH as PASSWORD_LENGTH, has as password_has};
 pub(crate) use session::{SignedIn, live};
 pub(crate) use trail::{Act, Trail};
 
@@ -47,6 +47,7 @@ use crate::{
     load::Loader,
 };
 use credential::Credential;
+use lockout::Attempt;
 use password::Passwords;
 use token::{Disbelief, Mint};
 
@@ -139,10 +140,11 @@ impl Accounts {
         (self.clock)().trunc_subsecs(6)
     }
 
-    async fn turn(&self, account: &str) -> MutexGuard<'_, ()> {
-        let hash = self.hasher.hash_one(account);
+    async fn turn(&self, attempt: &Attempt) -> Result<MutexGuard<'_, ()>, Error> {
+        let standing = attempt.standing(&self.db, self.now()).await?;
+        let hash = self.hasher.hash_one(attempt.queue(&standing));
         let place = usize::try_from(hash % TURNS as u64).unwrap_or_default();
-        self.turns[place].lock().await
+        Ok(self.turns[place].lock().await)
     }
 
     /// The user who presents an access token, the session it belongs to, and when it expires.

@@ -53,6 +53,11 @@ pub(super) enum Verdict {
     Outdated,
 }
 
+/// Whether a password has at least so many characters, in the form in which it is hashed.
+pub(crate) fn has(password: &str, characters: usize) -> bool {
+    password.nfc().nth(characters - 1).is_some()
+}
+
 /// The form in which a password is hashed, so that it does not depend on a keyboard's way to write a letter
 /// (as `OpaqueString` of RFC 8265).
 fn normalized(password: &str) -> String {
@@ -101,7 +106,7 @@ impl Passwords {
         let exists = hashed.is_some();
         let hashed = hashed.unwrap_or(nobody).to_owned();
         // Longer ones are nobody's, and are not worth more time than others.
-        let fits = password.chars().nth(*LENGTH.end()).is_none();
+        let fits = !has(password, LENGTH.end() + 1);
         let password = if fits {
             normalized(password)
         } else {

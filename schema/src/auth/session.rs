@@ -226,7 +226,11 @@ impl Accounts {
         if row.used_at.is_some() {
             let reason = RevocationReason::Reuse;
             let ending = Ending::One(session, now + LONGEST_ACCESS);
-            self.end(&transaction, user.id, ending, reason, now).await?;
+            let ended = self.end(&transaction, user.id, ending, reason, now).await?;
+            if ended == 0 {
+                // Once was enough: the session is over already.
+                return Ok(Refresh::Unusable);
+            }
             transaction.commit().await?;
             return Ok(Refresh::Reused(user.id, session));
         }

@@ -1,0 +1,453 @@
+//! The audit log: what happened, for administrators alone, and how long things are kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{SubsecRound, TimeDelta, Utc};
+use futures_util::{StreamExt, stream};
+use gathering::config::Config;
+use gathering::serve;
+use gathering_entity::{audit, lockout, refresh_token, revoked_token};
+use gathering_schema::auth::Keys;
+use gathering_schema::{Graph, Limits, TrustedDocuments};
+use reqwest::StatusCode;
+use sea_orm::{
+    ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, Set,
+};
+use serde_json::{Value, json};
+
+use super::{ADA, ADMIN, BOB, CHANGED, Visitor, code};
+use crate::database::{Database, PASSWORD};
+use crate::server::{SIGNING_KEY, TestServer};
+
+async fn entries(db: &DatabaseConnection, action: &str) -> Vec<audit::Model> {
+    let find = audit::Entity::find().filter(audit::Column::Action.eq(action));
+    find.order_by_asc(audit::Column::Id)
+        .all(db)
+        .await
+        .expect("reads")
+}
+
+/// The entries of an action, oldest first.
+pub(crate) async fn entries_of(database: &Arc<Database>, action: &str) -> Vec<audit::Model> {
+    entries(&database.connect().await, action).await
+}
+
+/// Waits until an action has so many entries: they are written while nobody waits for them.
+pub(crate) async fn until_recorded(db: &DatabaseConnection, action: &str, count: usize) {
+    for _ in 0..3_000 {
+        let found = entries(db, action).await.len();
+        assert!(found <= count, "{action}: {found}");
+        if found == count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{action} was not recorded");
+}
+
+/// Deletes what has lost its meaning by then, as every server does from time to time.
+pub(crate) async fn purge(database: &Database, ahead: Duration) {
+    let config = Config::default();
+    let graphql = &config.graphql;
+    let limits = Limits {
+        document_bytes: graphql.document_bytes,
+        tokens: graphql.tokens,
+        root_fields: graphql.root_fields,
+        depth: graphql.depth,
+        complexity: graphql.complexity,
+        timeout: graphql.timeout,
+        parsed_documents: graphql.parsed_documents,
+        persisted_queries: graphql.persisted_queries,
+        introspection: graphql.introspection,
+    };
+    let ahead = TimeDelta::from_std(ahead).expect("within bounds");
+    let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
+    let (graph, _recorder) = Graph::new(
+        database.connect().await,
+        limits,
+        TrustedDocuments::default(),
+        serve::accounts(&config.auth, keys),
+        Arc::new(move || Utc::now() + ahead),
+    )
+    .expect("is made");
+    graph.purge().await.expect("purges");
+}
+
+const LOG: &str = "query($action: String!) { auditLog(first: 100, filter: { action: $action }) { nodes { \
+    action severity actor { name } clientIp userAgent requestId targetId details createdAt } } }";
+
+/// An entry of the audit log as an administrator reads it, once it is there.
+async fn recorded(admin: &Visitor, token: &str, request: &str, action: &str) -> Value {
+    for _ in 0..3_000 {
+        let answer = admin
+            .ask(Some(token), LOG, json!({ "action": action }))
+            .await;
+        let nodes = answer["data"]["auditLog"]["nodes"].as_array();
+        let mut nodes = nodes.unwrap_or_else(|| panic!("{answer}")).iter();
+        if let Some(entry) = nodes.find(|entry| entry["requestId"] == request) {
+            return entry.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{action} of {request} was not recorded");
+}
+
+/// Does everything that a user can, each in a request that is named after it. Answers who they are.
+async fn live(visitor: &Visitor) -> Value {
+    let wrong = "a wrong password";
+
+    let ada = visitor.named("r-register").register(ADA).await;
+    let id = visitor.id(&ada.access).await;
+    let stolen = visitor.named("r-login").login(ADA, PASSWORD).await;
+    visitor.named("r-failed").try_login(ADA, wrong).await;
+    for n in 1..=5 {
+        let name = format!("r-nobody-{n}");
+        visitor
+            .named(&name)
+            .try_login("nobody@example.com", wrong)
+            .await;
+    }
+    visitor.named("r-refresh").refresh(&stolen.refresh).await;
+    visitor.named("r-reuse").try_refresh(&stolen.refresh).await;
+    let other = visitor.login(ADA, PASSWORD).await;
+    let input = json!({ "sessionId": visitor.session(&other.access).await });
+    let revoke = visitor.named("r-revoke");
+    revoke
+        .mutate(
+            Some(&ada.access),
+            "revokeSession",
+            "revokedSessionId",
+            input,
+        )
+        .await;
+    let other = visitor.login(ADA, PASSWORD).await;
+    let logout = visitor.named("r-logout");
+    logout
+        .mutate(Some(&other.access), "logout", "revokedTokens", json!({}))
+        .await;
+    let input = json!({ "currentPassword": PASSWORD, "newPassword": "another password" });
+    let change = visitor.named("r-password");
+    let changed = change
+        .mutate(Some(&ada.access), "changePassword", super::SIGNED_IN, input)
+        .await;
+    let ada = super::tokens(&changed["data"]["changePassword"]);
+    visitor
+        .named("r-token")
+        .who("not a token")
+        .await
+        .expect_err("is refused");
+    visitor
+        .named("r-refused")
+        .ask(Some(&ada.access), "{ users { totalCount } }", json!({}))
+        .await;
+    id
+}
+
+#[tokio::test]
+async fn administrators_read_who_did_what_from_where() {
+    let server = TestServer::start().await;
+    let admin = Visitor::new(&server);
+    let admins = admin.login(ADMIN, PASSWORD).await.access;
+    let id = live(&Visitor::at(&server, 2)).await;
+    let input = json!({ "userId": id, "role": "ADMIN", "name": "Ada" });
+    admin
+        .named("r-update")
+        .mutate(Some(&admins), "updateUser", CHANGED, input)
+        .await;
+
+    // The request, what is said of it, who acted, and whether it was done to Ada.
+    for (request, action, severity, actor, is_to_ada) in [
+        ("r-register", "auth.registered", "INFO", Some("Ada"), true),
+        ("r-login", "auth.login_succeeded", "INFO", Some("Ada"), true),
+        ("r-failed", "auth.login_failed", "WARNING", None, true),
+        ("r-nobody-1", "auth.login_failed", "WARNING", None, false),
+        ("r-nobody-5", "auth.locked", "HIGH", None, false),
+        ("r-refresh", "auth.refreshed", "INFO", Some("Ada"), true),
+        ("r-reuse", "auth.refresh_reused", "HIGH", Some("Ada"), true),
+        (
+            "r-revoke",
+            "auth.session_revoked",
+            "INFO",
+            Some("Ada"),
+            true,
+        ),
+        ("r-logout", "auth.logged_out", "INFO", Some("Ada"), true),
+        (
+            "r-password",
+            "auth.password_changed",
+            "WARNING",
+            Some("Ada"),
+            true,
+        ),
+        ("r-token", "auth.token_rejected", "WARNING", None, false),
+        ("r-refused", "auth.refused", "WARNING", Some("Ada"), false),
+        (
+            "r-update",
+            "user.changed",
+            "WARNING",
+            Some("Ada Admin"),
+            true,
+        ),
+    ] {
+        let entry = recorded(&admin, &admins, request, action).await;
+        let address = if request == "r-update" {
+            "127.0.0.1"
+        } else {
+            "127.0.0.2"
+        };
+        assert_eq!(entry["action"], action);
+        assert_eq!(entry["severity"], severity, "{action}");
+        assert_eq!(entry["actor"]["name"].as_str(), actor, "{action}");
+        assert_eq!(
+            entry["targetId"],
+            if is_to_ada { id.clone() } else { Value::Null },
+            "{action}"
+        );
+        assert_eq!(entry["clientIp"], address, "{action}");
+        assert_eq!(entry["userAgent"], "visitor/1.0", "{action}");
+    }
+    let changed = recorded(&admin, &admins, "r-update", "user.changed").await;
+    let expected = json!({ "changed": ["name", "role"], "role": "ADMIN", "isActive": true });
+    assert_eq!(changed["details"], expected);
+}
+
+#[tokio::test]
+async fn nobody_else_reads_the_audit_log() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let admin = visitor.login(ADMIN, PASSWORD).await;
+    until_recorded(&server.database().connect().await, "auth.registered", 1).await;
+    let all = "{ auditLog(first: 1) { totalCount nodes { id } } }";
+    let answer = visitor.ask(Some(&admin.access), all, json!({})).await;
+    let entry = &answer["data"]["auditLog"]["nodes"][0]["id"];
+    assert!(entry.is_string(), "{answer}");
+    let named = |token| {
+        visitor.ask(
+            token,
+            "query($id: ID!) { node(id: $id) { id } }",
+            json!({ "id": entry }),
+        )
+    };
+    assert_eq!(
+        named(Some(admin.access.as_str())).await["data"]["node"]["id"],
+        *entry
+    );
+    for (token, refusal) in [
+        (None, "UNAUTHENTICATED"),
+        (Some(ada.access.as_str()), "FORBIDDEN"),
+    ] {
+        assert_eq!(code(&visitor.ask(token, all, json!({})).await), refusal);
+        let answer = named(token).await;
+        assert!(answer["data"]["node"].is_null(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_audit_log_is_written_to_its_end_and_holds_no_secret() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let mut secrets = ["example", PASSWORD, "a wrong password", "mistyped"]
+        .map(str::to_owned)
+        .to_vec();
+    let mut keep = |tokens: super::Tokens| {
+        secrets.extend([tokens.access.clone(), tokens.refresh.clone()]);
+        secrets.extend(tokens.access.split('.').map(str::to_owned));
+        tokens
+    };
+    let ada = keep(visitor.register(ADA).await);
+    let next = keep(visitor.refresh(&ada.refresh).await);
+    visitor.try_refresh(&ada.refresh).await;
+    visitor.try_refresh("mistyped").await;
+    let again = keep(visitor.login("Ada@EXAMPLE.com", PASSWORD).await);
+    for _ in 0..6 {
+        visitor.try_login(ADA, "a wrong password").await;
+    }
+    visitor.try_login("mistyped", "mistyped").await;
+    visitor.who("mistyped").await.expect_err("is refused");
+    visitor.who(&next.access).await.expect_err("is refused");
+    visitor
+        .ask(
+            Some(&again.access),
+            "{ users(filter: { search: \"mistyped\" }) { totalCount } }",
+            json!({}),
+        )
+        .await;
+    let input = json!({ "refreshToken": again.refresh });
+    visitor
+        .mutate(Some(&again.access), "logout", "revokedTokens", input)
+        .await;
+
+    let database = server.end().await;
+    let rows = audit::Entity::find()
+        .all(&database.connect().await)
+        .await
+        .expect("reads");
+    let mut actions: Vec<_> = rows.iter().map(|row| row.action.as_str()).collect();
+    actions.sort_unstable();
+    actions.dedup();
+    assert_eq!(
+        actions,
+        [
+            "auth.locked",
+            "auth.logged_out",
+            "auth.login_failed",
+            "auth.login_succeeded",
+            "auth.refresh_reused",
+            "auth.refreshed",
+            "auth.refused",
+            "auth.registered",
+            "auth.token_rejected",
+        ]
+    );
+    for row in rows {
+        let details = row.details.to_string();
+        for secret in &secrets {
+            assert!(
+                !details.contains(secret.as_str()),
+                "{}: {details}",
+                row.action
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn bad_tokens_by_the_thousand_are_few_entries_and_in_nobodys_way() {
+    const TIMES: u64 = 2_000;
+    let server = TestServer::start().await;
+    let stranger = Visitor::at(&server, 2);
+    let attempts = stream::iter(0..TIMES).map(|n| {
+        let stranger = stranger.clone();
+        async move { stranger.who(&format!("not.a.token{n}")).await }
+    });
+    let refused = attempts
+        .buffer_unordered(32)
+        .all(async |standing| standing == super::unauthenticated());
+    let honest = async {
+        let visitor = Visitor::new(&server);
+        let bob = visitor.named("r-bob").register(BOB).await;
+        visitor
+            .named("r-typo")
+            .who(&bob.access[1..])
+            .await
+            .expect_err("is refused");
+        let admin = visitor.login(ADMIN, PASSWORD).await;
+        recorded(&visitor, &admin.access, "r-bob", "auth.registered").await;
+        recorded(&visitor, &admin.access, "r-typo", "auth.token_rejected").await;
+    };
+    let (refused, ()) = futures_util::future::join(refused, honest).await;
+    assert!(refused);
+
+    let rejected = entries_of(&server.end().await, "auth.token_rejected").await;
+    let of = |address: &'static str| {
+        rejected
+            .iter()
+            .filter(move |entry| entry.client_ip.as_deref() == Some(address))
+    };
+    // The first, and a count of the others after a minute and at the end.
+    let counts = of("127.0.0.2").map(|entry| entry.details["count"].as_u64().unwrap_or(1));
+    assert_eq!(counts.sum::<u64>(), TIMES);
+    assert!((2..=8).contains(&of("127.0.0.2").count()), "{rejected:?}");
+    assert_eq!(of("127.0.0.1").count(), 1);
+}
+
+#[tokio::test]
+async fn a_client_cannot_make_an_entry_longer_than_it_may_be() {
+    let server = TestServer::start().await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .user_agent("x".repeat(5_000));
+    let client = client.build().expect("a client");
+    let body = json!({ "query": "{ __typename }" });
+    let request = client
+        .post(server.url("/graphql"))
+        .json(&body)
+        .bearer_auth("x");
+    let response = request
+        .header("x-request-id", "y".repeat(5_000))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    let given = response.headers()["x-request-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let rejected = entries_of(&server.end().await, "auth.token_rejected").await;
+    assert_eq!(rejected[0].user_agent, Some("x".repeat(255)));
+    assert_eq!(rejected[0].request_id, Some(given));
+}
+
+/// How many rows there are: revocations, refresh tokens, failures and known networks, entries of the audit log.
+async fn kept(db: &DatabaseConnection) -> [u64; 5] {
+    [
+        revoked_token::Entity::find().count(db).await,
+        refresh_token::Entity::find().count(db).await,
+        lockout::Entity::find()
+            .filter(lockout::Column::Failures.ne(0))
+            .count(db)
+            .await,
+        lockout::Entity::find()
+            .filter(lockout::Column::Failures.eq(0))
+            .count(db)
+            .await,
+        audit::Entity::find().count(db).await,
+    ]
+    .map(|count| count.expect("counts"))
+}
+
+#[tokio::test]
+async fn what_has_lost_its_meaning_is_deleted_and_nothing_else() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    visitor
+        .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+        .await;
+    visitor.try_login("nobody@example.com", PASSWORD).await;
+    let database = server.end().await;
+    let db = database.connect().await;
+    let before = kept(&db).await;
+    assert_eq!(before, [1, 1, 3, 1, 3]);
+
+    let hours = |hours| Duration::from_hours(hours);
+    let days = |days: u64| Duration::from_hours(24 * days);
+    for (ahead, expected) in [
+        (Duration::from_mins(14), [1, 1, 3, 1, 3]),
+        (hours(2), [0, 1, 3, 1, 3]),
+        (hours(23), [0, 1, 3, 1, 3]),
+        (hours(25), [0, 1, 0, 1, 3]),
+        // 30 days, and 7 in which it is still recognised.
+        (days(36), [0, 1, 0, 1, 3]),
+        (days(38), [0, 0, 0, 1, 3]),
+        (days(89), [0, 0, 0, 1, 3]),
+        (days(91), [0, 0, 0, 0, 3]),
+        (days(364), [0, 0, 0, 0, 3]),
+        (days(366), [0, 0, 0, 0, 0]),
+    ] {
+        purge(&database, ahead).await;
+        assert_eq!(kept(&db).await, expected, "{ahead:?}");
+    }
+}
+
+#[tokio::test]
+async fn more_than_one_statement_deletes_is_deleted() {
+    let database = Database::empty().await;
+    let db = database.connect().await;
+    for batch in 0..5 {
+        let rows = (0..500).map(|n| lockout::ActiveModel {
+            key: Set(format!("{:064}", batch * 500 + n)),
+            failures: Set(1),
+            locked_until: Set(None),
+            expires_at: Set(Utc::now().trunc_subsecs(6)),
+        });
+        lockout::Entity::insert_many(rows)
+            .exec_without_returning(&db)
+            .await
+            .expect("writes");
+    }
+    purge(&database, Duration::from_mins(1)).await;
+    assert_eq!(lockout::Entity::find().count(&db).await.expect("counts"), 0);
+}

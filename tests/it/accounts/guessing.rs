@@ -1,0 +1,362 @@
+//! Guessing passwords: slowed down for whoever guesses, and silent about which accounts there are.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{Either, join_all, select};
+use futures_util::stream::FuturesUnordered;
+use gathering_entity::{lockout, user as users};
+use reqwest::header::DATE;
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use serde_json::json;
+use std::pin::pin;
+
+use super::{ADA, BOB, Visitor, code, faults};
+use crate::accounts::audit::{entries_of, until_recorded};
+use crate::database::PASSWORD;
+use crate::server::TestServer;
+
+const NOBODY: &str = "nobody@example.com";
+const LOGIN: &str = "mutation($input: LoginInput!) { login(input: $input) { accessToken } }";
+
+/// All that tells one answer from another.
+async fn answer(visitor: &Visitor, email: &str, password: &str) -> String {
+    let input = json!({ "input": { "email": email, "password": password } });
+    let visitor = visitor.named("the-same-for-all");
+    let response = visitor.send(None, LOGIN, input).await;
+    let mut headers = response.headers().clone();
+    headers.remove(DATE);
+    let status = response.status();
+    let body = response.text().await.expect("a body");
+    format!("{status} {headers:?} {body}")
+}
+
+/// The answer to a wrong password, so many times.
+async fn fail(visitor: &Visitor, email: &str, times: usize) -> String {
+    let mut last = String::new();
+    for _ in 0..times {
+        last = answer(visitor, email, "a wrong password").await;
+    }
+    assert!(last.contains("UNAUTHENTICATED"), "{last}");
+    last
+}
+
+fn is_in(answer: &str) -> bool {
+    answer.contains(r#""accessToken":"ey"#)
+}
+
+#[tokio::test]
+async fn a_wrong_password_an_unknown_address_and_a_lock_are_answered_alike() {
+    let server = TestServer::start().await;
+    Visitor::new(&server).register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    let wrong = fail(&stranger, ADA, 1).await;
+    assert_eq!(fail(&stranger, NOBODY, 1).await, wrong);
+    for impossible in [
+        "",
+        " ",
+        "\0",
+        "ada",
+        &"x".repeat(300),
+        &"\u{fdfa}".repeat(300_000),
+    ] {
+        assert_eq!(answer(&stranger, impossible, PASSWORD).await, wrong);
+    }
+    for impossible in ["", "\0", &"x".repeat(1_000_000)] {
+        assert_eq!(
+            answer(&Visitor::at(&server, 3), ADA, impossible).await,
+            wrong
+        );
+    }
+    for email in [ADA, NOBODY] {
+        assert_eq!(fail(&stranger, email, 4).await, wrong);
+        // Locked.
+        assert_eq!(answer(&stranger, email, PASSWORD).await, wrong);
+        assert_eq!(fail(&stranger, email, 1).await, wrong);
+    }
+    // Who signs in from where she always does is not kept out by others.
+    assert!(is_in(&answer(&Visitor::new(&server), ADA, PASSWORD).await));
+
+    let database = server.end().await;
+    let of_ada = users::Entity::find().filter(users::Column::EmailKey.eq(ADA));
+    let ada = of_ada
+        .one(&database.connect().await)
+        .await
+        .expect("reads")
+        .expect("a user")
+        .id;
+    let failed = entries_of(&database, "auth.login_failed").await;
+    for target in [Some(ada), None] {
+        let locked = failed.iter().filter(|entry| {
+            entry.client_ip.as_deref() == Some("127.0.0.2")
+                && entry.target_id == target
+                && entry.details == json!({ "reason": "locked" })
+        });
+        assert!(locked.count() >= 2, "{failed:?}");
+    }
+    assert_eq!(entries_of(&database, "auth.locked").await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_lock_ends_by_itself_and_grows_with_further_failures() {
+    let server = TestServer::start().await;
+    Visitor::new(&server).register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    fail(&stranger, ADA, 4).await;
+    for minutes in [1, 2, 4, 8, 15, 15] {
+        fail(&stranger, ADA, 1).await;
+        // What is tried meanwhile does not make it longer.
+        fail(&stranger, ADA, 3).await;
+        server.pass(minutes * 60 - 30);
+        assert!(!is_in(&answer(&stranger, ADA, PASSWORD).await), "{minutes}");
+        server.pass(31);
+    }
+    assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
+    // Then it all begins anew.
+    fail(&stranger, ADA, 4).await;
+    assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
+    fail(&stranger, ADA, 5).await;
+    assert!(!is_in(&answer(&stranger, ADA, PASSWORD).await));
+    server.pass(61);
+    assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
+}
+
+#[tokio::test]
+async fn failures_are_forgotten_after_a_day() {
+    let server = TestServer::start().await;
+    Visitor::new(&server).register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    fail(&stranger, ADA, 4).await;
+    server.pass(24 * 3600 + 1);
+    fail(&stranger, ADA, 4).await;
+    assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
+}
+
+#[tokio::test]
+async fn a_network_that_fails_on_many_accounts_is_locked_as_a_whole() {
+    let server = TestServer::start().await;
+    let stranger = Visitor::at(&server, 2);
+    Visitor::new(&server).register(ADA).await;
+    stranger.register(BOB).await;
+    for n in 0..19 {
+        fail(&stranger, &format!("guess{n}@example.com"), 1).await;
+    }
+    assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
+    fail(&stranger, "guess19@example.com", 1).await;
+    for email in ["demo@example.com", "guest@example.com"] {
+        assert!(!is_in(&answer(&stranger, email, PASSWORD).await));
+        assert!(is_in(
+            &answer(&Visitor::at(&server, 3), email, PASSWORD).await
+        ));
+    }
+    // Who has signed in from there before still may.
+    for email in [ADA, BOB] {
+        assert!(is_in(&answer(&stranger, email, PASSWORD).await));
+    }
+    server.pass(61);
+    assert!(is_in(
+        &answer(&stranger, "demo@example.com", PASSWORD).await
+    ));
+}
+
+#[tokio::test]
+async fn an_account_that_many_networks_guess_at_is_locked_but_for_its_owner() {
+    let server = TestServer::start().await;
+    let owner = Visitor::new(&server);
+    owner.register(ADA).await;
+    for host in 10..34 {
+        fail(&Visitor::at(&server, host), ADA, 1).await;
+    }
+    let fresh = Visitor::at(&server, 99);
+    fail(&fresh, ADA, 1).await;
+    assert!(!is_in(
+        &answer(&Visitor::at(&server, 100), ADA, PASSWORD).await
+    ));
+    // Others are not meant.
+    assert!(is_in(&answer(&fresh, "demo@example.com", PASSWORD).await));
+    assert!(is_in(&answer(&owner, ADA, PASSWORD).await));
+    assert!(is_in(
+        &answer(&Visitor::at(&server, 100), ADA, PASSWORD).await
+    ));
+}
+
+#[tokio::test]
+async fn one_who_says_to_be_elsewhere_is_not() {
+    let server = TestServer::start().await;
+    let stranger = Visitor::at(&server, 2);
+    Visitor::new(&server).register(ADA).await;
+    fail(&stranger, ADA, 5).await;
+    for name in ["x-forwarded-for", "forwarded", "x-real-ip"] {
+        let body = json!({ "query": LOGIN, "variables": { "input": { "email": ADA, "password": PASSWORD } } });
+        let request = stranger
+            .client
+            .post(&stranger.url)
+            .header(name, "127.0.0.1")
+            .json(&body);
+        let response = request.send().await.expect("an answer");
+        assert!(!is_in(&response.text().await.expect("a body")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn of_a_hundred_guesses_at_once_five_are_checked() {
+    let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
+    Visitor::new(&server).register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    let guesses = (0..100).map(async |n| {
+        let guess = answer(&stranger, ADA, &format!("guess number {n}")).await;
+        assert!(guess.contains("UNAUTHENTICATED"), "{guess}");
+    });
+    join_all(guesses).await;
+    let database = server.end().await;
+    let failed = entries_of(&database, "auth.login_failed").await;
+    let is_locked = |entry: &&gathering_entity::audit::Model| entry.details["reason"] == "locked";
+    assert_eq!(failed.len(), 100);
+    assert_eq!(failed.iter().filter(is_locked).count(), 95);
+    assert_eq!(entries_of(&database, "auth.locked").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_guesses_does_not_keep_the_owner_waiting() {
+    let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
+    let owner = Visitor::new(&server);
+    owner.register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    let mut flood: FuturesUnordered<_> = (0..100)
+        .map(|_| answer(&stranger, ADA, "a wrong password"))
+        .collect();
+    for _ in 0..10 {
+        flood.next().await.expect("an answer");
+    }
+    let mut signing_in = pin!(answer(&owner, ADA, PASSWORD));
+    let mut before = 0;
+    let signed_in = loop {
+        match select(&mut signing_in, flood.next()).await {
+            Either::Left((answer, _)) => break answer,
+            Either::Right(_) => before += 1,
+        }
+    };
+    assert!(is_in(&signed_in));
+    assert!(before < 45, "{before} were answered before the owner");
+}
+
+#[tokio::test]
+async fn guesses_in_one_document_count_like_others() {
+    let server = TestServer::start().await;
+    Visitor::new(&server).register(ADA).await;
+    let stranger = Visitor::at(&server, 2);
+    let guesses: Vec<_> = (0..6)
+        .map(|n| {
+            let password = if n == 5 { PASSWORD } else { "a wrong password" };
+            format!("g{n}: login(input: {{ email: \"{ADA}\", password: \"{password}\" }}) {{ accessToken }} ")
+        })
+        .collect();
+    let answer = stranger
+        .ask(
+            None,
+            &format!("mutation {{ {} }}", guesses.concat()),
+            json!({}),
+        )
+        .await;
+    assert!(!answer.to_string().contains("\"ey"), "{answer}");
+    assert!(!is_in(&self::answer(&stranger, ADA, PASSWORD).await));
+}
+
+#[tokio::test]
+async fn a_wrong_current_password_is_a_guess_too() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let change = async |current: &str| {
+        let input = json!({ "currentPassword": current, "newPassword": "another password" });
+        let answer = visitor
+            .mutate(Some(&ada.access), "changePassword", super::SIGNED_IN, input)
+            .await;
+        assert_eq!(
+            faults(&answer["data"]["changePassword"]),
+            [("currentPassword", "INVALID")]
+        );
+    };
+    for _ in 0..5 {
+        change("a wrong password").await;
+    }
+    change(PASSWORD).await;
+    assert!(!is_in(&answer(&visitor, ADA, PASSWORD).await));
+    server.pass(61);
+    assert!(is_in(&answer(&visitor, ADA, PASSWORD).await));
+}
+
+/// The statements so far, once the last of them is counted.
+async fn until_settled(server: &TestServer) -> u64 {
+    loop {
+        let statements = server.statements();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if server.statements() == statements {
+            return statements;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
+    let server = TestServer::start().await;
+    Visitor::new(&server).register(ADA).await;
+    let db = server.database().connect().await;
+    until_recorded(&db, "auth.registered", 1).await;
+    let mut host = 2;
+    let mut seen = 0;
+    let mut taken = async |emails: [&str; 6]| {
+        // Everybody from a network of their own: four are wrong, the fifth locks, the last is locked.
+        host += 1;
+        let visitor = Visitor::at(&server, host);
+        let mut statements = Vec::new();
+        for email in emails {
+            let before = server.statements();
+            fail(&visitor, email, 1).await;
+            seen += 1;
+            until_recorded(&db, "auth.login_failed", seen).await;
+            statements.push(until_settled(&server).await - before);
+        }
+        // The fifth has two entries in the audit log, which are written together or one after the other.
+        statements.remove(4);
+        statements
+    };
+    let known = taken([ADA; 6]).await;
+    let unknown = taken([NOBODY; 6]).await;
+    assert_eq!(known, unknown);
+    assert!(known.iter().all(|statements| *statements > 0));
+}
+
+#[tokio::test]
+async fn nobody_who_was_guessed_at_is_kept_by_name() {
+    let server = TestServer::start().await;
+    fail(&Visitor::at(&server, 2), "my password by mistake", 1).await;
+    let db = server.end().await;
+    let db = db.connect().await;
+    let rows = lockout::Entity::find().all(&db).await.expect("reads");
+    assert_eq!(rows.len(), 3);
+    assert!(
+        rows.iter()
+            .all(|row| row.key.len() == 64 && row.key.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    );
+}
+
+#[tokio::test]
+async fn a_deactivated_account_is_told_so_only_with_its_password() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    visitor.register(ADA).await;
+    let db = server.database().connect().await;
+    let disable = users::Entity::update_many()
+        .col_expr(
+            users::Column::IsActive,
+            sea_orm::sea_query::Expr::value(false),
+        )
+        .filter(users::Column::EmailKey.eq(ADA));
+    disable.exec(&db).await.expect("writes");
+    assert_eq!(
+        fail(&visitor, ADA, 1).await,
+        fail(&visitor, NOBODY, 1).await
+    );
+    assert_eq!(code(&visitor.try_login(ADA, PASSWORD).await), "FORBIDDEN");
+}

@@ -1,0 +1,330 @@
+//! Sessions: from a sign-in through refreshes to their end.
+
+use futures_util::future::{join, join_all};
+use serde_json::{Value, json};
+
+use super::{ADA, ADMIN, BOB, Visitor, code, unauthenticated, user};
+use crate::accounts::audit::entries_of;
+use crate::accounts::tokens::claims;
+use crate::database::PASSWORD;
+use crate::server::TestServer;
+
+#[tokio::test]
+async fn a_refresh_gives_new_tokens_for_the_same_session() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let first = visitor.register(ADA).await;
+    let session = visitor.session(&first.access).await;
+    let second = visitor.refresh(&first.refresh).await;
+    let third = visitor.refresh(&second.refresh).await;
+    assert_ne!(first.refresh, second.refresh);
+    assert_ne!(second.refresh, third.refresh);
+    for tokens in [&first, &second, &third] {
+        assert_eq!(visitor.who(&tokens.access).await, user(ADA));
+    }
+    assert_eq!(visitor.session(&third.access).await, session);
+    assert_eq!(visitor.sessions(&third.access).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_refreshed_ends() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let idle = visitor.login(ADA, PASSWORD).await;
+    server.pass(29 * 24 * 3600);
+    let ada = visitor.refresh(&ada.refresh).await;
+    server.pass(2 * 24 * 3600);
+    assert_eq!(
+        code(&visitor.try_refresh(&idle.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    let ada = visitor.refresh(&ada.refresh).await;
+    assert_eq!(visitor.sessions(&ada.access).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_no_refresh_token_is_refused() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let mut other = ada.refresh.clone();
+    other.pop();
+    for token in [
+        "",
+        "\0",
+        &other,
+        &ada.access,
+        &ada.refresh.to_uppercase(),
+        &"x".repeat(900_000),
+    ] {
+        assert_eq!(code(&visitor.try_refresh(token).await), "UNAUTHENTICATED");
+    }
+    assert_eq!(visitor.who(&ada.refresh).await, unauthenticated());
+    visitor.refresh(&ada.refresh).await;
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_is_used_twice_ends_its_session_and_no_other() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let stolen = visitor.register(ADA).await;
+    let other = visitor.login(ADA, PASSWORD).await;
+    let second = visitor.refresh(&stolen.refresh).await;
+    let third = visitor.refresh(&second.refresh).await;
+    assert_eq!(
+        code(&visitor.try_refresh(&stolen.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    for tokens in [&stolen, &second, &third] {
+        assert_eq!(visitor.who(&tokens.access).await, unauthenticated());
+        assert_eq!(
+            code(&visitor.try_refresh(&tokens.refresh).await),
+            "UNAUTHENTICATED"
+        );
+    }
+    assert_eq!(visitor.who(&other.access).await, user(ADA));
+    visitor.refresh(&other.refresh).await;
+
+    // It is reported once, however often it is tried.
+    let reused = entries_of(&server.end().await, "auth.refresh_reused").await;
+    assert_eq!(reused.len(), 1);
+    assert_eq!(reused[0].client_ip.as_deref(), Some("127.0.0.1"));
+}
+
+#[tokio::test]
+async fn of_those_who_race_for_a_refresh_token_one_wins_and_none_keeps() {
+    for racers in [2, 10] {
+        let server = TestServer::start().await;
+        let visitor = Visitor::new(&server);
+        let ada = visitor.register(ADA).await;
+        let race = (0..racers).map(async |_| {
+            // With a connection of their own.
+            Visitor::new(&server).try_refresh(&ada.refresh).await
+        });
+        let answers = join_all(race).await;
+        let (won, lost): (Vec<_>, Vec<_>) = answers
+            .iter()
+            .partition(|answer| answer["data"].is_object());
+        assert_eq!(won.len(), 1, "{answers:?}");
+        for answer in lost {
+            assert_eq!(code(answer), "UNAUTHENTICATED");
+        }
+        let winner = super::tokens(&won[0]["data"]["refreshSession"]);
+        assert_eq!(visitor.who(&winner.access).await, unauthenticated());
+        assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+        assert_eq!(
+            code(&visitor.try_refresh(&winner.refresh).await),
+            "UNAUTHENTICATED"
+        );
+        let reused = entries_of(&server.end().await, "auth.refresh_reused").await;
+        assert_eq!(reused.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn two_sign_ins_in_the_same_second_are_two_sessions() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    visitor.register(ADA).await;
+    let mut pair = None;
+    for _ in 0..20 {
+        let (one, two) = join(visitor.login(ADA, PASSWORD), visitor.login(ADA, PASSWORD)).await;
+        if claims(&one.access)["iat"] == claims(&two.access)["iat"] {
+            pair = Some((one, two));
+            break;
+        }
+    }
+    let (one, two) = pair.expect("two in the same second");
+    assert_ne!(one.access, two.access);
+    assert_ne!(one.refresh, two.refresh);
+    let session = visitor.session(&one.access).await;
+    assert_ne!(session, visitor.session(&two.access).await);
+    let input = json!({ "sessionId": session });
+    visitor
+        .mutate(
+            Some(&two.access),
+            "revokeSession",
+            "revokedSessionId",
+            input,
+        )
+        .await;
+    assert_eq!(visitor.who(&one.access).await, unauthenticated());
+    assert_eq!(visitor.who(&two.access).await, user(ADA));
+    visitor.refresh(&two.refresh).await;
+}
+
+async fn logout(visitor: &Visitor, token: &str, input: Value) -> Value {
+    let answer = visitor
+        .mutate(
+            Some(token),
+            "logout",
+            "revokedTokens userErrors { code }",
+            input,
+        )
+        .await;
+    answer["data"]["logout"]["revokedTokens"].clone()
+}
+
+#[tokio::test]
+async fn a_sign_out_ends_one_session_or_the_named_one_too_or_all() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let bob = visitor.register(BOB).await;
+    visitor.register(ADA).await;
+    let sign_in = async || visitor.login(ADA, PASSWORD).await;
+    let is_over = async |tokens: &super::Tokens| {
+        let is_over = visitor.who(&tokens.access).await == unauthenticated();
+        let refreshed = visitor.try_refresh(&tokens.refresh).await;
+        assert_eq!(refreshed["data"].is_null(), is_over, "{refreshed}");
+        is_over
+    };
+
+    let [here, there] = [sign_in().await, sign_in().await];
+    assert_eq!(logout(&visitor, &here.access, json!({})).await, 2);
+    assert!(is_over(&here).await);
+    assert!(!is_over(&there).await);
+
+    let [here, there] = [sign_in().await, sign_in().await];
+    let both = json!({ "refreshToken": there.refresh });
+    assert_eq!(logout(&visitor, &here.access, both).await, 3);
+    assert!(is_over(&here).await && is_over(&there).await);
+
+    // Somebody else's session is not the caller's to end.
+    let here = sign_in().await;
+    let foreign = json!({ "refreshToken": bob.refresh });
+    assert_eq!(logout(&visitor, &here.access, foreign).await, 2);
+
+    let [here, there] = [sign_in().await, sign_in().await];
+    logout(&visitor, &here.access, json!({ "everywhere": true })).await;
+    assert!(is_over(&here).await && is_over(&there).await);
+    assert!(!is_over(&bob).await);
+    let answer = visitor
+        .mutate(
+            None,
+            "logout",
+            "revokedTokens",
+            json!({ "everywhere": true }),
+        )
+        .await;
+    assert_eq!(code(&answer), "UNAUTHENTICATED");
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended_by_their_owner_and_administrators() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let elsewhere = Visitor::at(&server, 2).login(ADA, PASSWORD).await;
+    let bob = visitor.register(BOB).await;
+    let admin = visitor.login(ADMIN, PASSWORD).await;
+    let revoke = async |token: &str, session: &Value| {
+        let selection = "revokedSessionId userErrors { code }";
+        let input = json!({ "sessionId": session });
+        visitor
+            .mutate(Some(token), "revokeSession", selection, input)
+            .await
+    };
+
+    let listed = visitor.sessions(&ada.access).await;
+    let addresses: Vec<_> = listed.iter().map(|session| &session["clientIp"]).collect();
+    assert_eq!(addresses, ["127.0.0.2", "127.0.0.1"]);
+    let sessions = [&ada, &elsewhere].map(|tokens| tokens.access.as_str());
+    let [first, second] = [
+        visitor.session(sessions[0]).await,
+        visitor.session(sessions[1]).await,
+    ];
+
+    for stranger in [
+        json!("signin_00000000000000000000000000"),
+        first.clone(),
+        second.clone(),
+    ] {
+        let refused = revoke(&bob.access, &stranger).await;
+        assert_eq!(code(&refused), "NOT_FOUND");
+    }
+    assert_eq!(
+        code(&revoke(&bob.access, &visitor.id(&ada.access).await).await),
+        "BAD_USER_INPUT"
+    );
+    assert_eq!(visitor.who(&elsewhere.access).await, user(ADA));
+
+    let ended = revoke(&ada.access, &second).await;
+    assert_eq!(ended["data"]["revokeSession"]["revokedSessionId"], second);
+    assert_eq!(visitor.who(&elsewhere.access).await, unauthenticated());
+    assert_eq!(
+        code(&visitor.try_refresh(&elsewhere.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    assert_eq!(code(&revoke(&ada.access, &second).await), "NOT_FOUND");
+    assert_eq!(visitor.sessions(&ada.access).await.len(), 1);
+
+    let of_ada = json!({ "user": visitor.id(&ada.access).await });
+    let refused = visitor
+        .ask(Some(&bob.access), super::SESSIONS, of_ada.clone())
+        .await;
+    assert_eq!(code(&refused), "FORBIDDEN");
+    let own = visitor
+        .ask(Some(&ada.access), super::SESSIONS, of_ada.clone())
+        .await;
+    assert_eq!(own["data"]["sessions"]["nodes"][0]["id"], first);
+    let listed = visitor
+        .ask(Some(&admin.access), super::SESSIONS, of_ada)
+        .await;
+    assert_eq!(listed["data"]["sessions"]["nodes"][0]["id"], first);
+    let ended = revoke(&admin.access, &first).await;
+    assert_eq!(ended["data"]["revokeSession"]["revokedSessionId"], first);
+    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(visitor.who(&bob.access).await, user(BOB));
+}
+
+#[tokio::test]
+async fn what_is_ended_is_so_on_every_connection_and_instance_and_after_a_restart() {
+    let one = TestServer::start().await;
+    let two = one.beside(|_| ()).await;
+    let (here, there) = (Visitor::new(&one), Visitor::new(&two));
+    let bob = here.register(BOB).await;
+    here.register(ADA).await;
+
+    let mut ended = Vec::new();
+    for input in [json!({}), json!({ "everywhere": true })] {
+        let ada = here.login(ADA, PASSWORD).await;
+        let other = there.login(ADA, PASSWORD).await;
+        for visitor in [&here, &there] {
+            assert_eq!(visitor.who(&ada.access).await, user(ADA));
+        }
+        logout(&here, &ada.access, input).await;
+        for visitor in [&there, &here, &Visitor::new(&one)] {
+            assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+            assert_eq!(
+                code(&visitor.try_refresh(&ada.refresh).await),
+                "UNAUTHENTICATED"
+            );
+        }
+        ended.extend([ada, other]);
+    }
+    assert_eq!(there.who(&ended[3].access).await, unauthenticated());
+
+    // A new password on one is one on the other, and a token that was used there is used here.
+    let ada = there.login(ADA, PASSWORD).await;
+    let next = here.refresh(&ada.refresh).await;
+    assert_eq!(
+        code(&there.try_refresh(&ada.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    assert_eq!(here.who(&next.access).await, unauthenticated());
+    ended.extend([ada, next]);
+
+    drop(two);
+    let restarted = TestServer::on(one.end().await, |_| ()).await;
+    let visitor = Visitor::new(&restarted);
+    for tokens in ended {
+        assert_eq!(visitor.who(&tokens.access).await, unauthenticated());
+        assert_eq!(
+            code(&visitor.try_refresh(&tokens.refresh).await),
+            "UNAUTHENTICATED"
+        );
+    }
+    assert_eq!(visitor.who(&bob.access).await, user(BOB));
+    visitor.refresh(&bob.refresh).await;
+}

@@ -1,0 +1,477 @@
+//! Access tokens: ours are good for their time, and nothing else is one.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::StatusCode;
+use sea_orm::ConnectionTrait;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{ADA, BOB, Tokens, Visitor, code, unauthenticated, user};
+use crate::accounts::audit::entries_of;
+use crate::database::{Database, PASSWORD};
+use crate::server::{SIGNING_KEY, TestServer};
+
+/// What a token says.
+pub(crate) fn claims(token: &str) -> Value {
+    part(token, 1)
+}
+
+/// The name of the key that signed a token.
+pub(crate) fn key_of(token: &str) -> Value {
+    part(token, 0)["kid"].clone()
+}
+
+fn part(token: &str, place: usize) -> Value {
+    let part = token.split('.').nth(place).expect("three parts");
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64url");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+fn encoded(value: &Value) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(value.to_string())
+}
+
+fn kid(key: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(key)[..9])
+}
+
+fn header(key: &str) -> Value {
+    json!({ "alg": "HS256", "typ": "at+jwt", "kid": kid(key) })
+}
+
+/// A token of one's own making, signed with HMAC-SHA-256.
+fn forge(header: &Value, claims: &Value, key: &str) -> String {
+    let text = format!("{}.{}", encoded(header), encoded(claims));
+    let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("any length");
+    mac.update(text.as_bytes());
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+    format!("{text}.{signature}")
+}
+
+fn with(object: &Value, name: &str, value: impl Into<Value>) -> Value {
+    let mut object = object.clone();
+    object[name] = value.into();
+    object
+}
+
+const RENAME: &str = r#"mutation { updateProfile(input: { name: "Mallory" }) { user { name } } }"#;
+
+const OTHER_KEY: &str = "another key of the tests: 0123456789 ABCDEFGHIJ";
+
+type Forgeries = Vec<(&'static str, String)>;
+
+/// Tokens with other headers than ours.
+fn by_header(genuine: &Value) -> Forgeries {
+    let (ours, theirs) = (header(SIGNING_KEY), header(OTHER_KEY));
+    let signed = |header: &Value, key| forge(header, genuine, key);
+    let unsigned = |header: &Value| format!("{}.{}.", encoded(header), encoded(genuine));
+    let ours_with = |name, value| with(&ours, name, value);
+    let none = ours_with("alg", "none");
+    let brought = json!({ "kty": "oct", "k": BASE64_URL_SAFE_NO_PAD.encode(OTHER_KEY) });
+    let nameless = json!({ "alg": "HS256", "typ": "at+jwt" });
+    vec![
+        ("no algorithm", unsigned(&none)),
+        (
+            "no algorithm, spelled otherwise",
+            unsigned(&ours_with("alg", "nOnE")),
+        ),
+        ("no algorithm, but a signature", signed(&none, SIGNING_KEY)),
+        (
+            "another algorithm",
+            signed(&ours_with("alg", "HS384"), SIGNING_KEY),
+        ),
+        (
+            "one with public keys",
+            signed(&ours_with("alg", "RS256"), SIGNING_KEY),
+        ),
+        (
+            "another type",
+            signed(&ours_with("typ", "JWT"), SIGNING_KEY),
+        ),
+        ("another key under our name", signed(&ours, OTHER_KEY)),
+        ("another key under its name", signed(&theirs, OTHER_KEY)),
+        (
+            "another key, brought along",
+            signed(&with(&theirs, "jwk", brought), OTHER_KEY),
+        ),
+        ("our key under another name", signed(&theirs, SIGNING_KEY)),
+        ("our key without a name", signed(&nameless, SIGNING_KEY)),
+        ("an empty key", signed(&ours_with("kid", ""), "")),
+        (
+            "a long header",
+            signed(&with(&ours, "x", "x".repeat(20_000)), SIGNING_KEY),
+        ),
+    ]
+}
+
+/// Tokens that our key has signed, and that say what ours do not.
+fn by_claims(genuine: &Value) -> Forgeries {
+    let sign = |claims: &Value| forge(&header(SIGNING_KEY), claims, SIGNING_KEY);
+    let now = genuine["iat"].as_i64().expect("a time");
+    let good = |from: i64, until: i64| {
+        let claims = with(genuine, "iat", now + from);
+        sign(&with(&claims, "exp", now + until))
+    };
+    let but = |name, value: Value| sign(&with(genuine, name, value));
+    let mut forged = vec![
+        ("a time that has not come", good(3600, 7200)),
+        ("a time that is over", good(-7200, -3600)),
+        ("a time that ends as it begins", good(0, 0)),
+        ("another audience", but("aud", json!("elsewhere"))),
+        ("another issuer", but("iss", json!("elsewhere"))),
+        ("an earlier version", but("ver", json!(-1))),
+        ("a later version", but("ver", json!(1))),
+        (
+            "nobody",
+            but("sub", json!("01890a5d-ac96-774b-bcce-b302099a8057")),
+        ),
+        ("no user at all", but("sub", json!("' OR 1=1 --"))),
+    ];
+    for missing in ["iss", "aud", "sub", "jti", "sid", "iat", "exp", "ver"] {
+        let mut claims = genuine.clone();
+        claims.as_object_mut().expect("an object").remove(missing);
+        forged.push((missing, sign(&claims)));
+    }
+    forged
+}
+
+/// What was cut off or put together from tokens of Ada and Bob, and what is none.
+fn by_text(ada: &Tokens, bob: &Tokens) -> Forgeries {
+    let whole = &ada.access;
+    let (unsigned, signature) = whole.rsplit_once('.').expect("three parts");
+    let (head, _) = whole.split_once('.').expect("three parts");
+    let (_, of_bob) = bob.access.rsplit_once('.').expect("three parts");
+    let other = if signature.starts_with('A') { "B" } else { "A" };
+    let claims_of_bob = encoded(&claims(&bob.access));
+    vec![
+        ("a cut signature", whole[..whole.len() - 1].to_owned()),
+        ("an empty signature", format!("{unsigned}.")),
+        ("no signature", unsigned.to_owned()),
+        (
+            "another signature",
+            format!("{unsigned}.{other}{}", &signature[1..]),
+        ),
+        ("Bob's signature", format!("{unsigned}.{of_bob}")),
+        (
+            "Bob's claims",
+            format!("{head}.{claims_of_bob}.{signature}"),
+        ),
+        ("two tokens", format!("{whole}.{whole}")),
+        ("a long token", format!("{whole}{}", "A".repeat(50_000))),
+        ("a refresh token", ada.refresh.clone()),
+        ("a word", "letmein".to_owned()),
+        ("dots", "..".to_owned()),
+        ("empty objects", "e30.e30.e30".to_owned()),
+    ]
+}
+
+#[tokio::test]
+async fn a_forged_token_gets_nowhere() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let bob = visitor.register(BOB).await;
+    let genuine = claims(&ada.access);
+
+    // What is forged with the right key is believed, so it is the wrong about the others that is refused.
+    for (tokens, email) in [(&ada, ADA), (&bob, BOB)] {
+        let forged = forge(&header(SIGNING_KEY), &claims(&tokens.access), SIGNING_KEY);
+        assert_eq!(visitor.who(&forged).await, user(email));
+    }
+    let forged = [
+        by_header(&genuine),
+        by_claims(&genuine),
+        by_text(&ada, &bob),
+    ];
+    for (what, token) in forged.concat() {
+        let response = visitor.send(Some(&token), RENAME, json!({})).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{what}");
+        let challenge = response.headers()["www-authenticate"]
+            .to_str()
+            .expect("text");
+        assert!(challenge.starts_with("Bearer "), "{challenge}");
+        let answer: Value = response.json().await.expect("JSON");
+        assert_eq!(code(&answer), "UNAUTHENTICATED", "{what}");
+        assert_eq!(answer.get("data"), None, "{what}: {answer}");
+    }
+    for tokens in [&ada, &bob] {
+        let answer = visitor
+            .ask(Some(&tokens.access), "{ viewer { name } }", json!({}))
+            .await;
+        assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
+    }
+    let changes = entries_of(&server.end().await, "user.changed").await;
+    assert!(changes.is_empty());
+}
+
+#[tokio::test]
+async fn an_authorization_that_is_no_token_is_refused() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let post = || {
+        visitor
+            .client
+            .post(&visitor.url)
+            .json(&json!({ "query": "{ viewer { email } }" }))
+    };
+    let bytes = |bytes: &[u8]| reqwest::header::HeaderValue::from_bytes(bytes).expect("a value");
+    for value in [
+        bytes(b""),
+        bytes(b"Bearer"),
+        bytes(b"Bearer  "),
+        bytes(b"Basic YWRhOmFkYQ=="),
+        bytes(b"Bearer \xff\xfe"),
+        bytes(ada.access.as_bytes()),
+        bytes(format!("Bearer {0} {0}", ada.access).as_bytes()),
+        bytes(format!("Bearer, {}", ada.access).as_bytes()),
+    ] {
+        let response = post()
+            .header("authorization", &value)
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{value:?}");
+    }
+    let twice = post()
+        .bearer_auth(&ada.access)
+        .bearer_auth("x")
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(twice.status(), StatusCode::UNAUTHORIZED);
+
+    let lenient = post().header("authorization", format!("bearer   {} ", ada.access));
+    let answer: Value = lenient
+        .send()
+        .await
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON");
+    assert_eq!(answer["data"]["viewer"]["email"], ADA);
+    // An address ends up in logs.
+    let url = format!("{}?access_token={}", visitor.url, ada.access);
+    let body = json!({ "query": "{ viewer { email } }" });
+    let answer = visitor
+        .client
+        .post(url)
+        .json(&body)
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.json::<Value>().await.expect("JSON")["data"]["viewer"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_its_time_and_no_longer() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    server.pass(14 * 60);
+    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    server.pass(61);
+    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+
+    // Nothing more is needed to get the next than the refresh token; the old one may come along.
+    let input = json!({ "refreshToken": ada.refresh });
+    let answer = visitor
+        .mutate(Some(&ada.access), "refreshSession", super::SIGNED_IN, input)
+        .await;
+    let next = super::tokens(&answer["data"]["refreshSession"]);
+    assert_eq!(visitor.who(&next.access).await, user(ADA));
+    let input = json!({ "email": ADA, "password": PASSWORD });
+    let answer = visitor
+        .mutate(Some(&ada.access), "login", super::SIGNED_IN, input)
+        .await;
+    super::tokens(&answer["data"]["login"]);
+}
+
+#[tokio::test]
+async fn a_token_of_the_future_waits_for_its_time() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let genuine = claims(&visitor.register(ADA).await.access);
+    let now = genuine["iat"].as_i64().expect("a time");
+    let future = with(&with(&genuine, "iat", now + 3600), "exp", now + 7200);
+    let token = forge(&header(SIGNING_KEY), &future, SIGNING_KEY);
+    assert_eq!(visitor.who(&token).await, unauthenticated());
+    server.pass(3600);
+    assert_eq!(visitor.who(&token).await, user(ADA));
+}
+
+#[tokio::test]
+async fn a_token_is_for_one_issuer_and_audience() {
+    let one = TestServer::start().await;
+    let ada = Visitor::new(&one).register(ADA).await;
+    let same = one.beside(|_| ()).await;
+    assert_eq!(Visitor::new(&same).who(&ada.access).await, user(ADA));
+    let other = one
+        .beside(|config| config.auth.audience = "elsewhere".to_owned())
+        .await;
+    assert_eq!(
+        Visitor::new(&other).who(&ada.access).await,
+        unauthenticated()
+    );
+    let other = one
+        .beside(|config| config.auth.issuer = "elsewhere".to_owned())
+        .await;
+    assert_eq!(
+        Visitor::new(&other).who(&ada.access).await,
+        unauthenticated()
+    );
+}
+
+/// A refusal that is the server's own fault.
+fn is_ours(standing: &super::Standing) -> bool {
+    standing.as_ref().is_err_and(|(status, code)| {
+        status.is_server_error() && ["UNAVAILABLE", "INTERNAL"].contains(&code.as_str())
+    })
+}
+
+#[tokio::test]
+async fn while_the_database_cannot_say_nobody_is_let_in() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let ended = visitor.login(ADA, PASSWORD).await;
+    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    visitor
+        .mutate(Some(&ended.access), "logout", "revokedTokens", json!({}))
+        .await;
+    let db = server.database().connect().await;
+    for table in ["revoked_tokens", "users"] {
+        let rename = async |from: &str, to: &str| {
+            let statement = format!("ALTER TABLE {from} RENAME TO {to}");
+            db.execute_unprepared(&statement).await.expect("renames");
+        };
+        let away = format!("{table}_put_away");
+        rename(table, &away).await;
+        let standing = visitor.who(&ada.access).await;
+        assert!(is_ours(&standing), "{table}: {standing:?}");
+        let answer = visitor.ask(Some(&ada.access), RENAME, json!({})).await;
+        assert_eq!(answer.get("data"), None, "{answer}");
+        // What is remembered as revoked is refused as ever.
+        assert_eq!(visitor.who(&ended.access).await, unauthenticated());
+        rename(&away, table).await;
+        assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    }
+    let answer = visitor
+        .ask(Some(&ada.access), "{ viewer { name } }", json!({}))
+        .await;
+    assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
+}
+
+#[tokio::test]
+async fn while_postgres_is_away_nobody_is_let_in() {
+    let Ok(postgres) = std::env::var("GATHERING_TEST_DATABASE_URL") else {
+        return;
+    };
+    let server = TestServer::with(|config| {
+        config.database.acquire_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let name = server
+        .database()
+        .url()
+        .rsplit_once('/')
+        .expect("a name")
+        .1
+        .to_owned();
+    let db = sea_orm::Database::connect(postgres)
+        .await
+        .expect("connects");
+    let allow = async |allowed: bool| {
+        let statement = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
+        db.execute_unprepared(&statement).await.expect("is allowed");
+    };
+
+    allow(false).await;
+    let cut =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    db.execute_unprepared(&cut).await.expect("cuts");
+    for _ in 0..3 {
+        let standing = visitor.who(&ada.access).await;
+        assert!(is_ours(&standing), "{standing:?}");
+    }
+    assert!(["UNAVAILABLE", "INTERNAL"].contains(&code(&visitor.try_login(ADA, PASSWORD).await)));
+
+    allow(true).await;
+    let mut standing = visitor.who(&ada.access).await;
+    for _ in 0..100 {
+        if standing.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        standing = visitor.who(&ada.access).await;
+    }
+    assert_eq!(standing, user(ADA));
+}
+
+#[tokio::test]
+async fn a_revocation_lasts_as_long_as_what_it_revokes() {
+    let server = TestServer::on(Database::seeded().await, |_| ()).await;
+    let visitor = Visitor::new(&server);
+    // Its lifetime is an hour, longer than that of tokens which are given out by a sign-in.
+    let ticket = server.token("demo@example.com").await;
+    let ada = visitor.register(ADA).await;
+    for token in [&ticket, &ada.access] {
+        visitor
+            .mutate(Some(token), "logout", "revokedTokens", json!({}))
+            .await;
+    }
+    server.pass(50 * 60);
+    super::audit::purge(server.database(), Duration::from_mins(50)).await;
+    // One that has not heard of it before.
+    let other = server.beside(|_| ()).await;
+    assert_eq!(Visitor::new(&other).who(&ticket).await, unauthenticated());
+    let message = visitor
+        .ask(Some(&ticket), "{ __typename }", json!({}))
+        .await;
+    assert!(
+        message["errors"][0]["message"]
+            .as_str()
+            .expect("text")
+            .contains("revoked")
+    );
+}
+
+#[tokio::test]
+async fn a_shorter_lifetime_does_not_shorten_older_revocations() {
+    let server =
+        TestServer::with(|config| config.auth.access_lifetime = Duration::from_hours(1)).await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let session = visitor.session(&ada.access).await;
+    // The lifetime is set to a minute, and then the session is ended by another of its user.
+    let restarted = server
+        .beside(|config| config.auth.access_lifetime = Duration::from_mins(1))
+        .await;
+    let there = Visitor::new(&restarted);
+    let other = there.login(ADA, PASSWORD).await;
+    let input = json!({ "sessionId": session });
+    there
+        .mutate(
+            Some(&other.access),
+            "revokeSession",
+            "revokedSessionId",
+            input,
+        )
+        .await;
+    server.pass(50 * 60);
+    super::audit::purge(server.database(), Duration::from_mins(50)).await;
+    let fresh = server.beside(|_| ()).await;
+    assert_eq!(
+        Visitor::new(&fresh).who(&ada.access).await,
+        unauthenticated()
+    );
+}

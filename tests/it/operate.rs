@@ -1,0 +1,596 @@
+//! What the operator of a server does from its command line: the keys that sign, and the accounts.
+
+use std::fs;
+use std::io::{Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gathering_entity::{audit, user as users};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::accounts::audit::entries_of;
+use crate::accounts::tokens::key_of;
+use crate::accounts::{Tokens, Visitor, code, forbidden, unauthenticated, user};
+use crate::database::{Database, PASSWORD};
+use crate::process::{Running, gathering, refusal, run, text};
+use crate::server::TestServer;
+
+const ADA: &str = "ada@example.com";
+const KEY: &str = "GATHERING__AUTH__SIGNING_KEY";
+const FURTHER: &str = "GATHERING__AUTH__VERIFICATION_KEYS";
+
+/// The program with a data directory of its own, and without a key.
+fn in_folder(folder: &TempDir, arguments: &str) -> Command {
+    let mut command = gathering(arguments);
+    command
+        .env_remove(KEY)
+        .env("XDG_DATA_HOME", folder.path())
+        .env("GATHERING__SERVER__GRACE", "0s");
+    command
+}
+
+fn serve(folder: &TempDir) -> Command {
+    in_folder(folder, "serve --listen 127.0.0.1:0")
+}
+
+fn keys(folder: &TempDir) -> PathBuf {
+    folder.path().join("gathering/signing-keys")
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("is read");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn is_private(path: &Path) {
+    let mode = fs::metadata(path).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Types this into a command.
+fn typing<'a>(command: &'a mut Command, input: &str) -> &'a mut Command {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(input.as_bytes()).expect("is written");
+    file.rewind().expect("is rewound");
+    command.stdin(file)
+}
+
+fn visitor(server: &Running) -> Visitor {
+    Visitor::to(format!("{}/graphql", server.url), 1)
+}
+
+async fn stop(mut server: Running) {
+    server.signal("TERM");
+    server.ends().await;
+}
+
+#[tokio::test]
+async fn the_key_is_made_once_and_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Running::start(&mut serve(&folder)).await;
+    let ada = visitor(&server).register(ADA).await;
+    stop(server).await;
+    is_private(&keys(&folder));
+    let before = lines(&keys(&folder));
+    assert_eq!(before.len(), 1);
+
+    let server = Running::start(&mut serve(&folder)).await;
+    assert_eq!(visitor(&server).who(&ada.access).await, user(ADA));
+    visitor(&server).refresh(&ada.refresh).await;
+    assert_eq!(lines(&keys(&folder)), before);
+
+    let other = tempfile::tempdir().expect("a folder");
+    let stranger = Running::start(&mut serve(&other)).await;
+    assert_ne!(lines(&keys(&other)), before);
+    assert_eq!(visitor(&stranger).who(&ada.access).await, unauthenticated());
+}
+
+#[tokio::test]
+async fn a_new_key_signs_and_the_former_one_is_still_believed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Running::start(&mut serve(&folder)).await;
+    let before = visitor(&server).register(ADA).await;
+    let former = lines(&keys(&folder));
+    let output = run(&mut in_folder(&folder, "rotate-key")).await;
+    assert!(output.status.success(), "{output:?}");
+    let rotated = lines(&keys(&folder));
+    is_private(&keys(&folder));
+    assert_eq!(rotated[1..], former);
+    assert_ne!(rotated[0], former[0]);
+    // Those who run already know nothing of it.
+    let meanwhile = visitor(&server).login(ADA, PASSWORD).await;
+    assert_eq!(key_of(&meanwhile.access), key_of(&before.access));
+    stop(server).await;
+
+    let server = Running::start(&mut serve(&folder)).await;
+    let after = visitor(&server).login(ADA, PASSWORD).await;
+    assert_ne!(key_of(&after.access), key_of(&before.access));
+    for tokens in [&before, &meanwhile, &after] {
+        assert_eq!(visitor(&server).who(&tokens.access).await, user(ADA));
+    }
+    stop(server).await;
+
+    // The one before the former is forgotten.
+    let output = run(&mut in_folder(&folder, "rotate-key")).await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(lines(&keys(&folder))[1..], rotated[..1]);
+    let server = Running::start(&mut serve(&folder)).await;
+    assert_eq!(visitor(&server).who(&after.access).await, user(ADA));
+    assert_eq!(
+        visitor(&server).who(&before.access).await,
+        unauthenticated()
+    );
+}
+
+#[tokio::test]
+async fn a_key_can_be_made_anew_before_the_first_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = run(&mut in_folder(&folder, "rotate-key")).await;
+    assert!(output.status.success(), "{output:?}");
+    is_private(&keys(&folder));
+    let server = Running::start(&mut serve(&folder)).await;
+    visitor(&server).register(ADA).await;
+}
+
+#[tokio::test]
+async fn configured_keys_take_over_from_one_another() {
+    const FIRST: &str = "the first key: 0123456789 abcdefghijklmnop";
+    const SECOND: &str = "the second key: 9876543210 qrstuvwxyz";
+    let database = Database::empty().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = async |key: &str, further: &str| {
+        let mut command = serve(&folder);
+        command
+            .env("DATABASE_URL", database.url())
+            .env(KEY, key)
+            .env(FURTHER, further);
+        Running::start(&mut command).await
+    };
+    let server = start(FIRST, "").await;
+    let first = visitor(&server).register(ADA).await;
+    let ahead = start(FIRST, SECOND).await;
+    let both = start(SECOND, &format!("{FIRST} , ")).await;
+    let second = visitor(&both).login(ADA, PASSWORD).await;
+    assert_ne!(key_of(&first.access), key_of(&second.access));
+    let only = start(SECOND, "").await;
+    for (server, believes_first, believes_second) in [
+        (&server, true, false),
+        (&ahead, true, true),
+        (&both, true, true),
+        (&only, false, true),
+    ] {
+        for (tokens, is_believed) in [(&first, believes_first), (&second, believes_second)] {
+            let expected = if is_believed {
+                user(ADA)
+            } else {
+                unauthenticated()
+            };
+            assert_eq!(visitor(server).who(&tokens.access).await, expected);
+        }
+    }
+    // A session outlives its key.
+    visitor(&only).refresh(&first.refresh).await;
+    // What is configured is not in a file.
+    assert!(!keys(&folder).exists());
+    let mut rotate = in_folder(&folder, "rotate-key");
+    let line = refusal(rotate.env("DATABASE_URL", database.url()).env(KEY, FIRST)).await;
+    assert!(line.contains("auth.verification_keys"), "{line}");
+    assert!(!keys(&folder).exists());
+}
+
+#[tokio::test]
+async fn a_weak_key_is_refused_and_not_repeated() {
+    let database = Database::empty().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = "a good key: 0123456789 abcdefghijklmnop";
+    for (key, further, why) in [
+        ("hush-hush-hush", "", "too short"),
+        (&"hush".repeat(16), "", "too easily guessed"),
+        (&"h".repeat(64), "", "too easily guessed"),
+        (good, "hush-hush-hush", "too short"),
+        (
+            good,
+            &format!("{good},{}", "hush".repeat(16)),
+            "too easily guessed",
+        ),
+    ] {
+        let mut command = serve(&folder);
+        command
+            .env("DATABASE_URL", database.url())
+            .env(KEY, key)
+            .env(FURTHER, further);
+        let line = refusal(&mut command).await;
+        assert!(
+            line.contains("auth.signing_key") && line.contains(why),
+            "{line}"
+        );
+        assert!(line.contains("openssl rand"), "{line}");
+        assert!(!line.contains("hush") && !line.contains(good), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn postgres_is_not_served_without_a_key() {
+    let database = Database::empty().await;
+    if database.url().starts_with("sqlite") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for arguments in [
+        "serve --listen 127.0.0.1:0",
+        "serve --migrate --listen 127.0.0.1:0",
+    ] {
+        let mut command = in_folder(&folder, arguments);
+        let line = refusal(command.env("DATABASE_URL", database.url())).await;
+        assert!(
+            line.contains("set GATHERING__AUTH__SIGNING_KEY to"),
+            "{line}"
+        );
+    }
+    let mut rotate = in_folder(&folder, "rotate-key");
+    let line = refusal(rotate.env("DATABASE_URL", database.url())).await;
+    assert!(line.contains("auth.verification_keys"), "{line}");
+    assert!(!keys(&folder).exists());
+}
+
+#[tokio::test]
+async fn servers_that_start_at_once_agree_on_a_key() {
+    for _ in 0..3 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [mut one, mut two] = [serve(&folder), serve(&folder)];
+        let (one, two) = tokio::join!(Running::start(&mut one), Running::start(&mut two));
+        let ada = visitor(&one).register(ADA).await;
+        assert_eq!(visitor(&two).who(&ada.access).await, user(ADA));
+        let next = visitor(&two).refresh(&ada.refresh).await;
+        assert_eq!(visitor(&one).who(&next.access).await, user(ADA));
+        assert_eq!(lines(&keys(&folder)).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_file_that_cannot_be_used_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = keys(&folder);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("is made");
+    // Without a word about the database, which is made before.
+    let refused = async || refusal(serve(&folder).env("GATHERING__LOG__FILTER", "error")).await;
+    for content in ["", "\n", "short\n", &"a".repeat(44)] {
+        fs::write(&path, content).expect("is written");
+        let line = refused().await;
+        assert!(line.contains(&path.display().to_string()), "{line}");
+        assert!(!line.contains("aaaa") && !line.contains("short"), "{line}");
+        // It is not replaced: nobody knows which tokens it is for.
+        assert_eq!(fs::read_to_string(&path).expect("is read"), *content);
+    }
+    fs::remove_file(&path).expect("is removed");
+    fs::create_dir(&path).expect("is made");
+    let line = refused().await;
+    assert!(line.contains(&path.display().to_string()), "{line}");
+}
+
+#[tokio::test]
+async fn the_token_that_the_demo_prints_works() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut command = in_folder(&temporary, "demo");
+    command
+        .env("TMPDIR", temporary.path())
+        .env("GATHERING__SERVER__LISTEN", "127.0.0.1:0");
+    let mut demo = Running::start(&mut command).await;
+    let mut said = async |name: &str| {
+        let line = demo.line().await;
+        let value = line.strip_prefix(name).unwrap_or_else(|| panic!("{line}"));
+        value.to_owned()
+    };
+    let email = said("email: ").await;
+    let password = said("password: ").await;
+    let token = said("token: ").await;
+    let visitor = visitor(&demo);
+    assert_eq!(visitor.who(&token).await, user(&email));
+    visitor.login(&email, &password).await;
+    visitor
+        .mutate(Some(&token), "logout", "revokedTokens", json!({}))
+        .await;
+    assert_eq!(visitor.who(&token).await, unauthenticated());
+    // No key is left behind.
+    assert!(!keys(&temporary).exists());
+}
+
+/// A database, and the commands that change its accounts.
+struct Operated {
+    database: Arc<Database>,
+    folder: TempDir,
+}
+
+impl Operated {
+    async fn new() -> Self {
+        Self {
+            database: Arc::new(Database::empty().await),
+            folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = in_folder(&self.folder, arguments);
+        command.env("DATABASE_URL", self.database.url());
+        command
+    }
+
+    /// What a command says that does its work.
+    async fn said(&self, arguments: &str, input: &str) -> String {
+        let output = run(typing(&mut self.command(arguments), input)).await;
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        text(&output.stdout).to_owned()
+    }
+
+    /// The one line that a command is refused with.
+    async fn refused(&self, arguments: &str, input: &str) -> String {
+        refusal(typing(&mut self.command(arguments), input)).await
+    }
+
+    async fn server(&self) -> TestServer {
+        TestServer::on(Arc::clone(&self.database), |_| ()).await
+    }
+
+    async fn row(&self, email: &str) -> users::Model {
+        let db = self.database.connect().await;
+        let find = users::Entity::find().filter(users::Column::EmailKey.eq(email));
+        find.one(&db).await.expect("reads").expect("a user")
+    }
+
+    /// The only entry of an action.
+    async fn entry(&self, action: &str) -> audit::Model {
+        let mut entries = entries_of(&self.database, action).await;
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        let entry = entries.remove(0);
+        assert_eq!(entry.actor_id, None);
+        assert_eq!(entry.client_ip, None);
+        assert_eq!(entry.request_id, None);
+        assert_eq!(entry.user_agent.as_deref(), Some("gathering user"));
+        entry
+    }
+}
+
+#[tokio::test]
+async fn the_first_administrator_is_made_on_the_command_line() {
+    let operated = Operated::new().await;
+    let said = operated
+        .said(
+            "user create --admin --email Root@Example.com",
+            "a long password\n",
+        )
+        .await;
+    assert!(
+        said.starts_with("made user_") && said.lines().count() == 1,
+        "{said}"
+    );
+    let root = operated.row("root@example.com").await;
+    assert_eq!(root.email, "Root@Example.com");
+    assert_eq!(root.name, "Root");
+    assert_eq!(root.role, users::UserRole::Admin);
+    let entry = operated.entry("user.created").await;
+    assert_eq!(entry.target_id, Some(root.id));
+    assert_eq!(entry.details, json!({ "role": "ADMIN" }));
+
+    let server = operated.server().await;
+    let visitor = Visitor::new(&server);
+    let tokens = visitor.login("root@example.com", "a long password").await;
+    assert_eq!(
+        visitor.id(&tokens.access).await,
+        said.trim()["made ".len()..]
+    );
+    let answer = visitor
+        .ask(Some(&tokens.access), "{ users { totalCount } }", json!({}))
+        .await;
+    assert_eq!(answer["data"]["users"]["totalCount"], 1);
+}
+
+#[tokio::test]
+async fn a_plain_account_is_made_with_the_password_as_it_is_typed() {
+    let operated = Operated::new().await;
+    let server = operated.server().await;
+    let visitor = Visitor::new(&server);
+    for (n, typed, password) in [
+        (0, "  with blanks  \n", "  with blanks  "),
+        (1, "from Windows\r\n", "from Windows"),
+        (2, "without an end", "without an end"),
+        (3, "the first line\nand another\n", "the first line"),
+        (4, "p\u{e4}ssw\u{f6}rd\n", "pa\u{308}sswo\u{308}rd"),
+    ] {
+        let email = format!("user{n}@example.com");
+        operated
+            .said(&format!("user create --name Ada --email {email}"), typed)
+            .await;
+        visitor.login(&email, password).await;
+        let row = operated.row(&email).await;
+        assert_eq!(row.name, "Ada");
+        assert_eq!(row.role, users::UserRole::User);
+    }
+    // The name is made from the address, as far as it may go.
+    let local = "x".repeat(150);
+    operated
+        .said(
+            &format!("user create --email {local}@example.com"),
+            "a long password\n",
+        )
+        .await;
+    assert_eq!(
+        operated.row(&format!("{local}@example.com")).await.name,
+        "x".repeat(100)
+    );
+}
+
+#[tokio::test]
+async fn an_account_that_cannot_be_made_is_one_line_that_says_why() {
+    let operated = Operated::new().await;
+    operated
+        .said(&format!("user create --email {ADA}"), "a long password\n")
+        .await;
+    let long = format!("user create --email b@c --name {}", "x".repeat(101));
+    for (arguments, input, why) in [
+        (
+            "user create --email ADA@example.com",
+            "a long password\n",
+            "there is an account",
+        ),
+        (
+            "user create --email bob@example.com",
+            "short\n",
+            "at least 8 characters",
+        ),
+        (
+            "user create --email bob@example.com",
+            "",
+            "`password` must not be empty",
+        ),
+        (
+            "user create --email bob@example.com",
+            &"x".repeat(129),
+            "at most 128 characters",
+        ),
+        (
+            "user create --email bob",
+            "a long password\n",
+            "must be an e-mail address",
+        ),
+        (&long, "a long password\n", "at most 100 characters"),
+    ] {
+        let line = operated.refused(arguments, input).await;
+        assert!(line.contains(why), "{line}");
+        assert!(!line.contains("a long password"), "{line}");
+    }
+    // A password is no argument: it would be in the shell's history and in the list of processes.
+    let mut command =
+        operated.command("user create --email bob@example.com --password secret-secret");
+    assert_eq!(run(&mut command).await.status.code(), Some(2));
+    operated.entry("user.created").await;
+    let db = operated.database.connect().await;
+    assert_eq!(
+        users::Entity::find().all(&db).await.expect("reads").len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn who_is_not_there_cannot_be_changed() {
+    let operated = Operated::new().await;
+    for command in ["disable", "enable", "set-role --role admin", "set-password"] {
+        let arguments = format!("user {command} --email nobody@example.com");
+        let line = operated.refused(&arguments, "a long password\n").await;
+        assert!(line.contains("there is no account"), "{line}");
+    }
+    assert!(
+        entries_of(&operated.database, "user.changed")
+            .await
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn the_operator_disables_a_user_in_mid_session() {
+    let operated = Operated::new().await;
+    let server = operated.server().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    operated
+        .said("user disable --email ADA@example.com", "")
+        .await;
+    assert_eq!(visitor.who(&ada.access).await, forbidden());
+    assert_eq!(
+        code(&visitor.try_refresh(&ada.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    assert_eq!(code(&visitor.try_login(ADA, PASSWORD).await), "FORBIDDEN");
+    let entry = operated.entry("user.changed").await;
+    assert_eq!(entry.target_id, Some(operated.row(ADA).await.id));
+    let expected = json!({ "changed": ["isActive"], "role": "USER", "isActive": false });
+    assert_eq!(entry.details, expected);
+
+    // Once more changes nothing, and is no failure.
+    operated
+        .said(&format!("user disable --email {ADA}"), "")
+        .await;
+    operated.entry("user.changed").await;
+    operated
+        .said(&format!("user enable --email {ADA}"), "")
+        .await;
+    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    visitor.login(ADA, PASSWORD).await;
+}
+
+#[tokio::test]
+async fn the_operator_gives_a_role_that_counts_at_once() {
+    let operated = Operated::new().await;
+    let server = operated.server().await;
+    let visitor = Visitor::new(&server);
+    let mut session: Tokens = visitor.register(ADA).await;
+    for (role, is_admin) in [("admin", true), ("user", false)] {
+        operated
+            .said(&format!("user set-role --role {role} --email {ADA}"), "")
+            .await;
+        assert_eq!(visitor.who(&session.access).await, unauthenticated());
+        session = visitor.refresh(&session.refresh).await;
+        let answer = visitor
+            .ask(Some(&session.access), "{ users { totalCount } }", json!({}))
+            .await;
+        assert_eq!(
+            answer["data"]["users"]["totalCount"].is_number(),
+            is_admin,
+            "{answer}"
+        );
+    }
+    let mut command = operated.command("user set-role --role owner --email ada@example.com");
+    assert_eq!(run(&mut command).await.status.code(), Some(2));
+    assert_eq!(
+        entries_of(&operated.database, "user.changed").await.len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn the_operator_gives_a_password_and_ends_every_session() {
+    let operated = Operated::new().await;
+    let server = operated.server().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let command = format!("user set-password --email {ADA}");
+    let line = operated.refused(&command, "short\n").await;
+    assert!(line.contains("at least 8 characters"), "{line}");
+    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+
+    operated.said(&command, "another password\n").await;
+    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(
+        code(&visitor.try_refresh(&ada.refresh).await),
+        "UNAUTHENTICATED"
+    );
+    assert_eq!(
+        code(&visitor.try_login(ADA, PASSWORD).await),
+        "UNAUTHENTICATED"
+    );
+    visitor.login(ADA, "another password").await;
+    let entry = operated.entry("auth.password_changed").await;
+    assert_eq!(entry.target_id, Some(operated.row(ADA).await.id));
+    assert_eq!(entry.details, json!({}));
+}
+
+#[tokio::test]
+async fn a_database_is_brought_up_to_date_before_accounts_are_made() {
+    let operated = Operated {
+        database: Arc::new(Database::bare().await),
+        folder: tempfile::tempdir().expect("a folder"),
+    };
+    let command = format!("user create --admin --email {ADA}");
+    if operated.database.url().starts_with("postgres") {
+        let line = operated.refused(&command, "a long password\n").await;
+        assert!(line.contains("run `gathering migrate`"), "{line}");
+        operated.said("migrate", "").await;
+    }
+    operated.said(&command, "a long password\n").await;
+    assert_eq!(operated.row(ADA).await.role, users::UserRole::Admin);
+}
