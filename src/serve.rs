@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use gathering_schema::auth::{self, Hashing, Keys};
 use gathering_schema::limit::{Mode, Rates, Scope, Steady, Store};
-use gathering_schema::{Clock, Graph, Limits, Trust, TrustedDocuments};
+use gathering_schema::{Clock, Graph, Limits, Settings, Trust, TrustedDocuments};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -130,22 +130,21 @@ impl Server {
         } else {
             keys::load(&config)?
         };
-        let (graph, recorder) = Graph::new(
-            database.connection().clone(),
-            limits(&config.graphql),
-            trusted(&config.graphql)?,
-            accounts(&config.auth, keys),
-            (rates(&config.limits), store(&config)),
-            options.clock,
-            options.steady,
-        )
-        .map_err(StartError::new)?;
+        let Options {
+            clock,
+            steady,
+            sign_in,
+            ..
+        } = options;
+        let settings = settings(&config, keys, clock, steady)?;
+        let made = Graph::new(database.connection().clone(), settings);
+        let (graph, recorder) = made.map_err(StartError::new)?;
         let cors = http::cors(&config.server.cors_origins);
         let gate = Arc::new(Gate {
             graph: graph.clone(),
             trusted: config.server.trusted_proxies.0.clone(),
         });
-        let routes = http::routes(graph.clone(), config, options.sign_in.as_ref())
+        let routes = http::routes(graph.clone(), config, sign_in.as_ref())
             .merge(metrics::routes(graph.clone(), database.clone()))
             .merge(health.routes())
             .fallback(nowhere)
@@ -248,6 +247,27 @@ fn outer(routes: Router) -> Router {
     routes
         .layer(map_response(http::harden))
         .layer(from_fn(telemetry::observe))
+}
+
+/// What a configuration says about the graph.
+///
+/// # Errors
+/// The manifest of trusted documents cannot be read.
+pub fn settings(
+    config: &Config,
+    keys: Keys,
+    clock: Clock,
+    steady: Steady,
+) -> Result<Settings, StartError> {
+    Ok(Settings {
+        limits: limits(&config.graphql),
+        trusted: trusted(&config.graphql)?,
+        accounts: accounts(&config.auth, keys),
+        rates: rates(&config.limits),
+        buckets: store(config),
+        clock,
+        steady,
+    })
 }
 
 fn limits(settings: &config::Graphql) -> Limits {

@@ -113,6 +113,24 @@ pub struct TrustedDocuments {
 /// Mutations that sign somebody in.
 const SIGN_IN: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
 
+/// What a graph is made with.
+pub struct Settings {
+    /// Bounds on one operation.
+    pub limits: Limits,
+    /// The documents that the server's operator knows.
+    pub trusted: TrustedDocuments,
+    /// How accounts are kept.
+    pub accounts: auth::Settings,
+    /// How often root fields may be asked for.
+    pub rates: Rates,
+    /// Where that is kept.
+    pub buckets: Store,
+    /// What tells the time.
+    pub clock: Clock,
+    /// What tells how much time has passed.
+    pub steady: Steady,
+}
+
 /// The graph: cheap to clone, shared by every request.
 #[derive(Clone)]
 pub struct Graph(Arc<Inner>);
@@ -376,15 +394,16 @@ impl Graph {
     ///
     /// # Errors
     /// The accounts' settings cannot be used; the text says why.
-    pub fn new(
-        db: DatabaseConnection,
-        limits: Limits,
-        trusted: TrustedDocuments,
-        accounts: auth::Settings,
-        rates: (Rates, Store),
-        clock: Clock,
-        steady: Steady,
-    ) -> Result<(Self, Recorder), String> {
+    pub fn new(db: DatabaseConnection, settings: Settings) -> Result<(Self, Recorder), String> {
+        let Settings {
+            limits,
+            trusted,
+            accounts,
+            rates,
+            buckets,
+            clock,
+            steady,
+        } = settings;
         let mut builders = [crate::schema(), crate::schema().extension(Timing)];
         if !limits.introspection {
             builders =
@@ -393,9 +412,8 @@ impl Graph {
         let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
         let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock))?;
         let costs = Costs::new(&schema.sdl());
-        let (rates, store) = rates;
         let tiers = costs.tiers().clone();
-        let limiter = Limiter::new(rates, store, tiers, Arc::clone(&clock), steady)?;
+        let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
         let graph = Self(Arc::new(Inner {
             costs,
             schema,

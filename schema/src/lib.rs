@@ -57,7 +57,7 @@ use sea_orm::DbBackend;
 pub use auth::Client;
 pub use error::Code;
 pub use execute::{
-    Answer, Caller, Graph, Limits, Operation, Params, Trust, TrustedDocuments, Usage,
+    Answer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments, Usage,
 };
 pub use viewer::Viewer;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use chrono::{SubsecRound, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
 use gathering::config::Config;
-use gathering::serve;
+use gathering::serve::{self, Options};
 use gathering_entity::{audit, lockout, refresh_token, revoked_token};
+use gathering_schema::Graph;
 use gathering_schema::auth::Keys;
-use gathering_schema::{Graph, Limits, TrustedDocuments};
 use reqwest::StatusCode;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, Set,
@@ -49,28 +49,12 @@ pub(crate) async fn until_recorded(db: &DatabaseConnection, action: &str, count:
 /// Deletes what has lost its meaning by then, as every server does from time to time.
 pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let config = Config::default();
-    let graphql = &config.graphql;
-    let limits = Limits {
-        document_bytes: graphql.document_bytes,
-        tokens: graphql.tokens,
-        root_fields: graphql.root_fields,
-        depth: graphql.depth,
-        complexity: graphql.complexity,
-        timeout: graphql.timeout,
-        parsed_documents: graphql.parsed_documents,
-        persisted_queries: graphql.persisted_queries,
-        introspection: graphql.introspection,
-    };
     let ahead = TimeDelta::from_std(ahead).expect("within bounds");
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
-    let (graph, _recorder) = Graph::new(
-        database.connect().await,
-        limits,
-        TrustedDocuments::default(),
-        serve::accounts(&config.auth, keys),
-        Arc::new(move || Utc::now() + ahead),
-    )
-    .expect("is made");
+    let clock = Arc::new(move || Utc::now() + ahead);
+    let settings = serve::settings(&config, keys, clock, Options::default().steady);
+    let made = Graph::new(database.connect().await, settings.expect("is read"));
+    let (graph, _recorder) = made.expect("is made");
     graph.purge().await.expect("purges");
 }
 
