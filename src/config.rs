@@ -877,11 +877,11 @@ fn nearest(path: &str, keys: &[Key<'_>]) -> Option<String> {
     let likeness = |key: &Key<'_>| {
         let whole = strsim::normalized_damerau_levenshtein(path, &key.path());
         let last = strsim::normalized_damerau_levenshtein(name, key.name);
-        whole.max(last)
+        (whole.max(last), whole)
     };
-    let (score, key) = (keys.iter())
+    let ((score, _), key) = (keys.iter())
         .map(|key| (likeness(key), key))
-        .max_by(|a, b| a.0.total_cmp(&b.0))?;
+        .max_by(|(a, _), (b, _)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)))?;
     (score > 0.6).then(|| key.path())
 }
 
