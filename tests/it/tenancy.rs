@@ -16,6 +16,7 @@ use sea_orm::prelude::Uuid;
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
+use crate::accounts::audit::until_recorded;
 use crate::database::PASSWORD;
 use crate::furnish::furnished;
 use crate::introspection::{Field, Schema};
@@ -506,19 +507,23 @@ impl World {
     async fn new() -> Self {
         let server = TestServer::on(furnished().await, |_| ()).await;
         let schema = Schema::of(&server).await;
-        for email in ["stranger@example.com", "admin@example.com"] {
-            // The stranger is new here; whoever is known has a session from now on.
-            let register = "mutation ($email: String!, $password: String!) {
-                register(input: {email: $email, password: $password, name: \"Somebody\"}) { viewer { id } } }";
-            let login = "mutation ($email: String!, $password: String!) {
-                login(input: {email: $email, password: $password}) { viewer { id } } }";
-            let account = json!({ "email": email, "password": PASSWORD });
-            let is_new = email == "stranger@example.com";
-            let answer = server
-                .ask(None, if is_new { register } else { login }, account)
-                .await;
+        let ask = async |mutation: &str, email: &str, token: &Value| {
+            let given = json!({ "email": email, "password": PASSWORD, "token": token });
+            let answer = server.ask(None, mutation, given).await;
             assert_eq!(answer.get("errors"), None, "{answer}");
-        }
+            answer["data"]["done"]["refreshToken"].clone()
+        };
+        let register = "mutation ($email: String!, $password: String!) {
+            done: register(input: {email: $email, password: $password, name: \"Somebody\"}) { refreshToken } }";
+        ask(register, "stranger@example.com", &Value::Null).await;
+        let login = "mutation ($email: String!, $password: String!) {
+            done: login(input: {email: $email, password: $password}) { refreshToken } }";
+        let token = ask(login, "admin@example.com", &Value::Null).await;
+        let refresh = "mutation ($token: String!) { done: refreshSession(input: {refreshToken: $token}) { refreshToken } }";
+        ask(refresh, "admin@example.com", &token).await;
+        let db = server.database().connect().await;
+        until_recorded(&db, "auth.refreshed", 1).await;
+        db.close().await.expect("closes");
         Self { server, schema }
     }
 
@@ -722,7 +727,11 @@ impl Rights {
         }
         let refused: BTreeSet<_> = ["FORBIDDEN", "NOT_FOUND"].map(str::to_owned).into();
         assert_eq!(seen.codes, refused);
-        assert!(seen.bare.is_empty(), "{:?}", seen.bare);
+        assert!(
+            seen.bare.is_empty(),
+            "ids as they are stored: {:?}",
+            seen.bare
+        );
     }
 }
 
@@ -794,6 +803,11 @@ async fn the_walk_comes_to_every_type_and_edge_of_the_schema() {
     assert!(
         unseen.is_empty() && blind.is_empty(),
         "never seen: {unseen:?}, lead nowhere: {blind:?}"
+    );
+    assert!(
+        seen.bare.is_empty(),
+        "ids as they are stored: {:?}",
+        seen.bare
     );
     for (ty, name) in PRIVATE {
         let field = (ty.to_owned(), name.to_owned());
