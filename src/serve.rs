@@ -116,8 +116,9 @@ impl Server {
 
         let database = Database::open(&config.database).await?;
         bring_up_to_date(&database, &config, options.migrate).await?;
-        let keys = if database.is_read_only() {
-            // Nobody can sign in.
+        let has_key = !config.auth.signing_key.expose().is_empty();
+        let keys = if database.is_read_only() && !has_key {
+            // Nobody can sign in, here or elsewhere.
             Keys::random().map_err(|error| StartError::new(error.to_string()))?
         } else {
             keys::load(&config)?
@@ -133,11 +134,11 @@ impl Server {
         let cors = http::cors(&config.server.cors_origins);
         let routes = http::routes(graph.clone(), config, options.sign_in.as_ref());
         app.serving.get_or_init(|| {
-            let routes = outer(health.routes().merge(routes).fallback(nowhere));
-            match cors {
+            let routes = health.routes().merge(routes).fallback(nowhere);
+            outer(match cors {
                 Some(cors) => routes.layer(cors),
                 None => routes,
-            }
+            })
         });
         health.started(database.clone());
         let (stop_recording, recording_stopped) = oneshot::channel();
