@@ -124,8 +124,9 @@ impl Server {
 
         let database = Database::open(&config.database).await?;
         bring_up_to_date(&database, &config, options.migrate).await?;
-        let keys = if database.is_read_only() {
-            // Nobody can sign in.
+        let has_key = !config.auth.signing_key.expose().is_empty();
+        let keys = if database.is_read_only() && !has_key {
+            // Nobody can sign in, here or elsewhere.
             Keys::random().map_err(|error| StartError::new(error.to_string()))?
         } else {
             keys::load(&config)?
@@ -150,11 +151,10 @@ impl Server {
             .fallback(nowhere)
             .layer(from_fn_with_state(gate, rate::admit));
         app.serving.get_or_init(|| {
-            let routes = outer(routes);
-            match cors {
+            outer(match cors {
                 Some(cors) => routes.layer(cors),
                 None => routes,
-            }
+            })
         });
         health.started(database.clone(), graph.clone());
         let (stop_recording, recording_stopped) = oneshot::channel();

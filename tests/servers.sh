@@ -151,6 +151,7 @@ start_redis() {
 # `start_gathering PROGRAM SUBCOMMAND...`: sets gathering_url and gathering_pid.
 start_gathering() {
     local log=$scratch/gathering.log
+    true >"$log" # is there before the server is
     "$@" --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
     gathering_pid=$!
     started+=("$gathering_pid INT") # without its time of grace

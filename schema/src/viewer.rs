@@ -245,7 +245,8 @@ impl Rules {
             )
         };
         let same = |one: (_, _), other: (_, _)| Expr::col(one).equals(other);
-        let readable = |circle: (_, _)| {
+        // Of a circle whose row is at hand.
+        let mine = || {
             let shared = exists(
                 "circle_collaborators",
                 Condition::all()
@@ -255,15 +256,16 @@ impl Rules {
                     ))
                     .add(collaborator::Column::UserId.eq(user)),
             );
+            Condition::any()
+                .add(circle::Column::OwnerId.eq(user))
+                .add(shared)
+        };
+        let readable = |circle: (_, _)| {
             exists(
                 "circles",
                 Condition::all()
                     .add(same(circle::Column::Id.as_column_ref(), circle))
-                    .add(
-                        Condition::any()
-                            .add(circle::Column::OwnerId.eq(user))
-                            .add(shared),
-                    ),
+                    .add(mine()),
             )
         };
         let conversation = || {
@@ -300,22 +302,10 @@ impl Rules {
                                 circle::Column::ProjectId.as_column_ref(),
                                 project::Column::Id.as_column_ref(),
                             ))
-                            .add(circle::Column::Id.in_subquery(circle_ids(user))),
+                            .add(mine()),
                     )),
             ),
-            circle: Rule::new(
-                Condition::any()
-                    .add(circle::Column::OwnerId.eq(user))
-                    .add(exists(
-                        "circle_collaborators",
-                        Condition::all()
-                            .add(same(
-                                collaborator::Column::CircleId.as_column_ref(),
-                                circle::Column::Id.as_column_ref(),
-                            ))
-                            .add(collaborator::Column::UserId.eq(user)),
-                    )),
-            ),
+            circle: Rule::new(mine()),
             member: Rule::new(
                 Condition::all().add(readable(member::Column::CircleId.as_column_ref())),
             ),

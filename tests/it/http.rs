@@ -856,6 +856,8 @@ async fn the_scripts_of_configured_sites_may_call_and_no_others() {
         let response = send(preflight(&server, origin)).await;
         assert!(response.status().is_success());
         let headers = response.headers();
+        assert_eq!(headers["x-request-id"].len(), 32);
+        assert_eq!(headers["x-content-type-options"], "nosniff");
         assert_eq!(headers["access-control-allow-origin"], origin);
         assert!(!headers.contains_key("access-control-allow-credentials"));
         let methods = listed(&response, "access-control-allow-methods");

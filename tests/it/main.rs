@@ -7,8 +7,11 @@
 )]
 
 mod database;
+mod furnish;
+mod introspection;
 mod server;
 
+mod access;
 mod accounts;
 mod data;
 mod graph;
@@ -17,3 +20,4 @@ mod http;
 mod operate;
 mod pool;
 mod process;
+mod tenancy;

@@ -18,12 +18,13 @@ use sea_orm::{
     QuerySelect, Set,
     sea_query::{Expr, ExprTrait, OnConflict},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
     error::Error,
+    id::Kind,
     text,
     viewer::Viewer,
     write::{begin, settle},
@@ -66,6 +67,11 @@ enum Refresh {
 
 fn hashed(token: &str) -> String {
     text::hex(&Sha256::digest(token))
+}
+
+/// What the audit log says of a session: the id by which it can be ended.
+fn in_session(session: Uuid) -> Value {
+    json!({ "session": Kind::SignIn.id(session).as_str() })
 }
 
 /// A refresh token that can still be used.
@@ -176,14 +182,14 @@ impl Accounts {
         match settle(|| self.exchange(client, token)).await? {
             Refresh::Renewed(signed_in, session) => {
                 let user = Some(signed_in.user.id);
-                let details = json!({ "session": session });
+                let details = in_session(session);
                 self.trail
                     .record(Act::Refreshed, client, user, user, details);
                 Ok(signed_in)
             }
             Refresh::Reused(user, session) => {
                 self.revoked.insert(session, ());
-                let details = json!({ "session": session });
+                let details = in_session(session);
                 let user = Some(user);
                 self.trail
                     .record(Act::RefreshReused, client, user, user, details);
@@ -370,7 +376,7 @@ impl Accounts {
             return Ok(None);
         };
         self.revoked.insert(session, ());
-        let details = json!({ "session": session });
+        let details = in_session(session);
         self.trail.record(
             Act::SessionRevoked,
             client,

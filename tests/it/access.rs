@@ -1,0 +1,376 @@
+//! Who may call what: the table in `access.md`, made by calling every root field as every kind of caller.
+//!
+//! A new root field is in the table by itself. A mutation needs an input below that is harmless when it succeeds: what
+//! is called later must find what was there before.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::{env, fs};
+
+use gathering_entity::collaborator::{self, CollaboratorRole};
+use gathering_entity::{circle, user};
+use sea_orm::prelude::Uuid;
+use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, Set};
+use serde_json::{Value, json};
+
+use crate::database::PASSWORD;
+use crate::furnish::furnished;
+use crate::introspection::{Field, Schema};
+use crate::server::TestServer;
+
+const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/access.md");
+
+const HEAD: &str = "# Who may call what
+
+Each root field, called as each kind of caller: nobody who is signed in, a user without anything, the two kinds of
+collaborator of the circle that things belong to, its owner, and an administrator. `data` is an answer, `null` and
+`empty` are answers without anything in them, the rest are error codes; a mutation that is allowed and declines its
+input has `userErrors` and their code. Made by `UPDATE_SNAPSHOTS=1 cargo test --test it access`.
+
+";
+
+/// The circle that all named things belong to.
+const CIRCLE: &str = "circle_01ke6p4zk8e03r000000000001";
+
+/// An account that is there to be changed.
+const SPARE: &str = "spare@example.com";
+
+const CALLERS: [(&str, Option<&str>); 6] = [
+    ("anonymous", None),
+    ("stranger", Some("stranger@example.com")),
+    ("viewer", Some("viewer@example.com")),
+    ("editor", Some("editor@example.com")),
+    ("owner", Some("demo@example.com")),
+    ("admin", Some("admin@example.com")),
+];
+
+/// Where an event of each type is found.
+const EVENTS: [(&str, &str, bool); 10] = [
+    ("AgentEvent", "AGENT_CREATED", false),
+    ("ProjectEvent", "PROJECT_CREATED", false),
+    ("CircleEvent", "CIRCLE_CREATED", true),
+    ("SharingEvent", "CIRCLE_SHARED", true),
+    ("MemberEvent", "MEMBER_ADDED", true),
+    ("TaskEvent", "TASK_CREATED", true),
+    ("ConversationEvent", "CONVERSATION_CREATED", true),
+    ("MessageEvent", "MESSAGE_ADDED", true),
+    ("CatalogueEvent", "MODEL_CHANGED", false),
+    ("UserEvent", "USER_UPDATED", false),
+];
+
+/// A server with all callers, and the things that are asked for.
+struct World {
+    server: TestServer,
+    schema: Schema,
+    /// A thing of each type that can be asked for by its id.
+    things: BTreeMap<String, String>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let server = TestServer::on(furnished().await, |_| ()).await;
+        let schema = Schema::of(&server).await;
+        let mut world = Self {
+            server,
+            schema,
+            things: BTreeMap::new(),
+        };
+        let known = ["demo@example.com", "admin@example.com"];
+        let callers = CALLERS.iter().filter_map(|(_, email)| *email);
+        let new = callers.filter(|email| !known.contains(email));
+        for email in new.chain([SPARE]) {
+            world.register(email).await;
+        }
+        for email in known {
+            assert!(world.sign_in(email).await["accessToken"].is_string());
+        }
+        world.share().await;
+        world.find_things().await;
+        world
+    }
+
+    async fn register(&self, email: &str) {
+        let input = json!({ "email": email, "password": PASSWORD, "name": "Somebody" });
+        let register =
+            "mutation ($input: RegisterInput!) { register(input: $input) { viewer { id } } }";
+        let answer = self
+            .server
+            .ask(None, register, json!({ "input": input }))
+            .await;
+        assert!(
+            answer["data"]["register"]["viewer"]["id"].is_string(),
+            "{answer}"
+        );
+    }
+
+    /// Shares the circle with its collaborators.
+    async fn share(&self) {
+        let db = self.server.database().connect().await;
+        let circles = circle::Entity::find().order_by_asc(circle::Column::Id);
+        let circle = circles.one(&db).await.expect("reads").expect("a circle");
+        for (email, role) in [
+            ("viewer@example.com", CollaboratorRole::Viewer),
+            ("editor@example.com", CollaboratorRole::Editor),
+        ] {
+            let user = user::Entity::find().filter(user::Column::Email.eq(email));
+            let user = user.one(&db).await.expect("reads").expect("a user");
+            let row = collaborator::ActiveModel {
+                id: Set(Uuid::now_v7()),
+                created_at: Set(user.created_at),
+                updated_at: Set(user.created_at),
+                circle_id: Set(circle.id),
+                user_id: Set(user.id),
+                role: Set(role),
+                added_by: Set(None),
+            };
+            row.insert(&db).await.expect("inserts");
+        }
+        db.close().await.expect("closes");
+    }
+
+    async fn find_things(&mut self) {
+        let events = EVENTS.map(|(ty, kind, in_circle)| {
+            let circle = if in_circle { ", circleId: $id" } else { "" };
+            format!("{ty}: events(first: 1, filter: {{types: [{kind}]{circle}}}) {{ nodes {{ __typename id }} }} ")
+        });
+        let query = format!(
+            "query ($id: ID!) {{
+              circle(id: $id) {{ __typename id owner {{ __typename id }} project {{ __typename id }}
+                members(first: 1) {{ edges {{ membership {{ __typename id }} node {{ __typename id
+                  persona {{ __typename id }} model {{ __typename id provider {{ __typename id }} }} }} }} }}
+                tasks(first: 1) {{ nodes {{ __typename id }} }}
+                conversations(first: 1) {{ nodes {{ __typename id messages(first: 1) {{ nodes {{ __typename id }} }} }} }} }}
+              auditLog(last: 1) {{ nodes {{ __typename id }} }}
+              {} }}",
+            events.concat()
+        );
+        let admin = self.server.token("admin@example.com").await;
+        let answer = self
+            .server
+            .ask(Some(&admin), &query, json!({ "id": CIRCLE }))
+            .await;
+        assert_eq!(answer.get("errors"), None);
+        find(&answer["data"], &mut self.things);
+    }
+
+    fn thing(&self, ty: &str) -> &str {
+        let thing = self.things.get(ty);
+        thing.unwrap_or_else(|| panic!("find_things finds nothing of the type {ty}"))
+    }
+
+    /// The field's name, or how it is called, with the arguments it is called with.
+    fn calls(&self, field: &Field) -> Vec<(String, Value)> {
+        let required: Vec<_> = field
+            .required()
+            .map(|argument| (&*argument.name, &*argument.ty))
+            .collect();
+        let is_any = self.schema.is_abstract(field.named());
+        let types = || self.schema.get(field.named()).possible.iter();
+        let named = |ty: &String| format!("{}({ty})", field.name);
+        let mut calls = match *required {
+            [] => vec![(field.name.clone(), json!({}))],
+            [("id", "ID!")] if is_any => {
+                let call = |ty: &String| (named(ty), json!({ "id": self.thing(ty) }));
+                types().map(call).collect()
+            }
+            [("ids", "[ID!]!")] if is_any => {
+                let call = |ty: &String| (named(ty), json!({ "ids": [self.thing(ty)] }));
+                types().map(call).collect()
+            }
+            [("id", "ID!")] => vec![(
+                field.name.clone(),
+                json!({ "id": self.thing(field.named()) }),
+            )],
+            _ => panic!("say here how to call the query {}", field.name),
+        };
+        if field.argument("userId").is_some() {
+            let somebody = json!({ "userId": self.thing("User") });
+            calls.push((format!("{}(userId)", field.name), somebody));
+        }
+        calls
+    }
+
+    /// An input that does no harm when it is taken.
+    async fn input(&self, mutation: &str, caller: &str) -> Value {
+        match mutation {
+            "register" => {
+                json!({ "email": format!("new-{caller}@example.com"), "password": PASSWORD, "name": "New" })
+            }
+            "login" => json!({ "email": SPARE, "password": PASSWORD }),
+            "refreshSession" => {
+                json!({ "refreshToken": self.sign_in(SPARE).await["refreshToken"] })
+            }
+            "logout" => json!({}),
+            "changePassword" => {
+                json!({ "currentPassword": "not this one", "newPassword": PASSWORD })
+            }
+            "revokeSession" => {
+                let owner = self.sign_in("demo@example.com").await;
+                let token = owner["accessToken"].as_str();
+                let query = "{ sessions(first: 1) { nodes { id isCurrent } } }";
+                let answer = self.server.ask(token, query, json!({})).await;
+                let session = &answer["data"]["sessions"]["nodes"][0];
+                assert_eq!(session["isCurrent"], true);
+                json!({ "sessionId": session["id"] })
+            }
+            "updateProfile" => json!({ "name": "A name" }),
+            "updateUser" => {
+                let token = self.server.token(SPARE).await;
+                let viewer = self
+                    .server
+                    .ask(Some(&token), "{ viewer { id } }", json!({}))
+                    .await;
+                json!({ "userId": viewer["data"]["viewer"]["id"], "name": "Spare" })
+            }
+            _ => panic!("say here how to call the mutation {mutation}, and do no harm"),
+        }
+    }
+
+    async fn sign_in(&self, email: &str) -> Value {
+        let login =
+            "mutation ($input: LoginInput!) { login(input: $input) { accessToken refreshToken } }";
+        let input = json!({ "input": { "email": email, "password": PASSWORD } });
+        self.server.ask(None, login, input).await["data"]["login"].clone()
+    }
+
+    /// What a caller gets, in a word or two.
+    async fn outcome(
+        &self,
+        email: Option<&str>,
+        root: &str,
+        field: &Field,
+        arguments: &Value,
+    ) -> String {
+        // Each call has a session of its own, which it may end.
+        let token = match email {
+            Some(email) => Some(self.server.token(email).await),
+            None => None,
+        };
+        let declared = |name: &String| {
+            let argument = field.argument(name).expect("is an argument");
+            format!("${name}: {}", argument.ty)
+        };
+        let given: Vec<_> = arguments.as_object().expect("an object").keys().collect();
+        let declared: Vec<_> = given.iter().map(|name| declared(name)).collect();
+        let passed: Vec<_> = given
+            .iter()
+            .map(|name| format!("{name}: ${name}"))
+            .collect();
+        let around = |list: &[String]| match list {
+            [] => String::new(),
+            list => format!("({})", list.join(", ")),
+        };
+        let ty = field.named();
+        let is_connection = self.schema.node_of(ty).is_some();
+        let selection = if is_connection {
+            "{ totalCount nodes { __typename } }"
+        } else if self.schema.field(ty, "userErrors").is_some() {
+            "{ userErrors { code } }"
+        } else {
+            "{ __typename }"
+        };
+        let (name, kind) = (&field.name, root.to_lowercase());
+        let document = format!(
+            "{kind} {} {{ {name}{} {selection} }}",
+            around(&declared),
+            around(&passed)
+        );
+        let answer = self
+            .server
+            .ask(token.as_deref(), &document, arguments.clone())
+            .await;
+        if let Some(errors) = answer.get("errors") {
+            assert_eq!(
+                errors.as_array().map(Vec::len),
+                Some(1),
+                "{document}: {answer}"
+            );
+            return text(&errors[0]["extensions"]["code"]);
+        }
+        let value = &answer["data"][name];
+        if let Some(error) = value["userErrors"].get(0) {
+            return format!("userErrors {}", text(&error["code"]));
+        }
+        let is_empty = |list: &Value| list.as_array().is_some_and(Vec::is_empty);
+        match value {
+            Value::Null => "null",
+            Value::Array(list) if list.iter().all(Value::is_null) => "null",
+            _ if is_connection && is_empty(&value["nodes"]) => {
+                assert_eq!(value["totalCount"], 0, "{document}");
+                "empty"
+            }
+            _ => "data",
+        }
+        .to_owned()
+    }
+
+    async fn table(&self) -> String {
+        let callers = CALLERS.map(|(name, _)| name);
+        let mut table = format!(
+            "{HEAD}| field | {} |\n|---|{}\n",
+            callers.join(" | "),
+            "---|".repeat(callers.len())
+        );
+        for root in ["Query", "Mutation"] {
+            for field in &self.schema.get(root).fields {
+                let is_mutation = root == "Mutation";
+                let calls = if is_mutation {
+                    vec![(field.name.clone(), Value::Null)]
+                } else {
+                    self.calls(field)
+                };
+                for (name, arguments) in calls {
+                    let mut outcomes = Vec::new();
+                    for (caller, email) in CALLERS {
+                        let arguments = if is_mutation {
+                            json!({ "input": self.input(&name, caller).await })
+                        } else {
+                            arguments.clone()
+                        };
+                        outcomes.push(self.outcome(email, root, field, &arguments).await);
+                    }
+                    writeln!(table, "| `{root}.{name}` | {} |", outcomes.join(" | "))
+                        .expect("writes");
+                }
+            }
+        }
+        table
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a text").to_owned()
+}
+
+/// The first thing of each type in an answer.
+fn find(value: &Value, things: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(object) => {
+            if let (Some(Value::String(ty)), Some(Value::String(id))) =
+                (object.get("__typename"), object.get("id"))
+            {
+                things.entry(ty.clone()).or_insert_with(|| id.clone());
+            }
+            object.values().for_each(|value| find(value, things));
+        }
+        Value::Array(list) => list.iter().for_each(|value| find(value, things)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn every_root_field_answers_each_kind_of_caller_as_the_table_says() {
+    let world = World::new().await;
+    let table = world.table().await;
+    if env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(SNAPSHOT, &table).expect("writes");
+    }
+    let committed = fs::read_to_string(SNAPSHOT).unwrap_or_default();
+    for (line, expected) in table.lines().zip(committed.lines()) {
+        assert_eq!(
+            line, expected,
+            "if this is as it should be, run it with UPDATE_SNAPSHOTS=1"
+        );
+    }
+    assert!(table == committed, "run this test with UPDATE_SNAPSHOTS=1");
+}
