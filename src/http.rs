@@ -297,10 +297,12 @@ impl Endpoint {
                 .map(Outcome::from)
                 .collect();
         // Where nothing ran, the whole is a refusal, and the first entry says why.
-        let (status, retry_after) = match outcomes.first() {
-            Some(first) if !outcomes.iter().any(Outcome::ran) => first.refused(media),
-            _ => (StatusCode::OK, None),
+        let status = match outcomes.first() {
+            Some(first) if !outcomes.iter().any(Outcome::ran) => first.status(media),
+            _ => StatusCode::OK,
         };
+        let retry_after = outcomes.iter().filter_map(Outcome::retry_after).max();
+        let retry_after = retry_after.filter(|_| status != StatusCode::OK);
         let standings = outcomes.iter().flat_map(Outcome::standings).cloned();
         let standings = Standings(standings.collect());
         let mut response = respond(status, media, retry_after, &outcomes);
@@ -486,10 +488,17 @@ impl Outcome {
         matches!(self, Self::Answered(answer) if answer.has_data())
     }
 
-    fn refused(&self, media: Media) -> (StatusCode, Option<u64>) {
+    fn status(&self, media: Media) -> StatusCode {
         match self {
-            Self::Answered(answer) => (status(answer, media), answer.retry_after()),
-            Self::Refused(refusal) => (refusal.status, None),
+            Self::Answered(answer) => status(answer, media),
+            Self::Refused(refusal) => refusal.status,
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Answered(answer) => answer.retry_after(),
+            Self::Refused(_) => None,
         }
     }
 }

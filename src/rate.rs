@@ -93,44 +93,51 @@ impl Gate {
 }
 
 /// Where a request comes from: the nearest hop that is no trusted proxy. What lies behind that one is its own word.
+///
+/// A proxy appends to one of the two headers and passes the other on as its client sent it. Where there are both, only
+/// what they agree on is the proxy's word; else the request counts as the proxy's own.
 fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
-    let mut nearest = peer.to_canonical();
-    if !is_trusted(&nearest) {
-        return nearest;
+    if !is_trusted(&peer) {
+        return peer;
     }
-    for hop in hops(headers).take(MOST_HOPS) {
-        // A hop that hides or garbles its address is not followed further.
-        let Some(address) = hop else {
-            return nearest;
-        };
-        nearest = address.to_canonical();
-        if !is_trusted(&nearest) {
-            return nearest;
-        }
+    let follow = |name: &HeaderName, node: fn(&str) -> Option<IpAddr>| {
+        headers.contains_key(name).then(|| {
+            let mut nearest = peer;
+            for hop in hops(headers, name).take(MOST_HOPS) {
+                // A hop that hides or garbles its address is not followed further.
+                let Some(address) = node(hop) else {
+                    break;
+                };
+                nearest = address.to_canonical();
+                if !is_trusted(&nearest) {
+                    break;
+                }
+            }
+            nearest
+        })
+    };
+    match (follow(&FORWARDED, forwarded_for), follow(&X_FORWARDED_FOR, address)) {
+        (Some(one), Some(other)) if one != other => peer,
+        (one, other) => one.or(other).unwrap_or(peer),
     }
-    nearest
 }
 
-/// The hops of a request, nearest first: those of `Forwarded` (RFC 7239), or else those of `X-Forwarded-For`.
-fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    let standard = headers.contains_key(FORWARDED);
-    let name = if standard { FORWARDED } else { X_FORWARDED_FOR };
-    let lines: Vec<_> = headers.get_all(name).iter().rev().collect();
-    lines.into_iter().flat_map(move |line| {
-        let line = line.to_str().unwrap_or("?");
-        line.rsplit(',').map(move |hop| {
-            if standard {
-                let node = hop.split(';').find_map(|pair| {
-                    let (name, value) = pair.split_once('=')?;
-                    name.trim().eq_ignore_ascii_case("for").then_some(value)
-                });
-                node.and_then(address)
-            } else {
-                address(hop)
-            }
-        })
-    })
+/// The entries of a list header, the last first.
+fn hops<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines: Vec<_> = headers.get_all(name).iter().collect();
+    let text = |line: &'a HeaderValue| line.to_str().unwrap_or("?");
+    lines.into_iter().rev().flat_map(move |line| text(line).rsplit(','))
+}
+
+/// The address of a hop of `Forwarded` (RFC 7239).
+fn forwarded_for(hop: &str) -> Option<IpAddr> {
+    let node = hop.split(';').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("for").then_some(value)
+    });
+    node.and_then(address)
 }
 
 /// The address of a node such as `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1` or `"[2001:db8::1]:4711"`.
@@ -229,13 +236,8 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_is_read_and_wins() {
-        let forwarded = |value| {
-            from(
-                "10.0.0.1",
-                &[(FORWARDED, value), (X_FORWARDED_FOR, "203.0.113.9")],
-            )
-        };
+    fn the_standard_header_is_read_too() {
+        let forwarded = |value| from("10.0.0.1", &[(FORWARDED, value)]);
         assert_eq!(forwarded("for=198.51.100.7;proto=https"), "198.51.100.7");
         assert_eq!(
             forwarded(r#"proto=https;For="[2001:db8::1]:4711""#),
@@ -247,5 +249,15 @@ mod tests {
         );
         assert_eq!(forwarded("for=_hidden"), "10.0.0.1");
         assert_eq!(forwarded("by=10.0.0.2"), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_header_that_the_proxy_passed_on_moves_nobody() {
+        let both = |standard, usual| {
+            from("10.0.0.1", &[(FORWARDED, standard), (X_FORWARDED_FOR, usual)])
+        };
+        assert_eq!(both("for=198.51.100.7", "198.51.100.7"), "198.51.100.7");
+        assert_eq!(both("for=203.0.113.9", "198.51.100.7"), "10.0.0.1");
+        assert_eq!(both("for=198.51.100.7", "203.0.113.9"), "10.0.0.1");
     }
 }

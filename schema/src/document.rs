@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use async_graphql::{
-    Name, Value,
+    Name,
     parser::{
         parse_schema,
         types::{
@@ -238,18 +238,17 @@ impl Measure {
 }
 
 /// The root fields of an operation that has been measured, as often as they occur; those that `@skip` and `@include`
-/// leave out do not.
+/// leave out do not. The variables have their defaults.
 pub(crate) fn root_fields(
     document: &ExecutableDocument,
     operation: &OperationDefinition,
     variables: &Map<String, Json>,
+    costs: &Costs,
 ) -> Vec<RootField> {
     let mut roots = Roots {
         document,
-        values: Values {
-            operation,
-            variables,
-        },
+        variables,
+        costs,
         fields: Vec::new(),
     };
     roots.selection(&operation.selection_set.node);
@@ -258,7 +257,8 @@ pub(crate) fn root_fields(
 
 struct Roots<'a> {
     document: &'a ExecutableDocument,
-    values: Values<'a>,
+    variables: &'a Map<String, Json>,
+    costs: &'a Costs,
     fields: Vec<RootField>,
 }
 
@@ -304,49 +304,32 @@ impl Roots<'_> {
         if !skips && directive.name.node != "include" {
             return false;
         }
-        let condition = directive
-            .get_argument("if")
-            .map(|value| self.values.of(&value.node));
-        condition == Some(Value::Boolean(skips))
+        let condition = match directive.get_argument("if").map(|value| &value.node) {
+            Some(DocumentValue::Boolean(condition)) => Some(*condition),
+            Some(DocumentValue::Variable(name)) => {
+                self.variables.get(name.as_str()).and_then(Json::as_bool)
+            }
+            _ => None,
+        };
+        condition == Some(skips)
     }
 
     /// The account that a field signs in to, by its e-mail address.
     fn account(&self, field: &Field) -> Option<String> {
-        let input = field.get_argument("input")?;
-        match self.values.of(&input.node) {
-            Value::Object(input) => match input.get("email") {
-                Some(Value::String(email)) => Some(text::fold(email)),
+        if self.costs.tiers().get(field.name.node.as_str()) != Some(&Tier::Auth) {
+            return None;
+        }
+        let variable = |name: &Name| self.variables.get(name.as_str());
+        let email = match &field.get_argument("input")?.node {
+            DocumentValue::Variable(name) => variable(name)?.get("email")?.as_str(),
+            DocumentValue::Object(input) => match input.get("email")? {
+                DocumentValue::String(email) => Some(email.as_str()),
+                DocumentValue::Variable(name) => variable(name)?.as_str(),
                 _ => None,
             },
             _ => None,
-        }
-    }
-}
-
-/// What an operation's values are once its variables are put in.
-#[derive(Clone, Copy)]
-struct Values<'a> {
-    operation: &'a OperationDefinition,
-    variables: &'a Map<String, Json>,
-}
-
-impl Values<'_> {
-    fn of(&self, value: &DocumentValue) -> Value {
-        let value = value.clone();
-        let constant = value.into_const_with(|name| Ok::<_, ()>(self.variable(&name)));
-        constant.unwrap_or_default()
-    }
-
-    fn variable(&self, name: &Name) -> Value {
-        if let Some(given) = self.variables.get(name.as_str()) {
-            return Value::from_json(given.clone()).unwrap_or_default();
-        }
-        let mut known = self.operation.variable_definitions.iter();
-        let variable = known.find(|variable| variable.node.name.node == *name);
-        let default = variable.and_then(|variable| variable.node.default_value.as_ref());
-        default
-            .map(|default| default.node.clone())
-            .unwrap_or_default()
+        };
+        text::email_key(email?)
     }
 }
 
@@ -360,10 +343,7 @@ pub(crate) fn measure(
 ) -> Result<Measure, Error> {
     let mut walk = Walk {
         document,
-        values: Values {
-            operation,
-            variables,
-        },
+        variables,
         costs,
         fragments: HashMap::new(),
     };
@@ -414,7 +394,7 @@ pub(crate) fn measure(
 
 struct Walk<'a> {
     document: &'a ExecutableDocument,
-    values: Values<'a>,
+    variables: &'a Map<String, Json>,
     costs: &'a Costs,
     /// `None` while a fragment is being measured.
     fragments: HashMap<&'a Name, Option<Measure>>,
@@ -502,8 +482,11 @@ impl<'a> Walk<'a> {
                 .arguments
                 .iter()
                 .find(|(argument, _)| argument.node == name)?;
-            match self.values.of(&value.1.node) {
-                Value::Number(number) => number.as_u64(),
+            match &value.1.node {
+                DocumentValue::Number(number) => number.as_u64(),
+                DocumentValue::Variable(name) => {
+                    self.variables.get(name.as_str()).and_then(Json::as_u64)
+                }
                 _ => None,
             }
         });

@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Clock, Code, Schema, Services, Viewer,
-    auth::{self, Accounts, Client, Recorder},
+    auth::{self, Accounts, Act, Client, Recorder},
     cache::{Cache, CacheStats},
     ctx,
     document::{self, Costs, Measure},
@@ -164,6 +164,7 @@ impl Operation {
     /// has expired must not stand in the way.
     pub fn signs_in(&self) -> bool {
         self.kind == OperationType::Mutation
+            && !self.roots.is_empty()
             && self
                 .roots
                 .iter()
@@ -301,12 +302,15 @@ impl Answer {
         Code::ALL.into_iter().find(|known| known.as_str() == code)
     }
 
-    /// Seconds after which a refused request may be tried again.
+    /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
     pub fn retry_after(&self) -> Option<u64> {
-        match self.extension("retryAfter")? {
-            Value::Number(seconds) => seconds.as_u64(),
-            _ => None,
-        }
+        let seconds = self.errors.iter().filter_map(|error| {
+            match error.extensions.as_ref()?.get("retryAfter")? {
+                Value::Number(seconds) => seconds.as_u64(),
+                _ => None,
+            }
+        });
+        seconds.max()
     }
 
     fn extension(&self, name: &str) -> Option<&Value> {
@@ -467,8 +471,8 @@ impl Graph {
             inner.persisted.insert(hash, text);
         }
         let operation = choose(&document, params.operation_name.as_deref())?;
-        let variables = params.variables.unwrap_or_default();
-        check_variables(operation, &variables)?;
+        let mut variables = params.variables.unwrap_or_default();
+        complete(operation, &mut variables)?;
         let measure = document::measure(&document, operation, &variables, &inner.costs, limits)?;
         Ok(Operation {
             kind: operation.ty,
@@ -476,7 +480,7 @@ impl Graph {
             measure,
             shape: Shape::of(&document, operation, &inner.costs),
             prepared_in: began.elapsed(),
-            roots: document::root_fields(&document, operation, &variables),
+            roots: document::root_fields(&document, operation, &variables, &inner.costs),
             variables,
             document,
         })
@@ -494,6 +498,7 @@ impl Graph {
     ) -> Result<Vec<Standing>, Answer> {
         let verdict = self.0.services.limiter.enter(client.address, route).await;
         if verdict.is_refused {
+            self.record_refusals(&verdict, &Payer::Network(client.address), client);
             return Err(Answer::limited(verdict));
         }
         Ok(verdict.standings)
@@ -513,13 +518,25 @@ impl Graph {
             .limiter
             .charge(&payer, client.address, &operation.roots, whole);
         let mut verdict = charge.await;
+        verdict.level(&operation.roots);
+        self.record_refusals(&verdict, &payer, client);
         if verdict.is_refused {
             return Answer::limited(verdict);
         }
         let viewer = match token {
             Some(token) => match self.authenticate(token, client).await {
                 Ok(viewer) => Some(viewer),
-                Err(answer) => return answer.with_standings(verdict.standings),
+                Err(answer) => {
+                    // Whoever the token names did not ask. The address pays.
+                    services.limiter.give_back(&mut verdict).await;
+                    let payer = Payer::Network(client.address);
+                    let charge = services.limiter.charge(&payer, client.address, &operation.roots, whole);
+                    let verdict = charge.await;
+                    if verdict.is_refused {
+                        return Answer::limited(verdict);
+                    }
+                    return answer.with_standings(verdict.standings);
+                }
             },
             None => None,
         };
@@ -532,6 +549,20 @@ impl Graph {
             services.limiter.give_back(&mut verdict).await;
         }
         answer.with_standings(verdict.standings)
+    }
+
+    fn record_refusals(&self, verdict: &Verdict, payer: &Payer, client: &Client) {
+        let actor = match payer {
+            Payer::User(user) => Some(*user),
+            Payer::Network(_) => None,
+        };
+        for standing in &verdict.standings {
+            if standing.retry_in.is_some() {
+                let details = json!({ "field": standing.field });
+                let trail = &self.0.services.accounts.trail;
+                trail.record(Act::RateLimited, client, actor, None, details);
+            }
+        }
     }
 
     async fn authenticate(&self, token: &str, client: &Client) -> Result<Viewer, Answer> {
@@ -605,7 +636,7 @@ impl Graph {
         if verdict
             .refused
             .iter()
-            .any(|(field, _)| field.name.starts_with("__"))
+            .any(|(field, _)| field.introspects())
         {
             request = request.disable_introspection();
         }
@@ -705,19 +736,23 @@ fn choose<'a>(
     }
 }
 
-/// The validator looks at the variables that are there; this at those that are not.
-fn check_variables(
+/// Gives the variables that are not there their defaults, so that all who read them read the same: the executor for one
+/// looks at no default of a variable that `@skip` or `@include` names. The validator looks at the variables that are
+/// there; this refuses those that are not, and must be.
+fn complete(
     operation: &OperationDefinition,
-    variables: &Map<String, serde_json::Value>,
+    variables: &mut Map<String, serde_json::Value>,
 ) -> Result<(), Error> {
     for variable in &operation.variable_definitions {
         let variable = &variable.node;
         let name = variable.name.node.as_str();
-        let may_be_absent = variable.var_type.node.nullable || variable.default_value.is_some();
-        let stands = match variables.get(name) {
-            Some(value) => variable.var_type.node.nullable || !value.is_null(),
-            None => may_be_absent,
-        };
+        let default = variable.default_value.as_ref();
+        if let (None, Some(default)) = (variables.get(name), default) {
+            let value = default.node.clone().into_json().unwrap_or_default();
+            variables.insert(name.to_owned(), value);
+        }
+        let stands = variable.var_type.node.nullable
+            || variables.get(name).is_some_and(|value| !value.is_null());
         if !stands {
             let message = format!(
                 "The variable `${name}` of type {} must have a value.",

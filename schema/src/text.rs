@@ -21,6 +21,19 @@ pub fn fold(text: &str) -> String {
         .collect()
 }
 
+/// Most characters of an e-mail address.
+pub(crate) const MAX_EMAIL: usize = 254;
+
+/// The form in which an e-mail address names its account; `None` for what cannot be one. What is much longer is not even
+/// folded.
+pub(crate) fn email_key(email: &str) -> Option<String> {
+    let email = email.trim();
+    if email.chars().nth(4 * MAX_EMAIL).is_some() {
+        return None;
+    }
+    Some(fold(email)).filter(|key| key.chars().nth(MAX_EMAIL).is_none() && !key.contains('\0'))
+}
+
 /// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
 pub(crate) fn network(address: IpAddr) -> String {
     match address.to_canonical() {

@@ -11,9 +11,6 @@ use crate::{
     text,
 };
 
-/// Most characters of an e-mail address.
-pub(crate) const MAX_EMAIL: usize = 254;
-
 /// What is wrong with a mutation's input, or with the state of what it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum UserErrorCode {

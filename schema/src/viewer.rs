@@ -233,7 +233,6 @@ fn circle_ids(user: Uuid) -> SelectStatement {
 }
 
 impl Rules {
-    #[expect(clippy::too_many_lines, reason = "one rule after the other")]
     fn of(user: Uuid) -> Self {
         let exists = |table: &'static str, condition: Condition| {
             Expr::exists(

@@ -17,7 +17,6 @@ use uuid::Uuid;
 use crate::{
     error::{Code, Error},
     text,
-    user_error::MAX_EMAIL,
     viewer::Viewer,
     write::{begin, settle},
 };
@@ -183,12 +182,8 @@ impl Accounts {
         email: &str,
         password: &str,
     ) -> Result<SignedIn, Error> {
-        // What cannot be an address is nobody's. What is much longer is not even folded.
-        let key = Some(email.trim())
-            .filter(|email| email.chars().nth(4 * MAX_EMAIL).is_none())
-            .map(text::fold)
-            .filter(|key| is_possible(key))
-            .unwrap_or_default();
+        // What cannot be an address is nobody's.
+        let key = text::email_key(email).unwrap_or_default();
         let attempt = Attempt::new(&key, client.address);
         let _turn = self.turn(&attempt).await?;
         let user = self.by_email(&key).await?;
@@ -456,8 +451,4 @@ impl Accounts {
         let (token, _) = self.access_token(&user, new_session(now), lifetime, now)?;
         Ok(Some(token))
     }
-}
-
-fn is_possible(email_key: &str) -> bool {
-    email_key.chars().nth(MAX_EMAIL).is_none() && !email_key.contains('\0')
 }

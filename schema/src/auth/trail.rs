@@ -75,6 +75,7 @@ pub(crate) enum Act {
     PasswordChanged,
     TokenRejected,
     Refused,
+    RateLimited,
     UserCreated,
     UserChanged,
 }
@@ -93,6 +94,7 @@ impl Act {
             Self::PasswordChanged => "auth.password_changed",
             Self::TokenRejected => "auth.token_rejected",
             Self::Refused => "auth.refused",
+            Self::RateLimited => "rate.limited",
             Self::UserCreated => "user.created",
             Self::UserChanged => "user.changed",
         }
@@ -108,6 +110,7 @@ impl Act {
             Self::LoginFailed
             | Self::TokenRejected
             | Self::Refused
+            | Self::RateLimited
             | Self::PasswordChanged
             | Self::UserCreated
             | Self::UserChanged => AuditSeverity::Warning,
@@ -117,7 +120,7 @@ impl Act {
 
     /// Whether one client can cause it as often as it likes.
     fn is_repetitive(self) -> bool {
-        matches!(self, Self::TokenRejected | Self::Refused)
+        matches!(self, Self::TokenRejected | Self::Refused | Self::RateLimited)
     }
 }
 

@@ -139,6 +139,13 @@ pub(crate) struct RootField {
     pub(crate) account: Option<String>,
 }
 
+impl RootField {
+    /// Whether it reads the schema. Such fields can only be answered or refused together.
+    pub(crate) fn introspects(&self) -> bool {
+        matches!(self.name.as_str(), "__schema" | "__type")
+    }
+}
+
 /// For whom buckets are kept.
 #[derive(Clone, Debug)]
 pub(crate) enum Payer {
@@ -188,6 +195,22 @@ pub(crate) struct Verdict {
     pub(crate) is_refused: bool,
     /// What was taken, as it is given back.
     taken: Vec<Ask>,
+}
+
+impl Verdict {
+    /// Refuses all fields that read the schema where one of them is refused.
+    pub(crate) fn level(&mut self, fields: &[RootField]) {
+        if !self.refused.iter().any(|(field, _)| field.introspects()) {
+            return;
+        }
+        for field in fields.iter().filter(|field| field.introspects()) {
+            let is_known = self.refused.iter().any(|(known, _)| known.key == field.key);
+            let standing = self.standings.iter().position(|known| known.field == field.name.as_str());
+            if let (false, Some(standing)) = (is_known, standing) {
+                self.refused.push((field.clone(), standing));
+            }
+        }
+    }
 }
 
 /// What passed and what did not, by tier.
@@ -342,8 +365,8 @@ impl Limiter {
         let given = self.take(&asks, whole && enforces).await;
         let wait = |place: usize| {
             let (ask, given) = (&asks[place], &given[place]);
-            let missing = ask.cost - given.granted;
-            (missing > 0).then(|| ask.wait(given.debt, missing))
+            // Until the same fits as a whole: that is what will be asked for again.
+            (given.granted < ask.cost).then(|| ask.wait(given.debt, ask.cost))
         };
         let longest = (0..asks.len()).filter_map(wait).max();
         let is_refused = whole && enforces && longest.is_some();
