@@ -588,3 +588,17 @@ async fn a_disabled_user_is_out_in_mid_session() {
     let again = visitor.login(ADA, PASSWORD).await;
     assert_eq!(visitor.who(&again.access).await, user(ADA));
 }
+
+#[tokio::test]
+async fn who_is_disabled_in_the_database_alone_is_out_too() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let ada = visitor.register(ADA).await;
+    let disable = user::Entity::update_many()
+        .col_expr(user::Column::IsActive, Expr::value(false))
+        .filter(user::Column::EmailKey.eq(ADA));
+    let db = server.database().connect().await;
+    disable.exec(&db).await.expect("writes");
+    assert_eq!(visitor.who(&ada.access).await, forbidden());
+    assert_eq!(code(&visitor.try_refresh(&ada.refresh).await), "FORBIDDEN");
+}

@@ -17,7 +17,7 @@ use crate::accounts::tokens::key_of;
 use crate::accounts::{Tokens, Visitor, code, forbidden, unauthenticated, user};
 use crate::database::{Database, PASSWORD};
 use crate::process::{Running, gathering, refusal, run, text};
-use crate::server::TestServer;
+use crate::server::{SIGNING_KEY, TestServer};
 
 const ADA: &str = "ada@example.com";
 const KEY: &str = "GATHERING__AUTH__SIGNING_KEY";
@@ -353,6 +353,27 @@ impl Operated {
         assert_eq!(entry.user_agent.as_deref(), Some("gathering user"));
         entry
     }
+}
+
+#[tokio::test]
+async fn what_happened_is_on_record_when_the_server_has_ended() {
+    let operated = Operated::new().await;
+    let mut command = operated.command("serve --listen 127.0.0.1:0");
+    let server = Running::start(command.env(KEY, SIGNING_KEY)).await;
+    let visitor = visitor(&server);
+    visitor.register(ADA).await;
+    for _ in 0..10 {
+        visitor.try_login(ADA, "a wrong password").await;
+        visitor.who("not a token").await.expect_err("is refused");
+    }
+    stop(server).await;
+    let count = async |action| entries_of(&operated.database, action).await.len();
+    assert_eq!(count("auth.registered").await, 1);
+    assert_eq!(count("auth.login_failed").await, 10);
+    assert_eq!(count("auth.locked").await, 1);
+    let rejected = entries_of(&operated.database, "auth.token_rejected").await;
+    assert_eq!(rejected.len(), 2, "{rejected:?}");
+    assert_eq!(rejected[1].details["count"], 9);
 }
 
 #[tokio::test]

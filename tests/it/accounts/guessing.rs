@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::{Either, join_all, select};
 use futures_util::stream::FuturesUnordered;
+use gathering::config::Config;
 use gathering_entity::{lockout, user as users};
 use reqwest::header::DATE;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
@@ -217,6 +218,24 @@ async fn of_a_hundred_guesses_at_once_five_are_checked() {
 }
 
 #[tokio::test]
+async fn an_instance_more_is_a_guess_more_at_most() {
+    let patient = |config: &mut Config| config.graphql.timeout = Duration::from_mins(10);
+    let one = TestServer::with(patient).await;
+    let two = one.beside(patient).await;
+    Visitor::new(&one).register(ADA).await;
+    let guesses = [&one, &two].map(|server| async move {
+        let stranger = Visitor::at(server, 2);
+        join_all((0..20).map(|_| fail(&stranger, ADA, 1))).await
+    });
+    join_all(guesses).await;
+    one.end().await;
+    let failed = entries_of(&two.end().await, "auth.login_failed").await;
+    let checked = failed.iter().filter(|entry| entry.details == json!({}));
+    assert_eq!(failed.len(), 40);
+    assert!((5..=6).contains(&checked.count()), "{failed:?}");
+}
+
+#[tokio::test]
 async fn a_flood_of_guesses_does_not_keep_the_owner_waiting() {
     let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
     let owner = Visitor::new(&server);
@@ -233,7 +252,8 @@ async fn a_flood_of_guesses_does_not_keep_the_owner_waiting() {
     let signed_in = loop {
         match select(&mut signing_in, flood.next()).await {
             Either::Left((answer, _)) => break answer,
-            Either::Right(_) => before += 1,
+            Either::Right((Some(_), _)) => before += 1,
+            Either::Right((None, signing_in)) => break signing_in.await,
         }
     };
     assert!(is_in(&signed_in));

@@ -271,6 +271,64 @@ async fn an_authorization_that_is_no_token_is_refused() {
 }
 
 #[tokio::test]
+async fn only_what_signs_in_needs_no_good_token() {
+    let server = TestServer::with(|config| config.graphql.batch = 2).await;
+    let visitor = Visitor::new(&server);
+    visitor.register(ADA).await;
+    let login =
+        format!(r#"login(input: {{ email: "{ADA}", password: "{PASSWORD}" }}) {{ accessToken }}"#);
+    let rename = r#"updateProfile(input: { name: "Mallory" }) { user { name } }"#;
+    for (query, is_refused) in [
+        (format!("mutation {{ {login} }}"), false),
+        (
+            format!("mutation {{ __typename a: {login} b: {login} }}"),
+            false,
+        ),
+        (format!("mutation {{ {login} {rename} }}"), true),
+        (format!("mutation {{ {rename} {login} }}"), true),
+        (format!("mutation {{ login: {rename} }}"), true),
+        (
+            format!("mutation {{ ...F }} fragment F on Mutation {{ {rename} }}"),
+            true,
+        ),
+        (
+            format!("mutation {{ ... on Mutation {{ {login} }} }}"),
+            true,
+        ),
+        ("{ __typename }".to_owned(), true),
+        ("query login { viewer { email } }".to_owned(), true),
+    ] {
+        let response = visitor.send(Some("not a token"), &query, json!({})).await;
+        let status = response.status();
+        let answer: Value = response.json().await.expect("JSON");
+        let has_data = answer["data"].is_object();
+        assert_eq!(has_data, !is_refused, "{query}: {answer}");
+        assert_eq!(status == StatusCode::UNAUTHORIZED, is_refused, "{query}");
+    }
+
+    // In a batch each is looked at for itself.
+    let batch = json!([{ "query": format!("mutation {{ {login} }}") }, { "query": "{ viewer { email } }" }]);
+    let request = visitor
+        .client
+        .post(&visitor.url)
+        .bearer_auth("x")
+        .json(&batch);
+    let answers: Value = request
+        .send()
+        .await
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON");
+    assert!(
+        answers[0]["data"]["login"]["accessToken"].is_string(),
+        "{answers}"
+    );
+    assert_eq!(code(&answers[1]), "UNAUTHENTICATED");
+    assert_eq!(answers[1].get("data"), None);
+}
+
+#[tokio::test]
 async fn a_token_is_good_for_its_time_and_no_longer() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
