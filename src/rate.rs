@@ -118,7 +118,10 @@ fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
             nearest
         })
     };
-    match (follow(&FORWARDED, forwarded_for), follow(&X_FORWARDED_FOR, address)) {
+    match (
+        follow(&FORWARDED, forwarded_for),
+        follow(&X_FORWARDED_FOR, address),
+    ) {
         (Some(one), Some(other)) if one != other => peer,
         (one, other) => one.or(other).unwrap_or(peer),
     }
@@ -128,7 +131,10 @@ fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
 fn hops<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines: Vec<_> = headers.get_all(name).iter().collect();
     let text = |line: &'a HeaderValue| line.to_str().unwrap_or("?");
-    lines.into_iter().rev().flat_map(move |line| text(line).rsplit(','))
+    lines
+        .into_iter()
+        .rev()
+        .flat_map(move |line| text(line).rsplit(','))
 }
 
 /// The address of a hop of `Forwarded` (RFC 7239).
@@ -254,7 +260,10 @@ mod tests {
     #[test]
     fn a_header_that_the_proxy_passed_on_moves_nobody() {
         let both = |standard, usual| {
-            from("10.0.0.1", &[(FORWARDED, standard), (X_FORWARDED_FOR, usual)])
+            from(
+                "10.0.0.1",
+                &[(FORWARDED, standard), (X_FORWARDED_FOR, usual)],
+            )
         };
         assert_eq!(both("for=198.51.100.7", "198.51.100.7"), "198.51.100.7");
         assert_eq!(both("for=203.0.113.9", "198.51.100.7"), "10.0.0.1");

@@ -123,7 +123,6 @@ impl Server {
         )));
 
         let database = Database::open(&config.database).await?;
-        bring_up_to_date(&database, &config, options.migrate).await?;
         let has_key = !config.auth.signing_key.expose().is_empty();
         let keys = if database.is_read_only() && !has_key {
             // Nobody can sign in, here or elsewhere.
@@ -131,6 +130,7 @@ impl Server {
         } else {
             keys::load(&config)?
         };
+        bring_up_to_date(&database, &config, options.migrate).await?;
         let Options {
             clock,
             steady,

@@ -6,7 +6,7 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "lockouts")]
 pub struct Model {
-    /// SHA-256, in hexadecimal, of what the failures are counted for.
+    /// What the failures are counted for, as two hashes in hexadecimal: of the account, and of the rest.
     #[sea_orm(primary_key, auto_increment = false)]
     pub key: String,
     /// Failures in a row.

@@ -1,4 +1,4 @@
-//! An access token that must be refused although it has not expired.
+//! Access tokens that must be refused although they have not expired.
 
 use sea_orm::entity::prelude::*;
 
@@ -24,14 +24,14 @@ pub enum RevocationReason {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "revoked_tokens")]
 pub struct Model {
-    /// The token's own id.
+    /// The session whose tokens they are: they name it as `sid`.
     #[sea_orm(primary_key, auto_increment = false)]
     pub jti: Uuid,
     /// When the row was made.
     pub created_at: DateTimeUtc,
     /// Whose it was.
     pub user_id: Uuid,
-    /// When the token, and with it this row, loses its meaning.
+    /// When the last of the tokens has expired, and this row loses its meaning.
     pub expires_at: DateTimeUtc,
     /// When it was revoked.
     pub revoked_at: DateTimeUtc,

@@ -301,13 +301,13 @@ impl From<DbErr> for Error {
                         Self::unavailable("The database can only be read at the moment.")
                     }
                     // PostgreSQL is out of connections, memory or disk; SQLite (in its extended result codes) is
-                    // busy, locked, cannot read its file, or cannot open it.
+                    // busy, locked, cannot read its file, has no room, or cannot open it.
                     Some(code) if code.starts_with("53") => busy(),
                     Some(code)
                         if code.len() < 5
-                            && code
-                                .parse()
-                                .is_ok_and(|code: u32| matches!(code & 0xff, 5 | 6 | 10 | 14)) =>
+                            && code.parse().is_ok_and(|code: u32| {
+                                matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)
+                            }) =>
                     {
                         busy()
                     }

@@ -13,10 +13,11 @@ use std::{
 };
 
 use async_graphql::{
-    ErrorExtensionValues, PathSegment, Pos, Request, Response, ScalarType, ServerError,
+    ErrorExtensionValues, Name, PathSegment, Pos, Request, Response, ScalarType, ServerError,
     ValidationResult, Value, Variables,
     async_trait::async_trait,
     extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
+    indexmap::IndexMap,
     parser::{
         self, parse_query,
         types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
@@ -26,6 +27,7 @@ use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
+use tracing::Instrument;
 
 use crate::{
     Clock, Code, Schema, Services, Viewer,
@@ -108,6 +110,19 @@ pub struct TrustedDocuments {
     pub trust: Trust,
     /// From id to document.
     pub documents: HashMap<String, Arc<str>>,
+}
+
+/// An operation that may run, on whose behalf, and what of it may not.
+struct Run {
+    operation: Operation,
+    client: Client,
+    viewer: Option<Viewer>,
+    payer: Payer,
+    usage: bool,
+    /// The keys of the answer that are refused.
+    refused: Vec<Name>,
+    /// Whether the schema cannot be read.
+    hides_schema: bool,
 }
 
 /// Mutations that sign somebody in.
@@ -318,8 +333,9 @@ impl Answer {
     }
 
     fn of(response: Response, shape: Shape, request_id: &str) -> Self {
-        // Only an error in a resolver has a path. Without one, and without data, nothing ran.
+        // Only an error in a resolver has a path. With errors that have none, and without data, nothing ran.
         let ran = response.data != Value::Null
+            || response.errors.is_empty()
             || response.errors.iter().any(|error| !error.path.is_empty());
         let mut errors = response.errors;
         for error in &mut errors {
@@ -336,7 +352,11 @@ impl Answer {
                 extensions.set("requestId", request_id);
             }
         }
-        let mut data = response.data;
+        let mut data = match response.data {
+            // What leaves all its fields out has an answer without any.
+            Value::Null if errors.is_empty() => Value::Object(IndexMap::new()),
+            data => data,
+        };
         shape.settle(&mut data, &errors);
         Self {
             data: ran.then(|| Box::new((data, shape))),
@@ -530,7 +550,10 @@ impl Graph {
                     // Whoever the token names did not ask. The address pays.
                     services.limiter.give_back(&mut verdict).await;
                     let payer = Payer::Network(client.address);
-                    let charge = services.limiter.charge(&payer, client.address, &operation.roots, whole);
+                    let charge =
+                        services
+                            .limiter
+                            .charge(&payer, client.address, &operation.roots, whole);
                     let verdict = charge.await;
                     if verdict.is_refused {
                         return Answer::limited(verdict);
@@ -540,9 +563,29 @@ impl Graph {
             },
             None => None,
         };
-        let mut answer = self
-            .execute(operation, caller, viewer, payer, &verdict)
-            .await;
+        let is_mutation = operation.kind == OperationType::Mutation;
+        let run = Run {
+            usage: match caller.usage {
+                Usage::Off => false,
+                Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
+                Usage::On => true,
+            },
+            operation,
+            client: caller.client,
+            viewer,
+            payer,
+            hides_schema: verdict.refused.iter().any(|(field, _)| field.introspects()),
+            refused: verdict
+                .refused
+                .iter()
+                .map(|(field, _)| field.key.clone())
+                .collect(),
+        };
+        let mut answer = if is_mutation {
+            self.execute_to_the_end(run).await
+        } else {
+            self.execute(run).await
+        };
         if answer.has_data() {
             answer.refuse(&verdict);
         } else if answer.code() == Some(Code::ValidationFailed) {
@@ -607,43 +650,47 @@ impl Graph {
         Ok(self.0.services.accounts.purge().await?)
     }
 
-    async fn execute(
-        &self,
-        operation: Operation,
-        caller: Caller<'_>,
-        viewer: Option<Viewer>,
-        payer: Payer,
-        verdict: &Verdict,
-    ) -> Answer {
+    /// A change that was begun is finished, and recorded, also when its client has gone.
+    async fn execute_to_the_end(&self, run: Run) -> Answer {
+        let graph = self.clone();
+        let work = async move { graph.execute(run).await };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is bounded by the time limit of an operation"
+        )]
+        let task = tokio::spawn(work.in_current_span());
+        task.await
+            .unwrap_or_else(|failure| match failure.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Error::unavailable("The server is shutting down.").into(),
+            })
+    }
+
+    async fn execute(&self, run: Run) -> Answer {
         let inner = &*self.0;
-        let usage = match caller.usage {
-            Usage::Off => false,
-            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
-            Usage::On => true,
-        };
-        let request_id = caller.client.request_id.clone();
+        let Run {
+            operation,
+            client,
+            viewer,
+            payer,
+            usage,
+            refused,
+            hides_schema,
+        } = run;
+        let request_id = client.request_id.clone();
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
         request.set_parsed_query(ExecutableDocument::clone(&operation.document));
         request.operation_name = operation.name;
         request.variables = Variables::from_json(operation.variables.into());
-        let refused: Vec<_> = verdict
-            .refused
-            .iter()
-            .map(|(field, _)| field.key.clone())
-            .collect();
-        if verdict
-            .refused
-            .iter()
-            .any(|(field, _)| field.introspects())
-        {
+        if hides_schema {
             request = request.disable_introspection();
         }
         request.data.insert(Arc::new(ctx::Request {
             services: Arc::clone(&inner.services),
             viewer,
-            client: caller.client,
+            client,
             payer,
             waiting: Arc::clone(&waiting),
             refused,

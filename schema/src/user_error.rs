@@ -8,7 +8,7 @@ use async_graphql::{Enum, SimpleObject};
 
 use crate::{
     auth::{PASSWORD_LENGTH, password_has},
-    text,
+    text::{self, MAX_EMAIL},
 };
 
 /// What is wrong with a mutation's input, or with the state of what it is about.

@@ -294,6 +294,7 @@ impl World {
         let is_empty = |list: &Value| list.as_array().is_some_and(Vec::is_empty);
         match value {
             Value::Null => "null",
+            Value::Array(list) if list.is_empty() => "empty",
             Value::Array(list) if list.iter().all(Value::is_null) => "null",
             _ if is_connection && is_empty(&value["nodes"]) => {
                 assert_eq!(value["totalCount"], 0, "{document}");

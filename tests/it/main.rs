@@ -13,6 +13,7 @@ mod server;
 
 mod access;
 mod accounts;
+mod charging;
 mod data;
 mod graph;
 mod health;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use gathering::config::Mode;
 use gathering_entity::conversation::ConversationStatus;
 use gathering_entity::task::TaskStatus;
 use gathering_entity::{
@@ -505,7 +506,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let server = TestServer::on(furnished().await, |_| ()).await;
+        let server = TestServer::on(furnished().await, |config| {
+            // Fragments of many types name their fields apart.
+            config.graphql.aliases = 10_000;
+            // So that there is something to say about them.
+            config.limits.mode = Mode::Observe;
+        })
+        .await;
         let schema = Schema::of(&server).await;
         let ask = async |mutation: &str, email: &str, token: &Value| {
             let given = json!({ "email": email, "password": PASSWORD, "token": token });

@@ -23,9 +23,9 @@ use crate::{
 
 use super::{
     Accounts, Act, Client, SignedIn,
-    lockout::Attempt,
+    lockout::{self, Attempt},
     password::Verdict,
-    session::{Ending, lock, new_session},
+    session::{Ending, is_ended, lock, new_session},
 };
 
 /// Who somebody is, checked.
@@ -291,8 +291,10 @@ impl Accounts {
         if verdict.is_none() {
             return Ok(None);
         }
-        let session = Some((client, user.token_version));
-        let signed_in = self.replace_password(user.id, new, session).await?;
+        let signed_in = self
+            .replace_password(user.id, new, Some((client, viewer)))
+            .await?;
+        attempt.succeeded(&self.db, self.now()).await?;
         let id = Some(user.id);
         self.trail
             .record(Act::PasswordChanged, client, id, id, json!({}));
@@ -314,6 +316,7 @@ impl Accounts {
             return Ok(false);
         };
         self.replace_password(user.id, new, None).await?;
+        lockout::forget(&self.db, &user.email_key).await?;
         self.trail
             .record(Act::PasswordChanged, client, None, Some(user.id), json!({}));
         Ok(true)
@@ -325,17 +328,19 @@ impl Accounts {
         &self,
         user: Uuid,
         new: &str,
-        session: Option<(&Client, i32)>,
+        session: Option<(&Client, &Viewer)>,
     ) -> Result<Option<SignedIn>, Error> {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
             let transaction = begin(&self.db).await?;
             let row = lock(&transaction, user).await?;
-            let stands =
-                |version| row.is_some_and(|row| row.is_active && row.token_version == version);
-            if session.is_some_and(|(_, version)| !stands(version)) {
-                return Err(Error::token_revoked());
+            if let Some((_, viewer)) = session {
+                let version = viewer.user.token_version;
+                let stands = row.is_some_and(|row| row.is_active && row.token_version == version);
+                if !stands || is_ended(&transaction, viewer.session()).await? {
+                    return Err(Error::token_revoked());
+                }
             }
             let reason = RevocationReason::PasswordChanged;
             self.end(&transaction, user, Ending::All, reason, now)

@@ -2,9 +2,9 @@
 //!
 //! Failures are counted for the pair of an account and a network, for the network as a whole, and for the account as a
 //! whole; each has its own threshold, from which on every further failure locks it for twice as long, up to 15 minutes.
-//! Somebody who fails from their own network therefore locks nobody out but themselves. An attack from many networks
-//! locks the account, but not for networks from which its owner has signed in before. Attempts on what is locked are
-//! neither checked nor counted, so a lock always ends.
+//! Somebody who fails therefore locks nobody out but those who share their network. An attack from many networks locks
+//! the account, but not for networks from which its owner has signed in before. Attempts on what is locked are neither
+//! checked nor counted, so a lock always ends.
 //!
 //! Accounts that do not exist are counted and locked like others: nothing tells them apart. The table holds hashes, so
 //! that a password which somebody types in place of their e-mail address is not kept.
@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::text;
 
-/// How long a failure is remembered.
+/// How long failures are counted together, from the first on.
 const MEMORY: Duration = Duration::from_hours(24);
 
 /// How long a network from which a user signed in is known.
@@ -78,8 +78,8 @@ impl Attempt {
                 Scope::Network => ["", &network],
                 Scope::Account => [account, ""],
             };
-            let hash = Sha256::digest(format!("{scope:?}\n{network}\n{account}"));
-            (scope, text::hex(&hash))
+            let rest = hashed(&format!("{scope:?}\n{network}"));
+            (scope, format!("{}{rest}", hashed(account)))
         };
         Self {
             keys: Scope::ALL.into_iter().map(key).collect(),
@@ -141,12 +141,14 @@ impl Attempt {
             expires_at: Set(now + MEMORY),
         });
         let old = |column: lockout::Column| Expr::col((lockout::Entity, column));
-        let one_more = Expr::case(old(ExpiresAt).lte(now), 1).finally(old(Failures).add(1));
+        let is_over = || old(ExpiresAt).lte(now);
+        let one_more = Expr::case(is_over(), 1).finally(old(Failures).add(1));
+        let end = Expr::case(is_over(), now + MEMORY).finally(old(ExpiresAt));
         let counted = lockout::Entity::insert_many(counted)
             .on_conflict(
                 OnConflict::column(Key)
                     .value(Failures, one_more)
-                    .update_column(ExpiresAt)
+                    .value(ExpiresAt, end)
                     .to_owned(),
             )
             .exec_with_returning(db)
@@ -197,4 +199,18 @@ impl Attempt {
             .await?;
         Ok(())
     }
+}
+
+/// Forgets all failures to sign in to an account, from whatever network, and the networks that it knew.
+pub(super) async fn forget(db: &impl ConnectionTrait, account: &str) -> Result<(), DbErr> {
+    lockout::Entity::delete_many()
+        .filter(lockout::Column::Key.starts_with(hashed(account)))
+        .exec(db)
+        .await?;
+    Ok(())
+}
+
+/// Half of a key.
+fn hashed(text: &str) -> String {
+    text::hex(&Sha256::digest(text)[..16])
 }

@@ -103,6 +103,15 @@ pub(super) async fn lock(
         .await?)
 }
 
+/// Whether a session has been ended. The user's row must be locked.
+pub(super) async fn is_ended(
+    transaction: &DatabaseTransaction,
+    session: Uuid,
+) -> Result<bool, Error> {
+    let ended = revoked_token::Entity::find_by_id(session);
+    Ok(ended.one(transaction).await?.is_some())
+}
+
 impl Accounts {
     /// Adds a token to a session: with a new one begins the session.
     pub(super) async fn issue(
@@ -208,21 +217,20 @@ impl Accounts {
 
     async fn exchange(&self, client: &Client, token: &str) -> Result<Refresh, Error> {
         let now = self.now();
-        let transaction = begin(&self.db).await?;
         let hash = hashed(token);
         let find = || {
-            refresh_token::Entity::find()
-                .filter(refresh_token::Column::TokenHash.eq(hash.as_str()))
-                .one(&transaction)
+            refresh_token::Entity::find().filter(refresh_token::Column::TokenHash.eq(hash.as_str()))
         };
-        let Some(row) = find().await? else {
+        // What is no token of ours locks nothing.
+        let Some(row) = find().one(&self.db).await? else {
             return Ok(Refresh::Unusable);
         };
+        let transaction = begin(&self.db).await?;
         let Some(user) = lock(&transaction, row.user_id).await? else {
             return Ok(Refresh::Unusable);
         };
         // Another may have used it before we had the lock.
-        let Some(row) = find().await? else {
+        let Some(row) = find().one(&transaction).await? else {
             return Ok(Refresh::Unusable);
         };
         if row.revoked_at.is_some() || row.expires_at <= now {

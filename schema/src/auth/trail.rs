@@ -24,7 +24,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{Clock, error::Error, id::Kind};
+use crate::{Clock, error::Error, id::Kind, text};
 
 /// Most rows of one statement.
 const BATCH: usize = 256;
@@ -120,7 +120,10 @@ impl Act {
 
     /// Whether one client can cause it as often as it likes.
     fn is_repetitive(self) -> bool {
-        matches!(self, Self::TokenRejected | Self::Refused | Self::RateLimited)
+        matches!(
+            self,
+            Self::TokenRejected | Self::Refused | Self::RateLimited
+        )
     }
 }
 
@@ -141,8 +144,9 @@ pub struct Recorder {
     repeated: HashMap<Repeated, (audit::Model, u64)>,
 }
 
-/// What was repeated, by whom. With it goes the first of them, and how many came after it.
-type Repeated = (Act, Option<String>, Option<Uuid>);
+/// What was repeated, its details, and by whom: a network, and a user. With it goes the first of them, and how many came
+/// after it.
+type Repeated = (Act, String, Option<String>, Option<Uuid>);
 
 /// A trail of which at most so many entries wait to be written.
 pub(super) fn trail(db: DatabaseConnection, waiting: usize, clock: Clock) -> (Trail, Recorder) {
@@ -244,10 +248,10 @@ impl Recorder {
         if !act.is_repetitive() {
             return Some(entry);
         }
-        match self
-            .repeated
-            .entry((act, entry.client_ip.clone(), entry.actor_id))
-        {
+        let address = entry.client_ip.as_ref().and_then(|ip| ip.parse().ok());
+        let details = entry.details.to_string();
+        let repeated = (act, details, address.map(text::network), entry.actor_id);
+        match self.repeated.entry(repeated) {
             Entry::Occupied(mut known) => {
                 known.get_mut().1 += 1;
                 None
@@ -292,7 +296,10 @@ impl Recorder {
             };
             let error = Error::from(cause);
             if error.code == crate::Code::Internal {
-                if entries.len() == 1 {
+                if let [entry] = entries.as_slice() {
+                    let action = &entry.action;
+                    tracing::error!(action, "an entry of the audit log was refused");
+                    self.lost.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
                 for entry in entries {

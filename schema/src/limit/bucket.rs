@@ -33,7 +33,8 @@ impl Ask {
         WINDOW / i64::from(self.limit)
     }
 
-    fn most(&self) -> i64 {
+    /// The debt of a bucket that is spent.
+    pub(super) fn most(&self) -> i64 {
         self.interval() * i64::from(self.limit)
     }
 

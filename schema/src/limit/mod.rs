@@ -205,7 +205,10 @@ impl Verdict {
         }
         for field in fields.iter().filter(|field| field.introspects()) {
             let is_known = self.refused.iter().any(|(known, _)| known.key == field.key);
-            let standing = self.standings.iter().position(|known| known.field == field.name.as_str());
+            let standing = self
+                .standings
+                .iter()
+                .position(|known| known.field == field.name.as_str());
             if let (false, Some(standing)) = (is_known, standing) {
                 self.refused.push((field.clone(), standing));
             }

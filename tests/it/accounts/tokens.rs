@@ -293,7 +293,7 @@ async fn only_what_signs_in_needs_no_good_token() {
         ),
         (
             format!("mutation {{ ... on Mutation {{ {login} }} }}"),
-            true,
+            false,
         ),
         ("{ __typename }".to_owned(), true),
         ("query login { viewer { email } }".to_owned(), true),
