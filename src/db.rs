@@ -4,9 +4,9 @@
 //! connection is tested before use when it has rested for long, or since a statement last failed; one to a SQLite
 //! file that is no longer in its place is dropped.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -295,7 +295,7 @@ async fn open_sqlite(
     let directory = file
         .parent()
         .filter(|directory| !directory.as_os_str().is_empty());
-    let made = directory.map_or(Ok(()), fs::create_dir_all);
+    let made = directory.map_or(Ok(()), make_folder);
     let opened = match made {
         Ok(()) => make_writable(&writable.clone().create_if_missing(true)).await,
         Err(error) => Err(error.into()),
@@ -316,6 +316,11 @@ async fn open_sqlite(
     let filled = fill(&pool).await;
     filled.map_err(|error| StartError::new(explain_sqlite(&error, &file)))?;
     Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
+}
+
+/// Makes a folder that only its owner may look into: what is in it are password hashes and keys.
+pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Opens the file for writing, and leaves it with a write-ahead log.

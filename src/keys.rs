@@ -12,6 +12,7 @@ use gathering_schema::auth::{Keys, WeakKey};
 
 use crate::StartError;
 use crate::config::Config;
+use crate::db::make_folder;
 
 const FILE: &str = "signing-keys";
 
@@ -83,7 +84,7 @@ fn read_or_make(folder: &Path) -> Result<Vec<String>, StartError> {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);
         }
-        fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let file = write(folder, &format!("{}\n", make()?))?;
         // Where another process was quicker, its key it is.
         match file.persist_noclobber(&path) {

@@ -48,8 +48,9 @@ fn lines(path: &Path) -> Vec<String> {
 
 #[track_caller]
 fn is_private(path: &Path) {
-    let mode = fs::metadata(path).expect("is there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    let mode = |path: &Path| fs::metadata(path).expect("is there").permissions().mode();
+    assert_eq!(mode(path) & 0o777, 0o600);
+    assert_eq!(mode(path.parent().expect("a folder")) & 0o777, 0o700);
 }
 
 /// Types this into a command.
