@@ -252,7 +252,10 @@ impl Answer {
             let error = Error::rate_limited(&verdict.standings[*place]);
             let mut refused = ServerError::new(error.message.clone(), None);
             refused.extensions = Some(error.extension_values());
-            refused.path = vec![PathSegment::Field(field.key.to_string())];
+            // A request that is not let in asks for a route, which is no part of an answer.
+            if field.place != Pos::default() {
+                refused.path = vec![PathSegment::Field(field.key.to_string())];
+            }
             refused
         });
         Self::refused(errors.collect()).with_standings(verdict.standings)
@@ -547,16 +550,18 @@ impl Graph {
             Some(token) => match self.authenticate(token, client).await {
                 Ok(viewer) => Some(viewer),
                 Err(answer) => {
-                    // Whoever the token names did not ask. The address pays.
-                    services.limiter.give_back(&mut verdict).await;
-                    let payer = Payer::Network(client.address);
-                    let charge =
-                        services
-                            .limiter
-                            .charge(&payer, client.address, &operation.roots, whole);
-                    let verdict = charge.await;
-                    if verdict.is_refused {
-                        return Answer::limited(verdict);
+                    if matches!(payer, Payer::User(_)) {
+                        // Whoever the token names did not ask. The address pays.
+                        services.limiter.give_back(&mut verdict).await;
+                        let payer = Payer::Network(client.address);
+                        let limiter = &services.limiter;
+                        let charge =
+                            limiter.charge(&payer, client.address, &operation.roots, whole);
+                        verdict = charge.await;
+                        self.record_refusals(&verdict, &payer, client);
+                        if verdict.is_refused {
+                            return Answer::limited(verdict);
+                        }
                     }
                     return answer.with_standings(verdict.standings);
                 }
