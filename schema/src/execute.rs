@@ -541,7 +541,6 @@ impl Graph {
             .limiter
             .charge(&payer, client.address, &operation.roots, whole);
         let mut verdict = charge.await;
-        verdict.level(&operation.roots);
         self.record_refusals(&verdict, &payer, client);
         if verdict.is_refused {
             return Answer::limited(verdict);
@@ -569,6 +568,12 @@ impl Graph {
             None => None,
         };
         let is_mutation = operation.kind == OperationType::Mutation;
+        // The executor is kept from reading the schema altogether or not at all; what it has read in vain is not sent.
+        let introspects = |field: &&RootField| field.introspects();
+        let refused = verdict.refused.iter().map(|(field, _)| field);
+        let spared = refused.filter(introspects).count();
+        let hides_schema =
+            spared > 0 && spared == operation.roots.iter().filter(introspects).count();
         let run = Run {
             usage: match caller.usage {
                 Usage::Off => false,
@@ -579,7 +584,7 @@ impl Graph {
             client: caller.client,
             viewer,
             payer,
-            hides_schema: verdict.refused.iter().any(|(field, _)| field.introspects()),
+            hides_schema,
             refused: verdict
                 .refused
                 .iter()

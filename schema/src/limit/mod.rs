@@ -140,7 +140,7 @@ pub(crate) struct RootField {
 }
 
 impl RootField {
-    /// Whether it reads the schema. Such fields can only be answered or refused together.
+    /// Whether it reads the schema.
     pub(crate) fn introspects(&self) -> bool {
         matches!(self.name.as_str(), "__schema" | "__type")
     }
@@ -195,25 +195,6 @@ pub(crate) struct Verdict {
     pub(crate) is_refused: bool,
     /// What was taken, as it is given back.
     taken: Vec<Ask>,
-}
-
-impl Verdict {
-    /// Refuses all fields that read the schema where one of them is refused.
-    pub(crate) fn level(&mut self, fields: &[RootField]) {
-        if !self.refused.iter().any(|(field, _)| field.introspects()) {
-            return;
-        }
-        for field in fields.iter().filter(|field| field.introspects()) {
-            let is_known = self.refused.iter().any(|(known, _)| known.key == field.key);
-            let standing = self
-                .standings
-                .iter()
-                .position(|known| known.field == field.name.as_str());
-            if let (false, Some(standing)) = (is_known, standing) {
-                self.refused.push((field.clone(), standing));
-            }
-        }
-    }
 }
 
 /// What passed and what did not, by tier.

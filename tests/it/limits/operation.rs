@@ -11,7 +11,7 @@ use sea_orm::EntityTrait;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, HERE, PLENTY, VIEWER, aliases, ask, assert_refusal, attempt, from, let_in, serve,
+    Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, assert_refusal, attempt, from, let_in, serve,
 };
 use crate::database::PASSWORD;
 use crate::server::TestServer;
@@ -207,6 +207,14 @@ async fn of_aliases_as_many_are_served_as_there_is_room_for_the_first_ones_first
     for (field, served) in [
         ("viewer { id }", json!(null)),
         ("__typename", json!("Query")),
+        (
+            "__schema { queryType { name } }",
+            json!({ "queryType": { "name": "Query" } }),
+        ),
+        (
+            r#"__type(name: "Query") { name }"#,
+            json!({ "name": "Query" }),
+        ),
     ] {
         let three = ask(&server, HERE, None, &aliases(field, 3)).await;
         assert_eq!(three.codes(), [""; 0], "{field}");
@@ -230,6 +238,42 @@ async fn of_aliases_as_many_are_served_as_there_is_room_for_the_first_ones_first
             (&json!(3), &json!(0))
         );
     }
+}
+
+#[tokio::test]
+async fn the_fields_of_the_introspection_system_are_refused_one_by_one() {
+    let server = serve(|config| config.limits.read = 2).await;
+    let query = |first: &str, second: &str| {
+        format!(
+            "{{ {first} {second} s: __schema {{ queryType {{ name }} }} t: __type(name: \"Query\") {{ name }} }}"
+        )
+    };
+    let answer = ask(
+        &server,
+        HERE,
+        None,
+        &query("a: __typename b: __typename", "c: __typename"),
+    )
+    .await;
+    let data = json!({
+        "a": "Query", "b": "Query", "c": null,
+        "s": { "queryType": { "name": "Query" } }, "t": { "name": "Query" },
+    });
+    assert_eq!(answer.body["data"], data);
+    let answer = ask(
+        &server,
+        THERE,
+        None,
+        &query("a: __type(name: \"ID\") { name }", "viewer { id }"),
+    )
+    .await;
+    assert_eq!(answer.codes(), [""; 0]);
+    let answer = ask(&server, THERE, None, &query("viewer { id }", "")).await;
+    let data = json!({ "viewer": null, "s": { "queryType": { "name": "Query" } }, "t": null });
+    assert_eq!(answer.body["data"], data);
+    assert_eq!(answer.codes(), ["RATE_LIMITED"]);
+    let answer = ask(&server, THERE, None, &query("", "")).await;
+    assert!(answer.is_refused());
 }
 
 #[tokio::test]
