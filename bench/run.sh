@@ -21,18 +21,6 @@ sql "$postgres_url" --command='CREATE EXTENSION pg_stat_statements'
 fill bench/circles.sql
 serve
 
-# Processor time that this process and its children have taken, in microseconds.
-cpu() {
-    local tick=$((1000000 / $(getconf CLK_TCK))) sum=0 pid fields
-    for pid in "$1" $(<"/proc/$1/task/$1/children"); do
-        # User and system time, and those of the children that have gone, counted from behind the name of the
-        # program, which may hold spaces.
-        read -ra fields < <(sed 's/.*) //' "/proc/$pid/stat")
-        sum=$((sum + (fields[11] + fields[12] + fields[13] + fields[14]) * tick))
-    done
-    echo "$sum"
-}
-
 memory() { awk -v field="$1:" '$1 == field { printf "%.0f MiB", $2 / 1024 }' "/proc/$gathering_pid/status"; }
 
 # `load QUERY SECONDS`: prints the result line of load.lua.

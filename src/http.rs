@@ -504,7 +504,8 @@ impl Outcome {
 }
 
 fn answered(answer: &Answer, media: Media) -> Response {
-    let mut response = respond(status(answer, media), media, answer.retry_after(), answer);
+    let retry_after = answer.retry_after().filter(|_| !answer.has_data());
+    let mut response = respond(status(answer, media), media, retry_after, answer);
     if !answer.standings().is_empty() {
         let standings = Standings(answer.standings().to_vec());
         response.extensions_mut().insert(standings);

@@ -54,13 +54,18 @@ pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
         _ => "/graphql",
     };
     match gate.graph.admit(&client, route).await {
-        Ok(standings) => {
+        Ok(entered) => {
             request.extensions_mut().insert(client);
             let mut response = next.run(request).await;
-            match response.extensions_mut().remove::<Standings>() {
-                Some(touched) => tell(&touched.0, response.headers_mut()),
-                None => tell(&standings, response.headers_mut()),
-            }
+            let touched = response.extensions_mut().remove::<Standings>();
+            let mut standings = touched.map(|touched| touched.0).unwrap_or_default();
+            // The bucket of all requests is told of where it comes to its end first.
+            let is_refused = standings.iter().any(|standing| standing.retry_in.is_some());
+            let left = standings.iter().map(|standing| standing.remaining).min();
+            let is_tighter = |entered: &Standing| left.is_none_or(|left| entered.remaining < left);
+            let entered = entered.into_iter().filter(is_tighter);
+            standings.extend(entered.filter(|_| !is_refused));
+            tell(&standings, response.headers_mut());
             response
         }
         Err(answer) => {

@@ -252,7 +252,10 @@ impl Answer {
             let error = Error::rate_limited(&verdict.standings[*place]);
             let mut refused = ServerError::new(error.message.clone(), None);
             refused.extensions = Some(error.extension_values());
-            refused.path = vec![PathSegment::Field(field.key.to_string())];
+            // A request that is not let in asks for a route, which is no part of an answer.
+            if field.place != Pos::default() {
+                refused.path = vec![PathSegment::Field(field.key.to_string())];
+            }
             refused
         });
         Self::refused(errors.collect()).with_standings(verdict.standings)
@@ -538,7 +541,6 @@ impl Graph {
             .limiter
             .charge(&payer, client.address, &operation.roots, whole);
         let mut verdict = charge.await;
-        verdict.level(&operation.roots);
         self.record_refusals(&verdict, &payer, client);
         if verdict.is_refused {
             return Answer::limited(verdict);
@@ -547,16 +549,18 @@ impl Graph {
             Some(token) => match self.authenticate(token, client).await {
                 Ok(viewer) => Some(viewer),
                 Err(answer) => {
-                    // Whoever the token names did not ask. The address pays.
-                    services.limiter.give_back(&mut verdict).await;
-                    let payer = Payer::Network(client.address);
-                    let charge =
-                        services
-                            .limiter
-                            .charge(&payer, client.address, &operation.roots, whole);
-                    let verdict = charge.await;
-                    if verdict.is_refused {
-                        return Answer::limited(verdict);
+                    if matches!(payer, Payer::User(_)) {
+                        // Whoever the token names did not ask. The address pays.
+                        services.limiter.give_back(&mut verdict).await;
+                        let payer = Payer::Network(client.address);
+                        let limiter = &services.limiter;
+                        let charge =
+                            limiter.charge(&payer, client.address, &operation.roots, whole);
+                        verdict = charge.await;
+                        self.record_refusals(&verdict, &payer, client);
+                        if verdict.is_refused {
+                            return Answer::limited(verdict);
+                        }
                     }
                     return answer.with_standings(verdict.standings);
                 }
@@ -564,6 +568,12 @@ impl Graph {
             None => None,
         };
         let is_mutation = operation.kind == OperationType::Mutation;
+        // The executor is kept from reading the schema altogether or not at all; what it has read in vain is not sent.
+        let introspects = |field: &&RootField| field.introspects();
+        let refused = verdict.refused.iter().map(|(field, _)| field);
+        let spared = refused.filter(introspects).count();
+        let hides_schema =
+            spared > 0 && spared == operation.roots.iter().filter(introspects).count();
         let run = Run {
             usage: match caller.usage {
                 Usage::Off => false,
@@ -574,7 +584,7 @@ impl Graph {
             client: caller.client,
             viewer,
             payer,
-            hides_schema: verdict.refused.iter().any(|(field, _)| field.introspects()),
+            hides_schema,
             refused: verdict
                 .refused
                 .iter()

@@ -196,21 +196,3 @@ async fn a_refusal_of_several_tiers_waits_for_the_slowest() {
         assert!(seconds >= until, "{seconds} {item}");
     }
 }
-
-#[tokio::test]
-async fn fields_that_read_the_schema_stand_and_fall_together() {
-    let server = serve(|config| config.limits.read = 5).await;
-    let types = aliases(5, "__type(name: \"Query\") { name }");
-    server.graphql(&format!("{{ {types} }}"), json!({})).await;
-    let both = "{ t: __type(name: \"Query\") { name } s: __schema { queryType { name } } serverInfo { name } }";
-    let answer = server.graphql(both, json!({})).await;
-    assert_eq!(answer["data"]["serverInfo"]["name"], "Gathering");
-    let mut refused: Vec<_> = answer["errors"]
-        .as_array()
-        .expect("refusals")
-        .iter()
-        .map(|error| error["path"][0].as_str().expect("a key"))
-        .collect();
-    refused.sort_unstable();
-    assert_eq!(refused, ["s", "t"], "{answer}");
-}

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use crate::database::Database;
 use crate::health::until_ready_is;
@@ -40,7 +40,7 @@ pub(crate) fn gathering(arguments: &str) -> Command {
 }
 
 fn is_ours(name: &str) -> bool {
-    name.starts_with("GATHERING") || name == "DATABASE_URL"
+    name.starts_with("GATHERING") || matches!(name, "DATABASE_URL" | "REDIS_URL")
 }
 
 /// Runs it to its end.
@@ -106,7 +106,7 @@ impl Running {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let id = child.id().expect("is running").to_string();
     let sent = std::process::Command::new("kill")
         .args(["-s", name, &id])
@@ -501,6 +501,95 @@ async fn a_second_signal_cuts_the_grace_short() {
     );
     server.signal("TERM");
     server.ends().await;
+}
+
+/// Reads what a server logs until it says this.
+async fn until_logged(log: &mut Lines<BufReader<ChildStderr>>, what: &str) {
+    let said = async {
+        loop {
+            let line = log.next_line().await.expect("is read").expect("a line");
+            if line.contains(what) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, said)
+        .await
+        .expect("is logged");
+}
+
+/// How much may be asked for a minute, as a server says it, and whether it was let in.
+async fn limit(url: &str) -> (String, StatusCode) {
+    let request = reqwest::Client::new().post(format!("{url}/graphql"));
+    let request = request.json(&json!({ "query": "{ __typename }" }));
+    let answer = request.send().await.expect("an answer");
+    let policy = answer.headers()["ratelimit-policy"].to_str();
+    (policy.expect("text").to_owned(), answer.status())
+}
+
+#[tokio::test]
+async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_nothing() {
+    let database = Database::seeded().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gathering.toml");
+    let write = |toml: &str| fs::write(&file, toml).expect("is written");
+    write("[limits]\nread = 1000\n");
+    let mut command = gathering("serve --listen 127.0.0.1:0 --config");
+    command
+        .arg(&file)
+        .env("DATABASE_URL", database.url())
+        .env_remove("GATHERING__LIMITS__MODE")
+        .stderr(Stdio::piped());
+    let mut server = Running::start(&mut command).await;
+    let log = server.child.stderr.take().expect("a pipe");
+    let mut log = BufReader::new(log).lines();
+    let (policy, _) = limit(&server.url).await;
+    assert!(policy.contains("\"read\";q=1000;"), "{policy}");
+
+    write("[limits]\nread = 2\n");
+    server.signal("HUP");
+    until_logged(&mut log, "took the rate limits").await;
+    let (policy, _) = limit(&server.url).await;
+    assert!(policy.contains("\"read\";q=2;"), "{policy}");
+
+    for broken in ["[limits]\nread = 0\n", "[limits]\nreed = 5\n", "[limits"] {
+        write(broken);
+        server.signal("HUP");
+        until_logged(&mut log, "cannot be read").await;
+        let (policy, _) = limit(&server.url).await;
+        assert!(policy.contains("\"read\";q=2;"), "{broken}: {policy}");
+    }
+    let (_, status) = limit(&server.url).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+
+    write("[limits]\nmode = \"observe\"\n");
+    server.signal("HUP");
+    until_logged(&mut log, "took the rate limits").await;
+    let (policy, status) = limit(&server.url).await;
+    assert!(policy.contains("\"read\";q=120;"), "{policy}");
+    assert_eq!(status, StatusCode::OK);
+    server.signal("INT");
+    server.ends().await;
+}
+
+#[tokio::test]
+async fn a_redis_url_that_cannot_be_used_is_named_and_not_shown() {
+    let database = Database::empty().await;
+    for url in [
+        "redis://:hidden@127.0.0.1:none",
+        "http://:hidden@127.0.0.1",
+        "hidden",
+    ] {
+        let mut command = gathering("serve --listen 127.0.0.1:0");
+        command
+            .env("DATABASE_URL", database.url())
+            .env("REDIS_URL", url);
+        let line = refusal(&mut command).await;
+        assert!(
+            line.starts_with("REDIS_URL cannot be used") && !line.contains("hidden"),
+            "{line}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -21,9 +21,18 @@ pub(crate) const SIGNING_KEY: &str = "a key of the tests: 0123456789 ABCDEFGHIJ"
 pub(crate) struct TestServer {
     server: Server,
     client: Client,
-    clock: Arc<AtomicI64>,
+    clocks: Clocks,
     demo: OnceCell<String>,
     database: Arc<Database>,
+}
+
+/// What tells a server the time.
+#[derive(Clone, Default)]
+struct Clocks {
+    /// By how many seconds the clock on the wall is ahead.
+    wall: Arc<AtomicI64>,
+    /// How many seconds have passed.
+    steady: Arc<AtomicI64>,
 }
 
 impl TestServer {
@@ -44,7 +53,7 @@ impl TestServer {
             password: PASSWORD.to_owned(),
         };
         let database = Arc::new(Database::seeded().await);
-        Self::with_all(database, |_| (), Arc::default(), Some(sign_in)).await
+        Self::with_all(database, |_| (), Clocks::default(), Some(sign_in)).await
     }
 
     /// Serves this database, configured differently.
@@ -52,43 +61,48 @@ impl TestServer {
         database: impl Into<Arc<Database>>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        Self::with_all(database.into(), change, Arc::default(), None).await
+        Self::with_all(database.into(), change, Clocks::default(), None).await
     }
 
     /// Another server on the same database, with the same clock.
     pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
-        let (database, clock) = (Arc::clone(&self.database), Arc::clone(&self.clock));
-        Self::with_all(database, change, clock, None).await
+        let (database, clocks) = (Arc::clone(&self.database), self.clocks.clone());
+        Self::with_all(database, change, clocks, None).await
     }
 
     async fn with_all(
         database: Arc<Database>,
         change: impl FnOnce(&mut Config),
-        clock: Arc<AtomicI64>,
+        clocks: Clocks,
         sign_in: Option<SignIn>,
     ) -> Self {
-        let [ahead, later] = [Arc::clone(&clock), Arc::clone(&clock)];
-        let steady = Options::default().steady;
+        let [ahead, passed] = [&clocks.wall, &clocks.steady].map(Arc::clone);
         let options = Options {
             migrate: true,
             sign_in,
             clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
-            steady: Arc::new(move || steady() + later.load(Ordering::Relaxed) * 1_000_000),
+            steady: Arc::new(move || passed.load(Ordering::Relaxed) * 1_000_000),
         };
         let server = start(&database, change, options).await;
         let client = Client::builder().no_proxy().build().expect("a client");
         Self {
             server,
             client,
-            clock,
+            clocks,
             demo: OnceCell::new(),
             database,
         }
     }
 
-    /// Sets the server's clock forward.
+    /// Lets time pass. Rates are reckoned by a clock that stands still otherwise.
     pub(crate) fn pass(&self, seconds: i64) {
-        self.clock.fetch_add(seconds, Ordering::Relaxed);
+        self.jump(seconds);
+        self.clocks.steady.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// Sets the clock on the wall forward or back, while no time passes.
+    pub(crate) fn jump(&self, seconds: i64) {
+        self.clocks.wall.fetch_add(seconds, Ordering::Relaxed);
     }
 
     /// The database that is served.

@@ -140,7 +140,7 @@ pub(crate) struct RootField {
 }
 
 impl RootField {
-    /// Whether it reads the schema. Such fields can only be answered or refused together.
+    /// Whether it reads the schema.
     pub(crate) fn introspects(&self) -> bool {
         matches!(self.name.as_str(), "__schema" | "__type")
     }
@@ -195,25 +195,6 @@ pub(crate) struct Verdict {
     pub(crate) is_refused: bool,
     /// What was taken, as it is given back.
     taken: Vec<Ask>,
-}
-
-impl Verdict {
-    /// Refuses all fields that read the schema where one of them is refused.
-    pub(crate) fn level(&mut self, fields: &[RootField]) {
-        if !self.refused.iter().any(|(field, _)| field.introspects()) {
-            return;
-        }
-        for field in fields.iter().filter(|field| field.introspects()) {
-            let is_known = self.refused.iter().any(|(known, _)| known.key == field.key);
-            let standing = self
-                .standings
-                .iter()
-                .position(|known| known.field == field.name.as_str());
-            if let (false, Some(standing)) = (is_known, standing) {
-                self.refused.push((field.clone(), standing));
-            }
-        }
-    }
 }
 
 /// What passed and what did not, by tier.
@@ -337,9 +318,11 @@ impl Limiter {
         let network = Payer::Network(address).bucket();
         let client = payer.bucket();
         let mut charges = Charges::default();
+        let mut is_some_free = false;
         for field in fields {
             let name = field.name.as_str();
             if FREE.contains(&name) {
+                is_some_free = true;
                 continue;
             }
             let tier = self.tier(name);
@@ -359,7 +342,10 @@ impl Limiter {
         if charges.asks.is_empty() {
             return Verdict::default();
         }
-        self.decide(&rates, charges, whole).await
+        let mut verdict = self.decide(&rates, charges, whole).await;
+        // In a query, what is free is served beside what is refused.
+        verdict.is_refused &= whole || !is_some_free;
+        verdict
     }
 
     async fn decide(&self, rates: &Rates, charges: Charges, whole: bool) -> Verdict {
@@ -382,6 +368,7 @@ impl Limiter {
             let Some(place) = places.iter().copied().min_by_key(remaining) else {
                 continue;
             };
+            let (remaining, debt) = (remaining(&place), given[place].debt);
             let known = standings
                 .iter()
                 .position(|known| known.field == field.name.as_str());
@@ -391,15 +378,21 @@ impl Limiter {
                     tier,
                     limit: asks[place].limit,
                     cost: 0,
-                    remaining: remaining(&place),
-                    reset_at: now + TimeDelta::microseconds(given[place].debt),
-                    reset_in: given[place].debt,
+                    remaining,
+                    reset_at: now + TimeDelta::microseconds(debt),
+                    reset_in: debt,
                     retry_in: None,
                 });
                 standings.len() - 1
             });
             let standing = &mut standings[known];
             standing.cost += 1;
+            if remaining < standing.remaining {
+                // Another account that the same field signs in to.
+                standing.remaining = remaining;
+                standing.reset_at = now + TimeDelta::microseconds(debt);
+                standing.reset_in = debt;
+            }
             let short = places.iter().find(|place| left[**place] < 1);
             let counter = &self.counters[tier.place()];
             if short.is_none() && !is_refused {

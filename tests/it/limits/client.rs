@@ -1,0 +1,451 @@
+//! Who pays: the signed-in user wherever they are, else the address; and every address for each of its requests.
+
+use std::net::IpAddr;
+
+use gathering::config::{Networks, Origins};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, ORIGIN};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde_json::json;
+
+use super::{Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, attempt, from, let_in, serve};
+use crate::database::PASSWORD;
+use crate::server::TestServer;
+
+/// An anonymous query with these headers.
+async fn forwarded(server: &TestServer, headers: &[(&str, &str)]) -> Answer {
+    let mut request = server.request(Method::POST, "/graphql");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Answer::to(request.json(&json!({ "query": VIEWER }))).await
+}
+
+#[tokio::test]
+async fn three_hundred_syntax_errors_a_minute_are_looked_at_and_not_one_more() {
+    let server = serve(|_| ()).await;
+    for _ in 0..300 {
+        let answer = ask(&server, HERE, None, "{").await;
+        assert_eq!(answer.codes(), ["GRAPHQL_PARSE_FAILED"]);
+    }
+    assert!(ask(&server, HERE, None, "{").await.is_refused());
+    assert!(ask(&server, HERE, None, VIEWER).await.is_refused());
+    assert!(!ask(&server, THERE, None, VIEWER).await.is_refused());
+    server.pass(1);
+    assert_eq!(let_in(&server, HERE, None, VIEWER, 6).await, 5);
+}
+
+#[tokio::test]
+async fn whatever_a_flood_is_made_of_it_ends_at_the_door() {
+    const LET_IN: u32 = 5;
+    type Flood = fn(&TestServer) -> RequestBuilder;
+    let server = serve(|config| config.limits.health = LET_IN).await;
+    let floods: [(StatusCode, Flood); 9] = [
+        (StatusCode::UNAUTHORIZED, |server| {
+            let request = from(server, "").bearer_auth("nonsense");
+            request.json(&json!({ "query": VIEWER }))
+        }),
+        (StatusCode::BAD_REQUEST, |server| {
+            let request = from(server, "").header(CONTENT_TYPE, "application/json");
+            request.body("no JSON")
+        }),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, |server| {
+            from(server, "").body("no JSON")
+        }),
+        (StatusCode::PAYLOAD_TOO_LARGE, |server| {
+            let request = from(server, "").header(CONTENT_TYPE, "application/json");
+            request.body("x".repeat(2 << 20))
+        }),
+        (StatusCode::OK, |server| {
+            server
+                .request(Method::GET, "/graphql")
+                .header(ACCEPT, "text/html")
+        }),
+        (StatusCode::NO_CONTENT, |server| {
+            server.request(Method::OPTIONS, "/graphql")
+        }),
+        (StatusCode::OK, |server| {
+            let introspection = "{ __schema { types { name } } }";
+            from(server, "").json(&json!({ "query": introspection }))
+        }),
+        (StatusCode::NOT_FOUND, |server| {
+            server.request(Method::GET, "/wp-login.php")
+        }),
+        (StatusCode::OK, |server| {
+            // With a token, the requests are still those of its address.
+            from(server, "").json(&json!({ "query": "{ rateLimit { field } }" }))
+        }),
+    ];
+    for (place, (status, flood)) in floods.into_iter().enumerate() {
+        let address = format!("203.0.113.{place}");
+        let request = || {
+            let (client, request) = flood(&server).build_split();
+            let mut request = request.expect("a request");
+            let address = address.parse().expect("a header");
+            request.headers_mut().insert("x-forwarded-for", address);
+            RequestBuilder::from_parts(client, request)
+        };
+        for _ in 0..LET_IN {
+            let answer = Answer::to(request()).await;
+            assert_eq!(answer.status, status, "{place}: {}", answer.body);
+        }
+        assert!(Answer::to(request()).await.is_refused(), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_asked_for_from_buckets_of_their_own() {
+    let server = serve(|config| config.limits.health = 2).await;
+    let routes = ["/graphql", "/health/live", "/metrics"];
+    for flooded in routes {
+        let get = async |path: &str| {
+            let request = server
+                .request(Method::GET, path)
+                .header(ACCEPT, "text/html");
+            Answer::to(request).await
+        };
+        for _ in 0..2 {
+            assert_eq!(get(flooded).await.status, StatusCode::OK, "{flooded}");
+        }
+        assert!(get(flooded).await.is_refused(), "{flooded}");
+        server.pass(30);
+        for path in routes {
+            assert_eq!(get(path).await.status, StatusCode::OK, "{flooded}: {path}");
+        }
+        server.pass(60);
+    }
+    // All questions after the health of the server are one.
+    for path in ["/health", "/health/live"] {
+        let request = server.request(Method::GET, path);
+        assert_eq!(Answer::to(request).await.status, StatusCode::OK);
+    }
+    assert!(
+        Answer::to(server.request(Method::GET, "/health/ready"))
+            .await
+            .is_refused()
+    );
+}
+
+#[tokio::test]
+async fn what_a_browser_asks_beforehand_costs_nothing() {
+    let server = serve(|config| {
+        config.server.cors_origins = Origins(vec!["*".to_owned()]);
+        config.limits.health = 1;
+    })
+    .await;
+    for _ in 0..10 {
+        let request = server.request(Method::OPTIONS, "/graphql");
+        let request = request
+            .header(ORIGIN, "https://app.example.com")
+            .header("Access-Control-Request-Method", "POST");
+        let answer = Answer::to(request).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers.get("ratelimit"), None);
+    }
+    let request = server.request(Method::POST, "/graphql");
+    let answer = Answer::to(request.json(&json!({ "query": VIEWER }))).await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_choose_an_address() {
+    let server = serve(|config| {
+        config.server.trusted_proxies = Networks(Vec::new());
+        config.limits.read = 3;
+    })
+    .await;
+    for place in 0..3 {
+        let (other, standard) = (format!("192.0.2.{place}"), format!("for=192.0.2.{place}"));
+        let headers = [("X-Forwarded-For", &*other), ("Forwarded", &standard)];
+        assert!(!forwarded(&server, &headers[..place]).await.is_refused());
+    }
+    for headers in [
+        &[][..],
+        &[("X-Forwarded-For", "198.51.100.7")],
+        &[("Forwarded", "for=198.51.100.7")],
+        &[("X-Forwarded-For", "127.0.0.2, 198.51.100.7, 127.0.0.3")],
+        &[("X-Real-IP", "198.51.100.7")],
+    ] {
+        assert!(
+            forwarded(&server, headers).await.is_refused(),
+            "{headers:?}"
+        );
+    }
+    // Whoever really comes from elsewhere is somebody else.
+    let elsewhere: IpAddr = "127.0.0.2".parse().expect("an address");
+    let client = Client::builder().no_proxy().local_address(elsewhere);
+    let client = client.build().expect("a client");
+    for left in [2, 1, 0] {
+        let request = client.post(server.url("/graphql"));
+        let answer = Answer::to(request.json(&json!({ "query": VIEWER }))).await;
+        assert_eq!(answer.standing("viewer")["remaining"], left);
+    }
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_the_nearest_stranger_pays() {
+    let server = serve(|config| config.limits.read = 5).await;
+    let own = "127.0.0.9, ".repeat(20);
+    for (place, hops) in [
+        HERE.to_owned(),
+        format!("198.51.100.1, {HERE}"),
+        format!("198.51.100.2, {HERE}, 127.0.0.9, 127.0.0.8"),
+        // The rest of a long list is not looked at.
+        format!("{}{HERE}", "198.51.100.3, ".repeat(99)),
+        format!("garbage, {HERE}, {own}127.0.0.8"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let answer = forwarded(&server, &[("X-Forwarded-For", hops)]).await;
+        assert_eq!(answer.standing("viewer")["remaining"], 4 - place, "{hops}");
+    }
+    assert!(
+        forwarded(&server, &[("X-Forwarded-For", HERE)])
+            .await
+            .is_refused()
+    );
+    let standard = format!("for=198.51.100.1, for=\"{HERE}:4711\";proto=https");
+    assert!(
+        forwarded(&server, &[("Forwarded", &standard)])
+            .await
+            .is_refused()
+    );
+    let lines = [
+        ("X-Forwarded-For", "198.51.100.1"),
+        ("X-Forwarded-For", HERE),
+    ];
+    assert!(forwarded(&server, &lines).await.is_refused());
+
+    // Another client is not disturbed, and who hides behind a hundred proxies is taken for one of them.
+    assert!(
+        !forwarded(&server, &[("X-Forwarded-For", THERE)])
+            .await
+            .is_refused()
+    );
+    let endless = format!("198.51.100.1{}", ", 127.0.0.7".repeat(99));
+    for left in [4, 3] {
+        let answer = forwarded(&server, &[("X-Forwarded-For", &endless)]).await;
+        assert_eq!(answer.standing("viewer")["remaining"], left);
+    }
+    let proxy = forwarded(&server, &[("X-Forwarded-For", "127.0.0.7")]).await;
+    assert_eq!(proxy.standing("viewer")["remaining"], 2);
+}
+
+#[tokio::test]
+async fn where_two_headers_disagree_neither_is_believed() {
+    let server = serve(|config| config.limits.read = 3).await;
+    for (place, refused) in [false, false, false, true].into_iter().enumerate() {
+        // A proxy that writes one of the headers may pass on the other as a client has sent it.
+        let forged = format!("198.51.100.{place}");
+        let standard = format!("for={forged}");
+        let headers = [("X-Forwarded-For", HERE), ("Forwarded", &*standard)];
+        assert_eq!(forwarded(&server, &headers).await.is_refused(), refused);
+    }
+    for (place, refused) in [true, true].into_iter().enumerate() {
+        let forged = format!("198.51.100.{place}");
+        let standard = format!("for={HERE}");
+        let headers = [("X-Forwarded-For", &*forged), ("Forwarded", &*standard)];
+        assert_eq!(forwarded(&server, &headers).await.is_refused(), refused);
+    }
+    let standard = format!("for={HERE}");
+    let agreed = [("X-Forwarded-For", HERE), ("Forwarded", &*standard)];
+    let answer = forwarded(&server, &agreed).await;
+    assert_eq!(answer.standing("viewer")["remaining"], 2);
+}
+
+#[tokio::test]
+async fn the_addresses_of_one_ipv6_network_share_a_bucket() {
+    let server = serve(|config| config.limits.read = 3).await;
+    for address in [
+        "2001:db8:1:2::1",
+        "2001:db8:1:2:ffff:ffff:ffff:ffff",
+        "[2001:db8:1:2:dead::beef]:4711",
+    ] {
+        let answer = ask(&server, address, None, VIEWER).await;
+        assert!(!answer.is_refused(), "{address}");
+    }
+    for address in ["2001:db8:1:2::4", "2001:0db8:0001:0002::"] {
+        assert!(
+            ask(&server, address, None, VIEWER).await.is_refused(),
+            "{address}"
+        );
+    }
+    assert!(
+        !ask(&server, "2001:db8:1:3::1", None, VIEWER)
+            .await
+            .is_refused()
+    );
+    // An IPv4 address is the same in either notation.
+    assert_eq!(let_in(&server, HERE, None, VIEWER, 3).await, 3);
+    assert!(
+        ask(&server, &format!("::ffff:{HERE}"), None, VIEWER)
+            .await
+            .is_refused()
+    );
+}
+
+/// Signs in from an address of its own.
+async fn sign_in(server: &TestServer, address: &str, email: &str) -> String {
+    let login = format!(
+        r#"mutation {{ login(input: {{email: "{email}", password: "{PASSWORD}"}}) {{ accessToken }} }}"#
+    );
+    let answer = ask(server, address, None, &login).await;
+    let token = answer.body["data"]["login"]["accessToken"].as_str();
+    token.expect("a token").to_owned()
+}
+
+#[tokio::test]
+async fn a_user_is_the_same_whatever_the_address_the_session_and_the_token() {
+    let server = serve(|config| config.limits.read = 3).await;
+    let first = sign_in(&server, "198.51.100.1", "demo@example.com").await;
+    assert_eq!(let_in(&server, HERE, Some(&first), VIEWER, 4).await, 3);
+    assert!(ask(&server, THERE, Some(&first), VIEWER).await.is_refused());
+
+    let second = sign_in(&server, "198.51.100.2", "demo@example.com").await;
+    assert!(ask(&server, HERE, Some(&second), VIEWER).await.is_refused());
+    let logout = "mutation { logout(input: {}) { revokedTokens } }";
+    let answer = ask(&server, HERE, Some(&first), logout).await;
+    assert_eq!(answer.codes(), [""; 0]);
+    let third = sign_in(&server, "198.51.100.3", "demo@example.com").await;
+    let ticket = server.token("demo@example.com").await;
+    for token in [&third, &ticket] {
+        assert!(ask(&server, THERE, Some(token), VIEWER).await.is_refused());
+    }
+    // Neither the address nor another user there is disturbed.
+    let other = server.token("guest@example.com").await;
+    assert_eq!(let_in(&server, HERE, Some(&other), VIEWER, 4).await, 3);
+    assert_eq!(let_in(&server, HERE, None, VIEWER, 4).await, 3);
+    // Time is what helps.
+    server.pass(20);
+    assert_eq!(let_in(&server, HERE, Some(&third), VIEWER, 2).await, 1);
+}
+
+#[tokio::test]
+async fn a_bad_token_is_charged_to_its_address() {
+    let server = serve(|config| config.limits.read = 3).await;
+    let token = server.token("demo@example.com").await;
+    // Somebody else's signature under the demo user's claims.
+    let signed = token.rsplit_once('.').expect("a signature").0;
+    let forged = format!("{signed}.{}", "A".repeat(43));
+    for bad in ["nonsense", &forged, "a.b.c"] {
+        let answer = ask(&server, HERE, Some(bad), VIEWER).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    }
+    for bad in [Some("nonsense"), Some(&*forged), None] {
+        assert!(ask(&server, HERE, bad, VIEWER).await.is_refused());
+    }
+    assert_eq!(let_in(&server, HERE, Some(&token), VIEWER, 4).await, 3);
+    // A token that was revoked is nobody's either.
+    let revoked = sign_in(&server, "198.51.100.1", "guest@example.com").await;
+    let logout = "mutation { logout(input: {}) { revokedTokens } }";
+    ask(&server, HERE, Some(&revoked), logout).await;
+    for left in [2, 1, 0] {
+        let answer = ask(&server, "198.51.100.2", Some(&revoked), VIEWER).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(answer.standing("viewer")["remaining"], left);
+    }
+    assert!(
+        ask(&server, "198.51.100.2", Some(&revoked), VIEWER)
+            .await
+            .is_refused()
+    );
+    let guest = server.token("guest@example.com").await;
+    assert_eq!(
+        let_in(&server, "198.51.100.2", Some(&guest), VIEWER, 4).await,
+        3
+    );
+    // A token whose time is over names nobody any more.
+    server.jump(7_200);
+    let answer = ask(&server, THERE, Some(&token), VIEWER).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer.standing("viewer")["remaining"], 2);
+}
+
+#[tokio::test]
+async fn sign_ins_are_charged_to_the_account_too() {
+    let server = serve(|_| ()).await;
+    let ada = |email: &str| format!("mutation {{ {} }}", attempt(email));
+    for (place, email) in [
+        "ada@example.com",
+        "ADA@example.com",
+        " ada@Example.com ",
+        "\\u0061da@example.com",
+        "ａda@example.com",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let address = format!("198.51.100.{place}");
+        let answer = ask(&server, &address, None, &ada(email)).await;
+        assert_eq!(answer.codes(), ["UNAUTHENTICATED"], "{email}");
+        assert_eq!(answer.standing("login")["remaining"], 4 - place, "{email}");
+    }
+    let sixth = "198.51.100.100";
+    assert!(
+        ask(&server, sixth, None, &ada("ada@example.com"))
+            .await
+            .is_refused()
+    );
+    for (query, variables) in [
+        (
+            "mutation ($input: LoginInput!) { login(input: $input) { accessToken } }",
+            json!({ "input": { "email": "ada@example.com", "password": "x" } }),
+        ),
+        (
+            "mutation ($email: String!) { login(input: {email: $email, password: \"x\"}) { accessToken } }",
+            json!({ "email": "ada@example.com" }),
+        ),
+        (
+            "mutation ($email: String! = \"ada@example.com\") { login(input: {email: $email, password: \"x\"}) { accessToken } }",
+            json!({}),
+        ),
+        (
+            "mutation ($input: LoginInput! = {email: \"ada@example.com\", password: \"x\"}) { login(input: $input) { accessToken } }",
+            json!({}),
+        ),
+    ] {
+        let body = json!({ "query": query, "variables": variables });
+        let answer = Answer::to(from(&server, sixth).json(&body)).await;
+        assert!(answer.is_refused(), "{query}: {}", answer.body);
+    }
+    // Other accounts at that address go on, and were not charged for what was refused.
+    for left in (0..5).rev() {
+        let answer = ask(&server, sixth, None, &ada("bob@example.com")).await;
+        assert_eq!(answer.codes(), ["UNAUTHENTICATED"]);
+        assert_eq!(answer.standing("login")["remaining"], left);
+    }
+    assert!(
+        ask(&server, sixth, None, &ada("eve@example.com"))
+            .await
+            .is_refused()
+    );
+}
+
+#[tokio::test]
+async fn signing_in_is_charged_to_the_address_also_when_somebody_is_signed_in() {
+    let server = serve(|config| {
+        config.limits.auth = 2;
+        config.limits.write = PLENTY;
+    })
+    .await;
+    let logout = "logout(input: {}) { revokedTokens }";
+    for (place, email) in ["admin@example.com", "guest@example.com", "demo@example.com"]
+        .into_iter()
+        .enumerate()
+    {
+        let token = server.token(email).await;
+        let login = attempt(&format!("{place}@example.com"));
+        let query = format!("mutation {{ {login} {logout} }}");
+        let answer = ask(&server, HERE, Some(&token), &query).await;
+        assert_eq!(answer.is_refused(), place == 2, "{}", answer.body);
+    }
+    let query = format!(
+        "mutation {}",
+        aliases(
+            "refreshSession(input: {refreshToken: \"x\"}) { accessToken }",
+            2
+        )
+    );
+    assert!(!ask(&server, HERE, None, &query).await.is_refused());
+    assert!(ask(&server, HERE, None, &query).await.is_refused());
+}

@@ -1,0 +1,332 @@
+//! Several instances and the Redis that they share, and what becomes of the limits when it is not there.
+//!
+//! These tests start a Redis of their own, and pass where none is installed.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use gathering::config::Config;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::{HERE, PLENTY, THERE, VIEWER, ask, serve};
+use crate::process::signal;
+use crate::server::TestServer;
+
+/// How long anything may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How long a request may take that Redis keeps waiting: far more than it should.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// A Redis that ends with this value.
+struct Redis {
+    process: Child,
+    address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Redis {
+    /// `None` where Redis is not installed.
+    async fn start() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = free().await;
+        let process = Self::run(address, &folder).await?;
+        Some(Self {
+            process,
+            address,
+            folder,
+        })
+    }
+
+    async fn run(address: SocketAddr, folder: &TempDir) -> Option<Child> {
+        let port = address.port().to_string();
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1", "--port", &port])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        let process = command.spawn().ok()?;
+        let ready = async {
+            while !is_ready(address).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("starts");
+        Some(process)
+    }
+
+    async fn kill(&mut self) {
+        self.process.kill().await.expect("is killed");
+    }
+
+    /// Starts it again where it was, empty.
+    async fn restart(&mut self) {
+        let process = Self::run(self.address, &self.folder).await;
+        self.process = process.expect("is installed");
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+async fn free() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    listener.local_addr().expect("an address")
+}
+
+async fn is_ready(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else {
+        return false;
+    };
+    let mut answer = [0; 7];
+    stream.write_all(b"PING\r\n").await.is_ok()
+        && stream.read_exact(&mut answer).await.is_ok()
+        && &answer == b"+PONG\r\n"
+}
+
+/// A server on this Redis.
+async fn on(url: &str, change: impl FnOnce(&mut Config)) -> TestServer {
+    serve(|config| {
+        config.redis.url = url.to_owned().into();
+        config.limits.health = PLENTY;
+        change(config);
+    })
+    .await
+}
+
+/// What `/health` says of the server and of Redis.
+async fn health(server: &TestServer) -> [Value; 2] {
+    let report: Value = server.get("/health").await.json().await.expect("JSON");
+    let mut checks = report["checks"].as_array().expect("checks").iter();
+    let redis = checks.find(|check| check["name"] == "redis");
+    [&report["status"], &redis.expect("a check")["status"]].map(Value::clone)
+}
+
+/// Whether the server says of itself, everywhere, that it limits by itself.
+async fn is_alone(server: &TestServer) -> bool {
+    let [whole, redis] = health(server).await;
+    assert_eq!(whole, redis);
+    let ready = server.get("/health/ready").await;
+    assert!(ready.status().is_success());
+    let metrics = server.get("/metrics").await.text().await.expect("text");
+    let says = |alone| metrics.contains(&format!("\ngathering_rate_limit_alone {alone}\n"));
+    assert!(says(0) != says(1), "{metrics}");
+    // Redis may be missed while this is asked, but does not come back before time passes.
+    redis == "warn" && says(1)
+}
+
+/// Waits until Redis decides.
+async fn until_back(server: &TestServer) {
+    let back = async {
+        while is_alone(server).await {
+            // It is tried once a second.
+            server.pass(2);
+            ask(server, THERE, None, "{ serverInfo { name } }").await;
+        }
+    };
+    timeout(PATIENCE, back).await.expect("comes back");
+}
+
+/// What comes of something that Redis decides from beginning to end. On a busy machine it may not answer in time, and
+/// another attempt is made. An instance that has missed it once does not ask again before time passes.
+async fn decided<T>(servers: &[&TestServer], experiment: impl AsyncFn(usize) -> T) -> T {
+    for attempt in 0..FIELDS.len() {
+        for server in servers {
+            until_back(server).await;
+        }
+        let outcome = experiment(attempt).await;
+        let mut missed = false;
+        for server in servers {
+            missed |= is_alone(server).await;
+        }
+        if !missed {
+            return outcome;
+        }
+    }
+    panic!("Redis never answers in time")
+}
+
+/// Fields with a bucket each.
+const FIELDS: [&str; 12] = [
+    "viewer { id }",
+    "circles { totalCount }",
+    "tasks { totalCount }",
+    "agents { totalCount }",
+    "projects { totalCount }",
+    "providers { totalCount }",
+    "models { totalCount }",
+    "personas { totalCount }",
+    "conversations { totalCount }",
+    "events { totalCount }",
+    "dashboard { __typename }",
+    "sessions { totalCount }",
+];
+
+/// Whether each of two questions after a field, of which one a minute may be asked, is let in.
+async fn twice(server: &TestServer, field: &str) -> [bool; 2] {
+    let query = format!("{{ {field} }}");
+    let asked = Instant::now();
+    let first = ask(server, HERE, None, &query).await;
+    let second = ask(server, HERE, None, &query).await;
+    assert!(asked.elapsed() < BOUND, "{field}: {:?}", asked.elapsed());
+    [!first.is_refused(), !second.is_refused()]
+}
+
+#[tokio::test]
+async fn two_instances_let_in_together_what_one_does() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let url = redis.url();
+    let (one, other) = tokio::join!(on(&url, |_| ()), on(&url, |_| ()));
+    let (let_in, took) = decided(&[&one, &other], async |attempt| {
+        let address = format!("198.51.100.{attempt}");
+        let began = Instant::now();
+        let requests = stream::iter(0..240).map(|place| {
+            let server = if place % 2 == 0 { &one } else { &other };
+            ask(server, &address, None, VIEWER)
+        });
+        let let_in = requests
+            .buffer_unordered(8)
+            .filter(|answer| std::future::ready(!answer.is_refused()));
+        (let_in.count().await, began.elapsed())
+    })
+    .await;
+    // Redis has a clock of its own, which gives one back every half second.
+    let regained = usize::try_from(took.as_millis() / 500).expect("not long") + 1;
+    assert!(let_in >= 120, "{let_in}");
+    assert!(let_in <= 120 + regained, "{let_in}, {regained} regained");
+}
+
+#[tokio::test]
+async fn what_a_user_spends_on_one_instance_is_spent_on_the_other() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let one_a_minute = |config: &mut Config| config.limits.read = 1;
+    let one = on(&redis.url(), one_a_minute).await;
+    let other = on(&redis.url(), one_a_minute).await;
+    let answers = decided(&[&one, &other], async |attempt| {
+        let query = format!("{{ {} }}", FIELDS[attempt]);
+        let [here, there] = [
+            one.token("demo@example.com").await,
+            other.token("demo@example.com").await,
+        ];
+        let first = ask(&one, HERE, Some(&here), &query).await;
+        let second = ask(&other, THERE, Some(&there), &query).await;
+        // The clocks of instances do not matter.
+        one.pass(3_000);
+        let third = ask(&one, HERE, Some(&here), &query).await;
+        [first, second, third]
+    })
+    .await;
+    assert!(!answers[0].is_refused());
+    for answer in &answers[1..] {
+        assert!(answer.is_refused());
+        assert!((1..=60).contains(&answer.number("retry-after")));
+    }
+}
+
+#[tokio::test]
+async fn when_redis_is_killed_the_instance_limits_by_itself_until_it_is_back() {
+    let Some(mut redis) = Redis::start().await else {
+        return;
+    };
+    let server = on(&redis.url(), |config| config.limits.read = 1).await;
+    let let_in = decided(&[&server], async |attempt| {
+        twice(&server, FIELDS[attempt]).await
+    })
+    .await;
+    assert_eq!(let_in, [true, false]);
+
+    redis.kill().await;
+    for field in FIELDS {
+        assert_eq!(twice(&server, field).await, [true, false], "{field}");
+    }
+    assert!(is_alone(&server).await);
+    let admin = server.token("admin@example.com").await;
+    let query = "{ health { status checks { name status message } } }";
+    let answer = ask(&server, HERE, Some(&admin), query).await;
+    let report = &answer.body["data"]["health"];
+    assert_eq!(report["status"], "DEGRADED", "{}", answer.body);
+    let check = json!({
+        "name": "redis",
+        "status": "DEGRADED",
+        "message": "Redis does not answer: each instance limits by itself.",
+    });
+    assert_eq!(report["checks"][1], check);
+
+    redis.restart().await;
+    // Its own buckets, in which all is spent, are not asked any more.
+    let let_in = decided(&[&server], async |attempt| {
+        twice(&server, FIELDS[attempt]).await
+    })
+    .await;
+    assert_eq!(let_in, [true, false]);
+}
+
+#[tokio::test]
+async fn when_redis_does_not_move_nobody_waits_for_it() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let server = on(&redis.url(), |config| config.limits.read = 1).await;
+    for field in ["__typename", "__schema { __typename }"] {
+        until_back(&server).await;
+        signal(&redis.process, "STOP");
+        assert_eq!(twice(&server, field).await, [true, false]);
+        assert!(is_alone(&server).await);
+        signal(&redis.process, "CONT");
+        until_back(&server).await;
+    }
+    let let_in = decided(&[&server], async |attempt| {
+        twice(&server, FIELDS[attempt]).await
+    })
+    .await;
+    assert_eq!(let_in, [true, false]);
+}
+
+/// Something at an address that is no Redis: it takes connections and says this.
+async fn impostor(words: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let talk = async move {
+        let mut connections = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // Whoever has gone does not listen.
+            let _ = stream.write_all(words).await;
+            connections.push(stream);
+        }
+    };
+    (address, tokio::spawn(talk))
+}
+
+#[tokio::test]
+async fn a_server_starts_and_limits_whatever_it_finds_in_place_of_redis() {
+    let (silent, silence) = impostor(b"").await;
+    let (loud, noise) = impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let nobody = free().await;
+    for address in [silent, loud, nobody] {
+        let server = on(&format!("redis://{address}"), |config| {
+            config.limits.read = 1;
+        })
+        .await;
+        for field in FIELDS {
+            assert_eq!(twice(&server, field).await, [true, false], "{address}");
+            assert!(is_alone(&server).await, "{address}");
+            server.pass(2);
+        }
+    }
+    silence.abort();
+    noise.abort();
+}
