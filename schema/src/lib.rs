@@ -146,6 +146,17 @@ impl<T: ObjectType> OutputType for Root<T> {
                 if declared.is_empty() {
                     declared.push(rate_limit::apply(tier));
                 }
+                // The directive shows in the SDL alone; what GraphiQL shows is the description.
+                let tier = declared
+                    .iter()
+                    .find_map(|directive| directive.args.get("tier"));
+                let (Some(text), Some(tier)) = (&mut field.description, tier) else {
+                    continue;
+                };
+                let said = format!("\n\nRate tier: {tier}.");
+                if !text.ends_with(&said) {
+                    text.push_str(&said);
+                }
             }
         }
         for ty in registry.types.values_mut() {
