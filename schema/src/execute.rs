@@ -31,7 +31,7 @@ use tracing::Instrument;
 
 use crate::{
     Clock, Code, Schema, Services, Viewer,
-    auth::{self, Accounts, Act, Client, Recorder},
+    auth::{self, Accounts, Act, Client, Presented, Recorder},
     cache::{Cache, CacheStats},
     ctx,
     document::{self, Costs, Measure},
@@ -532,7 +532,8 @@ impl Graph {
         let services = &*self.0.services;
         let client = &caller.client;
         let token = caller.token.filter(|_| !operation.signs_in());
-        let payer = match token.and_then(|token| services.accounts.claimed(token)) {
+        let presented = token.map(|token| services.accounts.read(token));
+        let payer = match presented.as_ref().and_then(Presented::claimed) {
             Some(user) => Payer::User(user),
             None => Payer::Network(client.address),
         };
@@ -545,8 +546,8 @@ impl Graph {
         if verdict.is_refused {
             return Answer::limited(verdict);
         }
-        let viewer = match token {
-            Some(token) => match self.authenticate(token, client).await {
+        let viewer = match presented {
+            Some(presented) => match self.authenticate(presented, client).await {
                 Ok(viewer) => Some(viewer),
                 Err(answer) => {
                     if matches!(payer, Payer::User(_)) {
@@ -618,11 +619,11 @@ impl Graph {
         }
     }
 
-    async fn authenticate(&self, token: &str, client: &Client) -> Result<Viewer, Answer> {
+    async fn authenticate(&self, presented: Presented, client: &Client) -> Result<Viewer, Answer> {
         let services = &*self.0.services;
         let found = services
             .accounts
-            .authenticate(&services.loader, token, client);
+            .authenticate(&services.loader, presented, client);
         match found.await {
             Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &self.0.rulebook)),
             Err(error) => Err(Answer::failed(error, &client.request_id)),

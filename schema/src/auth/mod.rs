@@ -49,7 +49,7 @@ use crate::{
 use credential::Credential;
 use lockout::Attempt;
 use password::Passwords;
-use token::{Disbelief, Mint};
+use token::{Claims, Disbelief, Mint};
 
 /// How many accounts may be signed in to at once. Attempts on one account take turns, so that parallel guesses are
 /// counted one after the other.
@@ -84,6 +84,16 @@ pub struct Settings {
     pub audit_queue: usize,
     /// How long the audit log is kept.
     pub audit_retention: Duration,
+}
+
+/// An access token as it was read, believed or not.
+pub(crate) struct Presented(Result<Claims, Disbelief>);
+
+impl Presented {
+    /// Who the token says its bearer is, if it is ours and its time has come and is not over.
+    pub(crate) fn claimed(&self) -> Option<Uuid> {
+        self.0.as_ref().ok().map(|claims| claims.sub)
+    }
 }
 
 /// The accounts of the server.
@@ -155,7 +165,7 @@ impl Accounts {
     pub(crate) async fn authenticate(
         &self,
         loader: &Loader,
-        token: &str,
+        presented: Presented,
         client: &Client,
     ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
         let reject = |user, why: &str, error: Error| {
@@ -164,7 +174,7 @@ impl Accounts {
                 .record(Act::TokenRejected, client, user, user, details);
             error
         };
-        let claims = match self.mint.read(token, self.now()) {
+        let claims = match presented.0 {
             Ok(claims) => claims,
             Err(Disbelief::Expired) => {
                 return Err(reject(None, "expired", Error::token_expired()));
@@ -195,10 +205,9 @@ impl Accounts {
         Ok((found.user, claims.sid, until))
     }
 
-    /// Who a token says its bearer is, if it is ours and its time has come and is not over. Whether it was revoked is not
-    /// looked at.
-    pub(crate) fn claimed(&self, token: &str) -> Option<Uuid> {
-        Some(self.mint.read(token, self.now()).ok()?.sub)
+    /// Reads a token that somebody presents. Whether it was revoked is not looked at.
+    pub(crate) fn read(&self, token: &str) -> Presented {
+        Presented(self.mint.read(token, self.now()))
     }
 
     /// What the cache of revocations holds and has done.
