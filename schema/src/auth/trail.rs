@@ -24,7 +24,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{Clock, error::Error, id::Kind, text};
+use crate::{
+    Clock,
+    error::{Code, Error},
+    id::Kind,
+    text,
+};
 
 /// Most rows of one statement.
 const BATCH: usize = 256;
@@ -275,41 +280,46 @@ impl Recorder {
 
     /// Writes entries, for as long as it takes. One that the database refuses must not keep the others.
     async fn write(&self, mut entries: Vec<audit::Model>) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            entries.push(self.loss(lost));
+        }
+        if entries.is_empty() {
+            return;
+        }
         let mut pause = Duration::from_millis(50);
-        loop {
-            let lost = self.lost.swap(0, Ordering::Relaxed);
-            if lost > 0 {
-                entries.push(self.loss(lost));
-            }
-            if entries.is_empty() {
-                return;
-            }
-            let rows = entries
-                .iter()
-                .cloned()
-                .map(IntoActiveModel::into_active_model);
-            let written = audit::Entity::insert_many(rows)
-                .exec_without_returning(&self.db)
-                .await;
-            let Err(cause) = written else {
-                return;
-            };
-            let error = Error::from(cause);
-            if error.code == crate::Code::Internal {
-                if let [entry] = entries.as_slice() {
-                    let action = &entry.action;
-                    tracing::error!(action, "an entry of the audit log was refused");
-                    self.lost.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
-                for entry in entries {
-                    Box::pin(self.write(vec![entry])).await;
-                }
-                return;
+        while let Err(error) = self.insert(&entries).await {
+            if error.code == Code::Internal {
+                return self.write_each(&entries, lost).await;
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Writes entries one by one, those that can be. The last of them tells of so many that were lost before, if any were.
+    async fn write_each(&self, entries: &[audit::Model], lost: u64) {
+        for (place, entry) in entries.iter().enumerate() {
+            if self.insert(std::slice::from_ref(entry)).await.is_ok() {
+                continue;
+            }
+            let action = &entry.action;
+            tracing::error!(action, "an entry of the audit log was refused");
+            let tells_of_lost = lost > 0 && place + 1 == entries.len();
+            let count = if tells_of_lost { lost } else { 1 };
+            self.lost.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    async fn insert(&self, entries: &[audit::Model]) -> Result<(), Error> {
+        let rows = entries
+            .iter()
+            .cloned()
+            .map(IntoActiveModel::into_active_model);
+        audit::Entity::insert_many(rows)
+            .exec_without_returning(&self.db)
+            .await?;
+        Ok(())
     }
 
     fn loss(&self, count: u64) -> audit::Model {
@@ -341,5 +351,27 @@ fn counted(first: audit::Model, count: u64, now: DateTime<Utc>) -> audit::Model 
         request_id: None,
         details: details.into(),
         ..first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_database_refuses_is_counted_and_not_tried_for_ever() {
+        // A database without the table.
+        let db = sea_orm::Database::connect("sqlite::memory:").await;
+        let clock: Clock = Arc::new(|| DateTime::UNIX_EPOCH);
+        let (trail, recorder) = trail(db.expect("opens"), 10, clock);
+        trail.lost.fetch_add(4, Ordering::Relaxed);
+        for _ in 0..3 {
+            trail.record(Act::LoginFailed, &Client::default(), None, None, json!({}));
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(30), recorder.run(ready(())));
+        assert!(ended.await.is_ok());
+        assert_eq!(trail.lost.load(Ordering::Relaxed), 4 + 3);
     }
 }
