@@ -123,6 +123,18 @@ settings! {
         ping_after: Duration = seconds(30), from seconds(0), to seconds(600);
     }
 
+    /// Live events.
+    events: Events {
+        /// How many of the latest events are kept in memory; who listens and is further behind is served from the database.
+        history: usize = 1_000, from 64, to 1_000_000;
+        /// How long an event counts as a duplicate of the latest one of its subject, if it says the same; 0s lets all pass.
+        window: Duration = seconds(1), from seconds(0), to seconds(60);
+        /// How often the database is asked for new events without being told of any.
+        poll: Duration = seconds(1), from Duration::from_millis(10), to hours(1);
+        /// How long events are kept, and subscriptions can be resumed.
+        retention: Duration = hours(30 * 24), from hours(1), to hours(3650 * 24);
+    }
+
     /// What several instances share beside the database.
     redis: Redis {
         /// `redis://host` or `rediss://user:password@host`; empty when there is one instance.

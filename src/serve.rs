@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use gathering_schema::auth::{self, Hashing, Keys};
 use gathering_schema::limit::{Mode, Rates, Scope, Steady, Store};
-use gathering_schema::{Clock, Graph, Limits, Settings, Trust, TrustedDocuments};
+use gathering_schema::{Clock, Graph, Limits, Settings, Trust, TrustedDocuments, live};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -52,6 +52,7 @@ pub struct Server {
     stop_recording: oneshot::Sender<()>,
     recording: Task,
     _purging: Task,
+    _relaying: Option<Task>,
 }
 
 /// How a server is started, beside its configuration.
@@ -124,7 +125,8 @@ impl Server {
 
         let database = Database::open(&config.database).await?;
         let has_key = !config.auth.signing_key.expose().is_empty();
-        let keys = if database.is_read_only() && !has_key {
+        let is_read_only = database.is_read_only();
+        let keys = if is_read_only && !has_key {
             // Nobody can sign in, here or elsewhere.
             Keys::random().map_err(|error| StartError::new(error.to_string()))?
         } else {
@@ -139,7 +141,7 @@ impl Server {
         } = options;
         let settings = settings(&config, keys, clock, steady)?;
         let made = Graph::new(database.connection().clone(), settings);
-        let (graph, recorder) = made.map_err(StartError::new)?;
+        let (graph, works) = made.map_err(StartError::new)?;
         let cors = http::cors(&config.server.cors_origins);
         let gate = Arc::new(Gate {
             graph: graph.clone(),
@@ -166,9 +168,10 @@ impl Server {
             clippy::disallowed_methods,
             reason = "the tasks belong to the server, which ends them"
         )]
-        let (recording, purging) = (
-            Task(tokio::spawn(recorder.run(stopped))),
+        let (recording, purging, relaying) = (
+            Task(tokio::spawn(works.recorder.run(stopped))),
             Task(tokio::spawn(purge(graph.clone()))),
+            (!is_read_only).then(|| Task(tokio::spawn(works.relay.run()))),
         );
         Ok(Self {
             address,
@@ -180,6 +183,7 @@ impl Server {
             stop_recording,
             recording,
             _purging: purging,
+            _relaying: relaying,
         })
     }
 
@@ -267,7 +271,17 @@ pub fn settings(
         buckets: store(config),
         clock,
         steady,
+        events: events(&config.events),
     })
+}
+
+fn events(settings: &config::Events) -> live::Settings {
+    live::Settings {
+        history: settings.history,
+        window: settings.window,
+        poll: settings.poll,
+        retention: settings.retention,
+    }
 }
 
 fn limits(settings: &config::Graphql) -> Limits {

@@ -9,6 +9,8 @@ pub mod circle;
 pub mod collaborator;
 pub mod conversation;
 pub mod event;
+pub mod idempotency;
+pub mod journal;
 pub mod lockout;
 pub mod member;
 pub mod message;

@@ -5,6 +5,7 @@
 
 mod m0001_team;
 mod m0002_lockouts;
+mod m0003_live;
 mod table;
 
 use sea_orm_migration::{
@@ -23,6 +24,7 @@ impl MigratorTrait for Chain {
         vec![
             Box::new(m0001_team::Migration),
             Box::new(m0002_lockouts::Migration),
+            Box::new(m0003_live::Migration),
         ]
     }
 }

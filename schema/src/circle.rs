@@ -12,6 +12,8 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait, Func},
 };
 
+use uuid::Uuid;
+
 use crate::{
     conversation::{ConversationFilter, Conversations},
     ctx::Door,
@@ -27,7 +29,9 @@ use crate::{
     task::{TaskFilter, TaskOrder, Tasks},
     text,
     user::User,
+    user_error::UserError,
     viewer::Viewer,
+    write::Change,
 };
 
 /// Where a circle stands.
@@ -57,7 +61,7 @@ pub enum CollaboratorRole {
 }
 
 /// What a user may do with a circle, weakest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Enum)]
 pub enum Access {
     /// Reads the circle and everything in it.
     Viewer,
@@ -304,7 +308,7 @@ pub struct CircleMetrics {
 }
 
 impl CircleMetrics {
-    async fn load(ctx: &Context<'_>, circle: uuid::Uuid) -> Result<Self, Error> {
+    async fn load(ctx: &Context<'_>, circle: Uuid) -> Result<Self, Error> {
         use task::{Column::Status, TaskStatus};
         let average = Func::cast_as(
             Func::avg(Expr::case(
@@ -478,6 +482,50 @@ fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
             Access::Admin => any,
         },
     )
+}
+
+impl Change<'_> {
+    /// A circle with which the viewer may do at least this much. Nobody else changes it, or anything in it, until this
+    /// change is done: whatever is changed in a circle takes its circle first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+    pub(crate) async fn circle(
+        &self,
+        id: Uuid,
+        field: &str,
+        least: Access,
+    ) -> Result<circle::Model, Error> {
+        let rule = &self.viewer.rules().circle;
+        let row = self.row::<circle::Entity>(rule, id, field).await?;
+        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
+            return Ok(row);
+        }
+        let mine = collaborator::Entity::find()
+            .filter(collaborator::Column::CircleId.eq(id))
+            .filter(collaborator::Column::UserId.eq(self.viewer.id()));
+        let share = mine.one(&self.transaction).await?;
+        let access = match share.map(|share| share.role) {
+            Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
+            Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
+            None => return Err(Error::not_found(field)),
+        };
+        if access >= least {
+            Ok(row)
+        } else {
+            Err(self.forbidden(Kind::Circle, id))
+        }
+    }
+}
+
+/// What is in a circle that was put away stays as it is.
+pub(crate) fn check_open(circle: &circle::Model) -> Result<(), UserError> {
+    if circle.status == circle::CircleStatus::Archived {
+        return Err(UserError::bad_transition(
+            "Nothing in an ARCHIVED circle can be changed. Restore the circle first.",
+        ));
+    }
+    Ok(())
 }
 
 /// Queries about circles.

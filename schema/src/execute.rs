@@ -37,6 +37,7 @@ use crate::{
     document::{self, Costs, Measure},
     error::Error,
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
+    live::{self, Bus, Relay},
     load::{Gather, Loader, Waiting},
     scalar::DateTime,
     server::Look,
@@ -144,6 +145,16 @@ pub struct Settings {
     pub clock: Clock,
     /// What tells how much time has passed.
     pub steady: Steady,
+    /// How live events are handed out.
+    pub events: live::Settings,
+}
+
+/// What a graph needs to run beside its requests, as long as it is used.
+pub struct Works {
+    /// Writes the audit log.
+    pub recorder: Recorder,
+    /// Hands out live events.
+    pub relay: Relay,
 }
 
 /// The graph: cheap to clone, shared by every request.
@@ -417,11 +428,11 @@ fn not_graphql(error: &parser::Error) -> Answer {
 }
 
 impl Graph {
-    /// The graph over a database, and what writes its audit log, which is to run as long as the graph is used.
+    /// The graph over a database, and what is to run beside it.
     ///
     /// # Errors
     /// The accounts' settings cannot be used; the text says why.
-    pub fn new(db: DatabaseConnection, settings: Settings) -> Result<(Self, Recorder), String> {
+    pub fn new(db: DatabaseConnection, settings: Settings) -> Result<(Self, Works), String> {
         let Settings {
             limits,
             trusted,
@@ -430,6 +441,7 @@ impl Graph {
             buckets,
             clock,
             steady,
+            events,
         } = settings;
         let mut builders = [crate::schema(), crate::schema().extension(Timing)];
         if !limits.introspection {
@@ -441,6 +453,7 @@ impl Graph {
         let costs = Costs::new(&schema.sdl());
         let tiers = costs.tiers().clone();
         let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
+        let (bus, relay) = Bus::new(events, db.clone());
         let graph = Self(Arc::new(Inner {
             costs,
             schema,
@@ -451,7 +464,9 @@ impl Graph {
             rulebook: Rulebook::new(db.get_database_backend()),
             services: Arc::new(Services {
                 backend: db.get_database_backend(),
-                loader: Loader::new(db),
+                loader: Loader::new(db.clone()),
+                db,
+                bus,
                 limits,
                 look: Look::default(),
                 started_at: clock(),
@@ -460,7 +475,7 @@ impl Graph {
                 limiter,
             }),
         }));
-        Ok((graph, recorder))
+        Ok((graph, Works { recorder, relay }))
     }
 
     /// The schema in the schema definition language.

@@ -15,12 +15,14 @@ pub mod circle;
 pub mod conversation;
 mod ctx;
 pub mod dashboard;
+pub mod deletion;
 mod document;
 pub mod error;
 pub mod event;
 pub mod execute;
 pub mod id;
 pub mod limit;
+pub mod live;
 mod load;
 pub mod member;
 pub mod message;
@@ -52,18 +54,20 @@ use async_graphql::{
     registry::{MetaType, Registry},
 };
 use chrono::{DateTime, Utc};
-use sea_orm::DbBackend;
+use sea_orm::{DatabaseConnection, DbBackend};
 
 pub use auth::Client;
 pub use error::Code;
 pub use execute::{
     Answer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments, Usage,
+    Works,
 };
 pub use viewer::Viewer;
 
 use auth::Accounts;
 use ctx::Door;
 use limit::{Limiter, Tier, rate_limit};
+use live::Bus;
 use load::Loader;
 
 /// What all operations share.
@@ -76,6 +80,8 @@ pub(crate) struct Services {
     pub(crate) clock: Clock,
     pub(crate) accounts: Accounts,
     pub(crate) limiter: Limiter,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) db: DatabaseConnection,
 }
 
 /// What tells the time.
@@ -103,7 +109,11 @@ pub struct Query(
 
 /// All that can be changed.
 #[derive(Default, MergedObject)]
-pub struct Mutation(session::SessionMutation, user::UserMutation);
+pub struct Mutation(
+    session::SessionMutation,
+    user::UserMutation,
+    project::ProjectMutation,
+);
 
 /// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of
 /// the arguments that many fields share; and what an operation was refused stays unresolved.

@@ -103,7 +103,12 @@ impl From<Event> for Node {
 }
 
 impl Node {
-    async fn load(request: &Request, kind: Kind, id: Uuid) -> Result<Option<Self>, Error> {
+    /// The thing that an id names, as far as the viewer may read it.
+    pub(crate) async fn load(
+        request: &Request,
+        kind: Kind,
+        id: Uuid,
+    ) -> Result<Option<Self>, Error> {
         let viewer = request.viewer()?;
         let rules = viewer.rules();
         Ok(match kind {

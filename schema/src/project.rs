@@ -2,22 +2,43 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, connection::EmptyFields};
+use async_graphql::{
+    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
+};
 use gathering_entity::{circle, event, project, user};
-use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
+    sea_query::Expr,
+};
+use serde_json::json;
+use uuid::Uuid;
 
 use crate::{
     circle::{CircleFilter, Circles},
     ctx::Door,
+    deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
     id::Kind,
+    live::Fact,
     order::{NamedOrder, NamedOrderField},
     page::{Connection, Listed, Order, Page},
     scalar::DateTime,
     text,
     user::User,
+    user_error::{Check, UserError, UserErrorCode},
+    write::{Change, Edits, Outcome, change, is_taken},
 };
+
+/// Most characters of a project's name.
+const MAX_NAME: usize = 200;
+/// Most characters of its description.
+const MAX_DESCRIPTION: usize = 10_000;
+/// Most characters of the name of a branch.
+const MAX_BRANCH: usize = 100;
+/// Most entries of each of its lists, and most characters of an entry.
+const MAX_LIST: usize = 50;
+const MAX_ENTRY: usize = 100;
 
 /// Whether a project is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -248,4 +269,232 @@ impl ProjectQuery {
             &Page::new(first, after, last, before)?,
         )
     }
+}
+
+/// The outcome of a change of a project.
+#[derive(SimpleObject)]
+pub struct ProjectPayload {
+    /// The project as it is now; null when there is none to show.
+    project: Option<Project>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl ProjectPayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            project: outcome.row::<project::Entity>(ctx).await?.map(Project),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// A project that is to be made.
+#[derive(InputObject)]
+pub struct CreateProjectInput {
+    /// The name, 1 to 200 characters, unique among the user's active projects.
+    name: String,
+    /// What it is about, at most 10,000 characters.
+    description: Option<String>,
+    /// Where its sources are kept, an http or https address.
+    repository_url: Option<String>,
+    /// The branch that work starts from, 1 to 100 characters.
+    #[graphql(default = "main")]
+    default_branch: String,
+    /// The technologies it uses; at most 50, of at most 100 characters.
+    tech_stack: Option<Vec<String>>,
+    /// The programming languages it uses; at most 50, of at most 100 characters.
+    languages: Option<Vec<String>>,
+    /// The frameworks it uses; at most 50, of at most 100 characters.
+    frameworks: Option<Vec<String>>,
+}
+
+/// What is to be different about a project. Fields that are left out stay as they are; null clears what may be empty.
+#[derive(InputObject)]
+pub struct UpdateProjectInput {
+    /// The project.
+    project_id: ID,
+    /// The name, 1 to 200 characters, unique among its owner's active projects.
+    name: MaybeUndefined<String>,
+    /// What it is about, at most 10,000 characters.
+    description: MaybeUndefined<String>,
+    /// Where its sources are kept, an http or https address.
+    repository_url: MaybeUndefined<String>,
+    /// The branch that work starts from, 1 to 100 characters.
+    default_branch: MaybeUndefined<String>,
+    /// The technologies it uses; at most 50, of at most 100 characters.
+    tech_stack: MaybeUndefined<Vec<String>>,
+    /// The programming languages it uses; at most 50, of at most 100 characters.
+    languages: MaybeUndefined<Vec<String>>,
+    /// The frameworks it uses; at most 50, of at most 100 characters.
+    frameworks: MaybeUndefined<Vec<String>>,
+    /// Whether it is worked on.
+    status: MaybeUndefined<ProjectStatus>,
+}
+
+/// Changes of projects.
+#[derive(Default)]
+pub struct ProjectMutation;
+
+#[Object]
+impl ProjectMutation {
+    /// Makes a project of the signed-in user. Codes of `userErrors` beside those of the input: `TAKEN` for the name.
+    async fn create_project(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateProjectInput,
+    ) -> Result<ProjectPayload, Error> {
+        let id = Uuid::now_v7();
+        let outcome = change(ctx, async |mut change| {
+            let mut check = Check::default();
+            let name = check.line("name", &input.name, MAX_NAME);
+            let mut list = |field, values: &Option<Vec<String>>| {
+                check.list(
+                    field,
+                    values.as_deref().unwrap_or_default(),
+                    MAX_LIST,
+                    MAX_ENTRY,
+                )
+            };
+            let (tech_stack, languages, frameworks) = (
+                list("techStack", &input.tech_stack),
+                list("languages", &input.languages),
+                list("frameworks", &input.frameworks),
+            );
+            let row = project::Model {
+                id,
+                created_at: change.now,
+                updated_at: change.now,
+                owner_id: change.viewer.id(),
+                name_key: text::fold(&name),
+                name,
+                description: check.optional_text(
+                    "description",
+                    input.description.as_deref(),
+                    MAX_DESCRIPTION,
+                ),
+                repository_url: check.url("repositoryUrl", input.repository_url.as_deref()),
+                default_branch: check.line("defaultBranch", &input.default_branch, MAX_BRANCH),
+                tech_stack,
+                languages,
+                frameworks,
+                status: project::ProjectStatus::Active,
+            };
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            let insert = project::Entity::insert(row.clone().into_active_model());
+            match insert.exec_without_returning(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(None, name_taken()));
+                }
+                done => done?,
+            };
+            change.announce(fact("project.created", &row, &[]));
+            change.commit(vec![id]).await
+        });
+        ProjectPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Changes a project. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for
+    /// the name.
+    async fn update_project(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateProjectInput,
+    ) -> Result<ProjectPayload, Error> {
+        let id = Kind::Project.parse(&input.project_id, "projectId")?;
+        let outcome = change(ctx, async |mut change| {
+            let row = change.project(id, "projectId").await?;
+            let mut check = Check::default();
+            let name = check.kept("name", &input.name);
+            let name = name.map(|name| check.line("name", name, MAX_NAME));
+            let branch = check.kept("defaultBranch", &input.default_branch);
+            let branch = branch.map(|branch| check.line("defaultBranch", branch, MAX_BRANCH));
+            let description = input.description.as_opt_deref();
+            let description =
+                description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
+            let repository = input.repository_url.as_opt_deref();
+            let repository = repository.map(|value| check.url("repositoryUrl", value));
+            let status = check.kept("status", &input.status).copied();
+            let mut list = |field, values: &MaybeUndefined<Vec<String>>| {
+                let values = values.as_opt_deref()?.unwrap_or_default();
+                Some(check.list(field, values, MAX_LIST, MAX_ENTRY))
+            };
+            let (tech_stack, languages, frameworks) = (
+                list("techStack", &input.tech_stack),
+                list("languages", &input.languages),
+                list("frameworks", &input.frameworks),
+            );
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+            let mut new = row.into_active_model();
+            let mut edits = Edits::default();
+            if let Some(name) = &name {
+                new.name_key = Set(text::fold(name));
+            }
+            edits.set("name", &mut new.name, name);
+            edits.set("description", &mut new.description, description);
+            edits.set("repositoryUrl", &mut new.repository_url, repository);
+            edits.set("defaultBranch", &mut new.default_branch, branch);
+            edits.set("techStack", &mut new.tech_stack, tech_stack);
+            edits.set("languages", &mut new.languages, languages);
+            edits.set("frameworks", &mut new.frameworks, frameworks);
+            edits.set("status", &mut new.status, status.map(Into::into));
+            if !edits.is_empty() {
+                new.updated_at = Set(change.now);
+                let row = match new.update(&change.transaction).await {
+                    Err(error) if is_taken(&error) => {
+                        return Ok(Outcome::fault(Some(id), name_taken()));
+                    }
+                    done => done?,
+                };
+                change.announce(fact("project.updated", &row, edits.names()));
+            }
+            change.commit(vec![id]).await
+        });
+        ProjectPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Deletes a project; its circles stay, without a project. For its owner and administrators.
+    async fn delete_project(
+        &self,
+        ctx: &Context<'_>,
+        input: DeleteInput,
+    ) -> Result<DeletePayload, Error> {
+        let id = Kind::Project.parse(&input.id, "id")?;
+        let outcome = change(ctx, async |mut change| {
+            let row = change.project(id, "id").await?;
+            change.announce(fact("project.deleted", &row, &[]));
+            row.delete(&change.transaction).await?;
+            change.commit(vec![]).await
+        });
+        DeletePayload::new(ctx, Kind::Project, id, outcome.await?).await
+    }
+}
+
+impl Change<'_> {
+    /// A project that the viewer may change.
+    async fn project(&self, id: Uuid, field: &str) -> Result<project::Model, Error> {
+        let rule = &self.viewer.rules().project;
+        let row = self.row::<project::Entity>(rule, id, field).await?;
+        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
+            Ok(row)
+        } else {
+            Err(self.forbidden(Kind::Project, id))
+        }
+    }
+}
+
+fn name_taken() -> UserError {
+    let message = "Another of the owner's active projects has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
+}
+
+fn fact(kind: &'static str, row: &project::Model, changed: &[&str]) -> Fact {
+    let payload = json!({ "name": row.name, "changed": changed, "updatedAt": row.updated_at });
+    Fact::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .project(row.id)
 }

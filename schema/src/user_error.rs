@@ -2,14 +2,18 @@
 //!
 //! All faults of an input are told at once, one for each field.
 
-use std::ops::RangeInclusive;
+use std::{collections::HashSet, fmt::Display, ops::RangeInclusive};
 
-use async_graphql::{Enum, SimpleObject};
+use async_graphql::{Enum, MaybeUndefined, SimpleObject};
+use gathering_entity::List;
 
 use crate::{
     auth::{PASSWORD_LENGTH, password_has},
     text::{self, MAX_EMAIL},
 };
+
+/// Most characters of a web address.
+const MAX_URL: usize = 2_048;
 
 /// What is wrong with a mutation's input, or with the state of what it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -54,12 +58,27 @@ pub struct UserError {
 }
 
 impl UserError {
+    /// A fault of a field, which is named by its path in the input: `members.3.agentId`.
     pub(crate) fn new(field: &str, code: UserErrorCode, message: impl Into<String>) -> Self {
         Self {
-            field: Some(vec![field.to_owned()]),
+            field: Some(field.split('.').map(str::to_owned).collect()),
             code,
             message: message.into(),
         }
+    }
+
+    /// A fault of no single field.
+    pub(crate) fn general(code: UserErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            field: None,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// A transition that the object's state does not allow.
+    pub(crate) fn bad_transition(message: impl Into<String>) -> Self {
+        Self::general(UserErrorCode::BadTransition, message)
     }
 }
 
@@ -79,11 +98,7 @@ impl Check {
     pub(crate) fn line(&mut self, field: &str, value: &str, most: usize) -> String {
         let value = value.trim();
         if value.is_empty() {
-            self.fault(
-                field,
-                UserErrorCode::Required,
-                format!("`{field}` must not be empty."),
-            );
+            self.required(field);
         } else if value.chars().nth(most).is_some() {
             self.too_long(field, most);
         } else if value.contains(char::is_control) {
@@ -91,6 +106,135 @@ impl Check {
             self.fault(field, UserErrorCode::Invalid, message);
         }
         value.to_owned()
+    }
+
+    /// A line of text that may be missing; an empty one is as good as none.
+    pub(crate) fn optional_line(
+        &mut self,
+        field: &str,
+        value: Option<&str>,
+        most: usize,
+    ) -> Option<String> {
+        let value = value.map(str::trim).filter(|value| !value.is_empty())?;
+        Some(self.line(field, value, most))
+    }
+
+    /// Text of any number of lines, trimmed; a line ends with a line feed.
+    pub(crate) fn text(&mut self, field: &str, value: &str, most: usize) -> String {
+        let value = value.trim().replace("\r\n", "\n");
+        if value.is_empty() {
+            self.required(field);
+        } else if value.chars().nth(most).is_some() {
+            self.too_long(field, most);
+        } else if value.contains(|c: char| c.is_control() && c != '\t' && c != '\n') {
+            let message = format!("`{field}` must be without control characters.");
+            self.fault(field, UserErrorCode::Invalid, message);
+        }
+        value
+    }
+
+    /// Text of any number of lines that may be missing; an empty one is as good as none.
+    pub(crate) fn optional_text(
+        &mut self,
+        field: &str,
+        value: Option<&str>,
+        most: usize,
+    ) -> Option<String> {
+        let value = value.filter(|value| !value.trim().is_empty())?;
+        Some(self.text(field, value, most))
+    }
+
+    /// An http or https address that may be missing.
+    pub(crate) fn url(&mut self, field: &str, value: Option<&str>) -> Option<String> {
+        let faults = self.errors.len();
+        let url = self.optional_line(field, value, MAX_URL)?;
+        let rest = ["http://", "https://"].iter().find_map(|scheme| {
+            let (start, rest) = url.split_at_checked(scheme.len())?;
+            start.eq_ignore_ascii_case(scheme).then_some(rest)
+        });
+        let has_host = rest.is_some_and(|rest| {
+            !rest.starts_with(['/', '?', '#', ':']) && !rest.is_empty() && !rest.contains(' ')
+        });
+        if self.errors.len() == faults && !has_host {
+            let message = format!("`{field}` must be an http or https address.");
+            self.fault(field, UserErrorCode::Invalid, message);
+        }
+        Some(url)
+    }
+
+    /// A list of lines: trimmed, each once (folded), in order.
+    pub(crate) fn list(
+        &mut self,
+        field: &str,
+        values: &[String],
+        most: usize,
+        length: usize,
+    ) -> List {
+        if values.len() > most {
+            let message = format!("`{field}` must have at most {most} entries.");
+            self.fault(field, UserErrorCode::TooMany, message);
+            return List::default();
+        }
+        let faults = self.errors.len();
+        let mut known = HashSet::new();
+        let mut list = Vec::with_capacity(values.len());
+        for value in values {
+            if value.trim().is_empty() {
+                let message = format!("`{field}` must not have empty entries.");
+                self.fault(field, UserErrorCode::Invalid, message);
+            } else {
+                let value = self.line(field, value, length);
+                if known.insert(text::fold(&value)) {
+                    list.push(value);
+                }
+            }
+            if self.errors.len() > faults {
+                return List::default();
+            }
+        }
+        List(list)
+    }
+
+    /// As [`Check::list`], of words that are kept folded, so that a search for one is exact.
+    pub(crate) fn words(
+        &mut self,
+        field: &str,
+        values: &[String],
+        most: usize,
+        length: usize,
+    ) -> List {
+        let List(words) = self.list(field, values, most, length);
+        List(words.iter().map(|word| text::fold(word)).collect())
+    }
+
+    /// A number within bounds, both included.
+    pub(crate) fn range<T>(&mut self, field: &str, value: T, bounds: RangeInclusive<T>) -> T
+    where
+        T: PartialOrd + Display,
+    {
+        if !bounds.contains(&value) {
+            let (low, high) = bounds.into_inner();
+            let message = format!("`{field}` must be from {low} to {high}.");
+            self.fault(field, UserErrorCode::OutOfRange, message);
+        }
+        value
+    }
+
+    /// A field of an update that cannot be cleared: absent leaves it alone, null is a fault.
+    pub(crate) fn kept<'v, T>(
+        &mut self,
+        field: &str,
+        value: &'v MaybeUndefined<T>,
+    ) -> Option<&'v T> {
+        if value.is_null() {
+            self.required(field);
+        }
+        value.as_opt_ref().flatten()
+    }
+
+    fn required(&mut self, field: &str) {
+        let message = format!("`{field}` must not be empty.");
+        self.fault(field, UserErrorCode::Required, message);
     }
 
     /// An e-mail address as typed, trimmed, and folded.
@@ -122,11 +266,7 @@ impl Check {
     pub(crate) fn password(&mut self, field: &str, value: &str) {
         let (least, most) = RangeInclusive::into_inner(PASSWORD_LENGTH);
         if value.is_empty() {
-            self.fault(
-                field,
-                UserErrorCode::Required,
-                format!("`{field}` must not be empty."),
-            );
+            self.required(field);
         } else if !password_has(value, least) {
             let message = format!("`{field}` must have at least {least} characters.");
             self.fault(field, UserErrorCode::TooShort, message);

@@ -1,11 +1,27 @@
-//! Changes: each in a transaction of its own that is there as a whole or not at all.
+//! Changes: each in a transaction of its own that is there as a whole or not at all, together with the events that tell
+//! of it.
 
+use async_graphql::Context;
+use chrono::{DateTime, Utc};
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    ActiveValue, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PrimaryKeyTrait,
+    QueryFilter, QuerySelect, SqlErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    Value, sea_query::LockType,
 };
+use serde_json::json;
+use std::sync::Arc;
+use uuid::Uuid;
 
-use crate::error::{Code, Error};
+use crate::{
+    auth::Act,
+    ctx::{Door, Request},
+    error::{Code, Error},
+    id::Kind,
+    live::{Fact, announce},
+    read::Rule,
+    user_error::{UserError, UserErrorCode},
+    viewer::Viewer,
+};
 
 /// How often a change that lost against others at the same time is tried.
 const ATTEMPTS: usize = 4;
@@ -36,4 +52,174 @@ where
             done => return done,
         }
     }
+}
+
+/// What a change came to: the rows that its payload shows, or what was wrong with the input.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    /// The ids of the rows, the most important first.
+    pub(crate) rows: Vec<Uuid>,
+    pub(crate) errors: Vec<UserError>,
+}
+
+impl Outcome {
+    /// The input was refused, and nothing has changed. `row` is what it is about, if there is such a thing.
+    pub(crate) fn refused(row: Option<Uuid>, errors: Vec<UserError>) -> Self {
+        Self {
+            rows: row.into_iter().collect(),
+            errors,
+        }
+    }
+
+    /// As [`Outcome::refused`], for one reason.
+    pub(crate) fn fault(row: Option<Uuid>, error: UserError) -> Self {
+        Self::refused(row, vec![error])
+    }
+
+    /// The first row as it is now.
+    pub(crate) async fn row<E>(&self, ctx: &Context<'_>) -> Result<Option<Arc<E::Model>>, Error>
+    where
+        E: EntityTrait<Model: Send + Sync>,
+    {
+        match self.rows.first() {
+            Some(id) => ctx.request().row::<E>(*id).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// Makes the change of a mutation: `work` runs in a transaction, and again when it lost against others at the same time.
+/// What it returns without [`Change::commit`] has not happened.
+///
+/// # Errors
+/// Those of the work; `CONFLICT` when others won each time.
+pub(crate) async fn change<'a, F>(
+    ctx: &'a Context<'_>,
+    work: impl Fn(Change<'a>) -> F,
+) -> Result<Outcome, Error>
+where
+    F: Future<Output = Result<Outcome, Error>>,
+{
+    let request = ctx.request();
+    let viewer = request.viewer()?;
+    settle(|| async {
+        let change = Change {
+            transaction: begin(&request.services.db).await?,
+            now: request.now(),
+            viewer,
+            request,
+            facts: Vec::new(),
+        };
+        work(change).await
+    })
+    .await
+}
+
+/// A change under way.
+pub(crate) struct Change<'a> {
+    /// Where all of it is read and written.
+    pub(crate) transaction: DatabaseTransaction,
+    /// When it happens.
+    pub(crate) now: DateTime<Utc>,
+    /// Who makes it.
+    pub(crate) viewer: &'a Viewer,
+    request: &'a Request,
+    facts: Vec<Fact>,
+}
+
+impl Change<'_> {
+    /// Adds an event, written with the commit, in the order of the calls.
+    pub(crate) fn announce(&mut self, fact: Fact) {
+        self.facts.push(fact);
+    }
+
+    /// Makes everything that was written stand, and tells those who listen.
+    pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Error> {
+        let bus = &self.request.services.bus;
+        let origin = (self.viewer.id(), self.request.client.request_id.as_str());
+        let window = bus.window();
+        let duplicates = announce(&self.transaction, origin, self.facts, self.now, window).await?;
+        self.transaction.commit().await?;
+        bus.committed(duplicates);
+        Ok(Outcome {
+            rows,
+            errors: Vec::new(),
+        })
+    }
+
+    /// A row that `rule` lets the viewer read. Nobody else changes it until this change is done.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`.
+    pub(crate) async fn row<E>(&self, rule: &Rule, id: Uuid, field: &str) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        let select = E::find_by_id(id).filter(rule.condition());
+        let row = select.lock(LockType::NoKeyUpdate).one(&self.transaction);
+        row.await?.ok_or_else(|| Error::not_found(field))
+    }
+
+    /// `FORBIDDEN`: the viewer may read this, but not do that to it. Goes into the audit log.
+    pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
+        let trail = &self.request.accounts().trail;
+        let (actor, target) = (Some(self.viewer.id()), kind.id(id));
+        let details = json!({ "target": target.as_str() });
+        trail.record(Act::Refused, &self.request.client, actor, None, details);
+        Error::new(
+            Code::Forbidden,
+            format!("You may see this {}, but not do that.", kind.prefix()),
+        )
+    }
+}
+
+/// The fields of a row that an update changes.
+#[derive(Default)]
+pub(crate) struct Edits(Vec<&'static str>);
+
+impl Edits {
+    /// Sets a field to a value, if there is one and it is another than the field has.
+    pub(crate) fn set<V>(
+        &mut self,
+        name: &'static str,
+        field: &mut ActiveValue<V>,
+        value: Option<V>,
+    ) where
+        V: Into<Value> + PartialEq,
+    {
+        if let Some(value) = value.filter(|value| field.try_as_ref() != Some(value)) {
+            *field = ActiveValue::Set(value);
+            self.0.push(name);
+        }
+    }
+
+    /// The names of the fields that changed.
+    pub(crate) fn names(&self) -> &[&'static str] {
+        &self.0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a version says that is not the one the client has seen.
+pub(crate) fn check_version(expected: Option<i32>, version: i32) -> Result<(), UserError> {
+    match expected {
+        Some(expected) if expected != version => {
+            let message = format!("It has been changed in the meantime: its version is {version}.");
+            Err(UserError::new(
+                "expectedVersion",
+                UserErrorCode::Conflict,
+                message,
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a statement failed because another row has the same unique value. Its transaction can only be dropped.
+pub(crate) fn is_taken(error: &DbErr) -> bool {
+    matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }

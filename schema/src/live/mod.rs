@@ -1,0 +1,290 @@
+//! Live events: from the outbox to whoever listens.
+//!
+//! One task numbers what was committed, reads it in order and appends it to a history of fixed size. Everybody who
+//! listens reads that at their own pace; who falls out of it goes on from the table, and comes back when they have caught
+//! up. So nobody waits for a slow listener, memory does not grow, and nothing is lost that the table still has.
+
+mod outbox;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use gathering_entity::event;
+use sea_orm::{
+    ColumnTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
+    sea_query::{Expr, ExprTrait},
+    sqlx::{
+        self,
+        postgres::{PgListener, PgPoolOptions},
+    },
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+use uuid::Uuid;
+
+pub(crate) use outbox::{Fact, announce};
+
+use crate::{error::Error, write::begin};
+
+/// Most events that are handed out at once.
+const BATCH: usize = 64;
+
+/// How long a burst is gathered.
+const BURST: Duration = Duration::from_millis(10);
+
+/// Pauses after the database has failed.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The channel on which instances tell each other of new positions (PostgreSQL).
+const CHANNEL: &str = "gathering_events";
+
+/// How events are handed out.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many of the latest events are kept in memory.
+    pub history: usize,
+    /// How long an event counts as a duplicate of an equal one; zero lets all pass.
+    pub window: Duration,
+    /// How often the outbox is looked at without being told.
+    pub poll: Duration,
+    /// How long events are kept.
+    pub retention: Duration,
+}
+
+/// What has been handed out so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Events that were announced here.
+    pub published: u64,
+    /// Events that subscribers took.
+    pub delivered: u64,
+    /// Events that were left out as duplicates.
+    pub deduplicated: u64,
+    /// How often a subscriber fell out of the history and went on from the table.
+    pub lagged: u64,
+    /// Open subscriptions.
+    pub subscribers: u64,
+    /// Events in memory.
+    pub history: u64,
+}
+
+/// The latest events, and what has been done with them.
+pub(crate) struct Bus {
+    history: RwLock<VecDeque<Arc<event::Model>>>,
+    /// The position of the latest event.
+    latest: watch::Sender<i64>,
+    /// Something was committed here.
+    changed: Notify,
+    settings: Settings,
+    published: AtomicU64,
+    delivered: AtomicU64,
+    deduplicated: AtomicU64,
+    lagged: AtomicU64,
+}
+
+/// Numbers events and hands them out.
+pub struct Relay {
+    /// Tells this instance from others.
+    id: Uuid,
+    bus: Arc<Bus>,
+    db: DatabaseConnection,
+}
+
+impl Bus {
+    pub(crate) fn new(settings: Settings, db: DatabaseConnection) -> (Arc<Self>, Relay) {
+        let bus = Arc::new(Self {
+            history: RwLock::default(),
+            latest: watch::Sender::new(0),
+            changed: Notify::new(),
+            settings,
+            published: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            deduplicated: AtomicU64::new(0),
+            lagged: AtomicU64::new(0),
+        });
+        let relay = Relay {
+            id: Uuid::now_v7(),
+            bus: Arc::clone(&bus),
+            db,
+        };
+        (bus, relay)
+    }
+
+    /// Equal events within this time are one.
+    pub(crate) fn window(&self) -> Duration {
+        self.settings.window
+    }
+
+    /// To be called after a commit that has announced something, and left out so many duplicates.
+    pub(crate) fn committed(&self, duplicates: u64) {
+        self.deduplicated.fetch_add(duplicates, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// What has been handed out so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let history = self.history.read().unwrap_or_else(PoisonError::into_inner);
+        Counts {
+            published: self.published.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+            deduplicated: self.deduplicated.load(Ordering::Relaxed),
+            lagged: self.lagged.load(Ordering::Relaxed),
+            subscribers: self.latest.receiver_count() as u64,
+            history: history.len() as u64,
+        }
+    }
+
+    fn append(&self, rows: Vec<event::Model>) {
+        let Some(latest) = rows.last().and_then(|row| row.position) else {
+            return;
+        };
+        self.published
+            .fetch_add(rows.len() as u64, Ordering::Relaxed);
+        let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+        history.extend(rows.into_iter().map(Arc::new));
+        let surplus = history.len().saturating_sub(self.settings.history);
+        history.drain(..surplus);
+        drop(history);
+        self.latest.send_replace(latest);
+    }
+}
+
+impl Relay {
+    /// Hands out events until it is dropped, from those that are announced from now on.
+    pub async fn run(self) {
+        let mut pause = Duration::ZERO;
+        loop {
+            let began = Instant::now();
+            if let Err(Failed) = self.hand_out().await {
+                let is_fresh = began.elapsed() > LONGEST_PAUSE;
+                pause = if is_fresh { Duration::ZERO } else { pause * 2 };
+                pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Hands out events until the database fails.
+    async fn hand_out(&self) -> Result<(), Failed> {
+        let latest = self.newest().await?;
+        self.bus.latest.send_if_modified(|known| {
+            let is_first = *known == 0;
+            *known = if is_first { latest } else { *known };
+            is_first
+        });
+        let mut ear = self.ear().await?;
+        let mut is_mine = true;
+        loop {
+            let began = Instant::now();
+            if is_mine {
+                self.number().await?;
+            }
+            self.read().await?;
+            is_mine = tokio::select! {
+                () = self.bus.changed.notified() => true,
+                () = sleep(self.bus.settings.poll) => true,
+                told = hear(&mut ear, self.id) => told.map(|()| false)?,
+            };
+            // The first of a burst is not kept waiting; the rest of it goes out together.
+            sleep(BURST.saturating_sub(began.elapsed())).await;
+        }
+    }
+
+    /// Where other instances tell of new positions; nowhere on SQLite.
+    async fn ear(&self) -> Result<Option<PgListener>, Failed> {
+        if self.db.get_database_backend() != DbBackend::Postgres {
+            return Ok(None);
+        }
+        // A connection that only listens is no use to anybody else, so the pool is left its own.
+        let options = self.db.get_postgres_connection_pool().connect_options();
+        let own = PgPoolOptions::new()
+            .max_connections(1)
+            .connect_with((*options).clone());
+        let mut listener = PgListener::connect_with(&own.await?).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Some(listener))
+    }
+
+    async fn newest(&self) -> Result<i64, Failed> {
+        let newest: Option<Option<i64>> = event::Entity::find()
+            .select_only()
+            .expr(Expr::col(event::Column::Position).max())
+            .into_tuple()
+            .one(&self.db)
+            .await?;
+        Ok(newest.flatten().unwrap_or_default())
+    }
+
+    async fn number(&self) -> Result<(), Failed> {
+        loop {
+            let transaction = begin(&self.db).await?;
+            let has_more = outbox::number(&transaction, self.id).await?;
+            transaction.commit().await?;
+            if !has_more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), Failed> {
+        loop {
+            let latest = *self.bus.latest.borrow();
+            let rows = event::Entity::find()
+                .filter(event::Column::Position.gt(latest))
+                .order_by_asc(event::Column::Position)
+                .limit(BATCH as u64)
+                .all(&self.db)
+                .await?;
+            let is_last = rows.len() < BATCH;
+            self.bus.append(rows);
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until another instance tells of new positions.
+async fn hear(ear: &mut Option<PgListener>, own: Uuid) -> Result<(), Failed> {
+    let Some(listener) = ear else {
+        return std::future::pending().await;
+    };
+    let own = own.to_string();
+    loop {
+        if listener.recv().await?.payload() != own {
+            return Ok(());
+        }
+    }
+}
+
+/// Events could not be handed out for now. The cause has been logged.
+struct Failed;
+
+impl From<Error> for Failed {
+    fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+impl From<DbErr> for Failed {
+    fn from(cause: DbErr) -> Self {
+        Error::from(cause).into()
+    }
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(cause: sqlx::Error) -> Self {
+        tracing::warn!(%cause, "cannot listen for events of other instances");
+        Self
+    }
+}
