@@ -131,6 +131,8 @@ settings! {
         window: Duration = seconds(1), from seconds(0), to seconds(60);
         /// How often the database is asked for new events without being told of any.
         poll: Duration = seconds(1), from Duration::from_millis(10), to hours(1);
+        /// Most events that the server's own handlers handle at once.
+        handlers: usize = 100, from 1, to 10_000;
         /// How long events are kept, and subscriptions can be resumed.
         retention: Duration = hours(30 * 24), from hours(1), to hours(3650 * 24);
     }

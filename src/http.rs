@@ -357,6 +357,7 @@ impl Endpoint {
             token,
             client,
             usage,
+            after: None,
         };
         Ok(self.graph.answer(operation, caller).await)
     }

@@ -52,7 +52,7 @@ pub struct Server {
     stop_recording: oneshot::Sender<()>,
     recording: Task,
     _purging: Task,
-    _relaying: Option<Task>,
+    _relaying: Task,
 }
 
 /// How a server is started, beside its configuration.
@@ -141,7 +141,7 @@ impl Server {
         } = options;
         let settings = settings(&config, keys, clock, steady)?;
         let made = Graph::new(database.connection().clone(), settings);
-        let (graph, works) = made.map_err(StartError::new)?;
+        let (graph, works) = made.await.map_err(StartError::new)?;
         let cors = http::cors(&config.server.cors_origins);
         let gate = Arc::new(Gate {
             graph: graph.clone(),
@@ -171,7 +171,7 @@ impl Server {
         let (recording, purging, relaying) = (
             Task(tokio::spawn(works.recorder.run(stopped))),
             Task(tokio::spawn(purge(graph.clone()))),
-            (!is_read_only).then(|| Task(tokio::spawn(works.relay.run()))),
+            Task(tokio::spawn(works.relay.run(!is_read_only))),
         );
         Ok(Self {
             address,
@@ -281,6 +281,7 @@ fn events(settings: &config::Events) -> live::Settings {
         window: settings.window,
         poll: settings.poll,
         retention: settings.retention,
+        handlers: settings.handlers,
     }
 }
 

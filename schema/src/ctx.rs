@@ -1,6 +1,9 @@
 //! The only door from a resolver to the world: who asks, the loader, the clock.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use async_graphql::{Context, ID, Name};
 use chrono::{DateTime, SubsecRound, Utc};
@@ -11,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     Services,
     auth::{Accounts, Act, Client},
-    error::Error,
+    error::{Code, Error},
     id::Kind,
     limit::Payer,
     load::{Batch, Waiting},
@@ -29,12 +32,57 @@ pub(crate) struct Request {
     pub(crate) waiting: Arc<Waiting>,
     /// The keys of the answer that the rate limiter has refused.
     pub(crate) refused: Vec<Name>,
+    /// How far a subscription has come.
+    pub(crate) progress: Progress,
+}
+
+/// How far a subscription has come.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// The cursor of the event behind which the client wants to go on, unless the operation itself says it.
+    pub(crate) after: Option<String>,
+    is_started: AtomicBool,
+    cursor: Mutex<Option<String>>,
+}
+
+impl Progress {
+    pub(crate) fn new(after: Option<String>) -> Self {
+        Self {
+            after,
+            ..Self::default()
+        }
+    }
+
+    /// The subscription's arguments are in order, and it waits for its first event.
+    pub(crate) fn started(&self) {
+        self.is_started.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_started(&self) -> bool {
+        self.is_started.load(Ordering::Relaxed)
+    }
+
+    /// What is answered next is about the event at this cursor.
+    pub(crate) fn passed(&self, cursor: String) {
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+    }
+
+    /// The cursor of the event that the latest answer is about, once.
+    pub(crate) fn take_cursor(&self) -> Option<String> {
+        self.cursor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
 }
 
 /// Opens the door.
 pub(crate) trait Door {
     /// The operation that the resolver is part of.
     fn request(&self) -> &Request;
+
+    /// The same, for what lives longer than the resolver.
+    fn shared(&self) -> Arc<Request>;
 }
 
 impl Door for Context<'_> {
@@ -44,6 +92,14 @@ impl Door for Context<'_> {
     )]
     fn request(&self) -> &Request {
         self.data_unchecked::<Arc<Request>>()
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "every other access goes through here"
+    )]
+    fn shared(&self) -> Arc<Request> {
+        Arc::clone(self.data_unchecked::<Arc<Request>>())
     }
 }
 
@@ -68,6 +124,25 @@ impl Request {
         let (trail, actor) = (&self.accounts().trail, Some(viewer.id()));
         trail.record(Act::Refused, &self.client, actor, None, json!({}));
         Err(Error::admins_only())
+    }
+
+    /// Whether who asked may still be answered, long after they began to ask.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when their token has expired or was revoked, `FORBIDDEN` when their account is deactivated.
+    pub(crate) async fn still_signed_in(&self) -> Result<(), Error> {
+        let Some(viewer) = &self.viewer else {
+            return Ok(());
+        };
+        let accounts = self.accounts();
+        match accounts
+            .still_signed_in(&self.services.loader, viewer)
+            .await
+        {
+            // Without the database there is nothing new to be told either.
+            Err(error) if matches!(error.code, Code::Unavailable | Code::Timeout) => Ok(()),
+            done => done,
+        }
     }
 
     /// Whether the rate limiter has refused what is answered under this key.

@@ -4,15 +4,16 @@
 //! Tokens and nesting are therefore bounded before parsing, and what fragments expand to before validation, each
 //! fragment being measured once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use async_graphql::{
-    Name,
+    Name, Positioned,
     parser::{
         parse_schema,
         types::{
-            Directive, ExecutableDocument, Field, FragmentDefinition, OperationDefinition,
-            OperationType, Selection, SelectionSet, Type, TypeKind, TypeSystemDefinition,
+            Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition,
+            OperationDefinition, OperationType, Selection, SelectionSet, Type, TypeKind,
+            TypeSystemDefinition,
         },
     },
 };
@@ -253,6 +254,123 @@ pub(crate) fn root_fields(
     };
     roots.selection(&operation.selection_set.node);
     roots.fields
+}
+
+/// A subscription with its one root field at the top, where alone the executor looks for it: fragments of the root are
+/// opened, and equal fields are one.
+///
+/// # Errors
+/// `GRAPHQL_VALIDATION_FAILED` for what the
+/// [specification](https://spec.graphql.org/September2025/#sec-Single-Root-Field) does not allow.
+pub(crate) fn single_root(
+    document: &Arc<ExecutableDocument>,
+    operation: &OperationDefinition,
+    name: Option<&str>,
+) -> Result<Arc<ExecutableDocument>, Error> {
+    let invalid = |message: &'static str| Error::new(Code::ValidationFailed, message);
+    if let [item] = &operation.selection_set.node.items[..]
+        && let Selection::Field(field) = &item.node
+        && field.node.directives.is_empty()
+    {
+        return Ok(Arc::clone(document));
+    }
+    let mut fields = Vec::new();
+    let is_plain = open(document, &operation.selection_set.node, &mut fields);
+    if !is_plain {
+        return Err(invalid(
+            "The root field of a subscription takes no directives.",
+        ));
+    }
+    let Some((first, others)) = fields.split_first() else {
+        return Err(invalid("A subscription has one root field."));
+    };
+    let mut root = Positioned::clone(first);
+    for other in others {
+        let (one, other) = (&first.node, &other.node);
+        let same_arguments = one.arguments.len() == other.arguments.len()
+            && one.arguments.iter().all(|(name, value)| {
+                let found = other.get_argument(&name.node);
+                found.is_some_and(|other| other.node == value.node)
+            });
+        if one.response_key().node != other.response_key().node
+            || one.name.node != other.name.node
+            || !same_arguments
+        {
+            return Err(invalid("A subscription has one root field."));
+        }
+        let items = other.selection_set.node.items.iter().cloned();
+        root.node.selection_set.node.items.extend(items);
+    }
+    let mut used = HashMap::new();
+    keep_fragments(document, &root.node.selection_set.node, &mut used);
+    let mut flat = operation.clone();
+    let place = root.pos;
+    flat.selection_set.node.items = vec![Positioned::new(Selection::Field(root), place)];
+    let flat = Positioned::new(flat, place);
+    let operations = match &document.operations {
+        DocumentOperations::Single(_) => DocumentOperations::Single(flat),
+        DocumentOperations::Multiple(all) => {
+            let mut keys = all.keys();
+            let key = keys.find(|key| name.is_none_or(|name| key.as_str() == name));
+            DocumentOperations::Multiple(key.map(|key| (key.clone(), flat)).into_iter().collect())
+        }
+    };
+    Ok(Arc::new(ExecutableDocument {
+        operations,
+        fragments: used,
+    }))
+}
+
+/// The fields of a selection of the root. Whether no directive decides on any of them.
+fn open<'a>(
+    document: &'a ExecutableDocument,
+    selection: &'a SelectionSet,
+    fields: &mut Vec<&'a Positioned<Field>>,
+) -> bool {
+    selection.items.iter().all(|item| match &item.node {
+        Selection::Field(field) => {
+            fields.push(field);
+            field.node.directives.is_empty()
+        }
+        Selection::FragmentSpread(spread) => {
+            let name = &spread.node.fragment_name.node;
+            let fragment = document.fragments.get(name);
+            spread.node.directives.is_empty()
+                && fragment.is_none_or(|fragment| {
+                    open(document, &fragment.node.selection_set.node, fields)
+                })
+        }
+        Selection::InlineFragment(inline) => {
+            inline.node.directives.is_empty()
+                && open(document, &inline.node.selection_set.node, fields)
+        }
+    })
+}
+
+/// Collects the fragments that a selection uses.
+fn keep_fragments(
+    document: &ExecutableDocument,
+    selection: &SelectionSet,
+    used: &mut HashMap<Name, Positioned<FragmentDefinition>>,
+) {
+    for item in &selection.items {
+        match &item.node {
+            Selection::Field(field) => {
+                keep_fragments(document, &field.node.selection_set.node, used);
+            }
+            Selection::FragmentSpread(spread) => {
+                let name = &spread.node.fragment_name.node;
+                if let Some(fragment) = document.fragments.get(name)
+                    && used.insert(name.clone(), fragment.clone()).is_none()
+                {
+                    keep_fragments(document, &fragment.node.selection_set.node, used);
+                }
+            }
+            Selection::InlineFragment(inline) => {
+                keep_fragments(document, &inline.node.selection_set.node, used);
+            }
+        }
+    }
 }
 
 struct Roots<'a> {

@@ -8,6 +8,7 @@ use async_graphql::{
     Context, Enum, ID, InputObject, Interface, Object, ObjectType, TypeName,
     connection::EmptyFields, resolver_utils::EnumType,
 };
+use chrono::Utc;
 use gathering_entity::{
     agent, circle, collaborator, conversation, event, member, project, task, user,
 };
@@ -22,6 +23,7 @@ use crate::{
     ctx::Door,
     error::Error,
     id::Kind,
+    live::Wanted,
     member::MemberRole,
     message::Message,
     page::{Connection, Listed, Order, Page},
@@ -151,8 +153,16 @@ impl EventType {
     }
 
     /// The dotted name a row carries: `TASK_CREATED` is `task.created`.
-    fn dotted(self) -> String {
+    pub(crate) fn dotted(self) -> String {
         self.name().to_ascii_lowercase().replacen('_', ".", 1)
+    }
+
+    /// The dotted names of all types about one kind of subject.
+    pub(crate) fn all_of(subject: &str) -> Vec<String> {
+        let types = Self::items().iter().map(|item| item.value.dotted());
+        types
+            .filter(|name| name.split('.').next() == Some(subject))
+            .collect()
     }
 
     fn from_dotted(dotted: &str) -> Option<Self> {
@@ -230,6 +240,8 @@ pub enum Event {
     Catalogue(Of<CatalogueChange>),
     /// Of a user.
     User(Of<UserChange>),
+    /// Of what is no longer kept.
+    Missed(EventsMissed),
 }
 
 impl Event {
@@ -294,8 +306,8 @@ impl<C: Change> Of<C> {
     }
 
     /// Marks the event's place in the order of delivery: give it as `after` to go on from here.
-    async fn cursor(&self) -> String {
-        Events::order().cursor(&*self.row)
+    async fn cursor(&self, ctx: &Context<'_>) -> String {
+        Events::cursor(ctx.request().services.epoch, &self.row)
     }
 
     /// When it happened.
@@ -346,8 +358,69 @@ impl<C: Change> Of<C> {
     }
 }
 
+/// Tells a subscriber that events which they have not seen are no longer kept. What is kept follows. Comes first when a
+/// subscription is resumed from too far back, and whenever a subscriber has fallen that far behind; never stored.
+pub struct EventsMissed {
+    oldest: Arc<event::Model>,
+    now: chrono::DateTime<Utc>,
+}
+
+impl EventsMissed {
+    pub(crate) fn new(oldest: Arc<event::Model>, now: chrono::DateTime<Utc>) -> Self {
+        Self { oldest, now }
+    }
+}
+
+/// Tells a subscriber that events which they have not seen are no longer kept. What is kept follows. Comes first when a
+/// subscription is resumed from too far back, and whenever a subscriber has fallen that far behind; never stored.
+#[Object]
+impl EventsMissed {
+    /// An id of its own, `event_…`; nothing can be fetched by it.
+    async fn id(&self) -> ID {
+        Kind::Event.id(Uuid::now_v7())
+    }
+
+    /// `EVENTS_MISSED`.
+    #[graphql(name = "type")]
+    async fn kind(&self) -> Result<EventType, Error> {
+        Ok(EventType::EventsMissed)
+    }
+
+    /// The place before the oldest event that is kept: give it as `after` to go on from here.
+    async fn cursor(&self, ctx: &Context<'_>) -> String {
+        let mut before = event::Model::clone(&self.oldest);
+        before.position = before.position.map(|position| position - 1);
+        Events::cursor(ctx.request().services.epoch, &before)
+    }
+
+    /// When the subscriber was told.
+    async fn occurred_at(&self) -> DateTime {
+        self.now.into()
+    }
+
+    /// Null: the server itself.
+    async fn actor(&self) -> Result<Option<Actor>, Error> {
+        Ok(None)
+    }
+
+    /// Null.
+    async fn circle(&self) -> Result<Option<Circle>, Error> {
+        Ok(None)
+    }
+
+    /// Null.
+    async fn project(&self) -> Result<Option<Project>, Error> {
+        Ok(None)
+    }
+
+    /// The cursor of the oldest event that is kept.
+    async fn oldest_kept(&self, ctx: &Context<'_>) -> String {
+        Events::cursor(ctx.request().services.epoch, &self.oldest)
+    }
+}
+
 /// Reads a payload.
-trait Payload {
+pub(crate) trait Payload {
     fn payload(&self) -> &Value;
 
     fn text(&self, name: &str) -> Option<&str> {
@@ -809,8 +882,25 @@ impl Listed for Events {
 }
 
 impl Events {
-    fn order() -> Order<event::Column> {
-        Order::descending([event::Column::Position])
+    /// Cursors of one database mean nothing to another.
+    fn order(epoch: Uuid) -> Order<event::Column> {
+        Order::descending([event::Column::Position]).salted(epoch)
+    }
+
+    pub(crate) fn cursor(epoch: Uuid, row: &event::Model) -> String {
+        Self::order(epoch).cursor(row)
+    }
+
+    /// The position that a cursor names.
+    ///
+    /// # Errors
+    /// `BAD_USER_INPUT` for what is no cursor of an event of this database.
+    pub(crate) fn position(epoch: Uuid, cursor: &str) -> Result<i64, Error> {
+        let values = Self::order(epoch).values(cursor, "after")?;
+        match values.first() {
+            Some(sea_orm::Value::BigInt(Some(position))) => Ok(*position),
+            _ => Err(Error::internal()),
+        }
     }
 
     /// The announced events of a circle, project or agent that the viewer may read.
@@ -825,7 +915,7 @@ impl Events {
             column,
             parent,
             Self::condition(ctx, filter)?,
-            Self::order(),
+            Self::order(ctx.request().services.epoch),
             page,
         )
     }
@@ -835,7 +925,7 @@ impl Events {
         Ok(Condition::all()
             .add(event::Column::Position.is_not_null())
             .add(readable)
-            .add(EventFilter::condition(filter)?))
+            .add(EventFilter::wanted(filter)?.condition()))
     }
 }
 
@@ -855,14 +945,11 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    fn condition(filter: Option<Self>) -> Result<Condition, Error> {
-        use event::Column::{AgentId, CircleId, Kind as Type, ProjectId, SubjectId};
+    /// What it lets pass.
+    pub(crate) fn wanted(filter: Option<Self>) -> Result<Wanted, Error> {
         let Some(filter) = filter else {
-            return Ok(Condition::all());
+            return Ok(Wanted::default());
         };
-        let circle = Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?;
-        let project = Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?;
-        let agent = Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?;
         let subject = match filter.subject_id {
             Some(id) => match crate::id::parse(&id) {
                 Some((_, uuid)) => Some(uuid),
@@ -872,15 +959,15 @@ impl EventFilter {
             },
             None => None,
         };
-        let types = filter
-            .types
-            .map(|types| Type.is_in(types.into_iter().map(EventType::dotted)));
-        Ok(Condition::all()
-            .add_option(types)
-            .add_option(circle.map(|id| CircleId.eq(id)))
-            .add_option(project.map(|id| ProjectId.eq(id)))
-            .add_option(agent.map(|id| AgentId.eq(id)))
-            .add_option(subject.map(|id| SubjectId.eq(id))))
+        Ok(Wanted {
+            types: filter
+                .types
+                .map(|types| types.into_iter().map(EventType::dotted).collect()),
+            circle: Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?,
+            project: Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?,
+            agent: Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?,
+            subject,
+        })
     }
 }
 
@@ -902,7 +989,7 @@ impl EventQuery {
     ) -> Result<Connection<Events>, Error> {
         Connection::new(
             Events::condition(ctx, filter)?,
-            Events::order(),
+            Events::order(ctx.request().services.epoch),
             &Page::new(first, after, last, before)?,
         )
     }

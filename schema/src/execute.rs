@@ -23,17 +23,21 @@ use async_graphql::{
         types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
     },
 };
-use sea_orm::DatabaseConnection;
+use chrono::Utc;
+use gathering_entity::journal;
+use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::{
     Clock, Code, Schema, Services, Viewer,
     auth::{self, Accounts, Act, Client, Presented, Recorder},
     cache::{Cache, CacheStats},
-    ctx,
+    ctx::{self, Progress},
     document::{self, Costs, Measure},
     error::Error,
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
@@ -42,6 +46,7 @@ use crate::{
     scalar::DateTime,
     server::Look,
     shape::{Ordered, Shape},
+    stream::{self, Answers, Live},
     text,
     viewer::Rulebook,
 };
@@ -120,10 +125,23 @@ struct Run {
     viewer: Option<Viewer>,
     payer: Payer,
     usage: bool,
+    after: Option<String>,
     /// The keys of the answer that are refused.
     refused: Vec<Name>,
     /// Whether the schema cannot be read.
     hides_schema: bool,
+}
+
+/// An operation that the executor can run.
+struct Execution<'a> {
+    schema: &'a Schema,
+    request: Request,
+    known: Arc<ctx::Request>,
+    waiting: Arc<Waiting>,
+    phases: Arc<Phases>,
+    shape: Arc<Shape>,
+    measure: Measure,
+    prepared_in: Duration,
 }
 
 /// Mutations that sign somebody in.
@@ -180,7 +198,7 @@ pub struct Operation {
     name: Option<String>,
     variables: Map<String, serde_json::Value>,
     measure: Measure,
-    shape: Shape,
+    shape: Arc<Shape>,
     prepared_in: Duration,
     roots: Vec<RootField>,
 }
@@ -212,6 +230,17 @@ pub struct Caller<'a> {
     pub client: Client,
     /// Whether the answer shall carry `extensions.usage`.
     pub usage: Usage,
+    /// The cursor of the event behind which a subscription goes on, unless the operation says it itself.
+    pub after: Option<String>,
+}
+
+/// Whoever has presented an access token.
+#[derive(Clone, Copy, Debug)]
+pub struct Bearer {
+    /// The user's row id.
+    pub user: Uuid,
+    /// When the token expires.
+    pub expires_at: chrono::DateTime<Utc>,
 }
 
 /// Whether an answer says what it cost.
@@ -229,10 +258,11 @@ pub enum Usage {
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
 #[derive(Debug)]
 pub struct Answer {
-    data: Option<Box<(Value, Shape)>>,
+    data: Option<Box<(Value, Arc<Shape>)>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
     standings: Vec<Standing>,
+    cursor: Option<String>,
 }
 
 impl Serialize for Answer {
@@ -288,6 +318,7 @@ impl Answer {
             errors,
             extensions: Map::new(),
             standings: Vec::new(),
+            cursor: None,
         }
     }
 
@@ -315,6 +346,22 @@ impl Answer {
         }
         self.standings = standings;
         self
+    }
+
+    /// The cursor of the event that one answer of a subscription is about: the place to go on from.
+    pub fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+
+    #[must_use]
+    pub(crate) fn at(self, cursor: Option<String>) -> Self {
+        Self { cursor, ..self }
+    }
+
+    /// The answer as a request error: what failed was to begin.
+    #[must_use]
+    pub(crate) fn without_data(self) -> Self {
+        Self { data: None, ..self }
     }
 
     /// Whether execution began, so that the answer has a `data` key.
@@ -346,7 +393,7 @@ impl Answer {
         self.errors.first()?.extensions.as_ref()?.get(name)
     }
 
-    fn of(response: Response, shape: Shape, request_id: &str) -> Self {
+    pub(crate) fn of(response: Response, shape: Arc<Shape>, request_id: &str) -> Self {
         // Only an error in a resolver has a path. With errors that have none, and without data, nothing ran.
         let ran = response.data != Value::Null
             || response.errors.is_empty()
@@ -377,6 +424,7 @@ impl Answer {
             errors,
             extensions: Map::new(),
             standings: Vec::new(),
+            cursor: None,
         }
     }
 }
@@ -431,8 +479,8 @@ impl Graph {
     /// The graph over a database, and what is to run beside it.
     ///
     /// # Errors
-    /// The accounts' settings cannot be used; the text says why.
-    pub fn new(db: DatabaseConnection, settings: Settings) -> Result<(Self, Works), String> {
+    /// The accounts' settings cannot be used, or the database cannot be read; the text says why.
+    pub async fn new(db: DatabaseConnection, settings: Settings) -> Result<(Self, Works), String> {
         let Settings {
             limits,
             trusted,
@@ -453,7 +501,14 @@ impl Graph {
         let costs = Costs::new(&schema.sdl());
         let tiers = costs.tiers().clone();
         let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
-        let (bus, relay) = Bus::new(events, db.clone());
+        let (bus, mut relay) = Bus::new(events, db.clone());
+        let signed_out = Arc::new(Notify::new());
+        relay.handle(stream::watch_sign_outs(Arc::clone(&signed_out)));
+        let epoch = journal::Entity::find().one(&db).await;
+        let epoch = epoch.map_err(|error| error.to_string())?;
+        let epoch = epoch
+            .ok_or("the database has lost the name of its history")?
+            .epoch;
         let graph = Self(Arc::new(Inner {
             costs,
             schema,
@@ -466,7 +521,9 @@ impl Graph {
                 backend: db.get_database_backend(),
                 loader: Loader::new(db.clone()),
                 db,
+                epoch,
                 bus,
+                signed_out,
                 limits,
                 look: Look::default(),
                 started_at: clock(),
@@ -512,15 +569,21 @@ impl Graph {
         let mut variables = params.variables.unwrap_or_default();
         complete(operation, &mut variables)?;
         let measure = document::measure(&document, operation, &variables, &inner.costs, limits)?;
+        let executed = match operation.ty {
+            OperationType::Subscription => {
+                document::single_root(&document, operation, params.operation_name.as_deref())?
+            }
+            OperationType::Query | OperationType::Mutation => Arc::clone(&document),
+        };
         Ok(Operation {
             kind: operation.ty,
             name: params.operation_name,
             measure,
-            shape: Shape::of(&document, operation, &inner.costs),
+            shape: Arc::new(Shape::of(&document, operation, &inner.costs)),
             prepared_in: began.elapsed(),
             roots: document::root_fields(&document, operation, &variables, &inner.costs),
             variables,
-            document,
+            document: executed,
         })
     }
 
@@ -542,8 +605,65 @@ impl Graph {
         Ok(verdict.standings)
     }
 
-    /// Decides whether an operation may run, finds out who asks, and runs it.
+    /// Decides whether a query or mutation may run, finds out who asks, and runs it.
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
+        let is_mutation = operation.kind == OperationType::Mutation;
+        let (run, mut verdict) = match self.enter(operation, caller).await {
+            Ok(entered) => entered,
+            Err(answer) => return answer,
+        };
+        let mut answer = if is_mutation {
+            self.execute_to_the_end(run).await
+        } else {
+            self.execute(run).await
+        };
+        if answer.has_data() {
+            answer.refuse(&verdict);
+        } else if answer.code() == Some(Code::ValidationFailed) {
+            self.0.services.limiter.give_back(&mut verdict).await;
+        }
+        answer.with_standings(verdict.standings)
+    }
+
+    /// Decides whether a subscription may start, finds out who asks, and starts it.
+    ///
+    /// # Errors
+    /// A request error, ready to be sent: nothing was started.
+    pub async fn subscribe(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+    ) -> Result<Answers, Answer> {
+        let (run, verdict) = self.enter(operation, caller).await?;
+        let execution = self.execution(run);
+        let live = Live {
+            responses: execution.schema.execute_stream(execution.request),
+            request: execution.known,
+            waiting: execution.waiting,
+            shape: execution.shape,
+        };
+        live.start(verdict).await
+    }
+
+    /// Who presents an access token.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account.
+    pub async fn greet(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
+        let presented = self.0.services.accounts.read(token);
+        let viewer = self.authenticate(presented, client).await?;
+        Ok(Bearer {
+            user: viewer.id(),
+            expires_at: viewer.expires_at(),
+        })
+    }
+
+    /// Decides whether an operation may run, and finds out who asks.
+    async fn enter(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+    ) -> Result<(Run, Verdict), Answer> {
         let services = &*self.0.services;
         let client = &caller.client;
         let token = caller.token.filter(|_| !operation.signs_in());
@@ -559,7 +679,7 @@ impl Graph {
         let mut verdict = charge.await;
         self.record_refusals(&verdict, &payer, client);
         if verdict.is_refused {
-            return Answer::limited(verdict);
+            return Err(Answer::limited(verdict));
         }
         let viewer = match presented {
             Some(presented) => match self.authenticate(presented, client).await {
@@ -575,15 +695,14 @@ impl Graph {
                         verdict = charge.await;
                         self.record_refusals(&verdict, &payer, client);
                         if verdict.is_refused {
-                            return Answer::limited(verdict);
+                            return Err(Answer::limited(verdict));
                         }
                     }
-                    return answer.with_standings(verdict.standings);
+                    return Err(answer.with_standings(verdict.standings));
                 }
             },
             None => None,
         };
-        let is_mutation = operation.kind == OperationType::Mutation;
         // The executor is kept from reading the schema altogether or not at all; what it has read in vain is not sent.
         let introspects = |field: &&RootField| field.introspects();
         let refused = verdict.refused.iter().map(|(field, _)| field);
@@ -598,6 +717,7 @@ impl Graph {
             },
             operation,
             client: caller.client,
+            after: caller.after,
             viewer,
             payer,
             hides_schema,
@@ -607,17 +727,7 @@ impl Graph {
                 .map(|(field, _)| field.key.clone())
                 .collect(),
         };
-        let mut answer = if is_mutation {
-            self.execute_to_the_end(run).await
-        } else {
-            self.execute(run).await
-        };
-        if answer.has_data() {
-            answer.refuse(&verdict);
-        } else if answer.code() == Some(Code::ValidationFailed) {
-            services.limiter.give_back(&mut verdict).await;
-        }
-        answer.with_standings(verdict.standings)
+        Ok((run, verdict))
     }
 
     fn record_refusals(&self, verdict: &Verdict, payer: &Payer, client: &Client) {
@@ -668,12 +778,15 @@ impl Graph {
         Ok(self.0.services.accounts.ticket(email, lifetime).await?)
     }
 
-    /// Deletes expired revocations, sessions, lockouts and audit entries. To be called now and then.
+    /// Deletes expired revocations, sessions, lockouts, audit entries and events. To be called now and then.
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
     pub async fn purge(&self) -> Result<(), Answer> {
-        Ok(self.0.services.accounts.purge().await?)
+        self.0.services.accounts.purge().await?;
+        let services = &*self.0.services;
+        let now = (services.clock)();
+        Ok(services.bus.purge(&services.db, now).await?)
     }
 
     /// A change that was begun is finished, and recorded, also when its client has gone.
@@ -692,7 +805,8 @@ impl Graph {
             })
     }
 
-    async fn execute(&self, run: Run) -> Answer {
+    /// What the executor is given to run an operation.
+    fn execution(&self, run: Run) -> Execution<'_> {
         let inner = &*self.0;
         let Run {
             operation,
@@ -700,10 +814,10 @@ impl Graph {
             viewer,
             payer,
             usage,
+            after,
             refused,
             hides_schema,
         } = run;
-        let request_id = client.request_id.clone();
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
@@ -713,28 +827,53 @@ impl Graph {
         if hides_schema {
             request = request.disable_introspection();
         }
-        request.data.insert(Arc::new(ctx::Request {
+        let known = Arc::new(ctx::Request {
             services: Arc::clone(&inner.services),
             viewer,
             client,
             payer,
             waiting: Arc::clone(&waiting),
             refused,
-        }));
+            progress: Progress::new(after),
+        });
+        request.data.insert(Arc::clone(&known));
         let schema = if usage {
             request.data.insert(Arc::clone(&phases));
             &inner.timed
         } else {
             &inner.schema
         };
+        Execution {
+            schema,
+            request,
+            known,
+            waiting,
+            phases,
+            shape: operation.shape,
+            measure: operation.measure,
+            prepared_in: operation.prepared_in,
+        }
+    }
+
+    async fn execute(&self, run: Run) -> Answer {
+        let Execution {
+            schema,
+            request,
+            known,
+            waiting,
+            phases,
+            shape,
+            measure,
+            prepared_in,
+        } = self.execution(run);
         let began = Instant::now();
         let execution = Gather::new(&waiting, schema.execute(request));
-        let Ok(response) = tokio::time::timeout(inner.services.limits.timeout, execution).await
+        let Ok(response) = tokio::time::timeout(self.0.services.limits.timeout, execution).await
         else {
             return Error::timeout().into();
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, operation.shape, &request_id);
+        let mut answer = Answer::of(response, shape, &known.client.request_id);
         if let Some(usage) = waiting.usage() {
             let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
             let batches: Vec<_> = usage
@@ -747,9 +886,9 @@ impl Graph {
                 "statements": usage.statements,
                 "rows": usage.rows,
                 "batches": batches,
-                "complexity": operation.measure.complexity,
-                "depth": operation.measure.depth,
-                "parseMs": milliseconds(operation.prepared_in),
+                "complexity": measure.complexity,
+                "depth": measure.depth,
+                "parseMs": milliseconds(prepared_in),
                 "validateMs": milliseconds(validated),
                 "executeMs": milliseconds(took.saturating_sub(validated)),
             });

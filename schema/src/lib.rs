@@ -38,6 +38,8 @@ pub mod scalar;
 pub mod server;
 pub mod session;
 mod shape;
+mod stream;
+pub mod subscription;
 pub mod task;
 pub mod text;
 pub mod user;
@@ -45,23 +47,27 @@ pub mod user_error;
 pub mod viewer;
 mod write;
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, pin::Pin, sync::Arc};
 
 use async_graphql::{
-    ContainerType, Context, ContextSelectionSet, EmptySubscription, MergedObject, ObjectType,
-    OutputType, Positioned, SchemaBuilder, ServerResult, TypeDirective, Value,
+    ContainerType, Context, ContextSelectionSet, MergedObject, ObjectType, OutputType, Positioned,
+    Response, SchemaBuilder, ServerResult, SubscriptionType, TypeDirective, Value,
     parser::types::Field,
     registry::{MetaType, Registry},
 };
 use chrono::{DateTime, Utc};
+use futures_util::Stream;
 use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::sync::Notify;
+use uuid::Uuid;
 
 pub use auth::Client;
 pub use error::Code;
 pub use execute::{
-    Answer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments, Usage,
-    Works,
+    Answer, Bearer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments,
+    Usage, Works,
 };
+pub use stream::Answers;
 pub use viewer::Viewer;
 
 use auth::Accounts;
@@ -69,6 +75,7 @@ use ctx::Door;
 use limit::{Limiter, Tier, rate_limit};
 use live::Bus;
 use load::Loader;
+use subscription::Subscription;
 
 /// What all operations share.
 pub(crate) struct Services {
@@ -81,7 +88,11 @@ pub(crate) struct Services {
     pub(crate) accounts: Accounts,
     pub(crate) limiter: Limiter,
     pub(crate) bus: Arc<Bus>,
+    /// Somebody was signed out everywhere, or may do less than before.
+    pub(crate) signed_out: Arc<Notify>,
     pub(crate) db: DatabaseConnection,
+    /// Tells the history of this database from that of others.
+    pub(crate) epoch: Uuid,
 }
 
 /// What tells the time.
@@ -120,10 +131,10 @@ pub struct Mutation(
 #[derive(Default)]
 pub(crate) struct Root<T>(T);
 
-pub(crate) type Schema = async_graphql::Schema<Root<Query>, Root<Mutation>, EmptySubscription>;
+pub(crate) type Schema = async_graphql::Schema<Root<Query>, Root<Mutation>, Root<Subscription>>;
 
-pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, EmptySubscription> {
-    Schema::build(Root::default(), Root::default(), EmptySubscription)
+pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, Root<Subscription>> {
+    Schema::build(Root::default(), Root::default(), Root::default())
 }
 
 impl<T: ObjectType> ContainerType for Root<T> {
@@ -144,43 +155,7 @@ impl<T: ObjectType> OutputType for Root<T> {
 
     fn create_type_info(registry: &mut Registry) -> String {
         let name = T::create_type_info(registry);
-        rate_limit.register(registry);
-        let tier = if T::type_name() == "Mutation" {
-            Tier::Write
-        } else {
-            Tier::Read
-        };
-        if let Some(MetaType::Object { fields, .. }) = registry.types.get_mut(&*T::type_name()) {
-            for field in fields.values_mut() {
-                let declared = &mut field.directive_invocations;
-                if declared.is_empty() {
-                    declared.push(rate_limit::apply(tier));
-                }
-                // The directive shows in the SDL alone; what GraphiQL shows is the description.
-                let tier = declared
-                    .iter()
-                    .find_map(|directive| directive.args.get("tier"));
-                let (Some(text), Some(tier)) = (&mut field.description, tier) else {
-                    continue;
-                };
-                let said = format!("\n\nRate tier: {tier}.");
-                if !text.ends_with(&said) {
-                    text.push_str(&said);
-                }
-            }
-        }
-        for ty in registry.types.values_mut() {
-            let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
-                continue;
-            };
-            for argument in fields
-                .values_mut()
-                .flat_map(|field| field.args.values_mut())
-            {
-                let description = argument_description(&argument.name).map(ToOwned::to_owned);
-                argument.description = argument.description.take().or(description);
-            }
-        }
+        complete(registry, &T::type_name());
         name
     }
 
@@ -190,6 +165,66 @@ impl<T: ObjectType> OutputType for Root<T> {
         field: &Positioned<Field>,
     ) -> ServerResult<Value> {
         self.0.resolve(ctx, field).await
+    }
+}
+
+impl<T: SubscriptionType> SubscriptionType for Root<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        let name = T::create_type_info(registry);
+        complete(registry, &T::type_name());
+        name
+    }
+
+    fn create_field_stream<'a>(
+        &'a self,
+        ctx: &'a Context<'_>,
+    ) -> Option<Pin<Box<dyn Stream<Item = Response> + Send + 'a>>> {
+        self.0.create_field_stream(ctx)
+    }
+}
+
+/// Completes the fields of a root, and the descriptions of arguments.
+fn complete(registry: &mut Registry, root: &str) {
+    rate_limit.register(registry);
+    let tier = if root == "Mutation" {
+        Tier::Write
+    } else {
+        Tier::Read
+    };
+    if let Some(MetaType::Object { fields, .. }) = registry.types.get_mut(root) {
+        for field in fields.values_mut() {
+            let declared = &mut field.directive_invocations;
+            if declared.is_empty() {
+                declared.push(rate_limit::apply(tier));
+            }
+            // The directive shows in the SDL alone; what GraphiQL shows is the description.
+            let tier = declared
+                .iter()
+                .find_map(|directive| directive.args.get("tier"));
+            let (Some(text), Some(tier)) = (&mut field.description, tier) else {
+                continue;
+            };
+            let said = format!("\n\nRate tier: {tier}.");
+            if !text.ends_with(&said) {
+                text.push_str(&said);
+            }
+        }
+    }
+    for ty in registry.types.values_mut() {
+        let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
+            continue;
+        };
+        for argument in fields
+            .values_mut()
+            .flat_map(|field| field.args.values_mut())
+        {
+            let description = argument_description(&argument.name).map(ToOwned::to_owned);
+            argument.description = argument.description.take().or(description);
+        }
     }
 }
 

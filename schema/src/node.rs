@@ -85,9 +85,9 @@ pub enum Node {
     UserEvent(events::Of<events::UserChange>),
 }
 
-impl From<Event> for Node {
-    fn from(event: Event) -> Self {
-        match event {
+impl Node {
+    fn of(event: Event) -> Option<Self> {
+        Some(match event {
             Event::Agent(event) => Self::AgentEvent(event),
             Event::Project(event) => Self::ProjectEvent(event),
             Event::Circle(event) => Self::CircleEvent(event),
@@ -98,11 +98,10 @@ impl From<Event> for Node {
             Event::Message(event) => Self::MessageEvent(event),
             Event::Catalogue(event) => Self::CatalogueEvent(event),
             Event::User(event) => Self::UserEvent(event),
-        }
+            Event::Missed(_) => return None,
+        })
     }
-}
 
-impl Node {
     /// The thing that an id names, as far as the viewer may read it.
     pub(crate) async fn load(
         request: &Request,
@@ -169,7 +168,7 @@ impl Node {
             Kind::Event => {
                 let row = request.readable::<event::Entity>(&rules.event, id).await?;
                 let announced = row.filter(|row| row.position.is_some());
-                announced.and_then(|row| Event::of(&row)).map(Self::from)
+                announced.and_then(|row| Event::of(&row)).and_then(Self::of)
             }
             Kind::Audit if viewer.is_admin() => request
                 .row::<audit::Entity>(id)

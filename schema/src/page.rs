@@ -99,6 +99,8 @@ impl Page {
 pub(crate) struct Order<C> {
     columns: Vec<C>,
     descending: bool,
+    /// Part of what its cursors say they belong to.
+    salt: Option<Uuid>,
 }
 
 impl<C: ColumnTrait> Order<C> {
@@ -106,6 +108,7 @@ impl<C: ColumnTrait> Order<C> {
         Self {
             columns: columns.into(),
             descending: false,
+            salt: None,
         }
     }
 
@@ -113,6 +116,15 @@ impl<C: ColumnTrait> Order<C> {
         Self {
             columns: columns.into(),
             descending: true,
+            salt: None,
+        }
+    }
+
+    /// An order whose cursors do not fit one of another salt.
+    pub(crate) fn salted(self, salt: Uuid) -> Self {
+        Self {
+            salt: Some(salt),
+            ..self
         }
     }
 
@@ -124,6 +136,9 @@ impl<C: ColumnTrait> Order<C> {
             for byte in name.bytes() {
                 hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
             }
+        }
+        for byte in self.salt.iter().flat_map(Uuid::as_bytes) {
+            hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
         }
         hash.to_be_bytes()
     }
@@ -153,7 +168,7 @@ impl<C: ColumnTrait> Order<C> {
     }
 
     /// The values of a cursor of this order.
-    fn values(&self, cursor: &str, field: &str) -> Result<Vec<Value>, Error> {
+    pub(crate) fn values(&self, cursor: &str, field: &str) -> Result<Vec<Value>, Error> {
         self.decode(cursor).ok_or_else(|| {
             Error::bad_input(format!("`{field}` must be a cursor that this list gave."))
                 .field(field)

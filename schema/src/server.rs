@@ -85,6 +85,25 @@ pub struct RateLimitState {
     reset_at: DateTime,
 }
 
+/// What an instance has done with live events since it started.
+#[derive(SimpleObject)]
+pub struct EventBusStats {
+    /// Events that were handed out.
+    published: f64,
+    /// Events that subscribers were given; each counts for each of them.
+    delivered: f64,
+    /// Events that were left out because the latest one of their subject had just said the same.
+    deduplicated: f64,
+    /// How often a subscriber was so slow that it had to go on from the database.
+    lagged: f64,
+    /// How often something in the server that listens has failed.
+    handler_errors: f64,
+    /// Subscriptions that are open.
+    subscribers: i32,
+    /// Events that are kept in memory.
+    history_size: i32,
+}
+
 /// The last look at the server's parts.
 pub(crate) struct Look(Cache<(), HealthReport>);
 
@@ -130,6 +149,29 @@ impl ServerQuery {
             reset_at: standing.reset_at.into(),
         });
         states.collect()
+    }
+
+    /// What this instance has done with live events since it started. For administrators.
+    #[graphql(directive = rate_limit::apply(Tier::Health))]
+    async fn event_bus_stats(&self, ctx: &Context<'_>) -> Result<EventBusStats, Error> {
+        let request = ctx.request();
+        request.admin()?;
+        let counts = request.services.bus.counts();
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "GraphQL has no wider integers, and these are never that large"
+        )]
+        let wide = |number: u64| number as f64;
+        let bounded = |number: u64| i32::try_from(number).unwrap_or(i32::MAX);
+        Ok(EventBusStats {
+            published: wide(counts.published),
+            delivered: wide(counts.delivered),
+            deduplicated: wide(counts.deduplicated),
+            lagged: wide(counts.lagged),
+            handler_errors: wide(counts.handler_errors),
+            subscribers: bounded(counts.subscribers),
+            history_size: bounded(counts.history),
+        })
     }
 
     /// How the server is, looked at once a second at most. For administrators.

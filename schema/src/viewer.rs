@@ -25,7 +25,8 @@ use crate::{
 const RULES_KEPT: u64 = 1_000;
 
 /// The types of the events that every signed-in user may read.
-const PUBLIC_EVENTS: [&str; 3] = ["provider.changed", "model.changed", "persona.changed"];
+pub(crate) const PUBLIC_EVENTS: [&str; 3] =
+    ["provider.changed", "model.changed", "persona.changed"];
 
 /// The signed-in user on whose behalf an operation runs.
 #[derive(Clone, Debug)]

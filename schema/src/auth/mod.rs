@@ -45,6 +45,7 @@ use crate::{
     cache::{Cache, CacheStats},
     error::Error,
     load::Loader,
+    viewer::Viewer,
 };
 use credential::Credential;
 use lockout::Attempt;
@@ -203,6 +204,30 @@ impl Accounts {
         }
         let until = DateTime::from_timestamp(claims.exp, 0).unwrap_or_default();
         Ok((found.user, claims.sid, until))
+    }
+
+    /// Whether somebody who was authenticated before still would be.
+    ///
+    /// # Errors
+    /// As [`Accounts::authenticate`].
+    pub(crate) async fn still_signed_in(
+        &self,
+        loader: &Loader,
+        viewer: &Viewer,
+    ) -> Result<(), Error> {
+        if viewer.expires_at() <= self.now() {
+            return Err(Error::token_expired());
+        }
+        let credential = (viewer.id(), viewer.session());
+        let found = loader.load_alone(Credential, credential).await?;
+        let found = found.ok_or_else(Error::token_invalid)?;
+        if !found.user.is_active {
+            return Err(Error::deactivated());
+        }
+        if found.is_revoked || found.user.token_version != viewer.user.token_version {
+            return Err(Error::token_revoked());
+        }
+        Ok(())
     }
 
     /// Reads a token that somebody presents. Whether it was revoked is not looked at.

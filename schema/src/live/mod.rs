@@ -4,21 +4,24 @@
 //! listens reads that at their own pace; who falls out of it goes on from the table, and comes back when they have caught
 //! up. So nobody waits for a slow listener, memory does not grow, and nothing is lost that the table still has.
 
+mod feed;
+mod handler;
 mod outbox;
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ColumnTrait, Condition, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait,
     sea_query::{Expr, ExprTrait},
     sqlx::{
         self,
@@ -26,11 +29,14 @@ use sea_orm::{
     },
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
+    task::JoinSet,
     time::{Instant, sleep},
 };
 use uuid::Uuid;
 
+pub(crate) use feed::{Feed, Item, Wanted};
+pub(crate) use handler::Handler;
 pub(crate) use outbox::{Fact, announce};
 
 use crate::{error::Error, write::begin};
@@ -44,6 +50,9 @@ const BURST: Duration = Duration::from_millis(10);
 /// Pauses after the database has failed.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Most events that are deleted at once.
+const PURGED: u64 = 1_000;
 
 /// The channel on which instances tell each other of new positions (PostgreSQL).
 const CHANNEL: &str = "gathering_events";
@@ -59,6 +68,8 @@ pub struct Settings {
     pub poll: Duration,
     /// How long events are kept.
     pub retention: Duration,
+    /// How many events the server's own handlers handle at once.
+    pub handlers: usize,
 }
 
 /// What has been handed out so far.
@@ -72,6 +83,8 @@ pub struct Counts {
     pub deduplicated: u64,
     /// How often a subscriber fell out of the history and went on from the table.
     pub lagged: u64,
+    /// How often a handler has failed.
+    pub handler_errors: u64,
     /// Open subscriptions.
     pub subscribers: u64,
     /// Events in memory.
@@ -81,8 +94,8 @@ pub struct Counts {
 /// The latest events, and what has been done with them.
 pub(crate) struct Bus {
     history: RwLock<VecDeque<Arc<event::Model>>>,
-    /// The position of the latest event.
-    latest: watch::Sender<i64>,
+    /// The position of the latest event; `None` before it is known.
+    latest: watch::Sender<Option<i64>>,
     /// Something was committed here.
     changed: Notify,
     settings: Settings,
@@ -90,6 +103,8 @@ pub(crate) struct Bus {
     delivered: AtomicU64,
     deduplicated: AtomicU64,
     lagged: AtomicU64,
+    handler_errors: AtomicU64,
+    subscribers: AtomicU64,
 }
 
 /// Numbers events and hands them out.
@@ -98,24 +113,28 @@ pub struct Relay {
     id: Uuid,
     bus: Arc<Bus>,
     db: DatabaseConnection,
+    handlers: Vec<Handler>,
 }
 
 impl Bus {
     pub(crate) fn new(settings: Settings, db: DatabaseConnection) -> (Arc<Self>, Relay) {
         let bus = Arc::new(Self {
             history: RwLock::default(),
-            latest: watch::Sender::new(0),
+            latest: watch::Sender::new(None),
             changed: Notify::new(),
             settings,
             published: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             deduplicated: AtomicU64::new(0),
             lagged: AtomicU64::new(0),
+            handler_errors: AtomicU64::new(0),
+            subscribers: AtomicU64::new(0),
         });
         let relay = Relay {
             id: Uuid::now_v7(),
             bus: Arc::clone(&bus),
             db,
+            handlers: Vec::new(),
         };
         (bus, relay)
     }
@@ -133,15 +152,79 @@ impl Bus {
 
     /// What has been handed out so far.
     pub(crate) fn counts(&self) -> Counts {
-        let history = self.history.read().unwrap_or_else(PoisonError::into_inner);
         Counts {
             published: self.published.load(Ordering::Relaxed),
             delivered: self.delivered.load(Ordering::Relaxed),
             deduplicated: self.deduplicated.load(Ordering::Relaxed),
             lagged: self.lagged.load(Ordering::Relaxed),
-            subscribers: self.latest.receiver_count() as u64,
-            history: history.len() as u64,
+            handler_errors: self.handler_errors.load(Ordering::Relaxed),
+            subscribers: self.subscribers.load(Ordering::Relaxed),
+            history: self.history().len() as u64,
         }
+    }
+
+    /// Deletes what is older than events are kept, the oldest first. The newest always stays: positions go on from it.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn purge(
+        &self,
+        db: &DatabaseConnection,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        use event::Column::{OccurredAt, Position};
+        let newest = event::Entity::find()
+            .select_only()
+            .expr(Expr::col(Position).max())
+            .into_query();
+        let expired = Condition::all()
+            .add(OccurredAt.lt(now - self.settings.retention))
+            .add(Expr::col(Position).lt(newest));
+        loop {
+            let some = event::Entity::find()
+                .select_only()
+                .column(event::Column::Id)
+                .filter(expired.clone())
+                .order_by_asc(Position)
+                .limit(PURGED)
+                .into_query();
+            let delete = event::Entity::delete_many().filter(event::Column::Id.in_subquery(some));
+            if delete.exec(db).await?.rows_affected < PURGED {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is wanted of the history behind a position, and how far was looked. `None` when the history does not reach
+    /// back that far.
+    fn behind(
+        &self,
+        seen: i64,
+        mut wants: impl FnMut(&event::Model) -> bool,
+    ) -> Option<(VecDeque<Arc<event::Model>>, i64)> {
+        let history = self.history();
+        let at = |row: &event::Model| row.position.unwrap_or_default();
+        let newest = (*self.latest.borrow()).unwrap_or_default();
+        let reaches_back = history.front().is_some_and(|oldest| at(oldest) <= seen + 1);
+        if !reaches_back {
+            return (seen >= newest).then(|| (VecDeque::new(), seen));
+        }
+        let start = history.partition_point(|row| at(row) <= seen);
+        let (mut rows, mut seen) = (VecDeque::new(), seen);
+        for row in history.range(start..) {
+            if rows.len() == BATCH {
+                break;
+            }
+            seen = at(row);
+            if wants(row) {
+                rows.push_back(Arc::clone(row));
+            }
+        }
+        Some((rows, seen))
+    }
+
+    fn history(&self) -> RwLockReadGuard<'_, VecDeque<Arc<event::Model>>> {
+        self.history.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn append(&self, rows: Vec<event::Model>) {
@@ -154,18 +237,30 @@ impl Bus {
         history.extend(rows.into_iter().map(Arc::new));
         let surplus = history.len().saturating_sub(self.settings.history);
         history.drain(..surplus);
-        drop(history);
-        self.latest.send_replace(latest);
+        self.latest.send_replace(Some(latest));
     }
 }
 
 impl Relay {
-    /// Hands out events until it is dropped, from those that are announced from now on.
-    pub async fn run(self) {
+    /// Adds something that handles events.
+    pub(crate) fn handle(&mut self, handler: Handler) {
+        self.handlers.push(handler);
+    }
+
+    /// Hands out events until it is dropped, from those that are announced from now on. An instance that cannot write does
+    /// not number them.
+    pub async fn run(mut self, numbers: bool) {
+        let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
+        // They end with this set.
+        let mut handlers = JoinSet::new();
+        for handler in self.handlers.drain(..) {
+            let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
+            handlers.spawn(handler.run(bus, db, Arc::clone(&permits)));
+        }
         let mut pause = Duration::ZERO;
         loop {
             let began = Instant::now();
-            if let Err(Failed) = self.hand_out().await {
+            if let Err(Failed) = self.hand_out(numbers).await {
                 let is_fresh = began.elapsed() > LONGEST_PAUSE;
                 pause = if is_fresh { Duration::ZERO } else { pause * 2 };
                 pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
@@ -175,18 +270,15 @@ impl Relay {
     }
 
     /// Hands out events until the database fails.
-    async fn hand_out(&self) -> Result<(), Failed> {
-        let latest = self.newest().await?;
-        self.bus.latest.send_if_modified(|known| {
-            let is_first = *known == 0;
-            *known = if is_first { latest } else { *known };
-            is_first
-        });
+    async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
         let mut ear = self.ear().await?;
+        if self.bus.latest.borrow().is_none() {
+            self.bus.latest.send_replace(Some(self.newest().await?));
+        }
         let mut is_mine = true;
         loop {
             let began = Instant::now();
-            if is_mine {
+            if is_mine && numbers {
                 self.number().await?;
             }
             self.read().await?;
@@ -238,7 +330,7 @@ impl Relay {
 
     async fn read(&self) -> Result<(), Failed> {
         loop {
-            let latest = *self.bus.latest.borrow();
+            let latest = (*self.bus.latest.borrow()).unwrap_or_default();
             let rows = event::Entity::find()
                 .filter(event::Column::Position.gt(latest))
                 .order_by_asc(event::Column::Position)

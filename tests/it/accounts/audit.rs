@@ -54,7 +54,7 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let clock = Arc::new(move || Utc::now() + ahead);
     let settings = serve::settings(&config, keys, clock, Options::default().steady);
     let made = Graph::new(database.connect().await, settings.expect("is read"));
-    let (graph, _works) = made.expect("is made");
+    let (graph, _works) = made.await.expect("is made");
     graph.purge().await.expect("purges");
 }
 
