@@ -77,6 +77,7 @@ pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
                 ACCEPT,
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("x-gathering-usage"),
+                HeaderName::from_static(IDEMPOTENCY_KEY),
                 HeaderName::from_static(PREFLIGHTED[0]),
                 HeaderName::from_static(PREFLIGHTED[1]),
                 HeaderName::from_static(PREFLIGHTED[2]),
@@ -124,6 +125,9 @@ const PREFLIGHTED: [&str; 4] = [
     "x-apollo-operation-name",
     "authorization",
 ];
+
+/// The key under which a mutation may be sent again.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 struct Endpoint {
     graph: Graph,
@@ -358,6 +362,10 @@ impl Endpoint {
             client,
             usage,
             after: None,
+            idempotency_key: head
+                .headers
+                .get(IDEMPOTENCY_KEY)
+                .map(|key| key.to_str().unwrap_or_default().to_owned()),
         };
         Ok(self.graph.answer(operation, caller).await)
     }

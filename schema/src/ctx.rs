@@ -16,6 +16,7 @@ use crate::{
     auth::{Accounts, Act, Client},
     error::{Code, Error},
     id::Kind,
+    idempotency::Key,
     limit::Payer,
     load::{Batch, Waiting},
     read::{Keyed, Rule},
@@ -32,6 +33,8 @@ pub(crate) struct Request {
     pub(crate) waiting: Arc<Waiting>,
     /// The keys of the answer that the rate limiter has refused.
     pub(crate) refused: Vec<Name>,
+    /// Under which key the operation may be sent again.
+    pub(crate) key: Option<Key>,
     /// How far a subscription has come.
     pub(crate) progress: Progress,
 }

@@ -23,7 +23,7 @@ use async_graphql::{
         types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
     },
 };
-use chrono::Utc;
+use chrono::{SubsecRound, Utc};
 use gathering_entity::journal;
 use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
@@ -40,6 +40,7 @@ use crate::{
     ctx::{self, Progress},
     document::{self, Costs, Measure},
     error::Error,
+    idempotency::{self, Key, Known},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
     live::{self, Bus, Relay},
     load::{Gather, Loader, Waiting},
@@ -126,6 +127,9 @@ struct Run {
     payer: Payer,
     usage: bool,
     after: Option<String>,
+    /// The idempotency key that the client has sent, and the same when the request was written down under it.
+    wanted_key: Option<String>,
+    key: Option<Key>,
     /// The keys of the answer that are refused.
     refused: Vec<Name>,
     /// Whether the schema cannot be read.
@@ -194,7 +198,9 @@ struct Inner {
 /// An operation that was parsed, bounded and chosen, and may run.
 pub struct Operation {
     kind: OperationType,
+    text: Arc<str>,
     document: Arc<ExecutableDocument>,
+    idempotency_key: Option<String>,
     name: Option<String>,
     variables: Map<String, serde_json::Value>,
     measure: Measure,
@@ -232,6 +238,8 @@ pub struct Caller<'a> {
     pub usage: Usage,
     /// The cursor of the event behind which a subscription goes on, unless the operation says it itself.
     pub after: Option<String>,
+    /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
+    pub idempotency_key: Option<String>,
 }
 
 /// Whoever has presented an access token.
@@ -371,11 +379,25 @@ impl Answer {
 
     /// The code of the first error.
     pub fn code(&self) -> Option<Code> {
-        let code = self.extension("code")?;
-        let Value::String(code) = code else {
-            return None;
+        self.errors.first().and_then(code_of)
+    }
+
+    /// An answer that was given before.
+    fn again(known: serde_json::Value, shape: &Arc<Shape>) -> Self {
+        let part = |name: &str| known.get(name).cloned().unwrap_or_default();
+        let data = Value::from_json(part("data")).unwrap_or_default();
+        let mut extensions = match part("extensions") {
+            serde_json::Value::Object(extensions) => extensions,
+            _ => Map::new(),
         };
-        Code::ALL.into_iter().find(|known| known.as_str() == code)
+        extensions.insert("idempotency".to_owned(), json!({ "isReplayed": true }));
+        Self {
+            data: Some(Box::new((data, Arc::clone(shape)))),
+            errors: serde_json::from_value(part("errors")).unwrap_or_default(),
+            extensions,
+            standings: Vec::new(),
+            cursor: None,
+        }
     }
 
     /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
@@ -387,10 +409,6 @@ impl Answer {
             }
         });
         seconds.max()
-    }
-
-    fn extension(&self, name: &str) -> Option<&Value> {
-        self.errors.first()?.extensions.as_ref()?.get(name)
     }
 
     pub(crate) fn of(response: Response, shape: Arc<Shape>, request_id: &str) -> Self {
@@ -452,6 +470,13 @@ impl From<Error> for Answer {
         refused.extensions = Some(error.extension_values());
         Self::refused(vec![refused])
     }
+}
+
+fn code_of(error: &ServerError) -> Option<Code> {
+    let Value::String(code) = error.extensions.as_ref()?.get("code")? else {
+        return None;
+    };
+    Code::ALL.into_iter().find(|known| known.as_str() == code)
 }
 
 /// What a parser's error says, in our words where its own are about its grammar.
@@ -560,10 +585,11 @@ impl Graph {
         let inner = &*self.0;
         let limits = &inner.services.limits;
         let hash = persisted_hash(params.extensions.as_ref())?;
+        let idempotency_key = idempotency_key(params.extensions.as_ref())?;
         let (text, hash) = inner.find(params.query, params.document_id.as_deref(), hash)?;
         let document = inner.parse(&text)?;
         if let Some(hash) = hash {
-            inner.persisted.insert(hash, text);
+            inner.persisted.insert(hash, Arc::clone(&text));
         }
         let operation = choose(&document, params.operation_name.as_deref())?;
         let mut variables = params.variables.unwrap_or_default();
@@ -577,6 +603,8 @@ impl Graph {
         };
         Ok(Operation {
             kind: operation.ty,
+            text,
+            idempotency_key,
             name: params.operation_name,
             measure,
             shape: Arc::new(Shape::of(&document, operation, &inner.costs)),
@@ -608,10 +636,23 @@ impl Graph {
     /// Decides whether a query or mutation may run, finds out who asks, and runs it.
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
         let is_mutation = operation.kind == OperationType::Mutation;
-        let (run, mut verdict) = match self.enter(operation, caller).await {
+        let (mut run, mut verdict) = match self.enter(operation, caller).await {
             Ok(entered) => entered,
             Err(answer) => return answer,
         };
+        if let Some(wanted) = run.wanted_key.take().filter(|_| is_mutation) {
+            match self.claim(&run, &wanted).await {
+                Ok(Known::Nothing(key)) => run.key = Some(key),
+                Ok(Known::Answer(known)) => {
+                    let answer = Answer::again(known, &run.operation.shape);
+                    return answer.with_standings(verdict.standings);
+                }
+                Err(error) => {
+                    let answer = Answer::failed(error, &run.client.request_id);
+                    return answer.with_standings(verdict.standings);
+                }
+            }
+        }
         let mut answer = if is_mutation {
             self.execute_to_the_end(run).await
         } else {
@@ -623,6 +664,21 @@ impl Graph {
             self.0.services.limiter.give_back(&mut verdict).await;
         }
         answer.with_standings(verdict.standings)
+    }
+
+    /// What is known of a request that may be sent again.
+    async fn claim(&self, run: &Run, key: &str) -> Result<Known, Error> {
+        let operation = &run.operation;
+        let Some(viewer) = &run.viewer else {
+            return Err(Error::unauthenticated());
+        };
+        let variables = serde_json::Value::Object(operation.variables.clone());
+        let name = operation.name.as_deref();
+        let fingerprint = idempotency::fingerprint(&operation.text, name, &variables);
+        let fields = operation.roots.iter().map(|field| &field.name);
+        let services = &*self.0.services;
+        let now = (services.clock)().trunc_subsecs(6);
+        Key::claim(&services.db, (viewer.id(), key), fingerprint, fields, now).await
     }
 
     /// Decides whether a subscription may start, finds out who asks, and starts it.
@@ -666,6 +722,7 @@ impl Graph {
     ) -> Result<(Run, Verdict), Answer> {
         let services = &*self.0.services;
         let client = &caller.client;
+        let wanted_key = operation.idempotency_key.clone().or(caller.idempotency_key);
         let token = caller.token.filter(|_| !operation.signs_in());
         let presented = token.map(|token| services.accounts.read(token));
         let payer = match presented.as_ref().and_then(Presented::claimed) {
@@ -718,6 +775,8 @@ impl Graph {
             operation,
             client: caller.client,
             after: caller.after,
+            wanted_key,
+            key: None,
             viewer,
             payer,
             hides_schema,
@@ -786,6 +845,7 @@ impl Graph {
         self.0.services.accounts.purge().await?;
         let services = &*self.0.services;
         let now = (services.clock)();
+        idempotency::purge(&services.db, now).await?;
         Ok(services.bus.purge(&services.db, now).await?)
     }
 
@@ -815,7 +875,9 @@ impl Graph {
             payer,
             usage,
             after,
+            key,
             refused,
+            wanted_key: _,
             hides_schema,
         } = run;
         let waiting = Waiting::new(usage);
@@ -834,6 +896,7 @@ impl Graph {
             payer,
             waiting: Arc::clone(&waiting),
             refused,
+            key,
             progress: Progress::new(after),
         });
         request.data.insert(Arc::clone(&known));
@@ -856,6 +919,21 @@ impl Graph {
     }
 
     async fn execute(&self, run: Run) -> Answer {
+        let key = run.key.clone();
+        let answer = self.execute_once(run).await;
+        if let Some(key) = key {
+            let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
+            let services = &self.0.services;
+            if let Ok(whole) = serde_json::to_value(&answer)
+                && answer.has_data()
+            {
+                key.keep(&services.db, whole, &codes).await;
+            }
+        }
+        answer
+    }
+
+    async fn execute_once(&self, run: Run) -> Answer {
         let Execution {
             schema,
             request,
@@ -895,6 +973,20 @@ impl Graph {
             answer.extensions.insert("usage".to_owned(), account);
         }
         answer
+    }
+}
+
+/// The key under which a mutation may be sent again.
+fn idempotency_key(
+    extensions: Option<&Map<String, serde_json::Value>>,
+) -> Result<Option<String>, Error> {
+    match extensions.and_then(|extensions| extensions.get("idempotencyKey")) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::String(key)) => Ok(Some(key.clone())),
+        Some(_) => Err(
+            Error::bad_input("`extensions.idempotencyKey` must be a string.")
+                .field("idempotencyKey"),
+        ),
     }
 }
 

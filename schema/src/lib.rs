@@ -21,6 +21,7 @@ pub mod error;
 pub mod event;
 pub mod execute;
 pub mod id;
+mod idempotency;
 pub mod limit;
 pub mod live;
 mod load;

@@ -94,7 +94,7 @@ impl Outcome {
 /// # Errors
 /// Those of the work; `CONFLICT` when others won each time.
 pub(crate) async fn change<'a, F>(
-    ctx: &'a Context<'_>,
+    ctx: &'a Context<'a>,
     work: impl Fn(Change<'a>) -> F,
 ) -> Result<Outcome, Error>
 where
@@ -103,10 +103,17 @@ where
     let request = ctx.request();
     let viewer = request.viewer()?;
     settle(|| async {
+        let transaction = begin(&request.services.db).await?;
+        if let Some(key) = &request.key
+            && let Some(outcome) = key.outcome(ctx, &transaction).await?
+        {
+            return Ok(outcome);
+        }
         let change = Change {
-            transaction: begin(&request.services.db).await?,
+            transaction,
             now: request.now(),
             viewer,
+            ctx,
             request,
             facts: Vec::new(),
         };
@@ -123,6 +130,7 @@ pub(crate) struct Change<'a> {
     pub(crate) now: DateTime<Utc>,
     /// Who makes it.
     pub(crate) viewer: &'a Viewer,
+    ctx: &'a Context<'a>,
     request: &'a Request,
     facts: Vec<Fact>,
 }
@@ -139,6 +147,10 @@ impl Change<'_> {
         let origin = (self.viewer.id(), self.request.client.request_id.as_str());
         let window = bus.window();
         let duplicates = announce(&self.transaction, origin, self.facts, self.now, window).await?;
+        if let Some(key) = &self.request.key {
+            key.note(self.ctx, &self.transaction, &rows, self.now)
+                .await?;
+        }
         self.transaction.commit().await?;
         bus.committed(duplicates);
         Ok(Outcome {

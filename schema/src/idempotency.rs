@@ -1,0 +1,234 @@
+//! Requests that may be sent again: the same key from the same user gives the first answer again.
+//!
+//! After [draft-ietf-httpapi-idempotency-key-header](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/).
+//! A request is written down under its key before it runs, with what it asks for; its answer when it has run. In between,
+//! each change notes what it came to in its own transaction: a request that was cut off, whenever that was, goes on where
+//! it was, and one that is sent twice at the same time changes once.
+
+use async_graphql::{Context, Name};
+use chrono::{DateTime, TimeDelta, Utc};
+use gathering_entity::idempotency::{self, Column};
+use sea_orm::{
+    ColumnTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, IntoActiveModel,
+    QueryFilter, sea_query::OnConflict,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    ctx::Door,
+    error::{Code, Error},
+    text,
+    write::{Outcome, is_taken},
+};
+
+/// Most characters of a key.
+const MAX_KEY: usize = 255;
+
+/// How long an answer is kept.
+const KEPT: TimeDelta = TimeDelta::days(1);
+
+/// Longest answer that is kept, in bytes. A longer one is made anew of what the changes came to.
+const MAX_ANSWER: usize = 256 << 10;
+
+/// Mutations whose answer is a secret, which is not to be kept.
+const SECRET: [&str; 4] = ["login", "register", "refreshSession", "changePassword"];
+
+/// The key of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    user: Uuid,
+    key: String,
+}
+
+/// What is known of a request.
+pub(crate) enum Known {
+    /// It has not been answered.
+    Nothing(Key),
+    /// Its answer.
+    Answer(Value),
+}
+
+impl Key {
+    /// Writes a request down, or finds what was written down before.
+    ///
+    /// # Errors
+    /// `BAD_USER_INPUT` for a key that is no key, that a secret would be kept under, or that belongs to another request.
+    pub(crate) async fn claim<'a>(
+        db: &DatabaseConnection,
+        (user, key): (Uuid, &str),
+        fingerprint: String,
+        mut fields: impl Iterator<Item = &'a Name>,
+        now: DateTime<Utc>,
+    ) -> Result<Known, Error> {
+        let refuse = |message: String| Error::bad_input(message).field("idempotencyKey");
+        // As a string of structured fields (RFC 9651), or bare.
+        let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
+        let key = bare.unwrap_or(key);
+        let is_key =
+            (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|c| c.is_ascii_graphic());
+        if !is_key {
+            return Err(refuse(format!(
+                "An idempotency key has 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
+            )));
+        }
+        if let Some(field) = fields.find(|field| SECRET.contains(&field.as_str())) {
+            return Err(refuse(format!(
+                "The answer of `{field}` is a secret and is not kept: send it without an idempotency key."
+            )));
+        }
+        let key = Self {
+            user,
+            key: key.to_owned(),
+        };
+        loop {
+            let row = key.row(String::new(), Some(fingerprint.clone()), None, now);
+            let insert = idempotency::Entity::insert(row.into_active_model());
+            let insert = insert.on_conflict(OnConflict::new().do_nothing().to_owned());
+            if insert.exec_without_returning(db).await? == 1 {
+                return Ok(Known::Nothing(key));
+            }
+            let row = idempotency::Entity::find_by_id(key.place(""))
+                .one(db)
+                .await?;
+            match row {
+                Some(row) if row.created_at < now - KEPT => key.forget(db).await?,
+                Some(row) if row.fingerprint.as_ref() != Some(&fingerprint) => {
+                    return Err(refuse(
+                        "Another request was sent under this idempotency key. Choose a new one."
+                            .to_owned(),
+                    ));
+                }
+                Some(row) => {
+                    return Ok(row.outcome.map_or(Known::Nothing(key), Known::Answer));
+                }
+                // It was forgotten in this moment.
+                None => {}
+            }
+        }
+    }
+
+    /// Keeps the answer of a request, if another attempt could not come to a better one. Without it, the request can
+    /// still be sent again.
+    pub(crate) async fn keep(self, db: &DatabaseConnection, answer: Value, codes: &[Option<Code>]) {
+        let is_final = |code: &Option<Code>| {
+            !matches!(
+                code,
+                None | Some(
+                    Code::Conflict
+                        | Code::Internal
+                        | Code::RateLimited
+                        | Code::Timeout
+                        | Code::Unavailable
+                )
+            )
+        };
+        if !codes.iter().all(is_final) || answer.to_string().len() > MAX_ANSWER {
+            return;
+        }
+        let kept = idempotency::Entity::update_many()
+            .col_expr(Column::Outcome, answer.into())
+            .filter(self.is_this())
+            .filter(Column::Field.eq(""))
+            .exec(db);
+        if let Err(error) = kept.await {
+            tracing::warn!(cause = %error, "an answer was not kept for its idempotency key");
+        }
+    }
+
+    /// What the change of a root field has come to before.
+    pub(crate) async fn outcome(
+        &self,
+        ctx: &Context<'_>,
+        transaction: &DatabaseTransaction,
+    ) -> Result<Option<Outcome>, Error> {
+        let place = self.place(&field(ctx));
+        let row = idempotency::Entity::find_by_id(place)
+            .one(transaction)
+            .await?;
+        let outcome = row.and_then(|row| row.outcome);
+        Ok(outcome.map(|outcome| Outcome {
+            rows: serde_json::from_value(outcome).unwrap_or_default(),
+            errors: Vec::new(),
+        }))
+    }
+
+    /// Notes what the change of a root field comes to.
+    ///
+    /// # Errors
+    /// `CONFLICT` when another request under the same key has made the change.
+    pub(crate) async fn note(
+        &self,
+        ctx: &Context<'_>,
+        transaction: &DatabaseTransaction,
+        rows: &[Uuid],
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let row = self.row(field(ctx), None, Some(json!(rows)), now);
+        let insert = idempotency::Entity::insert(row.into_active_model());
+        match insert.exec_without_returning(transaction).await {
+            Err(error) if is_taken(&error) => Err(Error::conflict()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn forget(&self, db: &DatabaseConnection) -> Result<(), Error> {
+        let delete = idempotency::Entity::delete_many().filter(self.is_this());
+        delete.exec(db).await?;
+        Ok(())
+    }
+
+    fn row(
+        &self,
+        field: String,
+        fingerprint: Option<String>,
+        outcome: Option<Value>,
+        created_at: DateTime<Utc>,
+    ) -> idempotency::Model {
+        idempotency::Model {
+            user_id: self.user,
+            key: self.key.clone(),
+            field,
+            fingerprint,
+            outcome,
+            created_at,
+        }
+    }
+
+    fn place(&self, field: &str) -> (Uuid, String, String) {
+        (self.user, self.key.clone(), field.to_owned())
+    }
+
+    fn is_this(&self) -> sea_orm::Condition {
+        sea_orm::Condition::all()
+            .add(Column::UserId.eq(self.user))
+            .add(Column::Key.eq(&self.key))
+    }
+}
+
+/// What a request asks for, as a hash.
+pub(crate) fn fingerprint(document: &str, operation: Option<&str>, variables: &Value) -> String {
+    let whole = json!([document, operation, variables]).to_string();
+    text::hex(&Sha256::digest(whole.as_bytes()))
+}
+
+/// A root field, by the key of its answer, of whatever length.
+fn field(ctx: &Context<'_>) -> String {
+    let key = &ctx.item.node.response_key().node;
+    text::hex(&Sha256::digest(key.as_bytes()))
+}
+
+/// Deletes what is kept no longer.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) async fn purge(db: &DatabaseConnection, now: DateTime<Utc>) -> Result<(), Error> {
+    let old = Column::CreatedAt.lt(now - KEPT);
+    idempotency::Entity::delete_many()
+        .filter(old)
+        .exec(db)
+        .await?;
+    Ok(())
+}
