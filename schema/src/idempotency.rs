@@ -57,7 +57,7 @@ impl Key {
     /// `BAD_USER_INPUT` for a key that is no key, that a secret would be kept under, or that belongs to another request.
     pub(crate) async fn claim<'a>(
         db: &DatabaseConnection,
-        (user, key): (Uuid, &str),
+        (user, key): (Option<Uuid>, &str),
         fingerprint: String,
         mut fields: impl Iterator<Item = &'a Name>,
         now: DateTime<Utc>,
@@ -79,7 +79,7 @@ impl Key {
             )));
         }
         let key = Self {
-            user,
+            user: user.ok_or_else(Error::unauthenticated)?,
             key: key.to_owned(),
         };
         loop {

@@ -16,7 +16,8 @@ use gathering_entity::project::{self, ProjectStatus};
 use gathering_entity::task::{self, Priority, TaskStatus};
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
-    audit, event, lockout, model, participant, persona, provider, refresh_token, revoked_token,
+    audit, event, idempotency, journal, lockout, model, participant, persona, provider,
+    refresh_token, revoked_token,
 };
 use sea_orm::prelude::{DateTimeUtc, Uuid};
 use sea_orm::sea_query::{ColumnType, Expr};

@@ -18,6 +18,7 @@ mod data;
 mod graph;
 mod health;
 mod http;
+mod idempotency;
 mod limits;
 mod operate;
 mod pool;

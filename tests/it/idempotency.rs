@@ -1,0 +1,242 @@
+//! The same key from the same user gives the first answer again, whatever happened in between, and changes once.
+
+use futures_util::future::join_all;
+use gathering_entity::{idempotency, project};
+use reqwest::Method;
+use sea_orm::sea_query::Expr;
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter};
+use serde_json::{Value, json};
+
+use crate::server::TestServer;
+
+const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
+    project { id name } userErrors { field code } } }";
+
+/// Asks for a project of this name under this key.
+async fn create(server: &TestServer, token: &str, key: &str, name: &str) -> Value {
+    let body = json!({ "query": CREATE, "variables": { "input": { "name": name } } });
+    send(server, token, key, &body).await
+}
+
+async fn send(server: &TestServer, token: &str, key: &str, body: &Value) -> Value {
+    let request = server.request(Method::POST, "/graphql").bearer_auth(token);
+    let request = request.header("Idempotency-Key", key).json(body);
+    let response = request.send().await.expect("an answer");
+    response.json().await.expect("JSON")
+}
+
+/// How many projects there are of this name.
+async fn count(server: &TestServer, name: &str) -> u64 {
+    let db = server.database().connect().await;
+    let projects = project::Entity::find().filter(project::Column::Name.eq(name));
+    projects.count(&db).await.expect("counts")
+}
+
+fn is_replayed(answer: &Value) -> bool {
+    answer["extensions"]["idempotency"]["isReplayed"] == true
+}
+
+#[tokio::test]
+async fn the_same_key_gives_the_first_answer_again_and_changes_once() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let first = create(&server, &token, "key-1", "Once").await;
+    assert!(
+        first["data"]["createProject"]["project"]["id"].is_string(),
+        "{first}"
+    );
+    assert!(!is_replayed(&first));
+
+    let id = &first["data"]["createProject"]["project"]["id"];
+    let rename = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { name } } }";
+    let input = json!({ "projectId": id, "name": "Renamed" });
+    server
+        .ask(Some(&token), rename, json!({ "input": input }))
+        .await;
+
+    for key in ["key-1", "\"key-1\""] {
+        let again = create(&server, &token, key, "Once").await;
+        assert_eq!(again["data"], first["data"]);
+        assert!(is_replayed(&again), "{again}");
+    }
+    let body = json!({ "query": CREATE, "variables": { "input": { "name": "Once" } },
+        "extensions": { "idempotencyKey": "key-1" } });
+    let request = server.request(Method::POST, "/graphql").bearer_auth(&token);
+    let again: Value = request
+        .json(&body)
+        .send()
+        .await
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON");
+    assert_eq!(again["data"], first["data"]);
+    assert_eq!(count(&server, "Once").await, 0);
+    assert_eq!(count(&server, "Renamed").await, 1);
+
+    let other = create(&server, &token, "key-2", "Once").await;
+    assert!(!is_replayed(&other));
+    assert_ne!(other["data"], first["data"]);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_refused_again_and_not_tried() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let first = create(&server, &token, "key", "Atlas").await;
+    let errors = &first["data"]["createProject"]["userErrors"];
+    assert_eq!(errors, &json!([{ "field": ["name"], "code": "TAKEN" }]));
+    let db = server.database().connect().await;
+    let atlas = project::Entity::delete_many().filter(project::Column::Name.eq("Atlas"));
+    atlas.exec(&db).await.expect("deletes");
+    let again = create(&server, &token, "key", "Atlas").await;
+    assert_eq!(again["data"], first["data"]);
+    assert_eq!(count(&server, "Atlas").await, 0);
+}
+
+#[tokio::test]
+async fn another_request_under_the_same_key_is_refused() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    create(&server, &token, "key", "One").await;
+    let two = create(&server, &token, "key", "Two").await;
+    assert_eq!(two["errors"][0]["extensions"]["code"], "BAD_USER_INPUT");
+    assert_eq!(two["errors"][0]["extensions"]["field"], "idempotencyKey");
+    assert!(two.get("data").is_none());
+    let document = CREATE.replace("userErrors { field code }", "userErrors { code }");
+    let body = json!({ "query": document, "variables": { "input": { "name": "One" } } });
+    let other = send(&server, &token, "key", &body).await;
+    assert_eq!(other["errors"][0]["extensions"]["field"], "idempotencyKey");
+    assert_eq!(count(&server, "Two").await, 0);
+
+    // Somebody else's key is another key.
+    let guest = server.token("guest@example.com").await;
+    let theirs = create(&server, &guest, "key", "Two").await;
+    assert!(theirs["data"]["createProject"]["project"]["id"].is_string());
+}
+
+#[tokio::test]
+async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and_the_rest_is_made()
+{
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let document = "mutation ($a: CreateProjectInput!, $b: CreateProjectInput!) { \
+        a: createProject(input: $a) { project { id name } userErrors { code } } \
+        b: createProject(input: $b) { project { id name } userErrors { code } } }";
+    let body =
+        json!({ "query": document, "variables": { "a": { "name": "A" }, "b": { "name": "B" } } });
+    let first = send(&server, &token, "key", &body).await;
+    assert!(first["data"]["b"]["project"]["id"].is_string(), "{first}");
+
+    // As the process would have left it, had it ended before it answered, or before its second change.
+    let db = server.database().connect().await;
+    let forget = idempotency::Entity::update_many()
+        .col_expr(
+            idempotency::Column::Outcome,
+            Expr::value(Option::<Value>::None),
+        )
+        .filter(idempotency::Column::Field.eq(""));
+    forget.exec(&db).await.expect("updates");
+    let again = send(&server, &token, "key", &body).await;
+    assert!(!is_replayed(&again));
+    assert_eq!(again["data"], first["data"]);
+
+    let b = project::Entity::delete_many().filter(project::Column::Name.eq("B"));
+    b.exec(&db).await.expect("deletes");
+    let noted = idempotency::Entity::find().filter(idempotency::Column::Field.ne(""));
+    let noted = noted.all(&db).await.expect("reads");
+    assert_eq!(noted.len(), 2);
+    let id = |key: &str| {
+        first["data"][key]["project"]["id"]
+            .as_str()
+            .expect("an id")
+            .to_owned()
+    };
+    let b_row = gathering_schema::id::parse(&async_graphql::ID(id("b")))
+        .expect("an id")
+        .1;
+    for row in noted {
+        if row.outcome == Some(json!([b_row])) {
+            let place = (row.user_id, row.key, row.field);
+            idempotency::Entity::delete_by_id(place)
+                .exec(&db)
+                .await
+                .expect("deletes");
+        }
+    }
+    let forget = idempotency::Entity::update_many()
+        .col_expr(
+            idempotency::Column::Outcome,
+            Expr::value(Option::<Value>::None),
+        )
+        .filter(idempotency::Column::Field.eq(""));
+    forget.exec(&db).await.expect("updates");
+    let last = send(&server, &token, "key", &body).await;
+    assert_eq!(last["data"]["a"], first["data"]["a"]);
+    assert_eq!(last["data"]["b"]["project"]["name"], "B");
+    assert_ne!(last["data"]["b"]["project"]["id"], id("b"));
+    assert_eq!(
+        (count(&server, "A").await, count(&server, "B").await),
+        (1, 1)
+    );
+}
+
+#[tokio::test]
+async fn the_same_request_twenty_times_at_once_changes_once() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    // Names may be the same as soon as one of two is archived; so nothing but the key keeps them apart.
+    let document = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
+    let body = json!({ "query": document, "variables": { "input": { "name": "Race" } } });
+    let answers = join_all((0..20).map(|_| send(&server, &token, "race", &body))).await;
+    let ids: Vec<_> = answers
+        .iter()
+        .map(|answer| answer["data"]["createProject"]["project"]["id"].as_str())
+        .collect();
+    assert!(ids[0].is_some(), "{}", answers[0]);
+    assert!(ids.iter().all(|id| *id == ids[0]), "{answers:?}");
+    assert_eq!(count(&server, "Race").await, 1);
+}
+
+#[tokio::test]
+async fn a_key_is_free_again_after_a_day() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    create(&server, &token, "key", "Day one").await;
+    server.pass(25 * 3_600);
+    let token = server.token("demo@example.com").await;
+    let next = create(&server, &token, "key", "Day two").await;
+    assert!(
+        next["data"]["createProject"]["project"]["id"].is_string(),
+        "{next}"
+    );
+    assert!(!is_replayed(&next));
+}
+
+#[tokio::test]
+async fn what_is_no_key_and_what_is_secret_is_refused() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    for key in ["", "two words", &"k".repeat(256), "\"\""] {
+        let answer = create(&server, &token, key, "Never").await;
+        assert_eq!(
+            answer["errors"][0]["extensions"]["field"], "idempotencyKey",
+            "{answer}"
+        );
+    }
+    assert_eq!(count(&server, "Never").await, 0);
+    let change = json!({ "query": "mutation { changePassword(input: { currentPassword: \"a\", newPassword: \"b\" }) { accessToken } }" });
+    let answer = send(&server, &token, "key", &change).await;
+    assert_eq!(answer["errors"][0]["extensions"]["field"], "idempotencyKey");
+    // Nobody is signed in, so there is nobody whose key it could be.
+    let login = json!({ "query": "mutation { login(input: { email: \"a@b\", password: \"c\" }) { accessToken } }" });
+    let answer = send(&server, &token, "key", &login).await;
+    assert_eq!(
+        answer["errors"][0]["extensions"]["code"], "BAD_USER_INPUT",
+        "{answer}"
+    );
+    // A query changes nothing and takes no notice.
+    let query = json!({ "query": "{ viewer { id } }" });
+    let answer = send(&server, &token, "two words", &query).await;
+    assert!(answer["data"]["viewer"]["id"].is_string());
+}
