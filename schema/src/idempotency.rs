@@ -131,47 +131,61 @@ impl Key {
             .col_expr(Column::Outcome, answer.into())
             .filter(self.is_this())
             .filter(Column::Field.eq(""))
+            .filter(Column::Outcome.is_null())
             .exec(db);
         if let Err(error) = kept.await {
             tracing::warn!(cause = %error, "an answer was not kept for its idempotency key");
         }
     }
 
-    /// What the change of a root field has come to before.
-    pub(crate) async fn outcome(
+    /// What the change of a root field has come to before. If it has not been made, nobody else makes it until this
+    /// transaction ends.
+    ///
+    /// # Errors
+    /// `CONFLICT` when another request under the same key has made the change in this moment.
+    pub(crate) async fn begin(
         &self,
         ctx: &Context<'_>,
         transaction: &DatabaseTransaction,
+        now: DateTime<Utc>,
     ) -> Result<Option<Outcome>, Error> {
-        let place = self.place(&field(ctx));
+        let field = field(ctx);
+        let place = self.place(&field);
         let row = idempotency::Entity::find_by_id(place)
             .one(transaction)
             .await?;
-        let outcome = row.and_then(|row| row.outcome);
-        Ok(outcome.map(|outcome| Outcome {
-            rows: serde_json::from_value(outcome).unwrap_or_default(),
-            errors: Vec::new(),
-        }))
+        if let Some(row) = row {
+            let rows = row
+                .outcome
+                .and_then(|rows| serde_json::from_value(rows).ok());
+            return Ok(Some(Outcome {
+                rows: rows.unwrap_or_default(),
+                errors: Vec::new(),
+            }));
+        }
+        let insert =
+            idempotency::Entity::insert(self.row(field, None, None, now).into_active_model());
+        match insert.exec_without_returning(transaction).await {
+            Err(error) if is_taken(&error) => Err(Error::conflict()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(None),
+        }
     }
 
     /// Notes what the change of a root field comes to.
-    ///
-    /// # Errors
-    /// `CONFLICT` when another request under the same key has made the change.
     pub(crate) async fn note(
         &self,
         ctx: &Context<'_>,
         transaction: &DatabaseTransaction,
         rows: &[Uuid],
-        now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let row = self.row(field(ctx), None, Some(json!(rows)), now);
-        let insert = idempotency::Entity::insert(row.into_active_model());
-        match insert.exec_without_returning(transaction).await {
-            Err(error) if is_taken(&error) => Err(Error::conflict()),
-            Err(error) => Err(error.into()),
-            Ok(_) => Ok(()),
-        }
+        idempotency::Entity::update_many()
+            .col_expr(Column::Outcome, json!(rows).into())
+            .filter(self.is_this())
+            .filter(Column::Field.eq(field(ctx)))
+            .exec(transaction)
+            .await?;
+        Ok(())
     }
 
     async fn forget(&self, db: &DatabaseConnection) -> Result<(), Error> {

@@ -103,15 +103,16 @@ where
     let request = ctx.request();
     let viewer = request.viewer()?;
     settle(|| async {
+        let now = request.now();
         let transaction = begin(&request.services.db).await?;
         if let Some(key) = &request.key
-            && let Some(outcome) = key.outcome(ctx, &transaction).await?
+            && let Some(outcome) = key.begin(ctx, &transaction, now).await?
         {
             return Ok(outcome);
         }
         let change = Change {
             transaction,
-            now: request.now(),
+            now,
             viewer,
             ctx,
             request,
@@ -148,8 +149,7 @@ impl Change<'_> {
         let window = bus.window();
         let duplicates = announce(&self.transaction, origin, self.facts, self.now, window).await?;
         if let Some(key) = &self.request.key {
-            key.note(self.ctx, &self.transaction, &rows, self.now)
-                .await?;
+            key.note(self.ctx, &self.transaction, &rows).await?;
         }
         self.transaction.commit().await?;
         bus.committed(duplicates);
