@@ -193,6 +193,22 @@ settings! {
         manifest: PathBuf = PathBuf::new();
     }
 
+    /// What stays open: WebSocket connections, and streams of answers over HTTP.
+    subscriptions: Subscriptions {
+        /// Most WebSocket connections and streams open at once. The default leaves room for requests within `server.max_connections`.
+        connections: usize = 500, from 1, to 100_000;
+        /// Most of them from one address (IPv6: from one /64).
+        connections_per_client: usize = 10, from 1, to 100_000;
+        /// Most operations under way at once on one WebSocket connection.
+        operations: usize = 20, from 1, to 1_000;
+        /// Longest message that a WebSocket client may send, in bytes.
+        message_bytes: usize = 64 << 10, from 1 << 10, to 64 << 20;
+        /// Longest wait for `connection_init` on a new WebSocket connection.
+        init_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
+        /// How long nothing is sent before a sign of life is. A WebSocket client from which nothing has come for two of these times is cut off.
+        keep_alive: Duration = seconds(20), from Duration::from_millis(10), to seconds(600);
+    }
+
     /// Accounts: who may sign in, and for how long.
     auth: Auth {
         /// Key that signs access tokens: at least 32 random bytes, such as from `openssl rand -base64 48`, the same on all instances. Empty means one that is made and kept in the data directory, which SQLite alone allows.

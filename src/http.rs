@@ -19,7 +19,7 @@ use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, EXPECT, HOST, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CONTENT_TYPE, EXPECT, HOST, ORIGIN, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
@@ -27,6 +27,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::future::join_all;
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use gathering_schema::limit::Standing;
 use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage};
@@ -40,11 +41,13 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::config::{self, Config};
 use crate::playground::{self, Page, SignIn};
 use crate::rate::{self, Standings};
+use crate::seat::{Full, Seats};
+use crate::{stream, ws};
 
 /// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which leads a browser there.
 ///
 /// With `sign_in`, whoever opens the playground is signed in as that user.
-pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>) -> Router {
+pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>, seats: Seats) -> Router {
     let mut routes = Router::new().route("/graphql", any(graphql));
     if config.server.playground {
         routes = routes
@@ -54,6 +57,7 @@ pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>) -> Router 
     routes.with_state(Arc::new(Endpoint {
         graph,
         config,
+        seats,
         is_local: sign_in.is_some(),
         page: playground::page(sign_in),
     }))
@@ -129,9 +133,11 @@ const PREFLIGHTED: [&str; 4] = [
 /// The key under which a mutation may be sent again.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-struct Endpoint {
-    graph: Graph,
-    config: Config,
+/// What the transports of the graph have in common.
+pub(crate) struct Endpoint {
+    pub(crate) graph: Graph,
+    pub(crate) config: Config,
+    pub(crate) seats: Seats,
     /// Whether the page signs everybody in, so that only this machine may be asked for it.
     is_local: bool,
     page: Page,
@@ -153,20 +159,31 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
             Ok(None)
         };
     };
-    let token = value.to_str().ok().and_then(|text| {
-        let (scheme, token) = text.split_once(' ')?;
-        let token = token.trim();
-        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
-    });
-    token.map(Some).ok_or_else(|| {
-        Refusal::unauthenticated("Authorization must be `Bearer` and an access token.")
-    })
+    let token = value.to_str().ok().and_then(token_in);
+    token
+        .map(Some)
+        .ok_or_else(|| Refusal::unauthenticated(NO_BEARER))
+}
+
+/// What is wrong with an authorization that has no token in it.
+pub(crate) const NO_BEARER: &str = "Authorization must be `Bearer` and an access token.";
+
+/// The token in `Bearer` and a token.
+pub(crate) fn token_in(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
-    match endpoint.serve(&head, &mut body).await {
+    let served = if ws::is_asked_for(&head) {
+        ws::upgrade(&endpoint, &head)
+    } else {
+        endpoint.serve(&head, &mut body).await
+    };
+    match served {
         Ok(response) => response,
         Err(refusal) => {
             discard(&head.headers, &mut body).await;
@@ -194,6 +211,17 @@ async fn discard(headers: &HeaderMap, body: &mut BodyDataStream) {
 }
 
 impl Endpoint {
+    /// Refuses a WebSocket that nobody here may open.
+    ///
+    /// # Errors
+    /// The page that asks for it is of another site, or the server is called by a name that is not its own.
+    pub(crate) fn may_connect(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        if self.is_local {
+            must_be_local(headers)?;
+        }
+        must_be_allowed(headers, &self.config.server.cors_origins)
+    }
+
     async fn serve(&self, head: &Parts, body: &mut BodyDataStream) -> Result<Response, Refusal> {
         if self.is_local {
             must_be_local(&head.headers)?;
@@ -201,9 +229,15 @@ impl Endpoint {
         match head.method {
             Method::GET | Method::HEAD => {
                 let offers: &[Media] = if self.config.server.playground {
-                    &[Media::Json, Media::Response, Media::Html]
+                    &[
+                        Media::Json,
+                        Media::Response,
+                        Media::Html,
+                        Media::Events,
+                        Media::Multipart,
+                    ]
                 } else {
-                    &[Media::Json, Media::Response]
+                    &OFFERS
                 };
                 match prefer(&head.headers, offers)? {
                     Media::Html => Ok(self.page.response()),
@@ -216,7 +250,7 @@ impl Endpoint {
                 }
             }
             Method::POST => {
-                let media = prefer(&head.headers, &[Media::Json, Media::Response])?;
+                let media = prefer(&head.headers, &OFFERS)?;
                 must_be_json(&head.headers)?;
                 let body = self.read(body).await?;
                 match Payload::parse(&body)? {
@@ -262,14 +296,49 @@ impl Endpoint {
             })
     }
 
+    /// Runs one operation and answers in the form that the client prefers: at once, or as a stream.
     async fn single(
         &self,
         params: Params,
         head: &Parts,
         media: Media,
     ) -> Result<Response, Refusal> {
-        let answer = self.run(params, head).await?;
-        Ok(answered(&answer, media))
+        let operation = match self.prepare(params, head) {
+            Ok(operation) => operation,
+            Err(outcome) => return Ok(self.reply(outcome, media)),
+        };
+        let has_many = operation.kind() == OperationType::Subscription;
+        let media = if has_many {
+            prefer(&head.headers, &STREAMS).map_err(|_| Refusal::many_answers())?
+        } else {
+            media
+        };
+        let caller = self.caller(&operation, head)?;
+        let seat = if has_many {
+            Some(self.seats.take(&caller.client).map_err(Refusal::full)?)
+        } else {
+            None
+        };
+        Ok(match self.start(operation, caller).await {
+            Started::One(outcome) => self.reply(outcome, media),
+            Started::Many(answers, standings) => {
+                stream::response(self, media, answers, standings, seat)
+            }
+        })
+    }
+
+    /// The response that one outcome makes.
+    fn reply(&self, outcome: Outcome, media: Media) -> Response {
+        let is_stream = STREAMS.contains(&media) && outcome.status(media) == StatusCode::OK;
+        match outcome {
+            outcome if is_stream => {
+                let standings = outcome.standings().to_vec();
+                let answers = futures_util::stream::iter([outcome]).boxed();
+                stream::response(self, media, answers, standings, None)
+            }
+            Outcome::Answered(answer) => answered(&answer, media),
+            Outcome::Refused(refusal) => refusal.into_response(),
+        }
     }
 
     /// Runs the operations of a batch side by side; none unless each is well formed.
@@ -279,6 +348,11 @@ impl Endpoint {
         head: &Parts,
         media: Media,
     ) -> Result<Response, Refusal> {
+        let media = if STREAMS.contains(&media) {
+            prefer(&head.headers, &[Media::Json, Media::Response])?
+        } else {
+            media
+        };
         let (count, most) = (entries.len(), self.config.graphql.batch);
         if most == 0 {
             return Err(Refusal::bad(
@@ -295,11 +369,7 @@ impl Endpoint {
             operations.push(members.into_params(&format!("[{place}]."))?);
         }
         let outcomes: Vec<Outcome> =
-            join_all(operations.into_iter().map(|params| self.run(params, head)))
-                .await
-                .into_iter()
-                .map(Outcome::from)
-                .collect();
+            join_all(operations.into_iter().map(|params| self.run(params, head))).await;
         // Where nothing ran, the whole is a refusal, and the first entry says why.
         let status = match outcomes.first() {
             Some(first) if !outcomes.iter().any(Outcome::ran) => first.status(media),
@@ -314,61 +384,97 @@ impl Endpoint {
         Ok(response)
     }
 
-    /// Runs one operation where its kind fits the method.
-    async fn run(&self, params: Params, head: &Parts) -> Result<Answer, Refusal> {
-        let operation = match self.graph.prepare(params) {
+    /// Runs one operation of a batch.
+    async fn run(&self, params: Params, head: &Parts) -> Outcome {
+        let operation = match self.prepare(params, head) {
             Ok(operation) => operation,
-            Err(answer) => return Ok(answer),
+            Err(outcome) => return outcome,
         };
-        match operation.kind() {
-            OperationType::Mutation if head.method != Method::POST => {
-                return Err(Refusal::method("POST", "Send a mutation by POST."));
-            }
-            OperationType::Subscription => {
-                return Err(Refusal::new(
-                    StatusCode::NOT_ACCEPTABLE,
-                    "A subscription has more answers than one and cannot be sent like a query.",
-                ));
-            }
-            OperationType::Query | OperationType::Mutation => {}
+        if operation.kind() == OperationType::Subscription {
+            return Refusal::many_answers().into();
         }
-        let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
-        let request_id = client.request_id.clone();
-        guarded(self.answer(operation, client, head), request_id).await?
+        match self.caller(&operation, head) {
+            Ok(caller) => self.answer(operation, caller).await,
+            Err(refusal) => refusal.into(),
+        }
     }
 
-    async fn answer(
-        &self,
-        operation: Operation,
-        client: Client,
-        head: &Parts,
-    ) -> Result<Answer, Refusal> {
+    /// Prepares an operation where its kind fits the method.
+    fn prepare(&self, params: Params, head: &Parts) -> Result<Operation, Outcome> {
+        let operation = self.graph.prepare(params)?;
+        if operation.kind() == OperationType::Mutation && head.method != Method::POST {
+            return Err(Refusal::method("POST", "Send a mutation by POST.").into());
+        }
+        Ok(operation)
+    }
+
+    /// Who sends an operation, by the headers of its request.
+    fn caller<'a>(&self, operation: &Operation, head: &'a Parts) -> Result<Caller<'a>, Refusal> {
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let token = match bearer(&head.headers) {
             Ok(token) => token,
             Err(_) if operation.signs_in() => None,
             Err(refusal) => return Err(refusal),
         };
-        let asked = head
-            .headers
-            .get("x-gathering-usage")
-            .is_some_and(|asked| asked == "1");
-        let usage = match self.config.graphql.usage {
-            config::Usage::Everyone if asked => Usage::On,
-            config::Usage::Admin if asked => Usage::Admin,
-            _ => Usage::Off,
-        };
-        let caller = Caller {
+        Ok(Caller {
             token,
-            client,
-            usage,
-            after: None,
+            client: head.extensions.get::<Client>().cloned().unwrap_or_default(),
+            usage: self.usage(text("x-gathering-usage")),
+            after: text("last-event-id").map(str::to_owned),
+            // What is no text is no key either, and is refused.
             idempotency_key: head
                 .headers
                 .get(IDEMPOTENCY_KEY)
                 .map(|key| key.to_str().unwrap_or_default().to_owned()),
-        };
-        Ok(self.graph.answer(operation, caller).await)
+        })
     }
+
+    /// Whether the answer says what it cost, when this is what the client said to that.
+    pub(crate) fn usage(&self, asked: Option<&str>) -> Usage {
+        match self.config.graphql.usage {
+            config::Usage::Everyone if asked == Some("1") => Usage::On,
+            config::Usage::Admin if asked == Some("1") => Usage::Admin,
+            _ => Usage::Off,
+        }
+    }
+
+    /// Runs a query or a mutation, or starts a subscription.
+    pub(crate) async fn start(&self, operation: Operation, caller: Caller<'_>) -> Started {
+        if operation.kind() != OperationType::Subscription {
+            return Started::One(self.answer(operation, caller).await);
+        }
+        let request_id = caller.client.request_id.clone();
+        let started = guarded(self.graph.subscribe(operation, caller), request_id.clone()).await;
+        match started {
+            Ok(Ok(answers)) => {
+                let standings = answers.standings().to_vec();
+                let answers = AssertUnwindSafe(answers).catch_unwind();
+                let outcome = move |answer: Result<Answer, _>| match answer {
+                    Ok(answer) => answer.into(),
+                    Err(_) => Refusal::internal(request_id.clone()).into(),
+                };
+                Started::Many(answers.map(outcome).boxed(), standings)
+            }
+            Ok(Err(answer)) => Started::One(answer.into()),
+            Err(refusal) => Started::One(refusal.into()),
+        }
+    }
+
+    async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Outcome {
+        let request_id = caller.client.request_id.clone();
+        match guarded(self.graph.answer(operation, caller), request_id).await {
+            Ok(answer) => answer.into(),
+            Err(refusal) => refusal.into(),
+        }
+    }
+}
+
+/// An operation under way.
+pub(crate) enum Started {
+    /// It is done already, or was refused.
+    One(Outcome),
+    /// It goes on until its stream ends; and how the client stands.
+    Many(BoxStream<'static, Outcome>, Vec<Standing>),
 }
 
 /// A panic ends its own request, as `INTERNAL`, and no other.
@@ -381,28 +487,31 @@ async fn guarded<T>(work: impl Future<Output = T>, request_id: String) -> Result
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
 /// Why a request is turned away before the graph answers it.
-struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     code: Code,
     message: Cow<'static, str>,
     /// For 405: the methods that are taken.
     allow: Option<&'static str>,
+    /// Seconds after which it may be let in.
+    retry_after: Option<u64>,
     /// For `INTERNAL`: what to look for in the log.
     request_id: Option<String>,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
             code: Code::BadUserInput,
             message: message.into(),
             allow: None,
+            retry_after: None,
             request_id: None,
         }
     }
 
-    fn bad(message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn bad(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
@@ -420,6 +529,32 @@ impl Refusal {
         }
     }
 
+    /// A subscription was sent like a query.
+    fn many_answers() -> Self {
+        Self::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "A subscription has more answers than one: accept text/event-stream or multipart/mixed;subscriptionSpec=1.0, or connect by WebSocket (graphql-transport-ws).",
+        )
+    }
+
+    /// Too much stays open already.
+    fn full(full: Full) -> Self {
+        let (status, code) = match full {
+            Full::Client(_) => (StatusCode::TOO_MANY_REQUESTS, Code::BadUserInput),
+            Full::Server | Full::Draining => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+        };
+        Self {
+            code,
+            retry_after: Some(FULL_RETRY),
+            ..Self::new(status, full.reason())
+        }
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     fn internal(request_id: String) -> Self {
         Self {
             code: Code::Internal,
@@ -431,6 +566,9 @@ impl Refusal {
         }
     }
 }
+
+/// Seconds after which it makes sense to look for a seat again: what stays open stays for long.
+const FULL_RETRY: u64 = 5;
 
 impl Serialize for Refusal {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -445,6 +583,8 @@ impl Serialize for Refusal {
         struct Extensions<'a> {
             code: &'static str,
             #[serde(skip_serializing_if = "Option::is_none")]
+            retry_after: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             request_id: Option<&'a str>,
         }
 
@@ -452,6 +592,7 @@ impl Serialize for Refusal {
             message: &self.message,
             extensions: Extensions {
                 code: self.code.as_str(),
+                retry_after: self.retry_after,
                 request_id: self.request_id.as_deref(),
             },
         };
@@ -461,7 +602,7 @@ impl Serialize for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = respond(self.status, Media::Response, None, &self);
+        let mut response = respond(self.status, Media::Response, self.retry_after, &self);
         if let Some(allow) = self.allow {
             response
                 .headers_mut()
@@ -471,17 +612,23 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// What became of one operation of a batch.
+/// What became of an operation, or of one event of a subscription.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Outcome {
+pub(crate) enum Outcome {
     Answered(Answer),
     Refused(Refusal),
 }
 
-impl From<Result<Answer, Refusal>> for Outcome {
-    fn from(result: Result<Answer, Refusal>) -> Self {
-        result.map_or_else(Self::Refused, Self::Answered)
+impl From<Answer> for Outcome {
+    fn from(answer: Answer) -> Self {
+        Self::Answered(answer)
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -493,7 +640,24 @@ impl Outcome {
         }
     }
 
-    fn ran(&self) -> bool {
+    /// The code of its first error.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match self {
+            Self::Answered(answer) => answer.code(),
+            Self::Refused(refusal) => Some(refusal.code),
+        }
+    }
+
+    /// From where the subscription goes on behind it.
+    pub(crate) fn cursor(&self) -> Option<&str> {
+        match self {
+            Self::Answered(answer) => answer.cursor(),
+            Self::Refused(_) => None,
+        }
+    }
+
+    /// Whether it has a `data` key.
+    pub(crate) fn ran(&self) -> bool {
         matches!(self, Self::Answered(answer) if answer.has_data())
     }
 
@@ -542,7 +706,8 @@ fn status(answer: &Answer, media: Media) -> StatusCode {
         Some(Code::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Some(Code::Timeout) => StatusCode::GATEWAY_TIMEOUT,
         Some(Code::Internal) => StatusCode::INTERNAL_SERVER_ERROR,
-        _ if media == Media::Json => StatusCode::OK,
+        // A stream of events begins also to say that it cannot go on, as GraphQL over SSE has it.
+        _ if matches!(media, Media::Json | Media::Events) => StatusCode::OK,
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -590,11 +755,26 @@ fn respond(
 
 /// The forms in which `/graphql` answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Media {
+pub(crate) enum Media {
     Json,
     Response,
     Html,
+    /// Server-Sent Events.
+    Events,
+    /// Parts of one response, as Apollo's subscriptions over HTTP have them.
+    Multipart,
 }
+
+/// What an operation can be answered with.
+const OFFERS: [Media; 4] = [
+    Media::Json,
+    Media::Response,
+    Media::Events,
+    Media::Multipart,
+];
+
+/// What a subscription can be answered with.
+const STREAMS: [Media; 2] = [Media::Events, Media::Multipart];
 
 impl Media {
     fn essence(self) -> &'static str {
@@ -602,22 +782,33 @@ impl Media {
             Self::Json => "application/json",
             Self::Response => "application/graphql-response+json",
             Self::Html => "text/html",
+            Self::Events => "text/event-stream",
+            Self::Multipart => "multipart/mixed",
         }
     }
 
-    fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json; charset=utf-8",
             Self::Response => "application/graphql-response+json; charset=utf-8",
             Self::Html => "text/html; charset=utf-8",
+            Self::Events => "text/event-stream; charset=utf-8",
+            Self::Multipart => "multipart/mixed; boundary=\"graphql\"; subscriptionSpec=1.0",
         }
     }
 
-    /// How exactly a media range names this type: 3 in full, 2 by its first half, 1 as `*/*`.
-    fn matched_by(self, range: &str) -> Option<u8> {
+    /// How exactly a media range names this type: 3 in full, 2 by its first half, 1 as `*/*`. A stream has to be named in
+    /// full: whoever takes everything does not expect one.
+    fn matched_by(self, range: &str, parameters: &str) -> Option<u8> {
         let essence = self.essence();
         if range.eq_ignore_ascii_case(essence) {
-            return Some(3);
+            // Of parts there are other kinds.
+            let fits =
+                self != Self::Multipart || parameter(parameters, "subscriptionSpec") == Some("1.0");
+            return fits.then_some(3);
+        }
+        if STREAMS.contains(&self) {
+            return None;
         }
         match range.strip_suffix("/*")? {
             "*" => Some(1),
@@ -638,19 +829,20 @@ fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
         .filter_map(|line| line.to_str().ok())
         .collect();
     let accept = Some(lines.join(",")).filter(|accept| !accept.trim().is_empty());
-    let ranges: Vec<(&str, f32)> = accept
+    let ranges: Vec<(&str, &str, f32)> = accept
         .as_deref()
         .unwrap_or("*/*")
         .split(',')
         .map(weighed)
         .collect();
     let rank = |offer: Media| {
-        let matches = ranges
-            .iter()
-            .enumerate()
-            .filter_map(|(place, &(range, weight))| {
-                Some((offer.matched_by(range)?, Reverse(place), weight))
-            });
+        let matches =
+            ranges
+                .iter()
+                .enumerate()
+                .filter_map(|(place, &(range, parameters, weight))| {
+                    Some((offer.matched_by(range, parameters)?, Reverse(place), weight))
+                });
         // The range that names the type most exactly has the say, be it to refuse.
         let (exact, place, weight) = matches.max_by_key(|&(exact, place, _)| (exact, place))?;
         (weight > 0.0).then_some((offer, weight, (exact, place)))
@@ -666,15 +858,22 @@ fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
         })
 }
 
-/// A media range of `Accept` and its weight, `q`.
-fn weighed(item: &str) -> (&str, f32) {
+/// A media range of `Accept`, its parameters and its weight, `q`.
+fn weighed(item: &str) -> (&str, &str, f32) {
     let (range, parameters) = item.split_once(';').unwrap_or((item, ""));
-    let weight = parameters
+    let weight = parameter(parameters, "q");
+    let weight = weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0));
+    (range.trim(), parameters, weight)
+}
+
+/// A parameter of a media range.
+fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = parameters
         .split(';')
-        .filter_map(|parameter| parameter.split_once('='))
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-        .map_or(1.0, |(_, weight)| weight.trim().parse().unwrap_or(0.0));
-    (range.trim(), weight)
+        .filter_map(|pair| pair.split_once('='));
+    pairs
+        .find(|(known, _)| known.trim().eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim().trim_matches('"'))
 }
 
 /// Refuses what a browser may have sent on behalf of another site without asking first (by a CORS preflight).
@@ -685,13 +884,7 @@ fn weighed(item: &str) -> (&str, f32) {
 /// programs say nothing, and may use plain GET, as the GraphQL-over-HTTP specification has it. A header that cannot be
 /// set without a preflight shows that there was one.
 fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    let own = match (text("sec-fetch-site"), text("origin")) {
-        (Some(site), _) => matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == text("host"),
-        (None, None) => true,
-    };
-    if own
+    if is_own(headers)
         || PREFLIGHTED.iter().any(|name| headers.contains_key(*name))
         || must_be_json(headers).is_ok()
     {
@@ -702,6 +895,36 @@ fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
         ..Refusal::new(
             StatusCode::FORBIDDEN,
             "A GET from another site needs the header GraphQL-Require-Preflight.",
+        )
+    })
+}
+
+/// Whether a request comes from a page of this server, or from no page at all.
+fn is_own(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == text("host"),
+        (None, None) => true,
+    }
+}
+
+/// Refuses a WebSocket that a page of another site asks for, unless its scripts may call this server.
+///
+/// No cookie is ever read, so such a page could act as nobody but itself. But browsers hold no WebSocket to CORS: what
+/// is refused here a page could read nevertheless, on its visitor's budget and from behind the visitor's firewall. So a
+/// site can connect exactly where it can send a request.
+fn must_be_allowed(headers: &HeaderMap, allowed: &config::Origins) -> Result<(), Refusal> {
+    let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+    let is_listed = |listed: &String| listed == "*" || Some(listed.as_str()) == origin;
+    if is_own(headers) || allowed.0.iter().any(is_listed) {
+        return Ok(());
+    }
+    Err(Refusal {
+        code: Code::Forbidden,
+        ..Refusal::new(
+            StatusCode::FORBIDDEN,
+            "The scripts of this web site may not call this server.",
         )
     })
 }
@@ -793,7 +1016,7 @@ impl Payload {
 }
 
 /// What a request says, in its order and with repetitions.
-struct Members(Vec<(String, Value)>);
+pub(crate) struct Members(pub(crate) Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -845,7 +1068,7 @@ impl Members {
 
     /// Checks what the members hold; `place` stands before their names in errors. Unknown ones are passed over, as the
     /// specification keeps them for its future; a repeated one is refused, as two readers could disagree on it.
-    fn into_params(self, place: &str) -> Result<Params, Refusal> {
+    pub(crate) fn into_params(self, place: &str) -> Result<Params, Refusal> {
         let [
             mut query,
             mut operation_name,

@@ -9,9 +9,12 @@ pub mod keys;
 pub mod metrics;
 pub mod playground;
 pub mod rate;
+pub mod seat;
 pub mod seed;
 pub mod serve;
+mod stream;
 pub mod telemetry;
+mod ws;
 
 use std::fmt;
 

@@ -19,11 +19,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::db::Database;
+use crate::seat::{Gauge, Seats};
 
 /// `/metrics`.
-pub fn routes(graph: Graph, database: Database) -> Router {
+pub fn routes(graph: Graph, database: Database, seats: Seats) -> Router {
     let mut registry = Registry::with_prefix("gathering");
-    registry.register_collector(Box::new(Process { graph, database }));
+    registry.register_collector(Box::new(Process {
+        graph,
+        database,
+        seats,
+    }));
     Router::new()
         .route("/metrics", get(metrics))
         .with_state(Arc::new(registry))
@@ -53,6 +58,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
 struct Process {
     graph: Graph,
     database: Database,
+    seats: Seats,
 }
 
 impl fmt::Debug for Process {
@@ -105,6 +111,36 @@ impl Collector for Process {
                 let number = [stats.hits, stats.misses, stats.evictions][of];
                 ConstCounter::new(number).encode(family.encode_family(&[("cache", *name)])?)?;
             }
+        }
+        let connections = encoder.encode_descriptor(
+            "websocket_connections",
+            "WebSocket connections open now",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(self.seats.counted(Gauge::Connections)).encode(connections)?;
+        let mut streams = encoder.encode_descriptor(
+            "streams",
+            "Streams of answers open now; over WebSocket, all operations under way",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (transport, gauge) in [
+            ("websocket", Gauge::WebSocket),
+            ("sse", Gauge::Events),
+            ("multipart", Gauge::Multipart),
+        ] {
+            let labels = [("transport", transport)];
+            ConstGauge::new(self.seats.counted(gauge)).encode(streams.encode_family(&labels)?)?;
+        }
+        let mut ends = encoder.encode_descriptor(
+            "websocket_closes",
+            "WebSocket connections that have ended, by the server's close code, by the client or by a failure",
+            None,
+            counter,
+        )?;
+        for (code, number) in self.seats.ends() {
+            ConstCounter::new(number).encode(ends.encode_family(&[("code", code)])?)?;
         }
         let statements = encoder.encode_descriptor(
             "database_statements",

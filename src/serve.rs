@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,6 +33,8 @@ use crate::db::Database;
 use crate::health::Health;
 use crate::playground::SignIn;
 use crate::rate::Gate;
+use crate::seat::Seats;
+use crate::ws::Afterwards;
 use crate::{StartError, http, keys, metrics, rate, telemetry};
 
 /// Longest header of a request, start line included, in bytes: a query by GET fits.
@@ -111,6 +113,7 @@ impl Server {
             starting: outer(health.routes().fallback(starting)),
             serving: OnceLock::new(),
         });
+        let seats = Seats::new(&config.subscriptions);
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,
@@ -120,6 +123,7 @@ impl Server {
             listener,
             Arc::clone(&app),
             config.server.clone(),
+            seats.clone(),
             stopped,
         )));
 
@@ -147,8 +151,8 @@ impl Server {
             graph: graph.clone(),
             trusted: config.server.trusted_proxies.0.clone(),
         });
-        let routes = http::routes(graph.clone(), config, sign_in.as_ref())
-            .merge(metrics::routes(graph.clone(), database.clone()))
+        let routes = http::routes(graph.clone(), config, sign_in.as_ref(), seats.clone())
+            .merge(metrics::routes(graph.clone(), database.clone(), seats))
             .merge(health.routes())
             .fallback(nowhere)
             .layer(from_fn_with_state(gate, rate::admit));
@@ -211,8 +215,8 @@ impl Server {
         ticket.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
     }
 
-    /// Ends the server: unready now, no new connections after `grace`, then requests in flight finish as long as the
-    /// configuration lets them, the audit log is written, and the pool closes last.
+    /// Ends the server: unready now, no new connections after `grace`, then subscriptions are told and requests in flight
+    /// finish as long as the configuration lets them, the audit log is written, and the pool closes last.
     pub async fn shut_down(mut self, grace: Duration) {
         self.health.draining();
         tokio::time::sleep(grace).await;
@@ -434,15 +438,15 @@ async fn nowhere() -> Response {
         .into_response()
 }
 
-/// Takes connections until told to stop, then lets their requests finish.
+/// Takes connections until told to stop, then tells them, and lets their requests finish.
 async fn accept(
     listener: TcpListener,
     app: Arc<App>,
     settings: config::Server,
+    seats: Seats,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let room = Arc::new(Semaphore::new(settings.max_connections));
-    let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -468,25 +472,39 @@ async fn accept(
             },
         };
         let app = Arc::clone(&app);
+        let afterwards = Afterwards::default();
+        let left = afterwards.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(http::Peer(peer));
+            request.extensions_mut().insert(afterwards.clone());
             let router = app.serving.get().unwrap_or(&app.starting).clone();
             TowerToHyperService::new(router).call(request)
         });
-        let connection =
-            graceful.watch(http.serve_connection(io(stream, settings.write_timeout), service));
+        let io = io(stream, settings.write_timeout);
+        let connection = http.serve_connection(io, service).with_upgrades();
+        let draining = seats.draining();
         connections.spawn(async move {
             let _permit = permit;
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = draining => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "a connection failed");
+            }
+            if let Some(work) = left.take() {
+                work.await;
             }
         });
     }
     drop(listener);
-    if tokio::time::timeout(settings.drain, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    seats.drain();
+    let finish = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(settings.drain, finish).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "requests were still running when the server stopped"

@@ -23,4 +23,6 @@ mod limits;
 mod operate;
 mod pool;
 mod process;
+mod sse;
 mod tenancy;
+mod ws;

@@ -1,0 +1,672 @@
+//! GraphQL over WebSocket: the sub-protocol `graphql-transport-ws`, to the letter.
+//!
+//! The rule: a connection is one task, that of the HTTP connection which it was, and holds all that belongs to it: what
+//! ends the one ends the other. Everything about it is bounded: the size and the number of its messages, its operations,
+//! its silence, and what it was sent and has not taken. The next answer of a subscription is asked for when the socket
+//! has taken the one before.
+
+use std::borrow::Cow;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_graphql::parser::types::OperationType;
+use axum::body::Bytes;
+use axum::http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, Stream, iter, once};
+use futures_util::{SinkExt, StreamExt};
+use gathering_schema::{Caller, Client, Code, Operation, Usage};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_stream::StreamMap;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tracing::Instrument;
+
+use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in};
+use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
+
+/// The one sub-protocol.
+const PROTOCOL: &str = "graphql-transport-ws";
+
+/// The version of WebSocket itself.
+const VERSION: &str = "13";
+
+/// Longest piece of a message that is handed to the socket at once, in bytes. Longer messages go out in pieces: so the
+/// buffer is bounded, and a client that reads slowly, but reads, has its time for each.
+const FRAGMENT: usize = 64 << 10;
+
+/// Longest id of an operation, in characters.
+const LONGEST_ID: usize = 100;
+
+/// Longest reason of a close frame, in bytes (RFC 6455).
+const LONGEST_REASON: usize = 123;
+
+/// Longest wait for a client to take its leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What becomes of a connection when HTTP is done with it: left here by the request that asked for the WebSocket, and run
+/// by the task that served the connection until then.
+#[derive(Clone, Default)]
+pub(crate) struct Afterwards(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Afterwards {
+    fn leave(&self, work: BoxFuture<'static, ()>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
+    }
+
+    /// What was left, if anything.
+    pub(crate) fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Whether a request asks for a WebSocket.
+pub(crate) fn is_asked_for(head: &Parts) -> bool {
+    head.method == Method::GET
+        && names(head, &UPGRADE, "websocket")
+        && names(head, &CONNECTION, "upgrade")
+}
+
+/// Whether a list header names this.
+fn names(head: &Parts, header: &HeaderName, name: &str) -> bool {
+    let lines = head.headers.get_all(header).iter();
+    let mut entries = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','));
+    entries.any(|entry| entry.trim().eq_ignore_ascii_case(name))
+}
+
+/// Opens a WebSocket.
+///
+/// A browser's script cannot read why it was refused one. So what a client could do something about is said by closing
+/// the WebSocket that it got.
+pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response, Refusal> {
+    endpoint.may_connect(&head.headers)?;
+    let key = head.headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
+        let key = BASE64_STANDARD.decode(key.as_bytes());
+        key.is_ok_and(|key| key.len() == 16)
+    });
+    let key = key.ok_or_else(|| Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64."))?;
+    let version = head.headers.get(SEC_WEBSOCKET_VERSION);
+    let (Some(upgrade), Some(afterwards), true) = (
+        head.extensions.get::<OnUpgrade>().cloned(),
+        head.extensions.get::<Afterwards>(),
+        version.is_some_and(|version| version == VERSION),
+    ) else {
+        let refusal = Refusal::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "Connect with version 13 of WebSocket, by HTTP/1.1.",
+        );
+        return Ok(([(SEC_WEBSOCKET_VERSION, VERSION)], refusal).into_response());
+    };
+
+    let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
+    let is_ours = names(head, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
+    let seat = if is_ours {
+        endpoint.seats.take(&client).map_err(Close::full)
+    } else {
+        Err(Close::new(4406, "Subprotocol not acceptable"))
+    };
+    let endpoint = Arc::clone(endpoint);
+    let work = async move {
+        // Who has gone before the answer came has left nothing behind.
+        let Ok(io) = upgrade.await else {
+            return;
+        };
+        let socket = open(&endpoint, io).await;
+        match seat {
+            Ok(seat) => Connection::new(endpoint, client, seat, socket).run().await,
+            Err(close) => part(&endpoint, socket, End::Close(close)).await,
+        }
+    };
+    afterwards.leave(Box::pin(work.in_current_span()));
+
+    let accept = derive_accept_key(key.as_bytes());
+    let headers = [
+        (CONNECTION, HeaderValue::from_static("upgrade")),
+        (UPGRADE, HeaderValue::from_static("websocket")),
+    ];
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if is_ours {
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        response
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    Ok(response)
+}
+
+async fn open(endpoint: &Endpoint, io: Upgraded) -> Socket {
+    let longest = endpoint.config.subscriptions.message_bytes;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4 << 10)
+        .write_buffer_size(0)
+        .max_write_buffer_size(2 * FRAGMENT)
+        .max_message_size(Some(longest))
+        .max_frame_size(Some(longest));
+    WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, Some(config)).await
+}
+
+/// How a connection ends.
+enum End {
+    /// We close it.
+    Close(Close),
+    /// The client has closed it.
+    Closed,
+    /// It broke, or nothing comes from it any more.
+    Lost,
+}
+
+/// Why we close a connection.
+struct Close {
+    code: u16,
+    reason: Cow<'static, str>,
+}
+
+impl Close {
+    fn new(code: u16, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            reason: reason.into(),
+        }
+    }
+
+    /// A message that the protocol does not know.
+    fn invalid(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(4400, reason)
+    }
+
+    fn full(full: Full) -> Self {
+        let code = match full {
+            Full::Client(_) | Full::Server => 1013,
+            Full::Draining => 1012,
+        };
+        Self::new(code, full.reason())
+    }
+
+    /// What the library found wrong with a frame, in our words.
+    fn of(error: &Error, longest: usize) -> Option<Self> {
+        match error {
+            Error::Capacity(_) => Some(Self::new(
+                1009,
+                format!("A message must not be longer than {longest} bytes."),
+            )),
+            Error::Utf8(_) => Some(Self::new(1007, "A message must be valid UTF-8.")),
+            Error::Protocol(_) => Some(Self::new(1002, "This is not WebSocket.")),
+            _ => None,
+        }
+    }
+}
+
+impl From<Close> for End {
+    fn from(close: Close) -> Self {
+        Self::Close(close)
+    }
+}
+
+/// What a client says.
+enum Incoming {
+    Init(Map<String, Value>),
+    Ping(Option<Value>),
+    Pong,
+    Subscribe {
+        id: String,
+        payload: Map<String, Value>,
+    },
+    Complete {
+        id: String,
+    },
+}
+
+impl Incoming {
+    fn parse(text: &str) -> Result<Self, Close> {
+        let message = serde_json::from_str(text)
+            .map_err(|_| Close::invalid("A message must be valid JSON."))?;
+        let Value::Object(mut message) = message else {
+            return Err(Close::invalid("A message must be a JSON object."));
+        };
+        let Some(Value::String(kind)) = message.remove("type") else {
+            return Err(Close::invalid("A message must have a `type`, a string."));
+        };
+        let payload = message.remove("payload");
+        match kind.as_str() {
+            "connection_init" => Ok(Self::Init(optional(payload)?.unwrap_or_default())),
+            "ping" => {
+                let is_given = payload.is_some();
+                let payload = optional(payload)?;
+                let echo = payload.map_or(Value::Null, Value::Object);
+                Ok(Self::Ping(is_given.then_some(echo)))
+            }
+            "pong" => optional(payload).map(|_| Self::Pong),
+            "subscribe" => match payload {
+                Some(Value::Object(payload)) => Ok(Self::Subscribe {
+                    id: id(&mut message)?,
+                    payload,
+                }),
+                _ => Err(Close::invalid("`payload` must be an object.")),
+            },
+            "complete" => Ok(Self::Complete {
+                id: id(&mut message)?,
+            }),
+            _ => Err(Close::invalid(
+                "`type` must be one of connection_init, ping, pong, subscribe and complete.",
+            )),
+        }
+    }
+}
+
+fn optional(payload: Option<Value>) -> Result<Option<Map<String, Value>>, Close> {
+    match payload {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(payload)) => Ok(Some(payload)),
+        Some(_) => Err(Close::invalid("`payload` must be an object, or absent.")),
+    }
+}
+
+fn id(message: &mut Map<String, Value>) -> Result<String, Close> {
+    match message.remove("id") {
+        Some(Value::String(id)) if !id.is_empty() && id.chars().count() <= LONGEST_ID => Ok(id),
+        _ => Err(Close::invalid(format!(
+            "`id` must be a string of 1 to {LONGEST_ID} characters."
+        ))),
+    }
+}
+
+/// What a client is told.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Outgoing<'a> {
+    ConnectionAck,
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payload: Option<Value>,
+    },
+    Next {
+        id: &'a str,
+        payload: &'a Outcome,
+    },
+    Error {
+        id: &'a str,
+        payload: Value,
+    },
+    Complete {
+        id: &'a str,
+    },
+}
+
+/// As whom a client has introduced itself.
+#[derive(Default)]
+struct Session {
+    token: Option<String>,
+    usage: Usage,
+}
+
+/// An operation under way: its outcomes, and `None` behind the last.
+struct Running {
+    outcomes: BoxStream<'static, Option<Outcome>>,
+    /// Whether it has no end of its own.
+    is_subscription: bool,
+    _counted: Counted,
+}
+
+impl Stream for Running {
+    type Item = Option<Outcome>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.outcomes.poll_next_unpin(cx)
+    }
+}
+
+struct Connection {
+    endpoint: Arc<Endpoint>,
+    client: Client,
+    socket: Socket,
+    /// Set once the client has introduced itself and was acknowledged.
+    session: Option<Arc<Session>>,
+    running: StreamMap<String, Running>,
+    /// Set when the token has come to its end: why. The connection ends when its operations have.
+    expired: Option<String>,
+    /// How many of our pings the client has left without any sign of life.
+    silence: u8,
+    _seat: Seat,
+    _counted: Counted,
+}
+
+impl Connection {
+    fn new(endpoint: Arc<Endpoint>, client: Client, seat: Seat, socket: Socket) -> Self {
+        Self {
+            client,
+            socket,
+            session: None,
+            running: StreamMap::new(),
+            expired: None,
+            silence: 0,
+            _seat: seat,
+            _counted: endpoint.seats.count(Gauge::Connections),
+            endpoint,
+        }
+    }
+
+    async fn run(mut self) {
+        let Err(end) = self.serve().await;
+        // What runs ends here, whatever the client does from now on.
+        self.running.clear();
+        part(&self.endpoint, self.socket, end).await;
+    }
+
+    /// Listens and answers until one side ends it.
+    async fn serve(&mut self) -> Result<Never, End> {
+        let settings = &self.endpoint.config.subscriptions;
+        let deadline = Instant::now() + settings.init_timeout;
+        let mut beat = interval_at(Instant::now() + settings.keep_alive, settings.keep_alive);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut draining = std::pin::pin!(self.endpoint.seats.draining());
+        loop {
+            // None of these comes first: neither a client that never stops talking nor a subscription that never stops
+            // keeps the others from their turn.
+            tokio::select! {
+                () = &mut draining => return self.drain().await,
+                () = sleep_until(deadline), if self.session.is_none() => {
+                    return Err(Close::new(4408, "Connection initialisation timeout").into());
+                }
+                _ = beat.tick() => self.ping().await?,
+                message = self.socket.next() => match message {
+                    Some(Ok(message)) => self.hear(message).await?,
+                    Some(Err(error)) => {
+                        let longest = self.endpoint.config.subscriptions.message_bytes;
+                        return Err(Close::of(&error, longest).map_or(End::Lost, End::Close));
+                    }
+                    None => return Err(End::Lost),
+                },
+                Some((id, outcome)) = self.running.next() => self.tell(&id, outcome).await?,
+            }
+        }
+    }
+
+    /// Asks whether the client is there, unless it has not answered twice.
+    async fn ping(&mut self) -> Result<(), End> {
+        if self.silence == 2 {
+            return Err(End::Lost);
+        }
+        self.silence += 1;
+        self.write(Message::Ping(Bytes::new())).await
+    }
+
+    async fn hear(&mut self, message: Message) -> Result<(), End> {
+        let is_answer = self.silence > 0 && matches!(message, Message::Pong(_));
+        self.silence = 0;
+        match message {
+            Message::Close(_) => return Err(End::Closed),
+            // What we asked for costs nothing.
+            Message::Pong(_) if is_answer => return Ok(()),
+            _ => {}
+        }
+        if let Err(answer) = self.endpoint.graph.admit(&self.client, "/graphql").await {
+            let seconds = answer.retry_after().unwrap_or(1);
+            let reason = format!("Too many messages. Come back in {seconds} s.");
+            return Err(Close::new(1013, reason).into());
+        }
+        match message {
+            Message::Text(text) => self.obey(Incoming::parse(&text)?).await,
+            Message::Binary(_) => Err(Close::invalid("A message must be text.").into()),
+            // The library has answered a ping.
+            _ => Ok(()),
+        }
+    }
+
+    async fn obey(&mut self, message: Incoming) -> Result<(), End> {
+        match message {
+            Incoming::Init(payload) => {
+                if self.session.is_some() {
+                    let reason = "Too many initialisation requests";
+                    return Err(Close::new(4429, reason).into());
+                }
+                let session = self.greet(&payload).await?;
+                self.session = Some(Arc::new(session));
+                self.send(&Outgoing::ConnectionAck).await
+            }
+            Incoming::Ping(payload) => self.send(&Outgoing::Pong { payload }).await,
+            Incoming::Pong => Ok(()),
+            Incoming::Subscribe { id, payload } => self.subscribe(id, payload).await,
+            Incoming::Complete { id } => {
+                self.running.remove(&id);
+                self.leave_if_expired()
+            }
+        }
+    }
+
+    /// Finds out who introduces itself so.
+    async fn greet(&mut self, payload: &Map<String, Value>) -> Result<Session, End> {
+        let given = |name: &str| {
+            let name = name.to_owned();
+            let named = payload
+                .iter()
+                .filter(move |(key, _)| key.eq_ignore_ascii_case(&name));
+            named.map(|(_, value)| value)
+        };
+        let mut authorizations = given("authorization");
+        let token = match (authorizations.next(), authorizations.next()) {
+            (None | Some(Value::Null), None) => None,
+            (Some(Value::String(text)), None) if token_in(text).is_some() => token_in(text),
+            _ => return Err(Close::new(4403, NO_BEARER).into()),
+        };
+        if let Some(token) = token {
+            let greeted = self.endpoint.graph.greet(token, &self.client).await;
+            greeted.map_err(|answer| {
+                let code = match answer.code() {
+                    Some(Code::Unauthenticated | Code::Forbidden) => 4403,
+                    // To come back later helps, unless it is our fault.
+                    Some(Code::Internal) => 1011,
+                    _ => 1013,
+                };
+                let (_, message) = errors(&answer.into());
+                Close::new(code, message)
+            })?;
+        }
+        let usage = given("x-gathering-usage").find_map(Value::as_str);
+        Ok(Session {
+            token: token.map(str::to_owned),
+            usage: self.endpoint.usage(usage),
+        })
+    }
+
+    async fn subscribe(&mut self, id: String, payload: Map<String, Value>) -> Result<(), End> {
+        let Some(session) = self.session.clone() else {
+            return Err(Close::new(4401, "Unauthorized").into());
+        };
+        if self.running.contains_key(&id) {
+            return Err(Close::new(4409, format!("Subscriber for {id} already exists")).into());
+        }
+        let params = Members(payload.into_iter().collect()).into_params("payload.");
+        let params = params.map_err(|refusal| Close::invalid(refusal.message().to_owned()))?;
+        let most = self.endpoint.config.subscriptions.operations;
+        let refused = if self.running.len() >= most {
+            Refusal::bad(format!(
+                "At most {most} operations at once on one connection."
+            ))
+            .into()
+        } else {
+            match self.endpoint.graph.prepare(params) {
+                Ok(operation) => {
+                    let running = self.start(operation, session);
+                    self.running.insert(id, running);
+                    return Ok(());
+                }
+                Err(answer) => answer.into(),
+            }
+        };
+        self.tell(&id, Some(refused)).await
+    }
+
+    /// Begins an operation, which goes on whenever the connection looks after it.
+    fn start(&self, operation: Operation, session: Arc<Session>) -> Running {
+        let endpoint = Arc::clone(&self.endpoint);
+        let client = self.client.clone();
+        let is_subscription = operation.kind() == OperationType::Subscription;
+        let started = async move {
+            let caller = Caller {
+                token: session.token.as_deref(),
+                client,
+                usage: session.usage,
+                after: None,
+                idempotency_key: None,
+            };
+            match endpoint.start(operation, caller).await {
+                Started::One(outcome) => iter([Some(outcome), None]).boxed(),
+                Started::Many(outcomes, _) => outcomes.map(Some).chain(iter([None])).boxed(),
+            }
+        };
+        Running {
+            outcomes: once(started).flatten().boxed(),
+            is_subscription,
+            _counted: self.endpoint.seats.count(Gauge::WebSocket),
+        }
+    }
+
+    /// Passes on what became of an operation.
+    async fn tell(&mut self, id: &str, outcome: Option<Outcome>) -> Result<(), End> {
+        let outcome = match outcome {
+            Some(outcome) if outcome.ran() => {
+                let payload = &outcome;
+                return self.send(&Outgoing::Next { id, payload }).await;
+            }
+            outcome => outcome,
+        };
+        // It is over before the client knows: the id may be used again.
+        self.running.remove(id);
+        let Some(outcome) = outcome else {
+            self.send(&Outgoing::Complete { id }).await?;
+            return self.leave_if_expired();
+        };
+        let has_token = self.session.as_ref().is_some_and(|s| s.token.is_some());
+        let is_expired = has_token && outcome.code() == Some(Code::Unauthenticated);
+        let (payload, message) = errors(&outcome);
+        self.send(&Outgoing::Error { id, payload }).await?;
+        if is_expired {
+            self.expired = Some(message);
+        }
+        self.leave_if_expired()
+    }
+
+    /// A connection whose token has come to its end is of no more use when nothing runs on it.
+    fn leave_if_expired(&mut self) -> Result<(), End> {
+        match self.expired.take_if(|_| self.running.is_empty()) {
+            Some(reason) => Err(Close::new(4403, reason).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends what has no end, waits for the rest, and closes.
+    async fn drain(&mut self) -> Result<Never, End> {
+        let endless = self.running.iter().filter(|(_, r)| r.is_subscription);
+        let endless: Vec<String> = endless.map(|(id, _)| id.clone()).collect();
+        for id in endless {
+            self.tell(&id, None).await?;
+        }
+        while let Some((id, outcome)) = self.running.next().await {
+            self.tell(&id, outcome).await?;
+        }
+        Err(Close::new(1012, RESTART).into())
+    }
+
+    async fn send(&mut self, message: &Outgoing<'_>) -> Result<(), End> {
+        let text = serde_json::to_vec(message).map_err(|error| {
+            tracing::error!(%error, "a message cannot be written as JSON");
+            Close::new(1011, "Something went wrong on our side.")
+        })?;
+        let mut rest = Bytes::from(text);
+        let mut kind = Data::Text;
+        loop {
+            let piece = rest.split_to(rest.len().min(FRAGMENT));
+            let is_last = rest.is_empty();
+            let frame = Frame::message(piece, OpCode::Data(kind), is_last);
+            self.write(Message::Frame(frame)).await?;
+            if is_last {
+                return Ok(());
+            }
+            kind = Data::Continue;
+        }
+    }
+
+    /// Writes, and waits until the socket has taken all of it.
+    async fn write(&mut self, message: Message) -> Result<(), End> {
+        let patience = self.endpoint.config.server.write_timeout;
+        match timeout(patience, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Lost),
+            Err(_) => Err(Close::new(1013, "You read too slowly. Connect again and go on.").into()),
+        }
+    }
+}
+
+/// What never is.
+enum Never {}
+
+/// The errors of an outcome, and what the first of them says.
+fn errors(outcome: &Outcome) -> (Value, String) {
+    let mut answer = serde_json::to_value(outcome).unwrap_or_default();
+    let errors = answer.get_mut("errors").map(Value::take);
+    let errors = errors.unwrap_or_else(|| Value::Array(Vec::new()));
+    let message = errors.pointer("/0/message").and_then(Value::as_str);
+    let message = message.unwrap_or_default().to_owned();
+    (errors, message)
+}
+
+/// Takes leave of a client.
+///
+/// Who is cut off while they send may never read the reason. So we say it, send no more, and throw away what still comes
+/// until the client has closed its side too, or has had its time.
+async fn part(endpoint: &Endpoint, mut socket: Socket, end: End) {
+    let how = match &end {
+        End::Close(close) => close.code.to_string(),
+        End::Closed => "client".to_owned(),
+        End::Lost => "lost".to_owned(),
+    };
+    tracing::debug!(how, "a WebSocket connection ends");
+    endpoint.seats.ended(&how);
+    let leave = async {
+        match end {
+            End::Close(Close { code, reason }) => {
+                let reason = &reason[..reason.floor_char_boundary(LONGEST_REASON)];
+                let frame = CloseFrame {
+                    code: code.into(),
+                    reason: reason.into(),
+                };
+                socket.send(Message::Close(Some(frame))).await.ok()?;
+            }
+            // The library has the answer ready.
+            End::Closed => socket.flush().await.ok()?,
+            End::Lost => return None,
+        }
+        let io = socket.get_mut();
+        io.shutdown().await.ok()?;
+        let mut rest = [0; 1024];
+        while io.read(&mut rest).await.ok()? > 0 {}
+        Some(())
+    };
+    let _ = timeout(FAREWELL, leave).await;
+}

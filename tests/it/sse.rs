@@ -1,0 +1,329 @@
+//! Streams of answers over HTTP: Server-Sent Events, and Apollo's multipart subscriptions.
+
+use std::time::Duration;
+
+use gathering::config::{Mode, Networks};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::server::TestServer;
+use crate::ws::{metric, until_metric_is};
+
+const EVENTS: &str = "text/event-stream";
+const MULTIPART: &str = "multipart/mixed;boundary=graphql;subscriptionSpec=1.0,application/json";
+const TYPENAME: &str = "{ __typename }";
+
+/// Three events, and the end.
+const THREE: &str = "subscription { ticks(count: 3) }";
+
+/// Events that go on until somebody ends them.
+const ENDLESS: &str = "subscription { ticks(count: 2000000000, everyMs: 5) }";
+
+/// Many and long events.
+const FLOOD: &str = "subscription { ticks(count: 2000000000, size: 10000) }";
+
+async fn request(server: &TestServer, accept: &str, query: &str) -> RequestBuilder {
+    let token = server.token("demo@example.com").await;
+    let request = server.request(Method::POST, "/graphql").bearer_auth(token);
+    request
+        .header(ACCEPT, accept)
+        .json(&json!({ "query": query }))
+}
+
+async fn ask(server: &TestServer, accept: &str, query: &str) -> Response {
+    let request = request(server, accept, query).await;
+    request.send().await.expect("an answer")
+}
+
+/// The text of a body until it holds this.
+async fn until(response: &mut Response, end: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(end) {
+        let piece = tokio::time::timeout(Duration::from_secs(30), response.chunk()).await;
+        let piece = piece.expect("something comes").expect("a piece");
+        let piece = piece.unwrap_or_else(|| panic!("the end before {end}: {text}"));
+        text.push_str(str::from_utf8(&piece).expect("text"));
+    }
+    text
+}
+
+/// The answers in a body of Server-Sent Events.
+fn answers(text: &str) -> Vec<Value> {
+    let lines = text.lines();
+    let data = lines.filter_map(|line| line.strip_prefix("data: "));
+    data.map(|json| serde_json::from_str(json).expect("JSON"))
+        .collect()
+}
+
+/// What the parts of a multipart body hold.
+fn parts(text: &str) -> Vec<Value> {
+    let parts = text.split("\r\n--graphql").skip(1);
+    let bodies = parts.filter_map(|part| {
+        let (head, body) = part.split_once("\r\n\r\n")?;
+        assert_eq!(head, "\r\nContent-Type: application/json");
+        Some(body)
+    });
+    bodies
+        .map(|json| serde_json::from_str(json).expect("JSON"))
+        .collect()
+}
+
+async fn assert_nothing_is_left(server: &TestServer) {
+    for transport in ["sse", "multipart"] {
+        let name = format!("gathering_streams{{transport=\"{transport}\"}}");
+        until_metric_is(server, &name, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_query_is_one_event_and_the_end() {
+    let server = TestServer::start().await;
+    let response = ask(&server, EVENTS, TYPENAME).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let headers = response.headers();
+    assert_eq!(headers[CONTENT_TYPE], "text/event-stream; charset=utf-8");
+    assert_eq!(headers["cache-control"], "no-store");
+    assert_eq!(headers["x-accel-buffering"], "no");
+    assert_eq!(headers["vary"], "Accept");
+    let text = response.text().await.expect("text");
+    let text = text.replace("id: c1\n", "");
+    assert_eq!(
+        text,
+        "retry: 2000\n\nevent: next\ndata: {\"data\":{\"__typename\":\"Query\"}}\n\nevent: complete\ndata:\n\n"
+    );
+}
+
+#[tokio::test]
+async fn a_browser_s_event_source_is_served_by_get() {
+    let server = TestServer::start().await;
+    let get = |site: &'static str, query: &str| {
+        let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
+        let request = server.request(Method::GET, &format!("/graphql?query={query}"));
+        let request = request.header(ACCEPT, EVENTS);
+        request.header("sec-fetch-site", site).send()
+    };
+    let text = get("same-origin", TYPENAME).await.expect("an answer");
+    let text = text.text().await.expect("text");
+    assert_eq!(
+        answers(&text),
+        [json!({ "data": { "__typename": "Query" } })]
+    );
+    let forged = get("cross-site", TYPENAME).await.expect("an answer");
+    assert_eq!(forged.status(), StatusCode::FORBIDDEN);
+    let mutation = "mutation { __typename }";
+    let mutation = get("same-origin", mutation).await.expect("an answer");
+    assert_eq!(mutation.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn a_subscription_is_an_event_for_each_answer() {
+    let server = TestServer::start().await;
+    let response = ask(&server, EVENTS, THREE).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let text = response.text().await.expect("text");
+    assert_eq!(answers(&text).len(), 3, "{text}");
+    assert_eq!(text.matches("\nid: ").count(), 3, "{text}");
+    assert!(text.ends_with("\n\nevent: complete\ndata:\n\n"), "{text}");
+    assert_nothing_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_operation_is_an_event_and_the_end() {
+    let server = TestServer::start().await;
+    for (query, code) in [
+        ("{", "GRAPHQL_PARSE_FAILED"),
+        ("{ nonsense }", "GRAPHQL_VALIDATION_FAILED"),
+        ("subscription { nonsense }", "GRAPHQL_VALIDATION_FAILED"),
+    ] {
+        let response = ask(&server, EVENTS, query).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let text = response.text().await.expect("text");
+        let answers = answers(&text);
+        assert_eq!(answers.len(), 1, "{text}");
+        assert_eq!(answers[0]["errors"][0]["extensions"]["code"], code);
+        assert!(text.ends_with("event: complete\ndata:\n\n"), "{text}");
+
+        let response = ask(&server, MULTIPART, query).await;
+        if query.starts_with("sub") {
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_is_told_by_the_status() {
+    let server = TestServer::with(|config| {
+        config.limits.mode = Mode::Enforce;
+        config.limits.read = 1;
+    })
+    .await;
+    for accept in [EVENTS, MULTIPART] {
+        let bad = request(&server, accept, ENDLESS).await;
+        let bad = bad.header("authorization", "Bearer nonsense").send().await;
+        assert_eq!(bad.expect("an answer").status(), StatusCode::UNAUTHORIZED);
+    }
+    let first = ask(&server, EVENTS, ENDLESS).await;
+    assert_eq!(first.status(), StatusCode::OK);
+    for accept in [EVENTS, MULTIPART] {
+        let second = ask(&server, accept, ENDLESS).await;
+        assert_eq!(second.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert!(second.headers().contains_key("retry-after"));
+        let body: Value = second.json().await.expect("JSON");
+        assert_eq!(body["errors"][0]["extensions"]["code"], "RATE_LIMITED");
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_by_plain_http_is_told_the_ways() {
+    let server = TestServer::start().await;
+    for accept in [
+        "*/*",
+        "application/json",
+        "multipart/mixed;deferSpec=20220824,application/json",
+    ] {
+        let response = ask(&server, accept, ENDLESS).await;
+        assert_eq!(response.status(), StatusCode::NOT_ACCEPTABLE);
+        let body: Value = response.json().await.expect("JSON");
+        let message = body["errors"][0]["message"].as_str().expect("a message");
+        for way in [
+            "text/event-stream",
+            "multipart/mixed",
+            "graphql-transport-ws",
+        ] {
+            assert!(message.contains(way), "{message}");
+        }
+    }
+    // A client that takes either gets what fits.
+    let either = "application/json, text/event-stream";
+    let plain = ask(&server, either, TYPENAME).await;
+    assert_eq!(
+        plain.headers()[CONTENT_TYPE],
+        "application/json; charset=utf-8"
+    );
+    let stream = ask(&server, either, THREE).await;
+    assert_eq!(
+        stream.headers()[CONTENT_TYPE],
+        "text/event-stream; charset=utf-8"
+    );
+}
+
+#[tokio::test]
+async fn a_quiet_stream_shows_that_it_lives() {
+    let server = TestServer::with(|config| {
+        config.subscriptions.keep_alive = Duration::from_millis(20);
+    })
+    .await;
+    let quiet = "subscription { ticks(count: 1, everyMs: 1000000) }";
+    let mut response = ask(&server, EVENTS, quiet).await;
+    until(&mut response, "\n\n:\n\n:\n\n").await;
+    let mut response = ask(&server, MULTIPART, quiet).await;
+    let text = until(&mut response, "{}\r\n--graphql").await;
+    assert_eq!(parts(&text)[0], json!({}));
+}
+
+#[tokio::test]
+async fn a_multipart_subscription_is_a_part_for_each_answer() {
+    let server = TestServer::start().await;
+    let response = ask(&server, MULTIPART, THREE).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let content_type = response.headers()[CONTENT_TYPE].to_str().expect("text");
+    assert_eq!(
+        content_type,
+        "multipart/mixed; boundary=\"graphql\"; subscriptionSpec=1.0"
+    );
+    let text = response.text().await.expect("text");
+    let parts = parts(&text);
+    assert_eq!(parts.len(), 3, "{text}");
+    assert!(
+        parts.iter().all(|part| part["payload"]["data"].is_object()),
+        "{text}"
+    );
+    assert!(text.starts_with("\r\n--graphql\r\n"), "{text}");
+    assert!(text.ends_with("\r\n--graphql--\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_that_comes_to_its_end_ends_its_stream() {
+    let server = TestServer::start().await;
+    let mut events = ask(&server, EVENTS, ENDLESS).await;
+    let mut multipart = ask(&server, MULTIPART, ENDLESS).await;
+    until(&mut events, "event: next").await;
+    until(&mut multipart, "payload").await;
+    server.pass(2 * 3600);
+    let text = until(&mut events, "event: complete").await;
+    let last = answers(&text[text.find("event: next").expect("an event")..]);
+    let last = last.last().expect("an event");
+    assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
+    let text = until(&mut multipart, "--graphql--").await;
+    let text = &text[text.find("\r\n--graphql").expect("a part")..];
+    let parts = parts(text);
+    let last = parts.last().expect("a part");
+    assert_eq!(last["payload"], Value::Null);
+    assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
+}
+
+#[tokio::test]
+async fn streams_are_as_few_as_connections() {
+    let server = TestServer::with(|config| {
+        let local = "127.0.0.0/8".parse().expect("a network");
+        config.server.trusted_proxies = Networks(vec![local]);
+        config.subscriptions.connections = 3;
+        config.subscriptions.connections_per_client = 2;
+    })
+    .await;
+    let from = async |address: &str, accept: &str| {
+        let request = request(&server, accept, ENDLESS).await;
+        let request = request.header("x-forwarded-for", address);
+        request.send().await.expect("an answer")
+    };
+    let held = [
+        from("192.0.2.1", EVENTS).await,
+        from("192.0.2.1", MULTIPART).await,
+    ];
+    let third = from("192.0.2.1", EVENTS).await;
+    assert_eq!(third.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(third.headers()["retry-after"], "5");
+    let other = from("192.0.2.2", EVENTS).await;
+    assert_eq!(other.status(), StatusCode::OK);
+    let fourth = from("192.0.2.3", EVENTS).await;
+    assert_eq!(fourth.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let body: Value = fourth.json().await.expect("JSON");
+    assert_eq!(
+        body["errors"][0]["extensions"],
+        json!({ "code": "UNAVAILABLE", "retryAfter": 5 })
+    );
+    drop((held, other));
+    assert_nothing_is_left(&server).await;
+    assert_eq!(from("192.0.2.3", EVENTS).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let server = TestServer::with(|config| {
+        config.server.write_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let response = ask(&server, EVENTS, FLOOD).await;
+    assert_eq!(
+        metric(&server, r#"gathering_streams{transport="sse"}"#).await,
+        1
+    );
+    assert_nothing_is_left(&server).await;
+    drop(response);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_its_streams_without_saying_that_they_are_complete() {
+    let server = TestServer::start().await;
+    let mut events = ask(&server, EVENTS, ENDLESS).await;
+    let mut multipart = ask(&server, MULTIPART, ENDLESS).await;
+    until(&mut events, "event: next").await;
+    until(&mut multipart, "payload").await;
+    let stopping = server.shut_down(Duration::ZERO);
+    let (events, multipart, ()) = tokio::join!(events.text(), multipart.text(), stopping);
+    let events = events.expect("a proper end");
+    assert!(!events.contains("complete"), "{events}");
+    let multipart = multipart.expect("a proper end");
+    assert!(!multipart.contains("--graphql--"), "{multipart}");
+}

@@ -1,0 +1,173 @@
+//! GraphQL over WebSocket: what `graphql-transport-ws` promises, what is limited, and how it ends.
+
+mod limit;
+mod operation;
+mod protocol;
+mod stream;
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::{HeaderName, Response};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::server::TestServer;
+
+const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "graphql-transport-ws");
+
+/// A subscription that goes on until somebody ends it.
+const ENDLESS: &str = "subscription { ticks(count: 2000000000, everyMs: 5) }";
+
+/// How long a test waits for what has to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A client's end of a WebSocket.
+struct Socket(WebSocketStream<TcpStream>);
+
+/// Asks for a WebSocket with these headers.
+async fn ask(
+    server: &TestServer,
+    headers: &[(&'static str, &str)],
+) -> Result<(Socket, Response<Option<Vec<u8>>>), Error> {
+    let url = server.url("/graphql").replace("http://", "ws://");
+    let address = server.url("").replace("http://", "");
+    let mut request = url.into_client_request().expect("a request");
+    for (name, value) in headers {
+        let value = value.parse().expect("a header");
+        request
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value);
+    }
+    let stream = TcpStream::connect(address).await.expect("connects");
+    let (stream, response) = client_async(request, stream).await?;
+    Ok((Socket(stream), response))
+}
+
+impl Socket {
+    /// A connection on which nothing was said yet.
+    async fn open(server: &TestServer) -> Self {
+        Self::open_from(server, "127.0.0.1").await
+    }
+
+    /// As [`Socket::open`], from this address where the server takes our word on it.
+    async fn open_from(server: &TestServer, address: &str) -> Self {
+        let headers = [PROTOCOL, ("x-forwarded-for", address)];
+        let (socket, response) = ask(server, &headers).await.expect("a WebSocket");
+        assert_eq!(
+            response.headers()["sec-websocket-protocol"],
+            "graphql-transport-ws"
+        );
+        socket
+    }
+
+    /// A connection that the server has acknowledged.
+    async fn greeted(server: &TestServer, token: Option<&str>) -> Self {
+        let mut socket = Self::open(server).await;
+        socket.greet(token).await;
+        socket
+    }
+
+    async fn greet(&mut self, token: Option<&str>) {
+        let payload = token.map(|token| json!({ "authorization": format!("Bearer {token}") }));
+        self.send(json!({ "type": "connection_init", "payload": payload }))
+            .await;
+        assert_eq!(self.next().await, json!({ "type": "connection_ack" }));
+    }
+
+    async fn send(&mut self, message: Value) {
+        self.say(&message.to_string()).await;
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.raw(Message::text(text)).await;
+    }
+
+    async fn raw(&mut self, message: Message) {
+        self.0.send(message).await.expect("is sent");
+    }
+
+    async fn subscribe(&mut self, id: &str, query: &str) {
+        let payload = json!({ "query": query });
+        self.send(json!({ "id": id, "type": "subscribe", "payload": payload }))
+            .await;
+    }
+
+    /// The next message.
+    async fn next(&mut self) -> Value {
+        loop {
+            match self.frame().await {
+                Some(Ok(Message::Text(text))) => {
+                    return serde_json::from_str(&text).expect("JSON");
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("no message: {other:?}"),
+            }
+        }
+    }
+
+    /// The code and the reason with which the server closes the connection, after whatever else it says.
+    async fn closed(&mut self) -> (u16, String) {
+        loop {
+            match self.frame().await {
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    return (frame.code.into(), frame.reason.to_string());
+                }
+                Some(Ok(_)) => {}
+                other => panic!("not closed: {other:?}"),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Message, Error>> {
+        let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+        next.expect("something comes")
+    }
+
+    /// The messages of one operation that is over with them.
+    async fn run(&mut self, id: &str, query: &str) -> Vec<Value> {
+        self.subscribe(id, query).await;
+        let mut messages = Vec::new();
+        loop {
+            let message = self.next().await;
+            assert_eq!(message["id"], id, "{message}");
+            let is_last = message["type"] != "next";
+            messages.push(message);
+            if is_last {
+                return messages;
+            }
+        }
+    }
+}
+
+/// A number of `/metrics`.
+pub(crate) async fn metric(server: &TestServer, name: &str) -> u64 {
+    let text = server.get("/metrics").await.text().await.expect("text");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let number = line.unwrap_or_else(|| panic!("no {name}: {text}"));
+    number.parse().expect("a number")
+}
+
+/// Asks again and again until a number of `/metrics` is this.
+pub(crate) async fn until_metric_is(server: &TestServer, name: &str, number: u64) {
+    let asking = async {
+        while metric(server, name).await != number {
+            tokio::task::yield_now().await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, asking).await.is_err() {
+        let is = metric(server, name).await;
+        panic!("{name} is {is} and never was {number}");
+    }
+}
+
+/// That nothing is left of any connection.
+async fn assert_nothing_is_left(server: &TestServer) {
+    until_metric_is(server, "gathering_websocket_connections", 0).await;
+    until_metric_is(server, r#"gathering_streams{transport="websocket"}"#, 0).await;
+}

@@ -1,0 +1,248 @@
+//! What a connection may hold, how many there may be, and that nothing is left of any.
+
+use std::time::Duration;
+
+use gathering::config::{Config, Networks};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use super::{ENDLESS, PROTOCOL, Socket, ask, assert_nothing_is_left, metric, until_metric_is};
+use crate::server::TestServer;
+
+const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
+
+/// A server that takes the tests' word on where they call from.
+async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
+    TestServer::with(|config| {
+        let local = "127.0.0.0/8".parse().expect("a network");
+        config.server.trusted_proxies = Networks(vec![local]);
+        change(config);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn ten_thousand_operations_leave_nothing_behind() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let (mut sink, mut stream) = futures_util::StreamExt::split(socket.0);
+    let flood = async {
+        for n in 0..10_000 {
+            let message = json!({ "id": n.to_string(), "type": "subscribe", "payload": { "query": ENDLESS } });
+            let message = tokio_tungstenite::tungstenite::Message::text(message.to_string());
+            futures_util::SinkExt::send(&mut sink, message)
+                .await
+                .expect("is sent");
+        }
+    };
+    let answers = async {
+        let mut refused = 0;
+        while refused < 9_980 {
+            let message = futures_util::StreamExt::next(&mut stream).await;
+            let message = message.expect("a message").expect("a message");
+            let text = message.to_text().expect("text");
+            refused += usize::from(text.contains(r#""type":"error""#));
+            if text.contains(r#""type":"error""#) {
+                assert!(
+                    text.contains("At most 20 operations at once on one connection."),
+                    "{text}"
+                );
+                assert!(text.contains("BAD_USER_INPUT"), "{text}");
+            }
+        }
+    };
+    tokio::join!(flood, answers);
+    assert_eq!(metric(&server, STREAMS).await, 20);
+    socket = Socket(sink.reunite(stream).expect("the same"));
+    // What ends makes room.
+    socket.send(json!({ "id": "0", "type": "complete" })).await;
+    socket.subscribe("more", "{ __typename }").await;
+    while socket.next().await["id"] != "more" {}
+    drop(socket);
+    assert_nothing_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn a_client_has_so_many_connections_and_others_have_theirs() {
+    let server = serve(|config| config.subscriptions.connections_per_client = 2).await;
+    let here = "2001:db8:1:2::1";
+    let held = [
+        Socket::open_from(&server, here).await,
+        Socket::open_from(&server, "2001:db8:1:2::2").await,
+    ];
+    let mut third = Socket::open_from(&server, here).await;
+    let reason = "Your address has 2 connections open, and may not have more.";
+    assert_eq!(third.closed().await, (1013, reason.to_owned()));
+    let mut other = Socket::open_from(&server, "2001:db8:1:3::1").await;
+    other.greet(None).await;
+    drop(held);
+    until_metric_is(&server, "gathering_websocket_connections", 1).await;
+    Socket::open_from(&server, here).await.greet(None).await;
+}
+
+#[tokio::test]
+async fn a_server_has_so_many_connections() {
+    let server = serve(|config| config.subscriptions.connections = 2).await;
+    let held = [
+        Socket::open_from(&server, "192.0.2.1").await,
+        Socket::open_from(&server, "192.0.2.2").await,
+    ];
+    let mut third = Socket::open_from(&server, "192.0.2.3").await;
+    let reason = "The server has no room for further connections now.";
+    assert_eq!(third.closed().await, (1013, reason.to_owned()));
+    // Requests are still served.
+    let answer = server.ask(None, "{ __typename }", json!({})).await;
+    assert_eq!(answer["data"]["__typename"], "Query");
+    drop(held);
+    assert_nothing_is_left(&server).await;
+    Socket::open_from(&server, "192.0.2.3")
+        .await
+        .greet(None)
+        .await;
+}
+
+#[tokio::test]
+async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
+    let server = serve(|_| ()).await;
+    let token = server.token("demo@example.com").await;
+    let address = server.url("").replace("http://", "");
+    let handshake = format!(
+        "GET /graphql HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
+    );
+    let init = json!({ "type": "connection_init", "payload": { "authorization": format!("Bearer {token}") } });
+    let subscribe = json!({ "id": "1", "type": "subscribe", "payload": { "query": ENDLESS } });
+    for round in 0..30 {
+        for stage in 0..8 {
+            let mut stream = TcpStream::connect(&address).await.expect("connects");
+            if round % 2 == 1 {
+                // Not even the end of the connection is said properly.
+                socket2::SockRef::from(&stream)
+                    .set_linger(Some(Duration::ZERO))
+                    .expect("a linger");
+            }
+            let part = match stage {
+                0 => "",
+                1 => &handshake[..60],
+                _ => &handshake,
+            };
+            stream.write_all(part.as_bytes()).await.expect("writes");
+            if stage <= 2 {
+                continue;
+            }
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.expect("an answer");
+            assert_eq!(&head, b"HTTP/1.1 101");
+            if stage == 3 {
+                continue;
+            }
+            drop(stream);
+            let mut socket = Socket::open_from(&server, &format!("192.0.2.{round}")).await;
+            if stage >= 5 {
+                socket.send(init.clone()).await;
+            }
+            if stage >= 6 {
+                assert_eq!(socket.next().await["type"], "connection_ack");
+                socket.send(subscribe.clone()).await;
+            }
+            if stage >= 7 {
+                assert_eq!(socket.next().await["type"], "next");
+            }
+        }
+    }
+    assert_nothing_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let server = serve(|config| config.server.write_timeout = Duration::from_millis(300)).await;
+    let token = server.token("demo@example.com").await;
+    let address = server.url("").replace("http://", "");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4 << 10).expect("a size");
+    let stream = socket.connect(address.parse().expect("an address")).await;
+    let mut request = server
+        .url("/graphql")
+        .replace("http://", "ws://")
+        .into_client_request()
+        .expect("a request");
+    request
+        .headers_mut()
+        .insert(PROTOCOL.0, PROTOCOL.1.parse().expect("a header"));
+    let (stream, _) = client_async(request, stream.expect("connects"))
+        .await
+        .expect("a WebSocket");
+    let mut slow = Socket(stream);
+    slow.greet(Some(&token)).await;
+    let mut other = Socket::greeted(&server, Some(&token)).await;
+    let query = "{ __schema { types { name description fields { name description } } } }";
+    for n in 0..20 {
+        slow.subscribe(&n.to_string(), query).await;
+        // Others notice nothing.
+        assert_eq!(other.run("1", "{ __typename }").await.len(), 2);
+    }
+    let cut = r#"gathering_websocket_closes_total{code="1013"}"#;
+    until_metric_is(&server, cut, 1).await;
+    until_metric_is(&server, "gathering_websocket_connections", 1).await;
+    assert_eq!(metric(&server, STREAMS).await, 0);
+    assert_eq!(other.run("1", "{ __typename }").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_is_silent_is_cut_off_and_one_that_is_there_is_not() {
+    let server = serve(|config| {
+        config.subscriptions.keep_alive = Duration::from_millis(50);
+    })
+    .await;
+    // This one never reads, and so does not answer.
+    let (silent, _) = ask(&server, &[PROTOCOL]).await.expect("a WebSocket");
+    let mut there = Socket::greeted(&server, None).await;
+    let lost = r#"gathering_websocket_closes_total{code="lost"}"#;
+    let reading = async {
+        loop {
+            let frame = there.frame().await.expect("a frame").expect("a frame");
+            assert!(frame.is_ping(), "{frame}");
+        }
+    };
+    tokio::select! {
+        () = until_metric_is(&server, lost, 1) => {}
+        () = reading => {}
+    }
+    drop(silent);
+    assert_eq!(metric(&server, "gathering_websocket_connections").await, 1);
+    assert_eq!(there.run("1", "{ __typename }").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_completes_what_runs_and_closes_with_1012() {
+    let server = serve(|_| ()).await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let mut idle = Socket::open(&server).await;
+    socket.subscribe("1", ENDLESS).await;
+    assert_eq!(socket.next().await["type"], "next");
+    let listening = async {
+        let mut last = json!(null);
+        loop {
+            match socket.frame().await {
+                Some(Ok(message)) if message.is_text() => {
+                    last = serde_json::from_str(message.to_text().expect("text")).expect("JSON");
+                }
+                Some(Ok(tokio_tungstenite::tungstenite::Message::Close(Some(frame)))) => {
+                    break (last, frame);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let reason = "The server is restarting. Connect again.";
+    let stopping = server.shut_down(Duration::ZERO);
+    let ((last, frame), closed, ()) = tokio::join!(listening, idle.closed(), stopping);
+    assert_eq!(last, json!({ "id": "1", "type": "complete" }));
+    assert_eq!(u16::from(frame.code), 1012);
+    assert_eq!(frame.reason.as_str(), reason);
+    assert_eq!(closed, (1012, reason.to_owned()));
+}

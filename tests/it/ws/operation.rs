@@ -1,0 +1,214 @@
+//! Operations over WebSocket: answers, errors, tokens and tiers are those of HTTP.
+
+use gathering::config::{Config, Mode};
+use serde_json::{Value, json};
+
+use super::Socket;
+use crate::server::TestServer;
+
+const VIEWER: &str = "{ viewer { name } }";
+
+/// The codes of an `error` message.
+fn codes(message: &Value) -> Vec<&str> {
+    assert_eq!(message["type"], "error", "{message}");
+    let errors = message["payload"].as_array().expect("errors").iter();
+    errors
+        .map(|error| error["extensions"]["code"].as_str().expect("a code"))
+        .collect()
+}
+
+async fn limited(change: impl FnOnce(&mut Config)) -> TestServer {
+    TestServer::with(|config| {
+        config.limits.mode = Mode::Enforce;
+        change(config);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_query_is_one_answer_and_its_end() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let messages = socket.run("first", "{ __typename }").await;
+    let expected = [
+        json!({ "id": "first", "type": "next", "payload": { "data": { "__typename": "Query" } } }),
+        json!({ "id": "first", "type": "complete" }),
+    ];
+    assert_eq!(messages, expected);
+    // The id is free again.
+    assert_eq!(socket.run("first", "{ __typename }").await, expected);
+}
+
+#[tokio::test]
+async fn the_answer_is_that_of_http() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let query = "{ viewer { name } circles(first: 20) { totalCount nodes { id name members(first: 50) { nodes { name agent { name model { name provider { name } } } } } } } node(id: \"nonsense\") { id } }";
+    let messages = socket.run("1", query).await;
+    let over_http = server.ask(Some(&token), query, json!({})).await;
+    assert_eq!(messages[0]["payload"], over_http);
+    assert!(over_http["errors"].is_array());
+}
+
+#[tokio::test]
+async fn an_answer_longer_than_a_piece_arrives_whole() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let query = "{ __schema { types { name description fields { name description args { name description type { name } } } } } }";
+    let messages = socket.run("1", query).await;
+    let over_http = server.ask(None, query, json!({})).await;
+    assert!(over_http.to_string().len() > 2 * (64 << 10), "it is long");
+    assert_eq!(messages[0]["payload"], over_http);
+}
+
+#[tokio::test]
+async fn operations_are_chosen_and_given_variables() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let query =
+        "query A { __typename } query B($yes: Boolean!) { b: __typename @include(if: $yes) }";
+    let payload = json!({ "query": query, "operationName": "B", "variables": { "yes": true }, "extensions": null });
+    socket
+        .send(json!({ "id": "1", "type": "subscribe", "payload": payload }))
+        .await;
+    let expected = json!({ "data": { "b": "Query" } });
+    assert_eq!(socket.next().await["payload"], expected);
+}
+
+#[tokio::test]
+async fn what_does_not_run_is_an_error_and_the_connection_stays() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::greeted(&server, None).await;
+    for (query, code) in [
+        ("{", "GRAPHQL_PARSE_FAILED"),
+        ("{ nonsense }", "GRAPHQL_VALIDATION_FAILED"),
+        ("subscription { nonsense }", "GRAPHQL_VALIDATION_FAILED"),
+        ("query A { a } query B { b }", "GRAPHQL_VALIDATION_FAILED"),
+        ("query ($a: Int!) { __typename }", "BAD_USER_INPUT"),
+    ] {
+        let messages = socket.run("1", query).await;
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        assert_eq!(codes(&messages[0]), [code]);
+        let over_http = server.ask(None, query, json!({})).await;
+        if !query.starts_with("subscription") {
+            assert_eq!(messages[0]["payload"], over_http["errors"]);
+        }
+    }
+    assert_eq!(socket.run("1", "{ __typename }").await.len(), 2);
+}
+
+#[tokio::test]
+async fn mutations_run_too() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let login = r#"mutation { login(input: {email: "demo@example.com", password: "not this one"}) { accessToken userErrors { code } } }"#;
+    let messages = socket.run("1", login).await;
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert_eq!(messages[0]["type"], "next");
+}
+
+#[tokio::test]
+async fn the_token_of_the_introduction_counts_for_every_operation() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    for key in ["authorization", "Authorization"] {
+        let mut socket = Socket::open(&server).await;
+        let payload = json!({ key: format!("bearer {token}") });
+        socket
+            .send(json!({ "type": "connection_init", "payload": payload }))
+            .await;
+        assert_eq!(socket.next().await["type"], "connection_ack");
+        let messages = socket.run("1", VIEWER).await;
+        assert!(messages[0]["payload"]["data"]["viewer"]["name"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_has_expired_meanwhile_ends_the_connection() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    server.pass(2 * 3600);
+    let messages = socket.run("1", VIEWER).await;
+    assert_eq!(codes(&messages[0]), ["UNAUTHENTICATED"]);
+    let (code, reason) = socket.closed().await;
+    assert_eq!(code, 4403);
+    assert!(reason.contains("expired"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_operation_says_what_it_cost_when_the_introduction_asks_for_it() {
+    let server = TestServer::start().await;
+    let mut socket = Socket::open(&server).await;
+    let payload = json!({ "X-Gathering-Usage": "1" });
+    socket
+        .send(json!({ "type": "connection_init", "payload": payload }))
+        .await;
+    assert_eq!(socket.next().await["type"], "connection_ack");
+    let messages = socket.run("1", "{ __typename }").await;
+    let usage = &messages[0]["payload"]["extensions"]["usage"];
+    assert_eq!(usage["statements"], 0, "{messages:?}");
+}
+
+#[tokio::test]
+async fn sign_ins_over_web_socket_are_as_few_as_over_http() {
+    let server = limited(|_| ()).await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let login = |email: &str| {
+        format!(r#"login(input: {{email: "{email}", password: "no"}}) {{ accessToken }}"#)
+    };
+    let aliases: String = (0..20)
+        .map(|n| format!("a{n}: {} ", login("a@example.com")))
+        .collect();
+    let messages = socket.run("1", &format!("mutation {{ {aliases} }}")).await;
+    assert_eq!(messages.len(), 1);
+    assert!(
+        codes(&messages[0])
+            .iter()
+            .all(|code| *code == "RATE_LIMITED")
+    );
+    let error = &messages[0]["payload"][0]["extensions"];
+    assert_eq!(error["tier"], "AUTH");
+    assert_eq!(error["limit"], 5);
+    assert!(error["retryAfterMs"].is_u64(), "{error}");
+
+    let mut served = 0;
+    for n in 0..20 {
+        let field = login(&format!("{n}@example.com"));
+        let messages = socket.run("1", &format!("mutation {{ {field} }}")).await;
+        served += u32::from(messages[0]["type"] == "next");
+    }
+    assert_eq!(served, 5);
+}
+
+#[tokio::test]
+async fn what_is_too_often_is_an_error_and_the_connection_stays() {
+    let server = limited(|config| config.limits.read = 3).await;
+    let mut socket = Socket::greeted(&server, None).await;
+    let query = "{ node(id: \"circle_01ke6p4zk8e03r000000000001\") { id } }";
+    for n in 0..3 {
+        let messages = socket.run("1", query).await;
+        let standing = &messages[0]["payload"]["extensions"]["rateLimit"][0];
+        assert_eq!(standing["remaining"], 2 - n);
+    }
+    let messages = socket.run("1", query).await;
+    assert_eq!(codes(&messages[0]), ["RATE_LIMITED"]);
+    server.pass(20);
+    assert_eq!(socket.run("1", query).await.len(), 2);
+}
+
+#[tokio::test]
+async fn messages_count_among_all_requests_of_their_address() {
+    let server = limited(|config| config.limits.health = 10).await;
+    let mut socket = Socket::greeted(&server, None).await;
+    // The handshake and the introduction were two.
+    for _ in 0..8 {
+        socket.send(json!({ "type": "ping" })).await;
+        assert_eq!(socket.next().await["type"], "pong");
+    }
+    socket.say("not even looked at").await;
+    let (code, reason) = socket.closed().await;
+    assert_eq!(code, 1013);
+    assert_eq!(reason, "Too many messages. Come back in 6 s.");
+}
