@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use gathering_schema::auth::{self, Hashing, Keys};
 use gathering_schema::limit::{Mode, Rates, Scope, Steady, Store};
-use gathering_schema::{Clock, Graph, Limits, Settings, Trust, TrustedDocuments, live};
+use gathering_schema::{Answer, Clock, Graph, Limits, Settings, Trust, TrustedDocuments, live};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -204,6 +204,14 @@ impl Server {
     /// Replaces the rates by those of a configuration that was read again.
     pub fn adjust(&self, settings: &config::Limits) {
         self.graph.adjust(rates(settings));
+    }
+
+    /// Deletes what has expired, which the server does by itself every hour.
+    ///
+    /// # Errors
+    /// The database cannot be written; the cause is logged.
+    pub async fn purge(&self) -> Result<(), Answer> {
+        self.graph.purge().await
     }
 
     /// An access token of a user, for whoever runs the server.

@@ -20,6 +20,7 @@ mod health;
 mod http;
 mod idempotency;
 mod limits;
+mod live;
 mod operate;
 mod pool;
 mod process;

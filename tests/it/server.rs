@@ -161,6 +161,11 @@ impl TestServer {
         request.json(&body).send().await.expect("an answer")
     }
 
+    /// Deletes what has expired, as the server does every hour.
+    pub(crate) async fn purge(&self) {
+        self.server.purge().await.expect("purges");
+    }
+
     /// How many statements the server has sent so far.
     pub(crate) fn statements(&self) -> u64 {
         self.server.statements()

@@ -26,7 +26,7 @@ const ENDLESS: &str = "subscription { ticks(count: 2000000000, everyMs: 5) }";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client's end of a WebSocket.
-struct Socket(WebSocketStream<TcpStream>);
+pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
 /// Asks for a WebSocket with these headers.
 async fn ask(
@@ -65,7 +65,7 @@ impl Socket {
     }
 
     /// A connection that the server has acknowledged.
-    async fn greeted(server: &TestServer, token: Option<&str>) -> Self {
+    pub(crate) async fn greeted(server: &TestServer, token: Option<&str>) -> Self {
         let mut socket = Self::open(server).await;
         socket.greet(token).await;
         socket
@@ -78,7 +78,7 @@ impl Socket {
         assert_eq!(self.next().await, json!({ "type": "connection_ack" }));
     }
 
-    async fn send(&mut self, message: Value) {
+    pub(crate) async fn send(&mut self, message: Value) {
         self.say(&message.to_string()).await;
     }
 
@@ -90,14 +90,14 @@ impl Socket {
         self.0.send(message).await.expect("is sent");
     }
 
-    async fn subscribe(&mut self, id: &str, query: &str) {
+    pub(crate) async fn subscribe(&mut self, id: &str, query: &str) {
         let payload = json!({ "query": query });
         self.send(json!({ "id": id, "type": "subscribe", "payload": payload }))
             .await;
     }
 
     /// The next message.
-    async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         loop {
             match self.frame().await {
                 Some(Ok(Message::Text(text))) => {
@@ -110,7 +110,7 @@ impl Socket {
     }
 
     /// The code and the reason with which the server closes the connection, after whatever else it says.
-    async fn closed(&mut self) -> (u16, String) {
+    pub(crate) async fn closed(&mut self) -> (u16, String) {
         loop {
             match self.frame().await {
                 Some(Ok(Message::Close(Some(frame)))) => {

@@ -1,0 +1,463 @@
+//! Live events: everything that was committed, in order, once it is there; and nothing else.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use futures_util::future::join_all;
+use gathering_entity::event;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, IntoActiveModel,
+    PaginatorTrait, QueryFilter, QueryOrder, TransactionTrait,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::database::Database;
+use crate::server::TestServer;
+use crate::ws::Socket;
+
+const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
+    project { id } userErrors { code } } }";
+
+/// The row of a project event that somebody else's hands have written.
+fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
+    event::Model {
+        id: Uuid::now_v7(),
+        position: None,
+        kind: "persona.changed".to_owned(),
+        subject_type: "persona".to_owned(),
+        subject_id: Uuid::from_u128(subject),
+        owner_id: None,
+        circle_id: None,
+        project_id: None,
+        agent_id: None,
+        actor_user_id: None,
+        actor_agent_id: None,
+        payload: json!({ "v": 1, "name": n.to_string(), "changed": [], "padding": "x".repeat(100) }),
+        request_id: None,
+        occurred_at: now,
+    }
+}
+
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}
+
+async fn insert(db: &impl ConnectionTrait, rows: Vec<event::Model>) {
+    for rows in rows.chunks(500) {
+        let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
+        event::Entity::insert_many(rows)
+            .exec_without_returning(db)
+            .await
+            .expect("inserts");
+    }
+}
+
+/// A server that looks for what other hands have written.
+async fn looking() -> TestServer {
+    TestServer::with(|config| config.events.poll = Duration::from_millis(20)).await
+}
+
+async fn create(server: &TestServer, name: &str) -> Value {
+    server
+        .graphql(CREATE, json!({ "input": { "name": name } }))
+        .await
+}
+
+/// A subscriber to events.
+struct Listener {
+    socket: Socket,
+    id: String,
+}
+
+impl Listener {
+    /// Subscribes as the demo user, and waits until it has begun.
+    async fn new(server: &TestServer, arguments: &str) -> Self {
+        let token = server.token("demo@example.com").await;
+        Self::of(server, &token, arguments).await
+    }
+
+    async fn of(server: &TestServer, token: &str, arguments: &str) -> Self {
+        let fields = "__typename type cursor ... on ProjectEvent { name } \
+            ... on CatalogueEvent { name } ... on EventsMissed { oldestKept }";
+        let query = format!("subscription {{ events{arguments} {{ {fields} }} }}");
+        let mut socket = Socket::greeted(server, Some(token)).await;
+        let before = subscribers(server).await;
+        socket.subscribe("1", &query).await;
+        while subscribers(server).await == before {
+            tokio::task::yield_now().await;
+        }
+        Self {
+            socket,
+            id: "1".to_owned(),
+        }
+    }
+
+    async fn next(&mut self) -> Value {
+        let message = self.socket.next().await;
+        assert_eq!(message["id"], self.id, "{message}");
+        assert_eq!(message["type"], "next", "{message}");
+        message["payload"]["data"]["events"].clone()
+    }
+
+    async fn names(&mut self, count: usize) -> Vec<String> {
+        let mut names = Vec::with_capacity(count);
+        for _ in 0..count {
+            let event = self.next().await;
+            names.push(event["name"].as_str().expect("a name").to_owned());
+        }
+        names
+    }
+}
+
+async fn stats(server: &TestServer) -> Value {
+    let admin = server.token("admin@example.com").await;
+    let query = "{ eventBusStats { published delivered deduplicated lagged handlerErrors \
+        subscribers historySize } }";
+    let answer = server.ask(Some(&admin), query, json!({})).await;
+    answer["data"]["eventBusStats"].clone()
+}
+
+async fn subscribers(server: &TestServer) -> i64 {
+    stats(server).await["subscribers"]
+        .as_i64()
+        .expect("a number")
+}
+
+/// The error with which a subscription is refused.
+async fn refused(server: &TestServer, query: &str) -> Value {
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(server, Some(&token)).await;
+    socket.subscribe("1", query).await;
+    let message = socket.next().await;
+    assert_eq!(message["type"], "error", "{message}");
+    message["payload"][0]["extensions"].clone()
+}
+
+#[tokio::test]
+async fn what_is_committed_is_told_and_what_is_not_is_not() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    create(&server, "One").await;
+    let taken = create(&server, "One").await;
+    assert_eq!(
+        taken["data"]["createProject"]["userErrors"][0]["code"],
+        "TAKEN"
+    );
+    create(&server, "Two").await;
+    let one = listener.next().await;
+    assert_eq!(one["__typename"], "ProjectEvent");
+    assert_eq!(one["type"], "PROJECT_CREATED");
+    assert_eq!(one["name"], "One");
+    assert_eq!(listener.next().await["name"], "Two");
+    let stats = stats(&server).await;
+    assert_eq!(
+        (&stats["published"], &stats["delivered"]),
+        (&json!(2.0), &json!(2.0))
+    );
+    assert_eq!(
+        (&stats["historySize"], &stats["subscribers"]),
+        (&json!(2), &json!(1))
+    );
+    drop(listener);
+    while subscribers(&server).await > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_who_comes_back_misses_nothing_also_on_another_instance() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    create(&server, "0").await;
+    let cursor = listener.next().await["cursor"].clone();
+    drop(listener);
+    for n in 1..=5 {
+        create(&server, &n.to_string()).await;
+    }
+    let arguments = format!("(after: {cursor})");
+    for _ in 0..2 {
+        let mut again = Listener::new(&server, &arguments).await;
+        assert_eq!(again.names(5).await, ["1", "2", "3", "4", "5"]);
+    }
+    let database = server.end().await;
+    let server = TestServer::on(database, |_| ()).await;
+    let mut again = Listener::new(&server, &arguments).await;
+    assert_eq!(again.names(5).await, ["1", "2", "3", "4", "5"]);
+    create(&server, "6").await;
+    assert_eq!(again.names(1).await, ["6"]);
+}
+
+#[tokio::test]
+async fn a_filter_lets_only_its_events_pass_also_those_that_are_read_again() {
+    let server = TestServer::start().await;
+    let mut all = Listener::new(&server, "").await;
+    let one = create(&server, "One").await;
+    let id = &one["data"]["createProject"]["project"]["id"];
+    create(&server, "Two").await;
+    let start = all.next().await["cursor"].clone();
+    let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { id } } }";
+    let input = json!({ "projectId": id, "name": "One again" });
+    let live = format!("(filter: {{ types: [PROJECT_UPDATED], projectId: {id} }})");
+    let mut live = Listener::new(&server, &live).await;
+    server.graphql(update, json!({ "input": input })).await;
+    assert_eq!(live.names(1).await, ["One again"]);
+    let again = format!("(filter: {{ subjectId: {id} }}, after: {start})");
+    let mut again = Listener::new(&server, &again).await;
+    assert_eq!(again.names(1).await, ["One again"]);
+}
+
+#[tokio::test]
+async fn a_transaction_that_commits_late_is_told_late_and_not_lost() {
+    let server = looking().await;
+    let db = server.database().connect().await;
+    if db.get_database_backend() != DbBackend::Postgres {
+        // SQLite has one writer at a time: none can begin before and commit after another.
+        return;
+    }
+    let mut listener = Listener::new(&server, "").await;
+    let now = now();
+    let slow = db.begin().await.expect("begins");
+    insert(&slow, vec![row(1, 1, now)]).await;
+    insert(&db, vec![row(2, 2, now)]).await;
+    let second = listener.next().await;
+    assert_eq!(second["name"], "2");
+    slow.commit().await.expect("commits");
+    assert_eq!(listener.names(1).await, ["1"]);
+    // Who had seen no more than the second when the connection broke is told the first.
+    let after = format!("(after: {})", second["cursor"]);
+    let mut again = Listener::new(&server, &after).await;
+    assert_eq!(again.names(1).await, ["1"]);
+}
+
+#[tokio::test]
+async fn what_one_instance_commits_the_others_tell_at_once() {
+    let one = TestServer::start().await;
+    if one.database().connect().await.get_database_backend() != DbBackend::Postgres {
+        return;
+    }
+    // Nobody looks: they are told.
+    let other = one.beside(|_| ()).await;
+    let mut listener = Listener::new(&other, "").await;
+    let names: Vec<_> = (0..20).map(|n| n.to_string()).collect();
+    for name in &names {
+        create(&one, name).await;
+    }
+    assert_eq!(listener.names(20).await, names);
+}
+
+#[tokio::test]
+async fn events_of_a_subject_keep_their_order_however_many_are_made_at_once() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    let names: Vec<_> = (0..8).map(|n| format!("p{n}")).collect();
+    let made = join_all(names.iter().map(|name| create(&server, name))).await;
+    let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { id } } }";
+    let work = made.iter().enumerate().map(|(n, made)| {
+        let id = &made["data"]["createProject"]["project"]["id"];
+        let server = &server;
+        async move {
+            for step in 0..10 {
+                let input = json!({ "projectId": id, "name": format!("p{n} {step}") });
+                let answer = server.graphql(update, json!({ "input": input })).await;
+                assert_eq!(
+                    answer["data"]["updateProject"]["project"]["id"], *id,
+                    "{answer}"
+                );
+            }
+        }
+    });
+    join_all(work).await;
+    let told = listener.names(8 + 80).await;
+    for n in 0..8 {
+        let own = format!("p{n}");
+        let own: Vec<_> = told
+            .iter()
+            .filter(|name| name.split(' ').next() == Some(&own))
+            .collect();
+        let expected = (0..10).map(|step| format!("p{n} {step}"));
+        let expected: Vec<_> = [format!("p{n}")].into_iter().chain(expected).collect();
+        assert_eq!(own, expected.iter().collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn one_who_does_not_read_is_served_from_the_table_later_and_holds_up_nobody() {
+    const EVENTS: u128 = 20_000;
+    let server = TestServer::with(|config| {
+        config.events.poll = Duration::from_millis(20);
+        config.events.history = 64;
+    })
+    .await;
+    let db = server.database().connect().await;
+    let mut idle = Listener::new(&server, "").await;
+    let mut eager = Listener::new(&server, "").await;
+    let now = now();
+    insert(&db, (0..EVENTS).map(|n| row(n, n % 10, now)).collect()).await;
+    let expected: Vec<_> = (0..EVENTS).map(|n| n.to_string()).collect();
+    assert_eq!(eager.names(expected.len()).await, expected);
+    let seen = stats(&server).await;
+    assert!(seen["lagged"].as_f64() >= Some(1.0), "{seen}");
+    assert_eq!(seen["historySize"], 64);
+    assert_eq!(idle.names(expected.len()).await, expected);
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_of_this_database_is_refused() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    create(&server, "One").await;
+    let cursor = listener.next().await["cursor"].clone();
+
+    // The same place in the history of another database.
+    let stranger = Database::empty().await;
+    let db = stranger.connect().await;
+    gathering::seed::seed(&db, "gathering-demo")
+        .await
+        .expect("seeds");
+    let stranger = TestServer::on(stranger, |_| ()).await;
+    let foreign = format!("subscription {{ events(after: {cursor}) {{ id }} }}");
+    create(&stranger, "One").await;
+    let error = refused(&stranger, &foreign).await;
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("BAD_USER_INPUT"), &json!("after"))
+    );
+    let page = format!("{{ events(after: {cursor}) {{ nodes {{ id }} }} }}");
+    let answer = stranger.graphql(&page, json!({})).await;
+    assert_eq!(answer["errors"][0]["extensions"]["code"], "BAD_USER_INPUT");
+
+    // A place that this history has not reached: as if a backup had been restored.
+    let db = server.database().connect().await;
+    let newest = event::Entity::find().order_by_desc(event::Column::Position);
+    let newest = newest.one(&db).await.expect("reads").expect("an event");
+    event::Entity::delete_by_id(newest.id)
+        .exec(&db)
+        .await
+        .expect("deletes");
+    let server = TestServer::on(server.end().await, |_| ()).await;
+    let future = format!("subscription {{ events(after: {cursor}) {{ id }} }}");
+    let error = refused(&server, &future).await;
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("BAD_USER_INPUT"), &json!("after"))
+    );
+    for garbage in ["", "garbage", "AAAA"] {
+        let query = format!("subscription {{ events(after: \"{garbage}\") {{ id }} }}");
+        assert_eq!(refused(&server, &query).await["code"], "BAD_USER_INPUT");
+    }
+}
+
+#[tokio::test]
+async fn one_who_comes_back_too_late_is_told_so_and_gets_what_is_kept() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    for name in ["One", "Two", "Three"] {
+        create(&server, name).await;
+    }
+    let cursor = listener.next().await["cursor"].clone();
+    let two = listener.next().await;
+    let three = listener.next().await;
+    drop(listener);
+    let db = server.database().connect().await;
+    let kept = event::Entity::find().order_by_desc(event::Column::Position);
+    let kept = kept.one(&db).await.expect("reads").expect("an event");
+    let old = event::Column::Position.lt(kept.position);
+    event::Entity::delete_many()
+        .filter(old)
+        .exec(&db)
+        .await
+        .expect("deletes");
+    let server = TestServer::on(server.end().await, |_| ()).await;
+
+    let after = format!("(after: {cursor})");
+    let mut late = Listener::new(&server, &after).await;
+    let missed = late.next().await;
+    assert_eq!(missed["__typename"], "EventsMissed");
+    assert_eq!(missed["type"], "EVENTS_MISSED");
+    assert_eq!(missed["oldestKept"], three["cursor"]);
+    assert_eq!(late.names(1).await, ["Three"]);
+    // From the place that it names nothing more is missed, nor from the one before the oldest.
+    for cursor in [&missed["cursor"], &two["cursor"]] {
+        let mut again = Listener::new(&server, &format!("(after: {cursor})")).await;
+        assert_eq!(again.names(1).await, ["Three"]);
+    }
+}
+
+#[tokio::test]
+async fn retention_deletes_what_is_old_and_positions_go_on() {
+    let retention = Duration::from_hours(3_650 * 24);
+    let server = TestServer::with(|config| config.events.retention = retention).await;
+    let db = server.database().connect().await;
+    let count = || event::Entity::find().count(&db);
+    assert_eq!(count().await, Ok(820));
+    server.purge().await;
+    assert_eq!(count().await, Ok(820));
+    server.pass(3_650 * 86_400);
+    server.purge().await;
+    assert_eq!(count().await, Ok(1), "the newest stays");
+    let mut listener = Listener::new(&server, "").await;
+    create(&server, "One").await;
+    listener.next().await;
+    let newest = event::Entity::find().order_by_desc(event::Column::Position);
+    let newest = newest.one(&db).await.expect("reads").expect("an event");
+    assert_eq!(newest.position, Some(821));
+}
+
+#[tokio::test]
+async fn a_subscription_has_one_root_field_wherever_it_stands() {
+    let server = TestServer::start().await;
+    for query in [
+        "subscription { a: events { id } b: events { id } }",
+        "subscription { events { id } agentStatusChanged { id } }",
+        "subscription { events { id } ...F } fragment F on Subscription { other: events { id } }",
+        "subscription { events { id } ... { events(after: \"x\") { id } } }",
+        "subscription { events @skip(if: false) { id } }",
+        "subscription { ... @include(if: true) { events { id } } }",
+        "subscription { __typename }",
+    ] {
+        let error = refused(&server, query).await;
+        assert_eq!(error["code"], "GRAPHQL_VALIDATION_FAILED", "{query}");
+    }
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let query = "subscription { ...F ... on Subscription { events { type } } } \
+        fragment F on Subscription { events { ...Name } } \
+        fragment Name on ProjectEvent { name }";
+    socket.subscribe("1", query).await;
+    while subscribers(&server).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    create(&server, "One").await;
+    let message = socket.next().await;
+    let expected = json!({ "events": { "name": "One", "type": "PROJECT_CREATED" } });
+    assert_eq!(message["payload"]["data"], expected, "{message}");
+}
+
+#[tokio::test]
+async fn a_subscription_that_names_what_cannot_be_read_does_not_begin() {
+    let server = TestServer::start().await;
+    let circle = "circle_01h455vb4pex5vsknk084sn02q";
+    for (query, code) in [
+        (format!("circleEvents(circleId: \"{circle}\") {{ id }}"), "NOT_FOUND"),
+        (format!("taskUpdated(circleId: \"{circle}\") {{ id }}"), "NOT_FOUND"),
+        ("taskUpdated { id }".to_owned(), "BAD_USER_INPUT"),
+        ("taskUpdated(assigneeId: \"agent_01h455vb4pex5vsknk084sn02q\") { id }".to_owned(), "NOT_FOUND"),
+        ("agentStatusChanged(agentIds: [\"agent_01h455vb4pex5vsknk084sn02q\"]) { id }".to_owned(), "NOT_FOUND"),
+        ("conversationUpdates(conversationId: \"conversation_01h455vb4pex5vsknk084sn02q\") { conversation { id } }".to_owned(), "NOT_FOUND"),
+        (format!("conversationUpdates(conversationId: \"{circle}\") {{ conversation {{ id }} }}"), "BAD_USER_INPUT"),
+    ] {
+        let error = refused(&server, &format!("subscription {{ {query} }}")).await;
+        assert_eq!(error["code"], code, "{query}");
+    }
+    let mut socket = Socket::greeted(&server, None).await;
+    socket
+        .subscribe("1", "subscription { events { id } }")
+        .await;
+    let message = socket.next().await;
+    assert_eq!(
+        message["payload"][0]["extensions"]["code"], "UNAUTHENTICATED",
+        "{message}"
+    );
+    assert_eq!(subscribers(&server).await, 0);
+}
