@@ -142,6 +142,49 @@ impl Collector for Process {
         for (code, number) in self.seats.ends() {
             ConstCounter::new(number).encode(ends.encode_family(&[("code", code)])?)?;
         }
+        let events = self.graph.event_counts();
+        for (metric, help, number) in [
+            ("events_published", "Events handed out", events.published),
+            (
+                "events_delivered",
+                "Events given to subscribers, for each of them",
+                events.delivered,
+            ),
+            (
+                "events_deduplicated",
+                "Events left out as duplicates",
+                events.deduplicated,
+            ),
+            (
+                "events_lagged",
+                "How often a subscriber was so slow that it went on from the database",
+                events.lagged,
+            ),
+            (
+                "event_handler_errors",
+                "How often something in the server that listens has failed",
+                events.handler_errors,
+            ),
+        ] {
+            let family = encoder.encode_descriptor(metric, help, None, counter)?;
+            ConstCounter::new(number).encode(family)?;
+        }
+        for (metric, help, number) in [
+            (
+                "event_subscribers",
+                "Subscriptions to events",
+                events.subscribers,
+            ),
+            (
+                "event_history",
+                "Events held in memory",
+                events.history,
+            ),
+        ] {
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+            ConstGauge::new(number).encode(family)?;
+        }
         let statements = encoder.encode_descriptor(
             "database_statements",
             "Statements sent to the database",

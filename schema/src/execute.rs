@@ -822,6 +822,11 @@ impl Graph {
         self.0.services.limiter.counts()
     }
 
+    /// What this instance has done with live events.
+    pub fn event_counts(&self) -> live::Counts {
+        self.0.services.bus.counts()
+    }
+
     /// Whether this instance limits by itself because Redis does not answer; `None` where no Redis is configured.
     pub fn limits_alone(&self) -> Option<bool> {
         self.0.services.limiter.is_alone()

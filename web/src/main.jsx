@@ -3,6 +3,8 @@ import 'graphiql/setup-workers/vite';
 import 'graphiql/style.css';
 import './main.css';
 import { GraphiQL } from 'graphiql';
+import { getOperationAST } from 'graphql';
+import { createClient } from 'graphql-sse';
 import { createRoot } from 'react-dom/client';
 import { examples } from './examples.js';
 import icon from './icon.svg';
@@ -10,22 +12,32 @@ import { RateLimit, report } from './RateLimit.jsx';
 import { accessToken, renew } from './session.js';
 import { SignIn } from './SignIn.jsx';
 
-async function fetcher(params, options) {
+function fetcher(params, options) {
+  const operation = options?.documentAST && getOperationAST(options.documentAST, params.operationName);
+  return operation?.operation === 'subscription' ? listen(params, options) : answerTo(params, options);
+}
+
+async function answerTo(params, options) {
   const answer = await ask(params, options);
   report(answer);
   return answer;
 }
 
+function headersOf(options, more) {
+  const headers = new Headers(more);
+  for (const [name, value] of Object.entries(options?.headers ?? {})) {
+    headers.set(name, value);
+  }
+  return headers;
+}
+
 async function ask(params, options) {
-  const headers = new Headers({
+  const headers = headersOf(options, {
     'content-type': 'application/json',
     accept: 'application/graphql-response+json, application/json;q=0.9',
     // Answers show what they cost. `{"X-Gathering-Usage": "0"}` among a tab's headers turns that off.
     'x-gathering-usage': '1',
   });
-  for (const [name, value] of Object.entries(options?.headers ?? {})) {
-    headers.set(name, value);
-  }
   const send = () => fetch('/graphql', { method: 'POST', headers, body: JSON.stringify(params) });
   // A tab with an `Authorization` of its own is left alone.
   const token = headers.has('authorization') ? null : await accessToken();
@@ -45,6 +57,25 @@ async function ask(params, options) {
     response = await send();
   }
   return response.json();
+}
+
+// The answers of a subscription, by Server-Sent Events. A stream that breaks off is shown to have done so: what the tab
+// has missed in between it would not show.
+async function* listen(params, options) {
+  const headers = headersOf(options);
+  const token = headers.has('authorization') ? null : await accessToken();
+  if (token) {
+    headers.set('authorization', `Bearer ${token}`);
+  }
+  const client = createClient({ url: '/graphql', headers: Object.fromEntries(headers), retryAttempts: 0 });
+  try {
+    for await (const answer of client.iterate(params)) {
+      report(answer);
+      yield answer;
+    }
+  } finally {
+    client.dispose();
+  }
 }
 
 // A link may bring an operation along: /graphql?query=…&variables=…

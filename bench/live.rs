@@ -1,0 +1,391 @@
+//! Load for live events: see `bench/live.sh`.
+//!
+//! `live fanout URL TOKEN PID SUBSCRIBERS SILENT CIRCLES`: subscribers listen to everything, some without ever reading;
+//! then circles of 100 members each are made, 101 events each.
+//! `live abort URL TOKEN PID CONNECTS`: connections are broken off at each stage of the handshake.
+//! `live storm URL TOKEN SECONDS`: projects are renamed as fast as the server lets; prints each name that was acknowledged.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "this is a program that measures: it prints, and it asks the clock"
+)]
+
+use std::env;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use futures_util::{SinkExt, StreamExt};
+use reqwest::Client;
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+/// Members of each circle.
+const MEMBERS: usize = 100;
+
+/// Requests that change something at the same time.
+const WRITERS: usize = 16;
+
+#[derive(Clone)]
+struct Api {
+    client: Client,
+    url: String,
+    token: String,
+}
+
+impl Api {
+    async fn ask(&self, query: &str, variables: Value) -> Option<Value> {
+        let body = json!({ "query": query, "variables": variables });
+        let url = format!("{}/graphql", self.url);
+        let request = self.client.post(url).bearer_auth(&self.token).json(&body);
+        let answer: Value = request.send().await.ok()?.json().await.ok()?;
+        assert!(answer.get("errors").is_none(), "{answer}");
+        Some(answer["data"].clone())
+    }
+
+    /// A number of `/metrics`.
+    async fn metric(&self, name: &str) -> f64 {
+        let response = self.client.get(format!("{}/metrics", self.url)).send();
+        let text = response.await.expect("an answer").text().await;
+        let text = text.expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.unwrap_or_else(|| panic!("no {name}"));
+        number.trim().parse().expect("a number")
+    }
+
+    async fn connect(&self) -> TcpStream {
+        let address = self.url.replace("http://", "");
+        TcpStream::connect(address).await.expect("connects")
+    }
+
+    async fn upgrade(&self) -> WebSocketStream<TcpStream> {
+        let url = format!("{}/graphql", self.url.replace("http://", "ws://"));
+        let mut request = url.into_client_request().expect("a request");
+        let protocol = "graphql-transport-ws".parse().expect("a header");
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", protocol);
+        let stream = self.connect().await;
+        let (socket, _) = client_async(request, stream).await.expect("a WebSocket");
+        socket
+    }
+
+    async fn init(&self, socket: &mut WebSocketStream<TcpStream>) {
+        let payload = json!({ "authorization": format!("Bearer {}", self.token) });
+        send(
+            socket,
+            &json!({ "type": "connection_init", "payload": payload }),
+        )
+        .await;
+    }
+
+    async fn subscribe(&self) -> WebSocketStream<TcpStream> {
+        let mut socket = self.upgrade().await;
+        self.init(&mut socket).await;
+        let ack = socket.next().await.expect("an answer").expect("a message");
+        assert!(ack.to_text().is_ok_and(|text| text.contains("ack")), "{ack}");
+        let query = "subscription { events { id type cursor occurredAt } }";
+        let message = json!({ "id": "1", "type": "subscribe", "payload": { "query": query } });
+        send(&mut socket, &message).await;
+        socket
+    }
+}
+
+async fn send(socket: &mut WebSocketStream<TcpStream>, message: &Value) {
+    let sent = socket.send(Message::text(message.to_string())).await;
+    sent.expect("is sent");
+}
+
+/// The memory of a process that is in use, in MiB.
+fn memory(pid: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    kilobytes.and_then(|n| n.parse::<u64>().ok()).expect("a number") / 1024
+}
+
+/// The value below which so many hundredths of the values are.
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+/// Makes circles, and answers how long that took.
+async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
+    let query = "{ agents(first: 100, orderBy: { field: CREATED_AT, direction: ASC }) { nodes { id } } }";
+    let agents = api.ask(query, json!({})).await.expect("an answer");
+    let members: Vec<Value> = agents["agents"]["nodes"]
+        .as_array()
+        .expect("agents")
+        .iter()
+        .map(|agent| json!({ "agentId": agent["id"] }))
+        .collect();
+    assert_eq!(members.len(), MEMBERS);
+    let next = Arc::new(AtomicU64::new(0));
+    let began = Instant::now();
+    let mut writers = JoinSet::new();
+    for _ in 0..WRITERS {
+        let (api, next, members, run) =
+            (api.clone(), Arc::clone(&next), members.clone(), run.to_owned());
+        writers.spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= circles {
+                    return;
+                }
+                let query = "mutation ($input: CreateCircleInput!) { createCircle(input: $input) { \
+                    circle { id } userErrors { message } } }";
+                let input = json!({ "name": format!("{run} {n}"), "maxMembers": 100, "members": members });
+                let answer = api.ask(query, json!({ "input": input })).await;
+                let answer = answer.expect("an answer");
+                assert!(answer["createCircle"]["circle"]["id"].is_string(), "{answer}");
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.expect("no panic");
+    }
+    began.elapsed()
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "numbers that are printed with few digits"
+)]
+async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u64) {
+    let events = circles * (MEMBERS as u64 + 1);
+    println!("memory before:           {:>8} MiB", memory(&pid));
+    let alone = publish(&api, "alone", circles).await;
+    let rate = |took: Duration| events as f64 / took.as_secs_f64();
+    println!("published, nobody there: {:>8.0} events/s", rate(alone));
+
+    let before = api.metric("gathering_events_published_total").await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut listeners = JoinSet::new();
+    for n in 0..subscribers {
+        let mut socket = api.subscribe().await;
+        let done = Arc::clone(&done);
+        listeners.spawn(async move {
+            let mut delays = Vec::new();
+            if n < silent {
+                while !done.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+            let (mut count, mut closed) = (0, None);
+            while count < events {
+                match socket.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        count += 1;
+                        if n >= silent && count % 64 == n % 64 {
+                            let at = text.find("occurredAt\":\"").expect("a time") + 13;
+                            let moment = DateTime::parse_from_rfc3339(&text[at..at + 27]);
+                            let delay = Utc::now() - moment.expect("a time").to_utc();
+                            delays.push(delay.as_seconds_f64() * 1e3);
+                        }
+                    }
+                    Some(Ok(Message::Close(frame))) => {
+                        closed = frame.map(|frame| u16::from(frame.code));
+                        break;
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => {
+                        closed = Some(1006);
+                        break;
+                    }
+                }
+            }
+            (n < silent, count, closed, delays)
+        });
+    }
+    while api.metric("gathering_event_subscribers").await < subscribers as f64 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("memory, all subscribed:  {:>8} MiB", memory(&pid));
+
+    let peak = Arc::new(AtomicU64::new(0));
+    let (watched, highest) = (pid.clone(), Arc::clone(&peak));
+    let watcher = tokio::spawn(async move {
+        loop {
+            highest.fetch_max(memory(&watched), Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let began = Instant::now();
+    let took = publish(&api, "together", circles).await;
+    println!(
+        "published, all there:    {:>8.0} events/s ({:.2} of alone)",
+        rate(took),
+        alone.as_secs_f64() / took.as_secs_f64()
+    );
+    let (mut delays, mut received, mut complete) = (Vec::new(), 0, 0);
+    let mut left = subscribers - silent;
+    let mut told = Vec::new();
+    while let Some(ended) = listeners.join_next().await {
+        let (is_silent, count, closed, mut own) = ended.expect("no panic");
+        if is_silent {
+            told.push((count, closed));
+            continue;
+        }
+        received += count;
+        complete += u64::from(count == events);
+        delays.append(&mut own);
+        left -= 1;
+        if left == 0 {
+            let took = began.elapsed();
+            println!(
+                "delivered:               {:>8.0} events/s ({received} in {:.1} s; {complete} of {} complete)",
+                received as f64 / took.as_secs_f64(),
+                took.as_secs_f64(),
+                subscribers - silent
+            );
+            println!("memory, at most:         {:>8} MiB", peak.load(Ordering::Relaxed));
+            done.store(true, Ordering::Relaxed);
+        }
+    }
+    watcher.abort();
+    delays.sort_by(f64::total_cmp);
+    println!(
+        "commit to delivery:      {:>8.1} ms median, {:.1} ms p99, {:.1} ms at most",
+        percentile(&delays, 50),
+        percentile(&delays, 99),
+        percentile(&delays, 100)
+    );
+    println!("those who did not read (events received afterwards, close code): {told:?}");
+    while api.metric("gathering_event_subscribers").await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let published = api.metric("gathering_events_published_total").await - before;
+    println!("events handed out:       {published:>8.0} of {events}");
+    println!("memory after:            {:>8} MiB", memory(&pid));
+}
+
+async fn abort(api: Api, pid: String, connects: u64) {
+    const STAGES: u64 = 7;
+    println!("memory before: {:>6} MiB", memory(&pid));
+    let mut at_once = JoinSet::new();
+    for n in 0..connects {
+        if at_once.len() >= 64 {
+            at_once.join_next().await;
+        }
+        let api = api.clone();
+        at_once.spawn(async move {
+            let break_off = |stream: &TcpStream| {
+                // A reset, as of a machine that went away.
+                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            };
+            match n % STAGES {
+                0 => break_off(&api.connect().await),
+                1 => {
+                    let mut stream = api.connect().await;
+                    let _ = stream.write_all(b"GET /graphql HTTP/1.1\r\nUpgr").await;
+                    break_off(&stream);
+                }
+                stage => {
+                    let mut socket = api.upgrade().await;
+                    if stage >= 3 {
+                        api.init(&mut socket).await;
+                    }
+                    if stage >= 4 {
+                        let _ = socket.next().await;
+                    }
+                    if stage >= 5 {
+                        let query = "subscription { events { id } }";
+                        let message = json!({ "id": "1", "type": "subscribe", "payload": { "query": query } });
+                        send(&mut socket, &message).await;
+                    }
+                    if stage >= 6 {
+                        // The beginning of a frame.
+                        let _ = socket.get_mut().write_all(&[0x81, 0xfe, 0x10]).await;
+                    }
+                    break_off(socket.get_ref());
+                }
+            }
+        });
+    }
+    while let Some(done) = at_once.join_next().await {
+        done.expect("no panic");
+    }
+    let names = [
+        "gathering_websocket_connections",
+        "gathering_streams{transport=\"websocket\"}",
+        "gathering_event_subscribers",
+    ];
+    let began = Instant::now();
+    for name in names {
+        while api.metric(name).await > 0.0 {
+            assert!(began.elapsed() < Duration::from_secs(60), "{name} is left");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    println!(
+        "{connects} connections broken off; nothing left after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    println!("memory after:  {:>6} MiB", memory(&pid));
+}
+
+async fn storm(api: Api, seconds: u64) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let mut writers = JoinSet::new();
+    for writer in 0..64 {
+        let api = api.clone();
+        writers.spawn(async move {
+            let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
+            let input = json!({ "name": format!("storm {writer}") });
+            let Some(made) = api.ask(query, json!({ "input": input })).await else {
+                return 0;
+            };
+            let id = &made["createProject"]["project"]["id"];
+            let query = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { name } } }";
+            let mut count = 0;
+            while Instant::now() < deadline {
+                let name = format!("storm {writer} {count}");
+                let input = json!({ "projectId": id, "name": name });
+                if api.ask(query, json!({ "input": input })).await.is_none() {
+                    break;
+                }
+                println!("{name}");
+                count += 1;
+            }
+            count
+        });
+    }
+    let began = Instant::now();
+    let mut count: u64 = 0;
+    while let Some(done) = writers.join_next().await {
+        count += done.expect("no panic");
+    }
+    eprintln!(
+        "{count} changes acknowledged, {} per second",
+        u128::from(count) * 1_000 / began.elapsed().as_millis().max(1)
+    );
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let number = |at: usize| arguments[at].parse().expect("a number");
+    let api = Api {
+        client: Client::builder().no_proxy().build().expect("a client"),
+        url: arguments[1].clone(),
+        token: arguments[2].clone(),
+    };
+    match arguments[0].as_str() {
+        "fanout" => {
+            let pid = arguments[3].clone();
+            fanout(api, pid, number(4), number(5), number(6)).await;
+        }
+        "abort" => abort(api, arguments[3].clone(), number(4)).await,
+        "storm" => storm(api, number(3)).await,
+        other => panic!("no such load: {other}"),
+    }
+}

@@ -1,0 +1,234 @@
+//! A server that is killed in the middle of its work: what it had acknowledged is there, once, and told in order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use gathering_entity::{event, project};
+use reqwest::Client;
+use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::database::{Database, PASSWORD};
+use crate::process::{Running, gathering};
+
+/// How many changes are acknowledged before the server is killed.
+const ACKNOWLEDGED: usize = 1_000;
+
+/// How many change at the same time.
+const WRITERS: usize = 32;
+
+/// How often each project is changed.
+const STEPS: usize = 4;
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+#[derive(Clone)]
+struct Visitor {
+    client: Client,
+    url: String,
+    token: String,
+}
+
+impl Visitor {
+    async fn new(server: &Running) -> Self {
+        let client = Client::builder().no_proxy().build().expect("a client");
+        let mut visitor = Self {
+            client,
+            url: format!("{}/graphql", server.url),
+            token: String::new(),
+        };
+        let login = "mutation ($input: LoginInput!) { login(input: $input) { accessToken } }";
+        let input = json!({ "email": "demo@example.com", "password": PASSWORD });
+        let answer = visitor.ask(login, &json!({ "input": input })).await;
+        let answer = answer.expect("an answer");
+        let token = answer["data"]["login"]["accessToken"].as_str();
+        visitor.token = token.expect("a token").to_owned();
+        visitor
+    }
+
+    /// `None` when the server has gone.
+    async fn ask(&self, query: &str, variables: &Value) -> Option<Value> {
+        let mut request = self.client.post(&self.url);
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        let body = json!({ "query": query, "variables": variables });
+        let response = request.json(&body).send().await.ok()?;
+        response.json().await.ok()
+    }
+
+    /// Takes the names of project events, and the cursors at which they stand, until `enough` or the server has gone.
+    async fn listen(
+        &self,
+        after: Option<&str>,
+        told: &Mutex<Vec<(String, String)>>,
+        began: &AtomicBool,
+        enough: impl Fn(&[(String, String)]) -> bool,
+    ) {
+        let query = "subscription { events(filter: { types: [PROJECT_CREATED, PROJECT_UPDATED] }) \
+            { ... on ProjectEvent { name } } }";
+        let mut request = self.client.post(&self.url).bearer_auth(&self.token);
+        request = request.header("Accept", "text/event-stream");
+        if let Some(after) = after {
+            request = request.header("Last-Event-ID", after);
+        }
+        let response = request.json(&json!({ "query": query })).send().await;
+        let mut response = response.expect("an answer");
+        assert_eq!(response.status(), 200);
+        let mut text = String::new();
+        while let Ok(Some(piece)) = response.chunk().await {
+            began.store(true, Ordering::SeqCst);
+            text.push_str(std::str::from_utf8(&piece).expect("text"));
+            while let Some((message, rest)) = text.split_once("\n\n") {
+                let line = |name: &str| {
+                    let mut lines = message.lines();
+                    lines.find_map(|line| line.strip_prefix(name))
+                };
+                if let (Some(cursor), Some(data)) = (line("id: "), line("data: ")) {
+                    let data: Value = serde_json::from_str(data).expect("JSON");
+                    let name = data["data"]["events"]["name"].as_str().expect("a name");
+                    let mut told = told.lock().expect("no panic");
+                    told.push((name.to_owned(), cursor.to_owned()));
+                    if enough(&told) {
+                        return;
+                    }
+                }
+                text = rest.to_owned();
+            }
+        }
+    }
+}
+
+/// What a project's name says of its history: whose it is, and how often it was changed.
+fn parse(name: &str) -> (String, usize) {
+    let (own, step) = name.rsplit_once(' ').expect("a step");
+    (own.to_owned(), step.parse().expect("a number"))
+}
+
+/// How often each project was changed.
+async fn projects(db: &DatabaseConnection) -> HashMap<String, usize> {
+    let projects = project::Entity::find().filter(project::Column::Name.starts_with("writer"));
+    let projects = projects.all(db).await.expect("reads");
+    projects
+        .iter()
+        .map(|project| parse(&project.name))
+        .collect()
+}
+
+/// The steps that the events of each project tell of, in the order of their positions.
+async fn events(db: &DatabaseConnection) -> HashMap<String, Vec<usize>> {
+    let rows = event::Entity::find()
+        .filter(event::Column::SubjectType.eq("project"))
+        .order_by_asc(event::Column::Position);
+    let mut events: HashMap<String, Vec<usize>> = HashMap::new();
+    for row in rows.all(db).await.expect("reads") {
+        let name = row.payload["name"].as_str().expect("a name");
+        if name.starts_with("writer") {
+            assert!(row.position.is_some(), "{name} is announced");
+            let (own, step) = parse(name);
+            events.entry(own).or_default().push(step);
+        }
+    }
+    events
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_once_and_in_order() {
+    let database = Database::seeded().await;
+    let serve = || {
+        let mut command = gathering("serve --listen 127.0.0.1:0");
+        command.env("DATABASE_URL", database.url());
+        command
+    };
+    let server = Running::start(&mut serve()).await;
+    let visitor = Visitor::new(&server).await;
+
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let began = Arc::new(AtomicBool::new(false));
+    let mut work = JoinSet::new();
+    let (listener, log, open) = (visitor.clone(), Arc::clone(&told), Arc::clone(&began));
+    work.spawn(async move { listener.listen(None, &log, &open, |_| false).await });
+    while !began.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+
+    let acknowledged: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+    let count = Arc::new(AtomicUsize::new(0));
+    for writer in 0..WRITERS {
+        let (visitor, acknowledged, count) = (
+            visitor.clone(),
+            Arc::clone(&acknowledged),
+            Arc::clone(&count),
+        );
+        work.spawn(async move {
+            for n in 0.. {
+                let own = format!("writer {writer} {n}");
+                let mut id = Value::Null;
+                for step in 0..=STEPS {
+                    let name = format!("{own} {step}");
+                    let (query, input) = if step == 0 {
+                        let query = "mutation ($input: CreateProjectInput!) { change: createProject(input: $input) { project { id } } }";
+                        (query, json!({ "name": name }))
+                    } else {
+                        let query = "mutation ($input: UpdateProjectInput!) { change: updateProject(input: $input) { project { id } } }";
+                        (query, json!({ "projectId": id, "name": name }))
+                    };
+                    let Some(answer) = visitor.ask(query, &json!({ "input": input })).await else {
+                        return;
+                    };
+                    id = answer["data"]["change"]["project"]["id"].clone();
+                    assert!(id.is_string(), "{answer}");
+                    acknowledged.lock().expect("no panic").insert(own.clone(), step);
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+    }
+    let is_told = || !told.lock().expect("no panic").is_empty();
+    while count.load(Ordering::SeqCst) < ACKNOWLEDGED || !is_told() {
+        tokio::task::yield_now().await;
+    }
+    server.signal("KILL");
+    while let Some(ended) = work.join_next().await {
+        ended.expect("no panic");
+    }
+    drop(server);
+
+    let server = Running::start(&mut serve()).await;
+    let visitor = Visitor::new(&server).await;
+    let acknowledged = acknowledged.lock().expect("no panic").clone();
+    let before = told.lock().expect("no panic").clone();
+    // What the listener had seen counts as seen: it goes on from there.
+    let cursor = before.last().map(|(_, cursor)| cursor.clone());
+    let db = database.connect().await;
+    let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
+    let told = Mutex::new(before);
+    let listening = visitor.listen(cursor.as_deref(), &told, &AtomicBool::new(false), |told| {
+        told.len() >= all
+    });
+    tokio::time::timeout(PATIENCE, listening)
+        .await
+        .expect("all is told");
+
+    let (projects, events) = (projects(&db).await, events(&db).await);
+    for (own, step) in &acknowledged {
+        assert!(
+            projects.get(own) >= Some(step),
+            "{own} {step} was acknowledged"
+        );
+    }
+    let mut heard: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (name, _) in told.into_inner().expect("no panic") {
+        let (own, step) = parse(&name);
+        heard.entry(own).or_default().push(step);
+    }
+    assert_eq!(heard.len(), projects.len());
+    for (own, last) in projects {
+        let steps: Vec<usize> = (0..=last).collect();
+        assert_eq!(events[&own], steps, "each change of {own} has one event");
+        assert_eq!(heard[&own], steps, "each change of {own} was told in order");
+    }
+}
