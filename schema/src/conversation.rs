@@ -8,8 +8,11 @@ use async_graphql::{
 use futures_util::future::try_join_all;
 use gathering_entity::{agent, circle, conversation, message, participant, user};
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    ActiveEnum, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    QueryTrait,
+    sea_query::{Expr, ExprTrait, LockType},
 };
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
@@ -18,12 +21,14 @@ use crate::{
     ctx::Door,
     error::Error,
     id::Kind,
+    live::Fact,
     message::{MessageFilter, Messages},
     page::{Connection, Listed, Order, Page},
     read::Pages,
     scalar::DateTime,
     task::Task,
     user::User,
+    write::Change,
 };
 
 /// Most lines of a transcript.
@@ -414,5 +419,75 @@ impl ConversationQuery {
             Order::descending([conversation::Column::Id]),
             &Page::new(first, after, last, before)?,
         )
+    }
+}
+
+/// Where a conversation is held, and with that who is told of it.
+#[derive(Clone, Copy)]
+struct Place {
+    owner: Uuid,
+    circle: Option<Uuid>,
+    project: Option<Uuid>,
+}
+
+impl Place {
+    /// In a circle: what happens there is its owner's.
+    fn in_circle(circle: &circle::Model) -> Self {
+        Self {
+            owner: circle.owner_id,
+            circle: Some(circle.id),
+            project: circle.project_id,
+        }
+    }
+
+    fn fact(self, kind: &'static str, subject: Uuid, payload: Value) -> Fact {
+        Fact::new(kind, subject, payload)
+            .owner(self.owner)
+            .circle(self.circle)
+            .project(self.project)
+    }
+}
+
+impl Change<'_> {
+    /// Holds the active conversations of a circle that stops.
+    pub(crate) async fn pause_conversations(
+        &mut self,
+        circle: &circle::Model,
+    ) -> Result<(), Error> {
+        use conversation::{
+            Column::{CircleId, Id, Status, Topic, UpdatedAt, Version},
+            ConversationStatus::{Active, Paused},
+        };
+        let active: Vec<(Uuid, String, i32)> = conversation::Entity::find()
+            .select_only()
+            .columns([Id, Topic, Version])
+            .filter(CircleId.eq(circle.id))
+            .filter(Status.eq(Active))
+            .order_by_asc(Id)
+            .lock(LockType::NoKeyUpdate)
+            .into_tuple()
+            .all(&self.transaction)
+            .await?;
+        if active.is_empty() {
+            return Ok(());
+        }
+        conversation::Entity::update_many()
+            .col_expr(Status, Expr::value(Paused.to_value()))
+            .col_expr(Version, Expr::col(Version).add(1))
+            .col_expr(UpdatedAt, Expr::value(self.now))
+            .filter(CircleId.eq(circle.id))
+            .filter(Status.eq(Active))
+            .exec(&self.transaction)
+            .await?;
+        for (id, topic, version) in active {
+            let payload = json!({
+                "topic": topic,
+                "fromStatus": Active.to_value(),
+                "toStatus": Paused.to_value(),
+                "version": version + 1,
+            });
+            self.announce(Place::in_circle(circle).fact("conversation.paused", id, payload));
+        }
+        Ok(())
     }
 }
