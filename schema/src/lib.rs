@@ -43,6 +43,7 @@ mod stream;
 pub mod subscription;
 pub mod task;
 pub mod text;
+mod turn;
 pub mod user;
 pub mod user_error;
 pub mod viewer;
@@ -125,6 +126,8 @@ pub struct Mutation(
     session::SessionMutation,
     user::UserMutation,
     project::ProjectMutation,
+    conversation::ConversationMutation,
+    message::MessageMutation,
 );
 
 /// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of

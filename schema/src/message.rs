@@ -2,16 +2,39 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, connection::EmptyFields};
+use async_graphql::{
+    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+};
 use futures_util::future::try_join_all;
-use gathering_entity::{conversation, message, model, user};
-use sea_orm::{ColumnTrait, Condition};
+use gathering_entity::{List, agent, conversation, message, model, user};
+use sea_orm::{
+    ActiveEnum, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect, Set, sea_query::Expr,
+};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    agent::Agent, conversation::Conversation, ctx::Door, error::Error, id::Kind, model::Model,
-    page::Listed, scalar::DateTime, user::User,
+    agent::Agent,
+    conversation::{Conversation, Place},
+    ctx::Door,
+    error::Error,
+    id::Kind,
+    live::Fact,
+    model::Model,
+    page::Listed,
+    scalar::DateTime,
+    text,
+    turn::{self, Participant, Said, Talk},
+    user::User,
+    user_error::{Check, UserError, UserErrorCode},
+    write::{Change, Outcome, change},
 };
+
+/// Most characters of a message.
+const MAX_CONTENT: usize = 100_000;
+/// Most characters of a message that its event tells.
+const MAX_EXCERPT: usize = 200;
 
 /// In what part a message was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -191,5 +214,358 @@ impl MessageFilter {
             .add_option(role)
             .add_option(agent.map(|id| AgentId.eq(id)))
             .add_option(filter.is_pinned.map(|is_pinned| IsPinned.eq(is_pinned))))
+    }
+}
+
+/// The outcome of a change of a message.
+#[derive(SimpleObject)]
+pub struct MessagePayload {
+    /// The message as it is now; null when there is none to show.
+    message: Option<Message>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl MessagePayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            message: outcome.row::<message::Entity>(ctx).await?.map(Message),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// A message that is to be written.
+#[derive(InputObject)]
+pub struct PostMessageInput {
+    /// The conversation.
+    conversation_id: ID,
+    /// What it says, 1 to 100,000 characters. `@` and a participant's name mention the participant.
+    content: String,
+    /// The participant whose turn this is; without one it is a message of the user.
+    agent_id: Option<ID>,
+    /// The message of the same conversation that it answers.
+    parent_id: Option<ID>,
+}
+
+/// A message that is to be kept in sight, or no longer.
+#[derive(InputObject)]
+pub struct PinMessageInput {
+    /// The message.
+    message_id: ID,
+    /// Whether it is worth keeping in sight.
+    is_pinned: bool,
+}
+
+/// Changes of messages.
+#[derive(Default)]
+pub struct MessageMutation;
+
+#[Object]
+impl MessageMutation {
+    /// Writes a message: the user's, while the conversation is ACTIVE or PAUSED, or, with `agentId`, an agent's turn,
+    /// while it is ACTIVE. The turn `maxTurns` ends the conversation, and so does an agent's message with `[DONE]`,
+    /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. For editors of the conversation's circle; without one, for its owner and
+    /// administrators. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for an agent that takes no part,
+    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `LIMIT_REACHED` when all turns
+    /// are taken, `BAD_TRANSITION`.
+    async fn post_message(
+        &self,
+        ctx: &Context<'_>,
+        input: PostMessageInput,
+    ) -> Result<MessagePayload, Error> {
+        let id = Uuid::now_v7();
+        let conversation = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
+        let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
+        let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
+        let outcome = change(ctx, async |mut change| {
+            let held = change.conversation(conversation, "conversationId").await?;
+            let (row, place) = match held {
+                Ok(held) => held,
+                Err(fault) => return Ok(Outcome::fault(None, fault)),
+            };
+            let mut check = Check::default();
+            let content = check.text("content", &input.content, MAX_CONTENT);
+            let participants = change.participants(row.id).await?;
+            let speaker = match agent {
+                Some(agent) => check_speaker(&mut check, &row, &participants, agent),
+                None => None,
+            };
+            change.check_parent(&mut check, row.id, parent).await?;
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            if let Err(fault) = check_state(&row, agent.is_some()) {
+                return Ok(Outcome::fault(None, fault));
+            }
+            let words = text::fold(&content);
+            let mentions = turn::mentions(&words, &participants);
+            let last_turn = match agent {
+                Some(agent) => Some(agent),
+                None => change.last_turn(&row).await?,
+            };
+            let said = Said {
+                author: agent,
+                last_turn,
+                words: &words,
+                mentions: &mentions,
+            };
+            let progress = Progress::of(&row, &participants, &said);
+            let message = message::Model {
+                id,
+                created_at: change.now,
+                conversation_id: row.id,
+                seq: row.last_seq + 1,
+                role: match speaker {
+                    Some(_) => message::MessageRole::Assistant,
+                    None => message::MessageRole::User,
+                },
+                agent_id: agent,
+                user_id: agent.is_none().then(|| change.viewer.id()),
+                author_name: match speaker {
+                    Some(speaker) => speaker.name.clone(),
+                    None => change.viewer.user.name.clone(),
+                },
+                content,
+                mentions: List(mentions.iter().map(Uuid::to_string).collect()),
+                parent_id: parent,
+                is_pinned: false,
+                model_id: speaker.and_then(|speaker| speaker.model_id),
+                tokens_input: None,
+                tokens_output: None,
+                thinking_ms: None,
+                tool_calls: None,
+                tool_results: None,
+            };
+            change.add(&row, place, message, &progress).await?;
+            change.commit(vec![id]).await
+        });
+        MessagePayload::new(ctx, outcome.await?).await
+    }
+
+    /// Marks a message as worth keeping in sight, or no longer, whatever state its conversation is in. For editors of the
+    /// conversation's circle; without one, for its owner and administrators. Code of `userErrors`: `BAD_TRANSITION` in an
+    /// archived circle.
+    async fn pin_message(
+        &self,
+        ctx: &Context<'_>,
+        input: PinMessageInput,
+    ) -> Result<MessagePayload, Error> {
+        let id = Kind::Message.parse(&input.message_id, "messageId")?;
+        let outcome = change(ctx, async |mut change| {
+            let row = change.message(id, "messageId").await?;
+            let held = change
+                .conversation(row.conversation_id, "messageId")
+                .await?;
+            let (conversation, place) = match held {
+                Ok(held) => held,
+                Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
+            };
+            let pinned = message::Entity::update_many()
+                .col_expr(message::Column::IsPinned, input.is_pinned.into())
+                .filter(message::Column::Id.eq(id))
+                .filter(message::Column::IsPinned.ne(input.is_pinned))
+                .exec(&change.transaction)
+                .await?;
+            if pinned.rows_affected > 0 {
+                let payload = json!({
+                    "conversationId": Kind::Conversation.id(conversation.id),
+                    "seq": row.seq,
+                    "role": row.role.to_value(),
+                    "isPinned": input.is_pinned,
+                });
+                let fact = place.fact("message.pinned", id, payload);
+                change.announce(fact.agent(row.agent_id));
+            }
+            change.commit(vec![id]).await
+        });
+        MessagePayload::new(ctx, outcome.await?).await
+    }
+}
+
+/// What a message does to its conversation.
+struct Progress {
+    turns_taken: i32,
+    next_index: i32,
+    next_speaker: Option<Uuid>,
+    /// Why it ends with this message, if it does.
+    end: Option<&'static str>,
+}
+
+impl Progress {
+    fn of(row: &conversation::Model, participants: &[Participant], said: &Said<'_>) -> Self {
+        let mut talk = Talk::of(row, participants);
+        let mut end = None;
+        if said.author.is_some() {
+            let places = i32::try_from(participants.len()).unwrap_or(i32::MAX);
+            talk.turns += 1;
+            talk.pointer = (talk.pointer + 1) % places;
+            if turn::is_final(said.words) {
+                end = Some("marker");
+            } else if talk.turns >= row.max_turns {
+                end = Some("max_turns");
+            }
+        }
+        Self {
+            turns_taken: talk.turns,
+            next_index: talk.pointer,
+            next_speaker: if end.is_none() { talk.next(said) } else { None },
+            end,
+        }
+    }
+}
+
+/// The participant whose turn it is.
+fn check_speaker<'p>(
+    check: &mut Check,
+    row: &conversation::Model,
+    participants: &'p [Participant],
+    agent: Uuid,
+) -> Option<&'p Participant> {
+    let speaker = participants.iter().find(|one| one.id == agent);
+    let is_free = row.turn_strategy == conversation::TurnStrategy::FreeForm;
+    if speaker.is_none() {
+        let message = "The agent takes no part in the conversation.";
+        check.fault("agentId", UserErrorCode::NotMember, message);
+    } else if row.status == conversation::ConversationStatus::Active
+        && !is_free
+        && row.next_speaker_id != Some(agent)
+    {
+        let message = "It is the turn of another participant: the conversation's `nextSpeaker`.";
+        check.fault("agentId", UserErrorCode::Invalid, message);
+    }
+    speaker
+}
+
+/// Whether a message, or a turn, may be added in this state.
+fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
+    use conversation::ConversationStatus::{Active, Paused};
+    let what = if is_turn { "turns" } else { "messages" };
+    match row.status {
+        Active if is_turn && row.turns_taken >= row.max_turns => {
+            let message = format!("All {} turns are taken.", row.max_turns);
+            Err(UserError::general(UserErrorCode::LimitReached, message))
+        }
+        Active => Ok(()),
+        Paused if !is_turn => Ok(()),
+        other => Err(UserError::bad_transition(format!(
+            "A conversation that is {} takes no {what}.",
+            other.to_value()
+        ))),
+    }
+}
+
+impl Change<'_> {
+    /// A message that the viewer may read.
+    async fn message(&self, id: Uuid, field: &str) -> Result<message::Model, Error> {
+        let rule = &self.viewer.rules().message;
+        let row = message::Entity::find_by_id(id).filter(rule.condition());
+        let row = row.one(&self.transaction).await?;
+        row.ok_or_else(|| Error::not_found(field))
+    }
+
+    /// What a message answers belongs to the same conversation.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    async fn check_parent(
+        &self,
+        check: &mut Check,
+        conversation: Uuid,
+        parent: Option<Uuid>,
+    ) -> Result<(), Error> {
+        let Some(parent) = parent else { return Ok(()) };
+        if self.message(parent, "parentId").await?.conversation_id != conversation {
+            let message = "A message answers one of the same conversation.";
+            check.fault("parentId", UserErrorCode::Invalid, message);
+        }
+        Ok(())
+    }
+
+    /// The agent who took the last turn.
+    async fn last_turn(&self, row: &conversation::Model) -> Result<Option<Uuid>, Error> {
+        let speakers = message::Entity::find()
+            .select_only()
+            .column(message::Column::AgentId)
+            .filter(message::Column::ConversationId.eq(row.id))
+            .filter(message::Column::AgentId.is_not_null())
+            .order_by_desc(message::Column::Seq)
+            .limit(1);
+        Ok(speakers.into_tuple().one(&self.transaction).await?)
+    }
+
+    /// Adds a message to its conversation.
+    async fn add(
+        &mut self,
+        row: &conversation::Model,
+        place: Place,
+        message: message::Model,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let now = self.now;
+        let mut new = conversation::ActiveModel {
+            last_seq: Set(message.seq),
+            last_message_at: Set(Some(now)),
+            updated_at: Set(now),
+            next_speaker_id: Set(progress.next_speaker),
+            next_index: Set(progress.next_index),
+            turns_taken: Set(progress.turns_taken),
+            ..Default::default()
+        };
+        let ended = progress.end.map(|reason| conversation::Model {
+            status: conversation::ConversationStatus::Completed,
+            version: row.version + 1,
+            end_reason: Some(reason.to_owned()),
+            ended_at: Some(now),
+            ..row.clone()
+        });
+        if let Some(ended) = &ended {
+            new.status = Set(ended.status);
+            new.version = Set(ended.version);
+            new.end_reason = Set(ended.end_reason.clone());
+            new.ended_at = Set(ended.ended_at);
+        }
+        conversation::Entity::update_many()
+            .set(new)
+            .filter(conversation::Column::Id.eq(row.id))
+            .exec(&self.transaction)
+            .await?;
+
+        let agent = message.agent_id;
+        let by = |fact: Fact| match agent {
+            Some(agent) => fact.agent(agent).by_agent(),
+            None => fact,
+        };
+        let excerpt: String = message.content.chars().take(MAX_EXCERPT).collect();
+        let payload = json!({
+            "conversationId": Kind::Conversation.id(row.id),
+            "seq": message.seq,
+            "role": message.role.to_value(),
+            "excerpt": excerpt,
+        });
+        self.announce(by(place.fact("message.added", message.id, payload)));
+        message::Entity::insert(message.into_active_model())
+            .exec_without_returning(&self.transaction)
+            .await?;
+        let Some(agent) = agent else { return Ok(()) };
+
+        let next = progress.next_speaker.map(|id| Kind::Agent.id(id));
+        let payload = json!({ "turn": progress.turns_taken, "nextSpeakerId": next });
+        self.announce(by(place.told("conversation.turn_completed", row, payload)));
+        if let Some(ended) = &ended {
+            let payload = json!({
+                "fromStatus": row.status.to_value(),
+                "toStatus": ended.status.to_value(),
+                "reason": ended.end_reason,
+            });
+            self.announce(by(place.told("conversation.ended", ended, payload)));
+        }
+        agent::Entity::update_many()
+            .col_expr(agent::Column::LastActiveAt, Expr::value(now))
+            .col_expr(agent::Column::UpdatedAt, Expr::value(now))
+            .filter(agent::Column::Id.eq(agent))
+            .exec(&self.transaction)
+            .await?;
+        Ok(())
     }
 }

@@ -222,6 +222,26 @@ impl World {
                     .await;
                 json!({ "userId": viewer["data"]["viewer"]["id"], "name": "Spare" })
             }
+            "createConversation" => {
+                json!({ "topic": "", "circleId": CIRCLE, "participantIds": [self.thing("Agent")] })
+            }
+            "updateConversation" => {
+                json!({ "conversationId": self.thing("Conversation"), "topic": "" })
+            }
+            "startConversation"
+            | "pauseConversation"
+            | "resumeConversation"
+            | "completeConversation"
+            | "cancelConversation" => {
+                json!({ "conversationId": self.thing("Conversation"), "expectedVersion": 0 })
+            }
+            "deleteConversation" => {
+                json!({ "id": self.thing("Conversation"), "expectedVersion": 0 })
+            }
+            "postMessage" => {
+                json!({ "conversationId": self.thing("Conversation"), "content": "" })
+            }
+            "pinMessage" => json!({ "messageId": self.thing("Message"), "isPinned": false }),
             _ => panic!("say here how to call the mutation {mutation}, and do no harm"),
         }
     }

@@ -14,6 +14,7 @@ mod server;
 mod access;
 mod accounts;
 mod charging;
+mod conversations;
 mod crash;
 mod data;
 mod graph;

@@ -15,10 +15,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::CHANNEL;
-use crate::error::Error;
+use crate::{error::Error, read::is_among};
 
 /// Which version of the payloads this is.
 const VERSION: i32 = 1;
+
+/// Most rows of one statement.
+const ROWS: usize = 1_000;
 
 /// What a change announces.
 #[derive(Clone, Debug)]
@@ -138,8 +141,9 @@ pub(crate) async fn announce(
         }
     }
     let duplicates = all - rows.len();
-    if !rows.is_empty() {
-        let rows = rows.into_iter().map(IntoActiveModel::into_active_model);
+    // Databases bound how many values a statement may have.
+    for rows in rows.chunks(ROWS) {
+        let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
         event::Entity::insert_many(rows)
             .exec_without_returning(transaction)
             .await?;
@@ -164,13 +168,19 @@ async fn latest(
     if window.is_zero() || subjects.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = event::Entity::find()
-        .filter(event::Column::SubjectId.is_in(subjects))
-        .filter(event::Column::OccurredAt.gt(now - window))
-        .order_by_asc(event::Column::Id)
-        .all(transaction)
-        .await?;
-    Ok(rows.into_iter().map(|row| (row.subject_id, row)).collect())
+    let backend = transaction.get_database_backend();
+    let mut latest = HashMap::new();
+    for subjects in subjects.chunks(ROWS) {
+        let column = event::Column::SubjectId.as_column_ref();
+        let rows = event::Entity::find()
+            .filter(is_among(backend, column, subjects))
+            .filter(event::Column::OccurredAt.gt(now - window))
+            .order_by_asc(event::Column::Id)
+            .all(transaction)
+            .await?;
+        latest.extend(rows.into_iter().map(|row| (row.subject_id, row)));
+    }
+    Ok(latest)
 }
 
 fn says_the_same(one: &event::Model, other: &event::Model) -> bool {
