@@ -1,26 +1,29 @@
 //! Circles: teams of agents.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
 };
 use futures_util::future::try_join_all;
 use gathering_entity::{circle, collaborator, conversation, event, member, project, task, user};
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QuerySelect, QueryTrait,
+    ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, EntityTrait, FromQueryResult,
+    IntoActiveModel, ModelTrait, QueryFilter, QuerySelect, QueryTrait, Set,
     sea_query::{Expr, ExprTrait, Func},
 };
-
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     conversation::{ConversationFilter, Conversations},
     ctx::Door,
+    deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
     id::Kind,
-    member::{CircleMembers, MemberFilter},
+    live::Fact,
+    member::{CircleMembers, MemberFilter, NewMemberInput},
     order::{NamedOrder, NamedOrderField},
     page::{Connection, Listed, Order, Page},
     project::Project,
@@ -29,10 +32,21 @@ use crate::{
     task::{TaskFilter, TaskOrder, Tasks},
     text,
     user::User,
-    user_error::UserError,
+    user_error::{Check, UserError, UserErrorCode},
     viewer::Viewer,
-    write::Change,
+    write::{Change, Edits, Outcome, change, check_version, is_taken},
 };
+
+/// Most characters of a circle's name.
+const MAX_NAME: usize = 100;
+/// Most characters of the name that is shown.
+const MAX_DISPLAY_NAME: usize = 200;
+/// Most characters of its description.
+const MAX_DESCRIPTION: usize = 10_000;
+/// How many active members it may be allowed.
+const MEMBERS: RangeInclusive<i32> = 1..=500;
+/// How many tasks it may be allowed to have in hand by routing.
+const CONCURRENT_TASKS: RangeInclusive<i32> = 1..=100;
 
 /// Where a circle stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -568,4 +582,630 @@ impl CircleQuery {
             &Page::new(first, after, last, before)?,
         )
     }
+}
+
+/// The outcome of a change of a circle.
+#[derive(SimpleObject)]
+pub struct CirclePayload {
+    /// The circle as it is now; null when there is none to show.
+    circle: Option<Circle>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl CirclePayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            circle: outcome.row::<circle::Entity>(ctx).await?.map(Circle),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// A circle that is to be made.
+#[derive(InputObject)]
+pub struct CreateCircleInput {
+    /// The name, 1 to 100 characters, unique among the user's circles that are not archived.
+    name: String,
+    /// A longer name shown to people, at most 200 characters.
+    display_name: Option<String>,
+    /// What it is for, at most 10,000 characters.
+    description: Option<String>,
+    /// The project it works for. Whoever reads the circle reads the project, so only its owner and administrators may
+    /// link it.
+    project_id: Option<ID>,
+    /// Whether its tasks are reviewed unless they say otherwise.
+    #[graphql(default = true)]
+    require_review: bool,
+    /// Whether its tasks find their agents by themselves while it runs.
+    #[graphql(default = true)]
+    auto_route: bool,
+    /// How many active members it may have, from 1 to 500.
+    #[graphql(default = 50)]
+    max_members: i32,
+    /// How many of its tasks may be in hand before no more are routed, from 1 to 100.
+    #[graphql(default = 5)]
+    max_concurrent_tasks: i32,
+    /// Its first members, at most 100 and at most `maxMembers`: agents of the user, each once.
+    members: Option<Vec<NewMemberInput>>,
+    /// Whether it is started at once.
+    #[graphql(default = false)]
+    start_now: bool,
+}
+
+/// What is to be different about a circle. Fields that are left out stay as they are; null clears what may be empty.
+#[derive(InputObject)]
+pub struct UpdateCircleInput {
+    /// The circle.
+    circle_id: ID,
+    /// Change it only at this version.
+    expected_version: Option<i32>,
+    /// The name, 1 to 100 characters, unique among its owner's circles that are not archived.
+    name: MaybeUndefined<String>,
+    /// A longer name shown to people, at most 200 characters.
+    display_name: MaybeUndefined<String>,
+    /// What it is for, at most 10,000 characters.
+    description: MaybeUndefined<String>,
+    /// The project it works for. Whoever reads the circle reads the project, so only the project's owner and
+    /// administrators may link it.
+    project_id: MaybeUndefined<ID>,
+    /// Whether its tasks are reviewed unless they say otherwise. Tasks that are there already stay as they are.
+    require_review: MaybeUndefined<bool>,
+    /// Whether its tasks find their agents by themselves while it runs.
+    auto_route: MaybeUndefined<bool>,
+    /// How many active members it may have, from 1 to 500, and not fewer than it has.
+    max_members: MaybeUndefined<i32>,
+    /// How many of its tasks may be in hand before no more are routed, from 1 to 100.
+    max_concurrent_tasks: MaybeUndefined<i32>,
+}
+
+/// A circle that something is to be done with.
+#[derive(InputObject)]
+pub struct CircleActionInput {
+    /// The circle.
+    circle_id: ID,
+    /// Do it only at this version.
+    expected_version: Option<i32>,
+}
+
+/// With whom a circle is to be shared.
+#[derive(InputObject)]
+pub struct ShareCircleInput {
+    /// The circle.
+    circle_id: ID,
+    /// The e-mail address of the user's account, whatever its case.
+    email: String,
+    /// What the user may do from now on.
+    role: CollaboratorRole,
+}
+
+/// With whom a circle is no longer to be shared.
+#[derive(InputObject)]
+pub struct UnshareCircleInput {
+    /// The circle.
+    circle_id: ID,
+    /// The user.
+    user_id: ID,
+}
+
+/// Changes of circles.
+#[derive(Default)]
+pub struct CircleMutation;
+
+#[Object]
+impl CircleMutation {
+    /// Makes a circle of the signed-in user, with its first members: all of it or nothing. An agent of somebody else is
+    /// `NOT_FOUND` or, where the user may read it, `FORBIDDEN`, and so is a project. Codes of `userErrors` beside those
+    /// of the input: `TAKEN` for the name; `INVALID` for an agent that is named twice; `LIMIT_REACHED` for more
+    /// `members` than `maxMembers`.
+    async fn create_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateCircleInput,
+    ) -> Result<CirclePayload, Error> {
+        let id = Uuid::now_v7();
+        let project = Kind::Project.parse_opt(input.project_id.as_ref(), "projectId")?;
+        let joining = input.members.as_deref().unwrap_or_default();
+        let agents = NewMemberInput::agents(joining)?;
+        let outcome = change(ctx, async |mut change| {
+            let mut check = Check::default();
+            let name = check.line("name", &input.name, MAX_NAME);
+            let mut row = circle::Model {
+                id,
+                created_at: change.now,
+                updated_at: change.now,
+                version: 1,
+                owner_id: change.viewer.id(),
+                project_id: project,
+                name_key: text::fold(&name),
+                name,
+                display_name: check.optional_line(
+                    "displayName",
+                    input.display_name.as_deref(),
+                    MAX_DISPLAY_NAME,
+                ),
+                description: check.optional_text(
+                    "description",
+                    input.description.as_deref(),
+                    MAX_DESCRIPTION,
+                ),
+                status: circle::CircleStatus::Created,
+                require_review: input.require_review,
+                auto_route: input.auto_route,
+                max_members: check.range("maxMembers", input.max_members, MEMBERS),
+                max_concurrent_tasks: check.range(
+                    "maxConcurrentTasks",
+                    input.max_concurrent_tasks,
+                    CONCURRENT_TASKS,
+                ),
+                started_at: None,
+                stopped_at: None,
+                archived_at: None,
+            };
+            let joiners = NewMemberInput::check(joining, &agents, &mut check);
+            if let Some(project) = project {
+                change.project(project, "projectId").await?;
+            }
+            change.check_agents(&joiners).await?;
+            check_room(&mut check, &row, 0, joiners.len());
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            change.announce(edited("circle.created", &row, &[]));
+            let before = row.status;
+            if input.start_now {
+                // Two steps that are written as one.
+                row.status = circle::CircleStatus::Running;
+                row.started_at = Some(change.now);
+                row.version += 1;
+            }
+            let insert = circle::Entity::insert(row.clone().into_active_model());
+            match insert.exec_without_returning(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(None, name_taken()));
+                }
+                done => done?,
+            };
+            change.add_members(&row, joiners, &[]).await?;
+            if input.start_now {
+                change.announce(moved("circle.started", &row, before));
+            }
+            change.commit(vec![id]).await
+        });
+        CirclePayload::new(ctx, outcome.await?).await
+    }
+
+    /// Changes a circle. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for
+    /// the name; `OUT_OF_RANGE` for a `maxMembers` below the number of active members; `CONFLICT`; `BAD_TRANSITION` while
+    /// it is ARCHIVED.
+    async fn update_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateCircleInput,
+    ) -> Result<CirclePayload, Error> {
+        let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
+        let project = match &input.project_id {
+            MaybeUndefined::Undefined => None,
+            project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
+        };
+        let outcome = change(ctx, async |mut change| {
+            let row = change.circle(id, "circleId", Access::Owner).await?;
+            if let Some(project) = project.flatten()
+                && row.project_id != Some(project)
+            {
+                change.project(project, "projectId").await?;
+            }
+            let mut check = Check::default();
+            let name = check.kept("name", &input.name);
+            let name = name.map(|name| check.line("name", name, MAX_NAME));
+            let display_name = input.display_name.as_opt_deref();
+            let display_name = display_name
+                .map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
+            let description = input.description.as_opt_deref();
+            let description =
+                description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
+            let review = check.kept("requireReview", &input.require_review).copied();
+            let route = check.kept("autoRoute", &input.auto_route).copied();
+            let members = check.kept("maxMembers", &input.max_members).copied();
+            if let Some(most) = members {
+                // Fewer than before may be fewer than there are.
+                let least = if most < row.max_members && MEMBERS.contains(&most) {
+                    change.count_members(id).await?
+                } else {
+                    *MEMBERS.start()
+                };
+                check.range("maxMembers", most, least..=*MEMBERS.end());
+            }
+            let field = "maxConcurrentTasks";
+            let tasks = check.kept(field, &input.max_concurrent_tasks).copied();
+            let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+            let allowed =
+                check_version(input.expected_version, row.version).and_then(|()| check_open(&row));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            let version = row.version;
+            let mut new = row.into_active_model();
+            let mut edits = Edits::default();
+            if let Some(name) = &name {
+                new.name_key = Set(text::fold(name));
+            }
+            edits.set("name", &mut new.name, name);
+            edits.set("displayName", &mut new.display_name, display_name);
+            edits.set("description", &mut new.description, description);
+            edits.set("projectId", &mut new.project_id, project);
+            edits.set("requireReview", &mut new.require_review, review);
+            edits.set("autoRoute", &mut new.auto_route, route);
+            edits.set("maxMembers", &mut new.max_members, members);
+            edits.set(field, &mut new.max_concurrent_tasks, tasks);
+            if !edits.is_empty() {
+                new.version = Set(version + 1);
+                new.updated_at = Set(change.now);
+                let row = match new.update(&change.transaction).await {
+                    Err(error) if is_taken(&error) => {
+                        return Ok(Outcome::fault(Some(id), name_taken()));
+                    }
+                    done => done?,
+                };
+                change.announce(edited("circle.updated", &row, edits.names()));
+            }
+            change.commit(vec![id]).await
+        });
+        CirclePayload::new(ctx, outcome.await?).await
+    }
+
+    /// Starts a circle that is CREATED, PAUSED or STOPPED; where it routes by itself, its waiting tasks find their
+    /// agents. For its editors. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    async fn start_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        Step::Start.take(ctx, &input).await
+    }
+
+    /// Pauses a RUNNING circle: no more work is routed, work in hand goes on. For its editors. Codes of `userErrors`:
+    /// `CONFLICT`; `BAD_TRANSITION`.
+    async fn pause_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        Step::Pause.take(ctx, &input).await
+    }
+
+    /// Stops a circle that is RUNNING or PAUSED, and pauses its active conversations. For its editors. Codes of
+    /// `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    async fn stop_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        Step::Stop.take(ctx, &input).await
+    }
+
+    /// Puts a circle away that is CREATED or STOPPED: it can then only be read, restored or deleted, and its name is free
+    /// again. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    async fn archive_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        Step::Archive.take(ctx, &input).await
+    }
+
+    /// Takes an ARCHIVED circle out of the archive; it is then STOPPED. For its owner and administrators. Codes of
+    /// `userErrors`: `TAKEN` when another circle has its name by now; `CONFLICT`; `BAD_TRANSITION`.
+    async fn restore_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        Step::Restore.take(ctx, &input).await
+    }
+
+    /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; its conversations
+    /// stay with their owners. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    async fn delete_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: DeleteInput,
+    ) -> Result<DeletePayload, Error> {
+        let id = Kind::Circle.parse(&input.id, "id")?;
+        let outcome = change(ctx, async |mut change| {
+            use circle::CircleStatus::{Archived, Created, Stopped};
+            let row = change.circle(id, "id", Access::Owner).await?;
+            if let Err(fault) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            if ![Created, Stopped, Archived].contains(&row.status) {
+                return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
+            }
+            change.announce(edited("circle.deleted", &row, &[]));
+            row.delete(&change.transaction).await?;
+            change.commit(vec![]).await
+        });
+        DeletePayload::new(ctx, Kind::Circle, id, outcome.await?).await
+    }
+
+    /// Shares a circle with another user, or changes what they may do. For its owner and administrators. Codes of
+    /// `userErrors`: `INVALID` for an `email` that is no active user's, or the owner's; `BAD_TRANSITION` while the circle
+    /// is ARCHIVED.
+    async fn share_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: ShareCircleInput,
+    ) -> Result<CirclePayload, Error> {
+        let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
+        let outcome = change(ctx, async |mut change| {
+            let row = change.circle(id, "circleId", Access::Owner).await?;
+            let mut check = Check::default();
+            let (_, key) = check.email("email", &input.email);
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+            if let Err(fault) = check_open(&row) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            let user = user::Entity::find()
+                .select_only()
+                .column(user::Column::Id)
+                .filter(user::Column::EmailKey.eq(key))
+                .filter(user::Column::IsActive.eq(true));
+            let user: Option<Uuid> = user.into_tuple().one(&change.transaction).await?;
+            let Some(user) = user else {
+                // Who is deactivated is answered like who was never there.
+                let fault = share_fault("No active user has this e-mail address.");
+                return Ok(Outcome::fault(Some(id), fault));
+            };
+            if user == row.owner_id {
+                let fault = share_fault("The circle is this user's own.");
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            let role = input.role.into();
+            if change.share(&row, user, role).await? {
+                change.announce(sharing("circle.shared", &row, user, Some(role)));
+            }
+            change.commit(vec![id]).await
+        });
+        CirclePayload::new(ctx, outcome.await?).await
+    }
+
+    /// Stops sharing a circle with a user. For its owner and administrators; collaborators may leave by themselves, and
+    /// get no circle to see then. Codes of `userErrors`: `INVALID` for a `userId` with whom it is not shared;
+    /// `BAD_TRANSITION` while the circle is ARCHIVED.
+    async fn unshare_circle(
+        &self,
+        ctx: &Context<'_>,
+        input: UnshareCircleInput,
+    ) -> Result<CirclePayload, Error> {
+        let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
+        let user = Kind::User.parse(&input.user_id, "userId")?;
+        let outcome = change(ctx, async |mut change| {
+            let leaves = user == change.viewer.id();
+            let least = if leaves {
+                Access::Viewer
+            } else {
+                Access::Owner
+            };
+            let row = change.circle(id, "circleId", least).await?;
+            if let Err(fault) = check_open(&row) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            let share = collaborator::Entity::delete_many()
+                .filter(collaborator::Column::CircleId.eq(id))
+                .filter(collaborator::Column::UserId.eq(user));
+            let gone = share.exec(&change.transaction).await?;
+            if gone.rows_affected == 0 {
+                let message = "The circle is not shared with this user.";
+                let fault = UserError::new("userId", UserErrorCode::Invalid, message);
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            change.announce(sharing("circle.unshared", &row, user, None));
+            let reads_on = !leaves || change.viewer.is_admin();
+            change.commit(Vec::from_iter(reads_on.then_some(id))).await
+        });
+        CirclePayload::new(ctx, outcome.await?).await
+    }
+}
+
+/// A transition of a circle.
+#[derive(Clone, Copy)]
+enum Step {
+    Start,
+    Pause,
+    Stop,
+    Archive,
+    Restore,
+}
+
+impl Step {
+    /// From where it leads where, who may take it, the event that tells of it, and how one says that it is taken.
+    fn rule(self) -> Transition {
+        use circle::CircleStatus::{Archived, Created, Paused, Running, Stopped};
+        let (from, to, least, event, done): (&[_], _, _, _, _) = match self {
+            Self::Start => {
+                let from = &[Created, Paused, Stopped];
+                (from, Running, Access::Editor, "circle.started", "started")
+            }
+            Self::Pause => (
+                &[Running],
+                Paused,
+                Access::Editor,
+                "circle.paused",
+                "paused",
+            ),
+            Self::Stop => {
+                let from = &[Running, Paused];
+                (from, Stopped, Access::Editor, "circle.stopped", "stopped")
+            }
+            Self::Archive => {
+                let from = &[Created, Stopped];
+                (from, Archived, Access::Owner, "circle.archived", "archived")
+            }
+            Self::Restore => {
+                let from = &[Archived];
+                (from, Stopped, Access::Owner, "circle.restored", "restored")
+            }
+        };
+        Transition {
+            from,
+            to,
+            least,
+            event,
+            done,
+        }
+    }
+
+    async fn take(
+        self,
+        ctx: &Context<'_>,
+        input: &CircleActionInput,
+    ) -> Result<CirclePayload, Error> {
+        let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
+        let rule = self.rule();
+        let outcome = change(ctx, async |mut change| {
+            let row = change.circle(id, "circleId", rule.least).await?;
+            if let Err(fault) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
+            let before = row.status;
+            if !rule.from.contains(&before) {
+                return Ok(Outcome::fault(Some(id), cannot(before, rule.done)));
+            }
+            let version = row.version + 1;
+            let mut new = row.into_active_model();
+            new.status = Set(rule.to);
+            new.version = Set(version);
+            new.updated_at = Set(change.now);
+            match self {
+                Self::Start => new.started_at = Set(Some(change.now)),
+                Self::Stop => new.stopped_at = Set(Some(change.now)),
+                Self::Archive => new.archived_at = Set(Some(change.now)),
+                Self::Restore => new.archived_at = Set(None),
+                Self::Pause => {}
+            }
+            let row = match new.update(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    let message = "Another of the owner's circles has its name by now.";
+                    let fault = UserError::general(UserErrorCode::Taken, message);
+                    return Ok(Outcome::fault(Some(id), fault));
+                }
+                done => done?,
+            };
+            change.announce(moved(rule.event, &row, before));
+            change.commit(vec![id]).await
+        });
+        CirclePayload::new(ctx, outcome.await?).await
+    }
+}
+
+struct Transition {
+    from: &'static [circle::CircleStatus],
+    to: circle::CircleStatus,
+    least: Access,
+    event: &'static str,
+    done: &'static str,
+}
+
+impl Change<'_> {
+    /// Shares a circle with a user. Answers whether that changes anything.
+    async fn share(
+        &self,
+        circle: &circle::Model,
+        user: Uuid,
+        role: collaborator::CollaboratorRole,
+    ) -> Result<bool, Error> {
+        let share = collaborator::Entity::find()
+            .filter(collaborator::Column::CircleId.eq(circle.id))
+            .filter(collaborator::Column::UserId.eq(user));
+        match share.one(&self.transaction).await? {
+            Some(share) if share.role == role => return Ok(false),
+            Some(share) => {
+                let mut share = share.into_active_model();
+                share.role = Set(role);
+                share.updated_at = Set(self.now);
+                share.update(&self.transaction).await?;
+            }
+            None => {
+                let share = collaborator::Model {
+                    id: Uuid::now_v7(),
+                    created_at: self.now,
+                    updated_at: self.now,
+                    circle_id: circle.id,
+                    user_id: user,
+                    role,
+                    added_by: Some(self.viewer.id()),
+                };
+                collaborator::Entity::insert(share.into_active_model())
+                    .exec_without_returning(&self.transaction)
+                    .await?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Says so when agents that are to join do not find room beside those who are `present`.
+pub(crate) fn check_room(check: &mut Check, circle: &circle::Model, present: i32, joining: usize) {
+    let room = usize::try_from(circle.max_members - present).unwrap_or_default();
+    if joining > room {
+        let message = format!(
+            "The circle may have at most {} active members, and has {present}.",
+            circle.max_members
+        );
+        check.fault("members", UserErrorCode::LimitReached, message);
+    }
+}
+
+fn cannot(status: circle::CircleStatus, done: &str) -> UserError {
+    UserError::bad_transition(format!("a {} circle cannot be {done}", status.to_value()))
+}
+
+fn name_taken() -> UserError {
+    let message = "Another of the owner's circles has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
+}
+
+fn share_fault(message: &str) -> UserError {
+    UserError::new("email", UserErrorCode::Invalid, message)
+}
+
+fn fact(kind: &'static str, row: &circle::Model, payload: Value) -> Fact {
+    Fact::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .circle(row.id)
+        .project(row.project_id)
+}
+
+fn edited(kind: &'static str, row: &circle::Model, changed: &[&str]) -> Fact {
+    let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
+    fact(kind, row, payload)
+}
+
+fn moved(kind: &'static str, row: &circle::Model, before: circle::CircleStatus) -> Fact {
+    let payload = json!({
+        "name": row.name,
+        "fromStatus": before.to_value(),
+        "toStatus": row.status.to_value(),
+        "version": row.version,
+    });
+    fact(kind, row, payload)
+}
+
+fn sharing(
+    kind: &'static str,
+    row: &circle::Model,
+    user: Uuid,
+    role: Option<collaborator::CollaboratorRole>,
+) -> Fact {
+    let payload = json!({
+        "userId": Kind::User.id(user).as_str(),
+        "role": role.map(|role| role.to_value()),
+        "version": row.version,
+    });
+    fact(kind, row, payload)
 }

@@ -128,6 +128,8 @@ pub struct Mutation(
     project::ProjectMutation,
     conversation::ConversationMutation,
     message::MessageMutation,
+    circle::CircleMutation,
+    member::MemberMutation,
 );
 
 /// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of

@@ -476,7 +476,10 @@ impl ProjectMutation {
 
 impl Change<'_> {
     /// A project that the viewer may change.
-    async fn project(&self, id: Uuid, field: &str) -> Result<project::Model, Error> {
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+    pub(crate) async fn project(&self, id: Uuid, field: &str) -> Result<project::Model, Error> {
         let rule = &self.viewer.rules().project;
         let row = self.row::<project::Entity>(rule, id, field).await?;
         if self.viewer.is_admin() || row.owner_id == self.viewer.id() {

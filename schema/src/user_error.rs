@@ -232,7 +232,8 @@ impl Check {
         value.as_opt_ref().flatten()
     }
 
-    fn required(&mut self, field: &str) {
+    /// Adds the fault of a field that has no value.
+    pub(crate) fn required(&mut self, field: &str) {
         let message = format!("`{field}` must not be empty.");
         self.fault(field, UserErrorCode::Required, message);
     }
