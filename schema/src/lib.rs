@@ -35,6 +35,7 @@ pub mod persona;
 pub mod project;
 pub mod provider;
 mod read;
+mod routing;
 pub mod scalar;
 pub mod server;
 pub mod session;
