@@ -6,11 +6,14 @@ use async_graphql::{
     Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
 };
 use futures_util::future::try_join_all;
-use gathering_entity::{circle, collaborator, conversation, event, member, project, task, user};
+use gathering_entity::{
+    agent, circle, collaborator, conversation, event, member, project, task, user,
+};
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, EntityTrait, FromQueryResult,
-    IntoActiveModel, ModelTrait, QueryFilter, QuerySelect, QueryTrait, Set,
-    sea_query::{Expr, ExprTrait, Func},
+    ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
+    FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    Set,
+    sea_query::{Expr, ExprTrait, Func, LockType},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -27,7 +30,7 @@ use crate::{
     order::{NamedOrder, NamedOrderField},
     page::{Connection, Listed, Order, Page},
     project::Project,
-    read::{Keyed, Rule, Totals, count_where},
+    read::{Keyed, Rule, Totals, count_where, is_among},
     scalar::DateTime,
     task::{TaskFilter, TaskOrder, Tasks},
     text,
@@ -925,6 +928,7 @@ impl CircleMutation {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
             change.announce(edited("circle.deleted", &row, &[]));
+            change.free_agents(id).await?;
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -1097,6 +1101,11 @@ impl Step {
                 done => done?,
             };
             change.announce(moved(rule.event, &row, before));
+            match self {
+                Self::Start => change.route_pending(&row).await?,
+                Self::Stop => change.pause_conversations(&row).await?,
+                Self::Pause | Self::Archive | Self::Restore => {}
+            }
             change.commit(vec![id]).await
         });
         CirclePayload::new(ctx, outcome.await?).await
@@ -1146,6 +1155,57 @@ impl Change<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Agents that are at work in a circle which goes with its tasks are free then, unless they are at work elsewhere.
+    async fn free_agents(&mut self, circle: Uuid) -> Result<(), Error> {
+        use agent::{AgentStatus, Column};
+        let in_progress = || {
+            task::Entity::find()
+                .select_only()
+                .column(task::Column::AssigneeId)
+                .filter(task::Column::Status.eq(task::TaskStatus::InProgress))
+        };
+        let here = in_progress().filter(task::Column::CircleId.eq(circle));
+        let mut agents: Vec<(Uuid, Uuid, String, i32)> = agent::Entity::find()
+            .select_only()
+            .columns([Column::Id, Column::OwnerId, Column::Name, Column::Version])
+            .filter(Column::Status.eq(AgentStatus::Busy))
+            .filter(Column::Id.in_subquery(here.into_query()))
+            .order_by_asc(Column::Id)
+            .lock(LockType::NoKeyUpdate)
+            .into_tuple()
+            .all(&self.transaction)
+            .await?;
+        if agents.is_empty() {
+            return Ok(());
+        }
+        let backend = self.transaction.get_database_backend();
+        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+        let assignee = task::Column::AssigneeId.as_column_ref();
+        let elsewhere = in_progress()
+            .filter(task::Column::CircleId.ne(circle))
+            .filter(is_among(backend, assignee, &ids));
+        let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&self.transaction).await?;
+        agents.retain(|(id, ..)| !elsewhere.contains(id));
+        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+        agent::Entity::update_many()
+            .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
+            .col_expr(Column::UpdatedAt, Expr::value(self.now))
+            .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
+            .exec(&self.transaction)
+            .await?;
+        for (id, owner, name, version) in agents {
+            let payload = json!({
+                "name": name,
+                "fromStatus": AgentStatus::Busy.to_value(),
+                "toStatus": AgentStatus::Idle.to_value(),
+                "version": version,
+            });
+            let fact = Fact::new("agent.status_changed", id, payload);
+            self.announce(fact.owner(owner).agent(id));
+        }
+        Ok(())
     }
 }
 

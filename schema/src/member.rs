@@ -559,6 +559,9 @@ impl MemberMutation {
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
             change.announce(fact("member.removed", &circle, &row, &[]));
+            if let Err(fault) = change.release_tasks(&circle, row.agent_id).await? {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             change.commit(vec![id]).await
         });
         CircleMemberPayload::new(ctx, outcome.await?).await
