@@ -712,7 +712,7 @@ impl CircleMutation {
         let agents = NewMemberInput::agents(joining)?;
         let outcome = change(ctx, async |mut change| {
             let mut check = Check::default();
-            let name = check.line("name", &input.name, MAX_NAME);
+            let (name, name_key) = check.name("name", &input.name, MAX_NAME);
             let mut row = circle::Model {
                 id,
                 created_at: change.now,
@@ -720,8 +720,8 @@ impl CircleMutation {
                 version: 1,
                 owner_id: change.viewer.id(),
                 project_id: project,
-                name_key: text::fold(&name),
                 name,
+                name_key,
                 display_name: check.optional_line(
                     "displayName",
                     input.display_name.as_deref(),
@@ -749,7 +749,7 @@ impl CircleMutation {
             if let Some(project) = project {
                 change.project(project, "projectId").await?;
             }
-            change.check_agents(&joiners).await?;
+            change.check_joiners(&joiners).await?;
             check_room(&mut check, &row, 0, joiners.len());
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(None, faults));
@@ -800,7 +800,7 @@ impl CircleMutation {
             }
             let mut check = Check::default();
             let name = check.kept("name", &input.name);
-            let name = name.map(|name| check.line("name", name, MAX_NAME));
+            let (name, key) = name.map(|name| check.name("name", name, MAX_NAME)).unzip();
             let display_name = input.display_name.as_opt_deref();
             let display_name = display_name
                 .map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
@@ -833,8 +833,8 @@ impl CircleMutation {
             let version = row.version;
             let mut new = row.into_active_model();
             let mut edits = Edits::default();
-            if let Some(name) = &name {
-                new.name_key = Set(text::fold(name));
+            if let Some(key) = key {
+                new.name_key = Set(key);
             }
             edits.set("name", &mut new.name, name);
             edits.set("displayName", &mut new.display_name, display_name);
@@ -1212,7 +1212,8 @@ impl Change<'_> {
 /// Says so when agents that are to join do not find room beside those who are `present`.
 pub(crate) fn check_room(check: &mut Check, circle: &circle::Model, present: i32, joining: usize) {
     let room = usize::try_from(circle.max_members - present).unwrap_or_default();
-    if joining > room {
+    // A bound that is no bound has been told already.
+    if joining > room && MEMBERS.contains(&circle.max_members) {
         let message = format!(
             "The circle may have at most {} active members, and has {present}.",
             circle.max_members

@@ -127,10 +127,10 @@ pub struct Mutation(
     session::SessionMutation,
     user::UserMutation,
     project::ProjectMutation,
-    conversation::ConversationMutation,
-    message::MessageMutation,
     circle::CircleMutation,
     member::MemberMutation,
+    conversation::ConversationMutation,
+    message::MessageMutation,
 );
 
 /// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of

@@ -469,7 +469,7 @@ impl MemberMutation {
                 check.required("members");
             }
             let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
-            change.check_agents(&joiners).await?;
+            change.check_joiners(&joiners).await?;
             let known = change.members(id, &joiners).await?;
             let mut fresh = joiners.len();
             for joiner in &joiners {
@@ -607,7 +607,7 @@ impl Change<'_> {
     ///
     /// # Errors
     /// `NOT_FOUND` and `FORBIDDEN`, naming the first that is not the viewer's.
-    pub(crate) async fn check_agents(&self, joiners: &[Joiner]) -> Result<(), Error> {
+    pub(crate) async fn check_joiners(&self, joiners: &[Joiner]) -> Result<(), Error> {
         if joiners.is_empty() {
             return Ok(());
         }

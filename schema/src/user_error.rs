@@ -108,6 +108,18 @@ impl Check {
         value.to_owned()
     }
 
+    /// A name, as [`Check::line`], and its folded form, which has no more characters either.
+    pub(crate) fn name(&mut self, field: &str, value: &str, most: usize) -> (String, String) {
+        let faults = self.errors.len();
+        let name = self.line(field, value, most);
+        let key = text::fold(&name);
+        if self.errors.len() == faults && key.chars().nth(most).is_some() {
+            // Some letters fold to several.
+            self.too_long(field, most);
+        }
+        (name, key)
+    }
+
     /// A line of text that may be missing; an empty one is as good as none.
     pub(crate) fn optional_line(
         &mut self,

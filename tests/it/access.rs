@@ -242,8 +242,40 @@ impl World {
                 json!({ "conversationId": self.thing("Conversation"), "content": "" })
             }
             "pinMessage" => json!({ "messageId": self.thing("Message"), "isPinned": false }),
+            "createCircle" => json!({ "name": "A circle" }),
+            // It runs, so that there is nothing to be done.
+            "updateCircle" | "startCircle" | "archiveCircle" | "restoreCircle" => {
+                json!({ "circleId": CIRCLE })
+            }
+            "pauseCircle" | "stopCircle" => json!({ "circleId": CIRCLE, "expectedVersion": 0 }),
+            "deleteCircle" => json!({ "id": CIRCLE }),
+            "shareCircle" => {
+                json!({ "circleId": CIRCLE, "email": "viewer@example.com", "role": "VIEWER" })
+            }
+            "unshareCircle" => json!({ "circleId": CIRCLE, "userId": self.thing("User") }),
+            "addCircleMembers" => {
+                json!({ "circleId": CIRCLE, "members": [{ "agentId": self.thing("Agent") }] })
+            }
+            "updateCircleMember" => json!({ "memberId": self.thing("CircleMember") }),
+            "removeCircleMember" => json!({ "memberId": self.former_member().await }),
             _ => panic!("say here how to call the mutation {mutation}, and do no harm"),
         }
+    }
+
+    /// Somebody who has left the circle already.
+    async fn former_member(&self) -> Value {
+        let members = "query ($id: ID!) { circle(id: $id) { members(first: 100, filter: { includeInactive: true }) {
+            edges { membership { id isActive } } } } }";
+        let admin = self.server.token("admin@example.com").await;
+        let variables = json!({ "id": CIRCLE });
+        let answer = self.server.ask(Some(&admin), members, variables).await;
+        let edges = answer["data"]["circle"]["members"]["edges"].as_array();
+        let mut members = edges
+            .expect("members")
+            .iter()
+            .map(|edge| &edge["membership"]);
+        let former = members.find(|member| member["isActive"] == false);
+        former.expect("a former member")["id"].clone()
     }
 
     async fn sign_in(&self, email: &str) -> Value {

@@ -1,0 +1,432 @@
+//! Members: how agents join a circle, change their part in it, and leave it.
+
+use futures_util::future::join_all;
+use gathering_entity::{agent, user};
+use sea_orm::prelude::Uuid;
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
+use serde_json::{Value, json};
+
+use crate::circles::{ADMIN, ATELIER, GUEST, LIBRARY, OWNER, Studio, WORKSHOP, faults};
+
+const MEMBERS: &str =
+    "query ($id: ID!) { circle(id: $id) { members(first: 100, filter: { includeInactive: true }) {
+    edges { membership { id role isActive joinedAt competencies reviewTypes } node { id } } } } }";
+
+impl Studio {
+    /// The edges to all who are or were in a circle, in order.
+    async fn members(&self, circle: &Value) -> Vec<Value> {
+        let data = self.read(ADMIN, MEMBERS, json!({ "id": circle })).await;
+        let edges = data["circle"]["members"]["edges"].as_array();
+        edges.expect("members").clone()
+    }
+
+    /// A new circle of the owner's without members.
+    async fn empty(&self, name: &str, most: i32) -> Value {
+        let input = json!({ "name": name, "maxMembers": most });
+        let payload = self.done(OWNER, "createCircle", input).await;
+        payload["circle"]["id"].clone()
+    }
+
+    /// Gives the guest an agent.
+    async fn agent_of_guest(&self) -> Value {
+        let db = self.server.database().connect().await;
+        let guest = user::Entity::find().filter(user::Column::Email.eq(GUEST));
+        let guest = guest.one(&db).await.expect("reads").expect("a guest");
+        let row = agent::Entity::find().one(&db).await.expect("reads");
+        let row = agent::Model {
+            id: Uuid::now_v7(),
+            owner_id: guest.id,
+            ..row.expect("an agent")
+        };
+        let insert = agent::Entity::insert(row.into_active_model());
+        insert.exec_without_returning(&db).await.expect("inserts");
+        let data = self
+            .read(GUEST, "{ agents(first: 1) { nodes { id } } }", json!({}))
+            .await;
+        data["agents"]["nodes"][0]["id"].clone()
+    }
+}
+
+fn join(circle: &Value, agents: &[&Value]) -> Value {
+    let members: Vec<_> = agents
+        .iter()
+        .map(|agent| json!({ "agentId": agent }))
+        .collect();
+    json!({ "circleId": circle, "members": members })
+}
+
+#[tokio::test]
+async fn agents_join_in_the_order_of_the_input_and_each_is_announced() {
+    let studio = Studio::open().await;
+    let (circle, agents) = (studio.empty("Empty team", 3).await, studio.agents().await);
+    let since = studio.mark().await;
+    let input = json!({ "circleId": circle, "members": [
+        { "agentId": agents[5], "role": "LEAD", "competencies": ["Rust"], "reviewTypes": ["Final"] },
+        { "agentId": agents[3], "role": "OBSERVER" },
+    ] });
+    let payload = studio.done(OWNER, "addCircleMembers", input).await;
+    assert_eq!(
+        payload["circle"],
+        json!({ "id": circle, "members": { "totalCount": 2 } })
+    );
+    let members = payload["members"].as_array().expect("members");
+    let seen: Vec<_> = members
+        .iter()
+        .map(|one| {
+            json!([
+                one["agent"]["id"],
+                one["role"],
+                one["competencies"],
+                one["reviewTypes"],
+                one["isActive"],
+                one["leftAt"]
+            ])
+        })
+        .collect();
+    let expected = [
+        json!([agents[5], "LEAD", ["rust"], ["final"], true, null]),
+        json!([agents[3], "OBSERVER", [], [], true, null]),
+    ];
+    assert_eq!(seen, expected);
+    let events = studio.events(&since, 2).await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            json!([
+                event["type"],
+                event["circle"]["id"],
+                event["agentId"],
+                event["part"]
+            ])
+        })
+        .collect();
+    let expected = [
+        json!(["MEMBER_ADDED", circle, agents[5], "LEAD"]),
+        json!(["MEMBER_ADDED", circle, agents[3], "OBSERVER"]),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn all_agents_join_or_none() {
+    let studio = Studio::open().await;
+    let (circle, agents) = (studio.empty("Small team", 2).await, studio.agents().await);
+    studio
+        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+        .await;
+    let before = studio.members(&circle).await;
+    for (who, expected) in [
+        (&[][..], vec!["REQUIRED members"]),
+        (&[&agents[1], &agents[0]], vec!["TAKEN members.1.agentId"]),
+        (&[&agents[1], &agents[1]], vec!["INVALID members.1.agentId"]),
+        (&[&agents[1], &agents[2]], vec!["LIMIT_REACHED members"]),
+        (
+            &[&agents[0], &agents[1], &agents[2], &agents[1]],
+            vec![
+                "INVALID members.3.agentId",
+                "TAKEN members.0.agentId",
+                "LIMIT_REACHED members",
+            ],
+        ),
+    ] {
+        let payload = studio
+            .payload(OWNER, "addCircleMembers", join(&circle, who))
+            .await;
+        assert_eq!(faults(&payload), expected);
+        assert_eq!(payload["circle"]["members"]["totalCount"], 1);
+        assert_eq!(payload["members"], json!([]));
+    }
+    let many: Vec<_> = agents.iter().chain(&agents[..1]).collect();
+    let faults = studio
+        .faults(OWNER, "addCircleMembers", join(&circle, &many))
+        .await;
+    assert_eq!(faults, ["TOO_MANY members"]);
+    let nobody = json!("agent_00000000000000000000000000");
+    let refused = studio
+        .refused(
+            OWNER,
+            "addCircleMembers",
+            join(&circle, &[&agents[1], &nobody]),
+        )
+        .await;
+    assert_eq!(refused, (json!("NOT_FOUND"), json!("members.1.agentId")));
+    assert_eq!(studio.members(&circle).await, before);
+    studio
+        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[1]]))
+        .await;
+}
+
+#[tokio::test]
+async fn of_two_that_add_the_same_agent_one_does() {
+    let studio = Studio::open().await;
+    let agents = studio.agents().await;
+    for (round, agent) in agents[..5].iter().enumerate() {
+        let circle = studio.empty(&format!("Race {round}"), 50).await;
+        // Joining anew is a race too.
+        for _ in 0..2 {
+            let input = join(&circle, &[agent]);
+            let adds = (0..3).map(|_| studio.payload(OWNER, "addCircleMembers", input.clone()));
+            let mut outcomes: Vec<_> = join_all(adds).await.iter().map(faults).collect();
+            outcomes.sort();
+            let taken = vec!["TAKEN members.0.agentId".to_owned()];
+            assert_eq!(outcomes, [vec![], taken.clone(), taken]);
+            let member = studio.members(&circle).await[0]["membership"]["id"].clone();
+            studio
+                .done(OWNER, "removeCircleMember", json!({ "memberId": member }))
+                .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_two_that_take_the_last_place_one_does() {
+    let studio = Studio::open().await;
+    let agents = studio.agents().await;
+    for round in 0..5 {
+        let circle = studio.empty(&format!("Last {round}"), 1).await;
+        let adds = agents[..3].iter().map(|agent| {
+            let input = join(&circle, &[agent]);
+            studio.payload(OWNER, "addCircleMembers", input)
+        });
+        let mut outcomes: Vec<_> = join_all(adds).await.iter().map(faults).collect();
+        outcomes.sort();
+        let full = vec!["LIMIT_REACHED members".to_owned()];
+        assert_eq!(outcomes, [vec![], full.clone(), full]);
+    }
+}
+
+#[tokio::test]
+async fn who_has_left_joins_anew_as_the_same_member() {
+    let studio = Studio::open().await;
+    let (circle, agents) = (studio.empty("Again", 2).await, studio.agents().await);
+    let input = json!({ "circleId": circle, "members": [
+        { "agentId": agents[0], "role": "LEAD", "competencies": ["rust"] }, { "agentId": agents[1] },
+    ] });
+    studio.done(OWNER, "addCircleMembers", input).await;
+    let before = studio.members(&circle).await;
+    let member = json!({ "memberId": before[0]["membership"]["id"] });
+    let since = studio.mark().await;
+    let payload = studio
+        .done(OWNER, "removeCircleMember", member.clone())
+        .await;
+    assert_eq!(payload["member"]["isActive"], false);
+    assert!(payload["member"]["leftAt"].is_string());
+    for name in ["removeCircleMember", "updateCircleMember"] {
+        let payload = studio.payload(OWNER, name, member.clone()).await;
+        assert_eq!(faults(&payload), ["NOT_MEMBER memberId"], "{name}");
+        assert_eq!(payload["member"]["id"], member["memberId"]);
+    }
+    // Who has left takes no place, and needs one to come back.
+    let full = studio
+        .faults(
+            OWNER,
+            "addCircleMembers",
+            join(&circle, &[&agents[2], &agents[0]]),
+        )
+        .await;
+    assert_eq!(full, ["LIMIT_REACHED members"]);
+    let input = json!({ "circleId": circle, "maxMembers": 3 });
+    studio.done(OWNER, "updateCircle", input).await;
+    let input = json!({ "circleId": circle, "members": [
+        { "agentId": agents[2] }, { "agentId": agents[0], "role": "REVIEWER", "reviewTypes": ["all"] },
+    ] });
+    let payload = studio.done(OWNER, "addCircleMembers", input).await;
+    let again = &payload["members"][1];
+    assert_eq!(again["id"], member["memberId"]);
+    assert_eq!(again["role"], "REVIEWER");
+    assert_eq!(
+        (&again["competencies"], &again["reviewTypes"]),
+        (&json!([]), &json!(["all"]))
+    );
+    assert_eq!(
+        (&again["isActive"], &again["leftAt"]),
+        (&json!(true), &Value::Null)
+    );
+    // The order is that of joining, the last time.
+    let after = studio.members(&circle).await;
+    assert_eq!(after.len(), 3);
+    assert_eq!(after[0], before[1]);
+    let expected = [
+        "MEMBER_REMOVED",
+        "CIRCLE_UPDATED",
+        "MEMBER_ADDED",
+        "MEMBER_ADDED",
+    ];
+    assert_eq!(studio.announced(&since, 4).await, expected);
+}
+
+#[tokio::test]
+async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
+    let studio = Studio::open().await;
+    let (circle, agents) = (studio.empty("Parts", 50).await, studio.agents().await);
+    let payload = studio
+        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+        .await;
+    let id = payload["members"][0]["id"].clone();
+    let since = studio.mark().await;
+    let update = |mut fields: Value| {
+        fields["memberId"] = id.clone();
+        fields
+    };
+    let fields = json!({ "role": "MEMBER", "competencies": [] });
+    studio
+        .done(OWNER, "updateCircleMember", update(fields))
+        .await;
+    let fields = json!({ "role": "SPECIALIST", "competencies": ["SQL"], "reviewTypes": ["security", "ALL"] });
+    let payload = studio
+        .done(OWNER, "updateCircleMember", update(fields))
+        .await;
+    let expected = json!({ "id": id, "role": "SPECIALIST", "competencies": ["sql"], "reviewTypes": ["security", "all"], "isActive": true });
+    assert_eq!(payload["member"], expected);
+    let fields = json!({ "competencies": null });
+    let payload = studio
+        .done(ADMIN, "updateCircleMember", update(fields))
+        .await;
+    assert_eq!(payload["member"]["competencies"], json!([]));
+    let fields = json!({ "role": null, "competencies": [" "], "reviewTypes": ["art"] });
+    let faults = studio
+        .faults(OWNER, "updateCircleMember", update(fields))
+        .await;
+    assert_eq!(
+        faults,
+        [
+            "REQUIRED role",
+            "INVALID competencies",
+            "INVALID reviewTypes"
+        ]
+    );
+
+    let events = studio.events(&since, 2).await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            json!([
+                event["type"],
+                event["agentId"],
+                event["part"],
+                event["changed"]
+            ])
+        })
+        .collect();
+    let expected = [
+        json!([
+            "MEMBER_UPDATED",
+            agents[0],
+            "SPECIALIST",
+            ["role", "competencies", "reviewTypes"]
+        ]),
+        json!(["MEMBER_UPDATED", agents[0], "SPECIALIST", ["competencies"]]),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn who_leaves_gives_tasks_back_and_does_not_leave_in_the_middle_of_one() {
+    let studio = Studio::open().await;
+    // So much is in hand there that nothing is routed anew.
+    let circle = studio.circle(ATELIER).await;
+    let tasks = "query ($id: ID!) { circle(id: $id) { tasks(first: 100) { nodes { id status assignee { id } } } } }";
+    let tasks = async || {
+        let data = studio.read(OWNER, tasks, json!({ "id": circle })).await;
+        data["circle"]["tasks"]["nodes"]
+            .as_array()
+            .expect("tasks")
+            .clone()
+    };
+    let before = tasks().await;
+    let has = |agent: &Value, states: &[&str]| {
+        let held = before
+            .iter()
+            .filter(|task| task["assignee"]["id"] == *agent);
+        held.filter(|task| states.iter().any(|state| task["status"] == *state))
+            .count()
+    };
+    let (mut stayed, mut gave_back) = (0, 0);
+    let members = studio.members(&circle).await;
+    for edge in members
+        .iter()
+        .filter(|edge| edge["membership"]["isActive"] == true)
+    {
+        let agent = &edge["node"]["id"];
+        let input = json!({ "memberId": edge["membership"]["id"] });
+        let held = has(agent, &["ASSIGNED", "BLOCKED", "CHANGES_REQUESTED"]);
+        let since = studio.mark().await;
+        let payload = studio.payload(OWNER, "removeCircleMember", input).await;
+        if has(agent, &["IN_PROGRESS", "IN_REVIEW"]) > 0 {
+            assert_eq!(faults(&payload), ["IN_USE"]);
+            assert_eq!(payload["member"]["isActive"], true);
+            stayed += 1;
+            continue;
+        }
+        assert_eq!(faults(&payload), [""; 0]);
+        let mut expected = vec!["TASK_UNASSIGNED"; held + 1];
+        expected[0] = "MEMBER_REMOVED";
+        assert_eq!(studio.announced(&since, held + 1).await, expected);
+        let kept = tasks().await;
+        let kept = kept.iter().filter(|task| task["assignee"]["id"] == *agent);
+        let is_done = |task: &Value| task["status"] == "COMPLETED" || task["status"] == "FAILED";
+        assert!(kept.clone().all(is_done));
+        gave_back += held;
+    }
+    assert!(
+        stayed > 0 && gave_back > 0,
+        "{stayed} stayed, {gave_back} tasks"
+    );
+}
+
+#[tokio::test]
+async fn editors_bring_their_own_agents_and_viewers_none() {
+    let studio = Studio::open().await;
+    let (library, workshop) = (studio.circle(LIBRARY).await, studio.circle(WORKSHOP).await);
+    let own = studio.agent_of_guest().await;
+    let payload = studio
+        .done(GUEST, "addCircleMembers", join(&workshop, &[&own]))
+        .await;
+    let own_member = payload["members"][0]["id"].clone();
+    let refused = studio
+        .refused(GUEST, "addCircleMembers", join(&library, &[&own]))
+        .await;
+    assert_eq!(refused.0, "FORBIDDEN");
+    let atelier = studio.circle(ATELIER).await;
+    let refused = studio
+        .refused(GUEST, "addCircleMembers", join(&atelier, &[&own]))
+        .await;
+    assert_eq!(refused, (json!("NOT_FOUND"), json!("circleId")));
+    // An editor may read the agents of others there, but not take them elsewhere.
+    let others = studio.members(&library).await[0].clone();
+    let refused = studio
+        .refused(
+            GUEST,
+            "addCircleMembers",
+            join(&workshop, &[&others["node"]["id"]]),
+        )
+        .await;
+    assert_eq!(refused, (json!("FORBIDDEN"), json!("members.0.agentId")));
+    // The owner of the circle may not take the guest's agent elsewhere either, an administrator may.
+    let refused = studio
+        .refused(OWNER, "addCircleMembers", join(&library, &[&own]))
+        .await;
+    assert_eq!(refused.0, "FORBIDDEN");
+    studio
+        .done(ADMIN, "addCircleMembers", join(&library, &[&own]))
+        .await;
+
+    let of = |member: &Value| json!({ "memberId": member });
+    let theirs = of(&others["membership"]["id"]);
+    for name in ["updateCircleMember", "removeCircleMember"] {
+        assert_eq!(
+            studio.refused(GUEST, name, theirs.clone()).await.0,
+            "FORBIDDEN",
+            "{name}"
+        );
+        let hidden = studio.members(&atelier).await[0]["membership"]["id"].clone();
+        let refused = studio.refused(GUEST, name, of(&hidden)).await;
+        assert_eq!(refused, (json!("NOT_FOUND"), json!("memberId")), "{name}");
+        studio.done(GUEST, name, of(&own_member)).await;
+    }
+    let nobody = json!("member_00000000000000000000000000");
+    let refused = studio
+        .refused(OWNER, "removeCircleMember", of(&nobody))
+        .await;
+    assert_eq!(refused, (json!("NOT_FOUND"), json!("memberId")));
+}
