@@ -206,9 +206,8 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_on
     let db = database.connect().await;
     let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
     let told = Mutex::new(before);
-    let listening = visitor.listen(cursor.as_deref(), &told, &AtomicBool::new(false), |told| {
-        told.len() >= all
-    });
+    let stop = AtomicBool::new(false);
+    let listening = visitor.listen(cursor.as_deref(), &told, &stop, |told| told.len() >= all);
     tokio::time::timeout(PATIENCE, listening)
         .await
         .expect("all is told");
