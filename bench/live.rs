@@ -92,7 +92,10 @@ impl Api {
         let mut socket = self.upgrade().await;
         self.init(&mut socket).await;
         let ack = socket.next().await.expect("an answer").expect("a message");
-        assert!(ack.to_text().is_ok_and(|text| text.contains("ack")), "{ack}");
+        assert!(
+            ack.to_text().is_ok_and(|text| text.contains("ack")),
+            "{ack}"
+        );
         let query = "subscription { events { id type cursor occurredAt } }";
         let message = json!({ "id": "1", "type": "subscribe", "payload": { "query": query } });
         send(&mut socket, &message).await;
@@ -110,7 +113,10 @@ fn memory(pid: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next());
-    kilobytes.and_then(|n| n.parse::<u64>().ok()).expect("a number") / 1024
+    kilobytes
+        .and_then(|n| n.parse::<u64>().ok())
+        .expect("a number")
+        / 1024
 }
 
 /// The value below which so many hundredths of the values are.
@@ -120,7 +126,8 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 
 /// Makes circles, and answers how long that took.
 async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
-    let query = "{ agents(first: 100, orderBy: { field: CREATED_AT, direction: ASC }) { nodes { id } } }";
+    let query =
+        "{ agents(first: 100, orderBy: { field: CREATED_AT, direction: ASC }) { nodes { id } } }";
     let agents = api.ask(query, json!({})).await.expect("an answer");
     let members: Vec<Value> = agents["agents"]["nodes"]
         .as_array()
@@ -133,8 +140,12 @@ async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
     let began = Instant::now();
     let mut writers = JoinSet::new();
     for _ in 0..WRITERS {
-        let (api, next, members, run) =
-            (api.clone(), Arc::clone(&next), members.clone(), run.to_owned());
+        let (api, next, members, run) = (
+            api.clone(),
+            Arc::clone(&next),
+            members.clone(),
+            run.to_owned(),
+        );
         writers.spawn(async move {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
@@ -143,10 +154,14 @@ async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
                 }
                 let query = "mutation ($input: CreateCircleInput!) { createCircle(input: $input) { \
                     circle { id } userErrors { message } } }";
-                let input = json!({ "name": format!("{run} {n}"), "maxMembers": 100, "members": members });
+                let input =
+                    json!({ "name": format!("{run} {n}"), "maxMembers": 100, "members": members });
                 let answer = api.ask(query, json!({ "input": input })).await;
                 let answer = answer.expect("an answer");
-                assert!(answer["createCircle"]["circle"]["id"].is_string(), "{answer}");
+                assert!(
+                    answer["createCircle"]["circle"]["id"].is_string(),
+                    "{answer}"
+                );
             }
         });
     }
@@ -247,7 +262,10 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
                 took.as_secs_f64(),
                 subscribers - silent
             );
-            println!("memory, at most:         {:>8} MiB", peak.load(Ordering::Relaxed));
+            println!(
+                "memory, at most:         {:>8} MiB",
+                peak.load(Ordering::Relaxed)
+            );
             done.store(true, Ordering::Relaxed);
         }
     }

@@ -175,11 +175,7 @@ impl Collector for Process {
                 "Subscriptions to events",
                 events.subscribers,
             ),
-            (
-                "event_history",
-                "Events held in memory",
-                events.history,
-            ),
+            ("event_history", "Events held in memory", events.history),
         ] {
             let number = i64::try_from(number).unwrap_or(i64::MAX);
             let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;

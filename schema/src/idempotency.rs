@@ -17,7 +17,6 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    ctx::Door,
     error::{Code, Error},
     text,
     write::{Outcome, is_taken},
@@ -160,7 +159,8 @@ impl Key {
                 .and_then(|rows| serde_json::from_value(rows).ok());
             return Ok(Some(Outcome {
                 rows: rows.unwrap_or_default(),
-                errors: Vec::new(),
+                is_past: true,
+                ..Outcome::default()
             }));
         }
         let insert =

@@ -312,7 +312,7 @@ pub struct CircleMembersPayload {
 impl CircleMembersPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         let joined = outcome.rows.iter().skip(1);
-        let joined = joined.map(|id| ctx.request().row::<member::Entity>(*id));
+        let joined = joined.map(|id| outcome.load::<member::Entity>(ctx, *id));
         let (circle, members) =
             try_join(outcome.row::<circle::Entity>(ctx), try_join_all(joined)).await?;
         Ok(Self {

@@ -234,6 +234,21 @@ fn circle_ids(user: Uuid) -> SelectStatement {
 }
 
 impl Rules {
+    /// The rule of the rows of a table; what everybody may read has the empty one.
+    pub(crate) fn of_table(&self, table: &str) -> Rule {
+        match table {
+            "agents" => self.agent.clone(),
+            "projects" => self.project.clone(),
+            "circles" => self.circle.clone(),
+            "circle_members" => self.member.clone(),
+            "tasks" => self.task.clone(),
+            "conversations" => self.conversation.clone(),
+            "messages" => self.message.clone(),
+            "events" => self.event.clone(),
+            _ => Rule::default(),
+        }
+    }
+
     fn of(user: Uuid) -> Self {
         let exists = |table: &'static str, condition: Condition| {
             Expr::exists(

@@ -60,6 +60,8 @@ pub(crate) struct Outcome {
     /// The ids of the rows, the most important first.
     pub(crate) rows: Vec<Uuid>,
     pub(crate) errors: Vec<UserError>,
+    /// Whether the change was made by an earlier request, so that the viewer may no longer read the rows.
+    pub(crate) is_past: bool,
 }
 
 impl Outcome {
@@ -68,6 +70,7 @@ impl Outcome {
         Self {
             rows: row.into_iter().collect(),
             errors,
+            is_past: false,
         }
     }
 
@@ -82,9 +85,28 @@ impl Outcome {
         E: EntityTrait<Model: Send + Sync>,
     {
         match self.rows.first() {
-            Some(id) => ctx.request().row::<E>(*id).await,
+            Some(id) => self.load::<E>(ctx, *id).await,
             None => Ok(None),
         }
+    }
+
+    /// A row as it is now.
+    pub(crate) async fn load<E>(
+        &self,
+        ctx: &Context<'_>,
+        id: Uuid,
+    ) -> Result<Option<Arc<E::Model>>, Error>
+    where
+        E: EntityTrait<Model: Send + Sync>,
+    {
+        let request = ctx.request();
+        let rule = if self.is_past {
+            let rules = request.viewer()?.rules();
+            rules.of_table(E::default().table_name())
+        } else {
+            Rule::default()
+        };
+        request.readable::<E>(&rule, id).await
     }
 }
 
@@ -155,7 +177,7 @@ impl Change<'_> {
         bus.committed(duplicates);
         Ok(Outcome {
             rows,
-            errors: Vec::new(),
+            ..Outcome::default()
         })
     }
 
