@@ -4,7 +4,7 @@
 #
 # Needs Rust. PostgreSQL and Redis are installed from Debian's packages when they are missing and this may
 # be done, and run as throw-away servers; a server that is there already is not touched. Node is needed for
-# the audit alone, which is left out without it.
+# the audit and the clients alone, which are left out without it.
 #
 #   ./test.sh             every step, in this order:
 #     fmt                 formatting
@@ -14,6 +14,7 @@
 #     doc                 documentation: builds without a warning, its examples run
 #     deny                dependencies: licences, bans, sources, and advisories when their database can be had
 #     audit               the GraphQL-over-HTTP audit, against a running server
+#     clients             graphql-ws, graphql-sse and Apollo Client, against a running server
 #   ./test.sh STEP...     these steps
 #   ./test.sh --fast      fmt clippy sqlite
 
@@ -24,7 +25,7 @@ case ${1-} in
     exit
     ;;
 --fast) set -- fmt clippy sqlite ;;
-'') set -- fmt clippy sqlite postgres doc deny audit ;;
+'') set -- fmt clippy sqlite postgres doc deny audit clients ;;
 esac
 source tests/servers.sh
 
@@ -83,6 +84,19 @@ step_audit() {
     keep audit node tests/audit/audit.mjs "$gathering_url/graphql" || status=$?
     note=$(tail -n 1 "$scratch/audit")
     return "$status"
+}
+
+step_clients() {
+    if ! type -P node npm >/dev/null; then
+        note='left out: Node is missing'
+        return
+    fi
+    run npm --prefix tests/clients ci --no-audit --no-fund &&
+        run cargo build --locked || return
+    start_gathering "$program" demo || return
+    local token
+    token=$(sed -n 's/^token: //p' "$scratch/gathering.log")
+    run node tests/clients/clients.mjs "$gathering_url/graphql" "$token"
 }
 
 failed=()

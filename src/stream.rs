@@ -99,13 +99,13 @@ impl Stream {
             Stage::Goes => tokio::select! {
                 biased;
                 () = &mut self.draining => None,
-                answer = self.answers.next() => Some(match answer {
-                    Some(outcome) => self.form.answer(&outcome),
-                    None => {
+                answer = self.answers.next() => {
+                    let piece = answer.map(|outcome| self.form.answer(&outcome));
+                    Some(piece.unwrap_or_else(|| {
                         self.stage = Stage::Ended;
                         self.form.end()
-                    }
-                }),
+                    }))
+                }
                 () = sleep(self.keep_alive) => Some(self.form.sign_of_life()),
             },
             Stage::Ended => None,

@@ -6,6 +6,7 @@
 //! has taken the one before.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -208,7 +209,11 @@ impl Close {
         Self::new(code, full.reason())
     }
 
-    /// What the library found wrong with a frame, in our words.
+    fn slow() -> Self {
+        Self::new(1013, "You read too slowly. Connect again and go on.")
+    }
+
+    /// What the library found wrong, in our words; nothing when the connection just broke.
     fn of(error: &Error, longest: usize) -> Option<Self> {
         match error {
             Error::Capacity(_) => Some(Self::new(
@@ -217,6 +222,8 @@ impl Close {
             )),
             Error::Utf8(_) => Some(Self::new(1007, "A message must be valid UTF-8.")),
             Error::Protocol(_) => Some(Self::new(1002, "This is not WebSocket.")),
+            // The system was quicker than we in cutting off who does not read.
+            Error::Io(error) if error.kind() == ErrorKind::TimedOut => Some(Self::slow()),
             _ => None,
         }
     }
@@ -614,11 +621,12 @@ impl Connection {
 
     /// Writes, and waits until the socket has taken all of it.
     async fn write(&mut self, message: Message) -> Result<(), End> {
-        let patience = self.endpoint.config.server.write_timeout;
-        match timeout(patience, self.socket.send(message)).await {
+        let config = &self.endpoint.config;
+        let longest = config.subscriptions.message_bytes;
+        match timeout(config.server.write_timeout, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Lost),
-            Err(_) => Err(Close::new(1013, "You read too slowly. Connect again and go on.").into()),
+            Ok(Err(error)) => Err(Close::of(&error, longest).map_or(End::Lost, End::Close)),
+            Err(_) => Err(Close::slow().into()),
         }
     }
 }

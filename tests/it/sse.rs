@@ -8,20 +8,12 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::server::TestServer;
-use crate::ws::{metric, until_metric_is};
+use crate::ws::{EVENTS, flood, happen, metric, replay, until_metric_is};
 
-const EVENTS: &str = "text/event-stream";
+const SSE: &str = "text/event-stream";
 const MULTIPART: &str = "multipart/mixed;boundary=graphql;subscriptionSpec=1.0,application/json";
+const MULTIPART_ALONE: &str = "multipart/mixed;subscriptionSpec=\"1.0\"";
 const TYPENAME: &str = "{ __typename }";
-
-/// Three events, and the end.
-const THREE: &str = "subscription { ticks(count: 3) }";
-
-/// Events that go on until somebody ends them.
-const ENDLESS: &str = "subscription { ticks(count: 2000000000, everyMs: 5) }";
-
-/// Many and long events.
-const FLOOD: &str = "subscription { ticks(count: 2000000000, size: 10000) }";
 
 async fn request(server: &TestServer, accept: &str, query: &str) -> RequestBuilder {
     let token = server.token("demo@example.com").await;
@@ -36,10 +28,10 @@ async fn ask(server: &TestServer, accept: &str, query: &str) -> Response {
     request.send().await.expect("an answer")
 }
 
-/// The text of a body until it holds this.
-async fn until(response: &mut Response, end: &str) -> String {
+/// The text of a body until it holds this so often, and whole events.
+async fn until(response: &mut Response, times: usize, end: &str) -> String {
     let mut text = String::new();
-    while !text.contains(end) {
+    while text.matches(end).count() < times || !text.ends_with(['\n', 'l', '-']) {
         let piece = tokio::time::timeout(Duration::from_secs(30), response.chunk()).await;
         let piece = piece.expect("something comes").expect("a piece");
         let piece = piece.unwrap_or_else(|| panic!("the end before {end}: {text}"));
@@ -79,7 +71,7 @@ async fn assert_nothing_is_left(server: &TestServer) {
 #[tokio::test]
 async fn a_query_is_one_event_and_the_end() {
     let server = TestServer::start().await;
-    let response = ask(&server, EVENTS, TYPENAME).await;
+    let response = ask(&server, SSE, TYPENAME).await;
     assert_eq!(response.status(), StatusCode::OK);
     let headers = response.headers();
     assert_eq!(headers[CONTENT_TYPE], "text/event-stream; charset=utf-8");
@@ -87,7 +79,6 @@ async fn a_query_is_one_event_and_the_end() {
     assert_eq!(headers["x-accel-buffering"], "no");
     assert_eq!(headers["vary"], "Accept");
     let text = response.text().await.expect("text");
-    let text = text.replace("id: c1\n", "");
     assert_eq!(
         text,
         "retry: 2000\n\nevent: next\ndata: {\"data\":{\"__typename\":\"Query\"}}\n\nevent: complete\ndata:\n\n"
@@ -100,7 +91,7 @@ async fn a_browser_s_event_source_is_served_by_get() {
     let get = |site: &'static str, query: &str| {
         let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
         let request = server.request(Method::GET, &format!("/graphql?query={query}"));
-        let request = request.header(ACCEPT, EVENTS);
+        let request = request.header(ACCEPT, SSE);
         request.header("sec-fetch-site", site).send()
     };
     let text = get("same-origin", TYPENAME).await.expect("an answer");
@@ -119,13 +110,51 @@ async fn a_browser_s_event_source_is_served_by_get() {
 #[tokio::test]
 async fn a_subscription_is_an_event_for_each_answer() {
     let server = TestServer::start().await;
-    let response = ask(&server, EVENTS, THREE).await;
+    let mut response = ask(&server, SSE, &replay(&server, 3).await).await;
     assert_eq!(response.status(), StatusCode::OK);
-    let text = response.text().await.expect("text");
-    assert_eq!(answers(&text).len(), 3, "{text}");
-    assert_eq!(text.matches("\nid: ").count(), 3, "{text}");
-    assert!(text.ends_with("\n\nevent: complete\ndata:\n\n"), "{text}");
+    let text = until(&mut response, 3, "event: next").await;
+    let answers = answers(&text);
+    let events: Vec<&Value> = answers
+        .iter()
+        .map(|answer| &answer["data"]["events"])
+        .collect();
+    assert_eq!(events.len(), 3, "{text}");
+    let ids: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("id: "))
+        .collect();
+    let cursors: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event["cursor"].as_str())
+        .collect();
+    assert_eq!(ids, cursors);
+
+    // What happens later comes by itself.
+    happen(&server, 1).await;
+    until(&mut response, 1, "event: next").await;
+    drop(response);
     assert_nothing_is_left(&server).await;
+
+    // A browser that comes back says what it has seen, and goes on behind it.
+    let again = request(&server, SSE, EVENTS).await;
+    let again = again.header("Last-Event-ID", ids[0]).send().await;
+    let text = until(&mut again.expect("an answer"), 3, "event: next").await;
+    assert!(text.contains(ids[1]) && text.contains(ids[2]), "{text}");
+    assert!(!text.contains(ids[0]), "{text}");
+}
+
+#[tokio::test]
+async fn a_stream_says_how_its_client_stands() {
+    let server = TestServer::with(|config| config.limits.mode = Mode::Enforce).await;
+    for accept in [SSE, MULTIPART] {
+        for query in [TYPENAME, EVENTS] {
+            let response = ask(&server, accept, query).await;
+            assert!(response.headers().contains_key("x-ratelimit-remaining"));
+        }
+    }
+    let response = ask(&server, SSE, EVENTS).await;
+    assert_eq!(response.headers()["x-ratelimit-limit"], "120");
+    assert_eq!(response.headers()["x-ratelimit-remaining"], "117");
 }
 
 #[tokio::test]
@@ -136,7 +165,7 @@ async fn what_is_wrong_with_an_operation_is_an_event_and_the_end() {
         ("{ nonsense }", "GRAPHQL_VALIDATION_FAILED"),
         ("subscription { nonsense }", "GRAPHQL_VALIDATION_FAILED"),
     ] {
-        let response = ask(&server, EVENTS, query).await;
+        let response = ask(&server, SSE, query).await;
         assert_eq!(response.status(), StatusCode::OK);
         let text = response.text().await.expect("text");
         let answers = answers(&text);
@@ -158,15 +187,15 @@ async fn who_is_not_let_in_is_told_by_the_status() {
         config.limits.read = 1;
     })
     .await;
-    for accept in [EVENTS, MULTIPART] {
-        let bad = request(&server, accept, ENDLESS).await;
+    for accept in [SSE, MULTIPART] {
+        let bad = request(&server, accept, EVENTS).await;
         let bad = bad.header("authorization", "Bearer nonsense").send().await;
         assert_eq!(bad.expect("an answer").status(), StatusCode::UNAUTHORIZED);
     }
-    let first = ask(&server, EVENTS, ENDLESS).await;
+    let first = ask(&server, SSE, EVENTS).await;
     assert_eq!(first.status(), StatusCode::OK);
-    for accept in [EVENTS, MULTIPART] {
-        let second = ask(&server, accept, ENDLESS).await;
+    for accept in [SSE, MULTIPART] {
+        let second = ask(&server, accept, EVENTS).await;
         assert_eq!(second.status(), StatusCode::TOO_MANY_REQUESTS);
         assert!(second.headers().contains_key("retry-after"));
         let body: Value = second.json().await.expect("JSON");
@@ -182,7 +211,7 @@ async fn a_subscription_by_plain_http_is_told_the_ways() {
         "application/json",
         "multipart/mixed;deferSpec=20220824,application/json",
     ] {
-        let response = ask(&server, accept, ENDLESS).await;
+        let response = ask(&server, accept, EVENTS).await;
         assert_eq!(response.status(), StatusCode::NOT_ACCEPTABLE);
         let body: Value = response.json().await.expect("JSON");
         let message = body["errors"][0]["message"].as_str().expect("a message");
@@ -201,7 +230,7 @@ async fn a_subscription_by_plain_http_is_told_the_ways() {
         plain.headers()[CONTENT_TYPE],
         "application/json; charset=utf-8"
     );
-    let stream = ask(&server, either, THREE).await;
+    let stream = ask(&server, either, EVENTS).await;
     assert_eq!(
         stream.headers()[CONTENT_TYPE],
         "text/event-stream; charset=utf-8"
@@ -214,50 +243,54 @@ async fn a_quiet_stream_shows_that_it_lives() {
         config.subscriptions.keep_alive = Duration::from_millis(20);
     })
     .await;
-    let quiet = "subscription { ticks(count: 1, everyMs: 1000000) }";
-    let mut response = ask(&server, EVENTS, quiet).await;
-    until(&mut response, "\n\n:\n\n:\n\n").await;
-    let mut response = ask(&server, MULTIPART, quiet).await;
-    let text = until(&mut response, "{}\r\n--graphql").await;
+    let mut response = ask(&server, SSE, EVENTS).await;
+    until(&mut response, 1, "\n\n:\n\n:\n\n").await;
+    let mut response = ask(&server, MULTIPART, EVENTS).await;
+    let text = until(&mut response, 1, "{}\r\n--graphql").await;
     assert_eq!(parts(&text)[0], json!({}));
 }
 
 #[tokio::test]
 async fn a_multipart_subscription_is_a_part_for_each_answer() {
     let server = TestServer::start().await;
-    let response = ask(&server, MULTIPART, THREE).await;
+    let mut response = ask(&server, MULTIPART, &replay(&server, 3).await).await;
     assert_eq!(response.status(), StatusCode::OK);
     let content_type = response.headers()[CONTENT_TYPE].to_str().expect("text");
     assert_eq!(
         content_type,
         "multipart/mixed; boundary=\"graphql\"; subscriptionSpec=1.0"
     );
-    let text = response.text().await.expect("text");
+    let text = until(&mut response, 4, "\r\n--graphql").await;
     let parts = parts(&text);
     assert_eq!(parts.len(), 3, "{text}");
-    assert!(
-        parts.iter().all(|part| part["payload"]["data"].is_object()),
-        "{text}"
-    );
+    let is_event = |part: &Value| part["payload"]["data"]["events"].is_object();
+    assert!(parts.iter().all(is_event), "{text}");
     assert!(text.starts_with("\r\n--graphql\r\n"), "{text}");
-    assert!(text.ends_with("\r\n--graphql--\r\n"), "{text}");
+
+    // A query is one part, and the end.
+    let text = ask(&server, MULTIPART_ALONE, TYPENAME).await.text().await;
+    assert_eq!(
+        text.expect("text"),
+        "\r\n--graphql\r\nContent-Type: application/json\r\n\r\n{\"payload\":{\"data\":{\"__typename\":\"Query\"}}}\r\n--graphql--\r\n"
+    );
 }
 
 #[tokio::test]
 async fn a_token_that_comes_to_its_end_ends_its_stream() {
     let server = TestServer::start().await;
-    let mut events = ask(&server, EVENTS, ENDLESS).await;
-    let mut multipart = ask(&server, MULTIPART, ENDLESS).await;
-    until(&mut events, "event: next").await;
-    until(&mut multipart, "payload").await;
+    let query = replay(&server, 1).await;
+    let mut events = ask(&server, SSE, &query).await;
+    let mut multipart = ask(&server, MULTIPART, &query).await;
+    until(&mut events, 1, "event: next").await;
+    until(&mut multipart, 1, "payload").await;
     server.pass(2 * 3600);
-    let text = until(&mut events, "event: complete").await;
-    let last = answers(&text[text.find("event: next").expect("an event")..]);
+    let text = until(&mut events, 1, "event: complete").await;
+    let last = answers(&text);
     let last = last.last().expect("an event");
     assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
-    let text = until(&mut multipart, "--graphql--").await;
-    let text = &text[text.find("\r\n--graphql").expect("a part")..];
-    let parts = parts(text);
+    let text = until(&mut multipart, 1, "--graphql--").await;
+    // The boundary before it came with the event.
+    let parts = parts(&format!("\r\n--graphql{text}"));
     let last = parts.last().expect("a part");
     assert_eq!(last["payload"], Value::Null);
     assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
@@ -273,20 +306,20 @@ async fn streams_are_as_few_as_connections() {
     })
     .await;
     let from = async |address: &str, accept: &str| {
-        let request = request(&server, accept, ENDLESS).await;
+        let request = request(&server, accept, EVENTS).await;
         let request = request.header("x-forwarded-for", address);
         request.send().await.expect("an answer")
     };
     let held = [
-        from("192.0.2.1", EVENTS).await,
+        from("192.0.2.1", SSE).await,
         from("192.0.2.1", MULTIPART).await,
     ];
-    let third = from("192.0.2.1", EVENTS).await;
+    let third = from("192.0.2.1", SSE).await;
     assert_eq!(third.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(third.headers()["retry-after"], "5");
-    let other = from("192.0.2.2", EVENTS).await;
+    let other = from("192.0.2.2", SSE).await;
     assert_eq!(other.status(), StatusCode::OK);
-    let fourth = from("192.0.2.3", EVENTS).await;
+    let fourth = from("192.0.2.3", SSE).await;
     assert_eq!(fourth.status(), StatusCode::SERVICE_UNAVAILABLE);
     let body: Value = fourth.json().await.expect("JSON");
     assert_eq!(
@@ -295,7 +328,7 @@ async fn streams_are_as_few_as_connections() {
     );
     drop((held, other));
     assert_nothing_is_left(&server).await;
-    assert_eq!(from("192.0.2.3", EVENTS).await.status(), StatusCode::OK);
+    assert_eq!(from("192.0.2.3", SSE).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -304,7 +337,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
         config.server.write_timeout = Duration::from_secs(1);
     })
     .await;
-    let response = ask(&server, EVENTS, FLOOD).await;
+    let response = ask(&server, SSE, &flood(&server).await).await;
     assert_eq!(
         metric(&server, r#"gathering_streams{transport="sse"}"#).await,
         1
@@ -316,10 +349,11 @@ async fn a_client_that_does_not_read_is_cut_off() {
 #[tokio::test]
 async fn a_server_that_stops_ends_its_streams_without_saying_that_they_are_complete() {
     let server = TestServer::start().await;
-    let mut events = ask(&server, EVENTS, ENDLESS).await;
-    let mut multipart = ask(&server, MULTIPART, ENDLESS).await;
-    until(&mut events, "event: next").await;
-    until(&mut multipart, "payload").await;
+    let query = replay(&server, 1).await;
+    let mut events = ask(&server, SSE, &query).await;
+    let mut multipart = ask(&server, MULTIPART, &query).await;
+    until(&mut events, 1, "event: next").await;
+    until(&mut multipart, 1, "payload").await;
     let stopping = server.shut_down(Duration::ZERO);
     let (events, multipart, ()) = tokio::join!(events.text(), multipart.text(), stopping);
     let events = events.expect("a proper end");

@@ -5,6 +5,7 @@ mod operation;
 mod protocol;
 mod stream;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -19,11 +20,11 @@ use crate::server::TestServer;
 
 const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "graphql-transport-ws");
 
-/// A subscription that goes on until somebody ends it.
-const ENDLESS: &str = "subscription { ticks(count: 2000000000, everyMs: 5) }";
+/// A subscription to what happens from some time after it was sent.
+pub(crate) const EVENTS: &str = "subscription { events { type cursor } }";
 
 /// How long a test waits for what has to come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client's end of a WebSocket.
 pub(crate) struct Socket(WebSocketStream<TcpStream>);
@@ -98,15 +99,17 @@ impl Socket {
 
     /// The next message.
     pub(crate) async fn next(&mut self) -> Value {
-        loop {
-            match self.frame().await {
-                Some(Ok(Message::Text(text))) => {
-                    return serde_json::from_str(&text).expect("JSON");
+        let message = async {
+            loop {
+                match self.frame().await {
+                    Some(Ok(Message::Text(text))) => break text,
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => panic!("no message: {other:?}"),
                 }
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                other => panic!("no message: {other:?}"),
             }
-        }
+        };
+        let text = tokio::time::timeout(PATIENCE, message).await;
+        serde_json::from_str(&text.expect("a message")).expect("JSON")
     }
 
     /// The code and the reason with which the server closes the connection, after whatever else it says.
@@ -141,6 +144,39 @@ impl Socket {
             }
         }
     }
+}
+
+/// Has so many things happen that the demo user may read, and answers the cursor of what was before.
+pub(crate) async fn happen(server: &TestServer, times: usize) -> String {
+    static NAMES: AtomicUsize = AtomicUsize::new(0);
+    let latest = "{ events(first: 1) { nodes { cursor } } }";
+    let latest = server.graphql(latest, json!({})).await;
+    for _ in 0..times {
+        let name = format!("Project {}", NAMES.fetch_add(1, Ordering::Relaxed));
+        let create = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
+        let input = json!({ "name": name, "description": "x".repeat(10_000) });
+        let made = server.graphql(create, json!({ "input": input })).await;
+        assert!(
+            made["data"]["createProject"]["project"].is_object(),
+            "{made}"
+        );
+    }
+    let cursor = &latest["data"]["events"]["nodes"][0]["cursor"];
+    cursor.as_str().expect("a cursor").to_owned()
+}
+
+/// A subscription that begins with so many events.
+pub(crate) async fn replay(server: &TestServer, times: usize) -> String {
+    let cursor = happen(server, times).await;
+    format!("subscription {{ events(after: \"{cursor}\") {{ type cursor }} }}")
+}
+
+/// A subscription that begins with more than any socket takes unread: 20 events of almost a megabyte.
+pub(crate) async fn flood(server: &TestServer) -> String {
+    let cursor = happen(server, 20).await;
+    let field = |n| format!("p{n}: project {{ description }} ");
+    let fields: String = (0..90).map(field).collect();
+    format!("subscription {{ events(after: \"{cursor}\") {{ {fields} }} }}")
 }
 
 /// A number of `/metrics`.

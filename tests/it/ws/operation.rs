@@ -44,7 +44,7 @@ async fn the_answer_is_that_of_http() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    let query = "{ viewer { name } circles(first: 20) { totalCount nodes { id name members(first: 50) { nodes { name agent { name model { name provider { name } } } } } } } node(id: \"nonsense\") { id } }";
+    let query = "{ viewer { name } circles(first: 20) { totalCount nodes { id name members(first: 50) { nodes { name model { name provider { name } } } } } } node(id: \"nonsense\") { id } }";
     let messages = socket.run("1", query).await;
     let over_http = server.ask(Some(&token), query, json!({})).await;
     assert_eq!(messages[0]["payload"], over_http);
@@ -55,10 +55,10 @@ async fn the_answer_is_that_of_http() {
 async fn an_answer_longer_than_a_piece_arrives_whole() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
-    let query = "{ __schema { types { name description fields { name description args { name description type { name } } } } } }";
+    let query = "{ __schema { types { name description fields { name description args { name description type { name } } } inputFields { name description } enumValues { name description } } } }";
     let messages = socket.run("1", query).await;
     let over_http = server.ask(None, query, json!({})).await;
-    assert!(over_http.to_string().len() > 2 * (64 << 10), "it is long");
+    assert!(over_http.to_string().len() > 64 << 10, "it is long");
     assert_eq!(messages[0]["payload"], over_http);
 }
 
@@ -66,14 +66,13 @@ async fn an_answer_longer_than_a_piece_arrives_whole() {
 async fn operations_are_chosen_and_given_variables() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
-    let query =
-        "query A { __typename } query B($yes: Boolean!) { b: __typename @include(if: $yes) }";
-    let payload = json!({ "query": query, "operationName": "B", "variables": { "yes": true }, "extensions": null });
+    let query = "query A { __typename } query B($id: ID!) { b: __typename node(id: $id) { id } }";
+    let payload = json!({ "query": query, "operationName": "B", "variables": { "id": "circle_01ke6p4zk8e03r000000000001" }, "extensions": null });
     socket
         .send(json!({ "id": "1", "type": "subscribe", "payload": payload }))
         .await;
-    let expected = json!({ "data": { "b": "Query" } });
-    assert_eq!(socket.next().await["payload"], expected);
+    let expected = json!({ "data": { "b": "Query", "node": null } });
+    assert_eq!(socket.next().await["payload"]["data"], expected["data"]);
 }
 
 #[tokio::test]
@@ -158,9 +157,8 @@ async fn sign_ins_over_web_socket_are_as_few_as_over_http() {
     let login = |email: &str| {
         format!(r#"login(input: {{email: "{email}", password: "no"}}) {{ accessToken }}"#)
     };
-    let aliases: String = (0..20)
-        .map(|n| format!("a{n}: {} ", login("a@example.com")))
-        .collect();
+    let alias = |n| format!("a{n}: {} ", login("a@example.com"));
+    let aliases: String = (0..20).map(alias).collect();
     let messages = socket.run("1", &format!("mutation {{ {aliases} }}")).await;
     assert_eq!(messages.len(), 1);
     assert!(
@@ -173,13 +171,13 @@ async fn sign_ins_over_web_socket_are_as_few_as_over_http() {
     assert_eq!(error["limit"], 5);
     assert!(error["retryAfterMs"].is_u64(), "{error}");
 
-    let mut served = 0;
+    let mut passed = 0;
     for n in 0..20 {
         let field = login(&format!("{n}@example.com"));
         let messages = socket.run("1", &format!("mutation {{ {field} }}")).await;
-        served += u32::from(messages[0]["type"] == "next");
+        passed += u32::from(messages[0]["type"] == "next");
     }
-    assert_eq!(served, 5);
+    assert_eq!(passed, 5);
 }
 
 #[tokio::test]

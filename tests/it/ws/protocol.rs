@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{ENDLESS, PROTOCOL, Socket, ask, assert_nothing_is_left, metric, until_metric_is};
+use super::{EVENTS, PROTOCOL, Socket, ask, assert_nothing_is_left, metric, until_metric_is};
 use crate::server::TestServer;
 
 /// The text of one piece of a message.
@@ -22,7 +22,7 @@ async fn a_message_that_is_none_closes_with_4400_in_our_words() {
     let server = TestServer::start().await;
     let long = "x".repeat(101);
     let messages = [
-        "".to_owned(),
+        String::new(),
         "nonsense".to_owned(),
         "{".to_owned(),
         "[]".to_owned(),
@@ -103,7 +103,7 @@ async fn a_message_in_pieces_is_one_message() {
         .raw(piece(r#"{"type": "conn"#, Data::Text, false))
         .await;
     socket.raw(Message::Ping("in between".into())).await;
-    socket.raw(piece(r#"ection_"#, Data::Continue, false)).await;
+    socket.raw(piece("ection_", Data::Continue, false)).await;
     socket.raw(piece(r#"init"}"#, Data::Continue, true)).await;
     assert_eq!(socket.next().await, json!({ "type": "connection_ack" }));
 }
@@ -241,16 +241,16 @@ async fn an_id_in_use_closes_with_4409() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    socket.subscribe("mine", ENDLESS).await;
-    socket.subscribe("mine", ENDLESS).await;
+    socket.subscribe("mine", EVENTS).await;
+    socket.subscribe("mine", EVENTS).await;
     let expected = (4409, "Subscriber for mine already exists".to_owned());
     assert_eq!(socket.closed().await, expected);
 
     // The longest id makes a reason that is too long, and is cut between two characters.
     let mut socket = Socket::greeted(&server, Some(&token)).await;
     let id = "ß".repeat(100);
-    socket.subscribe(&id, ENDLESS).await;
-    socket.subscribe(&id, ENDLESS).await;
+    socket.subscribe(&id, EVENTS).await;
+    socket.subscribe(&id, EVENTS).await;
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 4409);
     assert_eq!(reason, format!("Subscriber for {}", "ß".repeat(54)));
@@ -325,7 +325,7 @@ async fn a_web_socket_needs_its_headers() {
     // Without these it is a GET without a query.
     assert_eq!(
         status(&[PROTOCOL, ("upgrade", "h2c")]).await,
-        StatusCode::OK
+        StatusCode::BAD_REQUEST
     );
 }
 

@@ -3,7 +3,8 @@
 use gathering::config::Mode;
 use serde_json::json;
 
-use super::{ENDLESS, Socket, assert_nothing_is_left, until_metric_is};
+use super::{EVENTS, Socket, assert_nothing_is_left, happen, replay, until_metric_is};
+use crate::database::PASSWORD;
 use crate::server::TestServer;
 
 const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
@@ -13,26 +14,23 @@ async fn a_subscription_sends_what_happens_until_it_is_completed() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    socket.subscribe("1", ENDLESS).await;
-    for _ in 0..3 {
+    socket.subscribe("1", &replay(&server, 3).await).await;
+    for n in 0..6 {
+        if n == 3 {
+            happen(&server, 3).await;
+        }
         let message = socket.next().await;
-        assert_eq!(
-            (&message["id"], &message["type"]),
-            (&json!("1"), &json!("next"))
-        );
-        assert!(message["payload"]["data"].is_object(), "{message}");
+        assert_eq!(message["id"], "1");
+        assert_eq!(message["type"], "next");
+        let event = &message["payload"]["data"]["events"];
+        assert_eq!(event["type"], "PROJECT_CREATED", "{message}");
     }
     socket.send(json!({ "id": "1", "type": "complete" })).await;
     until_metric_is(&server, STREAMS, 0).await;
-    // What was under way may still come, and then nothing: the end that the client made is not echoed.
+    happen(&server, 1).await;
+    // Nothing comes any more: the end that the client made is not echoed.
     socket.send(json!({ "type": "ping" })).await;
-    loop {
-        let message = socket.next().await;
-        if message["type"] == "pong" {
-            break;
-        }
-        assert_eq!(message["type"], "next");
-    }
+    assert_eq!(socket.next().await, json!({ "type": "pong" }));
     // One that never was ends without a word too.
     socket.send(json!({ "id": "2", "type": "complete" })).await;
     assert_eq!(socket.run("1", "{ __typename }").await.len(), 2);
@@ -43,8 +41,9 @@ async fn operations_run_side_by_side() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    socket.subscribe("a", ENDLESS).await;
-    socket.subscribe("b", ENDLESS).await;
+    let query = replay(&server, 3).await;
+    socket.subscribe("a", &query).await;
+    socket.subscribe("b", &query).await;
     let mut seen = [0, 0];
     while seen.iter().any(|n| *n < 3) {
         let message = socket.next().await;
@@ -63,23 +62,17 @@ async fn the_start_of_a_subscription_costs_a_read() {
     .await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    for id in ["1", "2"] {
-        socket.subscribe(id, ENDLESS).await;
+    for id in ["1", "2", "3"] {
+        socket.subscribe(id, EVENTS).await;
     }
-    socket.subscribe("3", ENDLESS).await;
-    let refused = loop {
-        let message = socket.next().await;
-        if message["id"] == "3" {
-            break message;
-        }
-    };
+    let refused = socket.next().await;
     assert_eq!(refused["type"], "error");
     let error = &refused["payload"][0]["extensions"];
-    assert_eq!(
-        (&error["code"], &error["tier"]),
-        (&json!("RATE_LIMITED"), &json!("READ"))
-    );
-    assert_eq!(socket.next().await["type"], "next");
+    assert_eq!(error["code"], "RATE_LIMITED");
+    assert_eq!(error["tier"], "READ");
+    socket.send(json!({ "type": "ping" })).await;
+    assert_eq!(socket.next().await, json!({ "type": "pong" }));
+    until_metric_is(&server, STREAMS, 2).await;
 }
 
 #[tokio::test]
@@ -87,9 +80,11 @@ async fn a_token_that_comes_to_its_end_ends_its_streams_and_the_connection() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
-    socket.subscribe("1", ENDLESS).await;
-    socket.subscribe("2", ENDLESS).await;
-    assert_eq!(socket.next().await["type"], "next");
+    let query = replay(&server, 1).await;
+    for id in ["1", "2"] {
+        socket.subscribe(id, &query).await;
+        assert_eq!(socket.next().await["type"], "next");
+    }
     server.pass(2 * 3600);
     let mut ended = Vec::new();
     while ended.len() < 2 {
@@ -105,5 +100,38 @@ async fn a_token_that_comes_to_its_end_ends_its_streams_and_the_connection() {
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 4403);
     assert!(reason.contains("expired"), "{reason}");
+    assert_nothing_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_ends_its_streams_and_the_connection() {
+    let server = TestServer::start().await;
+    let login = r#"mutation ($password: String!) { login(input: {email: "demo@example.com", password: $password}) { accessToken } }"#;
+    let signed_in = server
+        .ask(None, login, json!({ "password": PASSWORD }))
+        .await;
+    let token = signed_in["data"]["login"]["accessToken"].as_str();
+    let token = token.expect("a token").to_owned();
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    socket.subscribe("1", &replay(&server, 1).await).await;
+    assert_eq!(socket.next().await["type"], "next");
+    let logout = "mutation { logout(input: {}) { userErrors { code } } }";
+    socket.subscribe("2", logout).await;
+    let ended = loop {
+        let message = socket.next().await;
+        if message["id"] == "1" {
+            break message;
+        }
+    };
+    assert_eq!(ended["type"], "error", "{ended}");
+    let (code, reason) = socket.closed().await;
+    assert_eq!(code, 4403);
+    assert!(reason.contains("revoked"), "{reason}");
+    let mut again = Socket::open(&server).await;
+    let payload = json!({ "authorization": format!("Bearer {token}") });
+    again
+        .send(json!({ "type": "connection_init", "payload": payload }))
+        .await;
+    assert_eq!(again.closed().await, (4403, reason));
     assert_nothing_is_left(&server).await;
 }
