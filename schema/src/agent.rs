@@ -1,27 +1,32 @@
 //! Agents: the configured AI workers.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
 };
 use gathering_entity::{
-    agent, circle, conversation, event, member, message, model, participant, persona, task, user,
+    List, agent, circle, conversation, event, member, message, model, participant, persona, task,
+    user,
 };
 use sea_orm::{
-    ColumnTrait, Condition, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait,
+    ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, DbBackend, EntityTrait,
+    FromQueryResult, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
+    QueryTrait, Set,
     sea_query::{self, Expr, ExprTrait, Func, JoinType, NullOrdering, Query, SelectStatement},
 };
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
     circle::CircleFilter,
     conversation::{Conversation, ConversationFilter, Conversations},
     ctx::Door,
+    deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
     event::{EventFilter, Events},
     id::Kind,
+    live::Fact,
     member::AgentCircles,
     model::Model,
     order::SortDirection,
@@ -32,8 +37,30 @@ use crate::{
     task::{Task, TaskFilter, TaskOrder, Tasks},
     text,
     user::User,
+    user_error::{Check, UserError, UserErrorCode, entries},
     viewer::Viewer,
+    write::{Change, Edits, Outcome, change, check_version, is_taken},
 };
+
+/// Most characters of an agent's name.
+const MAX_NAME: usize = 100;
+/// Most characters of what it is told before it begins.
+pub(crate) const MAX_PROMPT: usize = 20_000;
+/// Most characters of how it talks.
+pub(crate) const MAX_STYLE: usize = 50;
+/// Most entries of each of its lists, and most characters of an entry.
+pub(crate) const MAX_LIST: usize = 50;
+pub(crate) const MAX_ENTRY: usize = 100;
+/// Most kinds of review it does.
+const MAX_REVIEW_TYPES: usize = 10;
+/// What does every kind of review.
+const ALL_REVIEWS: &str = "all";
+/// The sampling temperatures that there are.
+pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+/// The temperature of an agent that names none and has no persona to name one.
+const USUAL_TEMPERATURE: f64 = 0.7;
+/// How hard a reviewer may be to please.
+const STRICTNESS: RangeInclusive<f64> = 0.0..=1.0;
 
 /// Most tasks in [`AgentActivity`].
 const RECENT_TASKS: u64 = 10;
@@ -638,4 +665,428 @@ impl AgentQuery {
             &Page::new(first, after, last, before)?,
         )
     }
+}
+
+/// The outcome of a change of an agent.
+#[derive(SimpleObject)]
+pub struct AgentPayload {
+    /// The agent as it is now; null when there is none to show.
+    agent: Option<Agent>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl AgentPayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            agent: outcome.row::<agent::Entity>(ctx).await?.map(Agent),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// An agent that is to be made.
+#[derive(InputObject)]
+pub struct CreateAgentInput {
+    /// The name, 1 to 100 characters, unique among the user's agents.
+    name: String,
+    /// The character it takes on; `NOT_FOUND` when there is no such persona.
+    persona_id: Option<ID>,
+    /// The model it runs on, its persona's default without one; `NOT_FOUND` when there is no such model.
+    model_id: Option<ID>,
+    /// What it is told before it begins, at most 20,000 characters.
+    system_prompt: Option<String>,
+    /// What it is like; at most 50 words of at most 100 characters.
+    traits: Option<Vec<String>>,
+    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    competencies: Option<Vec<String>>,
+    /// What it knows best; at most 50 words of at most 100 characters.
+    specializations: Option<Vec<String>>,
+    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    review_types: Option<Vec<String>>,
+    /// How it talks, at most 50 characters.
+    communication_style: Option<String>,
+    /// How hard it is to please as a reviewer, from 0 to 1.
+    #[graphql(default = 0.7)]
+    review_strictness: f64,
+    /// The sampling temperature of its answers, from 0 to 2; its persona's default without one, else 0.7.
+    temperature: Option<f64>,
+    /// How many tokens it may write in one answer, at least 1; none for the model's own limit.
+    max_tokens: Option<i32>,
+}
+
+/// What is to be different about an agent. Fields that are left out stay as they are; null clears what may be empty.
+#[derive(InputObject)]
+pub struct UpdateAgentInput {
+    /// The agent.
+    agent_id: ID,
+    /// Change it only at this version, else `CONFLICT`.
+    expected_version: Option<i32>,
+    /// The name, 1 to 100 characters, unique among its owner's agents.
+    name: MaybeUndefined<String>,
+    /// The character it takes on; `NOT_FOUND` when there is no such persona. Its defaults are not taken again.
+    persona_id: MaybeUndefined<ID>,
+    /// The model it runs on; `NOT_FOUND` when there is no such model.
+    model_id: MaybeUndefined<ID>,
+    /// What it is told before it begins, at most 20,000 characters.
+    system_prompt: MaybeUndefined<String>,
+    /// What it is like; at most 50 words of at most 100 characters.
+    traits: MaybeUndefined<Vec<String>>,
+    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    competencies: MaybeUndefined<Vec<String>>,
+    /// What it knows best; at most 50 words of at most 100 characters.
+    specializations: MaybeUndefined<Vec<String>>,
+    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    review_types: MaybeUndefined<Vec<String>>,
+    /// How it talks, at most 50 characters.
+    communication_style: MaybeUndefined<String>,
+    /// How hard it is to please as a reviewer, from 0 to 1.
+    review_strictness: MaybeUndefined<f64>,
+    /// The sampling temperature of its answers, from 0 to 2.
+    temperature: MaybeUndefined<f64>,
+    /// How many tokens it may write in one answer, at least 1; null for the model's own limit.
+    max_tokens: MaybeUndefined<i32>,
+    /// `OFFLINE` takes it out of work. `IDLE` brings it back: it is `BUSY` at once when a task of it is `IN_PROGRESS`. An agent
+    /// turns `BUSY` by its work alone (`INVALID`).
+    status: MaybeUndefined<AgentStatus>,
+}
+
+impl CreateAgentInput {
+    /// The row, with the faults of the input added.
+    fn row(&self, change: &Change<'_>, id: Uuid, check: &mut Check) -> agent::Model {
+        let (name, name_key) = check.name("name", &self.name, MAX_NAME);
+        let prompt = self.system_prompt.as_deref();
+        let style = self.communication_style.as_deref();
+        let mut list = |field, words: &Option<Vec<String>>| {
+            let words = words.as_deref().unwrap_or_default();
+            check.list(field, words, MAX_LIST, MAX_ENTRY)
+        };
+        let traits = list("traits", &self.traits);
+        let specializations = list("specializations", &self.specializations);
+        let competencies = self.competencies.as_deref().unwrap_or_default();
+        let temperature = self.temperature.unwrap_or(USUAL_TEMPERATURE);
+        agent::Model {
+            id,
+            created_at: change.now,
+            updated_at: change.now,
+            version: 1,
+            owner_id: change.viewer.id(),
+            name,
+            name_key,
+            persona_id: None,
+            model_id: None,
+            system_prompt: check.optional_text("systemPrompt", prompt, MAX_PROMPT),
+            traits,
+            competencies: check.words("competencies", competencies, MAX_LIST, MAX_ENTRY),
+            specializations,
+            review_types: review_types(check, self.review_types.as_deref().unwrap_or_default()),
+            communication_style: check.optional_line("communicationStyle", style, MAX_STYLE),
+            competency_scores: json!({}),
+            review_strictness: check.range("reviewStrictness", self.review_strictness, STRICTNESS),
+            temperature: check.range("temperature", temperature, TEMPERATURE),
+            max_tokens: max_tokens(check, self.max_tokens),
+            status: agent::AgentStatus::Idle,
+            reviews_total: 0,
+            reviews_approved: 0,
+            last_active_at: change.now,
+        }
+    }
+}
+
+impl UpdateAgentInput {
+    /// Sets what is different, and adds the faults of the input. The state and what the agent refers to are not part of it.
+    fn apply(&self, new: &mut agent::ActiveModel, check: &mut Check, edits: &mut Edits) {
+        let name = check.kept("name", &self.name);
+        let name = name.map(|name| check.name("name", name, MAX_NAME));
+        let (name, name_key) = name.unzip();
+        edits.set("name", &mut new.name, name);
+        if let Some(key) = name_key {
+            new.name_key = Set(key);
+        }
+        let prompt = self.system_prompt.as_opt_deref();
+        let prompt = prompt.map(|text| check.optional_text("systemPrompt", text, MAX_PROMPT));
+        edits.set("systemPrompt", &mut new.system_prompt, prompt);
+        let mut list =
+            |field, words: &MaybeUndefined<Vec<String>>, column: &mut ActiveValue<List>| {
+                let words = entries(words);
+                let words = words.map(|words| check.list(field, words, MAX_LIST, MAX_ENTRY));
+                edits.set(field, column, words);
+            };
+        list("traits", &self.traits, &mut new.traits);
+        list(
+            "specializations",
+            &self.specializations,
+            &mut new.specializations,
+        );
+        let words = entries(&self.competencies)
+            .map(|words| check.words("competencies", words, MAX_LIST, MAX_ENTRY));
+        edits.set("competencies", &mut new.competencies, words);
+        let words = entries(&self.review_types).map(|words| review_types(check, words));
+        edits.set("reviewTypes", &mut new.review_types, words);
+        let style = self.communication_style.as_opt_deref();
+        let style = style.map(|line| check.optional_line("communicationStyle", line, MAX_STYLE));
+        edits.set("communicationStyle", &mut new.communication_style, style);
+        let mut number = |field,
+                          value: &MaybeUndefined<f64>,
+                          bounds: RangeInclusive<f64>,
+                          column: &mut ActiveValue<f64>| {
+            let value = check.kept(field, value);
+            let value = value.map(|value| check.range(field, *value, bounds));
+            edits.set(field, column, value);
+        };
+        number(
+            "reviewStrictness",
+            &self.review_strictness,
+            STRICTNESS,
+            &mut new.review_strictness,
+        );
+        number(
+            "temperature",
+            &self.temperature,
+            TEMPERATURE,
+            &mut new.temperature,
+        );
+        let tokens = self.max_tokens.as_opt_ref();
+        let tokens = tokens.map(|tokens| max_tokens(check, tokens.copied()));
+        edits.set("maxTokens", &mut new.max_tokens, tokens);
+    }
+}
+
+/// Changes of agents.
+#[derive(Default)]
+pub struct AgentMutation;
+
+#[Object]
+impl AgentMutation {
+    /// Makes an agent of the signed-in user. Codes of `userErrors` beside those of the input: `TAKEN` for the name.
+    async fn create_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateAgentInput,
+    ) -> Result<AgentPayload, Error> {
+        let persona = Kind::Persona.parse_opt(input.persona_id.as_ref(), "personaId")?;
+        let model = Kind::Model.parse_opt(input.model_id.as_ref(), "modelId")?;
+        let id = Uuid::now_v7();
+        let outcome = change(ctx, async |mut change| {
+            let persona = change.referred::<persona::Entity>(persona, "personaId");
+            let persona = persona.await?;
+            let preferred = persona
+                .as_ref()
+                .and_then(|persona| persona.default_model_id);
+            let model = model.or(preferred);
+            change.referred::<model::Entity>(model, "modelId").await?;
+            let mut check = Check::default();
+            let mut row = input.row(&change, id, &mut check);
+            row.model_id = model;
+            if let Some(persona) = persona {
+                row.persona_id = Some(persona.id);
+                row.temperature = input.temperature.unwrap_or(persona.default_temperature);
+            }
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            let insert = agent::Entity::insert(row.clone().into_active_model());
+            match insert.exec_without_returning(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(None, name_taken()));
+                }
+                done => done?,
+            };
+            change.announce(fact("agent.created", &row, &[]));
+            change.commit(vec![id]).await
+        });
+        AgentPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Changes an agent. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
+    /// name, `CONFLICT` for the version.
+    async fn update_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateAgentInput,
+    ) -> Result<AgentPayload, Error> {
+        let id = Kind::Agent.parse(&input.agent_id, "agentId")?;
+        let persona = Kind::Persona.parse_new(&input.persona_id, "personaId")?;
+        let model = Kind::Model.parse_new(&input.model_id, "modelId")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = &change.viewer.rules().agent;
+            let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
+            change.check_agent(&row)?;
+            let character = change.referred::<persona::Entity>(persona.flatten(), "personaId");
+            character.await?;
+            let engine = change.referred::<model::Entity>(model.flatten(), "modelId");
+            engine.await?;
+
+            let (from, version) = (row.status, row.version);
+            let mut new = row.into_active_model();
+            let (mut check, mut edits) = (Check::default(), Edits::default());
+            input.apply(&mut new, &mut check, &mut edits);
+            edits.set("personaId", &mut new.persona_id, persona);
+            edits.set("modelId", &mut new.model_id, model);
+            let status = check.kept("status", &input.status).copied();
+            if status == Some(AgentStatus::Busy) {
+                let message = "An agent turns BUSY by its work alone.";
+                check.fault("status", UserErrorCode::Invalid, message);
+            }
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+            if let Err(conflict) = check_version(input.expected_version, version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
+
+            let to = change.status(id, from, status).await?;
+            if edits.is_empty() && to == from {
+                return change.commit(vec![id]).await;
+            }
+            new.status = Set(to);
+            new.version = Set(version + 1);
+            new.updated_at = Set(change.now);
+            let row = match new.update(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(Some(id), name_taken()));
+                }
+                done => done?,
+            };
+            if !edits.is_empty() {
+                change.announce(fact("agent.updated", &row, edits.names()));
+            }
+            if to != from {
+                change.announce(status_changed(&row, from));
+            }
+            change.commit(vec![id]).await
+        });
+        AgentPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Deletes an agent; it leaves its circles, and what it wrote stays. For its owner and administrators. Codes of
+    /// `userErrors`: `CONFLICT` for the version; `IN_USE` while it has a task that is neither PENDING nor ended, or takes part
+    /// in a conversation that has not ended.
+    async fn delete_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: DeleteInput,
+    ) -> Result<DeletePayload, Error> {
+        let id = Kind::Agent.parse(&input.id, "id")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = &change.viewer.rules().agent;
+            let row = change.doomed::<agent::Entity>(rule, id, "id").await?;
+            change.check_agent(&row)?;
+            if let Err(conflict) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
+            if change.any::<task::Entity>(in_hand(id)).await? {
+                let message =
+                    "The agent has tasks in hand. Give them to others, or end them, first.";
+                return Ok(Outcome::fault(Some(id), in_use(message)));
+            }
+            if change.any::<conversation::Entity>(talks_in(id)).await? {
+                let message =
+                    "The agent takes part in conversations that have not ended. End them first.";
+                return Ok(Outcome::fault(Some(id), in_use(message)));
+            }
+            change.announce(fact("agent.deleted", &row, &[]));
+            row.delete(&change.transaction).await?;
+            change.commit(vec![]).await
+        });
+        DeletePayload::new(ctx, Kind::Agent, id, outcome.await?).await
+    }
+}
+
+impl Change<'_> {
+    /// # Errors
+    /// `FORBIDDEN` for an agent that the viewer may read, but not change.
+    fn check_agent(&self, row: &agent::Model) -> Result<(), Error> {
+        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
+            Ok(())
+        } else {
+            Err(self.forbidden(Kind::Agent, row.id))
+        }
+    }
+
+    /// What an agent does once its owner has taken it out of work, or brought it back.
+    async fn status(
+        &self,
+        agent: Uuid,
+        from: agent::AgentStatus,
+        wanted: Option<AgentStatus>,
+    ) -> Result<agent::AgentStatus, Error> {
+        use agent::AgentStatus::{Busy, Idle, Offline};
+        Ok(match wanted {
+            Some(AgentStatus::Offline) => Offline,
+            Some(AgentStatus::Idle) if from == Offline => {
+                let in_progress = task::Column::AssigneeId
+                    .eq(agent)
+                    .and(task::Column::Status.eq(task::TaskStatus::InProgress));
+                let is_busy = self.any::<task::Entity>(in_progress).await?;
+                if is_busy { Busy } else { Idle }
+            }
+            _ => from,
+        })
+    }
+}
+
+/// Tasks that an agent has and that have not ended.
+fn in_hand(agent: Uuid) -> Expr {
+    use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
+    let open = [Assigned, InProgress, InReview, ChangesRequested, Blocked];
+    task::Column::AssigneeId
+        .eq(agent)
+        .and(task::Column::Status.is_in(open))
+}
+
+/// Conversations in which an agent takes part and that have not ended.
+fn talks_in(agent: Uuid) -> Expr {
+    use conversation::ConversationStatus::{Active, Paused, Pending};
+    let parts = participant::Entity::find()
+        .select_only()
+        .column(participant::Column::ConversationId)
+        .filter(participant::Column::AgentId.eq(agent))
+        .into_query();
+    conversation::Column::Id
+        .in_subquery(parts)
+        .and(conversation::Column::Status.is_in([Pending, Active, Paused]))
+}
+
+/// The kinds of review that an agent, or a member of a circle, does.
+pub(crate) fn review_types(check: &mut Check, values: &[String]) -> List {
+    let words = check.words("reviewTypes", values, MAX_REVIEW_TYPES, MAX_ENTRY);
+    let known = |word: &String| {
+        let mut kinds = task::ReviewType::iter();
+        word == ALL_REVIEWS || kinds.any(|kind| kind.to_value().to_lowercase() == *word)
+    };
+    if !words.0.iter().all(known) {
+        let message = "`reviewTypes` must be values of `ReviewType`, or `all`.";
+        check.fault("reviewTypes", UserErrorCode::Invalid, message);
+    }
+    words
+}
+
+fn max_tokens(check: &mut Check, value: Option<i32>) -> Option<i32> {
+    value.map(|value| check.range("maxTokens", value, 1..=i32::MAX))
+}
+
+fn name_taken() -> UserError {
+    let message = "Another of the owner's agents has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
+}
+
+fn fact(kind: &'static str, row: &agent::Model, changed: &[&str]) -> Fact {
+    let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
+    Fact::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
+}
+
+/// An agent does something else than before.
+pub(crate) fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> Fact {
+    let payload = json!({
+        "name": row.name,
+        "fromStatus": from.to_value(),
+        "toStatus": row.status.to_value(),
+        "version": row.version,
+    });
+    Fact::new("agent.status_changed", row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
 }

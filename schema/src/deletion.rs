@@ -3,7 +3,14 @@
 use async_graphql::{Context, ID, InputObject, SimpleObject};
 use uuid::Uuid;
 
-use crate::{ctx::Door, error::Error, id::Kind, node::Node, user_error::UserError, write::Outcome};
+use crate::{
+    ctx::Door,
+    error::Error,
+    id::Kind,
+    node::Node,
+    user_error::{UserError, UserErrorCode},
+    write::Outcome,
+};
 
 /// What is to be deleted.
 #[derive(InputObject)]
@@ -44,4 +51,9 @@ impl DeletePayload {
             user_errors: outcome.errors,
         })
     }
+}
+
+/// Why what others need is not deleted.
+pub(crate) fn in_use(message: &str) -> UserError {
+    UserError::new("id", UserErrorCode::InUse, message)
 }

@@ -138,7 +138,7 @@ pub enum EventType {
     UserUpdated,
     /// A user was locked out after repeated failures to sign in.
     UserLocked,
-    /// A user was signed out everywhere.
+    /// Access tokens of a user were revoked before their time: all of them, or those of a session that was stolen.
     UserTokensRevoked,
     /// Events were no longer kept when a subscription came back for them.
     EventsMissed,
@@ -849,7 +849,8 @@ impl UserChange {
             .map(User::new))
     }
 
-    /// Why it happened.
+    /// Why it happened. For revoked tokens `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a refresh token);
+    /// for a user who was locked out `FAILED_LOGINS`.
     async fn reason(&self) -> Option<&str> {
         self.0.text("reason")
     }

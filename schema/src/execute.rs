@@ -522,7 +522,6 @@ impl Graph {
                 builders.map(|builder| builder.disable_introspection().disable_suggestions());
         }
         let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
-        let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock))?;
         let costs = Costs::new(&schema.sdl());
         let tiers = costs.tiers().clone();
         let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
@@ -534,6 +533,8 @@ impl Graph {
         let epoch = epoch
             .ok_or("the database has lost the name of its history")?
             .epoch;
+        let told = Some(Arc::clone(&bus));
+        let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock), told)?;
         let graph = Self(Arc::new(Inner {
             costs,
             schema,

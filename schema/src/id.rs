@@ -3,7 +3,7 @@
 //! The alphabet is Crockford's in lower case, and the 128 bits are padded on the left to 130, so that ids of one type
 //! sort like their rows do: by creation.
 
-use async_graphql::ID;
+use async_graphql::{ID, MaybeUndefined};
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -122,6 +122,19 @@ impl Kind {
     /// As [`Kind::parse`].
     pub fn parse_opt(self, id: Option<&ID>, field: &str) -> Result<Option<Uuid>, Error> {
         id.map(|id| self.parse(id, field)).transpose()
+    }
+
+    /// As [`Kind::parse`], for a field of an update: absent is `None`, null is `Some(None)`.
+    ///
+    /// # Errors
+    /// As [`Kind::parse`].
+    pub fn parse_new(
+        self,
+        id: &MaybeUndefined<ID>,
+        field: &str,
+    ) -> Result<Option<Option<Uuid>>, Error> {
+        let id = id.as_opt_ref();
+        id.map(|id| self.parse_opt(id, field)).transpose()
     }
 }
 

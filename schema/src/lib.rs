@@ -11,6 +11,7 @@ pub mod agent;
 pub mod audit;
 pub mod auth;
 pub mod cache;
+mod catalogue;
 pub mod circle;
 pub mod conversation;
 mod ctx;
@@ -126,6 +127,10 @@ pub struct Query(
 pub struct Mutation(
     session::SessionMutation,
     user::UserMutation,
+    provider::ProviderMutation,
+    model::ModelMutation,
+    persona::PersonaMutation,
+    agent::AgentMutation,
     project::ProjectMutation,
     circle::CircleMutation,
     member::MemberMutation,

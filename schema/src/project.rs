@@ -347,7 +347,7 @@ impl ProjectMutation {
         let id = Uuid::now_v7();
         let outcome = change(ctx, async |mut change| {
             let mut check = Check::default();
-            let name = check.line("name", &input.name, MAX_NAME);
+            let (name, name_key) = check.name("name", &input.name, MAX_NAME);
             let mut list = |field, values: &Option<Vec<String>>| {
                 check.list(
                     field,
@@ -366,8 +366,8 @@ impl ProjectMutation {
                 created_at: change.now,
                 updated_at: change.now,
                 owner_id: change.viewer.id(),
-                name_key: text::fold(&name),
                 name,
+                name_key,
                 description: check.optional_text(
                     "description",
                     input.description.as_deref(),
@@ -408,7 +408,8 @@ impl ProjectMutation {
             let row = change.project(id, "projectId").await?;
             let mut check = Check::default();
             let name = check.kept("name", &input.name);
-            let name = name.map(|name| check.line("name", name, MAX_NAME));
+            let name = name.map(|name| check.name("name", name, MAX_NAME));
+            let (name, name_key) = name.unzip();
             let branch = check.kept("defaultBranch", &input.default_branch);
             let branch = branch.map(|branch| check.line("defaultBranch", branch, MAX_BRANCH));
             let description = input.description.as_opt_deref();
@@ -431,10 +432,10 @@ impl ProjectMutation {
             }
             let mut new = row.into_active_model();
             let mut edits = Edits::default();
-            if let Some(name) = &name {
-                new.name_key = Set(text::fold(name));
-            }
             edits.set("name", &mut new.name, name);
+            if let Some(key) = name_key {
+                new.name_key = Set(key);
+            }
             edits.set("description", &mut new.description, description);
             edits.set("repositoryUrl", &mut new.repository_url, repository);
             edits.set("defaultBranch", &mut new.default_branch, branch);

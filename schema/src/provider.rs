@@ -2,19 +2,33 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, ID, Object, connection::EmptyFields};
+use async_graphql::{
+    Context, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
+};
 use gathering_entity::{model, provider};
-use sea_orm::Condition;
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
+};
+use uuid::Uuid;
 
 use crate::{
+    catalogue::Entry,
     ctx::Door,
+    deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
     id::Kind,
     model::{ModelFilter, Models},
     page::{Connection, Listed, Order, Page},
     read::Rule,
     scalar::DateTime,
+    user_error::{Check, UserError, UserErrorCode},
+    write::{Edits, Outcome, change, is_taken},
 };
+
+/// Most characters of a provider's name.
+const MAX_NAME: usize = 50;
+/// Most characters of the name shown to people.
+const MAX_DISPLAY_NAME: usize = 100;
 
 /// Who runs models.
 pub struct Provider(pub(crate) Arc<provider::Model>);
@@ -131,5 +145,164 @@ impl ProviderQuery {
             Order::ascending([provider::Column::Id]),
             &Page::new(first, after, last, before)?,
         )
+    }
+}
+
+/// The outcome of a change of a provider.
+#[derive(SimpleObject)]
+pub struct ProviderPayload {
+    /// The provider as it is now; null when there is none to show.
+    provider: Option<Provider>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl ProviderPayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            provider: outcome.row::<provider::Entity>(ctx).await?.map(Provider),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// A provider that is to be added.
+#[derive(InputObject)]
+pub struct CreateProviderInput {
+    /// The unique name, 1 to 50 lower-case letters, digits, `_` and `-`, of which the first is a letter or digit.
+    name: String,
+    /// The name shown to people, 1 to 100 characters.
+    display_name: String,
+    /// Where its API is reached, an http or https address; none for the usual one.
+    api_base_url: Option<String>,
+    /// Whether it runs beside this server, so that nothing leaves the machine.
+    #[graphql(default = false)]
+    is_local: bool,
+}
+
+/// What is to be different about a provider. Fields that are left out stay as they are; null clears what may be empty.
+#[derive(InputObject)]
+pub struct UpdateProviderInput {
+    /// The provider.
+    provider_id: ID,
+    /// The name shown to people, 1 to 100 characters.
+    display_name: MaybeUndefined<String>,
+    /// Where its API is reached, an http or https address; null for the usual one.
+    api_base_url: MaybeUndefined<String>,
+    /// Whether it runs beside this server, so that nothing leaves the machine.
+    is_local: MaybeUndefined<bool>,
+}
+
+/// Changes of providers.
+#[derive(Default)]
+pub struct ProviderMutation;
+
+#[Object]
+impl ProviderMutation {
+    /// Adds a provider to the catalogue. For administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
+    /// name.
+    async fn create_provider(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateProviderInput,
+    ) -> Result<ProviderPayload, Error> {
+        ctx.request().admin()?;
+        let id = Uuid::now_v7();
+        let outcome = change(ctx, async |mut change| {
+            let mut check = Check::default();
+            let url = input.api_base_url.as_deref();
+            let row = provider::Model {
+                id,
+                created_at: change.now,
+                updated_at: change.now,
+                name: check.identifier("name", &input.name, MAX_NAME),
+                display_name: check.line("displayName", &input.display_name, MAX_DISPLAY_NAME),
+                api_base_url: check.url("apiBaseUrl", url),
+                is_local: input.is_local,
+            };
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            let insert = provider::Entity::insert(row.clone().into_active_model());
+            match insert.exec_without_returning(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    let message = "Another provider has this name.";
+                    let taken = UserError::new("name", UserErrorCode::Taken, message);
+                    return Ok(Outcome::fault(None, taken));
+                }
+                done => done?,
+            };
+            entry(&row).changed(&mut change, &[]);
+            change.commit(vec![id]).await
+        });
+        ProviderPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Changes a provider. For administrators.
+    async fn update_provider(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateProviderInput,
+    ) -> Result<ProviderPayload, Error> {
+        ctx.request().admin()?;
+        let id = Kind::Provider.parse(&input.provider_id, "providerId")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = Rule::default();
+            let row = change.row::<provider::Entity>(&rule, id, "providerId");
+            let mut new = row.await?.into_active_model();
+            let (mut check, mut edits) = (Check::default(), Edits::default());
+            let display_name = check.kept("displayName", &input.display_name);
+            let display_name =
+                display_name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
+            edits.set("displayName", &mut new.display_name, display_name);
+            let url = input.api_base_url.as_opt_deref();
+            let url = url.map(|url| check.url("apiBaseUrl", url));
+            edits.set("apiBaseUrl", &mut new.api_base_url, url);
+            let is_local = check.kept("isLocal", &input.is_local);
+            edits.set("isLocal", &mut new.is_local, is_local.copied());
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+            if !edits.is_empty() {
+                new.updated_at = Set(change.now);
+                let row = new.update(&change.transaction).await?;
+                entry(&row).changed(&mut change, edits.names());
+            }
+            change.commit(vec![id]).await
+        });
+        ProviderPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Deletes a provider. For administrators. Codes of `userErrors`: `IN_USE` while it has models.
+    async fn delete_provider(
+        &self,
+        ctx: &Context<'_>,
+        input: DeleteInput,
+    ) -> Result<DeletePayload, Error> {
+        ctx.request().admin()?;
+        let id = Kind::Provider.parse(&input.id, "id")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = Rule::default();
+            let row = change.doomed::<provider::Entity>(&rule, id, "id");
+            let row = row.await?;
+            let models = model::Column::ProviderId.eq(id);
+            if change.any::<model::Entity>(models).await? {
+                let message = "The provider has models. Delete them first.";
+                return Ok(Outcome::fault(Some(id), in_use(message)));
+            }
+            entry(&row).deleted(&mut change);
+            row.delete(&change.transaction).await?;
+            change.commit(vec![]).await
+        });
+        DeletePayload::new(ctx, Kind::Provider, id, outcome.await?).await
+    }
+}
+
+fn entry(row: &provider::Model) -> Entry<'_> {
+    Entry {
+        kind: (Kind::Provider, "provider.changed"),
+        id: row.id,
+        name: &row.name,
+        updated_at: row.updated_at,
     }
 }

@@ -82,6 +82,11 @@ impl UserError {
     }
 }
 
+/// The list that an update gives: absent leaves it alone, null empties it.
+pub(crate) fn entries(values: &MaybeUndefined<Vec<String>>) -> Option<&[String]> {
+    values.as_opt_deref().map(Option::unwrap_or_default)
+}
+
 /// Collects the faults of an input.
 #[derive(Default)]
 pub(crate) struct Check {
@@ -118,6 +123,22 @@ impl Check {
             self.too_long(field, most);
         }
         (name, key)
+    }
+
+    /// A name that programs use: lower-case letters, digits, `_` and `-`.
+    pub(crate) fn identifier(&mut self, field: &str, value: &str, most: usize) -> String {
+        let faults = self.errors.len();
+        let name = self.line(field, value, most);
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let fits = name.starts_with(is_plain)
+            && name.chars().all(|c| is_plain(c) || matches!(c, '_' | '-'));
+        if self.errors.len() == faults && !fits {
+            let message = format!(
+                "`{field}` must be lower-case letters, digits, `_` and `-`, and begin with a letter or digit."
+            );
+            self.fault(field, UserErrorCode::Invalid, message);
+        }
+        name
     }
 
     /// A line of text that may be missing; an empty one is as good as none.

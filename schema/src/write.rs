@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PrimaryKeyTrait,
     QueryFilter, QuerySelect, SqlErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
-    Value, sea_query::LockType,
+    Value,
+    sea_query::{Expr, LockType},
 };
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -139,6 +140,7 @@ where
             ctx,
             request,
             facts: Vec::new(),
+            notes: Vec::new(),
         };
         work(change).await
     })
@@ -156,6 +158,7 @@ pub(crate) struct Change<'a> {
     ctx: &'a Context<'a>,
     request: &'a Request,
     facts: Vec<Fact>,
+    notes: Vec<(Act, Kind, Uuid, Json)>,
 }
 
 impl Change<'_> {
@@ -164,10 +167,18 @@ impl Change<'_> {
         self.facts.push(fact);
     }
 
+    /// Adds an entry to the audit log, made after the commit: what was done to which row, and more about it.
+    pub(crate) fn note(&mut self, act: Act, kind: Kind, id: Uuid, details: Json) {
+        self.notes.push((act, kind, id, details));
+    }
+
     /// Makes everything that was written stand, and tells those who listen.
     pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Error> {
         let bus = &self.request.services.bus;
-        let origin = (self.viewer.id(), self.request.client.request_id.as_str());
+        let origin = (
+            Some(self.viewer.id()),
+            self.request.client.request_id.as_str(),
+        );
         let window = bus.window();
         let duplicates = announce(&self.transaction, origin, self.facts, self.now, window).await?;
         if let Some(key) = &self.request.key {
@@ -175,6 +186,11 @@ impl Change<'_> {
         }
         self.transaction.commit().await?;
         bus.committed(duplicates);
+        let (trail, client) = (&self.request.accounts().trail, &self.request.client);
+        for (act, kind, id, details) in self.notes {
+            let actor = Some(self.viewer.id());
+            trail.record_of(act, client, actor, Some((kind, id)), details);
+        }
         Ok(Outcome {
             rows,
             ..Outcome::default()
@@ -190,9 +206,70 @@ impl Change<'_> {
         E: EntityTrait,
         Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
     {
+        self.locked::<E>(LockType::NoKeyUpdate, rule, id, field)
+            .await
+    }
+
+    /// As [`Change::row`], of a row that is to be deleted: nothing comes to refer to it until this change is done.
+    pub(crate) async fn doomed<E>(
+        &self,
+        rule: &Rule,
+        id: Uuid,
+        field: &str,
+    ) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        self.locked::<E>(LockType::Update, rule, id, field).await
+    }
+
+    /// A row that everyone may read and that is to be referred to; it stays until this change is done. `None` without an
+    /// id.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`.
+    pub(crate) async fn referred<E>(
+        &self,
+        id: Option<Uuid>,
+        field: &str,
+    ) -> Result<Option<E::Model>, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        let Some(id) = id else { return Ok(None) };
+        let rule = Rule::default();
+        let row = self.locked::<E>(LockType::KeyShare, &rule, id, field);
+        row.await.map(Some)
+    }
+
+    async fn locked<E>(
+        &self,
+        lock: LockType,
+        rule: &Rule,
+        id: Uuid,
+        field: &str,
+    ) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
         let select = E::find_by_id(id).filter(rule.condition());
-        let row = select.lock(LockType::NoKeyUpdate).one(&self.transaction);
-        row.await?.ok_or_else(|| Error::not_found(field))
+        let row = select.lock(lock).one(&self.transaction).await?;
+        row.ok_or_else(|| Error::not_found(field))
+    }
+
+    /// Whether there is a row like this.
+    pub(crate) async fn any<E: EntityTrait>(&self, condition: Expr) -> Result<bool, Error> {
+        let row = E::find()
+            .select_only()
+            .expr(Expr::val(1))
+            .filter(condition)
+            .limit(1)
+            .into_tuple::<i32>()
+            .one(&self.transaction);
+        Ok(row.await?.is_some())
     }
 
     /// `FORBIDDEN`: the viewer may read this, but not do that to it. Goes into the audit log.

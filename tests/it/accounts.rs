@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod credentials;
+mod events;
 mod guessing;
 mod sessions;
 pub(crate) mod tokens;

@@ -13,6 +13,7 @@ mod server;
 
 mod access;
 mod accounts;
+mod changes;
 mod charging;
 mod circles;
 mod conversations;

@@ -8,24 +8,26 @@ use gathering_entity::{
     user::{self, UserRole},
 };
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel,
-    QueryFilter, Set, Unchanged, sea_query::OnConflict,
+    ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait,
+    IntoActiveModel, QueryFilter, Set, TransactionTrait, Unchanged, sea_query::OnConflict,
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
     error::{Code, Error},
+    live::Fact,
     text,
     viewer::Viewer,
     write::{begin, settle},
 };
 
 use super::{
-    Accounts, Act, Client, SignedIn,
+    Accounts, Act, Client, SignedIn, changed,
     lockout::{self, Attempt},
     password::Verdict,
     session::{Ending, is_ended, lock, new_session},
+    tokens_revoked,
 };
 
 /// Who somebody is, checked.
@@ -99,9 +101,11 @@ impl Accounts {
                 return Ok(None);
             };
             attempt.succeeded(&transaction, now).await?;
+            let origin = (Some(user.id), client);
+            let facts = vec![changed("user.registered", &user, &[])];
             let session = new_session(now);
             let issued = self.issue(&transaction, user, session, client, now).await?;
-            transaction.commit().await?;
+            self.commit(transaction, origin, facts, now).await?;
             Ok(Some(issued.0))
         };
         let registered = settle(change).await?;
@@ -123,7 +127,17 @@ impl Accounts {
         let Some(hash) = self.hash_for(profile, password).await? else {
             return Ok(None);
         };
-        let user = self.insert(&self.db, profile, &hash, None).await?;
+        let change = || async {
+            let transaction = begin(&self.db).await?;
+            let user = self.insert(&transaction, profile, &hash, None).await?;
+            if let Some(user) = &user {
+                let facts = vec![changed("user.registered", user, &[])];
+                self.commit(transaction, (None, client), facts, user.created_at)
+                    .await?;
+            }
+            Ok(user)
+        };
+        let user = settle(change).await?;
         if let Some(user) = &user {
             let details = json!({ "role": user.role.to_value() });
             self.trail
@@ -257,9 +271,17 @@ impl Accounts {
             details = json!({ "reason": "locked" });
         } else {
             let count = || async {
+                let now = self.now();
                 let transaction = begin(&self.db).await?;
-                let locked = attempt.failed(&transaction, &standing, self.now()).await?;
+                let locked = attempt.failed(&transaction, &standing, now).await?;
+                let duplicates = match locked {
+                    Some(_) => self.announce_lock(&transaction, client, id, now).await?,
+                    None => 0,
+                };
                 transaction.commit().await?;
+                if locked.is_some() {
+                    self.committed(duplicates);
+                }
                 Ok(locked)
             };
             if let Some(until) = settle(count).await? {
@@ -270,6 +292,28 @@ impl Accounts {
         self.trail
             .record(Act::LoginFailed, client, None, id, details);
         Ok(None)
+    }
+
+    /// Tells of a locked account. For one that does not exist the same is written and taken back, since whoever is locked
+    /// out must not learn from the time it takes which of the two it was.
+    async fn announce_lock(
+        &self,
+        transaction: &DatabaseTransaction,
+        client: &Client,
+        user: Option<Uuid>,
+        now: DateTime<Utc>,
+    ) -> Result<u64, Error> {
+        let part = transaction.begin().await?;
+        let subject = user.unwrap_or_else(Uuid::now_v7);
+        let payload = json!({ "reason": "FAILED_LOGINS" });
+        let locked = Fact::new("user.locked", subject, payload).owner(subject);
+        let duplicates = self.announce(&part, (None, client), vec![locked], now);
+        let duplicates = duplicates.await?;
+        match user {
+            Some(_) => part.commit().await?,
+            None => part.rollback().await?,
+        }
+        Ok(duplicates)
     }
 
     /// Gives a viewer a new password, ends all of their sessions and begins a new one; `None` when the current password
@@ -292,7 +336,7 @@ impl Accounts {
             return Ok(None);
         }
         let signed_in = self
-            .replace_password(user.id, new, Some((client, viewer)))
+            .replace_password(client, user.id, new, Some(viewer))
             .await?;
         attempt.succeeded(&self.db, self.now()).await?;
         let id = Some(user.id);
@@ -315,27 +359,28 @@ impl Accounts {
         let Some(user) = self.by_email(&text::fold(email)).await? else {
             return Ok(false);
         };
-        self.replace_password(user.id, new, None).await?;
+        self.replace_password(client, user.id, new, None).await?;
         lockout::forget(&self.db, &user.email_key).await?;
         self.trail
             .record(Act::PasswordChanged, client, None, Some(user.id), json!({}));
         Ok(true)
     }
 
-    /// Replaces a password, ends all sessions, and begins a new one for a client, if there is one; but not for a client
-    /// whose session has been ended since its password was checked.
+    /// Replaces a password, ends all sessions, and begins a new one for a viewer, if there is one; but not for a viewer
+    /// whose session has been ended since the password was checked.
     async fn replace_password(
         &self,
+        client: &Client,
         user: Uuid,
         new: &str,
-        session: Option<(&Client, &Viewer)>,
+        viewer: Option<&Viewer>,
     ) -> Result<Option<SignedIn>, Error> {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
             let transaction = begin(&self.db).await?;
             let row = lock(&transaction, user).await?;
-            if let Some((_, viewer)) = session {
+            if let Some(viewer) = viewer {
                 let version = viewer.user.token_version;
                 let stands = row.is_some_and(|row| row.is_active && row.token_version == version);
                 if !stands || is_ended(&transaction, viewer.session()).await? {
@@ -352,14 +397,16 @@ impl Accounts {
                 ..Default::default()
             };
             let row = row.update(&transaction).await?;
-            let signed_in = match session {
-                Some((client, _)) => {
+            let signed_in = match viewer {
+                Some(_) => {
                     let session = new_session(now);
                     Some(self.issue(&transaction, row, session, client, now).await?.0)
                 }
                 None => None,
             };
-            transaction.commit().await?;
+            let origin = (viewer.map(Viewer::id), client);
+            let facts = vec![tokens_revoked(user, reason)];
+            self.commit(transaction, origin, facts, now).await?;
             Ok(signed_in)
         };
         settle(change).await
@@ -383,10 +430,11 @@ impl Accounts {
                 return Ok(None);
             };
             let amendment = amendment.to(&row);
-            let changed = amendment.names();
-            if changed.is_empty() {
-                return Ok(Some((row, changed)));
+            let names = amendment.names();
+            if names.is_empty() {
+                return Ok(Some((row, names)));
             }
+            let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
             if amendment.is_active == Some(false) {
                 let reason = RevocationReason::Admin;
                 self.end(&transaction, user, Ending::All, reason, now)
@@ -406,15 +454,20 @@ impl Accounts {
                 row.is_active = Set(is_active);
             }
             let row = row.update(&transaction).await?;
-            transaction.commit().await?;
-            Ok(Some((row, changed)))
+            let mut facts = vec![changed("user.updated", &row, &names)];
+            if revokes {
+                facts.push(tokens_revoked(user, RevocationReason::Admin));
+            }
+            self.commit(transaction, (actor, client), facts, now)
+                .await?;
+            Ok(Some((row, names)))
         };
-        let Some((row, changed)) = settle(change).await? else {
+        let Some((row, names)) = settle(change).await? else {
             return Ok(None);
         };
-        if !changed.is_empty() {
+        if !names.is_empty() {
             let details = json!({
-                "changed": changed,
+                "changed": names,
                 "role": row.role.to_value(),
                 "isActive": row.is_active,
             });

@@ -23,8 +23,8 @@ use std::{
 use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::{audit, lockout as lockouts, refresh_token, revoked_token, user};
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, EntityTrait, Iterable, PrimaryKeyToColumn, QueryFilter,
-    QuerySelect, QueryTrait, sea_query::Expr,
+    ActiveEnum, ColumnTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, Iterable,
+    PrimaryKeyToColumn, QueryFilter, QuerySelect, QueryTrait, sea_query::Expr,
 };
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
@@ -44,6 +44,7 @@ use crate::{
     Clock,
     cache::{Cache, CacheStats},
     error::Error,
+    live::{Bus, Fact, announce},
     load::Loader,
     viewer::Viewer,
 };
@@ -112,6 +113,8 @@ pub struct Accounts {
     capacity: u64,
     turns: Box<[Mutex<()>]>,
     hasher: RandomState,
+    /// Who is told of changes at once; a command line tells nobody, and the server finds them.
+    bus: Option<Arc<Bus>>,
     pub(crate) trail: Trail,
 }
 
@@ -122,6 +125,7 @@ impl Accounts {
         db: DatabaseConnection,
         settings: Settings,
         clock: Clock,
+        bus: Option<Arc<Bus>>,
     ) -> Result<(Self, Recorder), String> {
         let passwords = Passwords::new(settings.hashing).map_err(|error| error.to_string())?;
         let (trail, recorder) = trail::trail(db.clone(), settings.audit_queue, Arc::clone(&clock));
@@ -142,6 +146,7 @@ impl Accounts {
             capacity: settings.revoked,
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            bus,
             trail,
         };
         Ok((accounts, recorder))
@@ -149,6 +154,40 @@ impl Accounts {
 
     fn now(&self) -> DateTime<Utc> {
         (self.clock)().trunc_subsecs(6)
+    }
+
+    /// Writes what a transaction makes true of users. Answers how many events were left out as duplicates.
+    async fn announce(
+        &self,
+        transaction: &DatabaseTransaction,
+        (actor, client): (Option<Uuid>, &Client),
+        facts: Vec<Fact>,
+        now: DateTime<Utc>,
+    ) -> Result<u64, Error> {
+        let window = self.bus.as_ref().map(|bus| bus.window());
+        let origin = (actor, client.request_id.as_str());
+        announce(transaction, origin, facts, now, window.unwrap_or_default()).await
+    }
+
+    /// To be called after a commit that has announced something.
+    fn committed(&self, duplicates: u64) {
+        if let Some(bus) = &self.bus {
+            bus.committed(duplicates);
+        }
+    }
+
+    /// Commits a transaction together with what it makes true of users, and tells those who listen.
+    async fn commit(
+        &self,
+        transaction: DatabaseTransaction,
+        origin: (Option<Uuid>, &Client),
+        facts: Vec<Fact>,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let duplicates = self.announce(&transaction, origin, facts, now).await?;
+        transaction.commit().await?;
+        self.committed(duplicates);
+        Ok(())
     }
 
     async fn turn(&self, attempt: &Attempt) -> Result<MutexGuard<'_, ()>, Error> {
@@ -279,6 +318,18 @@ impl Accounts {
             }
         }
     }
+}
+
+/// An account was made, or these fields of it were changed.
+fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> Fact {
+    let payload = json!({ "changed": changed, "updatedAt": user.updated_at });
+    Fact::new(kind, user.id, payload).owner(user.id)
+}
+
+/// Access tokens of a user were revoked: all of them, or those of a session whose refresh token was used twice.
+fn tokens_revoked(user: Uuid, reason: revoked_token::RevocationReason) -> Fact {
+    let payload = json!({ "reason": reason.to_value() });
+    Fact::new("user.tokens_revoked", user, payload).owner(user)
 }
 
 /// The lowest id that a row made at this moment can have.

@@ -28,7 +28,7 @@ impl Operator {
     /// # Errors
     /// The settings cannot be used.
     pub fn new(db: DatabaseConnection, settings: Settings, clock: Clock) -> Result<Self, Reason> {
-        let (accounts, recorder) = Accounts::new(db, settings, clock)?;
+        let (accounts, recorder) = Accounts::new(db, settings, clock, None)?;
         let client = Client {
             user_agent: Some("gathering user".to_owned()),
             ..Client::default()

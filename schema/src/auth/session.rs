@@ -30,7 +30,7 @@ use crate::{
     write::{begin, settle},
 };
 
-use super::{Accounts, Act, Client};
+use super::{Accounts, Act, Client, tokens_revoked};
 
 /// Marks our refresh tokens for those who look for secrets in the wrong places.
 const PREFIX: &str = "gathering_refresh_";
@@ -245,7 +245,9 @@ impl Accounts {
                 // Once was enough: the session is over already.
                 return Ok(Refresh::Unusable);
             }
-            transaction.commit().await?;
+            let facts = vec![tokens_revoked(user.id, reason)];
+            self.commit(transaction, (Some(user.id), client), facts, now)
+                .await?;
             return Ok(Refresh::Reused(user.id, session));
         }
         if !user.is_active {
@@ -321,7 +323,8 @@ impl Accounts {
         refresh_token: Option<&str>,
         everywhere: bool,
     ) -> Result<u64, Error> {
-        let (ended, sessions) = settle(|| self.leave(viewer, refresh_token, everywhere)).await?;
+        let (ended, sessions) =
+            settle(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
         for session in sessions {
             self.revoked.insert(session, ());
         }
@@ -335,6 +338,7 @@ impl Accounts {
 
     async fn leave(
         &self,
+        client: &Client,
         viewer: &Viewer,
         token: Option<&str>,
         everywhere: bool,
@@ -365,8 +369,12 @@ impl Accounts {
             ended += self
                 .end(&transaction, viewer.id(), Ending::All, reason, now)
                 .await?;
+            let facts = vec![tokens_revoked(viewer.id(), reason)];
+            self.commit(transaction, (Some(viewer.id()), client), facts, now)
+                .await?;
+        } else {
+            transaction.commit().await?;
         }
-        transaction.commit().await?;
         Ok((ended, sessions.into_iter().map(|(id, _)| id).collect()))
     }
 

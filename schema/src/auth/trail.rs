@@ -83,6 +83,7 @@ pub(crate) enum Act {
     RateLimited,
     UserCreated,
     UserChanged,
+    CatalogueChanged,
 }
 
 impl Act {
@@ -102,6 +103,7 @@ impl Act {
             Self::RateLimited => "rate.limited",
             Self::UserCreated => "user.created",
             Self::UserChanged => "user.changed",
+            Self::CatalogueChanged => "catalogue.changed",
         }
     }
 
@@ -111,7 +113,8 @@ impl Act {
             | Self::LoginSucceeded
             | Self::Refreshed
             | Self::LoggedOut
-            | Self::SessionRevoked => AuditSeverity::Info,
+            | Self::SessionRevoked
+            | Self::CatalogueChanged => AuditSeverity::Info,
             Self::LoginFailed
             | Self::TokenRejected
             | Self::Refused
@@ -182,6 +185,19 @@ impl Trail {
         target: Option<Uuid>,
         details: Value,
     ) {
+        let target = target.map(|user| (Kind::User, user));
+        self.record_of(act, client, actor, target, details);
+    }
+
+    /// Records what `actor` did, to a row when one is named.
+    pub(crate) fn record_of(
+        &self,
+        act: Act,
+        client: &Client,
+        actor: Option<Uuid>,
+        target: Option<(Kind, Uuid)>,
+        details: Value,
+    ) {
         let entry = audit::Model {
             id: Uuid::now_v7(),
             created_at: (self.clock)().trunc_subsecs(6),
@@ -191,8 +207,8 @@ impl Trail {
             client_ip: client.ip(),
             user_agent: client.program(),
             request_id: Some(client.request_id.clone()).filter(|id| !id.is_empty()),
-            target_type: target.map(|_| Kind::User.prefix().to_owned()),
-            target_id: target,
+            target_type: target.map(|(kind, _)| kind.prefix().to_owned()),
+            target_id: target.map(|(_, id)| id),
             details,
         };
         if self.queue.try_send((act, entry)).is_err() {

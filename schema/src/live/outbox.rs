@@ -92,7 +92,7 @@ impl Fact {
         }
     }
 
-    fn into_row(self, user: Uuid, request: &str, now: DateTime<Utc>) -> event::Model {
+    fn into_row(self, user: Option<Uuid>, request: &str, now: DateTime<Utc>) -> event::Model {
         let mut payload = self.payload;
         if let Value::Object(payload) = &mut payload {
             payload.insert("v".to_owned(), json!(VERSION));
@@ -108,7 +108,7 @@ impl Fact {
             circle_id: self.circle,
             project_id: self.project,
             agent_id: self.agent,
-            actor_user_id: (!self.by_agent).then_some(user),
+            actor_user_id: user.filter(|_| !self.by_agent),
             actor_agent_id: self.agent.filter(|_| self.by_agent),
             payload,
             request_id: Some(request.to_owned()).filter(|id| !id.is_empty()),
@@ -117,11 +117,12 @@ impl Fact {
     }
 }
 
-/// Adds facts to the transaction that makes them true: who made the change, and in which request. Answers how many were
-/// left out because the latest event of the same subject says the same and is younger than `window`.
+/// Adds facts to the transaction that makes them true: who made the change, if not the server itself, and in which
+/// request. Answers how many were left out because the latest event of the same subject says the same and is younger
+/// than `window`.
 pub(crate) async fn announce(
     transaction: &DatabaseTransaction,
-    (user, request): (Uuid, &str),
+    (user, request): (Option<Uuid>, &str),
     facts: Vec<Fact>,
     now: DateTime<Utc>,
     window: Duration,

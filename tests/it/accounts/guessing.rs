@@ -306,11 +306,11 @@ async fn a_wrong_current_password_is_a_guess_too() {
     assert!(is_in(&answer(&visitor, ADA, PASSWORD).await));
 }
 
-/// The statements so far, once the last of them is counted.
+/// The statements so far, once the last of them is counted: those too with which events are handed out.
 async fn until_settled(server: &TestServer) -> u64 {
     loop {
         let statements = server.statements();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
         if server.statements() == statements {
             return statements;
         }
@@ -331,7 +331,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
         let visitor = Visitor::at(&server, host);
         let mut statements = Vec::new();
         for email in emails {
-            let before = server.statements();
+            let before = until_settled(&server).await;
             fail(&visitor, email, 1).await;
             seen += 1;
             until_recorded(&db, "auth.login_failed", seen).await;

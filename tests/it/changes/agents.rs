@@ -1,0 +1,500 @@
+//! Agents: made, changed, taken out of work, deleted.
+
+use futures_util::future::join_all;
+use gathering_entity::conversation::{self, ConversationStatus};
+use gathering_entity::task::{self, TaskStatus};
+use gathering_entity::{agent, participant};
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, Iterable, PaginatorTrait,
+    QueryFilter, QueryOrder, Set,
+};
+use serde_json::{Value, json};
+
+use super::{ADMIN, DEMO, GUEST, Team, faults, forbidden, not_found, uuid, wrong};
+
+/// What names no row.
+const NOBODY: &str = "agent_01h455vb4pex5vsknk084sn02q";
+const NO_MODEL: &str = "model_01h455vb4pex5vsknk084sn02q";
+const NO_PERSONA: &str = "persona_01h455vb4pex5vsknk084sn02q";
+
+impl Team {
+    async fn agent(&self, name: &str) -> Value {
+        self.thing(DEMO, "createAgent", json!({ "name": name }))
+            .await
+    }
+
+    /// A model and a persona that prefers another.
+    async fn character(&self) -> (Value, Value, Value) {
+        let query = "{ models(first: 2) { nodes { id } } }";
+        let data = self.data(ADMIN, query, json!({})).await;
+        let [one, other] = [0, 1].map(|n| data["models"]["nodes"][n]["id"].clone());
+        let input = json!({
+            "name": "Sage", "displayName": "The Sage", "role": "Knows", "defaultModelId": other, "defaultTemperature": 1.25,
+        });
+        let persona = self.thing(ADMIN, "createPersona", input).await;
+        (one, other, persona["id"].clone())
+    }
+
+    /// An agent that the guest may read, since it is a member of a circle that is shared.
+    async fn shared(&self) -> Value {
+        let query = "{ circles(first: 1, filter: { search: \"workshop\" }) { nodes { members(first: 1) { nodes { id } } } } }";
+        let data = self.data(GUEST, query, json!({})).await;
+        data["circles"]["nodes"][0]["members"]["nodes"][0]["id"].clone()
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_made_as_it_is_said_and_announced() {
+    let team = Team::new().await;
+    let (model, _, persona) = team.character().await;
+    let input = json!({
+        "name": "  Zoë ", "personaId": persona, "modelId": model, "systemPrompt": "First.\r\nThen.",
+        "traits": ["Calm", " calm ", "Quick"], "competencies": [" Rust", "SQL", "rust"], "specializations": ["Trees"],
+        "reviewTypes": ["CODE", "All", "code"], "communicationStyle": "terse", "reviewStrictness": 1, "temperature": 0,
+        "maxTokens": 1,
+    });
+    let made = team.thing(DEMO, "createAgent", input).await;
+    let expected = json!({
+        "id": made["id"], "owner": { "name": made["owner"]["name"] }, "name": "Zoë", "persona": { "id": persona },
+        "model": { "id": model }, "systemPrompt": "First.\nThen.", "status": "IDLE", "traits": ["Calm", "Quick"],
+        "competencies": ["rust", "sql"], "specializations": ["Trees"], "reviewTypes": ["code", "all"],
+        "communicationStyle": "terse", "reviewStrictness": 1.0, "temperature": 0.0, "maxTokens": 1, "version": 1,
+        "updatedAt": made["updatedAt"],
+    });
+    assert_eq!(made, expected);
+    // It is found by what it is able to do, and is the newest.
+    let query = "{ agents(first: 1, filter: { competency: \"RUST\" }) { nodes { id } } }";
+    let found = team.data(DEMO, query, json!({})).await;
+    assert_eq!(found["agents"]["nodes"][0]["id"], made["id"]);
+
+    let user = team.user(DEMO).await;
+    let events = team.events(DEMO, &made["id"], 1).await;
+    let expected = json!({
+        "type": "AGENT_CREATED", "actor": { "id": user }, "agentId": made["id"], "name": "Zoë", "fromStatus": null,
+        "toStatus": null, "changed": [],
+    });
+    assert_eq!(events, [expected]);
+    let row = &team.rows(&made["id"]).await[0];
+    assert_eq!(row.owner_id, Some(uuid(&user)));
+    assert_eq!(row.agent_id, Some(uuid(&made["id"])));
+    assert_eq!((row.circle_id, row.project_id), (None, None));
+    let payload = json!({ "name": "Zoë", "changed": [], "version": 1, "v": 1 });
+    assert_eq!(row.payload, payload);
+}
+
+#[tokio::test]
+async fn a_new_agent_takes_from_its_persona_what_it_does_not_say() {
+    let team = Team::new().await;
+    let (model, preferred, persona) = team.character().await;
+    for (n, (given, expected)) in [
+        (json!({}), (Value::Null, Value::Null, 0.7)),
+        (
+            json!({ "personaId": persona }),
+            (persona.clone(), preferred, 1.25),
+        ),
+        (
+            json!({ "personaId": persona, "modelId": model, "temperature": 0.5 }),
+            (persona, model, 0.5),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut input = given;
+        input["name"] = json!(format!("New {n}"));
+        let made = team.thing(DEMO, "createAgent", input).await;
+        let shown = (
+            made["persona"]["id"].clone(),
+            made["model"]["id"].clone(),
+            made["temperature"].as_f64().expect("a number"),
+        );
+        assert_eq!(shown, expected);
+        assert_eq!(made["reviewStrictness"], 0.7);
+        assert_eq!(made["maxTokens"], Value::Null);
+        for list in ["traits", "competencies", "specializations", "reviewTypes"] {
+            assert_eq!(made[list], json!([]), "{list}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
+    let team = Team::new().await;
+    let words = |count: usize| (0..count).map(|n| format!("w{n}")).collect::<Vec<_>>();
+    let mut input = json!({
+        "name": "x".repeat(101), "systemPrompt": "x".repeat(20_001), "traits": words(51), "competencies": ["x".repeat(101)],
+        "specializations": [" "], "reviewTypes": ["code", "poetry"], "communicationStyle": "x".repeat(51),
+        "reviewStrictness": 1.01, "temperature": -0.01, "maxTokens": 0,
+    });
+    let expected = wrong([
+        ("name", "TOO_LONG"),
+        ("systemPrompt", "TOO_LONG"),
+        ("traits", "TOO_MANY"),
+        ("competencies", "TOO_LONG"),
+        ("specializations", "INVALID"),
+        ("reviewTypes", "INVALID"),
+        ("communicationStyle", "TOO_LONG"),
+        ("reviewStrictness", "OUT_OF_RANGE"),
+        ("temperature", "OUT_OF_RANGE"),
+        ("maxTokens", "OUT_OF_RANGE"),
+    ]);
+    let refused = team.payload(DEMO, "createAgent", input.clone()).await;
+    assert_eq!(refused["agent"], Value::Null);
+    assert_eq!(faults(&refused), expected);
+
+    let agent = team.agent("Zoë").await;
+    input["agentId"] = agent["id"].clone();
+    let refused = team.payload(DEMO, "updateAgent", input).await;
+    assert_eq!(refused["agent"], agent);
+    assert_eq!(faults(&refused), expected);
+    let nulls = json!({
+        "agentId": agent["id"], "name": null, "reviewStrictness": null, "temperature": null, "status": null,
+    });
+    let expected = wrong([
+        ("name", "REQUIRED"),
+        ("reviewStrictness", "REQUIRED"),
+        ("temperature", "REQUIRED"),
+        ("status", "REQUIRED"),
+    ]);
+    assert_eq!(team.faults(DEMO, "updateAgent", nulls).await, expected);
+
+    // Ten kinds of review, and a name whose letters fold to more than they are.
+    let many: Vec<_> = (0..11).map(|_| "all").collect();
+    let input = json!({ "name": "\u{fdfa}".repeat(100), "reviewTypes": many });
+    let expected = wrong([("name", "TOO_LONG"), ("reviewTypes", "TOO_MANY")]);
+    assert_eq!(team.faults(DEMO, "createAgent", input).await, expected);
+    team.events(DEMO, &agent["id"], 1).await;
+}
+
+#[tokio::test]
+async fn an_agents_name_is_taken_for_its_owner_alone_however_it_is_written() {
+    let team = Team::new().await;
+    let agent = team.agent("Zoë").await;
+    let taken = wrong([("name", "TAKEN")]);
+    let again = json!({ "name": " ZOË " });
+    assert_eq!(team.faults(DEMO, "createAgent", again.clone()).await, taken);
+    team.thing(GUEST, "createAgent", again).await;
+    let other = team.agent("Other").await;
+    let rename = json!({ "agentId": other["id"], "name": "zoë" });
+    let refused = team.payload(DEMO, "updateAgent", rename).await;
+    assert_eq!(faults(&refused), taken);
+    assert_eq!(refused["agent"], other);
+    // Its own name is free for it.
+    let rename = json!({ "agentId": agent["id"], "name": "ZOË" });
+    let renamed = team.thing(DEMO, "updateAgent", rename).await;
+    assert_eq!(renamed["name"], "ZOË");
+}
+
+#[tokio::test]
+async fn of_many_agents_of_one_name_at_once_one_is_made() {
+    let team = Team::new().await;
+    let made = (0..8).map(|_| team.payload(DEMO, "createAgent", json!({ "name": "Zoë" })));
+    let made = join_all(made).await;
+    let count = made.iter().filter(|payload| payload["agent"].is_object());
+    assert_eq!(count.count(), 1);
+    let taken = made
+        .iter()
+        .filter(|payload| faults(payload) == wrong([("name", "TAKEN")]));
+    assert_eq!(taken.count(), 7);
+}
+
+#[tokio::test]
+async fn what_an_update_leaves_out_stays_and_null_clears() {
+    let team = Team::new().await;
+    let (model, _, persona) = team.character().await;
+    let full = json!({
+        "name": "Zoë", "personaId": persona, "modelId": model, "systemPrompt": "Be.", "traits": ["calm"],
+        "competencies": ["rust"], "specializations": ["trees"], "reviewTypes": ["all"], "communicationStyle": "terse",
+        "maxTokens": 9,
+    });
+    let made = team.thing(DEMO, "createAgent", full).await;
+    let mut expected = made.clone();
+    let update =
+        json!({ "agentId": made["id"], "name": "Zoe", "temperature": 2, "competencies": ["SQL"] });
+    let changed = team.thing(DEMO, "updateAgent", update).await;
+    expected["name"] = json!("Zoe");
+    expected["temperature"] = json!(2.0);
+    expected["competencies"] = json!(["sql"]);
+    expected["version"] = json!(2);
+    expected["updatedAt"] = changed["updatedAt"].clone();
+    assert_eq!(changed, expected);
+    assert_ne!(changed["updatedAt"], made["updatedAt"]);
+
+    let nulls = json!({
+        "agentId": made["id"], "personaId": null, "modelId": null, "systemPrompt": null, "traits": null,
+        "competencies": null, "specializations": null, "reviewTypes": null, "communicationStyle": " ", "maxTokens": null,
+    });
+    let cleared = team.thing(DEMO, "updateAgent", nulls).await;
+    for field in [
+        "persona",
+        "model",
+        "systemPrompt",
+        "communicationStyle",
+        "maxTokens",
+    ] {
+        assert_eq!(cleared[field], Value::Null, "{field}");
+    }
+    for field in ["traits", "competencies", "specializations", "reviewTypes"] {
+        assert_eq!(cleared[field], json!([]), "{field}");
+    }
+    assert_eq!(cleared["version"], 3);
+
+    // What is as it was already is no change.
+    let same = json!({
+        "agentId": made["id"], "name": " Zoe", "temperature": 2.0, "status": "IDLE", "traits": [], "modelId": null,
+    });
+    assert_eq!(team.thing(DEMO, "updateAgent", same).await, cleared);
+    let events = team.events(DEMO, &made["id"], 3).await;
+    let told = |n: usize| (events[n]["type"].clone(), events[n]["changed"].clone());
+    let changed = json!(["name", "competencies", "temperature"]);
+    assert_eq!(told(1), (json!("AGENT_UPDATED"), changed));
+    let changed = json!([
+        "systemPrompt",
+        "traits",
+        "specializations",
+        "competencies",
+        "reviewTypes",
+        "communicationStyle",
+        "maxTokens",
+        "personaId",
+        "modelId"
+    ]);
+    assert_eq!(told(2), (json!("AGENT_UPDATED"), changed));
+    let rows = team.rows(&made["id"]).await;
+    let versions: Vec<_> = rows.iter().map(|row| &row.payload["version"]).collect();
+    assert_eq!(versions, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
+    let team = Team::new().await;
+    let agent = team.agent("Zoë").await;
+    let rename = |version: i32, name: &str| json!({ "agentId": agent["id"], "expectedVersion": version, "name": name });
+    let changed = team.thing(DEMO, "updateAgent", rename(1, "One")).await;
+    let refused = team
+        .payload(DEMO, "updateAgent", rename(1, "Another"))
+        .await;
+    assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
+    assert_eq!(refused["agent"], changed);
+    let input = json!({ "id": agent["id"], "expectedVersion": 1 });
+    let refused = team.payload(DEMO, "deleteAgent", input).await;
+    assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
+    assert_eq!(refused["deletedId"], Value::Null);
+    assert_eq!(refused["current"], changed);
+    let input = json!({ "id": agent["id"], "expectedVersion": 2 });
+    let deleted = team.payload(DEMO, "deleteAgent", input).await;
+    assert_eq!(deleted["deletedId"], agent["id"]);
+    let types = team.events(DEMO, &agent["id"], 3).await;
+    let types: Vec<_> = types.iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(types, ["AGENT_CREATED", "AGENT_UPDATED", "AGENT_DELETED"]);
+    assert_eq!(
+        team.rows(&agent["id"]).await[2].payload,
+        json!({ "name": "One", "changed": [], "version": 2, "v": 1 })
+    );
+    let gone = json!({ "id": agent["id"] });
+    assert_eq!(
+        team.refusal(DEMO, "deleteAgent", gone).await,
+        not_found("id")
+    );
+}
+
+#[tokio::test]
+async fn an_owner_takes_an_agent_out_of_work_and_brings_it_back() {
+    let team = Team::new().await;
+    let agent = team.agent("Zoë").await;
+    let id = agent["id"].clone();
+    let put = |status: &str| json!({ "agentId": id, "status": status });
+    let refused = team.payload(DEMO, "updateAgent", put("BUSY")).await;
+    assert_eq!(faults(&refused), wrong([("status", "INVALID")]));
+    assert_eq!(refused["agent"], agent);
+
+    let both = json!({ "agentId": id, "status": "OFFLINE", "name": "Zoe" });
+    let offline = team.thing(DEMO, "updateAgent", both).await;
+    assert_eq!(offline["status"], "OFFLINE");
+    assert_eq!(offline["version"], 2);
+    assert_eq!(
+        team.thing(DEMO, "updateAgent", put("OFFLINE")).await,
+        offline
+    );
+    let idle = team.thing(DEMO, "updateAgent", put("IDLE")).await;
+    assert_eq!(
+        (&idle["status"], &idle["version"]),
+        (&json!("IDLE"), &json!(3))
+    );
+    team.thing(DEMO, "updateAgent", put("OFFLINE")).await;
+
+    // It has work waiting: it goes on with it at once.
+    let db = team.db().await;
+    let tasks = task::Entity::find().order_by_asc(task::Column::Id);
+    let task = tasks.one(&db).await.expect("reads").expect("a task");
+    let mut task = task.into_active_model();
+    task.assignee_id = Set(Some(uuid(&id)));
+    task.status = Set(TaskStatus::InProgress);
+    task.update(&db).await.expect("writes");
+    let busy = team.thing(DEMO, "updateAgent", put("IDLE")).await;
+    assert_eq!(
+        (&busy["status"], &busy["version"]),
+        (&json!("BUSY"), &json!(5))
+    );
+    // It is not out of work, so there is nothing to bring back.
+    assert_eq!(team.thing(DEMO, "updateAgent", put("IDLE")).await, busy);
+    team.thing(DEMO, "updateAgent", put("OFFLINE")).await;
+
+    let events = team.events(DEMO, &id, 7).await;
+    let told: Vec<_> = events[1..]
+        .iter()
+        .map(|event| {
+            json!([
+                event["type"],
+                event["changed"],
+                event["fromStatus"],
+                event["toStatus"]
+            ])
+        })
+        .collect();
+    let turned = |from: &str, to: &str| json!(["AGENT_STATUS_CHANGED", [], from, to]);
+    let expected = [
+        json!(["AGENT_UPDATED", ["name"], null, null]),
+        turned("IDLE", "OFFLINE"),
+        turned("OFFLINE", "IDLE"),
+        turned("IDLE", "OFFLINE"),
+        turned("OFFLINE", "BUSY"),
+        turned("BUSY", "OFFLINE"),
+    ];
+    assert_eq!(told, expected);
+    let payload = json!({
+        "name": "Zoe", "fromStatus": "OFFLINE", "toStatus": "BUSY", "version": 5, "v": 1,
+    });
+    assert_eq!(team.rows(&id).await[5].payload, payload);
+}
+
+#[tokio::test]
+async fn an_agent_is_changed_by_its_owner_and_administrators_alone() {
+    let team = Team::new().await;
+    let agent = team.shared().await;
+    let rename = json!({ "agentId": agent, "name": "Mine" });
+    let delete = json!({ "id": agent });
+    for (name, input) in [("updateAgent", &rename), ("deleteAgent", &delete)] {
+        let refused = team.refusal(GUEST, name, input.clone()).await;
+        assert_eq!(refused, forbidden(), "{name}");
+    }
+    // What somebody cannot read does not exist.
+    let private = team.agent("Private").await;
+    let rename = json!({ "agentId": private["id"], "name": "Mine" });
+    let refused = team.refusal(GUEST, "updateAgent", rename.clone()).await;
+    assert_eq!(refused, not_found("agentId"));
+    let delete = json!({ "id": private["id"] });
+    let refused = team.refusal(GUEST, "deleteAgent", delete).await;
+    assert_eq!(refused, not_found("id"));
+
+    let renamed = team.thing(ADMIN, "updateAgent", rename).await;
+    assert_eq!(renamed["owner"], private["owner"]);
+    let events = team.events(DEMO, &private["id"], 2).await;
+    assert_eq!(events[1]["actor"]["id"], team.user(ADMIN).await);
+    let row = &team.rows(&private["id"]).await[1];
+    assert_eq!(row.owner_id, Some(uuid(&team.user(DEMO).await)));
+    team.delete(ADMIN, "deleteAgent", &private["id"]).await;
+}
+
+#[tokio::test]
+async fn what_an_agent_refers_to_must_exist() {
+    let team = Team::new().await;
+    let agent = team.agent("Zoë").await;
+    for (field, id) in [("personaId", NO_PERSONA), ("modelId", NO_MODEL)] {
+        let create = json!({ "name": "New", field: id });
+        let refused = team.refusal(DEMO, "createAgent", create).await;
+        assert_eq!(refused, not_found(field));
+        let update = json!({ "agentId": agent["id"], field: id });
+        let refused = team.refusal(DEMO, "updateAgent", update).await;
+        assert_eq!(refused, not_found(field));
+        let malformed = json!({ "name": "New", field: NOBODY });
+        let (code, named) = team.refusal(DEMO, "createAgent", malformed).await;
+        assert_eq!((&*code, named), ("BAD_USER_INPUT", json!(field)));
+    }
+    let update = json!({ "agentId": NOBODY, "name": "New" });
+    let refused = team.refusal(DEMO, "updateAgent", update).await;
+    assert_eq!(refused, not_found("agentId"));
+    team.events(DEMO, &agent["id"], 1).await;
+}
+
+#[tokio::test]
+async fn an_agent_with_work_in_hand_is_not_deleted() {
+    let team = Team::new().await;
+    let db = team.db().await;
+    let tasks = task::Entity::find().order_by_asc(task::Column::Id);
+    let task = tasks.one(&db).await.expect("reads").expect("a task");
+    for (n, status) in TaskStatus::iter().enumerate() {
+        let agent = team.agent(&format!("Worker {n}")).await;
+        let mut given = task.clone().into_active_model();
+        given.assignee_id = Set(Some(uuid(&agent["id"])));
+        given.status = Set(status);
+        given.update(&db).await.expect("writes");
+        let input = json!({ "id": agent["id"] });
+        let payload = team.payload(DEMO, "deleteAgent", input).await;
+        let is_open = matches!(
+            status,
+            TaskStatus::Assigned
+                | TaskStatus::InProgress
+                | TaskStatus::InReview
+                | TaskStatus::ChangesRequested
+                | TaskStatus::Blocked
+        );
+        let expected = if is_open {
+            wrong([("id", "IN_USE")])
+        } else {
+            Vec::new()
+        };
+        assert_eq!(faults(&payload), expected, "{status:?}");
+        let current = if is_open { agent.clone() } else { Value::Null };
+        assert_eq!(payload["current"], current, "{status:?}");
+        team.events(DEMO, &agent["id"], if is_open { 1 } else { 2 })
+            .await;
+    }
+    // Whoever approves a task in its place is its reviewer.
+    let agent = team.agent("Reviewer").await;
+    let review = task::Entity::update_many()
+        .col_expr(task::Column::ReviewerId, Expr::value(uuid(&agent["id"])))
+        .filter(task::Column::Status.eq(TaskStatus::InReview));
+    review.exec(&db).await.expect("writes");
+    team.delete(DEMO, "deleteAgent", &agent["id"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_in_a_conversation_that_has_not_ended_is_not_deleted() {
+    let team = Team::new().await;
+    let db = team.db().await;
+    let talks = conversation::Entity::find().order_by_asc(conversation::Column::Id);
+    let talk = talks
+        .one(&db)
+        .await
+        .expect("reads")
+        .expect("a conversation");
+    for (n, status) in ConversationStatus::iter().enumerate() {
+        let agent = team.agent(&format!("Talker {n}")).await;
+        let part = participant::ActiveModel {
+            conversation_id: Set(talk.id),
+            agent_id: Set(uuid(&agent["id"])),
+            position: Set(100 + i32::try_from(n).expect("is small")),
+            joined_at: Set(talk.created_at),
+        };
+        part.insert(&db).await.expect("writes");
+        let put = conversation::Entity::update_many()
+            .col_expr(conversation::Column::Status, Expr::value(status))
+            .filter(conversation::Column::Id.eq(talk.id));
+        put.exec(&db).await.expect("writes");
+        let input = json!({ "id": agent["id"] });
+        let payload = team.payload(DEMO, "deleteAgent", input).await;
+        let is_open = matches!(
+            status,
+            ConversationStatus::Pending | ConversationStatus::Active | ConversationStatus::Paused
+        );
+        let left = agent::Entity::find_by_id(uuid(&agent["id"])).count(&db);
+        assert_eq!(
+            left.await.expect("counts"),
+            u64::from(is_open),
+            "{status:?}"
+        );
+        assert_eq!(payload["deletedId"].is_null(), is_open, "{status:?}");
+    }
+}
