@@ -55,11 +55,11 @@ pub(crate) fn is_in_hand(status: task::TaskStatus) -> bool {
 }
 
 /// What routing asks of a task.
-pub(crate) struct Work<'a> {
-    pub(crate) required: &'a List,
-    pub(crate) priority_rank: i32,
+struct Work<'a> {
+    required: &'a List,
+    priority_rank: i32,
     /// Never becomes the assignee.
-    pub(crate) reviewer: Option<Uuid>,
+    reviewer: Option<Uuid>,
 }
 
 /// A member who may get work, as it is read.
@@ -169,7 +169,7 @@ impl Team {
     }
 
     /// The member who fits a task best, and how well.
-    pub(crate) fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
+    fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
         let scores = self.0.iter().map(|one| (one.agent, one.score(work)));
         first_best(scores.filter_map(|(agent, score)| Some((agent, score?))))
     }
@@ -191,7 +191,7 @@ impl Team {
     }
 
     /// One more or one fewer task weighs on an agent.
-    pub(crate) fn weigh(&mut self, agent: Uuid, tasks: i32) {
+    fn weigh(&mut self, agent: Uuid, tasks: i32) {
         for one in self.0.iter_mut().filter(|one| one.agent == agent) {
             one.load = one.load.saturating_add_signed(tasks);
         }
@@ -229,16 +229,16 @@ struct Held {
     version: i32,
 }
 
-/// Tells of a task that got another assignee, or none: with the score when it was routed.
+/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new.
 pub(crate) fn assigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
-    from: task::TaskStatus,
+    from: Option<task::TaskStatus>,
     (agent, score): (Uuid, Option<f64>),
 ) -> Fact {
     let payload = json!({
         "title": title,
-        "fromStatus": from.to_value(),
+        "fromStatus": from.map(|status| status.to_value()),
         "toStatus": task::TaskStatus::Assigned.to_value(),
         "assigneeId": Kind::Agent.id(agent),
         "routingScore": score,
@@ -251,8 +251,8 @@ pub(crate) fn assigned(
 pub(crate) fn unassigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
-    from: task::TaskStatus,
-    agent: Option<Uuid>,
+    (from, agent): (task::TaskStatus, Option<Uuid>),
+    note: Option<&str>,
 ) -> Fact {
     let payload = json!({
         "title": title,
@@ -260,6 +260,7 @@ pub(crate) fn unassigned(
         "toStatus": task::TaskStatus::Pending.to_value(),
         "assigneeId": null,
         "routingScore": null,
+        "note": note,
         "version": version,
     });
     about(circle, Fact::new("task.unassigned", id, payload)).agent(agent)
@@ -322,7 +323,8 @@ impl Change<'_> {
         for (task, agent, score) in routed {
             let subject = (task.id, task.title.as_str(), task.version + 1);
             let to = (agent, Some(score));
-            self.announce(assigned(circle, subject, task::TaskStatus::Pending, to));
+            let from = Some(task::TaskStatus::Pending);
+            self.announce(assigned(circle, subject, from, to));
         }
         Ok(())
     }
@@ -386,11 +388,30 @@ impl Change<'_> {
                 .await?;
             for task in &held {
                 let subject = (task.id, task.title.as_str(), task.version + 1);
-                self.announce(unassigned(circle, subject, task.status, Some(agent)));
+                let from = (task.status, Some(agent));
+                self.announce(unassigned(circle, subject, from, None));
             }
             self.route_pending(circle).await?;
         }
         Ok(Ok(()))
+    }
+
+    /// The member who fits a task best, and how well. The task itself weighs on nobody.
+    pub(crate) async fn fitting(
+        &self,
+        task: &task::Model,
+    ) -> Result<Option<(Uuid, Option<f64>)>, Error> {
+        let mut team = self.team(task.circle_id).await?;
+        if let Some(agent) = task.assignee_id.filter(|_| LOADING.contains(&task.status)) {
+            team.weigh(agent, -1);
+        }
+        let work = Work {
+            required: &task.required_competencies,
+            priority_rank: task.priority_rank,
+            reviewer: task.reviewer_id,
+        };
+        let best = team.best(&work);
+        Ok(best.map(|(agent, score)| (agent, Some(score))))
     }
 
     /// The members of a circle who may get work, with what weighs on them everywhere.
