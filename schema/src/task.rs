@@ -1474,7 +1474,7 @@ impl Change<'_> {
     }
 
     /// What the transition of a task means for the agent who has it: it was active, it is BUSY as long as anything of its
-    /// is IN_PROGRESS, and a review counts.
+    /// is `IN_PROGRESS`, and a review counts.
     async fn involve(
         &mut self,
         circle: &circle::Model,
@@ -1525,7 +1525,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Whether any task of an agent is IN_PROGRESS.
+    /// Whether any task of an agent is `IN_PROGRESS`.
     async fn is_at_work(&self, agent: Uuid) -> Result<bool, Error> {
         let task: Option<Uuid> = task::Entity::find()
             .select_only()

@@ -29,5 +29,6 @@ mod operate;
 mod pool;
 mod process;
 mod sse;
+mod tasks;
 mod tenancy;
 mod ws;
