@@ -689,12 +689,14 @@ impl TaskMutation {
             let estimated_hours = estimated_hours.map(|hours| check.hours("estimatedHours", hours));
             if let Some(parent) = parent {
                 change
-                    .check_parent(circle.id, None, parent, &mut check)
+                    .check_task_parent(circle.id, None, parent, &mut check)
                     .await?;
             }
             let other = reviewer.filter(|_| reviewer != assignee);
             let agents = [("assigneeId", assignee), ("reviewerId", other)];
-            change.check_agents(circle.id, &agents, &mut check).await?;
+            change
+                .check_task_agents(circle.id, &agents, &mut check)
+                .await?;
             check.reviewer(reviewer, assignee);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(None, faults));
@@ -794,13 +796,15 @@ impl TaskMutation {
             let actual = hours("actualHours", &input.actual_hours);
             if let MaybeUndefined::Value(parent) = parent {
                 change
-                    .check_parent(circle.id, Some(id), parent, &mut check)
+                    .check_task_parent(circle.id, Some(id), parent, &mut check)
                     .await?;
             }
             let named = reviewer.value().copied();
             let other = named.filter(|_| named != task.assignee_id);
             let agents = [("reviewerId", other)];
-            change.check_agents(circle.id, &agents, &mut check).await?;
+            change
+                .check_task_agents(circle.id, &agents, &mut check)
+                .await?;
             check.reviewer(named, task.assignee_id);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
@@ -839,7 +843,7 @@ impl TaskMutation {
             let due_at = due_at.map(|at| at.map(|at| at.0));
             edits.set("dueAt", &mut new.due_at, due_at);
             if !edits.is_empty() {
-                let row = change.write(&task, new).await?;
+                let row = change.write_task(&task, new).await?;
                 change.announce(edited("task.updated", &circle, &row, edits.names()));
             }
             change.commit(vec![id]).await
@@ -889,7 +893,9 @@ impl TaskMutation {
                 check.fault("agentId", UserErrorCode::Invalid, message);
             } else if !found.is_member {
                 let agents = [("agentId", agent)];
-                change.check_agents(circle.id, &agents, &mut check).await?;
+                change
+                    .check_task_agents(circle.id, &agents, &mut check)
+                    .await?;
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
@@ -916,7 +922,7 @@ impl TaskMutation {
             let mut new = task.clone().into_active_model();
             new.status = Set(task::TaskStatus::Assigned);
             new.assignee_id = Set(Some(agent));
-            change.write(&task, new).await?;
+            change.write_task(&task, new).await?;
             let subject = (id, task.title.as_str(), task.version + 1);
             let from = Some(task.status);
             change.announce(assigned(&circle, subject, from, (agent, score)));
@@ -1227,7 +1233,9 @@ impl Step<'_> {
             let (mut new, note) = self.apply(&mut check, &task, reviewer, change.now);
             if !is_member {
                 let agents = [("reviewerId", reviewer)];
-                change.check_agents(circle.id, &agents, &mut check).await?;
+                change
+                    .check_task_agents(circle.id, &agents, &mut check)
+                    .await?;
             }
             check.reviewer(reviewer, task.assignee_id);
             if let Err(faults) = check.faults() {
@@ -1245,7 +1253,7 @@ impl Step<'_> {
                 let team = change.team(circle.id).await?;
                 new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
             }
-            let after = change.write(&task, new).await?;
+            let after = change.write_task(&task, new).await?;
             self.tell(&mut change, &circle, (&task, &after), note.as_deref());
             if let Some(agent) = after.assignee_id {
                 let between = (task.status, status);
@@ -1453,7 +1461,7 @@ impl Change<'_> {
     }
 
     /// Writes what is new about a task. Answers what it is then.
-    async fn write(
+    async fn write_task(
         &self,
         task: &task::Model,
         mut new: task::ActiveModel,
@@ -1543,7 +1551,7 @@ impl Change<'_> {
     ///
     /// # Errors
     /// `NOT_FOUND` for one that the viewer cannot even read.
-    async fn check_agents(
+    async fn check_task_agents(
         &self,
         circle: Uuid,
         named: &[(&str, Option<Uuid>)],
@@ -1598,7 +1606,7 @@ impl Change<'_> {
     ///
     /// # Errors
     /// `NOT_FOUND` for one that the viewer cannot read.
-    async fn check_parent(
+    async fn check_task_parent(
         &self,
         circle: Uuid,
         task: Option<Uuid>,
