@@ -136,6 +136,7 @@ pub struct Mutation(
     member::MemberMutation,
     conversation::ConversationMutation,
     message::MessageMutation,
+    task::TaskMutation,
 );
 
 /// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of

@@ -55,15 +55,15 @@ pub(crate) fn is_in_hand(status: task::TaskStatus) -> bool {
 }
 
 /// What routing asks of a task.
-pub(crate) struct Work<'a> {
-    pub(crate) required: &'a List,
-    pub(crate) priority_rank: i32,
+struct Work<'a> {
+    required: &'a List,
+    priority_rank: i32,
     /// Never becomes the assignee.
-    pub(crate) reviewer: Option<Uuid>,
+    reviewer: Option<Uuid>,
 }
 
 /// A member who may get work, as it is read.
-#[derive(FromQueryResult)]
+#[derive(Clone, FromQueryResult)]
 struct Row {
     member: Uuid,
     agent: Uuid,
@@ -169,7 +169,7 @@ impl Team {
     }
 
     /// The member who fits a task best, and how well.
-    pub(crate) fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
+    fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
         let scores = self.0.iter().map(|one| (one.agent, one.score(work)));
         first_best(scores.filter_map(|(agent, score)| Some((agent, score?))))
     }
@@ -191,7 +191,7 @@ impl Team {
     }
 
     /// One more or one fewer task weighs on an agent.
-    pub(crate) fn weigh(&mut self, agent: Uuid, tasks: i32) {
+    fn weigh(&mut self, agent: Uuid, tasks: i32) {
         for one in self.0.iter_mut().filter(|one| one.agent == agent) {
             one.load = one.load.saturating_add_signed(tasks);
         }
@@ -229,16 +229,16 @@ struct Held {
     version: i32,
 }
 
-/// Tells of a task that got another assignee, or none: with the score when it was routed.
+/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new.
 pub(crate) fn assigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
-    from: task::TaskStatus,
+    from: Option<task::TaskStatus>,
     (agent, score): (Uuid, Option<f64>),
 ) -> Fact {
     let payload = json!({
         "title": title,
-        "fromStatus": from.to_value(),
+        "fromStatus": from.map(|status| status.to_value()),
         "toStatus": task::TaskStatus::Assigned.to_value(),
         "assigneeId": Kind::Agent.id(agent),
         "routingScore": score,
@@ -251,8 +251,8 @@ pub(crate) fn assigned(
 pub(crate) fn unassigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
-    from: task::TaskStatus,
-    agent: Option<Uuid>,
+    (from, agent): (task::TaskStatus, Option<Uuid>),
+    note: Option<&str>,
 ) -> Fact {
     let payload = json!({
         "title": title,
@@ -260,6 +260,7 @@ pub(crate) fn unassigned(
         "toStatus": task::TaskStatus::Pending.to_value(),
         "assigneeId": null,
         "routingScore": null,
+        "note": note,
         "version": version,
     });
     about(circle, Fact::new("task.unassigned", id, payload)).agent(agent)
@@ -322,7 +323,8 @@ impl Change<'_> {
         for (task, agent, score) in routed {
             let subject = (task.id, task.title.as_str(), task.version + 1);
             let to = (agent, Some(score));
-            self.announce(assigned(circle, subject, task::TaskStatus::Pending, to));
+            let from = Some(task::TaskStatus::Pending);
+            self.announce(assigned(circle, subject, from, to));
         }
         Ok(())
     }
@@ -386,11 +388,30 @@ impl Change<'_> {
                 .await?;
             for task in &held {
                 let subject = (task.id, task.title.as_str(), task.version + 1);
-                self.announce(unassigned(circle, subject, task.status, Some(agent)));
+                let from = (task.status, Some(agent));
+                self.announce(unassigned(circle, subject, from, None));
             }
             self.route_pending(circle).await?;
         }
         Ok(Ok(()))
+    }
+
+    /// The member who fits a task best, and how well. The task itself weighs on nobody.
+    pub(crate) async fn fitting(
+        &self,
+        task: &task::Model,
+    ) -> Result<Option<(Uuid, Option<f64>)>, Error> {
+        let mut team = self.team(task.circle_id).await?;
+        if let Some(agent) = task.assignee_id.filter(|_| LOADING.contains(&task.status)) {
+            team.weigh(agent, -1);
+        }
+        let work = Work {
+            required: &task.required_competencies,
+            priority_rank: task.priority_rank,
+            reviewer: task.reviewer_id,
+        };
+        let best = team.best(&work);
+        Ok(best.map(|(agent, score)| (agent, Some(score))))
     }
 
     /// The members of a circle who may get work, with what weighs on them everywhere.
@@ -476,5 +497,219 @@ impl Change<'_> {
         } else {
             Err(Error::conflict())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLES: [member::MemberRole; 5] = [
+        member::MemberRole::Lead,
+        member::MemberRole::Member,
+        member::MemberRole::Specialist,
+        member::MemberRole::Reviewer,
+        member::MemberRole::Observer,
+    ];
+
+    fn list(words: &[&str]) -> List {
+        List(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    fn row(n: u128) -> Row {
+        Row {
+            member: Uuid::from_u128(n),
+            agent: Uuid::from_u128(1_000 + n),
+            joined_at: DateTime::UNIX_EPOCH,
+            role: member::MemberRole::Member,
+            member_competencies: List::default(),
+            agent_competencies: List::default(),
+            member_review_types: List::default(),
+            agent_review_types: List::default(),
+            competency_scores: json!({}),
+            reviews_total: 0,
+            reviews_approved: 0,
+            load: 0,
+        }
+    }
+
+    fn score(row: Row, required: &[&str], priority_rank: i32) -> Option<f64> {
+        let work = Work {
+            required: &list(required),
+            priority_rank,
+            reviewer: None,
+        };
+        Candidate::from(row).score(&work)
+    }
+
+    #[test]
+    #[expect(
+        clippy::float_cmp,
+        reason = "scores are rounded so that equal ones are equal"
+    )]
+    fn a_score_is_what_the_reference_says() {
+        let example = || Row {
+            agent_competencies: list(&["rust", "sql"]),
+            load: 1,
+            reviews_total: 2,
+            reviews_approved: 1,
+            ..row(1)
+        };
+        assert_eq!(score(example(), &["rust", "sql"], 5), Some(0.7375));
+        assert_eq!(
+            score(example(), &[], 5),
+            Some(0.7375),
+            "nothing is asked for"
+        );
+        // (0.5 · 0.5 · 0.5 + 0.24 + 0.10) · 1.25
+        assert_eq!(score(example(), &["rust", "design"], 5), Some(0.58125));
+        assert_eq!(score(example(), &["design"], 5), None);
+        for (rank, factor) in [(1, 1.45), (3, 1.35), (5, 1.25), (8, 1.1)] {
+            let expected = (0.59 * factor * 1e9_f64).round() / 1e9;
+            assert_eq!(score(example(), &["rust"], rank), Some(expected));
+        }
+        let measured = Row {
+            competency_scores: json!({ "Rust": 0.9 }),
+            ..example()
+        };
+        // s is the mean of 0.9 and 0.5.
+        assert_eq!(score(measured, &["rust", "sql"], 5), Some(0.8625));
+        let replaced = Row {
+            member_competencies: list(&["design"]),
+            ..example()
+        };
+        assert_eq!(score(replaced, &["rust"], 5), None);
+        let full = Row {
+            load: 7,
+            ..example()
+        };
+        assert_eq!(score(full, &[], 5), Some(0.4375), "no less than no time");
+        let takes = ROLES.map(|role| score(Row { role, ..row(1) }, &[], 5).is_some());
+        assert_eq!(takes, [true, true, true, false, false]);
+    }
+
+    /// Numbers that look random, the same every time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % sides
+        }
+
+        fn small(&mut self, sides: u64) -> i32 {
+            i32::try_from(self.roll(sides)).unwrap_or_default()
+        }
+
+        fn words(&mut self) -> List {
+            let all = ["rust", "sql", "design", "all", "code"];
+            let some = all.iter().filter(|_| self.roll(3) == 0);
+            List(some.map(|word| (*word).to_owned()).collect())
+        }
+
+        fn team(&mut self) -> Vec<Row> {
+            let size = self.roll(8);
+            let mut rows: Vec<_> = (0..size)
+                .map(|n| {
+                    let total = self.small(3);
+                    Row {
+                        role: ROLES[usize::try_from(self.roll(5)).unwrap_or_default()],
+                        joined_at: DateTime::UNIX_EPOCH
+                            + chrono::TimeDelta::days(self.small(3).into()),
+                        agent_competencies: self.words(),
+                        member_competencies: self.words(),
+                        agent_review_types: self.words(),
+                        reviews_total: total,
+                        reviews_approved: self.small(3).clamp(0, total),
+                        load: i64::from(self.small(3) * 3),
+                        ..row(u128::from(n))
+                    }
+                })
+                .collect();
+            for n in 1..rows.len() {
+                let other = self.roll(n as u64 + 1);
+                rows.swap(n, usize::try_from(other).unwrap_or_default());
+            }
+            rows
+        }
+    }
+
+    fn copy(rows: &[Row]) -> Vec<(Uuid, DateTime<Utc>, Uuid, Candidate)> {
+        let all = rows.iter().cloned();
+        all.map(|row| (row.agent, row.joined_at, row.member, row.into()))
+            .collect()
+    }
+
+    #[test]
+    fn the_highest_score_wins_and_of_equals_the_one_who_joined_first() {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let mut ties = 0;
+        for _ in 0..5_000 {
+            let rows = dice.team();
+            let required = dice.words();
+            let reviewer = Some(Uuid::from_u128(1_000 + u128::from(dice.roll(8))));
+            let work = Work {
+                required: &required,
+                priority_rank: 5,
+                reviewer,
+            };
+            let all = copy(&rows);
+            let best = Team::new(rows).best(&work);
+            let scored: Vec<_> = all
+                .iter()
+                .filter_map(|(agent, joined, member, one)| {
+                    Some((*agent, *joined, *member, one.score(&work)?))
+                })
+                .collect();
+            let Some((agent, score)) = best else {
+                assert!(scored.is_empty());
+                continue;
+            };
+            assert_ne!(Some(agent), reviewer);
+            let winner = scored.iter().find(|one| one.0 == agent);
+            let winner = winner.expect("is one of them");
+            for other in scored.iter().filter(|other| other.0 != agent) {
+                assert!(other.3 <= score);
+                if other.3.total_cmp(&score).is_eq() {
+                    ties += 1;
+                    assert!((winner.1, winner.2) < (other.1, other.2));
+                }
+            }
+        }
+        assert!(ties > 100, "{ties} ties try nothing");
+    }
+
+    #[test]
+    fn the_reviewer_is_another_who_reviews_this_and_has_most_time() {
+        let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+        let mut found = 0;
+        for _ in 0..5_000 {
+            let rows = dice.team();
+            let all = copy(&rows);
+            let assignee = Some(Uuid::from_u128(1_000 + u128::from(dice.roll(8))));
+            let reviewer = Team::new(rows).reviewer(task::ReviewType::Code, assignee);
+            let able: Vec<_> = all
+                .iter()
+                .filter(|(agent, _, _, one)| {
+                    let List(types) = &one.review_types;
+                    Some(*agent) != assignee
+                        && (types.contains(&"all".to_owned()) || types.contains(&"code".to_owned()))
+                })
+                .collect();
+            let Some(reviewer) = reviewer else {
+                assert!(able.is_empty());
+                continue;
+            };
+            found += 1;
+            let one = able.iter().find(|one| one.0 == reviewer);
+            let one = one.expect("is one of them");
+            for other in &able {
+                let (mine, theirs) = (one.3.load.clamp(0, 5), other.3.load.clamp(0, 5));
+                assert!((mine, one.1, one.2) <= (theirs, other.1, other.2));
+            }
+        }
+        assert!(found > 500);
     }
 }

@@ -285,6 +285,19 @@ impl World {
             "createAgent" => json!({ "name": format!("new-{caller}") }),
             "updateAgent" => json!({ "agentId": self.thing("Agent") }),
             "deleteAgent" => json!({ "id": self.thing("Agent"), "expectedVersion": 0 }),
+            "createTask" => json!({ "circleId": CIRCLE, "title": "A task" }),
+            "updateTask" => json!({ "taskId": self.thing("Task"), "title": "A task" }),
+            "deleteTask" => json!({ "id": self.thing("Task"), "expectedVersion": 0 }),
+            "assignTask" | "unassignTask" | "startTask" | "unblockTask" | "approveTask"
+            | "cancelTask" | "reopenTask" => {
+                json!({ "taskId": self.thing("Task"), "expectedVersion": 0 })
+            }
+            "blockTask" | "failTask" | "rejectTask" => {
+                json!({ "taskId": self.thing("Task"), "reason": "Why.", "expectedVersion": 0 })
+            }
+            "submitTask" => {
+                json!({ "taskId": self.thing("Task"), "result": "What.", "expectedVersion": 0 })
+            }
             _ => panic!("say here how to call the mutation {mutation}, and do no harm"),
         }
     }

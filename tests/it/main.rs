@@ -30,5 +30,6 @@ mod operate;
 mod pool;
 mod process;
 mod sse;
+mod tasks;
 mod tenancy;
 mod ws;

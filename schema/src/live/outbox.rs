@@ -159,11 +159,12 @@ async fn latest(
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<HashMap<Uuid, event::Model>, Error> {
-    // What was only just made has no events yet.
-    let is_new = |fact: &&Fact| !fact.kind.ends_with(".created");
+    // What was only just made has no events yet, and what tells its version tells something new.
+    let may_repeat =
+        |fact: &&Fact| !fact.kind.ends_with(".created") && fact.payload.get("version").is_none();
     let subjects: Vec<Uuid> = facts
         .iter()
-        .filter(is_new)
+        .filter(may_repeat)
         .map(|fact| fact.subject)
         .collect();
     if window.is_zero() || subjects.is_empty() {

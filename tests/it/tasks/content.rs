@@ -1,0 +1,321 @@
+//! What a task says: making it, changing it, deleting it.
+
+use super::*;
+
+use TaskStatus::{
+    Assigned, Blocked, Cancelled, ChangesRequested, Completed, Failed, InProgress, InReview,
+    Pending,
+};
+
+#[tokio::test]
+async fn a_new_task_takes_what_is_said_and_the_circles_defaults() {
+    let studio = Studio::open().await;
+    let circle = id_of(Kind::Circle, studio.circle);
+    let made = studio
+        .done(
+            "createTask",
+            json!({ "circleId": circle, "title": "Plain" }),
+        )
+        .await;
+    assert_eq!(made["status"], "PENDING");
+    assert_eq!(made["priority"], "MEDIUM");
+    assert_eq!(made["reviewType"], "QUALITY");
+    assert_eq!(made["requiresReview"], true);
+    assert_eq!(made["createdAt"], made["updatedAt"]);
+    studio
+        .set_circle(circle::Column::RequireReview, false)
+        .await;
+    let parent = made["id"].clone();
+    let full = json!({ "circleId": circle, "parentId": parent, "title": "Full", "description": " More. \r\n ",
+        "requiredCompetencies": ["Rust", " rust ", "SQL"], "priority": "CRITICAL", "reviewType": "SECURITY",
+        "estimatedHours": 0.5, "dueAt": "2026-03-01T10:00:00+01:00" });
+    let full = studio.done("createTask", full).await;
+    assert_eq!(full["requiresReview"], false);
+    assert_eq!(full["parent"]["id"], parent);
+    assert_eq!(full["description"], "More.");
+    assert_eq!(full["requiredCompetencies"], json!(["rust", "sql"]));
+    assert_eq!(full["estimatedHours"], 0.5);
+    assert_eq!(full["dueAt"], "2026-03-01T09:00:00.000000Z");
+    let row = task::Entity::find().filter(task::Column::Title.eq("Full"));
+    let row = row.one(&studio.db).await.expect("reads").expect("the task");
+    assert_eq!((row.priority_rank, row.created_by), (1, Some(studio.owner)));
+    let insists = json!({ "circleId": circle, "title": "Reviewed", "requiresReview": true });
+    let insists = studio.done("createTask", insists).await;
+    assert_eq!(insists["requiresReview"], true);
+    assert_eq!(studio.event_types().await, ["TASK_CREATED"; 3]);
+}
+
+#[tokio::test]
+async fn all_faults_of_a_task_are_told_at_once() {
+    let studio = Studio::open().await;
+    let [ada, stranger] = [
+        studio.member("Ada").await,
+        studio.agent("Stranger", |_| ()).await,
+    ];
+    let elsewhere = studio.circle("Elsewhere", |_| ()).await;
+    let other = studio.task(TaskStatus::Pending, |task| task.circle_id = elsewhere);
+    let other = task_id(other.await);
+    let circle = id_of(Kind::Circle, studio.circle);
+    let many = vec!["a"; 51];
+    let creation = json!({ "circleId": circle, "title": "", "description": "a".repeat(20_001),
+        "requiredCompetencies": many, "parentId": other, "assigneeId": agent_id(ada), "reviewerId": agent_id(ada),
+        "estimatedHours": -0.1 });
+    let mut faults = studio.faults("createTask", creation).await;
+    faults.sort();
+    assert_eq!(
+        faults,
+        [
+            fault("description", "TOO_LONG"),
+            fault("estimatedHours", "OUT_OF_RANGE"),
+            fault("parentId", "INVALID"),
+            fault("requiredCompetencies", "TOO_MANY"),
+            fault("reviewerId", "INVALID"),
+            fault("title", "REQUIRED"),
+        ]
+    );
+    let creation = json!({ "circleId": circle, "title": "a".repeat(501), "assigneeId": agent_id(stranger),
+        "reviewerId": agent_id(stranger) });
+    assert_eq!(
+        studio.faults("createTask", creation).await,
+        [
+            fault("title", "TOO_LONG"),
+            fault("assigneeId", "NOT_MEMBER"),
+            fault("reviewerId", "INVALID"),
+        ]
+    );
+    let task = studio
+        .task(TaskStatus::Assigned, |task| task.assignee_id = Some(ada))
+        .await;
+    let change = json!({ "taskId": task_id(task), "title": null, "priority": null, "requiresReview": null,
+        "reviewType": null, "reviewerId": agent_id(ada), "actualHours": -1, "requiredCompetencies": [""] });
+    assert_eq!(
+        studio.faults("updateTask", change).await,
+        [
+            fault("title", "REQUIRED"),
+            fault("requiredCompetencies", "INVALID"),
+            fault("priority", "REQUIRED"),
+            fault("requiresReview", "REQUIRED"),
+            fault("reviewType", "REQUIRED"),
+            fault("actualHours", "OUT_OF_RANGE"),
+            fault("reviewerId", "INVALID"),
+        ]
+    );
+    let outside = json!({ "taskId": task_id(task), "reviewerId": agent_id(stranger) });
+    assert_eq!(
+        studio.faults("updateTask", outside).await,
+        [fault("reviewerId", "NOT_MEMBER")]
+    );
+    let working = studio
+        .task(TaskStatus::InProgress, |task| task.assignee_id = Some(ada))
+        .await;
+    let artifacts = vec!["a"; 201];
+    let result = json!({ "taskId": task_id(working), "result": "a".repeat(50_001), "artifacts": artifacts,
+        "actualHours": -1 });
+    assert_eq!(
+        studio.faults("submitTask", result).await,
+        [
+            fault("result", "TOO_LONG"),
+            fault("artifacts", "TOO_MANY"),
+            fault("actualHours", "OUT_OF_RANGE"),
+        ]
+    );
+    let reason = json!({ "taskId": task_id(working), "reason": "a".repeat(2_001) });
+    assert_eq!(
+        studio.faults("failTask", reason).await,
+        [fault("reason", "TOO_LONG")]
+    );
+    let blank = json!({ "taskId": task_id(working), "reason": "  " });
+    assert_eq!(
+        studio.faults("blockTask", blank).await,
+        [fault("reason", "REQUIRED")]
+    );
+    assert_eq!(studio.event_types().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
+    let studio = Studio::open().await;
+    let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
+    let parent = studio.task(TaskStatus::Pending, |_| ()).await;
+    let task = studio
+        .task(TaskStatus::Assigned, |task| {
+            task.assignee_id = Some(ada);
+            task.description = Some("Something.".to_owned());
+            task.required_competencies = words(&["rust"]);
+        })
+        .await;
+    let change = json!({ "taskId": task_id(task), "expectedVersion": 1, "title": "Another", "priority": "LOW",
+        "parentId": task_id(parent), "reviewerId": agent_id(bob), "requiresReview": false, "reviewType": "CODE",
+        "estimatedHours": 2, "actualHours": 3.5, "dueAt": "2026-03-01T09:00:00Z", "requiredCompetencies": ["SQL"] });
+    let changed = studio.done("updateTask", change.clone()).await;
+    assert_eq!(changed["title"], "Another");
+    assert_eq!(changed["description"], "Something.");
+    assert_eq!(changed["status"], "ASSIGNED");
+    assert_eq!(changed["version"], 2);
+    assert_eq!(changed["parent"]["id"], task_id(parent));
+    assert_eq!(changed["reviewer"]["id"], agent_id(bob));
+    assert_eq!(changed["actualHours"], 3.5);
+    let row = studio.row(task).await;
+    assert_eq!(row.priority_rank, 8);
+    let mut again = change;
+    again["expectedVersion"] = json!(2);
+    studio.done("updateTask", again).await;
+    assert_eq!(studio.row(task).await, row, "nothing is different");
+    let clear = json!({ "taskId": task_id(task), "parentId": null, "description": null, "requiredCompetencies": null,
+        "reviewerId": null, "estimatedHours": null, "actualHours": null, "dueAt": null });
+    let cleared = studio.done("updateTask", clear).await;
+    for field in [
+        "parent",
+        "description",
+        "reviewer",
+        "estimatedHours",
+        "actualHours",
+        "dueAt",
+    ] {
+        assert_eq!(cleared[field], Value::Null, "{field}");
+    }
+    assert_eq!(cleared["requiredCompetencies"], json!([]));
+    assert_eq!(cleared["version"], 3);
+    let events = studio.events().await;
+    let changed: Vec<_> = events
+        .iter()
+        .map(|event| event["changed"].clone())
+        .collect();
+    assert_eq!(
+        changed,
+        [
+            json!([
+                "parentId",
+                "title",
+                "requiredCompetencies",
+                "priority",
+                "reviewerId",
+                "requiresReview",
+                "reviewType",
+                "estimatedHours",
+                "actualHours",
+                "dueAt"
+            ]),
+            json!([
+                "parentId",
+                "description",
+                "requiredCompetencies",
+                "reviewerId",
+                "estimatedHours",
+                "actualHours",
+                "dueAt"
+            ]),
+        ]
+    );
+    assert!(events.iter().all(|event| event["type"] == "TASK_UPDATED"));
+    let stale = json!({ "taskId": task_id(task), "expectedVersion": 2, "title": "Lost" });
+    let payload = studio.call("updateTask", stale).await;
+    assert_eq!(payload["userErrors"][0]["code"], "CONFLICT");
+    assert_eq!(payload["task"]["title"], "Another");
+}
+
+#[tokio::test]
+async fn a_task_is_part_of_another_of_its_circle_and_never_of_itself() {
+    let studio = Studio::open().await;
+    let top = studio.task(TaskStatus::Pending, |_| ()).await;
+    let mut chain = vec![top];
+    for _ in 0..40 {
+        let parent = *chain.last().expect("is not empty");
+        let part = studio.task(TaskStatus::Pending, |task| task.parent_id = Some(parent));
+        chain.push(part.await);
+    }
+    let put = |task, parent| json!({ "taskId": task_id(task), "parentId": task_id(parent) });
+    for part in [top, chain[1], chain[40]] {
+        assert_eq!(
+            studio.faults("updateTask", put(top, part)).await,
+            [fault("parentId", "INVALID")]
+        );
+    }
+    let moved = studio.done("updateTask", put(chain[40], top)).await;
+    assert_eq!(moved["parent"]["id"], task_id(top));
+    studio.done("updateTask", put(chain[1], chain[40])).await;
+
+    let elsewhere = studio.circle("Elsewhere", |_| ()).await;
+    let other = studio.task(TaskStatus::Pending, |task| task.circle_id = elsewhere);
+    assert_eq!(
+        studio.faults("updateTask", put(top, other.await)).await,
+        [fault("parentId", "INVALID")]
+    );
+    let nothing = put(top, Uuid::now_v7());
+    assert_eq!(
+        studio.refused(&studio.token, "updateTask", nothing).await,
+        ("NOT_FOUND".to_owned(), json!("parentId"))
+    );
+    // Rows that are parts of each other end the search too.
+    task::Entity::update_many()
+        .col_expr(task::Column::ParentId, Expr::value(chain[40]))
+        .filter(task::Column::Id.eq(top))
+        .exec(&studio.db)
+        .await
+        .expect("updates");
+    let alone = studio.task(TaskStatus::Pending, |_| ()).await;
+    studio.done("updateTask", put(alone, chain[40])).await;
+}
+
+#[tokio::test]
+async fn what_somebody_works_on_is_not_deleted_and_parts_stay() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    for status in [Assigned, InProgress, InReview, ChangesRequested, Blocked] {
+        let task = studio
+            .task(status, |task| task.assignee_id = Some(ada))
+            .await;
+        let payload = studio
+            .call("deleteTask", json!({ "id": task_id(task) }))
+            .await;
+        assert_eq!(payload["userErrors"][0]["code"], "BAD_TRANSITION");
+        assert_eq!(payload["deletedId"], Value::Null);
+        assert_eq!(payload["current"]["id"], task_id(task));
+    }
+    for status in [Pending, Completed, Failed, Cancelled] {
+        let task = studio.task(status, |_| ()).await;
+        let part = studio
+            .task(Pending, |part| part.parent_id = Some(task))
+            .await;
+        let stale = json!({ "id": task_id(task), "expectedVersion": 2 });
+        assert_eq!(
+            studio.faults("deleteTask", stale).await,
+            [fault("expectedVersion", "CONFLICT")]
+        );
+        let payload = studio
+            .call("deleteTask", json!({ "id": task_id(task) }))
+            .await;
+        assert_eq!(payload["userErrors"], json!([]));
+        assert_eq!(payload["deletedId"], task_id(task));
+        assert_eq!(payload["current"], Value::Null);
+        assert_eq!(studio.row(part).await.parent_id, None);
+        let again = studio
+            .refused(&studio.token, "deleteTask", json!({ "id": task_id(task) }))
+            .await;
+        assert_eq!(again, ("NOT_FOUND".to_owned(), json!("id")));
+    }
+    let events = studio.events().await;
+    assert_eq!(events.len(), 4);
+    assert!(events.iter().all(|event| event["type"] == "TASK_DELETED"));
+    assert!(events.iter().all(|event| event["title"] == "A task"));
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_of_a_task_is_bad_input() {
+    let studio = Studio::open().await;
+    let circle = id_of(Kind::Circle, studio.circle);
+    for (name, input, field) in [
+        ("startTask", json!({ "taskId": circle }), "taskId"),
+        ("deleteTask", json!({ "id": "nonsense" }), "id"),
+        (
+            "createTask",
+            json!({ "circleId": circle, "title": "A task", "parentId": circle }),
+            "parentId",
+        ),
+    ] {
+        assert_eq!(
+            studio.refused(&studio.token, name, input).await,
+            ("BAD_USER_INPUT".to_owned(), json!(field))
+        );
+    }
+}

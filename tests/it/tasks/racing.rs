@@ -1,0 +1,140 @@
+//! Changes at the same time: on several connections, for many rounds.
+
+use futures_util::future::join_all;
+
+use super::*;
+
+/// How often each race is run.
+const ROUNDS: usize = 25;
+
+impl Studio {
+    /// The code of the one user error of a payload, or nothing.
+    async fn verdict(&self, name: &str, input: Value) -> Option<String> {
+        let payload = self.call(name, input).await;
+        let errors = payload["userErrors"].as_array().expect("a list");
+        assert!(errors.len() < 2);
+        errors.first().map(|error| text(&error["code"]))
+    }
+}
+
+#[tokio::test]
+async fn of_those_who_start_the_same_task_at_once_one_does() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    for _ in 0..ROUNDS {
+        let task = studio.task(TaskStatus::Assigned, |task| task.assignee_id = Some(ada));
+        let task = task.await;
+        let input = json!({ "taskId": task_id(task) });
+        let all = join_all((0..4).map(|_| studio.verdict("startTask", input.clone()))).await;
+        let (won, lost): (Vec<_>, Vec<_>) = all.into_iter().partition(Option::is_none);
+        assert_eq!(won.len(), 1);
+        assert_eq!(lost, vec![Some("BAD_TRANSITION".to_owned()); 3]);
+        assert_eq!(studio.row(task).await.version, 2);
+        let told = studio.payloads(task).await;
+        assert_eq!(told.len(), 1, "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_those_who_change_the_same_version_at_once_one_does() {
+    let studio = Studio::open().await;
+    for _ in 0..ROUNDS {
+        let task = studio.task(TaskStatus::Pending, |_| ()).await;
+        let input = |n: usize| json!({ "taskId": task_id(task), "expectedVersion": 1, "title": format!("Title {n}") });
+        let all = join_all((0..4).map(|n| studio.verdict("updateTask", input(n)))).await;
+        let lost = all.iter().flatten().filter(|code| *code == "CONFLICT");
+        assert_eq!(lost.count(), 3);
+        assert_eq!(studio.row(task).await.version, 2);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_begins_and_ends_work_in_several_circles_at_once_is_what_it_is() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let mut circles = vec![studio.circle];
+    for name in ["Upstairs", "Downstairs"] {
+        let circle = studio.circle(name, |circle| circle.status = CircleStatus::Stopped);
+        let circle = circle.await;
+        studio.seat(circle, ada, |_| ()).await;
+        circles.push(circle);
+    }
+    let mut tasks = Vec::new();
+    for circle in circles {
+        let task = studio.task(TaskStatus::Assigned, |task| {
+            task.assignee_id = Some(ada);
+            task.circle_id = circle;
+        });
+        let input = json!({ "taskId": task_id(task.await), "reason": "Why." });
+        tasks.push(input);
+    }
+    let without_reason = |input: &Value| json!({ "taskId": input["taskId"] });
+    join_all(
+        tasks
+            .iter()
+            .map(|task| studio.done("startTask", without_reason(task))),
+    )
+    .await;
+    for _ in 0..ROUNDS {
+        join_all(
+            tasks
+                .iter()
+                .map(|task| studio.done("blockTask", task.clone())),
+        )
+        .await;
+        assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
+        let unblock = |task| studio.done("unblockTask", without_reason(task));
+        join_all(tasks.iter().map(unblock)).await;
+        assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
+        // One goes on while the others end.
+        join_all(
+            tasks[..2]
+                .iter()
+                .map(|task| studio.done("blockTask", task.clone())),
+        )
+        .await;
+        let one = studio.done("unblockTask", without_reason(&tasks[0]));
+        let other = studio.done("blockTask", tasks[2].clone());
+        futures_util::join!(one, other);
+        assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
+        studio.done("blockTask", tasks[0].clone()).await;
+        assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
+        join_all(
+            tasks
+                .iter()
+                .map(|task| studio.done("unblockTask", without_reason(task))),
+        )
+        .await;
+    }
+    let told = studio.payloads(ada).await;
+    let ends = |payload: &Value, name: &str| text(&payload[name]);
+    for pair in told.windows(2) {
+        let (to, from) = (ends(&pair[0].1, "toStatus"), ends(&pair[1].1, "fromStatus"));
+        assert_eq!(to, from, "each change begins where the last one ended");
+    }
+}
+
+#[tokio::test]
+async fn many_tasks_made_at_once_are_routed_within_bounds() {
+    for _ in 0..3 {
+        let studio = Studio::routing(5).await;
+        for name in ["Ada", "Bob", "Cleo"] {
+            studio.member(name).await;
+        }
+        let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
+        let make = |_| studio.done("createTask", input.clone());
+        join_all((0..12).map(make)).await;
+        let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
+        let rows = rows.all(&studio.db).await.expect("reads");
+        let assigned: Vec<_> = rows.iter().filter_map(|row| row.assignee_id).collect();
+        assert_eq!((rows.len(), assigned.len()), (12, 5));
+        let most = |agent| assigned.iter().filter(|one| **one == agent).count();
+        assert!(
+            assigned.iter().all(|agent| most(*agent) <= 2),
+            "loads are seen"
+        );
+        let types = studio.event_types().await;
+        let routed = types.iter().filter(|kind| *kind == "TASK_ASSIGNED");
+        assert_eq!(routed.count(), 5);
+    }
+}

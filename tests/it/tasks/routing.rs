@@ -1,0 +1,349 @@
+//! Who gets a task, and who reviews it. How scores are reckoned is tested where they are.
+
+use super::*;
+
+impl Studio {
+    async fn create(&self, input: Value) -> Value {
+        let mut input = input;
+        input["circleId"] = json!(id_of(Kind::Circle, self.circle));
+        input["title"] = json!("A task");
+        self.done("createTask", input).await
+    }
+}
+
+#[tokio::test]
+async fn a_new_task_goes_to_the_member_who_fits_best() {
+    let studio = Studio::routing(10).await;
+    let able = |agent: &mut agent::Model| agent.competencies = words(&["rust", "sql"]);
+    let tried = |agent: &mut agent::Model| {
+        agent.competencies = words(&["rust", "sql"]);
+        agent.reviews_total = 2;
+        agent.reviews_approved = 1;
+    };
+    studio.member_with("Able", able, |_| ()).await;
+    let best = studio.member_with("Tried", tried, |_| ()).await;
+    studio.member("Unable").await;
+    // Weighs on it in another circle too.
+    let elsewhere = studio
+        .circle("Elsewhere", |circle| circle.status = CircleStatus::Stopped)
+        .await;
+    studio
+        .task(TaskStatus::ChangesRequested, |task| {
+            task.assignee_id = Some(best);
+            task.circle_id = elsewhere;
+        })
+        .await;
+    let made = studio
+        .create(json!({ "requiredCompetencies": ["Rust", "SQL"] }))
+        .await;
+    assert_eq!(made["status"], "ASSIGNED");
+    assert_eq!(made["assignee"]["id"], agent_id(best));
+    assert_eq!(made["version"], 2);
+    let events = studio.events().await;
+    let types: Vec<_> = events.iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(types, ["TASK_CREATED", "TASK_ASSIGNED"]);
+    assert_eq!(events[0]["toStatus"], "PENDING");
+    assert_eq!(events[1]["fromStatus"], "PENDING");
+    assert_eq!(
+        events[1]["routingScore"], 0.7375,
+        "the example of the reference"
+    );
+    assert_eq!(events[1]["assignee"]["id"], agent_id(best));
+}
+
+#[tokio::test]
+async fn nothing_is_routed_where_the_circle_does_not_run_or_route() {
+    let studio = Studio::routing(10).await;
+    let ada = studio.member("Ada").await;
+    for status in ["CREATED", "PAUSED", "STOPPED"] {
+        studio.set_circle(circle::Column::Status, status).await;
+        assert_eq!(
+            studio.create(json!({})).await["status"],
+            "PENDING",
+            "{status}"
+        );
+    }
+    studio.set_circle(circle::Column::Status, "RUNNING").await;
+    studio.set_circle(circle::Column::AutoRoute, false).await;
+    let made = studio.create(json!({})).await;
+    assert_eq!(made["status"], "PENDING");
+    let by_hand = studio
+        .done("assignTask", json!({ "taskId": made["id"] }))
+        .await;
+    assert_eq!(by_hand["assignee"]["id"], agent_id(ada));
+    let events = studio.events().await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["type"], "TASK_ASSIGNED");
+    // (1 · 0.5 · 0.5 + 1 · 0.3 + 0 · 0.2) · 1.25
+    assert_eq!(last["routingScore"], 0.6875);
+}
+
+#[tokio::test]
+async fn who_is_offline_watches_reviews_or_has_left_gets_no_work() {
+    let studio = Studio::routing(10).await;
+    let offline = |agent: &mut agent::Model| agent.status = AgentStatus::Offline;
+    studio.member_with("Offline", offline, |_| ()).await;
+    for role in [MemberRole::Reviewer, MemberRole::Observer] {
+        let name = role.to_value();
+        let seat = |member: &mut member::Model| member.role = role;
+        studio.member_with(&name, |_| (), seat).await;
+    }
+    let left = |member: &mut member::Model| {
+        member.is_active = false;
+        member.left_at = Some(moment());
+    };
+    studio.member_with("Left", |_| (), left).await;
+    let made = studio.create(json!({})).await;
+    assert_eq!(made["status"], "PENDING");
+    assert_eq!(
+        studio
+            .faults("assignTask", json!({ "taskId": made["id"] }))
+            .await,
+        [fault("agentId", "INVALID")]
+    );
+    for role in [MemberRole::Lead, MemberRole::Specialist] {
+        let seat = |member: &mut member::Model| member.role = role;
+        let agent = studio.member_with(&role.to_value(), |_| (), seat).await;
+        let made = studio.create(json!({ "reviewerId": null })).await;
+        assert_eq!(made["status"], "ASSIGNED");
+        member::Entity::update_many()
+            .col_expr(member::Column::Role, Expr::value("OBSERVER"))
+            .filter(member::Column::AgentId.eq(agent))
+            .exec(&studio.db)
+            .await
+            .expect("updates");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_routed_what_they_review() {
+    let studio = Studio::routing(10).await;
+    let able = |agent: &mut agent::Model| agent.competencies = words(&["rust"]);
+    let ada = studio.member_with("Ada", able, |_| ()).await;
+    let wanted = json!({ "requiredCompetencies": ["rust"], "reviewerId": agent_id(ada) });
+    let made = studio.create(wanted.clone()).await;
+    assert_eq!(made["status"], "PENDING");
+    let bob = studio.member_with("Bob", able, |_| ()).await;
+    let made = studio.create(wanted).await;
+    // The older task takes Bob first, and then the other.
+    assert_eq!(made["assignee"]["id"], agent_id(bob));
+    let pending = task::Entity::find()
+        .filter(task::Column::CircleId.eq(studio.circle))
+        .filter(task::Column::AssigneeId.eq(bob))
+        .all(&studio.db)
+        .await
+        .expect("reads");
+    assert_eq!(pending.len(), 2);
+}
+
+#[tokio::test]
+async fn a_task_that_is_let_go_makes_room_for_the_most_pressing_that_waits() {
+    let studio = Studio::routing(1).await;
+    let ada = studio.member("Ada").await;
+    let able = |agent: &mut agent::Model| agent.competencies = words(&["rust"]);
+    studio.member_with("Bob", able, |_| ()).await;
+    let first = studio.create(json!({})).await;
+    assert_eq!(first["status"], "ASSIGNED");
+    // What nobody can do stands in nobody's way.
+    let impossible = studio
+        .create(json!({ "priority": "CRITICAL", "requiredCompetencies": ["magic"] }))
+        .await;
+    let mut waiting = Vec::new();
+    for priority in ["LOW", "MEDIUM", "HIGH", "MEDIUM"] {
+        let made = studio.create(json!({ "priority": priority })).await;
+        assert_eq!(made["status"], "PENDING");
+        waiting.push(text(&made["id"]));
+    }
+    let order = [&waiting[2], &waiting[1], &waiting[3], &waiting[0]];
+    let mut hand = text(&first["id"]);
+    let reason = |id: &str| json!({ "taskId": id, "reason": "Why." });
+    for (next, how) in order.into_iter().zip(0..) {
+        match how {
+            0 => {
+                studio.done("startTask", json!({ "taskId": hand })).await;
+                studio.done("blockTask", reason(&hand)).await;
+            }
+            1 => {
+                studio.done("failTask", reason(&hand)).await;
+            }
+            2 => {
+                studio.done("cancelTask", json!({ "taskId": hand })).await;
+            }
+            _ => {
+                studio.done("startTask", json!({ "taskId": hand })).await;
+                let result = json!({ "taskId": hand, "result": "Done." });
+                studio.done("submitTask", result).await;
+                let types = studio.event_types().await;
+                let last = &types[types.len() - 2..];
+                let told = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
+                assert_eq!(last, told, "in review is in hand");
+                studio.done("approveTask", json!({ "taskId": hand })).await;
+            }
+        }
+        let rows = task::Entity::find()
+            .filter(task::Column::CircleId.eq(studio.circle))
+            .filter(task::Column::Status.eq(TaskStatus::Assigned))
+            .all(&studio.db)
+            .await
+            .expect("reads");
+        let ids: Vec<_> = rows.iter().map(|row| task_id(row.id)).collect();
+        assert_eq!(ids, std::slice::from_ref(next));
+        let events = studio.events().await;
+        let last = events.last().expect("an event");
+        assert_eq!(
+            (&last["type"], &last["taskId"]),
+            (&json!("TASK_ASSIGNED"), &json!(next))
+        );
+        assert!(last["routingScore"].is_number());
+        hand.clone_from(next);
+    }
+    let row = task::Entity::find().filter(task::Column::PriorityRank.eq(1));
+    let row = row.filter(task::Column::CircleId.eq(studio.circle));
+    let row = row.one(&studio.db).await.expect("reads").expect("the task");
+    assert_eq!(task_id(row.id), text(&impossible["id"]));
+    assert_eq!(row.status, TaskStatus::Pending);
+    assert_eq!(studio.agent_row(ada).await.version, 1);
+}
+
+#[tokio::test]
+async fn one_pass_spreads_what_waits_over_those_who_have_time() {
+    let studio = Studio::routing(100).await;
+    let mut team = Vec::new();
+    for n in 0..10 {
+        let joined = moment() + TimeDelta::seconds(n);
+        let seat = |member: &mut member::Model| member.joined_at = joined;
+        team.push(
+            studio
+                .member_with(&format!("Agent {n}"), |_| (), seat)
+                .await,
+        );
+    }
+    for _ in 0..30 {
+        studio.task(TaskStatus::Pending, |_| ()).await;
+    }
+    studio.create(json!({})).await;
+    let rows = task::Entity::find()
+        .filter(task::Column::CircleId.eq(studio.circle))
+        .order_by_asc(task::Column::Id)
+        .all(&studio.db)
+        .await
+        .expect("reads");
+    let given: Vec<_> = rows
+        .iter()
+        .map(|row| row.assignee_id.expect("is routed"))
+        .collect();
+    for (n, agent) in given.iter().enumerate() {
+        assert_eq!(*agent, team[n % 10], "task {n}");
+    }
+    let told = studio.event_types().await;
+    let routed = told.iter().filter(|kind| *kind == "TASK_ASSIGNED").count();
+    assert_eq!(routed, 31);
+    assert!(rows.iter().all(|row| row.version == 2));
+}
+
+#[tokio::test]
+async fn what_becomes_pending_is_routed_again() {
+    let studio = Studio::routing(1).await;
+    studio.member("Ada").await;
+    let task = studio
+        .task(TaskStatus::Failed, |task| task.title = "Old".to_owned())
+        .await;
+    let reopened = studio
+        .done("reopenTask", json!({ "taskId": task_id(task) }))
+        .await;
+    assert_eq!(reopened["status"], "ASSIGNED");
+    assert_eq!(reopened["version"], 3);
+    let again = studio
+        .done("unassignTask", json!({ "taskId": task_id(task) }))
+        .await;
+    assert_eq!(again["status"], "ASSIGNED");
+    assert_eq!(
+        studio.event_types().await,
+        [
+            "TASK_REOPENED",
+            "TASK_ASSIGNED",
+            "TASK_UNASSIGNED",
+            "TASK_ASSIGNED"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_submitted_task_finds_the_reviewer_with_most_time() {
+    let studio = Studio::open().await;
+    let ada = studio
+        .member_with("Ada", |agent| agent.review_types = words(&["all"]), |_| ())
+        .await;
+    let submitted = async |change: &dyn Fn(&mut task::Model)| {
+        let task = studio.task(TaskStatus::InProgress, |task| {
+            task.assignee_id = Some(ada);
+            change(task);
+        });
+        let input = json!({ "taskId": task_id(task.await), "result": "Done." });
+        studio.done("submitTask", input).await["reviewer"]["id"].clone()
+    };
+    assert_eq!(submitted(&|_| ()).await, Value::Null, "nobody else reviews");
+    let other = |agent: &mut agent::Model| agent.review_types = words(&["security"]);
+    let guard = studio.member_with("Guard", other, |_| ()).await;
+    assert_eq!(submitted(&|_| ()).await, Value::Null);
+    let security = |task: &mut task::Model| task.review_type = ReviewType::Security;
+    assert_eq!(submitted(&security).await, agent_id(guard));
+    // What a membership says counts instead of what the agent says of itself, and an observer may review.
+    let instead = |member: &mut member::Model| {
+        member.review_types = words(&["quality"]);
+        member.role = MemberRole::Observer;
+        member.joined_at = moment() + TimeDelta::seconds(5);
+    };
+    let here = studio.member_with("Here", other, instead).await;
+    assert_eq!(submitted(&|_| ()).await, agent_id(here));
+    assert_eq!(submitted(&security).await, agent_id(guard));
+    let earlier = |member: &mut member::Model| {
+        member.review_types = words(&["all"]);
+        member.joined_at = moment() + TimeDelta::seconds(1);
+    };
+    let earlier = studio.member_with("Earlier", |_| (), earlier).await;
+    assert_eq!(
+        submitted(&|_| ()).await,
+        agent_id(earlier),
+        "of equals, the first who joined"
+    );
+    studio
+        .task(TaskStatus::Assigned, |task| {
+            task.assignee_id = Some(earlier);
+        })
+        .await;
+    assert_eq!(
+        submitted(&|_| ()).await,
+        agent_id(here),
+        "who has more time"
+    );
+    agent::Entity::update_many()
+        .col_expr(agent::Column::Status, Expr::value("OFFLINE"))
+        .filter(agent::Column::Id.eq(here))
+        .exec(&studio.db)
+        .await
+        .expect("updates");
+    assert_eq!(
+        submitted(&|_| ()).await,
+        agent_id(earlier),
+        "who is offline does not review"
+    );
+    let named = |task: &mut task::Model| task.reviewer_id = Some(guard);
+    assert_eq!(
+        submitted(&named).await,
+        agent_id(guard),
+        "who is named does"
+    );
+    member::Entity::update_many()
+        .col_expr(member::Column::IsActive, Expr::value(false))
+        .col_expr(member::Column::LeftAt, Expr::value(moment()))
+        .filter(member::Column::AgentId.eq(guard))
+        .exec(&studio.db)
+        .await
+        .expect("updates");
+    assert_eq!(
+        submitted(&named).await,
+        agent_id(earlier),
+        "who has left does not"
+    );
+}

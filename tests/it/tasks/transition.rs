@@ -1,0 +1,651 @@
+//! The state machine: what leads where, what it leaves behind, and what is told of it.
+
+use super::*;
+
+use TaskStatus::{
+    Assigned, Blocked, Cancelled, ChangesRequested, Completed, Failed, InProgress, InReview,
+    Pending,
+};
+
+const ALL: [TaskStatus; 9] = [
+    Pending,
+    Assigned,
+    InProgress,
+    InReview,
+    ChangesRequested,
+    Blocked,
+    Completed,
+    Failed,
+    Cancelled,
+];
+
+/// Each transition, from where it is allowed, and where it leads.
+const MOVES: [(&str, &[TaskStatus], TaskStatus); 11] = [
+    (
+        "assignTask",
+        &[Pending, Assigned, Blocked, ChangesRequested],
+        Assigned,
+    ),
+    (
+        "unassignTask",
+        &[Assigned, Blocked, ChangesRequested],
+        Pending,
+    ),
+    ("startTask", &[Assigned, ChangesRequested], InProgress),
+    ("blockTask", &[InProgress], Blocked),
+    ("unblockTask", &[Blocked], InProgress),
+    ("submitTask", &[InProgress], InReview),
+    ("approveTask", &[InReview], Completed),
+    ("rejectTask", &[InReview], ChangesRequested),
+    (
+        "failTask",
+        &[Assigned, InProgress, InReview, ChangesRequested, Blocked],
+        Failed,
+    ),
+    (
+        "cancelTask",
+        &[
+            Pending,
+            Assigned,
+            InProgress,
+            InReview,
+            ChangesRequested,
+            Blocked,
+        ],
+        Cancelled,
+    ),
+    ("reopenTask", &[Failed, Cancelled], Pending),
+];
+
+/// The least that a transition must be told.
+fn least(name: &str, task: Uuid, agent: Uuid) -> Value {
+    let mut input = json!({ "taskId": task_id(task) });
+    match name {
+        "assignTask" => input["agentId"] = json!(agent_id(agent)),
+        "blockTask" | "failTask" | "rejectTask" => input["reason"] = json!("Why."),
+        "submitTask" => input["result"] = json!("What."),
+        _ => {}
+    }
+    input
+}
+
+#[tokio::test]
+async fn each_transition_leads_from_where_it_is_allowed_and_from_nowhere_else() {
+    let studio = Studio::open().await;
+    let [one, other] = [studio.member("One").await, studio.member("Other").await];
+    for (name, allowed, to) in MOVES {
+        for from in ALL {
+            let has_agent = !matches!(from, Pending);
+            let task = studio.task(from, |task| {
+                task.assignee_id = has_agent.then_some(one);
+            });
+            let task = task.await;
+            let before = studio.row(task).await;
+            let payload = studio.call(name, least(name, task, other)).await;
+            let (from_name, to_name) = (from.to_value(), to.to_value());
+            if allowed.contains(&from) {
+                assert_eq!(payload["userErrors"], json!([]), "{name} from {from_name}");
+                assert_eq!(
+                    payload["task"]["status"], to_name,
+                    "{name} from {from_name}"
+                );
+                assert_eq!(payload["task"]["version"], 2, "{name} from {from_name}");
+            } else {
+                let error = &payload["userErrors"][0];
+                assert_eq!(error["code"], "BAD_TRANSITION", "{name} from {from_name}");
+                assert_eq!(error["field"], Value::Null);
+                let article = if matches!(from, Assigned | InProgress | InReview) {
+                    "An"
+                } else {
+                    "A"
+                };
+                let done = match name {
+                    "startTask" => "started",
+                    "blockTask" => "blocked",
+                    "unblockTask" => "unblocked",
+                    "submitTask" => "submitted",
+                    "approveTask" => "approved",
+                    "rejectTask" => "rejected",
+                    "failTask" => "failed",
+                    "cancelTask" => "cancelled",
+                    "reopenTask" => "reopened",
+                    "assignTask" => "assigned",
+                    _ => "unassigned",
+                };
+                let message = format!("{article} {from_name} task cannot be {done}.");
+                assert_eq!(error["message"], message);
+                assert_eq!(payload["task"]["status"], from_name);
+                assert_eq!(studio.row(task).await, before, "{name} from {from_name}");
+            }
+        }
+    }
+}
+
+/// What is told of a task that Ada does, and does again when Bob has rejected it.
+fn life(a: &str, b: &str) -> [(&'static str, Value); 11] {
+    let moved = |from: &str, to: &str, note: Value, version: i32| {
+        json!({ "title": "Build it", "fromStatus": from, "toStatus": to, "assigneeId": a, "note": note,
+            "version": version, "v": 1 })
+    };
+    let judged = |from: &str, to: &str, note: Value, version: i32, round: i32| {
+        let mut payload = moved(from, to, note, version);
+        payload["reviewerId"] = json!(b);
+        payload["round"] = json!(round);
+        payload
+    };
+    let none = Value::Null;
+    [
+        (
+            "task.created",
+            json!({ "title": "Build it", "priority": "HIGH", "toStatus": "ASSIGNED", "changed": [],
+            "version": 1, "v": 1 }),
+        ),
+        (
+            "task.assigned",
+            json!({ "title": "Build it", "fromStatus": null, "toStatus": "ASSIGNED", "assigneeId": a,
+            "routingScore": null, "version": 1, "v": 1 }),
+        ),
+        (
+            "task.started",
+            moved("ASSIGNED", "IN_PROGRESS", json!("Now."), 2),
+        ),
+        (
+            "task.blocked",
+            moved("IN_PROGRESS", "BLOCKED", json!("No keys."), 3),
+        ),
+        (
+            "task.unblocked",
+            moved("BLOCKED", "IN_PROGRESS", none.clone(), 4),
+        ),
+        (
+            "task.submitted",
+            judged("IN_PROGRESS", "IN_REVIEW", none.clone(), 5, 1),
+        ),
+        (
+            "task.rejected",
+            judged("IN_REVIEW", "CHANGES_REQUESTED", json!("No tests."), 6, 1),
+        ),
+        (
+            "task.started",
+            moved("CHANGES_REQUESTED", "IN_PROGRESS", none.clone(), 7),
+        ),
+        (
+            "task.submitted",
+            judged("IN_PROGRESS", "IN_REVIEW", none.clone(), 8, 2),
+        ),
+        (
+            "task.approved",
+            judged("IN_REVIEW", "COMPLETED", json!("Fine."), 9, 2),
+        ),
+        (
+            "task.completed",
+            judged("IN_REVIEW", "COMPLETED", none, 9, 2),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_task_goes_through_its_life_and_each_step_is_told_once() {
+    let studio = Studio::open().await;
+    let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
+    let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": " Build it ", "priority": "HIGH",
+        "assigneeId": agent_id(ada), "reviewerId": agent_id(bob) });
+    let made = studio.done("createTask", input).await;
+    assert_eq!(made["title"], "Build it");
+    assert_eq!(
+        (&made["status"], &made["version"]),
+        (&json!("ASSIGNED"), &json!(1))
+    );
+    assert_eq!(made["createdBy"]["name"], "Dana Demo");
+    assert_eq!(made["requiresReview"], true);
+    let id = made["id"].clone();
+    let on = |version: i32| json!({ "taskId": id, "expectedVersion": version });
+    let with = |version: i32, name: &str, value: &str| {
+        let mut input = on(version);
+        input[name] = json!(value);
+        input
+    };
+
+    let started = studio.done("startTask", with(1, "note", "Now.")).await;
+    assert_eq!(started["statusNote"], "Now.");
+    let first_start = started["startedAt"].clone();
+    assert!(first_start.is_string());
+    let blocked = studio
+        .done("blockTask", with(2, "reason", " No keys. "))
+        .await;
+    assert_eq!(blocked["statusNote"], "No keys.");
+    let unblocked = studio.done("unblockTask", on(3)).await;
+    assert_eq!(unblocked["statusNote"], Value::Null);
+    let mut result = with(4, "result", "It is\r\nbuilt.");
+    result["artifacts"] = json!(["src/it.rs", " src/it.rs ", "README"]);
+    result["actualHours"] = json!(1.5);
+    let submitted = studio.done("submitTask", result).await;
+    assert_eq!(submitted["status"], "IN_REVIEW");
+    assert_eq!(submitted["reviewRound"], 1);
+    assert_eq!(submitted["result"], "It is\nbuilt.");
+    assert_eq!(submitted["artifacts"], json!(["src/it.rs", "README"]));
+    assert_eq!(submitted["actualHours"], 1.5);
+    assert!(submitted["submittedAt"].is_string());
+    assert_eq!(submitted["completedAt"], Value::Null);
+    assert_eq!(submitted["reviewer"]["id"], agent_id(bob));
+    let rejected = studio
+        .done("rejectTask", with(5, "reason", "No tests."))
+        .await;
+    assert_eq!(rejected["status"], "CHANGES_REQUESTED");
+    assert_eq!(rejected["reviewNote"], "No tests.");
+    studio.server.pass(90);
+    let again = studio.done("startTask", on(6)).await;
+    assert_eq!(again["startedAt"], first_start, "the first start counts");
+    let submitted = studio
+        .done("submitTask", with(7, "result", "With tests."))
+        .await;
+    assert_eq!(submitted["reviewRound"], 2);
+    assert_eq!(submitted["artifacts"], json!(["src/it.rs", "README"]));
+    assert_eq!(submitted["actualHours"], 1.5);
+    let approved = studio
+        .done("approveTask", with(8, "comment", "Fine."))
+        .await;
+    assert_eq!(approved["status"], "COMPLETED");
+    assert_eq!(approved["reviewNote"], "Fine.");
+    assert_eq!(approved["version"], 9);
+    let row = task::Entity::find().filter(task::Column::Title.eq("Build it"));
+    let row = row.one(&studio.db).await.expect("reads").expect("the task");
+    let (start, end) = (
+        row.started_at.expect("begun"),
+        row.completed_at.expect("ended"),
+    );
+    let seconds = row.cycle_seconds.expect("counted");
+    assert_eq!(i64::from(seconds), (end - start).num_seconds());
+    assert!((90..180).contains(&seconds), "{seconds}");
+    assert_eq!(row.updated_at, end);
+
+    let agent = studio.agent_row(ada).await;
+    assert_eq!((agent.reviews_total, agent.reviews_approved), (2, 1));
+    assert_eq!(agent.last_active_at, end);
+    assert_eq!(agent.status, AgentStatus::Idle);
+    assert_eq!(agent.version, 1, "what is counted is no edit");
+
+    let told = studio.payloads(row.id).await;
+    let expected = life(&agent_id(ada), &agent_id(bob));
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, (kind, payload)) in told.iter().zip(expected) {
+        assert_eq!((told.0.as_str(), &told.1), (kind, &payload));
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_needs_no_review_is_done_when_it_is_submitted() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let task = studio
+        .task(InProgress, |task| {
+            task.assignee_id = Some(ada);
+            task.requires_review = false;
+            task.started_at = Some(moment());
+        })
+        .await;
+    let input = json!({ "taskId": task_id(task), "result": "Done." });
+    let done = studio.done("submitTask", input).await;
+    assert_eq!(
+        (&done["status"], &done["reviewRound"]),
+        (&json!("COMPLETED"), &json!(0))
+    );
+    assert_eq!(done["completedAt"], done["submittedAt"]);
+    assert!(studio.row(task).await.cycle_seconds.is_some());
+    assert_eq!(
+        studio.event_types().await,
+        ["TASK_SUBMITTED", "TASK_COMPLETED"]
+    );
+    let agent = studio.agent_row(ada).await;
+    assert_eq!((agent.reviews_total, agent.reviews_approved), (0, 0));
+}
+
+#[tokio::test]
+async fn what_failed_or_was_cancelled_waits_again_without_an_agent() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let task = studio
+        .task(InProgress, |task| {
+            task.assignee_id = Some(ada);
+            task.started_at = Some(moment());
+        })
+        .await;
+    let id = task_id(task);
+    let failed = studio
+        .done("failTask", json!({ "taskId": id, "reason": "Too hard." }))
+        .await;
+    assert_eq!(failed["statusNote"], "Too hard.");
+    assert_eq!(failed["assignee"]["id"], agent_id(ada));
+    assert_eq!(failed["completedAt"], Value::Null);
+    let reopened = studio
+        .done("reopenTask", json!({ "taskId": id, "note": "Try again." }))
+        .await;
+    assert_eq!(reopened["status"], "PENDING");
+    assert_eq!(reopened["assignee"], Value::Null);
+    assert_eq!(reopened["statusNote"], "Try again.");
+    assert_eq!(reopened["startedAt"], "2026-02-01T09:00:00.000000Z");
+    studio.done("cancelTask", json!({ "taskId": id })).await;
+    studio.done("reopenTask", json!({ "taskId": id })).await;
+    let events = studio.events().await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| (text(&event["type"]), event["note"].clone()))
+        .collect();
+    let expected = [
+        ("TASK_FAILED", json!("Too hard.")),
+        ("TASK_REOPENED", json!("Try again.")),
+        ("TASK_CANCELLED", Value::Null),
+        ("TASK_REOPENED", Value::Null),
+    ];
+    assert_eq!(told, expected.map(|(kind, note)| (kind.to_owned(), note)));
+}
+
+#[tokio::test]
+async fn what_an_agent_loses_waits_and_is_told_with_its_reason() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let task = studio
+        .task(Blocked, |task| task.assignee_id = Some(ada))
+        .await;
+    let input = json!({ "taskId": task_id(task), "note": "On leave." });
+    let taken = studio.done("unassignTask", input).await;
+    assert_eq!(taken["assignee"], Value::Null);
+    assert_eq!(taken["statusNote"], "On leave.");
+    let events = studio.events().await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["type"], "TASK_UNASSIGNED");
+    assert_eq!(events[0]["fromStatus"], "BLOCKED");
+    assert_eq!(events[0]["toStatus"], "PENDING");
+    assert_eq!(events[0]["assignee"], Value::Null);
+    assert_eq!(events[0]["note"], "On leave.");
+    assert_eq!(
+        events[0]["actor"],
+        json!({ "__typename": "User", "name": "Dana Demo" })
+    );
+    let of_agent = event::Entity::find().filter(event::Column::AgentId.eq(ada));
+    let of_agent = of_agent.all(&studio.db).await.expect("reads");
+    assert_eq!(of_agent.len(), 1, "the agent's own events have it too");
+    assert_eq!(of_agent[0].owner_id, Some(studio.owner));
+    assert_eq!(of_agent[0].circle_id, Some(studio.circle));
+}
+
+#[tokio::test]
+async fn an_agent_is_busy_as_long_as_it_has_work_in_progress_in_any_circle() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let elsewhere = studio
+        .circle("Elsewhere", |circle| circle.status = CircleStatus::Stopped)
+        .await;
+    studio.seat(elsewhere, ada, |_| ()).await;
+    let here = studio.task(Assigned, |task| task.assignee_id = Some(ada));
+    let here = here.await;
+    let there = studio
+        .task(Assigned, |task| {
+            task.assignee_id = Some(ada);
+            task.circle_id = elsewhere;
+        })
+        .await;
+    let on = |task| json!({ "taskId": task_id(task) });
+    let because = |task| json!({ "taskId": task_id(task), "reason": "Why." });
+    let status = async || studio.agent_row(ada).await.status;
+
+    studio.done("startTask", on(here)).await;
+    assert_eq!(status().await, AgentStatus::Busy);
+    studio.done("startTask", on(there)).await;
+    studio.done("blockTask", because(here)).await;
+    assert_eq!(status().await, AgentStatus::Busy, "there is work elsewhere");
+    studio.done("failTask", because(there)).await;
+    assert_eq!(status().await, AgentStatus::Idle);
+    studio.done("unblockTask", on(here)).await;
+    assert_eq!(status().await, AgentStatus::Busy);
+    studio.done("cancelTask", on(here)).await;
+    assert_eq!(status().await, AgentStatus::Idle);
+    let told = studio.payloads(ada).await;
+    let flip = |from: &str, to: &str| json!({ "name": "Ada", "fromStatus": from, "toStatus": to, "version": 1, "v": 1 });
+    let expected = [
+        flip("IDLE", "BUSY"),
+        flip("BUSY", "IDLE"),
+        flip("IDLE", "BUSY"),
+        flip("BUSY", "IDLE"),
+    ];
+    let expected = expected.map(|payload| ("agent.status_changed".to_owned(), payload));
+    assert_eq!(told, expected);
+    let seen: Vec<_> = studio.events().await;
+    let seen = seen
+        .iter()
+        .filter(|event| event["type"] == "AGENT_STATUS_CHANGED");
+    let seen: Vec<_> = seen
+        .map(|event| (text(&event["from"]), text(&event["to"])))
+        .collect();
+    let (idle, busy) = ("IDLE".to_owned(), "BUSY".to_owned());
+    assert_eq!(
+        seen,
+        [
+            (idle.clone(), busy.clone()),
+            (idle.clone(), busy.clone()),
+            (busy, idle)
+        ],
+        "a circle sees what its own work makes of an agent"
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_is_offline_stays_so() {
+    let studio = Studio::open().await;
+    let off = |agent: &mut agent::Model| agent.status = AgentStatus::Offline;
+    let ada = studio.member_with("Ada", off, |_| ()).await;
+    let task = studio.task(Assigned, |task| task.assignee_id = Some(ada));
+    let on = json!({ "taskId": task_id(task.await) });
+    let mut result = on.clone();
+    result["result"] = json!("Done.");
+    studio.done("startTask", on).await;
+    assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Offline);
+    studio.done("submitTask", result).await;
+    let row = studio.agent_row(ada).await;
+    assert_eq!(row.status, AgentStatus::Offline);
+    assert!(row.last_active_at > moment());
+    assert_eq!(
+        studio.event_types().await,
+        ["TASK_STARTED", "TASK_SUBMITTED"]
+    );
+}
+
+#[tokio::test]
+async fn who_reviews_is_said_by_the_task_or_by_the_review() {
+    let studio = Studio::open().await;
+    let [ada, bob, cleo] = [
+        studio.member("Ada").await,
+        studio.member("Bob").await,
+        studio.member("Cleo").await,
+    ];
+    let stranger = studio.agent("Stranger", |_| ()).await;
+    let task = studio
+        .task(InReview, |task| {
+            task.assignee_id = Some(ada);
+            task.reviewer_id = Some(bob);
+        })
+        .await;
+    let by = |agent| json!({ "taskId": task_id(task), "reviewerId": agent_id(agent) });
+    assert_eq!(
+        studio.faults("approveTask", by(ada)).await,
+        [fault("reviewerId", "INVALID")]
+    );
+    assert_eq!(
+        studio.faults("approveTask", by(stranger)).await,
+        [fault("reviewerId", "NOT_MEMBER")]
+    );
+    let nobody = by(Uuid::now_v7());
+    assert_eq!(
+        studio.refused(&studio.token, "approveTask", nobody).await,
+        ("NOT_FOUND".to_owned(), json!("reviewerId"))
+    );
+    let approved = studio.done("approveTask", by(cleo)).await;
+    assert_eq!(approved["reviewer"]["id"], agent_id(cleo));
+    let events = studio.events().await;
+    assert_eq!(events.len(), 2);
+    assert!(
+        events
+            .iter()
+            .all(|event| event["reviewer"]["id"] == agent_id(cleo))
+    );
+
+    let task = studio
+        .task(InReview, |task| {
+            task.assignee_id = Some(ada);
+            task.reviewer_id = Some(bob);
+        })
+        .await;
+    let input = json!({ "taskId": task_id(task), "reason": "No.", "reviewerId": agent_id(cleo) });
+    let rejected = studio.done("rejectTask", input).await;
+    assert_eq!(rejected["reviewer"]["id"], agent_id(cleo));
+}
+
+#[tokio::test]
+async fn a_task_goes_to_members_alone_and_never_to_its_reviewer() {
+    let studio = Studio::open().await;
+    let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
+    let gone = studio
+        .member_with(
+            "Gone",
+            |_| (),
+            |member| {
+                member.is_active = false;
+                member.left_at = Some(moment());
+            },
+        )
+        .await;
+    let task = studio
+        .task(Pending, |task| task.reviewer_id = Some(bob))
+        .await;
+    let to = |agent| json!({ "taskId": task_id(task), "agentId": agent_id(agent) });
+    let refused = [
+        (gone, fault("agentId", "NOT_MEMBER")),
+        (bob, fault("agentId", "INVALID")),
+    ];
+    for (agent, expected) in refused {
+        assert_eq!(studio.faults("assignTask", to(agent)).await, [expected]);
+    }
+    let nobody = studio.refused(&studio.token, "assignTask", to(Uuid::now_v7()));
+    assert_eq!(nobody.await, ("NOT_FOUND".to_owned(), json!("agentId")));
+    let given = studio.done("assignTask", to(ada)).await;
+    assert_eq!(given["assignee"]["id"], agent_id(ada));
+    assert_eq!(
+        studio.faults("assignTask", to(ada)).await,
+        [fault("", "BAD_TRANSITION")],
+        "a transition that holds already is none"
+    );
+    assert_eq!(studio.row(task).await.version, 2);
+    assert_eq!(studio.event_types().await, ["TASK_ASSIGNED"]);
+}
+
+#[tokio::test]
+async fn a_version_that_was_overtaken_changes_nothing_and_shows_what_is() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    for (name, allowed, _) in MOVES {
+        let task = studio
+            .task(allowed[0], |task| {
+                task.assignee_id = (allowed[0] != Pending).then_some(ada);
+                task.version = 7;
+            })
+            .await;
+        let mut input = least(name, task, ada);
+        input["expectedVersion"] = json!(6);
+        let before = studio.row(task).await;
+        let payload = studio.call(name, input).await;
+        let error = &payload["userErrors"][0];
+        assert_eq!(error["code"], "CONFLICT", "{name}");
+        assert_eq!(error["field"], json!(["expectedVersion"]));
+        assert_eq!(payload["task"]["version"], 7);
+        assert_eq!(studio.row(task).await, before);
+    }
+    assert_eq!(studio.event_types().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn editors_move_tasks_viewers_may_not_and_others_see_none() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    let guest = studio.server.token(GUEST).await;
+    let admin = studio.server.token(ADMIN).await;
+    let creation = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
+    let mut names: Vec<_> = MOVES.iter().map(|(name, ..)| *name).collect();
+    names.extend(["updateTask", "deleteTask"]);
+    let task = studio
+        .task(Assigned, |task| task.assignee_id = Some(ada))
+        .await;
+    let input = |name: &str| match name {
+        "deleteTask" => json!({ "id": task_id(task), "expectedVersion": 0 }),
+        name => {
+            let mut input = least(name, task, ada);
+            input["expectedVersion"] = json!(0);
+            input
+        }
+    };
+    let field = |name: &str| if name == "deleteTask" { "id" } else { "taskId" };
+    for name in &names {
+        assert_eq!(
+            studio.refused(&guest, name, input(name)).await,
+            ("NOT_FOUND".to_owned(), json!(field(name)))
+        );
+    }
+    assert_eq!(
+        studio.refused(&guest, "createTask", creation.clone()).await,
+        ("NOT_FOUND".to_owned(), json!("circleId"))
+    );
+    let guest = studio.share(GUEST, CollaboratorRole::Viewer).await;
+    for name in &names {
+        let (code, _) = studio.refused(&guest, name, input(name)).await;
+        assert_eq!(code, "FORBIDDEN", "{name}");
+    }
+    let (code, _) = studio.refused(&guest, "createTask", creation.clone()).await;
+    assert_eq!(code, "FORBIDDEN");
+    collaborator::Entity::update_many()
+        .col_expr(collaborator::Column::Role, Expr::value("EDITOR"))
+        .filter(collaborator::Column::CircleId.eq(studio.circle))
+        .exec(&studio.db)
+        .await
+        .expect("updates");
+    for token in [&guest, &admin] {
+        for name in &names {
+            let answer = studio.answer(token, name, input(name)).await;
+            let error = &answer["data"][name]["userErrors"][0];
+            assert_eq!(error["code"], "CONFLICT", "{name}: {answer}");
+        }
+        let answer = studio.answer(token, "createTask", creation.clone()).await;
+        assert_eq!(answer["data"]["createTask"]["userErrors"], json!([]));
+    }
+}
+
+#[tokio::test]
+async fn nothing_in_an_archived_circle_moves() {
+    let studio = Studio::with(|circle| {
+        circle.status = CircleStatus::Archived;
+        circle.archived_at = Some(moment());
+    })
+    .await;
+    let ada = studio.member("Ada").await;
+    for (name, allowed, _) in MOVES {
+        let task = studio
+            .task(allowed[0], |task| {
+                task.assignee_id = (allowed[0] != Pending).then_some(ada);
+            })
+            .await;
+        let faults = studio.faults(name, least(name, task, ada)).await;
+        assert_eq!(faults, [fault("", "BAD_TRANSITION")], "{name}");
+        assert_eq!(studio.row(task).await.status, allowed[0]);
+    }
+    let task = studio.task(Pending, |_| ()).await;
+    let rename = json!({ "taskId": task_id(task), "title": "Another" });
+    let remove = json!({ "id": task_id(task) });
+    let create = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
+    for (name, input) in [
+        ("updateTask", rename),
+        ("deleteTask", remove),
+        ("createTask", create),
+    ] {
+        let faults = studio.faults(name, input).await;
+        assert_eq!(faults, [fault("", "BAD_TRANSITION")], "{name}");
+    }
+    assert_eq!(studio.event_types().await, [""; 0]);
+}
