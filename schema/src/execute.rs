@@ -50,6 +50,7 @@ use crate::{
     stream::{self, Answers, Live},
     text,
     viewer::Rulebook,
+    write::Writer,
 };
 
 /// What a client sends to have an operation run, whatever the transport.
@@ -525,7 +526,8 @@ impl Graph {
         let costs = Costs::new(&schema.sdl());
         let tiers = costs.tiers().clone();
         let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
-        let (bus, mut relay) = Bus::new(events, db.clone());
+        let writer = Writer::new(db.clone());
+        let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
         let signed_out = Arc::new(Notify::new());
         relay.handle(stream::watch_sign_outs(Arc::clone(&signed_out)));
         let epoch = journal::Entity::find().one(&db).await;
@@ -534,7 +536,13 @@ impl Graph {
             .ok_or("the database has lost the name of its history")?
             .epoch;
         let told = Some(Arc::clone(&bus));
-        let (accounts, recorder) = Accounts::new(db.clone(), accounts, Arc::clone(&clock), told)?;
+        let (accounts, recorder) = Accounts::new(
+            db.clone(),
+            writer.clone(),
+            accounts,
+            Arc::clone(&clock),
+            told,
+        )?;
         let graph = Self(Arc::new(Inner {
             costs,
             schema,
@@ -547,6 +555,7 @@ impl Graph {
                 backend: db.get_database_backend(),
                 loader: Loader::new(db.clone()),
                 db,
+                writer,
                 epoch,
                 bus,
                 signed_out,

@@ -80,6 +80,7 @@ use limit::{Limiter, Tier, rate_limit};
 use live::Bus;
 use load::Loader;
 use subscription::Subscription;
+use write::Writer;
 
 /// What all operations share.
 pub(crate) struct Services {
@@ -95,6 +96,7 @@ pub(crate) struct Services {
     /// Somebody was signed out everywhere, or may do less than before.
     pub(crate) signed_out: Arc<Notify>,
     pub(crate) db: DatabaseConnection,
+    pub(crate) writer: Writer,
     /// Tells the history of this database from that of others.
     pub(crate) epoch: Uuid,
 }

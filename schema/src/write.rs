@@ -4,13 +4,14 @@
 use async_graphql::Context;
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PrimaryKeyTrait,
-    QueryFilter, QuerySelect, SqlErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
-    Value,
+    ActiveValue, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    PrimaryKeyTrait, QueryFilter, QuerySelect, SqlErr, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait, Value,
     sea_query::{Expr, LockType},
 };
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -27,15 +28,41 @@ use crate::{
 /// How often a change that lost against others at the same time is tried.
 const ATTEMPTS: usize = 4;
 
-/// Begins a transaction; one that is dropped before its commit leaves nothing behind. SQLite locks at once: a
-/// transaction that reads first and then writes is refused when another has written meanwhile. On PostgreSQL the work
-/// locks the rows it relies on.
-pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, Error> {
-    let options = TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..TransactionOptions::default()
-    };
-    Ok(db.begin_with_options(options).await?)
+/// Where changes are made.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    db: DatabaseConnection,
+    /// SQLite has one writer at a time, and lets those who wait try again and again, in no order: under load some would
+    /// try in vain until their time is over. Here they queue.
+    queue: Option<Arc<Mutex<()>>>,
+}
+
+/// A place at the head of the queue of writers, until it is dropped.
+pub(crate) type Turn = Option<OwnedMutexGuard<()>>;
+
+impl Writer {
+    pub(crate) fn new(db: DatabaseConnection) -> Self {
+        let queues = db.get_database_backend() == DbBackend::Sqlite;
+        Self {
+            db,
+            queue: queues.then(Arc::default),
+        }
+    }
+
+    /// Begins a transaction; one that is dropped before its commit leaves nothing behind. SQLite locks at once: a
+    /// transaction that reads first and then writes is refused when another has written meanwhile. On PostgreSQL the work
+    /// locks the rows it relies on.
+    pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, Turn), Error> {
+        let turn = match &self.queue {
+            Some(queue) => Some(Arc::clone(queue).lock_owned().await),
+            None => None,
+        };
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        Ok((self.db.begin_with_options(options).await?, turn))
+    }
 }
 
 /// Makes a change that is one transaction, and again when it lost against others at the same time.
@@ -126,8 +153,8 @@ where
     let request = ctx.request();
     let viewer = request.viewer()?;
     settle(|| async {
+        let (transaction, turn) = request.services.writer.begin().await?;
         let now = request.now();
-        let transaction = begin(&request.services.db).await?;
         if let Some(key) = &request.key
             && let Some(outcome) = key.begin(ctx, &transaction, now).await?
         {
@@ -141,6 +168,7 @@ where
             request,
             facts: Vec::new(),
             notes: Vec::new(),
+            _turn: turn,
         };
         work(change).await
     })
@@ -159,6 +187,7 @@ pub(crate) struct Change<'a> {
     request: &'a Request,
     facts: Vec<Fact>,
     notes: Vec<(Act, Kind, Uuid, Json)>,
+    _turn: Turn,
 }
 
 impl Change<'_> {

@@ -19,7 +19,7 @@ use crate::{
     live::Fact,
     text,
     viewer::Viewer,
-    write::{begin, settle},
+    write::settle,
 };
 
 use super::{
@@ -96,7 +96,7 @@ impl Accounts {
         let attempt = Attempt::new(&profile.email_key, client.address);
         let change = || async {
             let now = self.now();
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             let Some(user) = self.insert(&transaction, profile, &hash, Some(now)).await? else {
                 return Ok(None);
             };
@@ -128,7 +128,7 @@ impl Accounts {
             return Ok(None);
         };
         let change = || async {
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             let user = self.insert(&transaction, profile, &hash, None).await?;
             if let Some(user) = &user {
                 let facts = vec![changed("user.registered", user, &[])];
@@ -219,7 +219,7 @@ impl Accounts {
         };
         let change = || async {
             let now = self.now();
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             // What was checked must still be so.
             let current = lock(&transaction, user.id)
                 .await?
@@ -272,7 +272,7 @@ impl Accounts {
         } else {
             let count = || async {
                 let now = self.now();
-                let transaction = begin(&self.db).await?;
+                let (transaction, _turn) = self.writer.begin().await?;
                 let locked = attempt.failed(&transaction, &standing, now).await?;
                 let duplicates = match locked {
                     Some(_) => self.announce_lock(&transaction, client, id, now).await?,
@@ -378,7 +378,7 @@ impl Accounts {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             let row = lock(&transaction, user).await?;
             if let Some(viewer) = viewer {
                 let version = viewer.user.token_version;
@@ -425,7 +425,7 @@ impl Accounts {
     ) -> Result<Option<user::Model>, Error> {
         let change = || async {
             let now = self.now();
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             let Some(row) = lock(&transaction, user).await? else {
                 return Ok(None);
             };

@@ -47,6 +47,7 @@ use crate::{
     live::{Bus, Fact, announce},
     load::Loader,
     viewer::Viewer,
+    write::Writer,
 };
 use credential::Credential;
 use lockout::Attempt;
@@ -101,6 +102,7 @@ impl Presented {
 /// The accounts of the server.
 pub struct Accounts {
     db: DatabaseConnection,
+    writer: Writer,
     clock: Clock,
     mint: Mint,
     passwords: Passwords,
@@ -123,6 +125,7 @@ impl Accounts {
     /// The parameters of the hash are out of bounds.
     pub(crate) fn new(
         db: DatabaseConnection,
+        writer: Writer,
         settings: Settings,
         clock: Clock,
         bus: Option<Arc<Bus>>,
@@ -131,6 +134,7 @@ impl Accounts {
         let (trail, recorder) = trail::trail(db.clone(), settings.audit_queue, Arc::clone(&clock));
         let accounts = Self {
             db,
+            writer,
             clock,
             mint: Mint {
                 keys: settings.keys,

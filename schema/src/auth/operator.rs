@@ -10,6 +10,7 @@ use crate::{
     id::Kind,
     user::MAX_NAME,
     user_error::{Check, UserError},
+    write::Writer,
 };
 
 use super::{Accounts, Amendment, Client, Profile, Recorder, Settings};
@@ -28,7 +29,8 @@ impl Operator {
     /// # Errors
     /// The settings cannot be used.
     pub fn new(db: DatabaseConnection, settings: Settings, clock: Clock) -> Result<Self, Reason> {
-        let (accounts, recorder) = Accounts::new(db, settings, clock, None)?;
+        let (accounts, recorder) =
+            Accounts::new(db.clone(), Writer::new(db), settings, clock, None)?;
         let client = Client {
             user_agent: Some("gathering user".to_owned()),
             ..Client::default()

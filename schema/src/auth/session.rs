@@ -22,13 +22,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::{
-    error::Error,
-    id::Kind,
-    text,
-    viewer::Viewer,
-    write::{begin, settle},
-};
+use crate::{error::Error, id::Kind, text, viewer::Viewer, write::settle};
 
 use super::{Accounts, Act, Client, tokens_revoked};
 
@@ -225,7 +219,7 @@ impl Accounts {
         let Some(row) = find().one(&self.db).await? else {
             return Ok(Refresh::Unusable);
         };
-        let transaction = begin(&self.db).await?;
+        let (transaction, _turn) = self.writer.begin().await?;
         let Some(user) = lock(&transaction, row.user_id).await? else {
             return Ok(Refresh::Unusable);
         };
@@ -345,7 +339,7 @@ impl Accounts {
     ) -> Result<(u64, Vec<Uuid>), Error> {
         let now = self.now();
         let reason = RevocationReason::Logout;
-        let transaction = begin(&self.db).await?;
+        let (transaction, _turn) = self.writer.begin().await?;
         lock(&transaction, viewer.id()).await?;
         let latest = now + LONGEST_ACCESS;
         let mut sessions = vec![(viewer.session(), Ord::max(viewer.expires_at(), latest))];
@@ -405,7 +399,7 @@ impl Accounts {
 
     async fn end_owned(&self, actor: &Viewer, session: Uuid) -> Result<Option<Uuid>, Error> {
         let now = self.now();
-        let transaction = begin(&self.db).await?;
+        let (transaction, _turn) = self.writer.begin().await?;
         let mine = (!actor.is_admin()).then(|| refresh_token::Column::UserId.eq(actor.id()));
         let row = refresh_token::Entity::find()
             .filter(refresh_token::Column::FamilyId.eq(session))

@@ -119,7 +119,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::live::Settings;
+    use crate::{live::Settings, write::Writer};
 
     fn bus() -> Arc<Bus> {
         let settings = Settings {
@@ -129,7 +129,8 @@ mod tests {
             retention: Duration::from_hours(1),
             handlers: 100,
         };
-        Bus::new(settings, DatabaseConnection::default()).0
+        let db = DatabaseConnection::default();
+        Bus::new(settings, db.clone(), Writer::new(db)).0
     }
 
     fn event(position: i64, subject: u128) -> event::Model {

@@ -39,7 +39,7 @@ pub(crate) use feed::{Feed, Item, Wanted};
 pub(crate) use handler::Handler;
 pub(crate) use outbox::{Fact, announce};
 
-use crate::{error::Error, write::begin};
+use crate::{error::Error, write::Writer};
 
 /// Most events that are handed out at once.
 const BATCH: usize = 64;
@@ -113,11 +113,16 @@ pub struct Relay {
     id: Uuid,
     bus: Arc<Bus>,
     db: DatabaseConnection,
+    writer: Writer,
     handlers: Vec<Handler>,
 }
 
 impl Bus {
-    pub(crate) fn new(settings: Settings, db: DatabaseConnection) -> (Arc<Self>, Relay) {
+    pub(crate) fn new(
+        settings: Settings,
+        db: DatabaseConnection,
+        writer: Writer,
+    ) -> (Arc<Self>, Relay) {
         let bus = Arc::new(Self {
             history: RwLock::default(),
             latest: watch::Sender::new(None),
@@ -134,6 +139,7 @@ impl Bus {
             id: Uuid::now_v7(),
             bus: Arc::clone(&bus),
             db,
+            writer,
             handlers: Vec::new(),
         };
         (bus, relay)
@@ -319,7 +325,7 @@ impl Relay {
 
     async fn number(&self) -> Result<(), Failed> {
         loop {
-            let transaction = begin(&self.db).await?;
+            let (transaction, _turn) = self.writer.begin().await?;
             let has_more = outbox::number(&transaction, self.id).await?;
             transaction.commit().await?;
             if !has_more {
