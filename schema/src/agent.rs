@@ -11,8 +11,8 @@ use gathering_entity::{
 };
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, DbBackend, EntityTrait,
-    FromQueryResult, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait, Set,
+    FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    Set,
     sea_query::{self, Expr, ExprTrait, Func, JoinType, NullOrdering, Query, SelectStatement},
 };
 use serde_json::json;
@@ -27,7 +27,7 @@ use crate::{
     event::{EventFilter, Events},
     id::Kind,
     live::Fact,
-    member::AgentCircles,
+    member::{AgentCircles, reviewing},
     model::Model,
     order::SortDirection,
     page::{Connection, Listed, Order, Page},
@@ -51,10 +51,6 @@ pub(crate) const MAX_STYLE: usize = 50;
 /// Most entries of each of its lists, and most characters of an entry.
 pub(crate) const MAX_LIST: usize = 50;
 pub(crate) const MAX_ENTRY: usize = 100;
-/// Most kinds of review it does.
-const MAX_REVIEW_TYPES: usize = 10;
-/// What does every kind of review.
-const ALL_REVIEWS: &str = "all";
 /// The sampling temperatures that there are.
 pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 /// The temperature of an agent that names none and has no persona to name one.
@@ -764,6 +760,7 @@ impl CreateAgentInput {
         let traits = list("traits", &self.traits);
         let specializations = list("specializations", &self.specializations);
         let competencies = self.competencies.as_deref().unwrap_or_default();
+        let reviews = self.review_types.as_deref().unwrap_or_default();
         let temperature = self.temperature.unwrap_or(USUAL_TEMPERATURE);
         agent::Model {
             id,
@@ -779,7 +776,7 @@ impl CreateAgentInput {
             traits,
             competencies: check.words("competencies", competencies, MAX_LIST, MAX_ENTRY),
             specializations,
-            review_types: review_types(check, self.review_types.as_deref().unwrap_or_default()),
+            review_types: reviewing(check, "reviewTypes", reviews),
             communication_style: check.optional_line("communicationStyle", style, MAX_STYLE),
             competency_scores: json!({}),
             review_strictness: check.range("reviewStrictness", self.review_strictness, STRICTNESS),
@@ -821,7 +818,7 @@ impl UpdateAgentInput {
         let words = entries(&self.competencies)
             .map(|words| check.words("competencies", words, MAX_LIST, MAX_ENTRY));
         edits.set("competencies", &mut new.competencies, words);
-        let words = entries(&self.review_types).map(|words| review_types(check, words));
+        let words = entries(&self.review_types).map(|words| reviewing(check, "reviewTypes", words));
         edits.set("reviewTypes", &mut new.review_types, words);
         let style = self.communication_style.as_opt_deref();
         let style = style.map(|line| check.optional_line("communicationStyle", line, MAX_STYLE));
@@ -1048,20 +1045,6 @@ fn talks_in(agent: Uuid) -> Expr {
         .and(conversation::Column::Status.is_in([Pending, Active, Paused]))
 }
 
-/// The kinds of review that an agent, or a member of a circle, does.
-pub(crate) fn review_types(check: &mut Check, values: &[String]) -> List {
-    let words = check.words("reviewTypes", values, MAX_REVIEW_TYPES, MAX_ENTRY);
-    let known = |word: &String| {
-        let mut kinds = task::ReviewType::iter();
-        word == ALL_REVIEWS || kinds.any(|kind| kind.to_value().to_lowercase() == *word)
-    };
-    if !words.0.iter().all(known) {
-        let message = "`reviewTypes` must be values of `ReviewType`, or `all`.";
-        check.fault("reviewTypes", UserErrorCode::Invalid, message);
-    }
-    words
-}
-
 fn max_tokens(check: &mut Check, value: Option<i32>) -> Option<i32> {
     value.map(|value| check.range("maxTokens", value, 1..=i32::MAX))
 }
@@ -1079,7 +1062,7 @@ fn fact(kind: &'static str, row: &agent::Model, changed: &[&str]) -> Fact {
 }
 
 /// An agent does something else than before.
-pub(crate) fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> Fact {
+fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> Fact {
     let payload = json!({
         "name": row.name,
         "fromStatus": from.to_value(),

@@ -431,7 +431,7 @@ fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
 }
 
 /// Kinds of review, folded.
-fn reviewing(check: &mut Check, field: &str, values: &[String]) -> List {
+pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> List {
     let List(words) = check.words(field, values, MAX_REVIEW_TYPES, MAX_COMPETENCY);
     let is_known = |word: &String| {
         let mut types = ReviewType::items().iter();
