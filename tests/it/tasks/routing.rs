@@ -347,3 +347,124 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
         "who has left does not"
     );
 }
+
+#[tokio::test]
+async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
+    let studio = Studio::routing(2).await;
+    let (ada, bob) = (studio.member("Ada").await, studio.member("Bob").await);
+    let [blocked, returned, begun] = [
+        TaskStatus::Blocked,
+        TaskStatus::ChangesRequested,
+        TaskStatus::Assigned,
+    ]
+    .map(|status| {
+        studio.task(status, move |task| {
+            task.assignee_id = Some(ada);
+            if status == TaskStatus::Assigned {
+                task.priority = Priority::High;
+                task.priority_rank = 3;
+            }
+        })
+    });
+    let (blocked, returned, begun) = (blocked.await, returned.await, begun.await);
+    let reviewed = studio.task(TaskStatus::Assigned, |task| {
+        task.assignee_id = Some(bob);
+        task.reviewer_id = Some(ada);
+    });
+    let reviewed = reviewed.await;
+    let member = member::Entity::find().filter(member::Column::AgentId.eq(ada));
+    let member = member.one(&studio.db).await.expect("reads");
+    let id = id_of(Kind::Member, member.expect("a member").id);
+    let remove = "mutation ($input: RemoveCircleMemberInput!) { removeCircleMember(input: $input) { \
+        member { isActive } userErrors { code } } }";
+    let input = json!({ "input": { "memberId": id } });
+    let answer = studio.server.ask(Some(&studio.token), remove, input).await;
+    let payload = &answer["data"]["removeCircleMember"];
+    assert_eq!(
+        *payload,
+        json!({ "member": { "isActive": false }, "userErrors": [] })
+    );
+    // Bob has one task in hand already, and takes the most pressing one of the three.
+    assert_eq!(studio.row(begun).await.assignee_id, Some(bob));
+    assert_eq!(studio.row(begun).await.version, 3);
+    for task in [blocked, returned] {
+        let row = studio.row(task).await;
+        assert_eq!(
+            (row.status, row.assignee_id, row.version),
+            (TaskStatus::Pending, None, 2)
+        );
+    }
+    assert_eq!(studio.row(reviewed).await.reviewer_id, Some(ada));
+    let events = studio.events().await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            (
+                text(&event["type"]),
+                event["taskId"].clone(),
+                event["fromStatus"].clone(),
+            )
+        })
+        .collect();
+    let taken = |task, from: &str| {
+        (
+            "TASK_UNASSIGNED".to_owned(),
+            json!(task_id(task)),
+            json!(from),
+        )
+    };
+    let routed = (
+        "TASK_ASSIGNED".to_owned(),
+        json!(task_id(begun)),
+        json!("PENDING"),
+    );
+    assert_eq!(
+        told[told.len() - 4..],
+        [
+            taken(blocked, "BLOCKED"),
+            taken(returned, "CHANGES_REQUESTED"),
+            taken(begun, "ASSIGNED"),
+            routed
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_circle_that_starts_gives_out_the_most_pressing_first() {
+    let studio = Studio::with(|circle| {
+        circle.status = CircleStatus::Stopped;
+        circle.max_concurrent_tasks = 3;
+    })
+    .await;
+    studio.member("Ada").await;
+    let mut tasks = Vec::new();
+    for (priority, rank) in [
+        (Priority::Low, 8),
+        (Priority::High, 3),
+        (Priority::Medium, 5),
+        (Priority::Critical, 1),
+        (Priority::High, 3),
+    ] {
+        let task = studio.task(TaskStatus::Pending, |task| {
+            task.priority = priority;
+            task.priority_rank = rank;
+        });
+        tasks.push(task.await);
+    }
+    let start = "mutation ($input: CircleActionInput!) { startCircle(input: $input) { \
+        circle { status } userErrors { code } } }";
+    let input = json!({ "input": { "circleId": id_of(Kind::Circle, studio.circle) } });
+    let answer = studio.server.ask(Some(&studio.token), start, input).await;
+    let payload = &answer["data"]["startCircle"];
+    assert_eq!(
+        *payload,
+        json!({ "circle": { "status": "RUNNING" }, "userErrors": [] })
+    );
+    let events = studio.events().await;
+    let routed: Vec<_> = events
+        .iter()
+        .filter(|event| event["type"] == "TASK_ASSIGNED")
+        .map(|event| text(&event["taskId"]))
+        .collect();
+    assert_eq!(routed, [tasks[3], tasks[1], tasks[4]].map(task_id));
+}
