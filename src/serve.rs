@@ -145,7 +145,8 @@ impl Server {
         } = options;
         let settings = settings(&config, keys, clock, steady)?;
         let made = Graph::new(database.connection().clone(), settings);
-        let (graph, works) = made.await.map_err(StartError::new)?;
+        let (graph, mut works) = made.await.map_err(StartError::new)?;
+        works.relay.catch_up(!is_read_only).await;
         let cors = http::cors(&config.server.cors_origins);
         let gate = Arc::new(Gate {
             graph: graph.clone(),

@@ -77,6 +77,8 @@ pub struct ConversationEnded {
 #[derive(Default)]
 pub struct Subscription;
 
+/// What happens, live. Each field is started once and then answers for each thing that happens, in the order in which it
+/// was committed, at least once.
 #[Subscription]
 impl Subscription {
     /// What happens in what the signed-in user may read. With `after` it goes on behind an event without a gap, as long as

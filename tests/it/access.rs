@@ -23,8 +23,8 @@ const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/access.md"
 const HEAD: &str = "# Who may call what
 
 Each root field, called as each kind of caller: nobody who is signed in, a user without anything, the two kinds of
-collaborator of the circle that things belong to, its owner, and an administrator. `data` is an answer, `null` and
-`empty` are answers without anything in them, the rest are error codes; a mutation that is allowed and declines its
+collaborator of the circle that things belong to, its owner, and an administrator. `data` is an answer, `stream` one
+that goes on, `null` and `empty` are answers without anything in them, the rest are error codes; a mutation that is allowed and declines its
 input has `userErrors` and their code. Made by `UPDATE_SNAPSHOTS=1 cargo test --test it access`.
 
 ";
@@ -181,8 +181,28 @@ impl World {
                 field.name.clone(),
                 json!({ "id": self.thing(field.named()) }),
             )],
+            [("circleId", "ID!")] => {
+                vec![(field.name.clone(), json!({ "circleId": CIRCLE }))]
+            }
+            [("conversationId", "ID!")] => vec![(
+                field.name.clone(),
+                json!({ "conversationId": self.thing("Conversation") }),
+            )],
             _ => panic!("say here how to call the query {}", field.name),
         };
+        if field.name == "taskUpdated" {
+            calls = vec![
+                (named(&"circleId".to_owned()), json!({ "circleId": CIRCLE })),
+                (
+                    named(&"assigneeId".to_owned()),
+                    json!({ "assigneeId": self.thing("Agent") }),
+                ),
+            ];
+        }
+        if field.name == "agentStatusChanged" {
+            let agents = json!({ "agentIds": [self.thing("Agent")] });
+            calls.push((named(&"agentIds".to_owned()), agents));
+        }
         if field.argument("userId").is_some() {
             let somebody = json!({ "userId": self.thing("User") });
             calls.push((format!("{}(userId)", field.name), somebody));
@@ -367,10 +387,15 @@ impl World {
             around(&declared),
             around(&passed)
         );
-        let answer = self
-            .server
-            .ask(token.as_deref(), &document, arguments.clone())
-            .await;
+        let answer = if root == "Subscription" {
+            let Some(error) = self.listen(token.as_deref(), &document, arguments).await else {
+                return "stream".to_owned();
+            };
+            error
+        } else {
+            let (token, variables) = (token.as_deref(), arguments.clone());
+            self.server.ask(token, &document, variables).await
+        };
         if let Some(errors) = answer.get("errors") {
             assert_eq!(
                 errors.as_array().map(Vec::len),
@@ -397,6 +422,25 @@ impl World {
         .to_owned()
     }
 
+    /// The error of a subscription; `None` when it has begun.
+    async fn listen(
+        &self,
+        token: Option<&str>,
+        document: &str,
+        variables: &Value,
+    ) -> Option<Value> {
+        while self.server.subscribers().await > 0 {
+            tokio::task::yield_now().await;
+        }
+        let response = self.server.listen(token, document, variables.clone()).await;
+        if self.server.subscribers().await > 0 {
+            return None;
+        }
+        let text = response.text().await.expect("text");
+        let data = text.lines().find_map(|line| line.strip_prefix("data: "));
+        Some(serde_json::from_str(data.unwrap_or(&text)).expect("JSON"))
+    }
+
     async fn table(&self) -> String {
         let callers = CALLERS.map(|(name, _)| name);
         let mut table = format!(
@@ -404,7 +448,7 @@ impl World {
             callers.join(" | "),
             "---|".repeat(callers.len())
         );
-        for root in ["Query", "Mutation"] {
+        for root in ["Query", "Mutation", "Subscription"] {
             for field in &self.schema.get(root).fields {
                 let is_mutation = root == "Mutation";
                 let calls = if is_mutation {

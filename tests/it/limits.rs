@@ -106,6 +106,9 @@ fn from(server: &TestServer, address: &str) -> RequestBuilder {
 /// The answer to an operation that comes from an address.
 async fn ask(server: &TestServer, address: &str, token: Option<&str>, query: &str) -> Answer {
     let mut request = from(server, address).json(&json!({ "query": query }));
+    if query.starts_with("subscription") {
+        request = request.header("accept", "text/event-stream");
+    }
     if let Some(token) = token {
         request = request.bearer_auth(token);
     }

@@ -82,9 +82,9 @@ impl Listener {
             ... on CatalogueEvent { name } ... on EventsMissed { oldestKept }";
         let query = format!("subscription {{ events{arguments} {{ {fields} }} }}");
         let mut socket = Socket::greeted(server, Some(token)).await;
-        let before = subscribers(server).await;
+        let before = server.subscribers().await;
         socket.subscribe("1", &query).await;
-        while subscribers(server).await == before {
+        while server.subscribers().await == before {
             tokio::task::yield_now().await;
         }
         Self {
@@ -116,12 +116,6 @@ async fn stats(server: &TestServer) -> Value {
         subscribers historySize } }";
     let answer = server.ask(Some(&admin), query, json!({})).await;
     answer["data"]["eventBusStats"].clone()
-}
-
-async fn subscribers(server: &TestServer) -> i64 {
-    stats(server).await["subscribers"]
-        .as_i64()
-        .expect("a number")
 }
 
 /// The error with which a subscription is refused.
@@ -160,7 +154,7 @@ async fn what_is_committed_is_told_and_what_is_not_is_not() {
         (&json!(2), &json!(1))
     );
     drop(listener);
-    while subscribers(&server).await > 0 {
+    while server.subscribers().await > 0 {
         tokio::task::yield_now().await;
     }
 }
@@ -425,7 +419,7 @@ async fn a_subscription_has_one_root_field_wherever_it_stands() {
         fragment F on Subscription { events { ...Name } } \
         fragment Name on ProjectEvent { name }";
     socket.subscribe("1", query).await;
-    while subscribers(&server).await == 0 {
+    while server.subscribers().await == 0 {
         tokio::task::yield_now().await;
     }
     create(&server, "One").await;
@@ -459,5 +453,5 @@ async fn a_subscription_that_names_what_cannot_be_read_does_not_begin() {
         message["payload"][0]["extensions"]["code"], "UNAUTHENTICATED",
         "{message}"
     );
-    assert_eq!(subscribers(&server).await, 0);
+    assert_eq!(server.subscribers().await, 0);
 }

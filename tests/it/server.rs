@@ -161,6 +161,31 @@ impl TestServer {
         request.json(&body).send().await.expect("an answer")
     }
 
+    /// The beginning of the response to a subscription, by Server-Sent Events.
+    pub(crate) async fn listen(
+        &self,
+        token: Option<&str>,
+        query: &str,
+        variables: Value,
+    ) -> Response {
+        let mut request = self.request(Method::POST, "/graphql");
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let body = json!({ "query": query, "variables": variables });
+        let request = request.header("accept", "text/event-stream").json(&body);
+        request.send().await.expect("an answer")
+    }
+
+    /// How many subscriptions are open.
+    pub(crate) async fn subscribers(&self) -> i64 {
+        let admin = self.token("admin@example.com").await;
+        let query = "{ eventBusStats { subscribers } }";
+        let answer = self.ask(Some(&admin), query, json!({})).await;
+        let subscribers = answer["data"]["eventBusStats"]["subscribers"].as_i64();
+        subscribers.expect("a number")
+    }
+
     /// Deletes what has expired, as the server does every hour.
     pub(crate) async fn purge(&self) {
         self.server.purge().await.expect("purges");

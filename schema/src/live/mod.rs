@@ -10,6 +10,7 @@ mod outbox;
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
@@ -115,6 +116,9 @@ pub struct Relay {
     db: DatabaseConnection,
     writer: Writer,
     handlers: Vec<Handler>,
+    ear: Option<PgListener>,
+    /// Whether something may have happened that was not told.
+    is_behind: bool,
 }
 
 impl Bus {
@@ -141,6 +145,8 @@ impl Bus {
             db,
             writer,
             handlers: Vec::new(),
+            ear: None,
+            is_behind: true,
         };
         (bus, relay)
     }
@@ -266,36 +272,56 @@ impl Relay {
         let mut pause = Duration::ZERO;
         loop {
             let began = Instant::now();
-            if let Err(Failed) = self.hand_out(numbers).await {
-                let is_fresh = began.elapsed() > LONGEST_PAUSE;
-                pause = if is_fresh { Duration::ZERO } else { pause * 2 };
-                pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            }
+            let Err(Failed) = self.go_on(numbers).await;
+            let is_fresh = began.elapsed() > LONGEST_PAUSE;
+            pause = if is_fresh { Duration::ZERO } else { pause * 2 };
+            pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
             sleep(pause).await;
+            self.is_behind = true;
         }
     }
 
-    /// Hands out events until the database fails.
-    async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
-        let mut ear = self.ear().await?;
+    /// Finds out where events stand, and hands out what was left behind: who listens from now on is told of what happens
+    /// from now on. What fails is tried again by [`Relay::run`].
+    pub async fn catch_up(&mut self, numbers: bool) {
+        // The cause has been logged.
+        let _ = self.begin(numbers).await;
+    }
+
+    async fn begin(&mut self, numbers: bool) -> Result<(), Failed> {
+        // First the ear, then the table: what is told in between is in both.
+        self.ear = self.ear().await?;
         if self.bus.latest.borrow().is_none() {
             self.bus.latest.send_replace(Some(self.newest().await?));
         }
-        let mut is_mine = true;
+        self.hand_out(numbers).await?;
+        self.is_behind = false;
+        Ok(())
+    }
+
+    /// Hands out events until the database fails.
+    async fn go_on(&mut self, numbers: bool) -> Result<Infallible, Failed> {
+        if self.is_behind {
+            self.begin(numbers).await?;
+        }
         loop {
             let began = Instant::now();
-            if is_mine && numbers {
-                self.number().await?;
-            }
-            self.read().await?;
-            is_mine = tokio::select! {
+            let is_mine = tokio::select! {
                 () = self.bus.changed.notified() => true,
                 () = sleep(self.bus.settings.poll) => true,
-                told = hear(&mut ear, self.id) => told.map(|()| false)?,
+                told = hear(&mut self.ear, self.id) => told.map(|()| false)?,
             };
             // The first of a burst is not kept waiting; the rest of it goes out together.
             sleep(BURST.saturating_sub(began.elapsed())).await;
+            self.hand_out(is_mine && numbers).await?;
         }
+    }
+
+    async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
+        if numbers {
+            self.number().await?;
+        }
+        self.read().await
     }
 
     /// Where other instances tell of new positions; nowhere on SQLite.

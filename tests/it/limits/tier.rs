@@ -10,7 +10,7 @@ use async_graphql::parser::types::{TypeKind, TypeSystemDefinition};
 use gathering_schema::Graph;
 use serde_json::{Value, json};
 
-use super::{PLENTY, aliases, ask, serve};
+use super::{Answer, PLENTY, aliases, ask, serve};
 use crate::server::TestServer;
 
 const TIERS: [&str; 4] = ["AUTH", "WRITE", "READ", "HEALTH"];
@@ -19,7 +19,7 @@ const TIERS: [&str; 4] = ["AUTH", "WRITE", "READ", "HEALTH"];
 const FEW: u32 = 3;
 
 const SCHEMA: &str = "{ __schema {
-        queryType { ...Root } mutationType { ...Root }
+        queryType { ...Root } mutationType { ...Root } subscriptionType { ...Root }
         types { name kind enumValues { name } inputFields { name defaultValue type { ...Type } } }
     } }
     fragment Root on __Type { name fields { name type { ...Type } args { name defaultValue type { ...Type } } } }
@@ -81,14 +81,16 @@ async fn fields() -> Vec<Field> {
     let types = types.map(|ty| (ty["name"].as_str().expect("a name"), ty));
     let types: BTreeMap<_, _> = types.collect();
     let mut fields = Vec::new();
-    for root in ["queryType", "mutationType"] {
+    for root in ["queryType", "mutationType", "subscriptionType"] {
         let ty = &schema[root];
         let root = ty["name"].as_str().expect("a name").to_owned();
         let mut add = |name: &str, text: String| {
             let (root, name) = (root.clone(), name.to_owned());
             fields.push(Field { root, name, text });
         };
-        add("__typename", "__typename".to_owned());
+        if root != "Subscription" {
+            add("__typename", "__typename".to_owned());
+        }
         if root == "Query" {
             add("__schema", "__schema { __typename }".to_owned());
             add("__type", r#"__type(name: "Query") { name }"#.to_owned());
@@ -126,7 +128,7 @@ fn declared() -> BTreeMap<(String, String), String> {
         let TypeKind::Object(object) = ty.node.kind else {
             continue;
         };
-        if !["Query", "Mutation"].contains(&root.as_str()) {
+        if !["Query", "Mutation", "Subscription"].contains(&root.as_str()) {
             continue;
         }
         for field in object.fields {
@@ -142,6 +144,11 @@ fn declared() -> BTreeMap<(String, String), String> {
         }
     }
     declared
+}
+
+/// Whether a root field was refused; a request that was not let in for its number names none.
+fn is_refused(answer: &Answer) -> bool {
+    answer.codes().contains(&"RATE_LIMITED") && answer.body["errors"][0]["path"].is_array()
 }
 
 /// The root fields that are refused once this tier is spent.
@@ -160,15 +167,23 @@ async fn spent(tier: usize, fields: &[Field]) -> BTreeSet<usize> {
     for (place, field) in fields.iter().enumerate() {
         // Each is asked from an address of its own, whose requests are few enough for the bucket of all requests.
         let address = format!("198.51.100.{place}");
-        let few = ask(&server, &address, None, &field.operation(FEW as usize)).await;
-        assert!(!few.codes().contains(&"RATE_LIMITED"), "{}", few.body);
-        assert_ne!(
-            few.body["errors"][0]["extensions"]["code"], "GRAPHQL_VALIDATION_FAILED",
-            "{}",
-            few.body
-        );
+        // A subscription has one root field.
+        let (requests, times) = if field.root == "Subscription" {
+            (FEW, 1)
+        } else {
+            (1, FEW)
+        };
+        for _ in 0..requests {
+            let few = ask(&server, &address, None, &field.operation(times as usize)).await;
+            assert!(!is_refused(&few), "{}", few.body);
+            assert_ne!(
+                few.body["errors"][0]["extensions"]["code"], "GRAPHQL_VALIDATION_FAILED",
+                "{}",
+                few.body
+            );
+        }
         let answer = ask(&server, &address, None, &field.operation(1)).await;
-        if answer.codes().contains(&"RATE_LIMITED") {
+        if is_refused(&answer) {
             assert_eq!(answer.body["errors"][0]["extensions"]["tier"], TIERS[tier]);
             refused.insert(place);
         }
@@ -185,7 +200,19 @@ async fn audience(server: &TestServer, field: &Field) -> &'static str {
             None => None,
         };
         let operation = field.operation(1);
-        let answer = server.ask(token.as_deref(), &operation, json!({})).await;
+        let answer = if field.root == "Subscription" {
+            let listened = server.listen(token.as_deref(), &operation, json!({})).await;
+            // One that has begun says so by not ending.
+            let has_begun =
+                listened.headers()["content-type"] == "text/event-stream; charset=utf-8";
+            if has_begun {
+                Value::Null
+            } else {
+                listened.json().await.expect("JSON")
+            }
+        } else {
+            server.ask(token.as_deref(), &operation, json!({})).await
+        };
         let code = &answer["errors"][0]["extensions"]["code"];
         codes.push(code.as_str().unwrap_or_default().to_owned());
     }
