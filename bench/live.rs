@@ -32,6 +32,9 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 /// Members of each circle.
 const MEMBERS: usize = 100;
 
+/// The delay of one event in so many is measured.
+const SAMPLE: u64 = 64;
+
 /// Requests that change something at the same time.
 const WRITERS: usize = 16;
 
@@ -171,6 +174,47 @@ async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
     began.elapsed()
 }
 
+/// What a subscriber has heard.
+struct Heard {
+    count: u64,
+    /// The code with which the connection was closed before all was heard.
+    closed: Option<u16>,
+    /// Milliseconds from the change to its arrival, of one event in so many.
+    delays: Vec<f64>,
+}
+
+/// Listens until so many events are heard, or the server ends it.
+async fn hear(socket: &mut WebSocketStream<TcpStream>, events: u64, sample: Option<u64>) -> Heard {
+    let mut heard = Heard {
+        count: 0,
+        closed: None,
+        delays: Vec::new(),
+    };
+    while heard.count < events {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) => {
+                heard.count += 1;
+                if sample == Some(heard.count % SAMPLE) {
+                    let at = text.find("occurredAt\":\"").expect("a time") + 13;
+                    let moment = DateTime::parse_from_rfc3339(&text[at..at + 27]);
+                    let delay = Utc::now() - moment.expect("a time").to_utc();
+                    heard.delays.push(delay.as_seconds_f64() * 1e3);
+                }
+            }
+            Some(Ok(Message::Close(frame))) => {
+                heard.closed = frame.map(|frame| u16::from(frame.code));
+                break;
+            }
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => {
+                heard.closed = Some(1006);
+                break;
+            }
+        }
+    }
+    heard
+}
+
 #[expect(
     clippy::cast_precision_loss,
     reason = "numbers that are printed with few digits"
@@ -189,36 +233,11 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
         let mut socket = api.subscribe().await;
         let done = Arc::clone(&done);
         listeners.spawn(async move {
-            let mut delays = Vec::new();
-            if n < silent {
-                while !done.load(Ordering::Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+            while n < silent && !done.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            let (mut count, mut closed) = (0, None);
-            while count < events {
-                match socket.next().await {
-                    Some(Ok(Message::Text(text))) => {
-                        count += 1;
-                        if n >= silent && count % 64 == n % 64 {
-                            let at = text.find("occurredAt\":\"").expect("a time") + 13;
-                            let moment = DateTime::parse_from_rfc3339(&text[at..at + 27]);
-                            let delay = Utc::now() - moment.expect("a time").to_utc();
-                            delays.push(delay.as_seconds_f64() * 1e3);
-                        }
-                    }
-                    Some(Ok(Message::Close(frame))) => {
-                        closed = frame.map(|frame| u16::from(frame.code));
-                        break;
-                    }
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => {
-                        closed = Some(1006);
-                        break;
-                    }
-                }
-            }
-            (n < silent, count, closed, delays)
+            let sample = (n >= silent).then_some(n % SAMPLE);
+            (n < silent, hear(&mut socket, events, sample).await)
         });
     }
     while api.metric("gathering_event_subscribers").await < subscribers as f64 {
@@ -228,7 +247,7 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
 
     let peak = Arc::new(AtomicU64::new(0));
     let (watched, highest) = (pid.clone(), Arc::clone(&peak));
-    let watcher = tokio::spawn(async move {
+    let sampling = tokio::spawn(async move {
         loop {
             highest.fetch_max(memory(&watched), Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -245,14 +264,14 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
     let mut left = subscribers - silent;
     let mut told = Vec::new();
     while let Some(ended) = listeners.join_next().await {
-        let (is_silent, count, closed, mut own) = ended.expect("no panic");
+        let (is_silent, mut heard) = ended.expect("no panic");
         if is_silent {
-            told.push((count, closed));
+            told.push((heard.count, heard.closed));
             continue;
         }
-        received += count;
-        complete += u64::from(count == events);
-        delays.append(&mut own);
+        received += heard.count;
+        complete += u64::from(heard.count == events);
+        delays.append(&mut heard.delays);
         left -= 1;
         if left == 0 {
             let took = began.elapsed();
@@ -269,7 +288,7 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
             done.store(true, Ordering::Relaxed);
         }
     }
-    watcher.abort();
+    sampling.abort();
     delays.sort_by(f64::total_cmp);
     println!(
         "commit to delivery:      {:>8.1} ms median, {:.1} ms p99, {:.1} ms at most",
@@ -340,7 +359,7 @@ async fn abort(api: Api, pid: String, connects: u64) {
     let began = Instant::now();
     for name in names {
         while api.metric(name).await > 0.0 {
-            assert!(began.elapsed() < Duration::from_secs(60), "{name} is left");
+            assert!(began.elapsed() < Duration::from_mins(1), "{name} is left");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

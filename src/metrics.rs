@@ -69,12 +69,27 @@ impl fmt::Debug for Process {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let counter = MetricType::Counter;
+        self.rates(&mut encoder)?;
+        self.caches(&mut encoder)?;
+        self.streams(&mut encoder)?;
+        self.events(&mut encoder)?;
+        let statements = encoder.encode_descriptor(
+            "database_statements",
+            "Statements sent to the database",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(self.database.statements()).encode(statements)
+    }
+}
+
+impl Process {
+    fn rates(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut fields = encoder.encode_descriptor(
             "rate_limit_fields",
             "Root fields and requests that the rate limiter decided about",
             None,
-            counter,
+            MetricType::Counter,
         )?;
         for count in self.graph.tier_counts() {
             for (outcome, number) in [("allowed", count.allowed), ("refused", count.refused)] {
@@ -88,8 +103,10 @@ impl Collector for Process {
             None,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)?;
+        ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)
+    }
 
+    fn caches(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let caches = self.graph.caches();
         let mut entries = encoder.encode_descriptor(
             "cache_entries",
@@ -106,12 +123,16 @@ impl Collector for Process {
             ("cache_misses", "Look-ups that found none", 1),
             ("cache_evictions", "Entries put out to make room", 2),
         ] {
-            let mut family = encoder.encode_descriptor(metric, help, None, counter)?;
+            let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
             for (name, stats) in &caches {
                 let number = [stats.hits, stats.misses, stats.evictions][of];
                 ConstCounter::new(number).encode(family.encode_family(&[("cache", *name)])?)?;
             }
         }
+        Ok(())
+    }
+
+    fn streams(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let connections = encoder.encode_descriptor(
             "websocket_connections",
             "WebSocket connections open now",
@@ -137,11 +158,15 @@ impl Collector for Process {
             "websocket_closes",
             "WebSocket connections that have ended, by the server's close code, by the client or by a failure",
             None,
-            counter,
+            MetricType::Counter,
         )?;
         for (code, number) in self.seats.ends() {
             ConstCounter::new(number).encode(ends.encode_family(&[("code", code)])?)?;
         }
+        Ok(())
+    }
+
+    fn events(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let events = self.graph.event_counts();
         for (metric, help, number) in [
             ("events_published", "Events handed out", events.published),
@@ -166,7 +191,7 @@ impl Collector for Process {
                 events.handler_errors,
             ),
         ] {
-            let family = encoder.encode_descriptor(metric, help, None, counter)?;
+            let family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
             ConstCounter::new(number).encode(family)?;
         }
         for (metric, help, number) in [
@@ -181,12 +206,6 @@ impl Collector for Process {
             let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
             ConstGauge::new(number).encode(family)?;
         }
-        let statements = encoder.encode_descriptor(
-            "database_statements",
-            "Statements sent to the database",
-            None,
-            counter,
-        )?;
-        ConstCounter::new(self.database.statements()).encode(statements)
+        Ok(())
     }
 }

@@ -149,8 +149,8 @@ struct Execution<'a> {
     prepared_in: Duration,
 }
 
-/// Mutations that sign somebody in.
-const SIGN_IN: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
+/// Mutations that sign somebody in, and what every object has.
+pub(crate) const SIGN_IN: [&str; 4] = ["login", "register", "refreshSession", "__typename"];
 
 /// What a graph is made with.
 pub struct Settings {
@@ -384,7 +384,7 @@ impl Answer {
     }
 
     /// An answer that was given before.
-    fn again(known: serde_json::Value, shape: &Arc<Shape>) -> Self {
+    fn again(known: &serde_json::Value, shape: &Arc<Shape>) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
         let data = Value::from_json(part("data")).unwrap_or_default();
         let mut extensions = match part("extensions") {
@@ -654,7 +654,7 @@ impl Graph {
             match self.claim(&run, &wanted).await {
                 Ok(Known::Nothing(key)) => run.key = Some(key),
                 Ok(Known::Answer(known)) => {
-                    let answer = Answer::again(known, &run.operation.shape);
+                    let answer = Answer::again(&known, &run.operation.shape);
                     return answer.with_standings(verdict.standings);
                 }
                 Err(error) => {

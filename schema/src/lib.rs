@@ -76,6 +76,7 @@ pub use viewer::Viewer;
 
 use auth::Accounts;
 use ctx::Door;
+use execute::SIGN_IN;
 use limit::{Limiter, Tier, rate_limit};
 use live::Bus;
 use load::Loader;
@@ -156,6 +157,12 @@ impl<T: ObjectType> ContainerType for Root<T> {
     async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
         if ctx.request().is_refused(&ctx.item.node.response_key().node) {
             return Ok(Some(Value::Null));
+        }
+        // Who may change something is somebody, whatever they say.
+        if T::type_name() == "Mutation" && !SIGN_IN.contains(&ctx.item.node.name.node.as_str()) {
+            let viewer = ctx.request().viewer().map_err(async_graphql::Error::from);
+            let place = ctx.item.pos;
+            viewer.map_err(|error| ctx.set_error_path(error.into_server_error(place)))?;
         }
         self.0.resolve_field(ctx).await
     }

@@ -543,10 +543,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(
-        clippy::float_cmp,
-        reason = "scores are rounded so that equal ones are equal"
-    )]
     fn a_score_is_what_the_reference_says() {
         let example = || Row {
             agent_competencies: list(&["rust", "sql"]),

@@ -107,6 +107,7 @@ impl Subscription {
         >,
     ) -> Result<impl Stream<Item = Result<Event, Error>> + use<>, Error> {
         let request = ctx.shared();
+        request.viewer()?;
         let wanted = Wanted {
             types: types.map(|types| types.into_iter().map(EventType::dotted).collect()),
             circle: Some(readable_circle(&request, &circle_id).await?),
@@ -126,6 +127,7 @@ impl Subscription {
         assignee_id: Option<ID>,
     ) -> Result<impl Stream<Item = Result<Task, Error>> + use<>, Error> {
         let request = ctx.shared();
+        request.viewer()?;
         if circle_id.is_none() && assignee_id.is_none() {
             let message = "Give `circleId`, `assigneeId`, or both.";
             return Err(Error::bad_input(message).field("circleId"));
@@ -227,6 +229,7 @@ impl Subscription {
         after_seq: Option<i32>,
     ) -> Result<impl Stream<Item = Result<ConversationUpdate, Error>> + use<>, Error> {
         let request = ctx.shared();
+        request.viewer()?;
         let id = Kind::Conversation.parse(&conversation_id, "conversationId")?;
         let row = readable_conversation(&request, id).await?;
         let row = row.ok_or_else(|| Error::not_found("conversationId"))?;

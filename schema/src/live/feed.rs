@@ -237,14 +237,11 @@ impl Feed {
         let Some(circle) = row.circle_id else {
             return Ok(false);
         };
-        let circles = match &self.circles {
-            Some(circles) => circles,
-            None => {
-                let circles = self.request.load(ReadableCircles, viewer.id()).await?;
-                self.circles.insert(circles)
-            }
-        };
-        Ok(circles.contains(&circle))
+        if self.circles.is_none() {
+            self.circles = Some(self.request.load(ReadableCircles, viewer.id()).await?);
+        }
+        let circles = self.circles.as_ref();
+        Ok(circles.is_some_and(|circles| circles.contains(&circle)))
     }
 }
 

@@ -50,13 +50,13 @@ impl Handler {
                     continue;
                 }
                 Some((rows, _)) => rows.into(),
-                None => match behind(&db, seen).await {
-                    Ok(rows) => rows,
-                    Err(_) => {
+                None => {
+                    let Ok(rows) = behind(&db, seen).await else {
                         sleep(LONGEST_PAUSE).await;
                         continue;
-                    }
-                },
+                    };
+                    rows
+                }
             };
             seen = rows.last().and_then(|row| row.position).unwrap_or(seen);
             self.handle(&bus, rows, &permits).await;
@@ -156,8 +156,8 @@ mod tests {
     async fn run(events: i64, permits: usize, handle: Handle) -> Arc<Bus> {
         let bus = bus();
         bus.latest.send_replace(Some(0));
-        let handled = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&handled);
+        let seen = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&seen);
         let handler = Handler {
             name: "a test",
             handle: Arc::new(move |row| {
@@ -170,9 +170,10 @@ mod tests {
         tasks.spawn(handler.run(Arc::clone(&bus), DatabaseConnection::default(), permits));
         tokio::task::yield_now().await;
         for position in 1..=events {
-            bus.append(vec![event(position, position as u128 % 10)]);
+            let subject = u128::from(position.unsigned_abs()) % 10;
+            bus.append(vec![event(position, subject)]);
         }
-        while handled.load(Ordering::SeqCst) < usize::try_from(events).unwrap_or_default() {
+        while seen.load(Ordering::SeqCst) < usize::try_from(events).unwrap_or_default() {
             tokio::task::yield_now().await;
         }
         bus
