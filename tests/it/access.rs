@@ -242,6 +242,39 @@ impl World {
                     .await;
                 json!({ "userId": viewer["data"]["viewer"]["id"], "name": "Spare" })
             }
+            "createProvider" => json!({ "name": format!("new-{caller}"), "displayName": "New" }),
+            "updateProvider" => json!({ "providerId": self.thing("Provider") }),
+            "deleteProvider" => json!({ "id": self.thing("Provider") }),
+            "createModel" => {
+                let name = format!("new-{caller}");
+                json!({ "providerId": self.thing("Provider"), "name": name, "displayName": "New" })
+            }
+            "updateModel" => json!({ "modelId": self.thing("Model") }),
+            "deleteModel" => json!({ "id": self.thing("Model") }),
+            "createPersona" => {
+                json!({ "name": format!("new-{caller}"), "displayName": "New", "role": "None" })
+            }
+            "updatePersona" => json!({ "personaId": self.thing("Persona") }),
+            "deletePersona" => json!({ "id": self.thing("Persona") }),
+            "createProject" | "createAgent" => json!({ "name": format!("new-{caller}") }),
+            "updateProject" => json!({ "projectId": self.thing("Project") }),
+            // Whoever may delete projects gets one of their own for it.
+            "deleteProject" if matches!(caller, "owner" | "admin") => {
+                let create = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
+                let input = json!({ "input": { "name": format!("doomed-{caller}") } });
+                let made = self.server.graphql(create, input).await;
+                json!({ "id": made["data"]["createProject"]["project"]["id"] })
+            }
+            "deleteProject" => json!({ "id": self.thing("Project") }),
+            "updateAgent" => json!({ "agentId": self.thing("Agent") }),
+            "deleteAgent" => json!({ "id": self.thing("Agent"), "expectedVersion": 0 }),
+            _ => self.input_in_circle(mutation).await,
+        }
+    }
+
+    /// As [`World::input`], for what is done to a circle or in one.
+    async fn input_in_circle(&self, mutation: &str) -> Value {
+        match mutation {
             "createConversation" => {
                 json!({ "topic": "", "circleId": CIRCLE, "participantIds": [self.thing("Agent")] })
             }
@@ -278,33 +311,6 @@ impl World {
             }
             "updateCircleMember" => json!({ "memberId": self.thing("CircleMember") }),
             "removeCircleMember" => json!({ "memberId": self.former_member().await }),
-            "createProvider" => json!({ "name": format!("new-{caller}"), "displayName": "New" }),
-            "updateProvider" => json!({ "providerId": self.thing("Provider") }),
-            "deleteProvider" => json!({ "id": self.thing("Provider") }),
-            "createModel" => {
-                let name = format!("new-{caller}");
-                json!({ "providerId": self.thing("Provider"), "name": name, "displayName": "New" })
-            }
-            "updateModel" => json!({ "modelId": self.thing("Model") }),
-            "deleteModel" => json!({ "id": self.thing("Model") }),
-            "createPersona" => {
-                json!({ "name": format!("new-{caller}"), "displayName": "New", "role": "None" })
-            }
-            "updatePersona" => json!({ "personaId": self.thing("Persona") }),
-            "deletePersona" => json!({ "id": self.thing("Persona") }),
-            "createProject" => json!({ "name": format!("new-{caller}") }),
-            "updateProject" => json!({ "projectId": self.thing("Project") }),
-            // Whoever may delete projects gets one of their own for it.
-            "deleteProject" if matches!(caller, "owner" | "admin") => {
-                let create = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
-                let input = json!({ "input": { "name": format!("doomed-{caller}") } });
-                let made = self.server.graphql(create, input).await;
-                json!({ "id": made["data"]["createProject"]["project"]["id"] })
-            }
-            "deleteProject" => json!({ "id": self.thing("Project") }),
-            "createAgent" => json!({ "name": format!("new-{caller}") }),
-            "updateAgent" => json!({ "agentId": self.thing("Agent") }),
-            "deleteAgent" => json!({ "id": self.thing("Agent"), "expectedVersion": 0 }),
             "createTask" => json!({ "circleId": CIRCLE, "title": "A task" }),
             "updateTask" => json!({ "taskId": self.thing("Task"), "title": "A task" }),
             "deleteTask" => json!({ "id": self.thing("Task"), "expectedVersion": 0 }),

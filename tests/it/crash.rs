@@ -45,7 +45,7 @@ impl Visitor {
         let answer = visitor.ask(login, &json!({ "input": input })).await;
         let answer = answer.expect("an answer");
         let token = answer["data"]["login"]["accessToken"].as_str();
-        visitor.token = token.expect("a token").to_owned();
+        token.expect("a token").clone_into(&mut visitor.token);
         visitor
     }
 
@@ -202,32 +202,32 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_on
     let acknowledged = acknowledged.lock().expect("no panic").clone();
     let before = told.lock().expect("no panic").clone();
     // What the listener had seen counts as seen: it goes on from there.
-    let cursor = before.last().map(|(_, cursor)| cursor.clone());
+    let seen = before.last().map(|(_, cursor)| cursor.clone());
     let db = database.connect().await;
     let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
     let told = Mutex::new(before);
-    let stop = AtomicBool::new(false);
-    let listening = visitor.listen(cursor.as_deref(), &told, &stop, |told| told.len() >= all);
+    let began = AtomicBool::new(false);
+    let listening = visitor.listen(seen.as_deref(), &told, &began, |told| told.len() >= all);
     tokio::time::timeout(PATIENCE, listening)
         .await
         .expect("all is told");
 
     let (projects, events) = (projects(&db).await, events(&db).await);
-    for (own, step) in &acknowledged {
+    for (project, step) in &acknowledged {
         assert!(
-            projects.get(own) >= Some(step),
-            "{own} {step} was acknowledged"
+            projects.get(project) >= Some(step),
+            "{project} {step} was acknowledged"
         );
     }
     let mut heard: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (name, _) in told.into_inner().expect("no panic") {
-        let (own, step) = parse(&name);
-        heard.entry(own).or_default().push(step);
+        let (project, step) = parse(&name);
+        heard.entry(project).or_default().push(step);
     }
     assert_eq!(heard.len(), projects.len());
-    for (own, last) in projects {
+    for (project, last) in projects {
         let steps: Vec<usize> = (0..=last).collect();
-        assert_eq!(events[&own], steps, "each change of {own} has one event");
-        assert_eq!(heard[&own], steps, "each change of {own} was told in order");
+        assert_eq!(events[&project], steps, "one event for each change");
+        assert_eq!(heard[&project], steps, "{project} was told in order");
     }
 }
