@@ -206,7 +206,11 @@ async fn open_postgres(
     let milliseconds = settings.statement_timeout.as_millis().to_string();
     let options = options
         .application_name("gathering")
-        .options([("statement_timeout", milliseconds)])
+        // One that holds locks and has stopped is ended by the database, so that the others can go on.
+        .options([
+            ("idle_in_transaction_session_timeout", milliseconds.clone()),
+            ("statement_timeout", milliseconds),
+        ])
         .disable_statement_logging();
 
     // The pool would repeat a refused connection until its timeout, and then say only that it was late.

@@ -82,6 +82,7 @@ pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("x-gathering-usage"),
                 HeaderName::from_static(IDEMPOTENCY_KEY),
+                HeaderName::from_static("last-event-id"),
                 HeaderName::from_static(PREFLIGHTED[0]),
                 HeaderName::from_static(PREFLIGHTED[1]),
                 HeaderName::from_static(PREFLIGHTED[2]),

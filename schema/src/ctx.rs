@@ -9,15 +9,17 @@ use async_graphql::{Context, ID, Name};
 use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::EntityTrait;
 use serde_json::json;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::{
     Services,
     auth::{Accounts, Act, Client},
-    error::{Code, Error},
+    error::Error,
     id::Kind,
     idempotency::Key,
     limit::Payer,
+    live::PAUSE,
     load::{Batch, Waiting},
     read::{Keyed, Rule},
     viewer::Viewer,
@@ -42,9 +44,10 @@ pub(crate) struct Request {
 /// How far a subscription has come.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// The cursor of the event behind which the client wants to go on, unless the operation itself says it.
+    /// The cursor of the event behind which the client wants to go on, whatever the operation says.
     pub(crate) after: Option<String>,
     is_started: AtomicBool,
+    has_failed: AtomicBool,
     cursor: Mutex<Option<String>>,
 }
 
@@ -63,6 +66,15 @@ impl Progress {
 
     pub(crate) fn is_started(&self) -> bool {
         self.is_started.load(Ordering::Relaxed)
+    }
+
+    /// The subscription cannot go on; what is answered next says why.
+    pub(crate) fn failed(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
     }
 
     /// What is answered next is about the event at this cursor.
@@ -132,20 +144,14 @@ impl Request {
     /// Whether who asked may still be answered, long after they began to ask.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when their token has expired or was revoked, `FORBIDDEN` when their account is deactivated.
+    /// `UNAUTHENTICATED` when their token has expired or was revoked, `FORBIDDEN` when their account is deactivated, and
+    /// whatever keeps the database from answering.
     pub(crate) async fn still_signed_in(&self) -> Result<(), Error> {
         let Some(viewer) = &self.viewer else {
             return Ok(());
         };
-        let accounts = self.accounts();
-        match accounts
-            .still_signed_in(&self.services.loader, viewer)
-            .await
-        {
-            // Without the database there is nothing new to be told either.
-            Err(error) if matches!(error.code, Code::Unavailable | Code::Timeout) => Ok(()),
-            done => done,
-        }
+        let loader = &self.services.loader;
+        self.accounts().still_signed_in(loader, viewer).await
     }
 
     /// Whether the rate limiter has refused what is answered under this key.
@@ -186,6 +192,24 @@ impl Request {
         E: EntityTrait<Model: Send + Sync>,
     {
         self.load(Keyed::<E>::by_id(rule.clone()), id).await
+    }
+
+    /// As [`Request::readable`], for a stream: it waits for a database that does not answer, since what it was about to
+    /// tell would be lost.
+    pub(crate) async fn readable_later<E>(
+        &self,
+        rule: &Rule,
+        id: Uuid,
+    ) -> Result<Option<Arc<E::Model>>, Error>
+    where
+        E: EntityTrait<Model: Send + Sync>,
+    {
+        loop {
+            match self.readable::<E>(rule, id).await {
+                Err(error) if error.is_passing() => sleep(PAUSE).await,
+                done => return done,
+            }
+        }
     }
 
     /// The row that a client asks for by its public id.

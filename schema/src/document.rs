@@ -278,7 +278,7 @@ pub(crate) fn single_root(
     let is_plain = open(document, &operation.selection_set.node, &mut fields);
     if !is_plain {
         return Err(invalid(
-            "The root field of a subscription takes no directives.",
+            "The root field of a subscription stands by itself or in fragments on Subscription, without directives.",
         ));
     }
     let Some((first, others)) = fields.split_first() else {
@@ -321,7 +321,9 @@ pub(crate) fn single_root(
     }))
 }
 
-/// The fields of a selection of the root. Whether no directive decides on any of them.
+const SUBSCRIPTION: &str = "Subscription";
+
+/// The fields of a selection of the root. Whether all of them are there whatever the variables say.
 fn open<'a>(
     document: &'a ExecutableDocument,
     selection: &'a SelectionSet,
@@ -336,12 +338,15 @@ fn open<'a>(
             let name = &spread.node.fragment_name.node;
             let fragment = document.fragments.get(name);
             spread.node.directives.is_empty()
-                && fragment.is_none_or(|fragment| {
-                    open(document, &fragment.node.selection_set.node, fields)
+                && fragment.is_some_and(|fragment| {
+                    fragment.node.type_condition.node.on.node == SUBSCRIPTION
+                        && open(document, &fragment.node.selection_set.node, fields)
                 })
         }
         Selection::InlineFragment(inline) => {
+            let condition = inline.node.type_condition.as_ref();
             inline.node.directives.is_empty()
+                && condition.is_none_or(|condition| condition.node.on.node == SUBSCRIPTION)
                 && open(document, &inline.node.selection_set.node, fields)
         }
     })

@@ -222,6 +222,11 @@ impl Error {
         .with("retryAfter", 1)
     }
 
+    /// Whether the same may succeed a little later.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self.code, Code::Timeout | Code::Unavailable)
+    }
+
     /// Names the argument that is wrong.
     #[must_use]
     pub(crate) fn field(self, field: &str) -> Self {
@@ -294,8 +299,11 @@ impl From<DbErr> for Error {
                 sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => busy(),
                 sqlx::Error::Database(error) => match error.code().as_deref() {
                     Some("57014") => Self::timeout(),
-                    // PostgreSQL: a serialization failure, a deadlock.
-                    Some("40001" | "40P01") => Self::conflict(),
+                    // PostgreSQL: a serialization failure, a deadlock. Both: what a row refers to has gone in this moment,
+                    // or is in use since this moment; what could be known before was looked at before.
+                    Some("40001" | "40P01" | "23503" | "23001" | "787" | "1811") => {
+                        Self::conflict()
+                    }
                     // SQLite: the database is read-only.
                     Some("8" | "1032" | "520") => {
                         Self::unavailable("The database can only be read at the moment.")

@@ -247,6 +247,7 @@ pub enum Event {
 impl Event {
     /// The event in the type that shows it; `None` for a type this version does not know.
     pub(crate) fn of(row: &Arc<event::Model>) -> Option<Self> {
+        EventType::from_dotted(&row.kind)?;
         let (subject, what) = row.kind.split_once('.')?;
         Some(match (subject, what) {
             ("agent", _) => Self::Agent(Of::new(row)),

@@ -237,7 +237,7 @@ pub struct Caller<'a> {
     pub client: Client,
     /// Whether the answer shall carry `extensions.usage`.
     pub usage: Usage,
-    /// The cursor of the event behind which a subscription goes on, unless the operation says it itself.
+    /// The cursor of the event behind which a subscription goes on, whatever the operation says.
     pub after: Option<String>,
     /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
     pub idempotency_key: Option<String>,
@@ -562,6 +562,7 @@ impl Graph {
                 limits,
                 look: Look::default(),
                 started_at: clock(),
+                began: Instant::now(),
                 clock,
                 accounts,
                 limiter,
@@ -686,7 +687,7 @@ impl Graph {
         let services = &*self.0.services;
         let now = (services.clock)().trunc_subsecs(6);
         let user = run.viewer.as_ref().map(Viewer::id);
-        Key::claim(&services.db, (user, key), fingerprint, fields, now).await
+        Key::claim(&services.writer, (user, key), fingerprint, fields, now).await
     }
 
     /// Decides whether a subscription may start, finds out who asks, and starts it.
@@ -893,6 +894,8 @@ impl Graph {
             wanted_key: _,
             hides_schema,
         } = run;
+        // What goes on without an end has no account of its cost.
+        let usage = usage && operation.kind != OperationType::Subscription;
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
@@ -940,7 +943,7 @@ impl Graph {
             if let Ok(whole) = serde_json::to_value(&answer)
                 && answer.has_data()
             {
-                key.keep(&services.db, whole, &codes).await;
+                key.keep(&services.writer, whole, &codes).await;
             }
         }
         answer

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     error::{Code, Error},
     text,
-    write::{Outcome, is_taken},
+    write::{Outcome, Writer, is_taken},
 };
 
 /// Most characters of a key.
@@ -38,7 +38,9 @@ const SECRET: [&str; 4] = ["login", "register", "refreshSession", "changePasswor
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     user: Uuid,
-    key: String,
+    text: String,
+    /// When the request was first sent; all rows of a request are of the same age.
+    sent_at: DateTime<Utc>,
 }
 
 /// What is known of a request.
@@ -55,7 +57,7 @@ impl Key {
     /// # Errors
     /// `BAD_USER_INPUT` for a key that is no key, that a secret would be kept under, or that belongs to another request.
     pub(crate) async fn claim<'a>(
-        db: &DatabaseConnection,
+        writer: &Writer,
         (user, key): (Option<Uuid>, &str),
         fingerprint: String,
         mut fields: impl Iterator<Item = &'a Name>,
@@ -77,40 +79,39 @@ impl Key {
                 "The answer of `{field}` is a secret and is not kept: send it without an idempotency key."
             )));
         }
-        let key = Self {
+        let mut key = Self {
             user: user.ok_or_else(Error::unauthenticated)?,
-            key: key.to_owned(),
+            text: key.to_owned(),
+            sent_at: now,
         };
-        loop {
-            let row = key.row(String::new(), Some(fingerprint.clone()), None, now);
-            let insert = idempotency::Entity::insert(row.into_active_model());
-            let insert = insert.on_conflict(OnConflict::new().do_nothing().to_owned());
-            if insert.exec_without_returning(db).await? == 1 {
-                return Ok(Known::Nothing(key));
-            }
-            let row = idempotency::Entity::find_by_id(key.place(""))
-                .one(db)
-                .await?;
-            match row {
-                Some(row) if row.created_at < now - KEPT => key.forget(db).await?,
-                Some(row) if row.fingerprint.as_ref() != Some(&fingerprint) => {
-                    return Err(refuse(
-                        "Another request was sent under this idempotency key. Choose a new one."
-                            .to_owned(),
-                    ));
-                }
-                Some(row) => {
-                    return Ok(row.outcome.map_or(Known::Nothing(key), Known::Answer));
-                }
-                // It was forgotten in this moment.
-                None => {}
-            }
+        let (transaction, _turn) = writer.begin().await?;
+        key.forget(&transaction, now).await?;
+        let row = key.row(String::new(), Some(fingerprint.clone()), None);
+        let insert = idempotency::Entity::insert(row.into_active_model());
+        let insert = insert.on_conflict(OnConflict::new().do_nothing().to_owned());
+        let is_new = insert.exec_without_returning(&transaction).await? == 1;
+        let known = if is_new {
+            None
+        } else {
+            idempotency::Entity::find_by_id(key.place(""))
+                .one(&transaction)
+                .await?
+        };
+        transaction.commit().await?;
+        let Some(row) = known else {
+            return Ok(Known::Nothing(key));
+        };
+        if row.fingerprint != Some(fingerprint) {
+            let message = "Another request was sent under this idempotency key. Choose a new one.";
+            return Err(refuse(message.to_owned()));
         }
+        key.sent_at = row.created_at;
+        Ok(row.outcome.map_or(Known::Nothing(key), Known::Answer))
     }
 
     /// Keeps the answer of a request, if another attempt could not come to a better one. Without it, the request can
     /// still be sent again.
-    pub(crate) async fn keep(self, db: &DatabaseConnection, answer: Value, codes: &[Option<Code>]) {
+    pub(crate) async fn keep(self, writer: &Writer, answer: Value, codes: &[Option<Code>]) {
         let is_final = |code: &Option<Code>| {
             !matches!(
                 code,
@@ -126,14 +127,21 @@ impl Key {
         if !codes.iter().all(is_final) || answer.to_string().len() > MAX_ANSWER {
             return;
         }
-        let kept = idempotency::Entity::update_many()
-            .col_expr(Column::Outcome, answer.into())
-            .filter(self.is_this())
-            .filter(Column::Field.eq(""))
-            .filter(Column::Outcome.is_null())
-            .exec(db);
-        if let Err(error) = kept.await {
-            tracing::warn!(cause = %error, "an answer was not kept for its idempotency key");
+        let kept = async {
+            let (transaction, _turn) = writer.begin().await?;
+            idempotency::Entity::update_many()
+                .col_expr(Column::Outcome, answer.into())
+                .filter(self.is_this())
+                .filter(Column::Field.eq(""))
+                .filter(Column::Outcome.is_null())
+                .exec(&transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok::<_, Error>(())
+        };
+        if kept.await.is_err() {
+            // The cause has been logged.
+            tracing::warn!("an answer was not kept for its idempotency key");
         }
     }
 
@@ -146,7 +154,6 @@ impl Key {
         &self,
         ctx: &Context<'_>,
         transaction: &DatabaseTransaction,
-        now: DateTime<Utc>,
     ) -> Result<Option<Outcome>, Error> {
         let field = field(ctx);
         let place = self.place(&field);
@@ -163,8 +170,7 @@ impl Key {
                 ..Outcome::default()
             }));
         }
-        let insert =
-            idempotency::Entity::insert(self.row(field, None, None, now).into_active_model());
+        let insert = idempotency::Entity::insert(self.row(field, None, None).into_active_model());
         match insert.exec_without_returning(transaction).await {
             Err(error) if is_taken(&error) => Err(Error::conflict()),
             Err(error) => Err(error.into()),
@@ -188,9 +194,17 @@ impl Key {
         Ok(())
     }
 
-    async fn forget(&self, db: &DatabaseConnection) -> Result<(), Error> {
-        let delete = idempotency::Entity::delete_many().filter(self.is_this());
-        delete.exec(db).await?;
+    /// Forgets a request that is kept no longer.
+    async fn forget(
+        &self,
+        transaction: &DatabaseTransaction,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        idempotency::Entity::delete_many()
+            .filter(self.is_this())
+            .filter(Column::CreatedAt.lt(now - KEPT))
+            .exec(transaction)
+            .await?;
         Ok(())
     }
 
@@ -199,26 +213,25 @@ impl Key {
         field: String,
         fingerprint: Option<String>,
         outcome: Option<Value>,
-        created_at: DateTime<Utc>,
     ) -> idempotency::Model {
         idempotency::Model {
             user_id: self.user,
-            key: self.key.clone(),
+            key: self.text.clone(),
             field,
             fingerprint,
             outcome,
-            created_at,
+            created_at: self.sent_at,
         }
     }
 
     fn place(&self, field: &str) -> (Uuid, String, String) {
-        (self.user, self.key.clone(), field.to_owned())
+        (self.user, self.text.clone(), field.to_owned())
     }
 
     fn is_this(&self) -> sea_orm::Condition {
         sea_orm::Condition::all()
             .add(Column::UserId.eq(self.user))
-            .add(Column::Key.eq(&self.key))
+            .add(Column::Key.eq(&self.text))
     }
 }
 

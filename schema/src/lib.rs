@@ -51,7 +51,7 @@ pub mod user_error;
 pub mod viewer;
 mod write;
 
-use std::{borrow::Cow, pin::Pin, sync::Arc};
+use std::{borrow::Cow, pin::Pin, sync::Arc, time::Instant};
 
 use async_graphql::{
     ContainerType, Context, ContextSelectionSet, MergedObject, ObjectType, OutputType, Positioned,
@@ -90,6 +90,8 @@ pub(crate) struct Services {
     pub(crate) limits: Limits,
     pub(crate) look: server::Look,
     pub(crate) started_at: DateTime<Utc>,
+    /// The same moment, by a clock that does not jump.
+    pub(crate) began: Instant,
     pub(crate) clock: Clock,
     pub(crate) accounts: Accounts,
     pub(crate) limiter: Limiter,

@@ -229,18 +229,21 @@ struct Held {
     version: i32,
 }
 
-/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new.
+/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new, and
+/// with the agent it left, if there was one.
 pub(crate) fn assigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
     from: Option<task::TaskStatus>,
     (agent, score): (Uuid, Option<f64>),
+    left: Option<Uuid>,
 ) -> Fact {
     let payload = json!({
         "title": title,
         "fromStatus": from.map(|status| status.to_value()),
         "toStatus": task::TaskStatus::Assigned.to_value(),
         "assigneeId": Kind::Agent.id(agent),
+        "fromAssigneeId": left.map(|agent| Kind::Agent.id(agent)),
         "routingScore": score,
         "version": version,
     });
@@ -324,7 +327,7 @@ impl Change<'_> {
             let subject = (task.id, task.title.as_str(), task.version + 1);
             let to = (agent, Some(score));
             let from = Some(task::TaskStatus::Pending);
-            self.announce(assigned(circle, subject, from, to));
+            self.announce(assigned(circle, subject, from, to, None));
         }
         Ok(())
     }
@@ -370,8 +373,6 @@ impl Change<'_> {
             return Ok(Err(UserError::general(UserErrorCode::InUse, message)));
         }
         if !held.is_empty() {
-            let ids: Vec<Uuid> = held.iter().map(|task| task.id).collect();
-            let backend = self.transaction.get_database_backend();
             task::Entity::update_many()
                 .col_expr(
                     task::Column::Status,
@@ -383,7 +384,9 @@ impl Change<'_> {
                     Expr::col(task::Column::Version).add(1),
                 )
                 .col_expr(task::Column::UpdatedAt, Expr::value(self.now))
-                .filter(is_among(backend, task::Column::Id.as_column_ref(), &ids))
+                .filter(task::Column::CircleId.eq(circle.id))
+                .filter(task::Column::AssigneeId.eq(agent))
+                .filter(task::Column::Status.is_in([Assigned, Blocked, ChangesRequested]))
                 .exec(&self.transaction)
                 .await?;
             for task in &held {

@@ -1,7 +1,7 @@
 //! The scalars of the schema that GraphQL does not bring along.
 
 use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value};
-use chrono::{DateTime as ChronoDateTime, SecondsFormat, SubsecRound, Utc};
+use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, Timelike, Utc};
 
 /// An instant in UTC, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +16,14 @@ impl ScalarType for DateTime {
             return Err(InputValueError::expected_type(value));
         };
         ChronoDateTime::parse_from_rfc3339(text)
-            .map(|instant| Self(instant.with_timezone(&Utc).trunc_subsecs(6)))
-            .map_err(|_| {
+            .ok()
+            .map(|instant| instant.with_timezone(&Utc))
+            // Neither a year that has no four digits in UTC, nor a leap second.
+            .filter(|instant| {
+                (0..=9_999).contains(&instant.year()) && instant.nanosecond() < 1_000_000_000
+            })
+            .map(|instant| Self(instant.trunc_subsecs(6)))
+            .ok_or_else(|| {
                 InputValueError::custom(
                     "Expected an RFC 3339 date and time, such as 2026-01-05T09:00:00Z.",
                 )

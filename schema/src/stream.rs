@@ -14,7 +14,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use tokio::sync::Notify;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use crate::{
     ctx::Request,
@@ -35,7 +35,7 @@ pub(crate) fn watch_sign_outs(signed_out: Arc<Notify>) -> Handler {
     Handler {
         name: "sign-outs",
         handle: Arc::new(move |event| {
-            if matches!(&*event.kind, "user.tokens_revoked" | "user.updated") {
+            if event.kind == "user.tokens_revoked" {
                 signed_out.notify_waiters();
             }
             Box::pin(ready(Ok(())))
@@ -108,7 +108,10 @@ impl Live {
                 return Err(answer.with_standings(verdict.standings));
             }
         };
-        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        // All look at the same moments, so that few statements serve them all.
+        let passed = services.began.elapsed().as_secs();
+        let next = services.began + Duration::from_secs(passed) + LOOK;
+        let mut looks = interval_at(next.into(), LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let rest = stream::unfold(Some((self, looks)), |state| async {
             let (mut live, mut looks) = state?;
@@ -134,12 +137,23 @@ impl Live {
         loop {
             let response = Gather::new(&self.waiting, self.responses.next());
             tokio::select! {
-                response = response => return Some((self.answer(response?), true)),
+                response = response => {
+                    let answer = self.answer(response?);
+                    return Some(if self.request.progress.has_failed() {
+                        (answer.without_data(), false)
+                    } else {
+                        (answer, true)
+                    });
+                }
                 _ = looks.tick() => {}
                 () = signed_out.notified() => {}
             }
-            if let Err(error) = self.request.still_signed_in().await {
-                return Some((error.into(), false));
+            while let Err(error) = self.request.still_signed_in().await {
+                if !error.is_passing() {
+                    return Some((error.into(), false));
+                }
+                // Nobody is told anything as long as it is not known whether they may be.
+                looks.tick().await;
             }
         }
     }

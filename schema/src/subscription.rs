@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use async_graphql::{Context, ID, Interface, SimpleObject, Subscription};
-use futures_util::{Stream, future::try_join_all, stream};
+use futures_util::{Stream, TryStreamExt, future::try_join_all, stream};
 use gathering_entity::{agent, circle, conversation, event, message, task};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use crate::{
     id::Kind,
     live::{Feed, Item, Wanted},
     message::Message,
-    read::Pages,
+    read::{Pages, Rule},
     task::Task,
 };
 
@@ -92,7 +92,8 @@ impl Subscription {
         >,
     ) -> Result<impl Stream<Item = Result<Event, Error>> + use<>, Error> {
         let wanted = EventFilter::wanted(filter)?;
-        Ok(events(follow(ctx.shared(), wanted, after).await?))
+        let feed = follow(ctx.shared(), wanted, after).await?;
+        Ok(ending(ctx.shared(), events(feed)))
     }
 
     /// What happens in a circle, as long as the signed-in user may read it.
@@ -113,7 +114,8 @@ impl Subscription {
             circle: Some(readable_circle(&request, &circle_id).await?),
             ..Wanted::default()
         };
-        Ok(events(follow(request, wanted, after).await?))
+        let feed = follow(request, wanted, after).await?;
+        Ok(ending(ctx.shared(), events(feed)))
     }
 
     /// Tasks as they are after each of their changes: those of a circle, those of an agent, or those of an agent in a
@@ -146,16 +148,17 @@ impl Subscription {
             ..Wanted::default()
         };
         let feed = follow(Arc::clone(&request), wanted, None).await?;
-        Ok(stream::try_unfold(feed, move |mut feed| {
+        let told = stream::try_unfold(feed, move |mut feed| {
             let request = Arc::clone(&request);
             async move {
                 loop {
-                    let row = latest(&mut feed).await?;
+                    let (rows, subject) = latest(&mut feed).await?;
                     let rule = &request.viewer()?.rules().task;
-                    let task = request.readable::<task::Entity>(rule, row.subject_id);
+                    let task = request.readable_later::<task::Entity>(rule, subject);
                     let concerns = |task: &Arc<task::Model>| {
                         assignee.is_none_or(|agent| {
-                            task.assignee_id == Some(agent) || row.uuid("assigneeId") == Some(agent)
+                            task.assignee_id == Some(agent)
+                                || rows.iter().any(|row| mentions(row, agent))
                         })
                     };
                     if let Some(task) = task.await?.filter(concerns) {
@@ -163,7 +166,8 @@ impl Subscription {
                     }
                 }
             }
-        }))
+        });
+        Ok(ending(ctx.shared(), told))
     }
 
     /// Agents as they are when they turn idle, busy or offline. Several changes of one agent at once may be told as one.
@@ -197,26 +201,27 @@ impl Subscription {
         let feed = follow(Arc::clone(&request), wanted, None).await?;
         // Whoever may read an agent may know what it does, whatever circle it does it in.
         let feed = feed.unguarded();
-        Ok(stream::try_unfold(feed, move |mut feed| {
+        let told = stream::try_unfold(feed, move |mut feed| {
             let (request, agents) = (Arc::clone(&request), agents.clone());
             async move {
                 loop {
-                    let row = latest(&mut feed).await?;
+                    let (rows, subject) = latest(&mut feed).await?;
                     let concerns = match &agents {
-                        Some(agents) => agents.contains(&row.subject_id),
-                        None => row.owner_id == Some(viewer),
+                        Some(agents) => agents.contains(&subject),
+                        None => rows.iter().any(|row| row.owner_id == Some(viewer)),
                     };
                     if !concerns {
                         continue;
                     }
                     let rule = &request.viewer()?.rules().agent;
-                    let agent = request.readable::<agent::Entity>(rule, row.subject_id);
+                    let agent = request.readable_later::<agent::Entity>(rule, subject);
                     if let Some(agent) = agent.await? {
                         return Ok(Some((Agent(agent), feed)));
                     }
                 }
             }
-        }))
+        });
+        Ok(ending(ctx.shared(), told))
     }
 
     /// A conversation as it goes on: its messages, its turns and its end, as long as the signed-in user may read it. With
@@ -232,7 +237,7 @@ impl Subscription {
         request.viewer()?;
         let id = Kind::Conversation.parse(&conversation_id, "conversationId")?;
         let row = readable_conversation(&request, id).await?;
-        let row = row.ok_or_else(|| Error::not_found("conversationId"))?;
+        row.ok_or_else(|| Error::not_found("conversationId"))?;
         if after_seq.is_some_and(|seq| seq < 0) {
             return Err(Error::bad_input("`afterSeq` must not be negative.").field("afterSeq"));
         }
@@ -242,22 +247,25 @@ impl Subscription {
             EventType::ConversationEnded,
         ];
         let wanted = Wanted {
+            // Not the circle's alone: a conversation outlives its circle.
             types: Some(types.map(EventType::dotted).to_vec()),
-            circle: row.circle_id,
             ..Wanted::default()
         };
         let follower = Follower {
             // First the feed, then the messages: what is added in between is in both, and told once.
-            feed: follow(Arc::clone(&request), wanted, None).await?,
+            feed: follow(Arc::clone(&request), wanted, None)
+                .await?
+                .unguarded(),
             request,
             id,
             earlier: after_seq.map(|_| VecDeque::new()),
             told: after_seq.unwrap_or_default(),
         };
-        Ok(stream::try_unfold(follower, async |mut follower| {
+        let told = stream::try_unfold(follower, async |mut follower| {
             let update = follower.next().await?;
             Ok(Some((update, follower)))
-        }))
+        });
+        Ok(ending(ctx.shared(), told))
     }
 }
 
@@ -321,15 +329,16 @@ impl Follower {
     }
 
     async fn change(&mut self) -> Result<Option<ConversationUpdate>, Error> {
-        let Item::Event(row) = self.feed.next().await? else {
-            return Ok(None);
-        };
+        let row = event_of(&mut self.feed).await?;
         if row.kind == EventType::MessageAdded.dotted() {
             let is_new = row.number("seq").is_some_and(|seq| seq > self.told);
             if row.uuid("conversationId") != Some(self.id) || !is_new {
                 return Ok(None);
             }
-            let message = self.request.row::<message::Entity>(row.subject_id);
+            let everybody = Rule::default();
+            let message = self
+                .request
+                .readable_later::<message::Entity>(&everybody, row.subject_id);
             return match message.await? {
                 Some(message) => self.message(message).await,
                 None => Ok(None),
@@ -351,7 +360,9 @@ impl Follower {
         let next = match row.uuid("nextSpeakerId") {
             Some(id) => {
                 let rule = &self.request.viewer()?.rules().agent;
-                self.request.readable::<agent::Entity>(rule, id).await?
+                self.request
+                    .readable_later::<agent::Entity>(rule, id)
+                    .await?
             }
             None => None,
         };
@@ -370,7 +381,8 @@ async fn follow(
     after: Option<String>,
 ) -> Result<Feed, Error> {
     request.viewer()?;
-    let after = match after.as_ref().or(request.progress.after.as_ref()) {
+    // What a client says when it comes back is newer than what it said when it first came.
+    let after = match request.progress.after.as_ref().or(after.as_ref()) {
         Some(cursor) => Some(Events::position(request.services.epoch, cursor)?),
         None => None,
     };
@@ -392,15 +404,39 @@ fn events(feed: Feed) -> impl Stream<Item = Result<Event, Error>> {
     })
 }
 
-/// The next event that is the latest of its subject, as far as they are known.
-async fn latest(feed: &mut Feed) -> Result<Arc<event::Model>, Error> {
-    loop {
-        if let Item::Event(row) = feed.next().await?
-            && !feed.goes_on(row.subject_id)
-        {
-            return Ok(row);
-        }
+/// Has a stream that ends with an error say so, so that nobody takes it for one that is complete.
+fn ending<T>(
+    request: Arc<Request>,
+    stream: impl Stream<Item = Result<T, Error>>,
+) -> impl Stream<Item = Result<T, Error>> {
+    stream.inspect_err(move |_| request.progress.failed())
+}
+
+/// The next event of a feed whose subscriber is told how things are, and not what has happened to them.
+async fn event_of(feed: &mut Feed) -> Result<Arc<event::Model>, Error> {
+    match feed.next().await? {
+        Item::Event(row) => Ok(row),
+        Item::Missed(_) => Err(Error::bad_input(
+            "Some of what you have missed is no longer kept. Read how things are, and subscribe anew.",
+        )
+        .field("after")),
     }
+}
+
+/// The next events of one subject as far as they are known, in order, and the subject.
+async fn latest(feed: &mut Feed) -> Result<(Vec<Arc<event::Model>>, Uuid), Error> {
+    let row = event_of(feed).await?;
+    let subject = row.subject_id;
+    let mut rows = vec![row];
+    rows.extend(feed.take_of(subject));
+    Ok((rows, subject))
+}
+
+/// Whether an event says that a task went to an agent, or away from it.
+fn mentions(row: &event::Model, agent: Uuid) -> bool {
+    row.agent_id == Some(agent)
+        || row.uuid("assigneeId") == Some(agent)
+        || row.uuid("fromAssigneeId") == Some(agent)
 }
 
 async fn readable_circle(request: &Request, id: &ID) -> Result<Uuid, Error> {
@@ -423,5 +459,7 @@ async fn readable_conversation(
     id: Uuid,
 ) -> Result<Option<Arc<conversation::Model>>, Error> {
     let rule = &request.viewer()?.rules().conversation;
-    request.readable::<conversation::Entity>(rule, id).await
+    request
+        .readable_later::<conversation::Entity>(rule, id)
+        .await
 }

@@ -746,7 +746,7 @@ impl TaskMutation {
             change.announce(edited("task.created", &circle, &row, &[]));
             if let Some(agent) = assignee {
                 let subject = (id, row.title.as_str(), row.version);
-                change.announce(assigned(&circle, subject, None, (agent, None)));
+                change.announce(assigned(&circle, subject, None, (agent, None), None));
             } else {
                 change.route_pending(&circle).await?;
             }
@@ -925,7 +925,13 @@ impl TaskMutation {
             change.write_task(&task, new).await?;
             let subject = (id, task.title.as_str(), task.version + 1);
             let from = Some(task.status);
-            change.announce(assigned(&circle, subject, from, (agent, score)));
+            change.announce(assigned(
+                &circle,
+                subject,
+                from,
+                (agent, score),
+                task.assignee_id,
+            ));
             change.commit(vec![id]).await
         });
         TaskPayload::new(ctx, outcome.await?).await

@@ -13,12 +13,13 @@ const MAX_FILTER: usize = 100;
 /// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case. Some capitals are
 /// letters and accents that are one letter when small, and one letter has another small form at the end of a word.
 pub fn fold(text: &str) -> String {
-    text.trim()
+    let folded: String = text
         .nfkc()
         .flat_map(char::to_lowercase)
         .map(|letter| if letter == 'ς' { 'σ' } else { letter })
         .nfkc()
-        .collect()
+        .collect();
+    folded.trim().to_owned()
 }
 
 /// Most characters of an e-mail address.

@@ -237,7 +237,13 @@ impl Check {
         length: usize,
     ) -> List {
         let List(words) = self.list(field, values, most, length);
-        List(words.iter().map(|word| text::fold(word)).collect())
+        let words: Vec<String> = words.iter().map(|word| text::fold(word)).collect();
+        // Some characters are many when folded.
+        if words.iter().any(|word| word.chars().nth(length).is_some()) {
+            self.too_long(field, length);
+            return List::default();
+        }
+        List(words)
     }
 
     /// A number within bounds, both included.

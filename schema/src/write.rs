@@ -156,7 +156,7 @@ where
         let (transaction, turn) = request.services.writer.begin().await?;
         let now = request.now();
         if let Some(key) = &request.key
-            && let Some(outcome) = key.begin(ctx, &transaction, now).await?
+            && let Some(outcome) = key.begin(ctx, &transaction).await?
         {
             return Ok(outcome);
         }

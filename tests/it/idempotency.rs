@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use gathering_entity::{idempotency, project};
 use reqwest::Method;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter};
+use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use crate::server::TestServer;
@@ -30,6 +30,15 @@ async fn count(server: &TestServer, name: &str) -> u64 {
     let db = server.database().connect().await;
     let projects = project::Entity::find().filter(project::Column::Name.eq(name));
     projects.count(&db).await.expect("counts")
+}
+
+/// Leaves requests as they are when the server ends before it has answered.
+async fn forget_answers(db: &DatabaseConnection) {
+    let none = Expr::value(Option::<Value>::None);
+    let forget = idempotency::Entity::update_many()
+        .col_expr(idempotency::Column::Outcome, none)
+        .filter(idempotency::Column::Field.eq(""));
+    forget.exec(db).await.expect("updates");
 }
 
 fn is_replayed(answer: &Value) -> bool {
@@ -130,13 +139,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
 
     // As the process would have left it, had it ended before it answered, or before its second change.
     let db = server.database().connect().await;
-    let forget = idempotency::Entity::update_many()
-        .col_expr(
-            idempotency::Column::Outcome,
-            Expr::value(Option::<Value>::None),
-        )
-        .filter(idempotency::Column::Field.eq(""));
-    forget.exec(&db).await.expect("updates");
+    forget_answers(&db).await;
     let again = send(&server, &token, "key", &body).await;
     assert!(!is_replayed(&again));
     assert_eq!(again["data"], first["data"]);
@@ -164,13 +167,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
                 .expect("deletes");
         }
     }
-    let forget = idempotency::Entity::update_many()
-        .col_expr(
-            idempotency::Column::Outcome,
-            Expr::value(Option::<Value>::None),
-        )
-        .filter(idempotency::Column::Field.eq(""));
-    forget.exec(&db).await.expect("updates");
+    forget_answers(&db).await;
     let last = send(&server, &token, "key", &body).await;
     assert_eq!(last["data"]["a"], first["data"]["a"]);
     assert_eq!(last["data"]["b"]["project"]["name"], "B");
@@ -239,4 +236,35 @@ async fn what_is_no_key_and_what_is_secret_is_refused() {
     let query = json!({ "query": "{ viewer { id } }" });
     let answer = send(&server, &token, "two words", &query).await;
     assert!(answer["data"]["viewer"]["id"].is_string());
+}
+
+#[tokio::test]
+async fn a_request_that_was_gone_on_with_late_is_forgotten_as_a_whole() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    // It was written down, and then the server was killed.
+    create(&server, &token, "key", "Late").await;
+    let db = server.database().connect().await;
+    let fields = idempotency::Entity::delete_many().filter(idempotency::Column::Field.ne(""));
+    fields.exec(&db).await.expect("deletes");
+    forget_answers(&db).await;
+    let made = project::Entity::delete_many().filter(project::Column::Name.eq("Late"));
+    made.exec(&db).await.expect("deletes");
+    // It is sent again 20 hours later, and the key is used anew when it is free.
+    server.pass(20 * 3_600);
+    let token = server.token("demo@example.com").await;
+    let late = create(&server, &token, "key", "Late").await;
+    assert!(
+        late["data"]["createProject"]["project"]["id"].is_string(),
+        "{late}"
+    );
+    server.pass(5 * 3_600);
+    server.purge().await;
+    let token = server.token("demo@example.com").await;
+    let new = create(&server, &token, "key", "New").await;
+    assert_eq!(
+        new["data"]["createProject"]["project"]["name"], "New",
+        "{new}"
+    );
+    assert_eq!(count(&server, "New").await, 1);
 }

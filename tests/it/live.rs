@@ -455,3 +455,287 @@ async fn a_subscription_that_names_what_cannot_be_read_does_not_begin() {
     );
     assert_eq!(server.subscribers().await, 0);
 }
+
+/// The message of a subscription that comes next, as its field has it.
+async fn told(socket: &mut Socket, field: &str) -> Value {
+    let message = socket.next().await;
+    assert_eq!(message["type"], "next", "{message}");
+    message["payload"]["data"][field].clone()
+}
+
+/// Makes a change that is taken, and answers its payload.
+async fn change(server: &TestServer, mutation: &str, input: Value) -> Value {
+    let name = mutation.split(' ').next().expect("a name");
+    let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
+    let kind = match name {
+        "startTask" | "unassignTask" => "TaskActionInput".to_owned(),
+        "startConversation" | "completeConversation" => "ConversationActionInput".to_owned(),
+        _ => kind,
+    };
+    let selection = mutation.split_once(' ').expect("a selection").1;
+    let query = format!(
+        "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {selection} userErrors {{ code message }} }} }}"
+    );
+    let answer = server.graphql(&query, json!({ "input": input })).await;
+    let payload = &answer["data"][name];
+    assert_eq!(payload["userErrors"], json!([]), "{answer}");
+    payload.clone()
+}
+
+/// Subscribes, and waits until it has begun.
+async fn subscribed(server: &TestServer, email: &str, query: &str) -> Socket {
+    let token = server.token(email).await;
+    let mut socket = Socket::greeted(server, Some(&token)).await;
+    let before = server.subscribers().await;
+    socket.subscribe("1", query).await;
+    while server.subscribers().await == before {
+        tokio::task::yield_now().await;
+    }
+    socket
+}
+
+/// A circle that the guest may read, and two of its members.
+async fn shared_circle(server: &TestServer) -> (String, Vec<String>) {
+    let query = "{ circles(filter: { search: \"Workshop\" }) { nodes { id members(first: 2) { nodes { id } } } } }";
+    let answer = server.graphql(query, json!({})).await;
+    let circle = &answer["data"]["circles"]["nodes"][0];
+    let text = |value: &Value| value.as_str().expect("an id").to_owned();
+    let members = circle["members"]["nodes"].as_array().expect("members");
+    let members = members.iter().map(|member| text(&member["id"])).collect();
+    (text(&circle["id"]), members)
+}
+
+#[tokio::test]
+async fn who_may_no_longer_read_a_circle_hears_no_more_of_it_in_mid_stream() {
+    let server = TestServer::start().await;
+    let (circle, _) = shared_circle(&server).await;
+    let query = format!(
+        "subscription {{ circleEvents(circleId: \"{circle}\") {{ type ... on TaskEvent {{ title }} }} }}"
+    );
+    let mut guest = subscribed(&server, "guest@example.com", &query).await;
+    let mut owner = subscribed(&server, "demo@example.com", &query).await;
+    let task = |title: &str| json!({ "circleId": circle, "title": title });
+    change(&server, "createTask task { id }", task("before")).await;
+    for socket in [&mut guest, &mut owner] {
+        let event = told(socket, "circleEvents").await;
+        assert_eq!(
+            (&event["type"], &event["title"]),
+            (&json!("TASK_CREATED"), &json!("before"))
+        );
+    }
+    let query = "{ viewer { id } }";
+    let token = server.token("guest@example.com").await;
+    let viewer = server.ask(Some(&token), query, json!({})).await;
+    let user = &viewer["data"]["viewer"]["id"];
+    change(
+        &server,
+        "unshareCircle circle { id }",
+        json!({ "circleId": circle, "userId": user }),
+    )
+    .await;
+    change(&server, "createTask task { id }", task("after")).await;
+    change(
+        &server,
+        "shareCircle circle { id }",
+        json!({ "circleId": circle, "email": "guest@example.com", "role": "VIEWER" }),
+    )
+    .await;
+    change(&server, "createTask task { id }", task("again")).await;
+    let mut heard = Vec::new();
+    while heard.last() != Some(&json!(["TASK_CREATED", "again"])) {
+        let event = told(&mut guest, "circleEvents").await;
+        if event["type"] != "TASK_ASSIGNED" {
+            heard.push(json!([event["type"], event["title"]]));
+        }
+    }
+    // That they were left out, and taken in again, is theirs to know; what was in between is not.
+    let expected = json!([
+        ["CIRCLE_UNSHARED", null],
+        ["CIRCLE_SHARED", null],
+        ["TASK_CREATED", "again"]
+    ]);
+    assert_eq!(json!(heard), expected);
+}
+
+#[tokio::test]
+async fn an_agents_tasks_are_told_also_when_it_loses_them() {
+    let server = TestServer::start().await;
+    let (circle, members) = shared_circle(&server).await;
+    let [one, other] = [&members[0], &members[1]];
+    let query = format!(
+        "subscription {{ taskUpdated(assigneeId: \"{one}\") {{ id status assignee {{ id }} }} }}"
+    );
+    let mut socket = subscribed(&server, "demo@example.com", &query).await;
+    let input = json!({ "circleId": circle, "title": "A task", "assigneeId": one });
+    let made = change(&server, "createTask task { id }", input).await;
+    let task = &made["task"]["id"];
+    let first = told(&mut socket, "taskUpdated").await;
+    assert_eq!(
+        (&first["id"], &first["assignee"]["id"]),
+        (task, &json!(one))
+    );
+    change(
+        &server,
+        "assignTask task { id }",
+        json!({ "taskId": task, "agentId": other }),
+    )
+    .await;
+    let lost = told(&mut socket, "taskUpdated").await;
+    assert_eq!(
+        (&lost["id"], &lost["assignee"]["id"]),
+        (task, &json!(other))
+    );
+    // What the other does with it is of no concern.
+    change(&server, "startTask task { id }", json!({ "taskId": task })).await;
+    let input = json!({ "circleId": circle, "title": "Another", "assigneeId": one });
+    let next = change(&server, "createTask task { id }", input).await;
+    assert_eq!(
+        told(&mut socket, "taskUpdated").await["id"],
+        next["task"]["id"]
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_begins_to_work_is_told_to_those_who_may_read_it() {
+    let server = TestServer::start().await;
+    let (circle, members) = shared_circle(&server).await;
+    let input = json!({ "circleId": circle, "title": "A task", "assigneeId": members[0] });
+    let query = "mutation ($input: UpdateAgentInput!) { updateAgent(input: $input) { userErrors { code } } }";
+    let agent = &members[0];
+    for status in ["OFFLINE", "IDLE"] {
+        let input = json!({ "agentId": agent, "status": status });
+        server.graphql(query, json!({ "input": input })).await;
+    }
+    let query =
+        format!("subscription {{ agentStatusChanged(agentIds: [\"{agent}\"]) {{ id status }} }}");
+    let mut guest = subscribed(&server, "guest@example.com", &query).await;
+    let mut owner = subscribed(
+        &server,
+        "demo@example.com",
+        "subscription { agentStatusChanged { id status } }",
+    )
+    .await;
+    let made = change(&server, "createTask task { id }", input).await;
+    change(
+        &server,
+        "startTask task { id }",
+        json!({ "taskId": made["task"]["id"] }),
+    )
+    .await;
+    for socket in [&mut guest, &mut owner] {
+        let told = told(socket, "agentStatusChanged").await;
+        assert_eq!(told, json!({ "id": agent, "status": "BUSY" }));
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
+    let server = TestServer::start().await;
+    let (circle, members) = shared_circle(&server).await;
+    let input = json!({ "topic": "A talk", "circleId": circle, "participantIds": members, "startNow": true });
+    let made = change(&server, "createConversation conversation { id }", input).await;
+    let id = made["conversation"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let post = |content: &str, agent: Option<&String>| json!({ "conversationId": id, "content": content, "agentId": agent });
+    for content in ["one", "two", "three"] {
+        change(&server, "postMessage message { seq }", post(content, None)).await;
+    }
+    let query = format!(
+        "subscription {{ conversationUpdates(conversationId: \"{id}\", afterSeq: 1) {{ __typename \
+         conversation {{ id }} ... on MessageAdded {{ message {{ seq content }} }} \
+         ... on TurnCompleted {{ turn nextSpeaker {{ id }} }} ... on ConversationEnded {{ reason }} }} }}"
+    );
+    let mut socket = subscribed(&server, "guest@example.com", &query).await;
+    for (seq, content) in [(2, "two"), (3, "three")] {
+        let update = told(&mut socket, "conversationUpdates").await;
+        assert_eq!(
+            update["message"],
+            json!({ "seq": seq, "content": content }),
+            "{update}"
+        );
+    }
+    change(
+        &server,
+        "postMessage message { seq }",
+        post("four", Some(&members[0])),
+    )
+    .await;
+    let update = told(&mut socket, "conversationUpdates").await;
+    assert_eq!(update["message"], json!({ "seq": 4, "content": "four" }));
+    let update = told(&mut socket, "conversationUpdates").await;
+    assert_eq!(
+        (&update["__typename"], &update["turn"]),
+        (&json!("TurnCompleted"), &json!(1))
+    );
+    assert_eq!(update["nextSpeaker"]["id"], members[1]);
+    change(
+        &server,
+        "completeConversation conversation { id }",
+        json!({ "conversationId": id }),
+    )
+    .await;
+    let update = told(&mut socket, "conversationUpdates").await;
+    assert_eq!(
+        (&update["__typename"], &update["reason"]),
+        (&json!("ConversationEnded"), &json!("completed"))
+    );
+}
+
+#[tokio::test]
+async fn an_event_that_says_the_same_as_the_one_before_it_is_left_out_and_a_b_a_is_three() {
+    let server = TestServer::with(|config| config.events.window = Duration::from_mins(1)).await;
+    let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { messages(first: 1, filter: { isPinned: false }) { nodes { id } } } } }";
+    let answer = server.graphql(query, json!({})).await;
+    let message = &answer["data"]["conversations"]["nodes"][0]["messages"]["nodes"][0]["id"];
+    let query = "subscription { events(filter: { types: [MESSAGE_PINNED] }) { type } }";
+    let mut socket = subscribed(&server, "demo@example.com", query).await;
+    for is_pinned in [true, false, true] {
+        let input = json!({ "messageId": message, "isPinned": is_pinned });
+        change(&server, "pinMessage message { id }", input).await;
+    }
+    for _ in 0..3 {
+        told(&mut socket, "events").await;
+    }
+    // Other hands undo the change behind the server's back; so the same happens once more.
+    let db = server.database().connect().await;
+    db.execute_unprepared("UPDATE messages SET is_pinned = FALSE")
+        .await
+        .expect("updates");
+    let input = json!({ "messageId": message, "isPinned": true });
+    change(&server, "pinMessage message { id }", input).await;
+    let stats = stats(&server).await;
+    assert_eq!(stats["deduplicated"], 1.0, "{stats}");
+}
+
+#[tokio::test]
+async fn what_a_client_says_when_it_comes_back_is_newer_than_what_it_said_first() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    for name in ["One", "Two", "Three"] {
+        create(&server, name).await;
+    }
+    let one = listener.next().await["cursor"].clone();
+    let two = listener.next().await["cursor"].clone();
+    let query =
+        format!("subscription {{ events(after: {one}) {{ ... on ProjectEvent {{ name }} }} }}");
+    let token = server.token("demo@example.com").await;
+    let request = server
+        .request(reqwest::Method::POST, "/graphql")
+        .bearer_auth(&token);
+    let request = request
+        .header("accept", "text/event-stream")
+        .header("last-event-id", two.as_str().expect("a cursor"));
+    let mut response = request
+        .json(&json!({ "query": query }))
+        .send()
+        .await
+        .expect("an answer");
+    let mut text = String::new();
+    while !text.contains("data: ") {
+        let piece = response.chunk().await.expect("a piece").expect("no end");
+        text.push_str(std::str::from_utf8(&piece).expect("text"));
+    }
+    assert!(text.contains("Three") && !text.contains("Two"), "{text}");
+}

@@ -305,7 +305,7 @@ impl Accounts {
     ) -> Result<u64, Error> {
         let part = transaction.begin().await?;
         let subject = user.unwrap_or_else(Uuid::now_v7);
-        let payload = json!({ "reason": "FAILED_LOGINS" });
+        let payload = json!({ "reason": "FAILED_LOGINS", "at": now });
         let locked = Fact::new("user.locked", subject, payload).owner(subject);
         let duplicates = self.announce(&part, (None, client), vec![locked], now);
         let duplicates = duplicates.await?;
@@ -338,7 +338,10 @@ impl Accounts {
         let signed_in = self
             .replace_password(client, user.id, new, Some(viewer))
             .await?;
-        attempt.succeeded(&self.db, self.now()).await?;
+        // The password is changed whether or not earlier failures can be forgotten.
+        if let Err(error) = attempt.succeeded(&self.db, self.now()).await {
+            tracing::warn!(cause = %error, "failures to sign in were not forgotten");
+        }
         let id = Some(user.id);
         self.trail
             .record(Act::PasswordChanged, client, id, id, json!({}));
@@ -405,7 +408,7 @@ impl Accounts {
                 None => None,
             };
             let origin = (viewer.map(Viewer::id), client);
-            let facts = vec![tokens_revoked(user, reason)];
+            let facts = vec![tokens_revoked(user, reason, now)];
             self.commit(transaction, origin, facts, now).await?;
             Ok(signed_in)
         };
@@ -456,7 +459,7 @@ impl Accounts {
             let row = row.update(&transaction).await?;
             let mut facts = vec![changed("user.updated", &row, &names)];
             if revokes {
-                facts.push(tokens_revoked(user, RevocationReason::Admin));
+                facts.push(tokens_revoked(user, RevocationReason::Admin, now));
             }
             self.commit(transaction, (actor, client), facts, now)
                 .await?;

@@ -331,8 +331,8 @@ fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> Fact {
 }
 
 /// Access tokens of a user were revoked: all of them, or those of a session whose refresh token was used twice.
-fn tokens_revoked(user: Uuid, reason: revoked_token::RevocationReason) -> Fact {
-    let payload = json!({ "reason": reason.to_value() });
+fn tokens_revoked(user: Uuid, reason: revoked_token::RevocationReason, now: DateTime<Utc>) -> Fact {
+    let payload = json!({ "reason": reason.to_value(), "at": now });
     Fact::new("user.tokens_revoked", user, payload).owner(user)
 }
 

@@ -239,7 +239,7 @@ impl Accounts {
                 // Once was enough: the session is over already.
                 return Ok(Refresh::Unusable);
             }
-            let facts = vec![tokens_revoked(user.id, reason)];
+            let facts = vec![tokens_revoked(user.id, reason, now)];
             self.commit(transaction, (Some(user.id), client), facts, now)
                 .await?;
             return Ok(Refresh::Reused(user.id, session));
@@ -363,7 +363,7 @@ impl Accounts {
             ended += self
                 .end(&transaction, viewer.id(), Ending::All, reason, now)
                 .await?;
-            let facts = vec![tokens_revoked(viewer.id(), reason)];
+            let facts = vec![tokens_revoked(viewer.id(), reason, now)];
             self.commit(transaction, (Some(viewer.id()), client), facts, now)
                 .await?;
         } else {

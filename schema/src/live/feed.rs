@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
@@ -11,19 +12,25 @@ use sea_orm::{
     ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
     QueryTrait, sea_query::UnionType,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
-use super::BATCH;
+use super::{BATCH, changes_sharing};
 use crate::{
     ctx::Request,
     error::Error,
-    event::Events,
+    event::{Events, Payload},
     id::Kind,
     load::{Batch, Reader},
     read::{Pages, is_among},
     viewer::{PUBLIC_EVENTS, Viewer},
 };
+
+/// Most events that one statement of a replay looks at.
+const SPAN: i64 = 10_000;
+
+/// How long a subscriber waits for a database that does not answer.
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Which events a subscriber wants. All given conditions must hold.
 #[derive(Clone, Debug, Default)]
@@ -79,8 +86,8 @@ pub(crate) struct Feed {
     missed: Option<Arc<event::Model>>,
     /// Whether the table is read until it is as far as the history.
     replays: bool,
-    /// The circles that the viewer may read; `None` before they are read, and after they may have changed.
-    circles: Option<Arc<HashSet<Uuid>>>,
+    /// The circles that the viewer may read, and how often sharing had changed when they were read.
+    circles: Option<(u64, Arc<HashSet<Uuid>>)>,
     /// Whether only events that the viewer may read are given.
     is_guarded: bool,
 }
@@ -140,28 +147,51 @@ impl Feed {
     pub(crate) async fn next(&mut self) -> Result<Item, Error> {
         self.request.progress.started();
         loop {
-            if let Some(oldest) = self.missed.take() {
-                return Ok(Item::Missed(oldest));
-            }
-            // One who always finds something must not keep the others on its thread waiting.
-            tokio::task::coop::consume_budget().await;
-            match self.taken.pop_front() {
-                Some(row) if self.may_read(&row).await? => {
-                    let bus = &self.request.services.bus;
-                    bus.delivered.fetch_add(1, Ordering::Relaxed);
-                    let cursor = Events::cursor(self.request.services.epoch, &row);
-                    self.request.progress.passed(cursor);
-                    return Ok(Item::Event(row));
-                }
-                Some(_) => {}
-                None => self.fill().await?,
+            match self.step().await {
+                Ok(Some(item)) => return Ok(item),
+                Ok(None) => {}
+                // What could not be read now can be read later: nothing was passed over.
+                Err(error) if error.is_passing() => sleep(PAUSE).await,
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// Whether a later event of the same subject has been taken already.
-    pub(crate) fn goes_on(&self, subject: Uuid) -> bool {
-        self.taken.iter().any(|row| row.subject_id == subject)
+    /// Comes nearer to the next event.
+    async fn step(&mut self) -> Result<Option<Item>, Error> {
+        if let Some(oldest) = self.missed.take() {
+            return Ok(Some(Item::Missed(oldest)));
+        }
+        // One who always finds something must not keep the others on its thread waiting.
+        tokio::task::coop::consume_budget().await;
+        let Some(row) = self.taken.front().cloned() else {
+            self.fill().await?;
+            return Ok(None);
+        };
+        let may_read = self.may_read(&row).await?;
+        self.taken.pop_front();
+        if !may_read {
+            return Ok(None);
+        }
+        let bus = &self.request.services.bus;
+        bus.delivered.fetch_add(1, Ordering::Relaxed);
+        let cursor = Events::cursor(self.request.services.epoch, &row);
+        self.request.progress.passed(cursor);
+        Ok(Some(Item::Event(row)))
+    }
+
+    /// What is known already of later events of a subject. Who asks must see to it that the viewer may know: they are
+    /// given as they are.
+    pub(crate) fn take_of(&mut self, subject: Uuid) -> Vec<Arc<event::Model>> {
+        let mut own = Vec::new();
+        self.taken.retain(|row| {
+            let is_own = row.subject_id == subject;
+            if is_own {
+                own.push(Arc::clone(row));
+            }
+            !is_own
+        });
+        own
     }
 
     /// Waits for something new, or takes it from the table when it is no longer in the history.
@@ -172,16 +202,7 @@ impl Feed {
         let bus = Arc::clone(&self.request.services.bus);
         // Marked as seen before the history is read: what comes in between wakes.
         self.latest.borrow_and_update();
-        let viewer = self.request.viewer()?;
-        let (wanted, mut sharing) = (&self.wanted, false);
-        let found = bus.behind(self.seen, |row| {
-            sharing |= changes_sharing(viewer, row);
-            wanted.takes(row)
-        });
-        if sharing {
-            self.circles = None;
-        }
-        match found {
+        match bus.behind(self.seen, |row| self.wanted.takes(row)) {
             Some((_, seen)) if seen == self.seen => {
                 // The bus ends with the server, which ends its streams before.
                 let _ = self.latest.changed().await;
@@ -198,14 +219,22 @@ impl Feed {
         Ok(())
     }
 
-    /// Reads a batch from the table: what is wanted behind what was seen.
+    /// Reads a batch from the table: what is wanted behind what was seen, and may be read. However much lies in between,
+    /// no statement looks at more than [`SPAN`] events.
     async fn replay(&mut self) -> Result<(), Error> {
         let request = Arc::clone(&self.request);
-        let end = (*self.latest.borrow_and_update()).unwrap_or_default();
-        let select = event::Entity::find()
+        // The semaphore is never closed.
+        let _turn = request.services.bus.replays.acquire().await;
+        let newest = (*self.latest.borrow_and_update()).unwrap_or_default();
+        let end = newest.min(self.seen.saturating_add(SPAN));
+        let mut select = event::Entity::find()
             .filter(event::Column::Position.gt(self.seen))
             .filter(event::Column::Position.lte(end))
-            .filter(self.wanted.condition())
+            .filter(self.wanted.condition());
+        if self.is_guarded {
+            select = select.filter(request.viewer()?.events());
+        }
+        let select = select
             .order_by_asc(event::Column::Position)
             .limit(BATCH as u64)
             .into_query();
@@ -213,15 +242,15 @@ impl Feed {
         let rows = request.load(pages, Uuid::nil()).await?;
         // What was deleted before it was read is missing; looked at afterwards, so that nothing is deleted in between.
         let oldest = edge_row(&request, Edge::Oldest).await?;
-        self.missed = oldest.filter(|row| row.position.is_some_and(|at| at > self.seen + 1));
-        let is_last = rows.len() < BATCH;
+        let oldest_at = oldest.as_ref().and_then(|row| row.position);
+        self.missed = oldest.filter(|_| oldest_at > Some(self.seen + 1));
         self.seen = match rows.last() {
-            Some(last) if !is_last => last.position.unwrap_or(end),
-            _ => end,
+            Some(last) if rows.len() == BATCH => last.position.unwrap_or(end),
+            // Nothing lies before the oldest.
+            _ => end.max(oldest_at.unwrap_or_default().min(newest) - 1),
         };
-        self.replays = !is_last;
+        self.replays = self.seen < newest;
         self.taken = rows.iter().cloned().collect();
-        self.circles = None;
         Ok(())
     }
 
@@ -231,17 +260,22 @@ impl Feed {
             || viewer.is_admin()
             || row.owner_id == Some(viewer.id())
             || PUBLIC_EVENTS.contains(&row.kind.as_str())
+            || is_shared_with(viewer, row)
         {
             return Ok(true);
         }
         let Some(circle) = row.circle_id else {
             return Ok(false);
         };
-        if self.circles.is_none() {
-            self.circles = Some(self.request.load(ReadableCircles, viewer.id()).await?);
-        }
-        let circles = self.circles.as_ref();
-        Ok(circles.is_some_and(|circles| circles.contains(&circle)))
+        let sharing = self.request.services.bus.sharing.load(Ordering::Acquire);
+        let circles = match &self.circles {
+            Some((known, circles)) if *known == sharing => circles,
+            _ => {
+                let circles = self.request.load(ReadableCircles, viewer.id()).await?;
+                &self.circles.insert((sharing, circles)).1
+            }
+        };
+        Ok(circles.contains(&circle))
     }
 }
 
@@ -252,19 +286,9 @@ impl Drop for Feed {
     }
 }
 
-/// Whether an event changes which circles a viewer may read.
-fn changes_sharing(viewer: &Viewer, row: &event::Model) -> bool {
-    match row.kind.as_str() {
-        "circle.shared" | "circle.unshared" => {
-            let user = row
-                .payload
-                .get("userId")
-                .and_then(serde_json::Value::as_str);
-            user == Some(Kind::User.id(viewer.id()).as_str())
-        }
-        "circle.created" => row.owner_id == Some(viewer.id()),
-        _ => false,
-    }
+/// Whether an event says that a circle is shared with the viewer, or no longer. That is for them to know, too.
+fn is_shared_with(viewer: &Viewer, row: &event::Model) -> bool {
+    changes_sharing(row) && row.text("userId") == Some(Kind::User.id(viewer.id()).as_str())
 }
 
 /// The circles that users own or that are shared with them.

@@ -21,8 +21,8 @@ use std::{
 use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait,
+    ColumnTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait,
     sea_query::{Expr, ExprTrait},
     sqlx::{
         self,
@@ -36,7 +36,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub(crate) use feed::{Feed, Item, Wanted};
+pub(crate) use feed::{Feed, Item, PAUSE, Wanted};
 pub(crate) use handler::Handler;
 pub(crate) use outbox::{Fact, announce};
 
@@ -47,6 +47,9 @@ const BATCH: usize = 64;
 
 /// How long a burst is gathered.
 const BURST: Duration = Duration::from_millis(10);
+
+/// Most subscribers that read the table at once.
+const REPLAYS: usize = 4;
 
 /// Pauses after the database has failed.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -106,6 +109,10 @@ pub(crate) struct Bus {
     lagged: AtomicU64,
     handler_errors: AtomicU64,
     subscribers: AtomicU64,
+    /// How often the sharing of a circle has changed.
+    sharing: AtomicU64,
+    /// Who reads the table takes turns.
+    replays: Semaphore,
 }
 
 /// Numbers events and hands them out.
@@ -138,6 +145,8 @@ impl Bus {
             lagged: AtomicU64::new(0),
             handler_errors: AtomicU64::new(0),
             subscribers: AtomicU64::new(0),
+            sharing: AtomicU64::new(0),
+            replays: Semaphore::new(REPLAYS),
         });
         let relay = Relay {
             id: Uuid::now_v7(),
@@ -185,13 +194,17 @@ impl Bus {
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
         use event::Column::{OccurredAt, Position};
-        let newest = event::Entity::find()
-            .select_only()
-            .expr(Expr::col(Position).max())
-            .into_query();
-        let expired = Condition::all()
-            .add(OccurredAt.lt(now - self.settings.retention))
-            .add(Expr::col(Position).lt(newest));
+        let announced = event::Entity::find().filter(Position.is_not_null());
+        let kept = announced
+            .clone()
+            .filter(OccurredAt.gte(now - self.settings.retention));
+        let oldest_kept = kept.order_by_asc(Position).one(db).await?;
+        let newest = announced.order_by_desc(Position).one(db).await?;
+        // What is kept has no holes, though clocks differ.
+        let Some(boundary) = oldest_kept.or(newest).and_then(|row| row.position) else {
+            return Ok(());
+        };
+        let expired = Position.lt(boundary);
         loop {
             let some = event::Entity::find()
                 .select_only()
@@ -289,8 +302,8 @@ impl Relay {
     }
 
     async fn begin(&mut self, numbers: bool) -> Result<(), Failed> {
-        // First the ear, then the table: what is told in between is in both.
-        self.ear = self.ear().await?;
+        // First the ear, then the table: what is told in between is in both. Without an ear there still is the poll.
+        self.ear = self.ear().await.unwrap_or_default();
         if self.bus.latest.borrow().is_none() {
             self.bus.latest.send_replace(Some(self.newest().await?));
         }
@@ -308,8 +321,18 @@ impl Relay {
             let began = Instant::now();
             let is_mine = tokio::select! {
                 () = self.bus.changed.notified() => true,
-                () = sleep(self.bus.settings.poll) => true,
-                told = hear(&mut self.ear, self.id) => told.map(|()| false)?,
+                () = sleep(self.bus.settings.poll) => {
+                    if self.ear.is_none() {
+                        self.ear = self.ear().await.unwrap_or_default();
+                    }
+                    self.has_unnumbered().await?
+                }
+                told = hear(&mut self.ear, self.id) => {
+                    if told.is_err() {
+                        self.ear = None;
+                    }
+                    false
+                }
             };
             // The first of a burst is not kept waiting; the rest of it goes out together.
             sleep(BURST.saturating_sub(began.elapsed())).await;
@@ -318,10 +341,22 @@ impl Relay {
     }
 
     async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
-        if numbers {
-            self.number().await?;
-        }
-        self.read().await
+        let numbered = if numbers { self.number().await } else { Ok(()) };
+        // What others have numbered is told nevertheless.
+        self.read().await?;
+        numbered
+    }
+
+    /// Whether something that other hands have written waits for its position.
+    async fn has_unnumbered(&self) -> Result<bool, Failed> {
+        let waiting = event::Entity::find()
+            .select_only()
+            .column(event::Column::Id)
+            .filter(event::Column::Position.is_null())
+            .into_tuple::<Uuid>()
+            .one(&self.db)
+            .await?;
+        Ok(waiting.is_some())
     }
 
     /// Where other instances tell of new positions; nowhere on SQLite.
@@ -376,6 +411,11 @@ impl Relay {
             }
         }
     }
+}
+
+/// Whether an event changes who may read a circle.
+fn changes_sharing(row: &event::Model) -> bool {
+    matches!(&*row.kind, "circle.shared" | "circle.unshared")
 }
 
 /// Waits until another instance tells of new positions.
