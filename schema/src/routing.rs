@@ -238,15 +238,17 @@ pub(crate) fn assigned(
     (agent, score): (Uuid, Option<f64>),
     left: Option<Uuid>,
 ) -> Fact {
-    let payload = json!({
+    let mut payload = json!({
         "title": title,
         "fromStatus": from.map(|status| status.to_value()),
         "toStatus": task::TaskStatus::Assigned.to_value(),
         "assigneeId": Kind::Agent.id(agent),
-        "fromAssigneeId": left.map(|agent| Kind::Agent.id(agent)),
         "routingScore": score,
         "version": version,
     });
+    if let Some(left) = left {
+        payload["fromAssigneeId"] = json!(Kind::Agent.id(left));
+    }
     about(circle, Fact::new("task.assigned", id, payload)).agent(agent)
 }
 

@@ -282,6 +282,7 @@ struct Follower {
 
 impl Follower {
     async fn next(&mut self) -> Result<ConversationUpdate, Error> {
+        self.request.progress.started();
         loop {
             let update = match self.earlier().await? {
                 Some(message) => self.message(message).await?,

@@ -258,6 +258,9 @@ impl Bus {
         };
         self.published
             .fetch_add(rows.len() as u64, Ordering::Relaxed);
+        // Known before the events are: who judges one of them knows of all the changes before it.
+        let sharing = rows.iter().filter(|row| changes_sharing(row)).count();
+        self.sharing.fetch_add(sharing as u64, Ordering::AcqRel);
         let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
         history.extend(rows.into_iter().map(Arc::new));
         let surplus = history.len().saturating_sub(self.settings.history);

@@ -129,7 +129,7 @@ async fn a_user_and_administrators_are_told_what_happens_to_the_account() {
         let payload = row.payload.as_object().expect("an object");
         let keys: Vec<_> = payload.keys().map(String::as_str).collect();
         let says = if row.kind == "user.tokens_revoked" {
-            vec!["reason", "v"]
+            vec!["at", "reason", "v"]
         } else {
             vec!["changed", "updatedAt", "v"]
         };
