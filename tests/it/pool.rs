@@ -205,6 +205,8 @@ async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
     };
     let db = database.connect().await;
     let server = TestServer::on(database, |_| ()).await;
+    // The caller is known before connections are cut.
+    name(&server.graphql(CIRCLES, json!({})).await);
     let load = join_all((0..64).map(async |_| {
         for _ in 0..5 {
             let answer = server.graphql(CIRCLES, json!({})).await;

@@ -546,18 +546,18 @@ async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_not
     let (policy, _) = limit(&server.url).await;
     assert!(policy.contains("\"read\";q=1000;"), "{policy}");
 
-    write("[limits]\nread = 2\n");
+    write("[limits]\nread = 1\n");
     server.signal("HUP");
     until_logged(&mut log, "took the rate limits").await;
     let (policy, _) = limit(&server.url).await;
-    assert!(policy.contains("\"read\";q=2;"), "{policy}");
+    assert!(policy.contains("\"read\";q=1;"), "{policy}");
 
     for broken in ["[limits]\nread = 0\n", "[limits]\nreed = 5\n", "[limits"] {
         write(broken);
         server.signal("HUP");
         until_logged(&mut log, "cannot be read").await;
         let (policy, _) = limit(&server.url).await;
-        assert!(policy.contains("\"read\";q=2;"), "{broken}: {policy}");
+        assert!(policy.contains("\"read\";q=1;"), "{broken}: {policy}");
     }
     let (_, status) = limit(&server.url).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
