@@ -14,6 +14,36 @@ if (!url) {
   process.exit(2);
 }
 
+// Leaves the subscription running while the circle is paused and started elsewhere: both arrive by themselves.
+async function live(page, screenshot) {
+  const [stream] = await Promise.all([
+    page.waitForResponse((response) => response.headers()['content-type']?.startsWith('text/event-stream')),
+    page.locator('.graphiql-execute-button').click(),
+  ]);
+  assert.equal(stream.status(), 200);
+  await page.evaluate(async (id) => {
+    const demo = JSON.parse(document.querySelector('meta[name="gathering-demo"]').content);
+    const ask = async (query, input, token) => {
+      const headers = { 'content-type': 'application/json', ...(token && { authorization: `Bearer ${token}` }) };
+      const body = JSON.stringify({ query, variables: { input } });
+      return (await fetch('/graphql', { method: 'POST', headers, body })).json();
+    };
+    const login = 'mutation ($input: LoginInput!) { login(input: $input) { accessToken } }';
+    const { accessToken } = (await ask(login, demo)).data.login;
+    for (const field of ['pauseCircle', 'startCircle']) {
+      const mutation = `mutation ($input: CircleActionInput!) { ${field}(input: $input) { userErrors { message } } }`;
+      await ask(mutation, { circleId: id }, accessToken);
+    }
+  }, 'circle_01ke6p4zk8e03r000000000001');
+  await page.locator('.result-window .view-lines').getByText('CIRCLE_STARTED').waitFor();
+  if (screenshot) {
+    await page.screenshot({ path: screenshot.replace(/(\.png)?$/, '-live.png') });
+  }
+  // The same button stops it.
+  await page.locator('.graphiql-execute-button').click();
+  console.log('Live: two events arrived');
+}
+
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   args: ['--no-sandbox'],
@@ -59,9 +89,13 @@ try {
     await tab.click();
     // What is stored has been parsed: from then on the editor knows the operation's name.
     await page.waitForFunction(
-      (name) => new RegExp(`^query ${name}\\b`, 'm').test(localStorage['graphiql:query']),
+      (name) => new RegExp(`^(query|subscription) ${name}\\b`, 'm').test(localStorage['graphiql:query']),
       name,
     );
+    if (name === 'Live') {
+      await live(page, screenshot);
+      continue;
+    }
     const operation = (request) =>
       request.method() === 'POST' && request.postDataJSON()?.operationName === name;
     const [response] = await Promise.all([
