@@ -114,6 +114,7 @@ mod tests {
     };
 
     use chrono::DateTime;
+    use sea_orm::Database;
     use serde_json::json;
     use tokio::task::JoinSet;
     use uuid::Uuid;
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
     use crate::{live::Settings, write::Writer};
 
-    fn bus() -> Arc<Bus> {
+    async fn bus() -> (Arc<Bus>, DatabaseConnection) {
         let settings = Settings {
             history: 10_000,
             window: Duration::ZERO,
@@ -129,8 +130,10 @@ mod tests {
             retention: Duration::from_hours(1),
             handlers: 100,
         };
-        let db = DatabaseConnection::default();
-        Bus::new(settings, db.clone(), Writer::new(db)).0
+        let db = Database::connect("sqlite::memory:").await;
+        let db = db.expect("a database");
+        let bus = Bus::new(settings, db.clone(), Writer::new(db.clone())).0;
+        (bus, db)
     }
 
     fn event(position: i64, subject: u128) -> event::Model {
@@ -154,7 +157,7 @@ mod tests {
 
     /// Runs a handler over events of ten subjects until it has seen all of them.
     async fn run(events: i64, permits: usize, handle: Handle) -> Arc<Bus> {
-        let bus = bus();
+        let (bus, db) = bus().await;
         bus.latest.send_replace(Some(0));
         let seen = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&seen);
@@ -167,7 +170,7 @@ mod tests {
         };
         let permits = Arc::new(Semaphore::new(permits));
         let mut tasks = JoinSet::new();
-        tasks.spawn(handler.run(Arc::clone(&bus), DatabaseConnection::default(), permits));
+        tasks.spawn(handler.run(Arc::clone(&bus), db, permits));
         tokio::task::yield_now().await;
         for position in 1..=events {
             let subject = u128::from(position.unsigned_abs()) % 10;
