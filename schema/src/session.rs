@@ -9,7 +9,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryTrait};
 use uuid::Uuid;
 
 use crate::{
-    auth::{Profile, SignedIn, live},
+    auth::{Act, Profile, SignedIn, in_session, live},
     ctx::Door,
     error::Error,
     id::Kind,
@@ -19,6 +19,7 @@ use crate::{
     scalar::DateTime,
     user::{MAX_NAME, User},
     user_error::{Check, UserError, UserErrorCode},
+    write::change,
 };
 
 /// A place where a user is signed in.
@@ -393,12 +394,16 @@ impl SessionMutation {
         let request = ctx.request();
         let viewer = request.viewer()?;
         let session = Kind::SignIn.parse(&input.session_id, "sessionId")?;
-        let ended = request
-            .accounts()
-            .end_session(&request.client, viewer, session);
-        if ended.await?.is_none() {
-            return Err(Error::not_found("sessionId"));
-        }
+        let accounts = request.accounts();
+        let ended = change(ctx, async |mut change| {
+            let (transaction, now) = (&change.transaction, change.now);
+            let owner = accounts.end_session(transaction, viewer, session, now);
+            let owner = owner.await?.ok_or_else(|| Error::not_found("sessionId"))?;
+            change.note(Act::SessionRevoked, Kind::User, owner, in_session(session));
+            change.commit(vec![session]).await
+        });
+        ended.await?;
+        accounts.ended(session);
         Ok(RevokeSessionPayload {
             revoked_session_id: Some(input.session_id),
             user_errors: Vec::new(),

@@ -7,9 +7,10 @@ use async_graphql::{
 };
 use gathering_entity::user;
 use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
+use uuid::Uuid;
 
 use crate::{
-    auth::Amendment,
+    auth::{Act, Amendment},
     ctx::Door,
     error::Error,
     id::Kind,
@@ -17,6 +18,7 @@ use crate::{
     scalar::DateTime,
     text,
     user_error::{Check, UserError, UserErrorCode},
+    write::change,
 };
 
 /// Most characters of a user's name.
@@ -170,11 +172,26 @@ impl UserPayload {
         }
     }
 
-    fn changed(user: user::Model) -> Self {
-        Self {
-            user: Some(User::new(Arc::new(user))),
+    /// Makes the change.
+    async fn amended(ctx: &Context<'_>, user: Uuid, amendment: Amendment) -> Result<Self, Error> {
+        let accounts = ctx.request().accounts();
+        let outcome = change(ctx, async |mut change| {
+            let (transaction, now) = (&change.transaction, change.now);
+            let amended = accounts.amend(transaction, user, &amendment, now).await?;
+            let amended = amended.ok_or_else(|| Error::not_found("userId"))?;
+            for fact in amended.facts {
+                change.announce(fact);
+            }
+            if let Some(details) = amended.details {
+                change.note(Act::UserChanged, Kind::User, user, details);
+            }
+            change.commit(vec![user]).await
+        });
+        let row = outcome.await?.row::<user::Entity>(ctx).await?;
+        Ok(Self {
+            user: row.map(User::new),
             user_errors: Vec::new(),
-        }
+        })
     }
 }
 
@@ -210,8 +227,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         input: UpdateProfileInput,
     ) -> Result<UserPayload, Error> {
-        let request = ctx.request();
-        let viewer = request.viewer()?;
+        let viewer = ctx.request().viewer()?.id();
         let mut check = Check::default();
         let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
         if let Err(faults) = check.faults() {
@@ -221,12 +237,7 @@ impl UserMutation {
             name,
             ..Amendment::default()
         };
-        let id = viewer.id();
-        let changed = request
-            .accounts()
-            .change(&request.client, Some(id), id, &amendment);
-        let user = changed.await?.ok_or_else(Error::unauthenticated)?;
-        Ok(UserPayload::changed(user))
+        UserPayload::amended(ctx, viewer, amendment).await
     }
 
     /// Changes another user: their name, their role, and whether they may sign in. For administrators. Error codes of
@@ -236,8 +247,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         input: UpdateUserInput,
     ) -> Result<UserPayload, Error> {
-        let request = ctx.request();
-        let admin = request.admin()?.id();
+        let admin = ctx.request().admin()?.id();
         let user = Kind::User.parse(&input.user_id, "userId")?;
         let mut check = Check::default();
         let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
@@ -254,11 +264,7 @@ impl UserMutation {
             role: input.role.map(user::UserRole::from),
             is_active: input.is_active,
         };
-        let changed = request
-            .accounts()
-            .change(&request.client, Some(admin), user, &amendment);
-        let user = changed.await?.ok_or_else(|| Error::not_found("userId"))?;
-        Ok(UserPayload::changed(user))
+        UserPayload::amended(ctx, user, amendment).await
     }
 }
 

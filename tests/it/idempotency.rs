@@ -7,6 +7,8 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
+use crate::accounts::Visitor;
+use crate::database::PASSWORD;
 use crate::server::TestServer;
 
 const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
@@ -176,6 +178,48 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
         (count(&server, "A").await, count(&server, "B").await),
         (1, 1)
     );
+}
+
+#[tokio::test]
+async fn an_account_is_not_changed_again_by_a_request_that_was_cut_off() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let admin = server.token("admin@example.com").await;
+    let db = server.database().connect().await;
+    let visitor = Visitor::new(&server);
+    let user = &visitor.id(&token).await;
+    let profile = |name: &str| {
+        let query =
+            "mutation ($name: String) { updateProfile(input: { name: $name }) { user { name } } }";
+        json!({ "query": query, "variables": { "name": name } })
+    };
+    let account = |name: &str| {
+        let query = "mutation ($user: ID!, $name: String) { \
+            updateUser(input: { userId: $user, name: $name }) { user { name } } }";
+        json!({ "query": query, "variables": { "user": user, "name": name } })
+    };
+    for (token, field, change) in [
+        (&token, "updateProfile", &profile as &dyn Fn(&str) -> Value),
+        (&admin, "updateUser", &account),
+    ] {
+        let made = send(&server, token, field, &change("First")).await;
+        assert_eq!(made["data"][field]["user"]["name"], "First", "{made}");
+        send(&server, token, &format!("{field}-later"), &change("Second")).await;
+        forget_answers(&db).await;
+        let again = send(&server, token, field, &change("First")).await;
+        assert_eq!(again["data"][field]["user"]["name"], "Second", "{again}");
+    }
+
+    let other = visitor.login("demo@example.com", PASSWORD).await;
+    let query =
+        "mutation ($id: ID!) { revokeSession(input: { sessionId: $id }) { revokedSessionId } }";
+    let session = visitor.session(&other.access).await;
+    let end = json!({ "query": query, "variables": { "id": session } });
+    let ended = send(&server, &token, "end", &end).await;
+    assert!(ended["data"]["revokeSession"].is_object(), "{ended}");
+    forget_answers(&db).await;
+    let again = send(&server, &token, "end", &end).await;
+    assert_eq!(again["data"], ended["data"], "{again}");
 }
 
 #[tokio::test]

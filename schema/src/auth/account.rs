@@ -11,7 +11,7 @@ use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait,
     IntoActiveModel, QueryFilter, Set, TransactionTrait, Unchanged, sea_query::OnConflict,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
@@ -64,6 +64,15 @@ impl Amendment {
         let is_active = self.is_active.map(|_| "isActive");
         [name, role, is_active].into_iter().flatten().collect()
     }
+}
+
+/// An account that was changed, before the change stands.
+pub(crate) struct Amended {
+    pub(crate) row: user::Model,
+    /// What is to be told.
+    pub(crate) facts: Vec<Fact>,
+    /// What is to be recorded; `None` when nothing was different.
+    pub(crate) details: Option<Value>,
 }
 
 impl Accounts {
@@ -415,85 +424,101 @@ impl Accounts {
         settle(change).await
     }
 
-    /// Changes an account; `None` when there is no such account. `actor` is nobody on the command line.
+    /// Changes an account; `None` when there is no such account.
     ///
     /// # Errors
     /// The database cannot be written.
-    pub(crate) async fn change(
+    pub(crate) async fn amend(
         &self,
-        client: &Client,
-        actor: Option<Uuid>,
+        transaction: &DatabaseTransaction,
         user: Uuid,
         amendment: &Amendment,
-    ) -> Result<Option<user::Model>, Error> {
-        let change = || async {
-            let now = self.now();
-            let (transaction, _turn) = self.writer.begin().await?;
-            let Some(row) = lock(&transaction, user).await? else {
-                return Ok(None);
-            };
-            let amendment = amendment.to(&row);
-            let names = amendment.names();
-            if names.is_empty() {
-                return Ok(Some((row, names)));
-            }
-            let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
-            if amendment.is_active == Some(false) {
-                let reason = RevocationReason::Admin;
-                self.end(&transaction, user, Ending::All, reason, now)
-                    .await?;
-            }
-            let version = row.token_version + 1;
-            let mut row = row.into_active_model();
-            row.updated_at = Set(now);
-            if let Some(name) = amendment.name {
-                row.name = Set(name);
-            }
-            if let Some(role) = amendment.role {
-                row.role = Set(role);
-                row.token_version = Set(version);
-            }
-            if let Some(is_active) = amendment.is_active {
-                row.is_active = Set(is_active);
-            }
-            let row = row.update(&transaction).await?;
-            let mut facts = vec![changed("user.updated", &row, &names)];
-            if revokes {
-                facts.push(tokens_revoked(user, RevocationReason::Admin, now));
-            }
-            self.commit(transaction, (actor, client), facts, now)
-                .await?;
-            Ok(Some((row, names)))
-        };
-        let Some((row, names)) = settle(change).await? else {
+        now: DateTime<Utc>,
+    ) -> Result<Option<Amended>, Error> {
+        let Some(row) = lock(transaction, user).await? else {
             return Ok(None);
         };
-        if !names.is_empty() {
-            let details = json!({
-                "changed": names,
-                "role": row.role.to_value(),
-                "isActive": row.is_active,
-            });
-            self.trail
-                .record(Act::UserChanged, client, actor, Some(user), details);
+        let amendment = amendment.to(&row);
+        let names = amendment.names();
+        if names.is_empty() {
+            return Ok(Some(Amended {
+                row,
+                facts: Vec::new(),
+                details: None,
+            }));
         }
-        Ok(Some(row))
+        let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
+        if amendment.is_active == Some(false) {
+            let reason = RevocationReason::Admin;
+            self.end(transaction, user, Ending::All, reason, now)
+                .await?;
+        }
+        let version = row.token_version + 1;
+        let mut row = row.into_active_model();
+        row.updated_at = Set(now);
+        if let Some(name) = amendment.name {
+            row.name = Set(name);
+        }
+        if let Some(role) = amendment.role {
+            row.role = Set(role);
+            row.token_version = Set(version);
+        }
+        if let Some(is_active) = amendment.is_active {
+            row.is_active = Set(is_active);
+        }
+        let row = row.update(transaction).await?;
+        let mut facts = vec![changed("user.updated", &row, &names)];
+        if revokes {
+            facts.push(tokens_revoked(user, RevocationReason::Admin, now));
+        }
+        let details = json!({
+            "changed": names,
+            "role": row.role.to_value(),
+            "isActive": row.is_active,
+        });
+        Ok(Some(Amended {
+            row,
+            facts,
+            details: Some(details),
+        }))
     }
 
-    /// Changes an account by its e-mail address, as the server's operator.
+    /// Changes an account by its e-mail address, as the server's operator; `None` when there is no such account.
     ///
     /// # Errors
     /// The database cannot be written.
-    pub(crate) async fn change_by_email(
+    pub(crate) async fn amend_by_email(
         &self,
         client: &Client,
         email: &str,
         amendment: &Amendment,
     ) -> Result<Option<user::Model>, Error> {
-        match self.by_email(&text::fold(email)).await? {
-            Some(user) => self.change(client, None, user.id, amendment).await,
-            None => Ok(None),
+        let Some(user) = self.by_email(&text::fold(email)).await? else {
+            return Ok(None);
+        };
+        let change = || async {
+            let now = self.now();
+            let (transaction, _turn) = self.writer.begin().await?;
+            let amended = self.amend(&transaction, user.id, amendment, now).await?;
+            let Some(Amended {
+                row,
+                facts,
+                details,
+            }) = amended
+            else {
+                return Ok(None);
+            };
+            self.commit(transaction, (None, client), facts, now).await?;
+            Ok(Some((row, details)))
+        };
+        let Some((row, details)) = settle(change).await? else {
+            return Ok(None);
+        };
+        if let Some(details) = details {
+            self.trail
+                .record(Act::UserChanged, client, None, Some(row.id), details);
         }
+        Ok(Some(row))
     }
 
     /// An access token that is not bound to a refresh token, for the server's operator.

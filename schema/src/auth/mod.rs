@@ -37,7 +37,7 @@ pub use trail::{Client, Recorder};
 
 pub(crate) use account::{Amendment, Profile};
 pub(crate) use password::{LENGTH as PASSWORD_LENGTH, has as password_has};
-pub(crate) use session::{SignedIn, live};
+pub(crate) use session::{SignedIn, in_session, live};
 pub(crate) use trail::{Act, Trail};
 
 use crate::{

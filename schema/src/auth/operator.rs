@@ -113,9 +113,7 @@ impl Operator {
     }
 
     async fn change(&self, email: &str, amendment: &Amendment) -> Result<(), Reason> {
-        let changed = self
-            .accounts
-            .change_by_email(&self.client, email, amendment);
+        let changed = self.accounts.amend_by_email(&self.client, email, amendment);
         let changed = changed.await.map_err(line)?;
         changed.map(drop).ok_or_else(nobody)
     }

@@ -64,7 +64,7 @@ fn hashed(token: &str) -> String {
 }
 
 /// What the audit log says of a session: the id by which it can be ended.
-fn in_session(session: Uuid) -> Value {
+pub(crate) fn in_session(session: Uuid) -> Value {
     json!({ "session": Kind::SignIn.id(session).as_str() })
 }
 
@@ -372,54 +372,41 @@ impl Accounts {
         Ok((ended, sessions.into_iter().map(|(id, _)| id).collect()))
     }
 
-    /// Ends one session, if the user has it.
+    /// Ends one session, if the actor has it or is an administrator. Answers whose it was.
     ///
     /// # Errors
     /// The database cannot be written.
     pub(crate) async fn end_session(
         &self,
-        client: &Client,
+        transaction: &DatabaseTransaction,
         actor: &Viewer,
         session: Uuid,
+        now: DateTime<Utc>,
     ) -> Result<Option<Uuid>, Error> {
-        let Some(owner) = settle(|| self.end_owned(actor, session)).await? else {
-            return Ok(None);
-        };
-        self.revoked.insert(session, ());
-        let details = in_session(session);
-        self.trail.record(
-            Act::SessionRevoked,
-            client,
-            Some(actor.id()),
-            Some(owner),
-            details,
-        );
-        Ok(Some(owner))
-    }
-
-    async fn end_owned(&self, actor: &Viewer, session: Uuid) -> Result<Option<Uuid>, Error> {
-        let now = self.now();
-        let (transaction, _turn) = self.writer.begin().await?;
         let mine = (!actor.is_admin()).then(|| refresh_token::Column::UserId.eq(actor.id()));
         let row = refresh_token::Entity::find()
             .filter(refresh_token::Column::FamilyId.eq(session))
             .filter(live(now))
             .filter(Condition::all().add_option(mine))
-            .one(&transaction)
+            .one(transaction)
             .await?;
         let Some(row) = row else {
             return Ok(None);
         };
-        lock(&transaction, row.user_id).await?;
+        lock(transaction, row.user_id).await?;
         let reason = if row.user_id == actor.id() {
             RevocationReason::Logout
         } else {
             RevocationReason::Admin
         };
         let ending = Ending::One(session, now + LONGEST_ACCESS);
-        self.end(&transaction, row.user_id, ending, reason, now)
+        self.end(transaction, row.user_id, ending, reason, now)
             .await?;
-        transaction.commit().await?;
         Ok(Some(row.user_id))
+    }
+
+    /// Remembers that a session has ended.
+    pub(crate) fn ended(&self, session: Uuid) {
+        self.revoked.insert(session, ());
     }
 }
