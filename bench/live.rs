@@ -2,6 +2,7 @@
 //!
 //! `live fanout URL TOKEN PID SUBSCRIBERS SILENT CIRCLES`: subscribers listen to everything, some without ever reading;
 //! then circles of 100 members each are made, 101 events each.
+//! `live steady URL TOKEN SUBSCRIBERS RATE SECONDS`: subscribers listen while projects are renamed so often a second.
 //! `live abort URL TOKEN PID CONNECTS`: connections are broken off at each stage of the handshake.
 //! `live storm URL TOKEN SECONDS`: projects are renamed as fast as the server lets; prints each name that was acknowledged.
 #![expect(
@@ -36,7 +37,10 @@ const MEMBERS: usize = 100;
 const SAMPLE: u64 = 64;
 
 /// Requests that change something at the same time.
-const WRITERS: usize = 16;
+const WRITERS: u64 = 16;
+
+const PUBLISHED: &str = "gathering_events_published_total";
+const SUBSCRIBERS: &str = "gathering_event_subscribers";
 
 #[derive(Clone)]
 struct Api {
@@ -63,6 +67,40 @@ impl Api {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         let number = line.unwrap_or_else(|| panic!("no {name}"));
         number.trim().parse().expect("a number")
+    }
+
+    /// Waits until so many events were handed out since the start of the server.
+    async fn handed_out(&self, events: f64) {
+        while self.metric(PUBLISHED).await < events {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Has subscribers listen until each has heard so many events; the first do not read until all is done.
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    async fn listen(
+        &self,
+        subscribers: u64,
+        silent: u64,
+        events: u64,
+        done: &Arc<AtomicBool>,
+    ) -> JoinSet<(bool, Heard)> {
+        let mut listeners = JoinSet::new();
+        for n in 0..subscribers {
+            let mut socket = self.subscribe().await;
+            let done = Arc::clone(done);
+            listeners.spawn(async move {
+                while n < silent && !done.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                let sample = (n >= silent).then_some(n % SAMPLE);
+                (n < silent, hear(&mut socket, events, sample).await)
+            });
+        }
+        while self.metric(SUBSCRIBERS).await < subscribers as f64 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        listeners
     }
 
     async fn connect(&self) -> TcpStream {
@@ -125,6 +163,16 @@ fn memory(pid: &str) -> u64 {
 /// The value below which so many hundredths of the values are.
 fn percentile(sorted: &[f64], percent: usize) -> f64 {
     sorted[(sorted.len() - 1) * percent / 100]
+}
+
+fn print_delays(mut delays: Vec<f64>) {
+    delays.sort_by(f64::total_cmp);
+    println!(
+        "change to delivery:      {:>8.1} ms median, {:.1} ms p99, {:.1} ms at most",
+        percentile(&delays, 50),
+        percentile(&delays, 99),
+        percentile(&delays, 100)
+    );
 }
 
 /// Makes circles, and answers how long that took.
@@ -222,27 +270,14 @@ async fn hear(socket: &mut WebSocketStream<TcpStream>, events: u64, sample: Opti
 async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u64) {
     let events = circles * (MEMBERS as u64 + 1);
     println!("memory before:           {:>8} MiB", memory(&pid));
+    let before = api.metric(PUBLISHED).await;
     let alone = publish(&api, "alone", circles).await;
     let rate = |took: Duration| events as f64 / took.as_secs_f64();
     println!("published, nobody there: {:>8.0} events/s", rate(alone));
 
-    let before = api.metric("gathering_events_published_total").await;
+    api.handed_out(before + events as f64).await;
     let done = Arc::new(AtomicBool::new(false));
-    let mut listeners = JoinSet::new();
-    for n in 0..subscribers {
-        let mut socket = api.subscribe().await;
-        let done = Arc::clone(&done);
-        listeners.spawn(async move {
-            while n < silent && !done.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            let sample = (n >= silent).then_some(n % SAMPLE);
-            (n < silent, hear(&mut socket, events, sample).await)
-        });
-    }
-    while api.metric("gathering_event_subscribers").await < subscribers as f64 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let mut listeners = api.listen(subscribers, silent, events, &done).await;
     println!("memory, all subscribed:  {:>8} MiB", memory(&pid));
 
     let peak = Arc::new(AtomicU64::new(0));
@@ -289,20 +324,77 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
         }
     }
     sampling.abort();
-    delays.sort_by(f64::total_cmp);
-    println!(
-        "commit to delivery:      {:>8.1} ms median, {:.1} ms p99, {:.1} ms at most",
-        percentile(&delays, 50),
-        percentile(&delays, 99),
-        percentile(&delays, 100)
-    );
+    print_delays(delays);
     println!("those who did not read (events received afterwards, close code): {told:?}");
-    while api.metric("gathering_event_subscribers").await > 0.0 {
+    while api.metric(SUBSCRIBERS).await > 0.0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let published = api.metric("gathering_events_published_total").await - before;
-    println!("events handed out:       {published:>8.0} of {events}");
+    let published = api.metric(PUBLISHED).await - before;
+    println!(
+        "events handed out:       {published:>8.0} of {}",
+        2 * events
+    );
     println!("memory after:            {:>8} MiB", memory(&pid));
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "numbers that are printed with few digits"
+)]
+async fn steady(api: Api, subscribers: u64, rate: u64, seconds: u64) {
+    let changes = (rate * seconds).div_ceil(WRITERS);
+    let mut projects = Vec::new();
+    for writer in 0..WRITERS {
+        let made = create_project(&api, &format!("steady {writer}")).await;
+        projects.push(made.expect("an answer"));
+    }
+    // What was there before is told before, and none of what is measured.
+    api.handed_out(WRITERS as f64).await;
+    let done = Arc::default();
+    let listeners = api.listen(subscribers, 0, WRITERS * changes, &done).await;
+    let mut writers = JoinSet::new();
+    let pace = Duration::from_secs_f64(WRITERS as f64 / rate as f64);
+    let began = Instant::now();
+    for (writer, project) in (0..).zip(projects) {
+        let api = api.clone();
+        writers.spawn(async move {
+            let first =
+                tokio::time::Instant::now() + pace.mul_f64(f64::from(writer) / WRITERS as f64);
+            let mut paces = tokio::time::interval_at(first, pace);
+            for change in 0..changes {
+                paces.tick().await;
+                let name = format!("steady {writer} {change}");
+                let renamed = rename_project(&api, &project, &name).await;
+                renamed.expect("an answer");
+            }
+        });
+    }
+    writers.join_all().await;
+    let rate = (WRITERS * changes) as f64 / began.elapsed().as_secs_f64();
+    let heard: Vec<Heard> = listeners
+        .join_all()
+        .await
+        .into_iter()
+        .map(|(_, heard)| heard)
+        .collect();
+    let complete = heard
+        .iter()
+        .filter(|heard| heard.count == WRITERS * changes)
+        .count();
+    println!("changes:                 {rate:>8.0} a second, heard by {complete} of {subscribers}");
+    print_delays(heard.into_iter().flat_map(|heard| heard.delays).collect());
+}
+
+async fn create_project(api: &Api, name: &str) -> Option<Value> {
+    let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
+    let made = api.ask(query, json!({ "input": { "name": name } })).await?;
+    Some(made["createProject"]["project"]["id"].clone())
+}
+
+async fn rename_project(api: &Api, id: &Value, name: &str) -> Option<Value> {
+    let query = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { name } } }";
+    let input = json!({ "projectId": id, "name": name });
+    api.ask(query, json!({ "input": input })).await
 }
 
 async fn abort(api: Api, pid: String, connects: u64) {
@@ -376,18 +468,13 @@ async fn storm(api: Api, seconds: u64) {
     for writer in 0..64 {
         let api = api.clone();
         writers.spawn(async move {
-            let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
-            let input = json!({ "name": format!("storm {writer}") });
-            let Some(made) = api.ask(query, json!({ "input": input })).await else {
-                return 0;
-            };
-            let id = &made["createProject"]["project"]["id"];
-            let query = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { name } } }";
             let mut count = 0;
+            let Some(project) = create_project(&api, &format!("storm {writer}")).await else {
+                return count;
+            };
             while Instant::now() < deadline {
                 let name = format!("storm {writer} {count}");
-                let input = json!({ "projectId": id, "name": name });
-                if api.ask(query, json!({ "input": input })).await.is_none() {
+                if rename_project(&api, &project, &name).await.is_none() {
                     break;
                 }
                 println!("{name}");
@@ -421,6 +508,7 @@ async fn main() {
             let pid = arguments[3].clone();
             fanout(api, pid, number(4), number(5), number(6)).await;
         }
+        "steady" => steady(api, number(3), number(4), number(5)).await,
         "abort" => abort(api, arguments[3].clone(), number(4)).await,
         "storm" => storm(api, number(3)).await,
         other => panic!("no such load: {other}"),

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 #
-# Live events under load: bench/live.sh [fanout] [abort] [crash]
+# Live events under load: bench/live.sh [fanout] [steady] [abort] [crash]
 #
 #   fanout   BENCH_SUBSCRIBERS (1000) listen to everything over WebSocket, BENCH_SILENT (10) of them without ever
 #            reading, while BENCH_CIRCLES (100) circles of 100 members are made: 101 events each.
+#   steady   BENCH_LISTENERS (100) listen while projects are renamed BENCH_RATE (100) times a second for BENCH_SECONDS (10).
 #   abort    BENCH_CONNECTS (10000) connections are broken off at each stage of the handshake.
 #   crash    changes are made as fast as the server lets for BENCH_SECONDS (10), half way through it is killed; then each
 #            acknowledged change must be in the database, and have one event.
@@ -13,7 +14,7 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source bench/common.sh
-if (($# == 0)); then set -- fanout abort crash; fi
+if (($# == 0)); then set -- fanout steady abort crash; fi
 run cargo build --locked --release --example live
 live=${CARGO_TARGET_DIR:-target}/release/examples/live
 ulimit -n "$(ulimit -Hn)"
@@ -30,6 +31,10 @@ for load; do
     fanout)
         "$live" fanout "$gathering_url" "$token" "$gathering_pid" "${BENCH_SUBSCRIBERS:-1000}" "${BENCH_SILENT:-10}" \
             "${BENCH_CIRCLES:-100}" || die 'the load failed'
+        ;;
+    steady)
+        "$live" steady "$gathering_url" "$token" "${BENCH_LISTENERS:-100}" "${BENCH_RATE:-100}" "${BENCH_SECONDS:-10}" ||
+            die 'the load failed'
         ;;
     abort)
         "$live" abort "$gathering_url" "$token" "$gathering_pid" "${BENCH_CONNECTS:-10000}" || die 'the load failed'

@@ -2,8 +2,8 @@
 //!
 //! The rule: a connection is one task, that of the HTTP connection which it was, and holds all that belongs to it: what
 //! ends the one ends the other. Everything about it is bounded: the size and the number of its messages, its operations,
-//! its silence, and what it was sent and has not taken. The next answer of a subscription is asked for when the socket
-//! has taken the one before.
+//! its silence, and what it was sent and has not taken. The next answers of a subscription are asked for when the socket
+//! has taken those before.
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
@@ -25,7 +25,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream, iter, once};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt, poll};
 use gathering_schema::{Caller, Client, Code, Operation, Usage};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -42,6 +42,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::Instrument;
 
+use crate::config::Config;
 use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in};
 use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
 
@@ -54,6 +55,12 @@ const VERSION: &str = "13";
 /// Longest piece of a message that is handed to the socket at once, in bytes. Longer messages go out in pieces: so the
 /// buffer is bounded, and a client that reads slowly, but reads, has its time for each.
 const FRAGMENT: usize = 64 << 10;
+
+/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
+const GATHERED: usize = 8 << 10;
+
+/// Most outcomes that are passed on before anything else has its turn.
+const BURST: usize = 64;
 
 /// Longest id of an operation, in characters.
 const LONGEST_ID: usize = 100;
@@ -165,7 +172,7 @@ async fn open(endpoint: &Endpoint, io: Upgraded) -> Socket {
     let longest = endpoint.config.subscriptions.message_bytes;
     let config = WebSocketConfig::default()
         .read_buffer_size(4 << 10)
-        .write_buffer_size(0)
+        .write_buffer_size(GATHERED)
         .max_write_buffer_size(2 * FRAGMENT)
         .max_message_size(Some(longest))
         .max_frame_size(Some(longest));
@@ -409,8 +416,17 @@ impl Connection {
                     }
                     None => return Err(End::Lost),
                 },
-                Some((id, outcome)) = self.running.next() => self.tell(&id, outcome).await?,
+                Some((id, outcome)) = self.running.next() => {
+                    self.tell(&id, outcome).await?;
+                    for _ in 1..BURST {
+                        let Poll::Ready(Some((id, outcome))) = poll!(self.running.next()) else {
+                            break;
+                        };
+                        self.tell(&id, outcome).await?;
+                    }
+                }
             }
+            self.flush().await?;
         }
     }
 
@@ -594,8 +610,10 @@ impl Connection {
         for id in endless {
             self.tell(&id, None).await?;
         }
+        self.flush().await?;
         while let Some((id, outcome)) = self.running.next().await {
             self.tell(&id, outcome).await?;
+            self.flush().await?;
         }
         Err(Close::new(1012, RESTART).into())
     }
@@ -619,15 +637,29 @@ impl Connection {
         }
     }
 
-    /// Writes, and waits until the socket has taken all of it.
+    /// Writes, as soon as the socket has taken most of what was written before.
     async fn write(&mut self, message: Message) -> Result<(), End> {
-        let config = &self.endpoint.config;
-        let longest = config.subscriptions.message_bytes;
-        match timeout(config.server.write_timeout, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Close::of(&error, longest).map_or(End::Lost, End::Close)),
-            Err(_) => Err(Close::slow().into()),
-        }
+        let written = self.socket.feed(message);
+        in_time(&self.endpoint.config, written).await
+    }
+
+    /// Waits until the socket has taken all that was written.
+    async fn flush(&mut self) -> Result<(), End> {
+        let flushed = self.socket.flush();
+        in_time(&self.endpoint.config, flushed).await
+    }
+}
+
+/// Waits for the client to take what it is sent, as long as one may.
+async fn in_time(
+    config: &Config,
+    taken: impl Future<Output = Result<(), Error>>,
+) -> Result<(), End> {
+    let longest = config.subscriptions.message_bytes;
+    match timeout(config.server.write_timeout, taken).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Close::of(&error, longest).map_or(End::Lost, End::Close)),
+        Err(_) => Err(Close::slow().into()),
     }
 }
 
