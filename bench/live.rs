@@ -47,6 +47,8 @@ struct Api {
     client: Client,
     url: String,
     token: String,
+    /// What subscribers want to know of an event, beside when it was.
+    fields: String,
 }
 
 impl Api {
@@ -137,7 +139,10 @@ impl Api {
             ack.to_text().is_ok_and(|text| text.contains("ack")),
             "{ack}"
         );
-        let query = "subscription { events { id type cursor occurredAt } }";
+        let query = format!(
+            "subscription {{ events {{ cursor occurredAt {} }} }}",
+            self.fields
+        );
         let message = json!({ "id": "1", "type": "subscribe", "payload": { "query": query } });
         send(&mut socket, &message).await;
         socket
@@ -502,6 +507,7 @@ async fn main() {
         client: Client::builder().no_proxy().build().expect("a client"),
         url: arguments[1].clone(),
         token: arguments[2].clone(),
+        fields: env::var("BENCH_FIELDS").unwrap_or_else(|_| "id type".to_owned()),
     };
     match arguments[0].as_str() {
         "fanout" => {

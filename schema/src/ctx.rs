@@ -1,8 +1,11 @@
 //! The only door from a resolver to the world: who asks, the loader, the clock.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_graphql::{Context, ID, Name};
@@ -37,6 +40,8 @@ pub(crate) struct Request {
     pub(crate) refused: Vec<Name>,
     /// Under which key the operation may be sent again.
     pub(crate) key: Option<Key>,
+    /// Most of what happens that a subscription tells of at once: together it costs no more than a query may.
+    pub(crate) burst: usize,
     /// How far a subscription has come.
     pub(crate) progress: Progress,
 }
@@ -48,7 +53,7 @@ pub(crate) struct Progress {
     pub(crate) after: Option<String>,
     is_started: AtomicBool,
     has_failed: AtomicBool,
-    cursor: Mutex<Option<String>>,
+    cursors: Mutex<Vec<Option<String>>>,
 }
 
 impl Progress {
@@ -77,17 +82,14 @@ impl Progress {
         self.has_failed.load(Ordering::Relaxed)
     }
 
-    /// What is answered next is about the event at this cursor.
-    pub(crate) fn passed(&self, cursor: String) {
-        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+    /// What is answered next is about the events at these cursors, in order; `None` for what is no event.
+    pub(crate) fn passed(&self, cursors: Vec<Option<String>>) {
+        *self.cursors.lock().unwrap_or_else(PoisonError::into_inner) = cursors;
     }
 
-    /// The cursor of the event that the latest answer is about, once.
-    pub(crate) fn take_cursor(&self) -> Option<String> {
-        self.cursor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+    /// The cursors of the events that the latest answers are about, once.
+    pub(crate) fn take_cursors(&self) -> Vec<Option<String>> {
+        mem::take(&mut *self.cursors.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -4,7 +4,7 @@
 //! every field and list item is boxed, which costs more than the rest of the execution.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -42,7 +42,7 @@ use crate::{
     error::Error,
     idempotency::{self, Key, Known},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
-    live::{self, Bus, Relay},
+    live::{self, BATCH, Bus, Relay},
     load::{Gather, Loader, Waiting},
     scalar::DateTime,
     server::Look,
@@ -706,6 +706,7 @@ impl Graph {
             request: execution.known,
             waiting: execution.waiting,
             shape: execution.shape,
+            ready: VecDeque::new(),
         };
         live.start(verdict).await
     }
@@ -896,6 +897,8 @@ impl Graph {
         } = run;
         // What goes on without an end has no account of its cost.
         let usage = usage && operation.kind != OperationType::Subscription;
+        let affordable = inner.services.limits.complexity / operation.measure.complexity.max(1);
+        let burst = usize::try_from(affordable).unwrap_or(BATCH).clamp(1, BATCH);
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
@@ -913,6 +916,7 @@ impl Graph {
             waiting: Arc::clone(&waiting),
             refused,
             key,
+            burst,
             progress: Progress::new(after),
         });
         request.data.insert(Arc::clone(&known));

@@ -1,14 +1,20 @@
 //! Subscriptions as they run: one answer for each thing that happens, as long as whoever asked is still signed in.
 
 use std::{
+    borrow::Cow,
+    collections::VecDeque,
     future::{poll_fn, ready},
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use async_graphql::Response;
+use async_graphql::{
+    ContextSelectionSet, OutputType, PathSegment, Positioned, Response, ServerResult, Value,
+    indexmap::IndexMap, parser::types::Field, registry::Registry,
+};
 use futures_util::{
     Stream, StreamExt,
     stream::{self, BoxStream},
@@ -64,12 +70,86 @@ impl Stream for Answers {
     }
 }
 
+/// What happened at once, answered one by one. Resolved together, as a list is: what all of it asks of the database is
+/// one statement for each edge.
+pub(crate) struct Burst<T>(Vec<Option<T>>);
+
+/// Something to tell, and the cursor of the event that it is about.
+pub(crate) type Told<T> = (T, Option<String>);
+
+impl<T> Burst<T> {
+    /// Of all that is to be told; `None` when that is nothing.
+    pub(crate) fn new(
+        request: &Request,
+        told: impl IntoIterator<Item = Option<Told<T>>>,
+    ) -> Option<Self> {
+        let told = told.into_iter().flatten();
+        let (told, cursors): (Vec<_>, Vec<_>) = told.map(|(it, at)| (Some(it), at)).unzip();
+        if told.is_empty() {
+            return None;
+        }
+        request.progress.passed(cursors);
+        Some(Self(told))
+    }
+}
+
+/// In the schema it is one of what it is made of.
+impl<T: OutputType> OutputType for Burst<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn qualified_type_name() -> String {
+        T::qualified_type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        T::create_type_info(registry)
+    }
+
+    async fn resolve(
+        &self,
+        ctx: &ContextSelectionSet<'_>,
+        field: &Positioned<Field>,
+    ) -> ServerResult<Value> {
+        self.0.resolve(ctx, field).await
+    }
+}
+
+/// The answers to a burst, each as if it had been resolved alone.
+fn split(mut response: Response) -> Vec<Response> {
+    let burst = match &mut response.data {
+        Value::Object(fields) => fields.iter_mut().find_map(|(key, value)| match value {
+            Value::List(items) => Some((key.clone(), mem::take(items))),
+            _ => None,
+        }),
+        _ => None,
+    };
+    let Some((key, items)) = burst else {
+        return vec![response];
+    };
+    let answers = items.into_iter().map(|item| {
+        let fields = IndexMap::from_iter([(key.clone(), item)]);
+        Response::new(Value::Object(fields))
+    });
+    let mut answers: Vec<Response> = answers.collect();
+    for mut error in response.errors {
+        if let Some(PathSegment::Index(place)) = error.path.get(1).cloned() {
+            error.path.remove(1);
+            answers[place].errors.push(error);
+        }
+    }
+    answers
+}
+
 /// A subscription under way.
 pub(crate) struct Live {
     pub(crate) responses: BoxStream<'static, Response>,
     pub(crate) request: Arc<Request>,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) shape: Arc<Shape>,
+    /// Answers that were not asked for yet.
+    pub(crate) ready: VecDeque<Answer>,
 }
 
 impl Live {
@@ -88,39 +168,36 @@ impl Live {
         let first = Gather::new(&self.waiting, first);
         let first = match tokio::time::timeout(services.limits.timeout, first).await {
             Err(_) => Err(Error::timeout().into()),
-            Ok(None) => Ok(None),
+            Ok(None) => Ok(()),
             Ok(Some(None)) => Err(Error::internal().into()),
             Ok(Some(Some(response))) => {
-                let answer = self.answer(response);
+                self.take_in(response);
                 if self.request.progress.is_started() {
-                    Ok(Some(answer))
+                    Ok(())
                 } else {
-                    Err(answer.without_data())
+                    let refusal = self.ready.pop_front();
+                    Err(refusal.map_or_else(|| Error::internal().into(), Answer::without_data))
                 }
             }
         };
-        let first = match first {
-            Ok(first) => first,
-            Err(answer) => {
-                if answer.code() == Some(Code::ValidationFailed) {
-                    services.limiter.give_back(&mut verdict).await;
-                }
-                return Err(answer.with_standings(verdict.standings));
+        if let Err(answer) = first {
+            if answer.code() == Some(Code::ValidationFailed) {
+                services.limiter.give_back(&mut verdict).await;
             }
-        };
+            return Err(answer.with_standings(verdict.standings));
+        }
         // All look at the same moments, so that few statements serve them all.
         let passed = services.began.elapsed().as_secs();
         let next = services.began + Duration::from_secs(passed) + LOOK;
         let mut looks = interval_at(next.into(), LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let rest = stream::unfold(Some((self, looks)), |state| async {
+        let answers = stream::unfold(Some((self, looks)), |state| async {
             let (mut live, mut looks) = state?;
             let (answer, goes_on) = live.next(&mut looks).await?;
             Some((answer, goes_on.then_some((live, looks))))
         });
         // The first answer tells how the client stands since it asked.
         let mut untold = Some(verdict.standings.clone());
-        let answers = stream::iter(first).chain(rest);
         let answers = answers.map(move |answer| match untold.take() {
             Some(standings) => answer.with_standings(standings),
             None => answer,
@@ -135,18 +212,13 @@ impl Live {
     async fn next(&mut self, looks: &mut Interval) -> Option<(Answer, bool)> {
         let signed_out = Arc::clone(&self.request.services.signed_out);
         loop {
-            let response = Gather::new(&self.waiting, self.responses.next());
             tokio::select! {
-                response = response => {
-                    let answer = self.answer(response?);
-                    return Some(if self.request.progress.has_failed() {
-                        (answer.without_data(), false)
-                    } else {
-                        (answer, true)
-                    });
-                }
+                biased;
                 _ = looks.tick() => {}
                 () = signed_out.notified() => {}
+                answer = self.answer() => {
+                    return Some((answer?, !self.request.progress.has_failed()));
+                }
             }
             while let Err(error) = self.request.still_signed_in().await {
                 if !error.is_passing() {
@@ -158,9 +230,26 @@ impl Live {
         }
     }
 
-    fn answer(&self, response: Response) -> Answer {
+    async fn answer(&mut self) -> Option<Answer> {
+        if self.ready.is_empty() {
+            let response = Gather::new(&self.waiting, self.responses.next()).await?;
+            self.take_in(response);
+        }
+        self.ready.pop_front()
+    }
+
+    fn take_in(&mut self, response: Response) {
         let request_id = &self.request.client.request_id;
-        let answer = Answer::of(response, Arc::clone(&self.shape), request_id);
-        answer.at(self.request.progress.take_cursor())
+        let mut cursors = self.request.progress.take_cursors().into_iter();
+        let has_failed = self.request.progress.has_failed();
+        let answers = split(response).into_iter().map(|response| {
+            let answer = Answer::of(response, Arc::clone(&self.shape), request_id);
+            if has_failed {
+                answer.without_data()
+            } else {
+                answer.at(cursors.next().flatten())
+            }
+        });
+        self.ready.extend(answers);
     }
 }

@@ -1,6 +1,6 @@
 //! What happens, live: events as they are committed, and what they are about as it is then.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use async_graphql::{Context, ID, Interface, SimpleObject, Subscription};
 use futures_util::{Stream, TryStreamExt, future::try_join_all, stream};
@@ -18,14 +18,12 @@ use crate::{
     live::{Feed, Item, Wanted},
     message::Message,
     read::{Pages, Rule},
+    stream::{Burst, Told},
     task::Task,
 };
 
 /// Most agents of one subscription.
 const MAX_AGENTS: usize = 100;
-
-/// Most messages that are read at once for one who comes back.
-const MESSAGES: u64 = 100;
 
 /// A change of a conversation that somebody follows.
 #[derive(Interface)]
@@ -90,7 +88,7 @@ impl Subscription {
         #[graphql(desc = "The `cursor` of the last event that was received.")] after: Option<
             String,
         >,
-    ) -> Result<impl Stream<Item = Result<Event, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let wanted = EventFilter::wanted(filter)?;
         let feed = follow(ctx.shared(), wanted, after).await?;
         Ok(ending(ctx.shared(), events(feed)))
@@ -106,7 +104,7 @@ impl Subscription {
         #[graphql(desc = "The `cursor` of the last event that was received.")] after: Option<
             String,
         >,
-    ) -> Result<impl Stream<Item = Result<Event, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
         let wanted = Wanted {
@@ -127,7 +125,7 @@ impl Subscription {
         #[graphql(desc = "Only tasks of this circle.")] circle_id: Option<ID>,
         #[graphql(desc = "Only tasks that this agent has, or had before the change.")]
         assignee_id: Option<ID>,
-    ) -> Result<impl Stream<Item = Result<Task, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Burst<Task>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
         if circle_id.is_none() && assignee_id.is_none() {
@@ -152,17 +150,22 @@ impl Subscription {
             let request = Arc::clone(&request);
             async move {
                 loop {
-                    let (rows, subject) = latest(&mut feed).await?;
+                    let changes = Changes::next(&mut feed).await?;
                     let rule = &request.viewer()?.rules().task;
-                    let task = request.readable_later::<task::Entity>(rule, subject);
-                    let concerns = |task: &Arc<task::Model>| {
-                        assignee.is_none_or(|agent| {
-                            task.assignee_id == Some(agent)
-                                || rows.iter().any(|row| mentions(row, agent))
-                        })
-                    };
-                    if let Some(task) = task.await?.filter(concerns) {
-                        return Ok(Some((Task(task), feed)));
+                    let tasks = changes.iter().map(async |change| {
+                        let task = request.readable_later::<task::Entity>(rule, change.subject);
+                        let concerns = |task: &Arc<task::Model>| {
+                            assignee.is_none_or(|agent| {
+                                task.assignee_id == Some(agent)
+                                    || change.rows.iter().any(|row| mentions(row, agent))
+                            })
+                        };
+                        let task = task.await?.filter(concerns);
+                        Ok::<_, Error>(task.map(|task| (Task(task), change.cursor(&request))))
+                    });
+                    let told = try_join_all(tasks).await?;
+                    if let Some(burst) = Burst::new(&request, told) {
+                        return Ok(Some((burst, feed)));
                     }
                 }
             }
@@ -178,7 +181,7 @@ impl Subscription {
             desc = "At most 100 agents that the signed-in user may read; without it, the user's own."
         )]
         agent_ids: Option<Vec<ID>>,
-    ) -> Result<impl Stream<Item = Result<Agent, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Burst<Agent>, Error>> + use<>, Error> {
         let request = ctx.shared();
         let viewer = request.viewer()?.id();
         let agents = match &agent_ids {
@@ -205,18 +208,20 @@ impl Subscription {
             let (request, agents) = (Arc::clone(&request), agents.clone());
             async move {
                 loop {
-                    let (rows, subject) = latest(&mut feed).await?;
-                    let concerns = match &agents {
-                        Some(agents) => agents.contains(&subject),
-                        None => rows.iter().any(|row| row.owner_id == Some(viewer)),
-                    };
-                    if !concerns {
-                        continue;
-                    }
+                    let mut changes = Changes::next(&mut feed).await?;
+                    changes.retain(|change| match &agents {
+                        Some(agents) => agents.contains(&change.subject),
+                        None => change.rows.iter().any(|row| row.owner_id == Some(viewer)),
+                    });
                     let rule = &request.viewer()?.rules().agent;
-                    let agent = request.readable_later::<agent::Entity>(rule, subject);
-                    if let Some(agent) = agent.await? {
-                        return Ok(Some((Agent(agent), feed)));
+                    let agents = changes.iter().map(async |change| {
+                        let agent = request.readable_later::<agent::Entity>(rule, change.subject);
+                        let agent = agent.await?;
+                        Ok::<_, Error>(agent.map(|agent| (Agent(agent), change.cursor(&request))))
+                    });
+                    let told = try_join_all(agents).await?;
+                    if let Some(burst) = Burst::new(&request, told) {
+                        return Ok(Some((burst, feed)));
                     }
                 }
             }
@@ -232,7 +237,7 @@ impl Subscription {
         #[graphql(desc = "The conversation.")] conversation_id: ID,
         #[graphql(desc = "The `seq` of the last message that was received; 0 for all messages.")]
         after_seq: Option<i32>,
-    ) -> Result<impl Stream<Item = Result<ConversationUpdate, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Burst<ConversationUpdate>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
         let id = Kind::Conversation.parse(&conversation_id, "conversationId")?;
@@ -258,12 +263,12 @@ impl Subscription {
                 .unguarded(),
             request,
             id,
-            earlier: after_seq.map(|_| VecDeque::new()),
+            is_behind: after_seq.is_some(),
             told: after_seq.unwrap_or_default(),
         };
         let told = stream::try_unfold(follower, async |mut follower| {
-            let update = follower.next().await?;
-            Ok(Some((update, follower)))
+            let burst = follower.next().await?;
+            Ok(Some((burst, follower)))
         });
         Ok(ending(ctx.shared(), told))
     }
@@ -274,105 +279,111 @@ struct Follower {
     request: Arc<Request>,
     id: Uuid,
     feed: Feed,
-    /// Messages that were there before; `None` when all of them are told.
-    earlier: Option<VecDeque<Arc<message::Model>>>,
+    /// Whether messages that were there before are still to be told.
+    is_behind: bool,
     /// The number of the last message that was told.
     told: i32,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Result<ConversationUpdate, Error> {
+    async fn next(&mut self) -> Result<Burst<ConversationUpdate>, Error> {
         self.request.progress.started();
         loop {
-            let update = match self.earlier().await? {
-                Some(message) => self.message(message).await?,
-                None => self.change().await?,
+            let told = if self.is_behind {
+                self.earlier().await?
+            } else {
+                self.changes().await?
             };
-            if let Some(update) = update {
-                return Ok(update);
+            if let Some(burst) = Burst::new(&self.request, told) {
+                return Ok(burst);
             }
         }
     }
 
-    async fn earlier(&mut self) -> Result<Option<Arc<message::Model>>, Error> {
-        let Some(earlier) = &mut self.earlier else {
+    /// The next of the messages that were there before.
+    async fn earlier(&mut self) -> Result<Vec<Option<Told<ConversationUpdate>>>, Error> {
+        let select = message::Entity::find()
+            .filter(message::Column::Seq.gt(self.told))
+            .order_by_asc(message::Column::Seq)
+            .limit(self.request.burst as u64)
+            .into_query();
+        let parent = message::Column::ConversationId.as_column_ref();
+        let pages = Pages::<message::Model>::new("messages", select, Some(parent));
+        let messages = self.request.load(pages, self.id).await?;
+        match messages.last() {
+            Some(last) => self.told = last.seq,
+            None => self.is_behind = false,
+        }
+        let conversation = readable_conversation(&self.request, self.id).await?;
+        let told = conversation.into_iter().flat_map(|conversation| {
+            let added = |message| added(Arc::clone(&conversation), Arc::clone(message));
+            messages.iter().map(added).collect::<Vec<_>>()
+        });
+        Ok(told.map(|update| Some((update, None))).collect())
+    }
+
+    /// What has changed since.
+    async fn changes(&mut self) -> Result<Vec<Option<Told<ConversationUpdate>>>, Error> {
+        let mut rows = rows(&mut self.feed).await?;
+        rows.retain(|row| {
+            if row.kind != EventType::MessageAdded.dotted() {
+                return row.subject_id == self.id;
+            }
+            let seq = row.number("seq").filter(|seq| *seq > self.told);
+            let is_new = seq.is_some() && row.uuid("conversationId") == Some(self.id);
+            if is_new {
+                self.told = seq.unwrap_or(self.told);
+            }
+            is_new
+        });
+        try_join_all(rows.iter().map(|row| self.change(row))).await
+    }
+
+    async fn change(&self, row: &event::Model) -> Result<Option<Told<ConversationUpdate>>, Error> {
+        let conversation = readable_conversation(&self.request, self.id).await?;
+        let Some(conversation) = conversation else {
             return Ok(None);
         };
-        if earlier.is_empty() {
-            let select = message::Entity::find()
-                .filter(message::Column::Seq.gt(self.told))
-                .order_by_asc(message::Column::Seq)
-                .limit(MESSAGES)
-                .into_query();
-            let parent = message::Column::ConversationId.as_column_ref();
-            let pages = Pages::<message::Model>::new("messages", select, Some(parent));
-            earlier.extend(self.request.load(pages, self.id).await?.iter().cloned());
-        }
-        let next = earlier.pop_front();
-        if next.is_none() {
-            self.earlier = None;
-        }
-        Ok(next)
-    }
-
-    async fn message(
-        &mut self,
-        message: Arc<message::Model>,
-    ) -> Result<Option<ConversationUpdate>, Error> {
-        self.told = message.seq;
-        let conversation = readable_conversation(&self.request, self.id).await?;
-        Ok(conversation.map(|conversation| {
-            ConversationUpdate::Message(MessageAdded {
-                conversation: Conversation(conversation),
-                message: Message(message),
-            })
-        }))
-    }
-
-    async fn change(&mut self) -> Result<Option<ConversationUpdate>, Error> {
-        let row = event_of(&mut self.feed).await?;
-        if row.kind == EventType::MessageAdded.dotted() {
-            let is_new = row.number("seq").is_some_and(|seq| seq > self.told);
-            if row.uuid("conversationId") != Some(self.id) || !is_new {
-                return Ok(None);
-            }
+        let update = if row.kind == EventType::MessageAdded.dotted() {
             let everybody = Rule::default();
             let message = self
                 .request
                 .readable_later::<message::Entity>(&everybody, row.subject_id);
-            return match message.await? {
-                Some(message) => self.message(message).await,
-                None => Ok(None),
-            };
-        }
-        if row.subject_id != self.id {
-            return Ok(None);
-        }
-        let conversation = readable_conversation(&self.request, self.id).await?;
-        let Some(conversation) = conversation.map(Conversation) else {
-            return Ok(None);
-        };
-        if row.kind == EventType::ConversationEnded.dotted() {
-            return Ok(Some(ConversationUpdate::End(ConversationEnded {
-                conversation,
+            message.await?.map(|message| added(conversation, message))
+        } else if row.kind == EventType::ConversationEnded.dotted() {
+            Some(ConversationUpdate::End(ConversationEnded {
+                conversation: Conversation(conversation),
                 reason: row.text("reason").map(str::to_owned),
-            })));
-        }
-        let next = match row.uuid("nextSpeakerId") {
-            Some(id) => {
-                let rule = &self.request.viewer()?.rules().agent;
-                self.request
-                    .readable_later::<agent::Entity>(rule, id)
-                    .await?
-            }
-            None => None,
+            }))
+        } else {
+            let next = match row.uuid("nextSpeakerId") {
+                Some(id) => {
+                    let rule = &self.request.viewer()?.rules().agent;
+                    self.request
+                        .readable_later::<agent::Entity>(rule, id)
+                        .await?
+                }
+                None => None,
+            };
+            Some(ConversationUpdate::Turn(TurnCompleted {
+                conversation: Conversation(conversation),
+                turn: row.number("turn").unwrap_or_default(),
+                next_speaker: next.map(Agent),
+            }))
         };
-        Ok(Some(ConversationUpdate::Turn(TurnCompleted {
-            conversation,
-            turn: row.number("turn").unwrap_or_default(),
-            next_speaker: next.map(Agent),
-        })))
+        let cursor = Events::cursor(self.request.services.epoch, row);
+        Ok(update.map(|update| (update, Some(cursor))))
     }
+}
+
+fn added(
+    conversation: Arc<conversation::Model>,
+    message: Arc<message::Model>,
+) -> ConversationUpdate {
+    ConversationUpdate::Message(MessageAdded {
+        conversation: Conversation(conversation),
+        message: Message(message),
+    })
 }
 
 /// A feed from now on, or from where the client says that it was.
@@ -391,15 +402,20 @@ async fn follow(
 }
 
 /// A feed as a stream of events that ends with its first error.
-fn events(feed: Feed) -> impl Stream<Item = Result<Event, Error>> {
+fn events(feed: Feed) -> impl Stream<Item = Result<Burst<Event>, Error>> {
     stream::try_unfold(feed, async |mut feed| {
         loop {
-            let event = match feed.next().await? {
-                Item::Event(row) => Event::of(&row),
-                Item::Missed(oldest) => Some(Event::Missed(EventsMissed::new(oldest, feed.now()))),
-            };
-            if let Some(event) = event {
-                return Ok(Some((event, feed)));
+            let items = feed.next().await?;
+            let (request, now) = (feed.request(), feed.request().now());
+            let told = items.into_iter().map(|item| match item {
+                Item::Event(row) => {
+                    let cursor = Events::cursor(request.services.epoch, &row);
+                    Some((Event::of(&row)?, Some(cursor)))
+                }
+                Item::Missed(oldest) => Some((Event::Missed(EventsMissed::new(oldest, now)), None)),
+            });
+            if let Some(burst) = Burst::new(request, told) {
+                return Ok(Some((burst, feed)));
             }
         }
     })
@@ -413,24 +429,47 @@ fn ending<T>(
     stream.inspect_err(move |_| request.progress.failed())
 }
 
-/// The next event of a feed whose subscriber is told how things are, and not what has happened to them.
-async fn event_of(feed: &mut Feed) -> Result<Arc<event::Model>, Error> {
-    match feed.next().await? {
+/// The next events of a feed whose subscriber is told how things are, and not what has happened to them.
+async fn rows(feed: &mut Feed) -> Result<Vec<Arc<event::Model>>, Error> {
+    let items = feed.next().await?.into_iter();
+    let rows = items.map(|item| match item {
         Item::Event(row) => Ok(row),
         Item::Missed(_) => Err(Error::bad_input(
             "Some of what you have missed is no longer kept. Read how things are, and subscribe anew.",
         )
         .field("after")),
-    }
+    });
+    rows.collect()
 }
 
-/// The next events of one subject as far as they are known, in order, and the subject.
-async fn latest(feed: &mut Feed) -> Result<(Vec<Arc<event::Model>>, Uuid), Error> {
-    let row = event_of(feed).await?;
-    let subject = row.subject_id;
-    let mut rows = vec![row];
-    rows.extend(feed.take_of(subject));
-    Ok((rows, subject))
+/// Changes of one thing that are told as one.
+struct Changes {
+    subject: Uuid,
+    rows: Vec<Arc<event::Model>>,
+}
+
+impl Changes {
+    /// The next of a feed, in the order of the first of each.
+    async fn next(feed: &mut Feed) -> Result<Vec<Self>, Error> {
+        let mut all: Vec<Self> = Vec::new();
+        for row in rows(feed).await? {
+            let subject = row.subject_id;
+            match all.iter_mut().find(|changes| changes.subject == subject) {
+                Some(changes) => changes.rows.push(row),
+                None => all.push(Self {
+                    subject,
+                    rows: vec![row],
+                }),
+            }
+        }
+        Ok(all)
+    }
+
+    /// The cursor behind which all that is told later can be had again.
+    fn cursor(&self, request: &Request) -> Option<String> {
+        let first = self.rows.first()?;
+        Some(Events::cursor(request.services.epoch, first))
+    }
 }
 
 /// Whether an event says that a task went to an agent, or away from it.

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use gathering_entity::{circle, collaborator, event};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
@@ -19,7 +18,7 @@ use super::{BATCH, changes_sharing};
 use crate::{
     ctx::Request,
     error::Error,
-    event::{Events, Payload},
+    event::Payload,
     id::Kind,
     load::{Batch, Reader},
     read::{Pages, is_among},
@@ -135,63 +134,44 @@ impl Feed {
         self
     }
 
-    /// The time.
-    pub(crate) fn now(&self) -> DateTime<Utc> {
-        self.request.now()
+    /// The request that it serves.
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
     }
 
-    /// The next event that the subscriber wants and may read.
+    /// What is next of what the subscriber wants and may read: as much as is at hand and may be told at once, and at
+    /// least one.
     ///
     /// # Errors
     /// The table cannot be read.
-    pub(crate) async fn next(&mut self) -> Result<Item, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Item>, Error> {
         self.request.progress.started();
+        let mut items = Vec::new();
         loop {
-            match self.step().await {
-                Ok(Some(item)) => return Ok(item),
-                Ok(None) => {}
+            // One who always finds something must not keep the others on its thread waiting.
+            tokio::task::coop::consume_budget().await;
+            items.extend(self.missed.take().map(Item::Missed));
+            let gained = match self.taken.front().cloned() {
+                _ if items.len() >= self.request.burst => return Ok(items),
+                Some(row) => self.may_read(&row).await.map(|may_read| {
+                    self.taken.pop_front();
+                    if may_read {
+                        let delivered = &self.request.services.bus.delivered;
+                        delivered.fetch_add(1, Ordering::Relaxed);
+                        items.push(Item::Event(row));
+                    }
+                }),
+                None if items.is_empty() => self.fill().await,
+                None => return Ok(items),
+            };
+            match gained {
+                Ok(()) => {}
                 // What could not be read now can be read later: nothing was passed over.
+                Err(_) if !items.is_empty() => return Ok(items),
                 Err(error) if error.is_passing() => sleep(PAUSE).await,
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Comes nearer to the next event.
-    async fn step(&mut self) -> Result<Option<Item>, Error> {
-        if let Some(oldest) = self.missed.take() {
-            return Ok(Some(Item::Missed(oldest)));
-        }
-        // One who always finds something must not keep the others on its thread waiting.
-        tokio::task::coop::consume_budget().await;
-        let Some(row) = self.taken.front().cloned() else {
-            self.fill().await?;
-            return Ok(None);
-        };
-        let may_read = self.may_read(&row).await?;
-        self.taken.pop_front();
-        if !may_read {
-            return Ok(None);
-        }
-        let bus = &self.request.services.bus;
-        bus.delivered.fetch_add(1, Ordering::Relaxed);
-        let cursor = Events::cursor(self.request.services.epoch, &row);
-        self.request.progress.passed(cursor);
-        Ok(Some(Item::Event(row)))
-    }
-
-    /// What is known already of later events of a subject. Who asks must see to it that the viewer may know: they are
-    /// given as they are.
-    pub(crate) fn take_of(&mut self, subject: Uuid) -> Vec<Arc<event::Model>> {
-        let mut own = Vec::new();
-        self.taken.retain(|row| {
-            let is_own = row.subject_id == subject;
-            if is_own {
-                own.push(Arc::clone(row));
-            }
-            !is_own
-        });
-        own
     }
 
     /// Waits for something new, or takes it from the table when it is no longer in the history.

@@ -43,7 +43,7 @@ pub(crate) use outbox::{Fact, announce};
 use crate::{error::Error, write::Writer};
 
 /// Most events that are handed out at once.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// How long a burst is gathered.
 const BURST: Duration = Duration::from_millis(10);
