@@ -205,7 +205,7 @@ settings! {
         message_bytes: usize = 64 << 10, from 1 << 10, to 64 << 20;
         /// Longest wait for `connection_init` on a new WebSocket connection.
         init_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
-        /// How long nothing is sent before a sign of life is. A WebSocket client from which nothing has come for two of these times is cut off.
+        /// How long nothing is sent before a sign of life is. A WebSocket client that leaves two of them unanswered is cut off in place of the third.
         keep_alive: Duration = seconds(20), from Duration::from_millis(10), to seconds(600);
     }
 

@@ -540,14 +540,10 @@ impl Refusal {
 
     /// Too much stays open already.
     fn full(full: Full) -> Self {
-        let (status, code) = match full {
-            Full::Client(_) => (StatusCode::TOO_MANY_REQUESTS, Code::BadUserInput),
-            Full::Server | Full::Draining => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
-        };
         Self {
-            code,
+            code: Code::Unavailable,
             retry_after: Some(FULL_RETRY),
-            ..Self::new(status, full.reason())
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, full.reason())
         }
     }
 

@@ -45,13 +45,43 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
         Some(accept) if accept.contains("application/openmetrics-text") => {
             "application/openmetrics-text; version=1.0.0; charset=utf-8"
         }
-        _ => "text/plain; version=0.0.4; charset=utf-8",
+        _ => {
+            text = older(&text);
+            "text/plain; version=0.0.4; charset=utf-8"
+        }
     };
     (
         [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")],
         text,
     )
         .into_response()
+}
+
+/// The same in the format before OpenMetrics, in which a counter is described by its whole name.
+fn older(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let counters: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut older = String::with_capacity(text.len());
+    for line in lines {
+        let described = line
+            .strip_prefix("# ")
+            .and_then(|line| line.split_once(' '))
+            .and_then(|(what, rest)| Some((what, rest.split_once(' ')?)));
+        match described {
+            Some((what, (name, rest))) if counters.contains(&name) => {
+                older += &format!("# {what} {name}_total {rest}\n");
+            }
+            None if line == "# EOF" => {}
+            _ => {
+                older += line;
+                older.push('\n');
+            }
+        }
+    }
+    older
 }
 
 /// Reads the numbers where they are kept, whenever somebody asks.

@@ -35,6 +35,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_stream::StreamMap;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -228,6 +229,8 @@ impl Close {
                 format!("A message must not be longer than {longest} bytes."),
             )),
             Error::Utf8(_) => Some(Self::new(1007, "A message must be valid UTF-8.")),
+            // The client has just gone.
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
             Error::Protocol(_) => Some(Self::new(1002, "This is not WebSocket.")),
             // The system was quicker than we in cutting off who does not read.
             Error::Io(error) if error.kind() == ErrorKind::TimedOut => Some(Self::slow()),
@@ -407,7 +410,7 @@ impl Connection {
                 () = sleep_until(deadline), if self.session.is_none() => {
                     return Err(Close::new(4408, "Connection initialisation timeout").into());
                 }
-                _ = beat.tick() => self.ping().await?,
+                _ = beat.tick() => self.beat().await?,
                 message = self.socket.next() => match message {
                     Some(Ok(message)) => self.hear(message).await?,
                     Some(Err(error)) => {
@@ -430,10 +433,19 @@ impl Connection {
         }
     }
 
-    /// Asks whether the client is there, unless it has not answered twice.
-    async fn ping(&mut self) -> Result<(), End> {
+    /// Asks whether the client is there, unless it has not answered twice, and whether it is still signed in, unless what
+    /// runs would say so.
+    async fn beat(&mut self) -> Result<(), End> {
         if self.silence == 2 {
             return Err(End::Lost);
+        }
+        let session = self.session.as_ref().filter(|_| self.running.is_empty());
+        if let Some(token) = session.and_then(|session| session.token.as_deref())
+            && let Err(answer) = self.endpoint.graph.greet(token, &self.client).await
+            && let Some(Code::Unauthenticated | Code::Forbidden) = answer.code()
+        {
+            let (_, message) = errors(&answer.into());
+            return Err(Close::new(4403, message).into());
         }
         self.silence += 1;
         self.write(Message::Ping(Bytes::new())).await
@@ -586,7 +598,11 @@ impl Connection {
             return self.leave_if_expired();
         };
         let has_token = self.session.as_ref().is_some_and(|s| s.token.is_some());
-        let is_expired = has_token && outcome.code() == Some(Code::Unauthenticated);
+        let is_expired = has_token
+            && matches!(
+                outcome.code(),
+                Some(Code::Unauthenticated | Code::Forbidden)
+            );
         let (payload, message) = errors(&outcome);
         self.send(&Outgoing::Error { id, payload }).await?;
         if is_expired {

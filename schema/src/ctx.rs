@@ -40,7 +40,7 @@ pub(crate) struct Request {
     pub(crate) refused: Vec<Name>,
     /// Under which key the operation may be sent again.
     pub(crate) key: Option<Key>,
-    /// Most of what happens that a subscription tells of at once: together it costs no more than a query may.
+    /// Most of what happens that a subscription tells of at once; the less, the more is asked of each.
     pub(crate) burst: usize,
     /// How far a subscription has come.
     pub(crate) progress: Progress,

@@ -367,6 +367,13 @@ pub struct EventsMissed {
 }
 
 impl EventsMissed {
+    /// The cursor just before the oldest event.
+    pub(crate) fn before(&self, epoch: Uuid) -> String {
+        let mut before = event::Model::clone(&self.oldest);
+        before.position = before.position.map(|position| position - 1);
+        Events::cursor(epoch, &before)
+    }
+
     pub(crate) fn new(oldest: Arc<event::Model>, now: chrono::DateTime<Utc>) -> Self {
         Self { oldest, now }
     }
@@ -389,9 +396,7 @@ impl EventsMissed {
 
     /// The place before the oldest event that is kept: give it as `after` to go on from here.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
-        let mut before = event::Model::clone(&self.oldest);
-        before.position = before.position.map(|position| position - 1);
-        Events::cursor(ctx.request().services.epoch, &before)
+        self.before(ctx.request().services.epoch)
     }
 
     /// When the subscriber was told.

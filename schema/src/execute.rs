@@ -53,6 +53,9 @@ use crate::{
     write::Writer,
 };
 
+/// Highest complexity of what a subscription tells of at once.
+const BURST_COMPLEXITY: u64 = 2_000;
+
 /// What a client sends to have an operation run, whatever the transport.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -897,7 +900,7 @@ impl Graph {
         } = run;
         // What goes on without an end has no account of its cost.
         let usage = usage && operation.kind != OperationType::Subscription;
-        let affordable = inner.services.limits.complexity / operation.measure.complexity.max(1);
+        let affordable = BURST_COMPLEXITY / operation.measure.complexity.max(1);
         let burst = usize::try_from(affordable).unwrap_or(BATCH).clamp(1, BATCH);
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());

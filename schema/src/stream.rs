@@ -217,7 +217,11 @@ impl Live {
                 _ = looks.tick() => {}
                 () = signed_out.notified() => {}
                 answer = self.answer() => {
-                    return Some((answer?, !self.request.progress.has_failed()));
+                    let answer = answer?;
+                    if answer.cursor().is_some() {
+                        self.request.services.bus.given();
+                    }
+                    return Some((answer, !self.request.progress.has_failed()));
                 }
             }
             while let Err(error) = self.request.still_signed_in().await {

@@ -91,10 +91,11 @@ impl Subscription {
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let wanted = EventFilter::wanted(filter)?;
         let feed = follow(ctx.shared(), wanted, after).await?;
-        Ok(ending(ctx.shared(), events(feed)))
+        Ok(ending(ctx.shared(), events(feed, None)))
     }
 
-    /// What happens in a circle, as long as the signed-in user may read it.
+    /// What happens in a circle. It ends when the signed-in user may no longer read it: with `CIRCLE_DELETED`, or with the
+    /// `CIRCLE_UNSHARED` that says so.
     async fn circle_events(
         &self,
         ctx: &Context<'_>,
@@ -112,8 +113,9 @@ impl Subscription {
             circle: Some(readable_circle(&request, &circle_id).await?),
             ..Wanted::default()
         };
+        let circle = wanted.circle;
         let feed = follow(request, wanted, after).await?;
-        Ok(ending(ctx.shared(), events(feed)))
+        Ok(ending(ctx.shared(), events(feed, circle)))
     }
 
     /// Tasks as they are after each of their changes: those of a circle, those of an agent, or those of an agent in a
@@ -256,6 +258,8 @@ impl Subscription {
             types: Some(types.map(EventType::dotted).to_vec()),
             ..Wanted::default()
         };
+        // Who comes back to a cursor has had what was there before.
+        let is_behind = after_seq.is_some() && request.progress.after.is_none();
         let follower = Follower {
             // First the feed, then the messages: what is added in between is in both, and told once.
             feed: follow(Arc::clone(&request), wanted, None)
@@ -263,7 +267,7 @@ impl Subscription {
                 .unguarded(),
             request,
             id,
-            is_behind: after_seq.is_some(),
+            is_behind,
             told: after_seq.unwrap_or_default(),
         };
         let told = stream::try_unfold(follower, async |mut follower| {
@@ -401,21 +405,35 @@ async fn follow(
     Feed::open(request, wanted, after).await
 }
 
-/// A feed as a stream of events that ends with its first error.
-fn events(feed: Feed) -> impl Stream<Item = Result<Burst<Event>, Error>> {
-    stream::try_unfold(feed, async |mut feed| {
+/// A feed as a stream of events that ends with its first error, or when the viewer may no longer read the circle that it
+/// is about.
+fn events(feed: Feed, circle: Option<Uuid>) -> impl Stream<Item = Result<Burst<Event>, Error>> {
+    stream::try_unfold(Some((feed, circle)), async |state| {
+        let Some((mut feed, circle)) = state else {
+            return Ok(None);
+        };
         loop {
             let items = feed.next().await?;
             let (request, now) = (feed.request(), feed.request().now());
-            let told = items.into_iter().map(|item| match item {
-                Item::Event(row) => {
-                    let cursor = Events::cursor(request.services.epoch, &row);
-                    Some((Event::of(&row)?, Some(cursor)))
+            let goes_on = match circle {
+                Some(id) if items.iter().any(Item::changes_sharing) => {
+                    let rule = &request.viewer()?.rules().circle;
+                    let circle = request.readable_later::<circle::Entity>(rule, id);
+                    circle.await?.is_some()
                 }
-                Item::Missed(oldest) => Some((Event::Missed(EventsMissed::new(oldest, now)), None)),
+                _ => true,
+            };
+            let epoch = request.services.epoch;
+            let told = items.into_iter().map(|item| match item {
+                Item::Event(row) => Some((Event::of(&row)?, Some(Events::cursor(epoch, &row)))),
+                Item::Missed(oldest) => {
+                    let missed = EventsMissed::new(oldest, now);
+                    let cursor = missed.before(epoch);
+                    Some((Event::Missed(missed), Some(cursor)))
+                }
             });
             if let Some(burst) = Burst::new(request, told) {
-                return Ok(Some((burst, feed)));
+                return Ok(Some((burst, goes_on.then_some((feed, circle)))));
             }
         }
     })

@@ -12,6 +12,7 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::accounts::Visitor;
 use crate::database::Database;
 use crate::server::TestServer;
 use crate::ws::Socket;
@@ -541,6 +542,66 @@ async fn who_may_no_longer_read_a_circle_hears_no_more_of_it_in_mid_stream() {
 }
 
 #[tokio::test]
+async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
+    let server = TestServer::start().await;
+    let (circle, _) = shared_circle(&server).await;
+    let query = format!("subscription {{ circleEvents(circleId: \"{circle}\") {{ type }} }}");
+    let mut guest = subscribed(&server, "guest@example.com", &query).await;
+    let mut owner = subscribed(&server, "demo@example.com", &query).await;
+    let ended = async |socket: &mut Socket| {
+        let message = socket.next().await;
+        assert_eq!(message, json!({ "id": "1", "type": "complete" }));
+    };
+    let guest_id = Visitor::new(&server)
+        .id(&server.token("guest@example.com").await)
+        .await;
+    let input = json!({ "circleId": circle, "userId": guest_id });
+    change(&server, "unshareCircle circle { id }", input).await;
+    let unshared = json!({ "type": "CIRCLE_UNSHARED" });
+    assert_eq!(told(&mut guest, "circleEvents").await, unshared);
+    ended(&mut guest).await;
+    assert_eq!(told(&mut owner, "circleEvents").await, unshared);
+    let delete = "mutation ($id: ID!) { deleteCircle(id: $id) { deletedId userErrors { code } } }";
+    let deleted = server.graphql(delete, json!({ "id": circle })).await;
+    assert_eq!(deleted["data"]["deleteCircle"]["userErrors"], json!([]));
+    while told(&mut owner, "circleEvents").await["type"] != "CIRCLE_DELETED" {}
+    ended(&mut owner).await;
+}
+
+#[tokio::test]
+async fn what_happened_at_once_is_read_at_once() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    create(&server, "Before").await;
+    let cursor = listener.next().await["cursor"].clone();
+    drop(listener);
+    let query = "{ agents(first: 50) { nodes { id } } }";
+    let agents = server.graphql(query, json!({})).await;
+    let agents = agents["data"]["agents"]["nodes"].as_array();
+    let members = agents.expect("agents").iter();
+    let members: Vec<_> = members
+        .map(|agent| json!({ "agentId": agent["id"] }))
+        .collect();
+    let input = json!({ "name": "Many", "maxMembers": 50, "members": members });
+    change(&server, "createCircle circle { id }", input).await;
+    let query = format!(
+        "subscription {{ events(after: {cursor}) {{ actor {{ name }} circle {{ name }} \
+         ... on MemberEvent {{ agent {{ name }} }} }} }}"
+    );
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let before = server.statements();
+    socket.subscribe("1", &query).await;
+    for _ in 0..51 {
+        let event = told(&mut socket, "events").await;
+        assert_eq!(event["circle"]["name"], "Many");
+    }
+    // Who asks, the events and the oldest, actors, circles, agents; and a look or two whether they are still signed in.
+    let statements = server.statements() - before;
+    assert!(statements <= 10, "{statements}");
+}
+
+#[tokio::test]
 async fn an_agents_tasks_are_told_also_when_it_loses_them() {
     let server = TestServer::start().await;
     let (circle, members) = shared_circle(&server).await;
@@ -631,6 +692,11 @@ async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
             "{update}"
         );
     }
+    // What happens elsewhere is not given to them.
+    let input = json!({ "topic": "Another", "participantIds": members, "startNow": true });
+    let made = change(&server, "createConversation conversation { id }", input).await;
+    let input = json!({ "conversationId": made["conversation"]["id"], "content": "elsewhere" });
+    change(&server, "postMessage message { seq }", input).await;
     change(
         &server,
         "postMessage message { seq }",
@@ -656,6 +722,8 @@ async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
         (&update["__typename"], &update["reason"]),
         (&json!("ConversationEnded"), &json!("completed"))
     );
+    let stats = stats(&server).await;
+    assert_eq!(stats["delivered"], 3.0, "{stats}");
 }
 
 #[tokio::test]

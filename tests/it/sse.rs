@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use gathering::config::{Mode, Networks};
+use gathering_entity::event;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use crate::server::TestServer;
@@ -144,6 +146,40 @@ async fn a_subscription_is_an_event_for_each_answer() {
 }
 
 #[tokio::test]
+async fn a_conversation_goes_on_behind_what_its_reader_has_seen() {
+    let server = TestServer::start().await;
+    let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { id } } }";
+    let found = server.graphql(query, json!({})).await;
+    let id = &found["data"]["conversations"]["nodes"][0]["id"];
+    let query = format!(
+        "subscription {{ conversationUpdates(conversationId: {id}, afterSeq: 0) \
+         {{ ... on MessageAdded {{ message {{ content }} }} }} }}"
+    );
+    let post = async |content: &str| {
+        let post = "mutation ($input: PostMessageInput!) { postMessage(input: $input) { message { id } } }";
+        let input = json!({ "input": { "conversationId": id, "content": content } });
+        let posted = server.graphql(post, input).await;
+        assert!(
+            posted["data"]["postMessage"]["message"].is_object(),
+            "{posted}"
+        );
+    };
+    let mut response = ask(&server, SSE, &query).await;
+    until(&mut response, 1, "event: next").await;
+    post("seen").await;
+    let text = until(&mut response, 1, "id: ").await;
+    let seen = text.lines().find_map(|line| line.strip_prefix("id: "));
+    drop(response);
+    post("unseen").await;
+    let again = request(&server, SSE, &query).await;
+    let again = again.header("Last-Event-ID", seen.expect("an id"));
+    let mut again = again.send().await.expect("an answer");
+    let text = until(&mut again, 1, "event: next").await;
+    let first = &answers(&text)[0]["data"]["conversationUpdates"]["message"]["content"];
+    assert_eq!(first, "unseen");
+}
+
+#[tokio::test]
 async fn a_stream_says_how_its_client_stands() {
     let server = TestServer::with(|config| config.limits.mode = Mode::Enforce).await;
     for accept in [SSE, MULTIPART] {
@@ -251,6 +287,24 @@ async fn a_quiet_stream_shows_that_it_lives() {
 }
 
 #[tokio::test]
+async fn what_was_missed_has_a_place_to_go_on_from() {
+    let server = TestServer::start().await;
+    let cursor = happen(&server, 3).await;
+    let db = server.database().connect().await;
+    let old = event::Column::Position.lt(822);
+    let deleted = event::Entity::delete_many().filter(old).exec(&db).await;
+    assert_eq!(deleted.expect("deletes").rows_affected, 821);
+    let server = TestServer::on(server.end().await, |_| ()).await;
+    let late = request(&server, SSE, EVENTS).await;
+    let late = late.header("Last-Event-ID", cursor).send().await;
+    let text = until(&mut late.expect("an answer"), 1, "event: next").await;
+    let missed = &answers(&text)[0]["data"]["events"];
+    assert_eq!(missed["type"], "EVENTS_MISSED");
+    let id = text.lines().find_map(|line| line.strip_prefix("id: "));
+    assert_eq!(id, missed["cursor"].as_str());
+}
+
+#[tokio::test]
 async fn a_multipart_subscription_is_a_part_for_each_answer() {
     let server = TestServer::start().await;
     let mut response = ask(&server, MULTIPART, &replay(&server, 3).await).await;
@@ -315,7 +369,7 @@ async fn streams_are_as_few_as_connections() {
         from("192.0.2.1", MULTIPART).await,
     ];
     let third = from("192.0.2.1", SSE).await;
-    assert_eq!(third.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(third.headers()["retry-after"], "5");
     let other = from("192.0.2.2", SSE).await;
     assert_eq!(other.status(), StatusCode::OK);

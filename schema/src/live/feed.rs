@@ -11,7 +11,7 @@ use sea_orm::{
     ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
     QueryTrait, sea_query::UnionType,
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 use uuid::Uuid;
 
 use super::{BATCH, changes_sharing};
@@ -20,7 +20,7 @@ use crate::{
     error::Error,
     event::Payload,
     id::Kind,
-    load::{Batch, Reader},
+    load::{Batch, Loader, Reader},
     read::{Pages, is_among},
     viewer::{PUBLIC_EVENTS, Viewer},
 };
@@ -73,6 +73,13 @@ pub(crate) enum Item {
     Missed(Arc<event::Model>),
 }
 
+impl Item {
+    /// Whether it changes who may read a circle.
+    pub(crate) fn changes_sharing(&self) -> bool {
+        matches!(self, Self::Event(row) if changes_sharing(row))
+    }
+}
+
 /// A subscriber's place.
 pub(crate) struct Feed {
     request: Arc<Request>,
@@ -108,7 +115,13 @@ impl Feed {
         let mut seen = newest;
         if let Some(after) = after {
             // Another instance may be ahead of this one.
-            if after > newest && edge(&request, Edge::Newest).await? < Some(after) {
+            let newest = if after > newest {
+                let row = edge(&request.services.loader, Edge::Newest).await?;
+                row.and_then(|row| row.position)
+            } else {
+                Some(newest)
+            };
+            if newest < Some(after) {
                 let message = "`after` must be the cursor of an event of this server.";
                 return Err(Error::bad_input(message).field("after"));
             }
@@ -155,11 +168,7 @@ impl Feed {
                 _ if items.len() >= self.request.burst => return Ok(items),
                 Some(row) => self.may_read(&row).await.map(|may_read| {
                     self.taken.pop_front();
-                    if may_read {
-                        let delivered = &self.request.services.bus.delivered;
-                        delivered.fetch_add(1, Ordering::Relaxed);
-                        items.push(Item::Event(row));
-                    }
+                    items.extend(may_read.then_some(Item::Event(row)));
                 }),
                 None if items.is_empty() => self.fill().await,
                 None => return Ok(items),
@@ -202,9 +211,6 @@ impl Feed {
     /// Reads a batch from the table: what is wanted behind what was seen, and may be read. However much lies in between,
     /// no statement looks at more than [`SPAN`] events.
     async fn replay(&mut self) -> Result<(), Error> {
-        let request = Arc::clone(&self.request);
-        // The semaphore is never closed.
-        let _turn = request.services.bus.replays.acquire().await;
         let newest = (*self.latest.borrow_and_update()).unwrap_or_default();
         let end = newest.min(self.seen.saturating_add(SPAN));
         let mut select = event::Entity::find()
@@ -212,16 +218,26 @@ impl Feed {
             .filter(event::Column::Position.lte(end))
             .filter(self.wanted.condition());
         if self.is_guarded {
-            select = select.filter(request.viewer()?.events());
+            select = select.filter(self.request.viewer()?.events());
         }
         let select = select
             .order_by_asc(event::Column::Position)
             .limit(BATCH as u64)
             .into_query();
         let pages = Pages::<event::Model>::new("events to replay", select, None);
-        let rows = request.load(pages, Uuid::nil()).await?;
-        // What was deleted before it was read is missing; looked at afterwards, so that nothing is deleted in between.
-        let oldest = edge_row(&request, Edge::Oldest).await?;
+        let services = Arc::clone(&self.request.services);
+        // Who has a turn must use it, also while nobody asks for what they read.
+        let mut reading = JoinSet::new();
+        reading.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = services.bus.replays.acquire().await;
+            let rows = services.loader.load_alone(pages, Uuid::nil()).await?;
+            // What was deleted before it was read is missing; looked at afterwards, so that nothing is deleted in between.
+            let oldest = edge(&services.loader, Edge::Oldest).await?;
+            Ok::<_, Error>((rows, oldest))
+        });
+        let read = reading.join_next().await;
+        let (rows, oldest) = read.and_then(Result::ok).ok_or_else(Error::internal)??;
         let oldest_at = oldest.as_ref().and_then(|row| row.position);
         self.missed = oldest.filter(|_| oldest_at > Some(self.seen + 1));
         self.seen = match rows.last() {
@@ -321,12 +337,7 @@ enum Edge {
     Newest,
 }
 
-async fn edge(request: &Request, edge: Edge) -> Result<Option<i64>, Error> {
-    let row = edge_row(request, edge).await?;
-    Ok(row.and_then(|row| row.position))
-}
-
-async fn edge_row(request: &Request, edge: Edge) -> Result<Option<Arc<event::Model>>, Error> {
+async fn edge(loader: &Loader, edge: Edge) -> Result<Option<Arc<event::Model>>, Error> {
     let select = event::Entity::find().filter(event::Column::Position.is_not_null());
     let (name, select) = match edge {
         Edge::Oldest => ("oldest event", select.order_by_asc(event::Column::Position)),
@@ -336,6 +347,6 @@ async fn edge_row(request: &Request, edge: Edge) -> Result<Option<Arc<event::Mod
         ),
     };
     let pages = Pages::<event::Model>::new(name, select.limit(1).into_query(), None);
-    let rows = request.load(pages, Uuid::nil()).await?;
+    let rows = loader.load_alone(pages, Uuid::nil()).await?;
     Ok(rows.first().cloned())
 }

@@ -79,9 +79,9 @@ pub struct Settings {
 /// What has been handed out so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Events that were announced here.
+    /// Events that were handed out here, whichever instance they come from.
     pub published: u64,
-    /// Events that subscribers took.
+    /// Events that subscribers were given.
     pub delivered: u64,
     /// Events that were left out as duplicates.
     pub deduplicated: u64,
@@ -123,7 +123,8 @@ pub struct Relay {
     db: DatabaseConnection,
     writer: Writer,
     handlers: Vec<Handler>,
-    ear: Option<PgListener>,
+    /// Another instance may have told of new positions.
+    told: Arc<Notify>,
     /// Whether something may have happened that was not told.
     is_behind: bool,
 }
@@ -154,7 +155,7 @@ impl Bus {
             db,
             writer,
             handlers: Vec::new(),
-            ear: None,
+            told: Arc::default(),
             is_behind: true,
         };
         (bus, relay)
@@ -169,6 +170,11 @@ impl Bus {
     pub(crate) fn committed(&self, duplicates: u64) {
         self.deduplicated.fetch_add(duplicates, Ordering::Relaxed);
         self.changed.notify_one();
+    }
+
+    /// To be called when a subscriber is given an event.
+    pub(crate) fn given(&self) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What has been handed out so far.
@@ -280,18 +286,19 @@ impl Relay {
     pub async fn run(mut self, numbers: bool) {
         let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
         // They end with this set.
-        let mut handlers = JoinSet::new();
+        let mut helpers = JoinSet::new();
         for handler in self.handlers.drain(..) {
             let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
-            handlers.spawn(handler.run(bus, db, Arc::clone(&permits)));
+            helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
+        }
+        if self.db.get_database_backend() == DbBackend::Postgres {
+            helpers.spawn(listen(self.db.clone(), self.id, Arc::clone(&self.told)));
         }
         let mut pause = Duration::ZERO;
         loop {
             let began = Instant::now();
             let Err(Failed) = self.go_on(numbers).await;
-            let is_fresh = began.elapsed() > LONGEST_PAUSE;
-            pause = if is_fresh { Duration::ZERO } else { pause * 2 };
-            pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            pause = longer(pause, began);
             sleep(pause).await;
             self.is_behind = true;
         }
@@ -305,8 +312,6 @@ impl Relay {
     }
 
     async fn begin(&mut self, numbers: bool) -> Result<(), Failed> {
-        // First the ear, then the table: what is told in between is in both. Without an ear there still is the poll.
-        self.ear = self.ear().await.unwrap_or_default();
         if self.bus.latest.borrow().is_none() {
             self.bus.latest.send_replace(Some(self.newest().await?));
         }
@@ -324,18 +329,8 @@ impl Relay {
             let began = Instant::now();
             let is_mine = tokio::select! {
                 () = self.bus.changed.notified() => true,
-                () = sleep(self.bus.settings.poll) => {
-                    if self.ear.is_none() {
-                        self.ear = self.ear().await.unwrap_or_default();
-                    }
-                    self.has_unnumbered().await?
-                }
-                told = hear(&mut self.ear, self.id) => {
-                    if told.is_err() {
-                        self.ear = None;
-                    }
-                    false
-                }
+                () = sleep(self.bus.settings.poll) => self.has_unnumbered().await?,
+                () = self.told.notified() => false,
             };
             // The first of a burst is not kept waiting; the rest of it goes out together.
             sleep(BURST.saturating_sub(began.elapsed())).await;
@@ -360,21 +355,6 @@ impl Relay {
             .one(&self.db)
             .await?;
         Ok(waiting.is_some())
-    }
-
-    /// Where other instances tell of new positions; nowhere on SQLite.
-    async fn ear(&self) -> Result<Option<PgListener>, Failed> {
-        if self.db.get_database_backend() != DbBackend::Postgres {
-            return Ok(None);
-        }
-        // A connection that only listens is no use to anybody else, so the pool is left its own.
-        let options = self.db.get_postgres_connection_pool().connect_options();
-        let own = PgPoolOptions::new()
-            .max_connections(1)
-            .connect_with((*options).clone());
-        let mut listener = PgListener::connect_with(&own.await?).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(Some(listener))
     }
 
     async fn newest(&self) -> Result<i64, Failed> {
@@ -418,20 +398,55 @@ impl Relay {
 
 /// Whether an event changes who may read a circle.
 fn changes_sharing(row: &event::Model) -> bool {
-    matches!(&*row.kind, "circle.shared" | "circle.unshared")
+    matches!(
+        &*row.kind,
+        "circle.shared" | "circle.unshared" | "circle.deleted"
+    )
 }
 
-/// Waits until another instance tells of new positions.
-async fn hear(ear: &mut Option<PgListener>, own: Uuid) -> Result<(), Failed> {
-    let Some(listener) = ear else {
-        return std::future::pending().await;
-    };
+/// Wakes the relay when another instance tells of new positions, and when one may have told while nobody listened. The
+/// relay does not wait for this: without it there still is the poll.
+async fn listen(db: DatabaseConnection, own: Uuid, told: Arc<Notify>) {
     let own = own.to_string();
+    let mut pause = Duration::ZERO;
     loop {
-        if listener.recv().await?.payload() != own {
-            return Ok(());
+        let began = Instant::now();
+        if let Err(cause) = hear(&db, &own, &told).await {
+            tracing::warn!(%cause, "cannot listen for events of other instances");
+        }
+        pause = longer(pause, began);
+        sleep(pause).await;
+    }
+}
+
+async fn hear(db: &DatabaseConnection, own: &str, told: &Notify) -> Result<(), sqlx::Error> {
+    // A connection that only listens is no use to anybody else, so the pool is left its own.
+    let options = db.get_postgres_connection_pool().connect_options();
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(LONGEST_PAUSE)
+        .connect_with((*options).clone());
+    let mut listener = PgListener::connect_with(&pool.await?).await?;
+    listener.listen(CHANNEL).await?;
+    loop {
+        told.notify_one();
+        // A connection that broke is begun anew, and what was told meanwhile is not heard.
+        while let Some(notification) = listener.try_recv().await? {
+            if notification.payload() != own {
+                told.notify_one();
+            }
         }
     }
+}
+
+/// How long to wait before something that failed is tried again: ever longer, unless it went well for long.
+fn longer(pause: Duration, began: Instant) -> Duration {
+    let pause = if began.elapsed() > LONGEST_PAUSE {
+        Duration::ZERO
+    } else {
+        pause * 2
+    };
+    pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Events could not be handed out for now. The cause has been logged.
@@ -446,12 +461,5 @@ impl From<Error> for Failed {
 impl From<DbErr> for Failed {
     fn from(cause: DbErr) -> Self {
         Error::from(cause).into()
-    }
-}
-
-impl From<sqlx::Error> for Failed {
-    fn from(cause: sqlx::Error) -> Self {
-        tracing::warn!(%cause, "cannot listen for events of other instances");
-        Self
     }
 }

@@ -160,9 +160,8 @@ async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
     assert_nothing_is_left(&server).await;
 }
 
-#[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
-    let server = serve(|config| config.server.write_timeout = Duration::from_millis(300)).await;
+/// The demo user's connection, into which little fits unread.
+async fn narrow(server: &TestServer) -> Socket {
     let token = server.token("demo@example.com").await;
     let address = server.url("").replace("http://", "");
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -179,8 +178,16 @@ async fn a_client_that_does_not_read_is_cut_off() {
     let (stream, _) = client_async(request, stream.expect("connects"))
         .await
         .expect("a WebSocket");
-    let mut slow = Socket(stream);
-    slow.greet(Some(&token)).await;
+    let mut socket = Socket(stream);
+    socket.greet(Some(&token)).await;
+    socket
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let server = serve(|config| config.server.write_timeout = Duration::from_millis(300)).await;
+    let mut slow = narrow(&server).await;
+    let token = server.token("demo@example.com").await;
     let mut other = Socket::greeted(&server, Some(&token)).await;
     slow.subscribe("1", &flood(&server).await).await;
     let cut = r#"gathering_websocket_closes_total{code="1013"}"#;
@@ -188,6 +195,42 @@ async fn a_client_that_does_not_read_is_cut_off() {
     until_metric_is(&server, "gathering_websocket_connections", 1).await;
     assert_eq!(metric(&server, STREAMS).await, 0);
     assert_eq!(other.run("1", "{ __typename }").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_keeps_nobody_from_reading_or_writing() {
+    let server = serve(|config| config.server.write_timeout = Duration::from_mins(10)).await;
+    let flood = flood(&server).await;
+    let mut slow = narrow(&server).await;
+    // What they have asked for is under way when their socket is full.
+    for n in 0..8 {
+        slow.subscribe(&format!("read {n}"), &flood).await;
+        let change = "mutation { updateProfile(input: { name: \"Slow\" }) { user { name } } }";
+        let payload =
+            json!({ "query": change, "extensions": { "idempotencyKey": format!("key-{n}") } });
+        slow.send(json!({ "id": format!("write {n}"), "type": "subscribe", "payload": payload }))
+            .await;
+    }
+    for _ in 0..3 {
+        let token = server.token("demo@example.com").await;
+        let mut other = Socket::greeted(&server, Some(&token)).await;
+        other.subscribe("1", &replay(&server, 1).await).await;
+        assert_eq!(other.next().await["type"], "next");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_just_gone_has_broken_no_rule() {
+    let server = serve(|_| ()).await;
+    let mut socket = Socket::greeted(&server, None).await;
+    socket.0.get_mut().shutdown().await.expect("ends");
+    drop(socket);
+    until_metric_is(
+        &server,
+        r#"gathering_websocket_closes_total{code="lost"}"#,
+        1,
+    )
+    .await;
 }
 
 #[tokio::test]

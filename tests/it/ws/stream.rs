@@ -1,9 +1,12 @@
 //! Subscriptions over WebSocket: from their first event to whatever ends them.
 
+use std::time::Duration;
+
 use gathering::config::Mode;
 use serde_json::json;
 
 use super::{EVENTS, Socket, assert_nothing_is_left, happen, replay, until_metric_is};
+use crate::accounts::Visitor;
 use crate::database::PASSWORD;
 use crate::server::TestServer;
 
@@ -134,4 +137,40 @@ async fn a_token_that_is_revoked_ends_its_streams_and_the_connection() {
         .await;
     assert_eq!(again.closed().await, (4403, reason));
     assert_nothing_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_work_ends_with_its_token_too() {
+    let server = TestServer::with(|config| {
+        config.subscriptions.keep_alive = Duration::from_millis(50);
+    })
+    .await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    server.pass(2 * 3600);
+    let (code, reason) = socket.closed().await;
+    assert_eq!(code, 4403);
+    assert!(reason.contains("expired"), "{reason}");
+}
+
+#[tokio::test]
+async fn who_is_deactivated_is_shown_out() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let token = server.token("guest@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    socket.subscribe("1", EVENTS).await;
+    while server.subscribers().await == 0 {
+        tokio::task::yield_now().await;
+    }
+    let admin = server.token("admin@example.com").await;
+    let deactivate = "mutation ($user: ID!) { updateUser(input: { userId: $user, isActive: false }) { user { isActive } } }";
+    let user = visitor.id(&token).await;
+    server
+        .ask(Some(&admin), deactivate, json!({ "user": user }))
+        .await;
+    let ended = socket.next().await;
+    assert_eq!(ended["type"], "error", "{ended}");
+    assert_eq!(ended["payload"][0]["extensions"]["code"], "FORBIDDEN");
+    assert_eq!(socket.closed().await.0, 4403);
 }
