@@ -905,8 +905,9 @@ impl CircleMutation {
         Step::Stop.take(ctx, &input).await
     }
 
-    /// Puts a circle away that is CREATED or STOPPED: it can then only be read, restored or deleted, and its name is free
-    /// again. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Puts a circle away that is CREATED or STOPPED, and pauses its active conversations: it can then only be read,
+    /// restored or deleted, and its name is free again. For its owner and administrators. Codes of `userErrors`:
+    /// `CONFLICT`; `BAD_TRANSITION`.
     async fn archive_circle(
         &self,
         ctx: &Context<'_>,
@@ -926,7 +927,8 @@ impl CircleMutation {
     }
 
     /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; its conversations
-    /// stay with their owners. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// stay with their owners, and those that have not ended are CANCELLED. For its owner and administrators. Codes of
+    /// `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
     async fn delete_circle(
         &self,
         ctx: &Context<'_>,
@@ -942,6 +944,7 @@ impl CircleMutation {
             if ![Created, Stopped, Archived].contains(&row.status) {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
+            change.cancel_conversations(&row).await?;
             change.announce(edited("circle.deleted", &row, &[]));
             change.free_agents(id).await?;
             row.delete(&change.transaction).await?;
@@ -1118,8 +1121,8 @@ impl Step {
             change.announce(moved(rule.event, &row, before));
             match self {
                 Self::Start => change.route_pending(&row).await?,
-                Self::Stop => change.pause_conversations(&row).await?,
-                Self::Pause | Self::Archive | Self::Restore => {}
+                Self::Stop | Self::Archive => change.pause_conversations(&row).await?,
+                Self::Pause | Self::Restore => {}
             }
             change.commit(vec![id]).await
         });

@@ -885,7 +885,9 @@ async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
         payload,
         json!({ "deletedId": id, "current": null, "userErrors": [] })
     );
-    let events = studio.events(&since, 1 + freed.len()).await;
+    let mut events = studio.events(&since, 1 + freed.len()).await;
+    // What becomes of its conversations is looked at where they are.
+    events.retain(|event| event["type"] != "CONVERSATION_ENDED");
     assert_eq!(events.len(), 1 + freed.len());
     assert_eq!(
         (&events[0]["type"], &events[0]["name"]),

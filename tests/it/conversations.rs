@@ -10,7 +10,7 @@ use gathering_entity::{event, message, participant};
 use sea_orm::prelude::Uuid;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter,
-    QueryOrder, Set,
+    QueryOrder, Set, TransactionTrait,
 };
 use serde_json::{Value, json};
 
@@ -1428,4 +1428,210 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
             ),
         ]
     );
+}
+
+/// A circle of the demo user that the guest may change, with two agents of its own, and the conversations that the guest
+/// holds there, in these states.
+struct Room {
+    circle: Value,
+    agents: Vec<Value>,
+    talks: Vec<Value>,
+}
+
+impl Desk {
+    /// What somebody gets from a mutation that nothing is wrong with.
+    async fn gets(&self, token: &str, name: &str, shown: &str, input: Value) -> Value {
+        let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
+        let kind = match name {
+            "deleteCircle" | "deleteAgent" => "DeleteInput",
+            "stopCircle" | "archiveCircle" => "CircleActionInput",
+            "resumeConversation" => "ConversationActionInput",
+            _ => &kind,
+        };
+        let query = format!(
+            "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {shown} userErrors {{ field code }} }} }}"
+        );
+        let answer = self
+            .server
+            .ask(Some(token), &query, json!({ "input": input }))
+            .await;
+        let payload = &answer["data"][name];
+        assert_eq!(payload["userErrors"], json!([]), "{name}: {answer}");
+        payload.clone()
+    }
+
+    async fn room(&self, name: &str, states: &[&str]) -> Room {
+        let mut agents = Vec::new();
+        for number in [1, 2] {
+            let input = json!({ "name": format!("{name} {number}") });
+            let made = self.gets(&self.demo, "createAgent", "agent { id }", input);
+            agents.push(made.await["agent"]["id"].clone());
+        }
+        let members: Vec<_> = agents.iter().map(|id| json!({ "agentId": id })).collect();
+        let input = json!({ "name": name, "members": members });
+        let made = self.gets(&self.demo, "createCircle", "circle { id }", input);
+        let circle = made.await["circle"]["id"].clone();
+        let input = json!({ "circleId": circle, "email": "guest@example.com", "role": "EDITOR" });
+        self.gets(&self.demo, "shareCircle", "circle { id }", input)
+            .await;
+        let mut talks = Vec::new();
+        for state in states {
+            let input = json!({ "topic": state, "circleId": circle, "participantIds": agents,
+                "startNow": *state != "PENDING" });
+            let made = self.payload(&self.guest, "createConversation", input).await;
+            let id = made["conversation"]["id"].clone();
+            let step = match *state {
+                "PAUSED" => "pauseConversation",
+                "COMPLETED" => "completeConversation",
+                _ => "",
+            };
+            if !step.is_empty() {
+                self.payload(&self.guest, step, json!({ "conversationId": id }))
+                    .await;
+            }
+            talks.push(id);
+        }
+        Room {
+            circle,
+            agents,
+            talks,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_circle_that_is_deleted_ends_its_conversations() {
+    let desk = Desk::open().await;
+    let room = desk
+        .room("Gone", &["PENDING", "ACTIVE", "PAUSED", "COMPLETED"])
+        .await;
+    let ids: Vec<_> = room.talks.iter().map(text).collect();
+    let completed = desk.row(&ids[3]).await;
+    let mark = desk.mark().await;
+    let input = json!({ "id": room.circle });
+    desk.gets(&desk.demo, "deleteCircle", "deletedId", input)
+        .await;
+
+    let told = desk.told(mark).await;
+    let circle = Some(uuid(&text(&room.circle)));
+    assert_eq!(told.len(), 4);
+    for (n, (from, version)) in [("PENDING", 2), ("ACTIVE", 3), ("PAUSED", 4)]
+        .iter()
+        .enumerate()
+    {
+        let row = desk.row(&ids[n]).await;
+        assert_eq!(row.status, ConversationStatus::Cancelled);
+        assert_eq!((row.circle_id, row.version), (None, *version));
+        assert_eq!(row.end_reason.as_deref(), Some("cancelled"));
+        assert_eq!(row.next_speaker_id, None);
+        assert_eq!(row.ended_at, Some(row.updated_at));
+        let event = &told[n];
+        assert_eq!(event.kind, "conversation.ended");
+        assert_eq!((event.subject_id, event.circle_id), (row.id, circle));
+        let payload = json!({ "topic": from, "fromStatus": from, "toStatus": "CANCELLED", "reason": "cancelled",
+            "version": version, "v": 1 });
+        assert_eq!(event.payload, payload);
+    }
+    assert_eq!(told[3].kind, "circle.deleted");
+    let left = desk.row(&ids[3]).await;
+    assert_eq!(left.circle_id, None);
+    assert_eq!(
+        (left.status, left.version),
+        (ConversationStatus::Completed, completed.version)
+    );
+
+    // Nobody puts the agents of others to work there any more, and their owner may delete them.
+    for id in &room.talks {
+        let turn = json!({ "conversationId": id, "content": "Go on.", "agentId": room.agents[0] });
+        let payload = desk.payload(&desk.guest, "postMessage", turn).await;
+        assert!(faults(&payload).contains(&"BAD_TRANSITION".to_owned()));
+    }
+    for id in &room.agents {
+        let input = json!({ "id": id });
+        desk.gets(&desk.demo, "deleteAgent", "deletedId", input)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_circle_is_deleted_in_as_many_statements_however_many_conversations_it_has() {
+    let desk = Desk::open().await;
+    for size in [1, 12] {
+        let room = desk
+            .room(&format!("Room {size}"), &vec!["ACTIVE"; size])
+            .await;
+        let before = desk.server.statements();
+        let input = json!({ "id": room.circle });
+        desk.gets(&desk.demo, "deleteCircle", "deletedId", input)
+            .await;
+        let statements = desk.server.statements() - before;
+        assert!(statements <= 7 + BESIDE, "{size}: {statements}");
+    }
+}
+
+#[tokio::test]
+async fn a_circle_that_is_put_away_holds_its_conversations() {
+    let desk = Desk::open().await;
+    let room = desk.room("Away", &["PENDING", "ACTIVE"]).await;
+    let mark = desk.mark().await;
+    let input = json!({ "circleId": room.circle });
+    desk.gets(&desk.demo, "archiveCircle", "circle { id }", input)
+        .await;
+    let [pending, active] = [0, 1].map(|n| text(&room.talks[n]));
+    assert_eq!(desk.row(&pending).await.status, ConversationStatus::Pending);
+    assert_eq!(desk.row(&active).await.status, ConversationStatus::Paused);
+    let facts = desk.facts(mark).await;
+    let kinds: Vec<_> = facts.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["circle.archived", "conversation.paused"]);
+    let payload =
+        json!({ "topic": "ACTIVE", "fromStatus": "ACTIVE", "toStatus": "PAUSED", "version": 3 });
+    assert_eq!(facts[1].1, payload);
+}
+
+#[tokio::test]
+async fn a_conversation_is_changed_though_its_circle_goes_in_the_same_moment() {
+    let desk = Desk::open().await;
+    let id = desk.talk_in("PAUSED").await;
+    let gone = desk.db.begin().await.expect("begins");
+    circle::Entity::delete_by_id(uuid(&desk.workshop))
+        .exec(&gone)
+        .await
+        .expect("deletes");
+    let input = json!({ "conversationId": id, "topic": "Another" });
+    let changed = desk.done("updateConversation", input);
+    let goes = async {
+        // Until the change waits for the circle; it gets the same end if it has not begun.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        gone.commit().await.expect("commits");
+    };
+    let (changed, ()) = futures_util::future::join(changed, goes).await;
+    assert_eq!(
+        (&changed["topic"], &changed["circle"]),
+        (&json!("Another"), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn who_may_no_longer_read_a_circle_hears_no_more_of_the_conversations_they_hold_there() {
+    let desk = Desk::open().await;
+    let room = desk.room("Left", &["ACTIVE"]).await;
+    let viewer = desk
+        .server
+        .ask(Some(&desk.guest), "{ viewer { id } }", json!({}))
+        .await;
+    let input = json!({ "circleId": room.circle, "userId": viewer["data"]["viewer"]["id"] });
+    desk.gets(&desk.demo, "unshareCircle", "circle { id }", input)
+        .await;
+    let message = desk.says(&text(&room.talks[0]), "Between us.").await;
+    let query = "query ($id: ID!) { events(filter: { subjectId: $id }) { nodes { ... on MessageEvent { excerpt } } } }";
+    let variables = json!({ "id": message["id"] });
+    let heard = async |token: &str| {
+        let answer = desk.server.ask(Some(token), query, variables.clone()).await;
+        answer["data"]["events"]["nodes"].clone()
+    };
+    let told = json!([{ "excerpt": "Between us." }]);
+    while heard(&desk.demo).await != told {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(heard(&desk.guest).await, json!([]));
 }
