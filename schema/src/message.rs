@@ -372,6 +372,7 @@ impl MessageMutation {
                     "conversationId": Kind::Conversation.id(conversation.id),
                     "seq": row.seq,
                     "role": row.role.to_value(),
+                    "excerpt": excerpt(&row.content),
                     "isPinned": input.is_pinned,
                 });
                 let fact = place.fact("message.pinned", id, payload);
@@ -435,6 +436,11 @@ fn check_speaker<'p>(
         check.fault("agentId", UserErrorCode::Invalid, message);
     }
     speaker
+}
+
+/// How a message begins, as its events tell it.
+fn excerpt(content: &str) -> String {
+    content.chars().take(MAX_EXCERPT).collect()
 }
 
 /// Whether a message, or a turn, may be added in this state.
@@ -536,12 +542,11 @@ impl Change<'_> {
             Some(agent) => fact.agent(agent).by_agent(),
             None => fact,
         };
-        let excerpt: String = message.content.chars().take(MAX_EXCERPT).collect();
         let payload = json!({
             "conversationId": Kind::Conversation.id(row.id),
             "seq": message.seq,
             "role": message.role.to_value(),
-            "excerpt": excerpt,
+            "excerpt": excerpt(&message.content),
         });
         self.announce(by(place.fact("message.added", message.id, payload)));
         message::Entity::insert(message.into_active_model())

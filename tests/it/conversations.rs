@@ -1100,12 +1100,14 @@ async fn a_message_says_who_wrote_it_whom_it_mentions_and_what_it_answers() {
     let payload = |seq: i32, role: &str, excerpt: &str| json!({ "conversationId": id, "seq": seq, "role": role, "excerpt": excerpt, "v": 1 });
     assert_eq!(told[0].payload, payload(1, "USER", &excerpt));
     assert_eq!(told[0].agent_id, None);
-    assert_eq!(told[0].actor_user_id, row.user_id);
     assert_eq!(told[1].payload, payload(2, "ASSISTANT", "I heard you."));
+    // Who wrote for an agent is kept, too.
+    for event in &told {
+        assert_eq!(event.actor_user_id, row.user_id);
+    }
     let speaker = Some(uuid(&desk.team[0]));
     for event in &told[1..] {
         assert_eq!([event.agent_id, event.actor_agent_id], [speaker, speaker]);
-        assert_eq!(event.actor_user_id, None);
         assert_eq!(event.circle_id, Some(uuid(&desk.workshop)));
     }
     let payload = json!({ "topic": "What to do next", "turn": 1, "nextSpeakerId": desk.team[1],
@@ -1337,8 +1339,8 @@ async fn a_message_is_pinned_once_however_often_that_is_asked() {
     assert_eq!(pin(&turn, false).await["isPinned"], false);
     assert_eq!(pin(&turn, true).await["isPinned"], true);
     let pinned = |is_pinned: bool| {
-        let payload =
-            json!({ "conversationId": id, "seq": 1, "role": "ASSISTANT", "isPinned": is_pinned });
+        let payload = json!({ "conversationId": id, "seq": 1, "role": "ASSISTANT", "excerpt": "Remember this.",
+            "isPinned": is_pinned });
         ("message.pinned".to_owned(), payload)
     };
     assert_eq!(
@@ -1362,10 +1364,14 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
     let id = desk.talk(2, json!({ "maxTurns": 1 })).await;
     desk.says(&id, "Say it in one sentence.").await;
     desk.takes_turn(&id, 0, "As you wish.").await;
+    let said = "query ($id: ID!) { conversation(id: $id) { messages(last: 1) { nodes { id } } } }";
+    let said = desk.read(said, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();
+    desk.done("pinMessage", json!({ "messageId": said, "isPinned": true }))
+        .await;
 
     let feed = "query ($id: ID!, $before: String) { circle(id: $id) { events(last: 50, before: $before) { nodes { type actor { __typename }
         ... on ConversationEvent { conversationId fromStatus toStatus turn reason }
-        ... on MessageEvent { conversationId seq excerpt message { content } } } } } }";
+        ... on MessageEvent { conversationId seq excerpt isPinned message { content } } } } } }";
     let variables = json!({ "id": desk.workshop, "before": latest });
     let mut nodes = Vec::new();
     for _ in 0..1_000 {
@@ -1379,7 +1385,7 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                 .rev()
                 .cloned(),
         );
-        if nodes.len() >= 6 {
+        if nodes.len() >= 7 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -1394,7 +1400,10 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
         node
     };
     let step = |from: Value, to: Value, turn: Value, reason: Value| json!({ "fromStatus": from, "toStatus": to, "turn": turn, "reason": reason });
-    let said = |seq: i32, words: &str| json!({ "seq": seq, "excerpt": words, "message": { "content": words } });
+    let said = |seq: i32, words: &str, is_pinned: Value| {
+        json!({ "seq": seq, "excerpt": words, "isPinned": is_pinned,
+        "message": { "content": words } })
+    };
     let none = || Value::Null;
     assert_eq!(
         nodes,
@@ -1409,8 +1418,12 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                 &user,
                 step(json!("PENDING"), json!("ACTIVE"), none(), none())
             ),
-            of("MESSAGE_ADDED", &user, said(1, "Say it in one sentence.")),
-            of("MESSAGE_ADDED", &agent, said(2, "As you wish.")),
+            of(
+                "MESSAGE_ADDED",
+                &user,
+                said(1, "Say it in one sentence.", none())
+            ),
+            of("MESSAGE_ADDED", &agent, said(2, "As you wish.", none())),
             of(
                 "CONVERSATION_TURN_COMPLETED",
                 &agent,
@@ -1425,6 +1438,11 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                     none(),
                     json!("max_turns")
                 )
+            ),
+            of(
+                "MESSAGE_PINNED",
+                &user,
+                said(2, "As you wish.", json!(true))
             ),
         ]
     );
