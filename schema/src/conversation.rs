@@ -501,7 +501,7 @@ pub struct UpdateConversationInput {
     topic: MaybeUndefined<String>,
     /// What was said, in short; at most 20,000 characters.
     summary: MaybeUndefined<String>,
-    /// After how many turns it ends, from 1 to 50, and not before those that were taken.
+    /// After how many turns it ends, from 1 to 50: more than were taken, or, once it has ended, no fewer.
     max_turns: MaybeUndefined<i32>,
 }
 
@@ -687,8 +687,13 @@ impl ConversationMutation {
             // A number that stays as it is may be beyond what can be asked for.
             let max_turns = max_turns.filter(|turns| *turns != row.max_turns);
             let max_turns = max_turns.map(|turns| check.range("maxTurns", turns, TURNS));
-            if max_turns.is_some_and(|turns| TURNS.contains(&turns) && turns < row.turns_taken) {
-                let message = format!("{} turns were taken already.", row.turns_taken);
+            // The last turn ends a conversation: one that goes on has a turn left.
+            let taken = row.turns_taken;
+            let least = taken + i32::from(row.ended_at.is_none());
+            if max_turns.is_some_and(|turns| TURNS.contains(&turns) && turns < least) {
+                let message = format!(
+                    "`maxTurns` must be at least {least}: {taken} turns were taken already."
+                );
                 check.fault("maxTurns", UserErrorCode::OutOfRange, message);
             }
             if let Err(faults) = check.faults() {
@@ -1077,11 +1082,11 @@ impl Change<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Those who are to take part are active members of the circle, or, without one, agents that the viewer may put to
-    /// work. Nobody deletes them until this change is done.
+    /// Those who are to take part are active members of the circle, or, without one, the viewer's own agents. Nobody
+    /// deletes them until this change is done.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `FORBIDDEN`.
+    /// `NOT_FOUND` and `FORBIDDEN`, naming the first.
     async fn check_speakers(&self, check: &mut Check, new: &NewConversation) -> Result<(), Error> {
         let ids = || new.participants.iter().copied();
         let rule = &self.viewer.rules().agent;
@@ -1101,11 +1106,10 @@ impl Change<'_> {
             return Err(Error::not_found(&field(n)));
         }
         let Some(circle) = new.circle else {
-            let is_foreign = |owner: &Uuid| *owner != self.viewer.id();
-            let mut foreign = agents.iter().filter(|(_, owner)| is_foreign(owner));
-            return match foreign.next() {
-                Some((id, _)) if !self.viewer.is_admin() => Err(self.forbidden(Kind::Agent, *id)),
-                _ => Ok(()),
+            let is_foreign = |(_, id): &(usize, Uuid)| agents[id] != self.viewer.id();
+            return match ids().enumerate().find(is_foreign) {
+                Some((n, id)) => Err(self.forbidden(Kind::Agent, id).field(&field(n))),
+                None => Ok(()),
             };
         };
         let members: HashSet<Uuid> = member::Entity::find()

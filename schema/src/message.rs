@@ -267,8 +267,7 @@ impl MessageMutation {
     /// while it is ACTIVE. The turn `maxTurns` ends the conversation, and so does an agent's message with `[DONE]`,
     /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. For editors of the conversation's circle; without one, for its owner and
     /// administrators. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for an agent that takes no part,
-    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `LIMIT_REACHED` when all turns
-    /// are taken, `BAD_TRANSITION`.
+    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `BAD_TRANSITION`.
     async fn post_message(
         &self,
         ctx: &Context<'_>,
@@ -448,10 +447,6 @@ fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError
     use conversation::ConversationStatus::{Active, Paused};
     let what = if is_turn { "turns" } else { "messages" };
     match row.status {
-        Active if is_turn && row.turns_taken >= row.max_turns => {
-            let message = format!("All {} turns are taken.", row.max_turns);
-            Err(UserError::general(UserErrorCode::LimitReached, message))
-        }
         Active => Ok(()),
         Paused if !is_turn => Ok(()),
         other => Err(UserError::bad_transition(format!(
