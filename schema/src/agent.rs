@@ -911,6 +911,9 @@ impl AgentMutation {
             let rule = &change.viewer.rules().agent;
             let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
             change.check_agent(&row)?;
+            if let Err(conflict) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
             let character = change.referred::<persona::Entity>(persona.flatten(), "personaId");
             character.await?;
             let engine = change.referred::<model::Entity>(model.flatten(), "modelId");
@@ -929,9 +932,6 @@ impl AgentMutation {
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(conflict) = check_version(input.expected_version, version) {
-                return Ok(Outcome::fault(Some(id), conflict));
             }
 
             let to = change.status(id, from, status).await?;

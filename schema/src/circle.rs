@@ -808,6 +808,11 @@ impl CircleMutation {
         };
         let outcome = change(ctx, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
+            let allowed =
+                check_open(&row).and_then(|()| check_version(input.expected_version, row.version));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             if let Some(project) = project.flatten()
                 && row.project_id != Some(project)
             {
@@ -839,11 +844,6 @@ impl CircleMutation {
             let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed =
-                check_version(input.expected_version, row.version).and_then(|()| check_open(&row));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let version = row.version;
             let mut new = row.into_active_model();
@@ -964,13 +964,13 @@ impl CircleMutation {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let outcome = change(ctx, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
+            if let Err(fault) = check_open(&row) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let (_, key) = check.email("email", &input.email);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let user = user::Entity::find()
                 .select_only()

@@ -678,6 +678,9 @@ impl ConversationMutation {
                 Ok(held) => held,
                 Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
             };
+            if let Err(fault) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let topic = check.kept("topic", &input.topic);
             let topic = topic.map(|topic| check.line("topic", topic, MAX_TOPIC));
@@ -698,9 +701,6 @@ impl ConversationMutation {
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let version = row.version + 1;
             let mut new = row.into_active_model();
@@ -810,16 +810,14 @@ async fn transit(
             Ok(held) => held,
             Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
         };
+        let allowed = check_version(input.expected_version, row.version);
+        if let Err(fault) = allowed.and_then(|()| step.check(&row)) {
+            return Ok(Outcome::fault(Some(id), fault));
+        }
         let mut check = Check::default();
         let reason = check.optional_text("reason", input.reason.as_deref(), MAX_REASON);
         if let Err(faults) = check.faults() {
             return Ok(Outcome::refused(Some(id), faults));
-        }
-        if let Err(fault) = check_version(input.expected_version, row.version) {
-            return Ok(Outcome::fault(Some(id), fault));
-        }
-        if let Err(fault) = step.check(&row) {
-            return Ok(Outcome::fault(Some(id), fault));
         }
         let from = row.status;
         let now = change.now;

@@ -25,6 +25,10 @@ pub(crate) const ATELIER: &str = "Atelier";
 pub(crate) const LIBRARY: &str = "Library";
 pub(crate) const WORKSHOP: &str = "Workshop";
 
+/// What names no row.
+const NO_PROJECT: &str = "project_01h455vb4pex5vsknk084sn02q";
+const NOBODY: &str = "user_01h455vb4pex5vsknk084sn02q";
+
 /// What is asked of a circle that was changed.
 const CIRCLE: &str = "circle { id name displayName description status version requireReview autoRoute maxMembers \
     maxConcurrentTasks startedAt stoppedAt archivedAt updatedAt project { id } members(first: 100) { totalCount nodes { id } } \
@@ -619,6 +623,11 @@ async fn who_has_seen_an_older_version_changes_nothing() {
     let id = studio.in_state("Old", "STOPPED").await;
     for (name, mut input) in [
         ("updateCircle", json!({ "circleId": id, "name": "New" })),
+        // Whatever is wrong with the input besides.
+        (
+            "updateCircle",
+            json!({ "circleId": id, "name": "", "projectId": NO_PROJECT }),
+        ),
         ("startCircle", of(&id)),
         ("archiveCircle", of(&id)),
         ("deleteCircle", json!({ "id": id })),
@@ -795,8 +804,16 @@ async fn nothing_in_an_archived_circle_changes_until_it_is_restored() {
         for (name, input) in [
             ("updateCircle", json!({ "circleId": id, "name": "Other" })),
             (
+                "updateCircle",
+                json!({ "circleId": id, "name": "", "projectId": NO_PROJECT, "expectedVersion": 0 }),
+            ),
+            (
                 "shareCircle",
                 json!({ "circleId": id, "email": GUEST, "role": "VIEWER" }),
+            ),
+            (
+                "shareCircle",
+                json!({ "circleId": id, "email": "", "role": "VIEWER" }),
             ),
             (
                 "unshareCircle",

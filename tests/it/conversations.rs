@@ -662,14 +662,15 @@ async fn a_change_of_another_version_changes_nothing() {
     let before = desk.row(&id).await;
     let mark = desk.mark().await;
     let stale = before.version - 1;
+    // Whatever is wrong with the input besides.
     let mut calls = vec![(
         "updateConversation".to_owned(),
-        json!({ "conversationId": id, "topic": "Another", "expectedVersion": stale }),
+        json!({ "conversationId": id, "topic": "", "expectedVersion": stale }),
     )];
     calls.extend(STEPS.map(|step| {
         (
             named(step),
-            json!({ "conversationId": id, "expectedVersion": stale }),
+            json!({ "conversationId": id, "reason": "x".repeat(501), "expectedVersion": stale }),
         )
     }));
     for (name, input) in calls {

@@ -277,6 +277,11 @@ async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
         .await;
     assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
     assert_eq!(refused["agent"], changed);
+    // Whatever is wrong with the input besides.
+    let mut input = rename(1, "");
+    input["modelId"] = json!(NO_MODEL);
+    let refused = team.payload(DEMO, "updateAgent", input).await;
+    assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
     let input = json!({ "id": agent["id"], "expectedVersion": 1 });
     let refused = team.payload(DEMO, "deleteAgent", input).await;
     assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
