@@ -997,8 +997,8 @@ impl CircleMutation {
     }
 
     /// Stops sharing a circle with a user. For its owner and administrators; collaborators may leave by themselves, and
-    /// get no circle to see then. Codes of `userErrors`: `INVALID` for a `userId` with whom it is not shared;
-    /// `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// get no circle to see then. A `userId` that is nobody's is `NOT_FOUND`. Codes of `userErrors`: `INVALID` for a
+    /// `userId` with whom it is not shared; `BAD_TRANSITION` while the circle is ARCHIVED.
     async fn unshare_circle(
         &self,
         ctx: &Context<'_>,
@@ -1022,8 +1022,10 @@ impl CircleMutation {
                 .filter(collaborator::Column::UserId.eq(user));
             let gone = share.exec(&change.transaction).await?;
             if gone.rows_affected == 0 {
+                let field = "userId";
+                change.referred::<user::Entity>(Some(user), field).await?;
                 let message = "The circle is not shared with this user.";
-                let fault = UserError::new("userId", UserErrorCode::Invalid, message);
+                let fault = UserError::new(field, UserErrorCode::Invalid, message);
                 return Ok(Outcome::fault(Some(id), fault));
             }
             change.announce(sharing("circle.unshared", &row, user, None));

@@ -983,6 +983,9 @@ async fn a_circle_is_shared_by_e_mail_address_and_left_again() {
         studio.refused(GUEST, "archiveCircle", of(&id)).await.0,
         "FORBIDDEN"
     );
+    let nobody = json!({ "circleId": id, "userId": NOBODY });
+    let refused = studio.refused(OWNER, "unshareCircle", nobody).await;
+    assert_eq!(refused, (json!("NOT_FOUND"), json!("userId")));
     // Whoever leaves has nothing to see any more.
     let unshare = json!({ "circleId": id, "userId": guest });
     let payload = studio.done(GUEST, "unshareCircle", unshare.clone()).await;
