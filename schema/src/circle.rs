@@ -1243,7 +1243,7 @@ pub(crate) fn check_room(check: &mut Check, circle: &circle::Model, present: i32
 }
 
 fn cannot(status: circle::CircleStatus, done: &str) -> UserError {
-    UserError::bad_transition(format!("a {} circle cannot be {done}", status.to_value()))
+    UserError::cannot("circle", &status.to_value(), done)
 }
 
 fn name_taken() -> UserError {

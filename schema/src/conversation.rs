@@ -787,8 +787,7 @@ impl ConversationMutation {
                 return Ok(Outcome::fault(Some(id), fault));
             }
             if row.status == conversation::ConversationStatus::Active {
-                let fault = UserError::bad_transition("An ACTIVE conversation cannot be deleted.");
-                return Ok(Outcome::fault(Some(id), fault));
+                return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
             change.announce(place.told("conversation.deleted", &row, json!({ "changed": [] })));
             row.delete(&change.transaction).await?;
@@ -877,11 +876,12 @@ impl Step {
         if self.from.contains(&row.status.into()) {
             return Ok(());
         }
-        let (status, done) = (row.status.to_value(), self.done);
-        Err(UserError::bad_transition(format!(
-            "A conversation that is {status} cannot be {done}."
-        )))
+        Err(cannot(row.status, self.done))
     }
+}
+
+fn cannot(status: conversation::ConversationStatus, done: &str) -> UserError {
+    UserError::cannot("conversation", &status.to_value(), done)
 }
 
 /// The ids of a conversation that is to be made.
@@ -1048,10 +1048,6 @@ impl Change<'_> {
             None => None,
         };
         let row = self.row::<conversation::Entity>(rule, id, field).await?;
-        if row.circle_id != held.circle_id {
-            // The circle was deleted meanwhile.
-            return Err(Error::conflict());
-        }
         let place = Place::of(&row, circle.as_ref());
         let is_open = circle.as_ref().map_or(Ok(()), check_open);
         Ok(is_open.map(|()| (row, place)))

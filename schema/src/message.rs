@@ -450,7 +450,7 @@ fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError
         Active => Ok(()),
         Paused if !is_turn => Ok(()),
         other => Err(UserError::bad_transition(format!(
-            "A conversation that is {} takes no {what}.",
+            "A {} conversation takes no {what}.",
             other.to_value()
         ))),
     }

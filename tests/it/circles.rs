@@ -587,11 +587,12 @@ async fn a_circle_moves_from_state_to_state_as_the_table_says_and_not_otherwise(
             } else {
                 assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{step} {state}");
                 assert_eq!(*circle, before, "{step} {state}");
+                let article = if state == "ARCHIVED" { "An" } else { "A" };
                 let message = payload["userErrors"][0]["message"]
                     .as_str()
                     .expect("a message");
                 assert!(
-                    message.starts_with(&format!("a {state} circle cannot be ")),
+                    message.starts_with(&format!("{article} {state} circle cannot be ")),
                     "{message}"
                 );
             }

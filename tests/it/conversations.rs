@@ -574,6 +574,14 @@ async fn each_step_is_taken_from_its_states_and_from_no_other() {
             let facts = desk.facts(mark).await;
             if !from.contains(&status) {
                 assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{step} {status}");
+                let article = if status == "ACTIVE" { "An" } else { "A" };
+                let done = ["started", "paused", "resumed", "completed", "cancelled"];
+                let done = done.iter().find(|done| done.starts_with(step));
+                let done = done.expect("a participle");
+                assert_eq!(
+                    payload["userErrors"][0]["message"],
+                    format!("{article} {status} conversation cannot be {done}.")
+                );
                 assert_eq!(shown["status"], status);
                 assert_eq!(desk.row(&id).await, before);
                 assert_eq!(facts, []);
@@ -777,6 +785,13 @@ async fn a_conversation_does_not_end_before_the_turns_it_took() {
     desk.done("updateConversation", most(3)).await;
     assert_eq!(desk.takes_turn(&id, 0, "Three.").await, None);
     assert_eq!(desk.row(&id).await.end_reason.as_deref(), Some("max_turns"));
+    // What has ended takes no more of them.
+    desk.done("updateConversation", most(4)).await;
+    desk.done("updateConversation", most(3)).await;
+    assert_eq!(
+        desk.faults("updateConversation", most(2)).await,
+        ["maxTurns: OUT_OF_RANGE"]
+    );
 
     // What was set before there was a bound stays as it is.
     let long = "{ conversations(last: 1) { nodes { id maxTurns turnsTaken topic } } }";
