@@ -26,7 +26,7 @@ pub struct Model {
     pub project_id: Option<Uuid>,
     /// The agent it concerns.
     pub agent_id: Option<Uuid>,
-    /// The user who made the change.
+    /// The user who made the change, or had an agent make it.
     pub actor_user_id: Option<Uuid>,
     /// The agent who made the change.
     pub actor_agent_id: Option<Uuid>,

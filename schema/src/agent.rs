@@ -10,10 +10,12 @@ use gathering_entity::{
     user,
 };
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, DbBackend, EntityTrait,
-    FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    Set,
-    sea_query::{self, Expr, ExprTrait, Func, JoinType, NullOrdering, Query, SelectStatement},
+    ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, ConnectionTrait, DbBackend,
+    EntityTrait, FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Set,
+    sea_query::{
+        self, Expr, ExprTrait, Func, JoinType, LockType, NullOrdering, Query, SelectStatement,
+    },
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -27,12 +29,12 @@ use crate::{
     event::{EventFilter, Events},
     id::Kind,
     live::Fact,
-    member::{AgentCircles, reviewing},
+    member::{AgentCircles, removed, reviewing},
     model::Model,
     order::SortDirection,
     page::{Connection, Listed, Order, Page},
     persona::Persona,
-    read::{Pages, Totals},
+    read::{Pages, Totals, is_among},
     scalar::DateTime,
     task::{Task, TaskFilter, TaskOrder, Tasks},
     text,
@@ -909,6 +911,9 @@ impl AgentMutation {
             let rule = &change.viewer.rules().agent;
             let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
             change.check_agent(&row)?;
+            if let Err(conflict) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
             let character = change.referred::<persona::Entity>(persona.flatten(), "personaId");
             character.await?;
             let engine = change.referred::<model::Entity>(model.flatten(), "modelId");
@@ -927,9 +932,6 @@ impl AgentMutation {
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(conflict) = check_version(input.expected_version, version) {
-                return Ok(Outcome::fault(Some(id), conflict));
             }
 
             let to = change.status(id, from, status).await?;
@@ -982,6 +984,7 @@ impl AgentMutation {
                     "The agent takes part in conversations that have not ended. End them first.";
                 return Ok(Outcome::fault(Some(id), in_use(message)));
             }
+            change.leave_circles(id).await?;
             change.announce(fact("agent.deleted", &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
@@ -999,6 +1002,31 @@ impl Change<'_> {
         } else {
             Err(self.forbidden(Kind::Agent, row.id))
         }
+    }
+
+    /// Tells the readers of the circles that an agent is in that it leaves them, since it is deleted.
+    async fn leave_circles(&mut self, agent: Uuid) -> Result<(), Error> {
+        // Locked, so that nobody else tells of the same.
+        let members = member::Entity::find()
+            .filter(member::Column::AgentId.eq(agent))
+            .filter(member::Column::IsActive.eq(true))
+            .order_by_asc(member::Column::Id)
+            .lock(LockType::Update)
+            .all(&self.transaction)
+            .await?;
+        let backend = self.transaction.get_database_backend();
+        let ids: Vec<_> = members.iter().map(|row| row.circle_id).collect();
+        let circles = circle::Entity::find()
+            .filter(is_among(backend, circle::Column::Id.as_column_ref(), &ids))
+            .all(&self.transaction)
+            .await?;
+        for mut row in members {
+            row.updated_at = self.now;
+            if let Some(circle) = circles.iter().find(|circle| circle.id == row.circle_id) {
+                self.announce(removed(circle, &row));
+            }
+        }
+        Ok(())
     }
 
     /// What an agent does once its owner has taken it out of work, or brought it back.

@@ -808,6 +808,11 @@ impl CircleMutation {
         };
         let outcome = change(ctx, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
+            let allowed =
+                check_open(&row).and_then(|()| check_version(input.expected_version, row.version));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             if let Some(project) = project.flatten()
                 && row.project_id != Some(project)
             {
@@ -839,11 +844,6 @@ impl CircleMutation {
             let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed =
-                check_version(input.expected_version, row.version).and_then(|()| check_open(&row));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let version = row.version;
             let mut new = row.into_active_model();
@@ -905,8 +905,9 @@ impl CircleMutation {
         Step::Stop.take(ctx, &input).await
     }
 
-    /// Puts a circle away that is CREATED or STOPPED: it can then only be read, restored or deleted, and its name is free
-    /// again. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Puts a circle away that is CREATED or STOPPED, and pauses its active conversations: it can then only be read,
+    /// restored or deleted, and its name is free again. For its owner and administrators. Codes of `userErrors`:
+    /// `CONFLICT`; `BAD_TRANSITION`.
     async fn archive_circle(
         &self,
         ctx: &Context<'_>,
@@ -926,7 +927,8 @@ impl CircleMutation {
     }
 
     /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; its conversations
-    /// stay with their owners. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// stay with their owners, and those that have not ended are CANCELLED. For its owner and administrators. Codes of
+    /// `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
     async fn delete_circle(
         &self,
         ctx: &Context<'_>,
@@ -942,6 +944,7 @@ impl CircleMutation {
             if ![Created, Stopped, Archived].contains(&row.status) {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
+            change.cancel_conversations(&row).await?;
             change.announce(edited("circle.deleted", &row, &[]));
             change.free_agents(id).await?;
             row.delete(&change.transaction).await?;
@@ -961,13 +964,13 @@ impl CircleMutation {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let outcome = change(ctx, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
+            if let Err(fault) = check_open(&row) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let (_, key) = check.email("email", &input.email);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let user = user::Entity::find()
                 .select_only()
@@ -994,8 +997,8 @@ impl CircleMutation {
     }
 
     /// Stops sharing a circle with a user. For its owner and administrators; collaborators may leave by themselves, and
-    /// get no circle to see then. Codes of `userErrors`: `INVALID` for a `userId` with whom it is not shared;
-    /// `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// get no circle to see then. A `userId` that is nobody's is `NOT_FOUND`. Codes of `userErrors`: `INVALID` for a
+    /// `userId` with whom it is not shared; `BAD_TRANSITION` while the circle is ARCHIVED.
     async fn unshare_circle(
         &self,
         ctx: &Context<'_>,
@@ -1019,8 +1022,10 @@ impl CircleMutation {
                 .filter(collaborator::Column::UserId.eq(user));
             let gone = share.exec(&change.transaction).await?;
             if gone.rows_affected == 0 {
+                let field = "userId";
+                change.referred::<user::Entity>(Some(user), field).await?;
                 let message = "The circle is not shared with this user.";
-                let fault = UserError::new("userId", UserErrorCode::Invalid, message);
+                let fault = UserError::new(field, UserErrorCode::Invalid, message);
                 return Ok(Outcome::fault(Some(id), fault));
             }
             change.announce(sharing("circle.unshared", &row, user, None));
@@ -1118,8 +1123,8 @@ impl Step {
             change.announce(moved(rule.event, &row, before));
             match self {
                 Self::Start => change.route_pending(&row).await?,
-                Self::Stop => change.pause_conversations(&row).await?,
-                Self::Pause | Self::Archive | Self::Restore => {}
+                Self::Stop | Self::Archive => change.pause_conversations(&row).await?,
+                Self::Pause | Self::Restore => {}
             }
             change.commit(vec![id]).await
         });
@@ -1238,7 +1243,7 @@ pub(crate) fn check_room(check: &mut Check, circle: &circle::Model, present: i32
 }
 
 fn cannot(status: circle::CircleStatus, done: &str) -> UserError {
-    UserError::bad_transition(format!("a {} circle cannot be {done}", status.to_value()))
+    UserError::cannot("circle", &status.to_value(), done)
 }
 
 fn name_taken() -> UserError {

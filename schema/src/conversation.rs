@@ -9,12 +9,13 @@ use std::{
 use async_graphql::{
     Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
 };
+use chrono::Utc;
 use futures_util::future::try_join_all;
 use gathering_entity::{agent, circle, conversation, member, message, participant, task, user};
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
-    FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    Set,
+    ActiveEnum, ActiveModelBehavior, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait,
+    EntityTrait, FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Set,
     sea_query::{Expr, ExprTrait, JoinType, LockType},
 };
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ use crate::{
     circle::{Access, Circle, check_open},
     ctx::Door,
     deletion::{DeleteInput, DeletePayload},
-    error::Error,
+    error::{Code, Error},
     id::Kind,
     live::Fact,
     message::{MessageFilter, Messages},
@@ -500,7 +501,7 @@ pub struct UpdateConversationInput {
     topic: MaybeUndefined<String>,
     /// What was said, in short; at most 20,000 characters.
     summary: MaybeUndefined<String>,
-    /// After how many turns it ends, from 1 to 50, and not before those that were taken.
+    /// After how many turns it ends, from 1 to 50: more than were taken, or, once it has ended, no fewer.
     max_turns: MaybeUndefined<i32>,
 }
 
@@ -677,6 +678,9 @@ impl ConversationMutation {
                 Ok(held) => held,
                 Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
             };
+            if let Err(fault) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let topic = check.kept("topic", &input.topic);
             let topic = topic.map(|topic| check.line("topic", topic, MAX_TOPIC));
@@ -686,15 +690,17 @@ impl ConversationMutation {
             // A number that stays as it is may be beyond what can be asked for.
             let max_turns = max_turns.filter(|turns| *turns != row.max_turns);
             let max_turns = max_turns.map(|turns| check.range("maxTurns", turns, TURNS));
-            if max_turns.is_some_and(|turns| TURNS.contains(&turns) && turns < row.turns_taken) {
-                let message = format!("{} turns were taken already.", row.turns_taken);
+            // The last turn ends a conversation: one that goes on has a turn left.
+            let taken = row.turns_taken;
+            let least = taken + i32::from(row.ended_at.is_none());
+            if max_turns.is_some_and(|turns| TURNS.contains(&turns) && turns < least) {
+                let message = format!(
+                    "`maxTurns` must be at least {least}: {taken} turns were taken already."
+                );
                 check.fault("maxTurns", UserErrorCode::OutOfRange, message);
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let version = row.version + 1;
             let mut new = row.into_active_model();
@@ -781,8 +787,7 @@ impl ConversationMutation {
                 return Ok(Outcome::fault(Some(id), fault));
             }
             if row.status == conversation::ConversationStatus::Active {
-                let fault = UserError::bad_transition("An ACTIVE conversation cannot be deleted.");
-                return Ok(Outcome::fault(Some(id), fault));
+                return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
             change.announce(place.told("conversation.deleted", &row, json!({ "changed": [] })));
             row.delete(&change.transaction).await?;
@@ -804,16 +809,14 @@ async fn transit(
             Ok(held) => held,
             Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
         };
+        let allowed = check_version(input.expected_version, row.version);
+        if let Err(fault) = allowed.and_then(|()| step.check(&row)) {
+            return Ok(Outcome::fault(Some(id), fault));
+        }
         let mut check = Check::default();
         let reason = check.optional_text("reason", input.reason.as_deref(), MAX_REASON);
         if let Err(faults) = check.faults() {
             return Ok(Outcome::refused(Some(id), faults));
-        }
-        if let Err(fault) = check_version(input.expected_version, row.version) {
-            return Ok(Outcome::fault(Some(id), fault));
-        }
-        if let Err(fault) = step.check(&row) {
-            return Ok(Outcome::fault(Some(id), fault));
         }
         let from = row.status;
         let now = change.now;
@@ -828,18 +831,12 @@ async fn transit(
         };
         let version = row.version + 1;
         let mut new = row.into_active_model();
-        new.status = Set(step.to.into());
         new.version = Set(version);
-        new.updated_at = Set(now);
         if begins {
             new.started_at = Set(Some(now));
             new.next_speaker_id = Set(opening);
         }
-        if let Some(word) = step.reason {
-            new.ended_at = Set(Some(now));
-            new.next_speaker_id = Set(None);
-            new.end_reason = Set(Some(reason.unwrap_or_else(|| word.to_owned())));
-        }
+        step.apply(&mut new, reason, now);
         let row = new.update(&change.transaction).await?;
         change.announce(place.moved(step, &row, from));
         change.commit(vec![id]).await
@@ -848,16 +845,43 @@ async fn transit(
 }
 
 impl Step {
+    /// Sets what is different once it is taken; a conversation that ends keeps the words of who ended it as the reason.
+    fn apply(
+        &self,
+        new: &mut conversation::ActiveModel,
+        words: Option<String>,
+        now: chrono::DateTime<Utc>,
+    ) {
+        new.status = Set(self.to.into());
+        new.updated_at = Set(now);
+        if let Some(reason) = self.reason {
+            new.ended_at = Set(Some(now));
+            new.next_speaker_id = Set(None);
+            new.end_reason = Set(Some(words.unwrap_or_else(|| reason.to_owned())));
+        }
+    }
+
+    /// What its event says of where it leads from and to.
+    fn payload(&self, from: conversation::ConversationStatus) -> Value {
+        let to = conversation::ConversationStatus::from(self.to);
+        let mut payload = json!({ "fromStatus": from.to_value(), "toStatus": to.to_value() });
+        if let Some(reason) = self.reason {
+            payload["reason"] = json!(reason);
+        }
+        payload
+    }
+
     /// Whether the conversation's state allows it.
     fn check(&self, row: &conversation::Model) -> Result<(), UserError> {
         if self.from.contains(&row.status.into()) {
             return Ok(());
         }
-        let (status, done) = (row.status.to_value(), self.done);
-        Err(UserError::bad_transition(format!(
-            "A conversation that is {status} cannot be {done}."
-        )))
+        Err(cannot(row.status, self.done))
     }
+}
+
+fn cannot(status: conversation::ConversationStatus, done: &str) -> UserError {
+    UserError::cannot("conversation", &status.to_value(), done)
 }
 
 /// The ids of a conversation that is to be made.
@@ -935,7 +959,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// What happens in a circle is told to the circle's owner.
+    /// What happens in a circle is told to the circle's owner: whoever owns the conversation may no longer read the circle.
     fn of(row: &conversation::Model, circle: Option<&circle::Model>) -> Self {
         circle.map_or(
             Self {
@@ -982,12 +1006,7 @@ impl Place {
         row: &conversation::Model,
         from: conversation::ConversationStatus,
     ) -> Fact {
-        let mut payload =
-            json!({ "fromStatus": from.to_value(), "toStatus": row.status.to_value() });
-        if let Some(reason) = step.reason {
-            payload["reason"] = json!(reason);
-        }
-        self.told(step.event, row, payload)
+        self.told(step.event, row, step.payload(from))
     }
 }
 
@@ -1009,7 +1028,7 @@ impl Change<'_> {
     /// A conversation that the viewer may change, and where it is held; or why nothing there can be changed.
     ///
     /// # Errors
-    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`; `CONFLICT` when its circle goes in the same moment.
     pub(crate) async fn conversation(
         &self,
         id: Uuid,
@@ -1021,14 +1040,14 @@ impl Change<'_> {
         let held = held.one(&self.transaction).await?;
         let held = held.ok_or_else(|| Error::not_found(field))?;
         let circle = match held.circle_id {
-            Some(circle) => Some(self.circle(circle, field, Access::Editor).await?),
+            Some(circle) => match self.circle(circle, field, Access::Editor).await {
+                // It was there a moment ago. A conversation that has lost its circle is its owner's alone to change.
+                Err(error) if error.code == Code::NotFound => return Err(Error::conflict()),
+                circle => Some(circle?),
+            },
             None => None,
         };
         let row = self.row::<conversation::Entity>(rule, id, field).await?;
-        if row.circle_id != held.circle_id {
-            // The circle was deleted meanwhile.
-            return Err(Error::conflict());
-        }
         let place = Place::of(&row, circle.as_ref());
         let is_open = circle.as_ref().map_or(Ok(()), check_open);
         Ok(is_open.map(|()| (row, place)))
@@ -1057,11 +1076,11 @@ impl Change<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Those who are to take part are active members of the circle, or, without one, agents that the viewer may put to
-    /// work. Nobody deletes them until this change is done.
+    /// Those who are to take part are active members of the circle, or, without one, the viewer's own agents. Nobody
+    /// deletes them until this change is done.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `FORBIDDEN`.
+    /// `NOT_FOUND` and `FORBIDDEN`, naming the first.
     async fn check_speakers(&self, check: &mut Check, new: &NewConversation) -> Result<(), Error> {
         let ids = || new.participants.iter().copied();
         let rule = &self.viewer.rules().agent;
@@ -1081,11 +1100,10 @@ impl Change<'_> {
             return Err(Error::not_found(&field(n)));
         }
         let Some(circle) = new.circle else {
-            let is_foreign = |owner: &Uuid| *owner != self.viewer.id();
-            let mut foreign = agents.iter().filter(|(_, owner)| is_foreign(owner));
-            return match foreign.next() {
-                Some((id, _)) if !self.viewer.is_admin() => Err(self.forbidden(Kind::Agent, *id)),
-                _ => Ok(()),
+            let is_foreign = |(_, id): &(usize, Uuid)| agents[id] != self.viewer.id();
+            return match ids().enumerate().find(is_foreign) {
+                Some((n, id)) => Err(self.forbidden(Kind::Agent, id).field(&field(n))),
+                None => Ok(()),
             };
         };
         let members: HashSet<Uuid> = member::Entity::find()
@@ -1125,44 +1143,60 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Holds the active conversations of a circle that stops.
+    /// Holds the active conversations of a circle in which work ends.
     pub(crate) async fn pause_conversations(
         &mut self,
         circle: &circle::Model,
     ) -> Result<(), Error> {
-        use conversation::{
-            Column::{CircleId, Id, Status, Topic, UpdatedAt, Version},
-            ConversationStatus::{Active, Paused},
-        };
-        let active: Vec<(Uuid, String, i32)> = conversation::Entity::find()
-            .select_only()
-            .columns([Id, Topic, Version])
-            .filter(CircleId.eq(circle.id))
-            .filter(Status.eq(Active))
-            .order_by_asc(Id)
-            .lock(LockType::NoKeyUpdate)
-            .into_tuple()
-            .all(&self.transaction)
-            .await?;
-        if active.is_empty() {
+        self.move_conversations(circle, &PAUSE).await
+    }
+
+    /// Ends the conversations of a circle that is to be deleted: without it, agents that belong to others would go on
+    /// working for whoever owns the conversation.
+    pub(crate) async fn cancel_conversations(
+        &mut self,
+        circle: &circle::Model,
+    ) -> Result<(), Error> {
+        self.move_conversations(circle, &CANCEL).await
+    }
+
+    /// Moves on all conversations of a circle whose state allows it, in one statement.
+    async fn move_conversations(
+        &mut self,
+        circle: &circle::Model,
+        step: &Step,
+    ) -> Result<(), Error> {
+        use conversation::Column::{CircleId, Id, Status, Topic, Version};
+        let from = step.from.iter().copied();
+        let movable = Condition::all()
+            .add(CircleId.eq(circle.id))
+            .add(Status.is_in(from.map(conversation::ConversationStatus::from)));
+        let moved: Vec<(Uuid, String, i32, conversation::ConversationStatus)> =
+            conversation::Entity::find()
+                .select_only()
+                .columns([Id, Topic, Version, Status])
+                .filter(movable.clone())
+                .order_by_asc(Id)
+                .lock(LockType::NoKeyUpdate)
+                .into_tuple()
+                .all(&self.transaction)
+                .await?;
+        if moved.is_empty() {
             return Ok(());
         }
+        let mut new = conversation::ActiveModel::new();
+        step.apply(&mut new, None, self.now);
         conversation::Entity::update_many()
-            .col_expr(Status, Expr::value(Paused.to_value()))
+            .set(new)
             .col_expr(Version, Expr::col(Version).add(1))
-            .col_expr(UpdatedAt, Expr::value(self.now))
-            .filter(CircleId.eq(circle.id))
-            .filter(Status.eq(Active))
+            .filter(movable)
             .exec(&self.transaction)
             .await?;
-        for (id, topic, version) in active {
-            let payload = json!({
-                "topic": topic,
-                "fromStatus": Active.to_value(),
-                "toStatus": Paused.to_value(),
-                "version": version + 1,
-            });
-            self.announce(Place::in_circle(circle).fact("conversation.paused", id, payload));
+        for (id, topic, version, from) in moved {
+            let mut payload = step.payload(from);
+            payload["topic"] = json!(topic);
+            payload["version"] = json!(version + 1);
+            self.announce(Place::in_circle(circle).fact(step.event, id, payload));
         }
         Ok(())
     }

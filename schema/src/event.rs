@@ -318,13 +318,16 @@ impl<C: Change> Of<C> {
 
     /// Who made the change, as far as the viewer may read them; null for the server itself.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<Actor>, Error> {
-        if let Some(id) = self.row.actor_user_id {
-            let user = ctx.request().row::<user::Entity>(id).await?;
-            return Ok(user.map(|row| Actor::User(User::new(row))));
+        // Of an agent that takes its turn the row knows the user, too, who had it do so.
+        if let Some(id) = self.row.actor_agent_id {
+            let agent = Agent::readable(ctx, Some(id)).await?;
+            return Ok(agent.map(Actor::Agent));
         }
-        Ok(Agent::readable(ctx, self.row.actor_agent_id)
-            .await?
-            .map(Actor::Agent))
+        let Some(id) = self.row.actor_user_id else {
+            return Ok(None);
+        };
+        let user = ctx.request().row::<user::Entity>(id).await?;
+        Ok(user.map(|row| Actor::User(User::new(row))))
     }
 
     /// The circle in which it happened, as far as the viewer may read it.
@@ -435,6 +438,10 @@ pub(crate) trait Payload {
 
     fn number(&self, name: &str) -> Option<i32> {
         self.payload().get(name)?.as_i64()?.try_into().ok()
+    }
+
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.payload().get(name)?.as_bool()
     }
 
     fn value<E: ActiveEnum<Value = String>>(&self, name: &str) -> Option<E> {
@@ -797,6 +804,11 @@ impl MessageChange {
     async fn excerpt(&self) -> &str {
         self.0.text("excerpt").unwrap_or_default()
     }
+
+    /// Whether it was to be kept in sight from then on, under `MESSAGE_PINNED`; null under `MESSAGE_ADDED`.
+    async fn is_pinned(&self) -> Option<bool> {
+        self.0.flag("isPinned")
+    }
 }
 
 /// A change of a provider, model or persona.
@@ -822,11 +834,7 @@ impl CatalogueChange {
 
     /// Whether it was deleted.
     async fn is_deleted(&self) -> bool {
-        self.0
-            .payload
-            .get("isDeleted")
-            .and_then(Value::as_bool)
-            .unwrap_or_default()
+        self.0.flag("isDeleted").unwrap_or_default()
     }
 
     /// The names of the fields that changed.

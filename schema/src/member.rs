@@ -558,7 +558,7 @@ impl MemberMutation {
             new.left_at = Set(Some(change.now));
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
-            change.announce(fact("member.removed", &circle, &row, &[]));
+            change.announce(removed(&circle, &row));
             if let Err(fault) = change.release_tasks(&circle, row.agent_id).await? {
                 return Ok(Outcome::fault(Some(id), fault));
             }
@@ -708,6 +708,11 @@ fn check_present(row: &member::Model) -> Result<(), UserError> {
         UserErrorCode::NotMember,
         message,
     ))
+}
+
+/// An agent has left a circle.
+pub(crate) fn removed(circle: &circle::Model, row: &member::Model) -> Fact {
+    fact("member.removed", circle, row, &[])
 }
 
 fn fact(kind: &'static str, circle: &circle::Model, row: &member::Model, changed: &[&str]) -> Fact {

@@ -267,8 +267,7 @@ impl MessageMutation {
     /// while it is ACTIVE. The turn `maxTurns` ends the conversation, and so does an agent's message with `[DONE]`,
     /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. For editors of the conversation's circle; without one, for its owner and
     /// administrators. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for an agent that takes no part,
-    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `LIMIT_REACHED` when all turns
-    /// are taken, `BAD_TRANSITION`.
+    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `BAD_TRANSITION`.
     async fn post_message(
         &self,
         ctx: &Context<'_>,
@@ -372,6 +371,7 @@ impl MessageMutation {
                     "conversationId": Kind::Conversation.id(conversation.id),
                     "seq": row.seq,
                     "role": row.role.to_value(),
+                    "excerpt": excerpt(&row.content),
                     "isPinned": input.is_pinned,
                 });
                 let fact = place.fact("message.pinned", id, payload);
@@ -437,19 +437,20 @@ fn check_speaker<'p>(
     speaker
 }
 
+/// How a message begins, as its events tell it.
+fn excerpt(content: &str) -> String {
+    content.chars().take(MAX_EXCERPT).collect()
+}
+
 /// Whether a message, or a turn, may be added in this state.
 fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
     use conversation::ConversationStatus::{Active, Paused};
     let what = if is_turn { "turns" } else { "messages" };
     match row.status {
-        Active if is_turn && row.turns_taken >= row.max_turns => {
-            let message = format!("All {} turns are taken.", row.max_turns);
-            Err(UserError::general(UserErrorCode::LimitReached, message))
-        }
         Active => Ok(()),
         Paused if !is_turn => Ok(()),
         other => Err(UserError::bad_transition(format!(
-            "A conversation that is {} takes no {what}.",
+            "A {} conversation takes no {what}.",
             other.to_value()
         ))),
     }
@@ -536,12 +537,11 @@ impl Change<'_> {
             Some(agent) => fact.agent(agent).by_agent(),
             None => fact,
         };
-        let excerpt: String = message.content.chars().take(MAX_EXCERPT).collect();
         let payload = json!({
             "conversationId": Kind::Conversation.id(row.id),
             "seq": message.seq,
             "role": message.role.to_value(),
-            "excerpt": excerpt,
+            "excerpt": excerpt(&message.content),
         });
         self.announce(by(place.fact("message.added", message.id, payload)));
         message::Entity::insert(message.into_active_model())

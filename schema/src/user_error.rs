@@ -80,6 +80,16 @@ impl UserError {
     pub(crate) fn bad_transition(message: impl Into<String>) -> Self {
         Self::general(UserErrorCode::BadTransition, message)
     }
+
+    /// As [`UserError::bad_transition`], of a thing that is in a state in which this cannot be done to it.
+    pub(crate) fn cannot(thing: &str, status: &str, done: &str) -> Self {
+        let article = if status.starts_with(['A', 'I']) {
+            "An"
+        } else {
+            "A"
+        };
+        Self::bad_transition(format!("{article} {status} {thing} cannot be {done}."))
+    }
 }
 
 /// The list that an update gives: absent leaves it alone, null empties it.

@@ -25,6 +25,10 @@ pub(crate) const ATELIER: &str = "Atelier";
 pub(crate) const LIBRARY: &str = "Library";
 pub(crate) const WORKSHOP: &str = "Workshop";
 
+/// What names no row.
+const NO_PROJECT: &str = "project_01h455vb4pex5vsknk084sn02q";
+const NOBODY: &str = "user_01h455vb4pex5vsknk084sn02q";
+
 /// What is asked of a circle that was changed.
 const CIRCLE: &str = "circle { id name displayName description status version requireReview autoRoute maxMembers \
     maxConcurrentTasks startedAt stoppedAt archivedAt updatedAt project { id } members(first: 100) { totalCount nodes { id } } \
@@ -583,11 +587,12 @@ async fn a_circle_moves_from_state_to_state_as_the_table_says_and_not_otherwise(
             } else {
                 assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{step} {state}");
                 assert_eq!(*circle, before, "{step} {state}");
+                let article = if state == "ARCHIVED" { "An" } else { "A" };
                 let message = payload["userErrors"][0]["message"]
                     .as_str()
                     .expect("a message");
                 assert!(
-                    message.starts_with(&format!("a {state} circle cannot be ")),
+                    message.starts_with(&format!("{article} {state} circle cannot be ")),
                     "{message}"
                 );
             }
@@ -619,6 +624,11 @@ async fn who_has_seen_an_older_version_changes_nothing() {
     let id = studio.in_state("Old", "STOPPED").await;
     for (name, mut input) in [
         ("updateCircle", json!({ "circleId": id, "name": "New" })),
+        // Whatever is wrong with the input besides.
+        (
+            "updateCircle",
+            json!({ "circleId": id, "name": "", "projectId": NO_PROJECT }),
+        ),
         ("startCircle", of(&id)),
         ("archiveCircle", of(&id)),
         ("deleteCircle", json!({ "id": id })),
@@ -795,8 +805,16 @@ async fn nothing_in_an_archived_circle_changes_until_it_is_restored() {
         for (name, input) in [
             ("updateCircle", json!({ "circleId": id, "name": "Other" })),
             (
+                "updateCircle",
+                json!({ "circleId": id, "name": "", "projectId": NO_PROJECT, "expectedVersion": 0 }),
+            ),
+            (
                 "shareCircle",
                 json!({ "circleId": id, "email": GUEST, "role": "VIEWER" }),
+            ),
+            (
+                "shareCircle",
+                json!({ "circleId": id, "email": "", "role": "VIEWER" }),
             ),
             (
                 "unshareCircle",
@@ -885,7 +903,9 @@ async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
         payload,
         json!({ "deletedId": id, "current": null, "userErrors": [] })
     );
-    let events = studio.events(&since, 1 + freed.len()).await;
+    let mut events = studio.events(&since, 1 + freed.len()).await;
+    // What becomes of its conversations is looked at where they are.
+    events.retain(|event| event["type"] != "CONVERSATION_ENDED");
     assert_eq!(events.len(), 1 + freed.len());
     assert_eq!(
         (&events[0]["type"], &events[0]["name"]),
@@ -964,6 +984,9 @@ async fn a_circle_is_shared_by_e_mail_address_and_left_again() {
         studio.refused(GUEST, "archiveCircle", of(&id)).await.0,
         "FORBIDDEN"
     );
+    let nobody = json!({ "circleId": id, "userId": NOBODY });
+    let refused = studio.refused(OWNER, "unshareCircle", nobody).await;
+    assert_eq!(refused, (json!("NOT_FOUND"), json!("userId")));
     // Whoever leaves has nothing to see any more.
     let unshare = json!({ "circleId": id, "userId": guest });
     let payload = studio.done(GUEST, "unshareCircle", unshare.clone()).await;

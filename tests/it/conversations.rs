@@ -10,7 +10,7 @@ use gathering_entity::{event, message, participant};
 use sea_orm::prelude::Uuid;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter,
-    QueryOrder, Set,
+    QueryOrder, Set, TransactionTrait,
 };
 use serde_json::{Value, json};
 
@@ -487,10 +487,13 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
         !desk.team.iter().any(|member| member == id)
     });
     let hidden = &hidden.expect("one who is not in the workshop")["node"]["id"];
+    let own = "mutation { createAgent(input: { name: \"Own\" }) { agent { id } } }";
+    let own = desk.server.ask(Some(&desk.guest), own, json!({})).await;
+    let own = &own["data"]["createAgent"]["agent"]["id"];
+    let input = alone(json!([own, desk.team[1], desk.team[0]]));
     assert_eq!(
-        desk.refusal(&desk.guest, create, alone(json!([desk.team[0]])))
-            .await,
-        "FORBIDDEN"
+        desk.refusal(&desk.guest, create, input).await,
+        "FORBIDDEN participantIds.1"
     );
     let input = alone(json!([desk.team[0], hidden]));
     assert_eq!(
@@ -509,12 +512,14 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
         "BAD_USER_INPUT participantIds.0"
     );
 
-    // One's own agent may be alone, and an administrator takes anybody's.
-    for token in [&desk.demo, &desk.admin] {
-        let payload = desk.payload(token, create, alone(json!([hidden]))).await;
-        assert_eq!(faults(&payload), [""; 0]);
-        assert_eq!(payload["conversation"]["circle"], Value::Null);
-    }
+    // One's own agent may be alone. Nobody else's is put to work, not even by an administrator.
+    let made = desk.done(create, alone(json!([hidden]))).await;
+    assert_eq!(made["circle"], Value::Null);
+    assert_eq!(
+        desk.refusal(&desk.admin, create, alone(json!([hidden])))
+            .await,
+        "FORBIDDEN participantIds.0"
+    );
 }
 
 #[tokio::test]
@@ -569,6 +574,14 @@ async fn each_step_is_taken_from_its_states_and_from_no_other() {
             let facts = desk.facts(mark).await;
             if !from.contains(&status) {
                 assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{step} {status}");
+                let article = if status == "ACTIVE" { "An" } else { "A" };
+                let done = ["started", "paused", "resumed", "completed", "cancelled"];
+                let done = done.iter().find(|done| done.starts_with(step));
+                let done = done.expect("a participle");
+                assert_eq!(
+                    payload["userErrors"][0]["message"],
+                    format!("{article} {status} conversation cannot be {done}.")
+                );
                 assert_eq!(shown["status"], status);
                 assert_eq!(desk.row(&id).await, before);
                 assert_eq!(facts, []);
@@ -657,14 +670,15 @@ async fn a_change_of_another_version_changes_nothing() {
     let before = desk.row(&id).await;
     let mark = desk.mark().await;
     let stale = before.version - 1;
+    // Whatever is wrong with the input besides.
     let mut calls = vec![(
         "updateConversation".to_owned(),
-        json!({ "conversationId": id, "topic": "Another", "expectedVersion": stale }),
+        json!({ "conversationId": id, "topic": "", "expectedVersion": stale }),
     )];
     calls.extend(STEPS.map(|step| {
         (
             named(step),
-            json!({ "conversationId": id, "expectedVersion": stale }),
+            json!({ "conversationId": id, "reason": "x".repeat(501), "expectedVersion": stale }),
         )
     }));
     for (name, input) in calls {
@@ -761,20 +775,23 @@ async fn a_conversation_does_not_end_before_the_turns_it_took() {
     desk.takes_turn(&id, 0, "One.").await;
     desk.takes_turn(&id, 1, "Two.").await;
     let most = |turns: i32| json!({ "conversationId": id, "maxTurns": turns });
-    assert_eq!(
-        desk.faults("updateConversation", most(1)).await,
-        ["maxTurns: OUT_OF_RANGE"]
-    );
-    desk.done("updateConversation", most(2)).await;
-    assert_eq!(
-        desk.faults("postMessage", desk.turn(&id, 0, "Three."))
-            .await,
-        ["LIMIT_REACHED"]
-    );
-    desk.says(&id, "One more, please.").await;
+    // It would stand there for ever if it had no turn left.
+    for turns in [1, 2] {
+        let payload = desk.mutate("updateConversation", most(turns)).await;
+        assert_eq!(faults(&payload), ["maxTurns: OUT_OF_RANGE"]);
+        let message = "`maxTurns` must be at least 3: 2 turns were taken already.";
+        assert_eq!(payload["userErrors"][0]["message"], message);
+    }
     desk.done("updateConversation", most(3)).await;
     assert_eq!(desk.takes_turn(&id, 0, "Three.").await, None);
     assert_eq!(desk.row(&id).await.end_reason.as_deref(), Some("max_turns"));
+    // What has ended takes no more of them.
+    desk.done("updateConversation", most(4)).await;
+    desk.done("updateConversation", most(3)).await;
+    assert_eq!(
+        desk.faults("updateConversation", most(2)).await,
+        ["maxTurns: OUT_OF_RANGE"]
+    );
 
     // What was set before there was a bound stays as it is.
     let long = "{ conversations(last: 1) { nodes { id maxTurns turnsTaken topic } } }";
@@ -1100,12 +1117,14 @@ async fn a_message_says_who_wrote_it_whom_it_mentions_and_what_it_answers() {
     let payload = |seq: i32, role: &str, excerpt: &str| json!({ "conversationId": id, "seq": seq, "role": role, "excerpt": excerpt, "v": 1 });
     assert_eq!(told[0].payload, payload(1, "USER", &excerpt));
     assert_eq!(told[0].agent_id, None);
-    assert_eq!(told[0].actor_user_id, row.user_id);
     assert_eq!(told[1].payload, payload(2, "ASSISTANT", "I heard you."));
+    // Who wrote for an agent is kept, too.
+    for event in &told {
+        assert_eq!(event.actor_user_id, row.user_id);
+    }
     let speaker = Some(uuid(&desk.team[0]));
     for event in &told[1..] {
         assert_eq!([event.agent_id, event.actor_agent_id], [speaker, speaker]);
-        assert_eq!(event.actor_user_id, None);
         assert_eq!(event.circle_id, Some(uuid(&desk.workshop)));
     }
     let payload = json!({ "topic": "What to do next", "turn": 1, "nextSpeakerId": desk.team[1],
@@ -1337,8 +1356,8 @@ async fn a_message_is_pinned_once_however_often_that_is_asked() {
     assert_eq!(pin(&turn, false).await["isPinned"], false);
     assert_eq!(pin(&turn, true).await["isPinned"], true);
     let pinned = |is_pinned: bool| {
-        let payload =
-            json!({ "conversationId": id, "seq": 1, "role": "ASSISTANT", "isPinned": is_pinned });
+        let payload = json!({ "conversationId": id, "seq": 1, "role": "ASSISTANT", "excerpt": "Remember this.",
+            "isPinned": is_pinned });
         ("message.pinned".to_owned(), payload)
     };
     assert_eq!(
@@ -1362,10 +1381,14 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
     let id = desk.talk(2, json!({ "maxTurns": 1 })).await;
     desk.says(&id, "Say it in one sentence.").await;
     desk.takes_turn(&id, 0, "As you wish.").await;
+    let said = "query ($id: ID!) { conversation(id: $id) { messages(last: 1) { nodes { id } } } }";
+    let said = desk.read(said, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();
+    desk.done("pinMessage", json!({ "messageId": said, "isPinned": true }))
+        .await;
 
     let feed = "query ($id: ID!, $before: String) { circle(id: $id) { events(last: 50, before: $before) { nodes { type actor { __typename }
         ... on ConversationEvent { conversationId fromStatus toStatus turn reason }
-        ... on MessageEvent { conversationId seq excerpt message { content } } } } } }";
+        ... on MessageEvent { conversationId seq excerpt isPinned message { content } } } } } }";
     let variables = json!({ "id": desk.workshop, "before": latest });
     let mut nodes = Vec::new();
     for _ in 0..1_000 {
@@ -1379,7 +1402,7 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                 .rev()
                 .cloned(),
         );
-        if nodes.len() >= 6 {
+        if nodes.len() >= 7 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -1394,7 +1417,10 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
         node
     };
     let step = |from: Value, to: Value, turn: Value, reason: Value| json!({ "fromStatus": from, "toStatus": to, "turn": turn, "reason": reason });
-    let said = |seq: i32, words: &str| json!({ "seq": seq, "excerpt": words, "message": { "content": words } });
+    let said = |seq: i32, words: &str, is_pinned: Value| {
+        json!({ "seq": seq, "excerpt": words, "isPinned": is_pinned,
+        "message": { "content": words } })
+    };
     let none = || Value::Null;
     assert_eq!(
         nodes,
@@ -1409,8 +1435,12 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                 &user,
                 step(json!("PENDING"), json!("ACTIVE"), none(), none())
             ),
-            of("MESSAGE_ADDED", &user, said(1, "Say it in one sentence.")),
-            of("MESSAGE_ADDED", &agent, said(2, "As you wish.")),
+            of(
+                "MESSAGE_ADDED",
+                &user,
+                said(1, "Say it in one sentence.", none())
+            ),
+            of("MESSAGE_ADDED", &agent, said(2, "As you wish.", none())),
             of(
                 "CONVERSATION_TURN_COMPLETED",
                 &agent,
@@ -1426,6 +1456,217 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
                     json!("max_turns")
                 )
             ),
+            of(
+                "MESSAGE_PINNED",
+                &user,
+                said(2, "As you wish.", json!(true))
+            ),
         ]
     );
+}
+
+/// A circle of the demo user that the guest may change, with two agents of its own, and the conversations that the guest
+/// holds there, in these states.
+struct Room {
+    circle: Value,
+    agents: Vec<Value>,
+    talks: Vec<Value>,
+}
+
+impl Desk {
+    /// What somebody gets from a mutation that nothing is wrong with.
+    async fn gets(&self, token: &str, name: &str, shown: &str, input: Value) -> Value {
+        let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
+        let kind = match name {
+            "deleteCircle" | "deleteAgent" => "DeleteInput",
+            "stopCircle" | "archiveCircle" => "CircleActionInput",
+            "resumeConversation" => "ConversationActionInput",
+            _ => &kind,
+        };
+        let query = format!(
+            "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {shown} userErrors {{ field code }} }} }}"
+        );
+        let answer = self
+            .server
+            .ask(Some(token), &query, json!({ "input": input }))
+            .await;
+        let payload = &answer["data"][name];
+        assert_eq!(payload["userErrors"], json!([]), "{name}: {answer}");
+        payload.clone()
+    }
+
+    async fn room(&self, name: &str, states: &[&str]) -> Room {
+        let mut agents = Vec::new();
+        for number in [1, 2] {
+            let input = json!({ "name": format!("{name} {number}") });
+            let made = self.gets(&self.demo, "createAgent", "agent { id }", input);
+            agents.push(made.await["agent"]["id"].clone());
+        }
+        let members: Vec<_> = agents.iter().map(|id| json!({ "agentId": id })).collect();
+        let input = json!({ "name": name, "members": members });
+        let made = self.gets(&self.demo, "createCircle", "circle { id }", input);
+        let circle = made.await["circle"]["id"].clone();
+        let input = json!({ "circleId": circle, "email": "guest@example.com", "role": "EDITOR" });
+        self.gets(&self.demo, "shareCircle", "circle { id }", input)
+            .await;
+        let mut talks = Vec::new();
+        for state in states {
+            let input = json!({ "topic": state, "circleId": circle, "participantIds": agents,
+                "startNow": *state != "PENDING" });
+            let made = self.payload(&self.guest, "createConversation", input).await;
+            let id = made["conversation"]["id"].clone();
+            let step = match *state {
+                "PAUSED" => "pauseConversation",
+                "COMPLETED" => "completeConversation",
+                _ => "",
+            };
+            if !step.is_empty() {
+                self.payload(&self.guest, step, json!({ "conversationId": id }))
+                    .await;
+            }
+            talks.push(id);
+        }
+        Room {
+            circle,
+            agents,
+            talks,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_circle_that_is_deleted_ends_its_conversations() {
+    let desk = Desk::open().await;
+    let room = desk
+        .room("Gone", &["PENDING", "ACTIVE", "PAUSED", "COMPLETED"])
+        .await;
+    let ids: Vec<_> = room.talks.iter().map(text).collect();
+    let completed = desk.row(&ids[3]).await;
+    let mark = desk.mark().await;
+    let input = json!({ "id": room.circle });
+    desk.gets(&desk.demo, "deleteCircle", "deletedId", input)
+        .await;
+
+    let told = desk.told(mark).await;
+    let circle = Some(uuid(&text(&room.circle)));
+    assert_eq!(told.len(), 4);
+    for (n, (from, version)) in [("PENDING", 2), ("ACTIVE", 3), ("PAUSED", 4)]
+        .iter()
+        .enumerate()
+    {
+        let row = desk.row(&ids[n]).await;
+        assert_eq!(row.status, ConversationStatus::Cancelled);
+        assert_eq!((row.circle_id, row.version), (None, *version));
+        assert_eq!(row.end_reason.as_deref(), Some("cancelled"));
+        assert_eq!(row.next_speaker_id, None);
+        assert_eq!(row.ended_at, Some(row.updated_at));
+        let event = &told[n];
+        assert_eq!(event.kind, "conversation.ended");
+        assert_eq!((event.subject_id, event.circle_id), (row.id, circle));
+        let payload = json!({ "topic": from, "fromStatus": from, "toStatus": "CANCELLED", "reason": "cancelled",
+            "version": version, "v": 1 });
+        assert_eq!(event.payload, payload);
+    }
+    assert_eq!(told[3].kind, "circle.deleted");
+    let left = desk.row(&ids[3]).await;
+    assert_eq!(left.circle_id, None);
+    assert_eq!(
+        (left.status, left.version),
+        (ConversationStatus::Completed, completed.version)
+    );
+
+    // Nobody puts the agents of others to work there any more, and their owner may delete them.
+    for id in &room.talks {
+        let turn = json!({ "conversationId": id, "content": "Go on.", "agentId": room.agents[0] });
+        let payload = desk.payload(&desk.guest, "postMessage", turn).await;
+        assert!(faults(&payload).contains(&"BAD_TRANSITION".to_owned()));
+    }
+    for id in &room.agents {
+        let input = json!({ "id": id });
+        desk.gets(&desk.demo, "deleteAgent", "deletedId", input)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_circle_is_deleted_in_as_many_statements_however_many_conversations_it_has() {
+    let desk = Desk::open().await;
+    for size in [1, 12] {
+        let room = desk
+            .room(&format!("Room {size}"), &vec!["ACTIVE"; size])
+            .await;
+        let before = desk.server.statements();
+        let input = json!({ "id": room.circle });
+        desk.gets(&desk.demo, "deleteCircle", "deletedId", input)
+            .await;
+        let statements = desk.server.statements() - before;
+        assert!(statements <= 7 + BESIDE, "{size}: {statements}");
+    }
+}
+
+#[tokio::test]
+async fn a_circle_that_is_put_away_holds_its_conversations() {
+    let desk = Desk::open().await;
+    let room = desk.room("Away", &["PENDING", "ACTIVE"]).await;
+    let mark = desk.mark().await;
+    let input = json!({ "circleId": room.circle });
+    desk.gets(&desk.demo, "archiveCircle", "circle { id }", input)
+        .await;
+    let [pending, active] = [0, 1].map(|n| text(&room.talks[n]));
+    assert_eq!(desk.row(&pending).await.status, ConversationStatus::Pending);
+    assert_eq!(desk.row(&active).await.status, ConversationStatus::Paused);
+    let facts = desk.facts(mark).await;
+    let kinds: Vec<_> = facts.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["circle.archived", "conversation.paused"]);
+    let payload =
+        json!({ "topic": "ACTIVE", "fromStatus": "ACTIVE", "toStatus": "PAUSED", "version": 3 });
+    assert_eq!(facts[1].1, payload);
+}
+
+#[tokio::test]
+async fn a_conversation_is_changed_though_its_circle_goes_in_the_same_moment() {
+    let desk = Desk::open().await;
+    let id = desk.talk_in("PAUSED").await;
+    let gone = desk.db.begin().await.expect("begins");
+    circle::Entity::delete_by_id(uuid(&desk.workshop))
+        .exec(&gone)
+        .await
+        .expect("deletes");
+    let input = json!({ "conversationId": id, "topic": "Another" });
+    let changed = desk.done("updateConversation", input);
+    let goes = async {
+        // Until the change waits for the circle; it gets the same end if it has not begun.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        gone.commit().await.expect("commits");
+    };
+    let (changed, ()) = futures_util::future::join(changed, goes).await;
+    assert_eq!(
+        (&changed["topic"], &changed["circle"]),
+        (&json!("Another"), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn who_may_no_longer_read_a_circle_hears_no_more_of_the_conversations_they_hold_there() {
+    let desk = Desk::open().await;
+    let room = desk.room("Left", &["ACTIVE"]).await;
+    let viewer = desk
+        .server
+        .ask(Some(&desk.guest), "{ viewer { id } }", json!({}))
+        .await;
+    let input = json!({ "circleId": room.circle, "userId": viewer["data"]["viewer"]["id"] });
+    desk.gets(&desk.demo, "unshareCircle", "circle { id }", input)
+        .await;
+    let message = desk.says(&text(&room.talks[0]), "Between us.").await;
+    let query = "query ($id: ID!) { events(filter: { subjectId: $id }) { nodes { ... on MessageEvent { excerpt } } } }";
+    let variables = json!({ "id": message["id"] });
+    let heard = async |token: &str| {
+        let answer = desk.server.ask(Some(token), query, variables.clone()).await;
+        answer["data"]["events"]["nodes"].clone()
+    };
+    let told = json!([{ "excerpt": "Between us." }]);
+    while heard(&desk.demo).await != told {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(heard(&desk.guest).await, json!([]));
 }

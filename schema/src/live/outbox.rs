@@ -84,7 +84,7 @@ impl Fact {
         }
     }
 
-    /// The agent it concerns has done it.
+    /// The agent it concerns has done it, be it that a user had it do so.
     pub(crate) fn by_agent(self) -> Self {
         Self {
             by_agent: true,
@@ -108,7 +108,7 @@ impl Fact {
             circle_id: self.circle,
             project_id: self.project,
             agent_id: self.agent,
-            actor_user_id: user.filter(|_| !self.by_agent),
+            actor_user_id: user,
             actor_agent_id: self.agent.filter(|_| self.by_agent),
             payload,
             request_id: Some(request.to_owned()).filter(|id| !id.is_empty()),

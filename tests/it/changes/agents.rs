@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use gathering_entity::conversation::{self, ConversationStatus};
 use gathering_entity::task::{self, TaskStatus};
-use gathering_entity::{agent, participant};
+use gathering_entity::{agent, member, participant};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, Iterable, PaginatorTrait,
@@ -11,7 +11,7 @@ use sea_orm::{
 };
 use serde_json::{Value, json};
 
-use super::{ADMIN, DEMO, GUEST, Team, faults, forbidden, not_found, uuid, wrong};
+use super::{ADMIN, DEMO, GUEST, Team, faults, forbidden, not_found, rows, uuid, wrong};
 
 /// What names no row.
 const NOBODY: &str = "agent_01h455vb4pex5vsknk084sn02q";
@@ -277,6 +277,11 @@ async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
         .await;
     assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
     assert_eq!(refused["agent"], changed);
+    // Whatever is wrong with the input besides.
+    let mut input = rename(1, "");
+    input["modelId"] = json!(NO_MODEL);
+    let refused = team.payload(DEMO, "updateAgent", input).await;
+    assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
     let input = json!({ "id": agent["id"], "expectedVersion": 1 });
     let refused = team.payload(DEMO, "deleteAgent", input).await;
     assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
@@ -496,5 +501,52 @@ async fn an_agent_in_a_conversation_that_has_not_ended_is_not_deleted() {
             "{status:?}"
         );
         assert_eq!(payload["deletedId"].is_null(), is_open, "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_deleted_leaves_its_circles_before_their_readers() {
+    let team = Team::new().await;
+    let db = team.db().await;
+    let agent = team.agent("Leaver").await["id"].clone();
+    let project = team.thing(DEMO, "createProject", json!({ "name": "Ours" }));
+    let project = project.await["id"].clone();
+    let create = "mutation ($input: CreateCircleInput!) { createCircle(input: $input) { circle { id } userErrors { code } } }";
+    for name in ["One", "Two", "Three"] {
+        let input = json!({ "name": name, "projectId": project, "members": [{ "agentId": agent, "role": "LEAD" }] });
+        team.data(DEMO, create, json!({ "input": input })).await;
+    }
+    let members = member::Entity::find()
+        .filter(member::Column::AgentId.eq(uuid(&agent)))
+        .order_by_asc(member::Column::Id);
+    let mut members = members.all(&db).await.expect("reads");
+    // It has left one of them already.
+    let left = members.remove(1);
+    let joined_at = left.joined_at;
+    let mut left = left.into_active_model();
+    left.is_active = Set(false);
+    left.left_at = Set(Some(joined_at));
+    let left = left.update(&db).await.expect("writes");
+    let (owner, admin) = (team.user(DEMO).await, team.user(ADMIN).await);
+    team.delete(ADMIN, "deleteAgent", &agent).await;
+
+    assert_eq!(rows(&db, left.id).await.len(), 1);
+    let deleted = &rows(&db, uuid(&agent)).await[1];
+    assert_eq!(deleted.kind, "agent.deleted");
+    for member in &members {
+        let told = rows(&db, member.id).await;
+        let removed = &told[1];
+        assert_eq!((told.len(), &*removed.kind), (2, "member.removed"));
+        assert_eq!(removed.owner_id, Some(uuid(&owner)));
+        assert_eq!(removed.circle_id, Some(member.circle_id));
+        assert_eq!(removed.project_id, Some(uuid(&project)));
+        assert_eq!(removed.agent_id, Some(member.agent_id));
+        assert_eq!(removed.actor_user_id, Some(uuid(&admin)));
+        assert!(removed.id < deleted.id);
+        let added = &told[0].payload;
+        let mut expected = added.clone();
+        expected["updatedAt"] = removed.payload["updatedAt"].clone();
+        assert_eq!(removed.payload, expected);
+        assert_ne!(removed.payload["updatedAt"], added["updatedAt"]);
     }
 }
