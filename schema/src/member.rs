@@ -31,7 +31,7 @@ use crate::{
     scalar::DateTime,
     task::ReviewType,
     text,
-    user_error::{Check, UserError, UserErrorCode},
+    user_error::{Check, UserError, UserErrorCode, entry},
     viewer::Viewer,
     write::{Change, Edits, Outcome, change},
 };
@@ -433,13 +433,16 @@ fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
 /// Kinds of review, folded.
 pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> List {
     let List(words) = check.words(field, values, MAX_REVIEW_TYPES, MAX_COMPETENCY);
-    let is_known = |word: &String| {
+    let is_unknown = |word: &&String| {
         let mut types = ReviewType::items().iter();
-        word == ALL_REVIEWS || types.any(|item| text::fold(item.name) == *word)
+        *word != ALL_REVIEWS && types.all(|item| text::fold(item.name) != **word)
     };
-    if !words.iter().all(is_known) {
-        let message = format!("`{field}` must have values of `ReviewType`, or `{ALL_REVIEWS}`.");
-        check.fault(field, UserErrorCode::Invalid, message);
+    if let Some(unknown) = words.iter().find(is_unknown) {
+        let mut given = values.iter().map(|value| text::fold(value));
+        let place = given.position(|word| word == *unknown).unwrap_or_default();
+        let field = entry(field, place);
+        let message = format!("`{field}` must be a value of `ReviewType`, or `{ALL_REVIEWS}`.");
+        check.fault(&field, UserErrorCode::Invalid, message);
     }
     List(words)
 }

@@ -283,7 +283,7 @@ async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
         .done(ADMIN, "updateCircleMember", update(fields))
         .await;
     assert_eq!(payload["member"]["competencies"], json!([]));
-    let fields = json!({ "role": null, "competencies": [" "], "reviewTypes": ["art"] });
+    let fields = json!({ "role": null, "competencies": ["sql", " ", ""], "reviewTypes": ["all", " All ", "Art"] });
     let faults = studio
         .faults(OWNER, "updateCircleMember", update(fields))
         .await;
@@ -291,8 +291,8 @@ async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
         faults,
         [
             "REQUIRED role",
-            "INVALID competencies",
-            "INVALID reviewTypes"
+            "INVALID competencies.1",
+            "INVALID reviewTypes.2"
         ]
     );
 

@@ -92,7 +92,7 @@ async fn all_faults_of_a_task_are_told_at_once() {
         studio.faults("updateTask", change).await,
         [
             fault("title", "REQUIRED"),
-            fault("requiredCompetencies", "INVALID"),
+            fault("requiredCompetencies.0", "INVALID"),
             fault("priority", "REQUIRED"),
             fault("requiresReview", "REQUIRED"),
             fault("reviewType", "REQUIRED"),
