@@ -467,6 +467,9 @@ impl MemberMutation {
         let agents = NewMemberInput::agents(&input.members)?;
         let outcome = change(ctx, async |mut change| {
             let circle = change.circle(id, "circleId", Access::Editor).await?;
+            if let Err(fault) = check_open(&circle) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             if agents.is_empty() {
                 check.required("members");
@@ -492,9 +495,6 @@ impl MemberMutation {
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
             }
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
             let mut rows = vec![id];
             rows.extend(change.add_members(&circle, joiners, &known).await?);
             change.commit(rows).await
@@ -512,6 +512,9 @@ impl MemberMutation {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
         let outcome = change(ctx, async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
+            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let role = check.kept("role", &input.role);
             let role = role.map(|role| member::MemberRole::from(*role));
@@ -523,9 +526,6 @@ impl MemberMutation {
                 .map(|values| reviewing(&mut check, "reviewTypes", values.unwrap_or_default()));
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let mut new = row.into_active_model();
             let mut edits = Edits::default();

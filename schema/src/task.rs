@@ -679,6 +679,9 @@ impl TaskMutation {
         let id = Uuid::now_v7();
         let outcome = change(ctx, async |mut change| {
             let circle = change.circle(circle, "circleId", Access::Editor).await?;
+            if let Err(fault) = check_open(&circle) {
+                return Ok(Outcome::fault(None, fault));
+            }
             let mut check = Check::default();
             let title = check.line("title", &input.title, MAX_TITLE);
             let description = input.description.as_deref();
@@ -700,9 +703,6 @@ impl TaskMutation {
             check.reviewer(reviewer, assignee);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(None, faults));
-            }
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(None, fault));
             }
             let priority: task::Priority = input.priority.into();
             let status = match assignee {
@@ -772,6 +772,11 @@ impl TaskMutation {
         let reviewer = parse(Kind::Agent, &input.reviewer_id, "reviewerId")?;
         let outcome = change(ctx, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "taskId", None).await?;
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let title = check.kept("title", &input.title);
             let title = title.map(|title| check.line("title", title, MAX_TITLE));
@@ -808,10 +813,6 @@ impl TaskMutation {
             check.reviewer(named, task.assignee_id);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed = check_version(input.expected_version, task.version);
-            if let Err(fault) = allowed.and_then(|()| check_open(&circle)) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let mut new = task.clone().into_active_model();
             let mut edits = Edits::default();
@@ -861,8 +862,8 @@ impl TaskMutation {
         let id = Kind::Task.parse(&input.id, "id")?;
         let outcome = change(ctx, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "id", None).await?;
-            let allowed = check_version(input.expected_version, task.version)
-                .and_then(|()| check_open(&circle))
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version))
                 .and_then(|()| check_status(task.status, DELETABLE, "deleted"));
             if let Err(fault) = allowed {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -887,6 +888,12 @@ impl TaskMutation {
         let outcome = change(ctx, async |mut change| {
             let found = change.task(id, "taskId", agent).await?;
             let Found { circle, task, .. } = found;
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version))
+                .and_then(|()| check_status(task.status, ASSIGNABLE, "assigned"));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             if agent.is_some() && agent == task.reviewer_id {
                 let message = "The agent is the reviewer of the task.";
@@ -899,12 +906,6 @@ impl TaskMutation {
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed = check_version(input.expected_version, task.version)
-                .and_then(|()| check_open(&circle))
-                .and_then(|()| check_status(task.status, ASSIGNABLE, "assigned"));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let to = match agent {
                 Some(agent) => Some((agent, None)),
@@ -1235,6 +1236,13 @@ impl Step<'_> {
                 task,
                 is_member,
             } = found;
+            let (from, kind) = self.rule();
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(version, task.version))
+                .and_then(|()| check_status(task.status, from, done(kind)));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let (mut new, note) = self.apply(&mut check, &task, reviewer, change.now);
             if !is_member {
@@ -1246,13 +1254,6 @@ impl Step<'_> {
             check.reviewer(reviewer, task.assignee_id);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let (from, kind) = self.rule();
-            let allowed = check_version(version, task.version)
-                .and_then(|()| check_open(&circle))
-                .and_then(|()| check_status(task.status, from, done(kind)));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let status = *new.status.try_as_ref().unwrap_or(&task.status);
             if status == task::TaskStatus::InReview && !is_member {

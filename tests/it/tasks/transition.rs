@@ -649,3 +649,41 @@ async fn nothing_in_an_archived_circle_moves() {
     }
     assert_eq!(studio.event_types().await, [""; 0]);
 }
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_told_before_what_is_wrong_with_the_input() {
+    let studio = Studio::open().await;
+    let stranger = studio.agent("Stranger", |_| ()).await;
+    let mut inputs = Vec::new();
+    for (name, allowed, _) in MOVES {
+        let task = studio.task(allowed[0], |_| ()).await;
+        let mut input = least(name, task, stranger);
+        match name {
+            "assignTask" => {}
+            "blockTask" | "failTask" | "rejectTask" => input["reason"] = json!(" "),
+            "submitTask" => input["result"] = json!(" "),
+            "approveTask" => input["comment"] = json!("a".repeat(10_001)),
+            _ => input["note"] = json!("a".repeat(2_001)),
+        }
+        inputs.push((name, input));
+    }
+    let task = studio.task(Pending, |_| ()).await;
+    inputs.push((
+        "updateTask",
+        json!({ "taskId": task_id(task), "title": "" }),
+    ));
+    for (name, input) in &mut inputs {
+        let faults = studio.faults(name, input.clone()).await;
+        assert_ne!(faults[0].0, "", "{name}: {faults:?}");
+        input["expectedVersion"] = json!(0);
+        let faults = studio.faults(name, input.clone()).await;
+        assert_eq!(faults, [fault("expectedVersion", "CONFLICT")], "{name}");
+    }
+    studio.set_circle(circle::Column::Status, "ARCHIVED").await;
+    let circle = id_of(Kind::Circle, studio.circle);
+    inputs.push(("createTask", json!({ "circleId": circle, "title": "" })));
+    for (name, input) in inputs {
+        let faults = studio.faults(name, input).await;
+        assert_eq!(faults, [fault("", "BAD_TRANSITION")], "{name}");
+    }
+}
