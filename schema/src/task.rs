@@ -192,12 +192,12 @@ impl Task {
         self.0.review_round
     }
 
-    /// What the last review said, at most 10,000 characters.
+    /// What was last said in a review, at most 10,000 characters.
     async fn review_note(&self) -> Option<&str> {
         self.0.review_note.as_deref()
     }
 
-    /// Why it stands where it stands, at most 2,000 characters.
+    /// Why it stands where it stands, at most 2,000 characters; null when the last transition gave no reason.
     async fn status_note(&self) -> Option<&str> {
         self.0.status_note.as_deref()
     }
@@ -634,10 +634,10 @@ pub struct SubmitTaskInput {
 pub struct ApproveTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; the task's reviewer when left
-    /// out.
+    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
+    /// reviewer, or nobody when that one has left the circle.
     reviewer_id: Option<ID>,
-    /// What the review says, at most 10,000 characters.
+    /// What the review says, at most 10,000 characters; without it, what was said last stays.
     comment: Option<String>,
     /// Do it only at this version.
     expected_version: Option<i32>,
@@ -648,8 +648,8 @@ pub struct ApproveTaskInput {
 pub struct RejectTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; the task's reviewer when left
-    /// out.
+    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
+    /// reviewer, or nobody when that one has left the circle.
     reviewer_id: Option<ID>,
     /// What is to be changed, 1 to 10,000 characters.
     reason: String,
@@ -747,9 +747,8 @@ impl TaskMutation {
             if let Some(agent) = assignee {
                 let subject = (id, row.title.as_str(), row.version);
                 change.announce(assigned(&circle, subject, None, (agent, None), None));
-            } else {
-                change.route_pending(&circle).await?;
             }
+            change.route_pending(&circle).await?;
             change.commit(vec![id]).await
         });
         TaskPayload::new(ctx, outcome.await?).await
@@ -805,7 +804,8 @@ impl TaskMutation {
                     .await?;
             }
             let named = reviewer.value().copied();
-            let other = named.filter(|_| named != task.assignee_id);
+            let is_new = named != task.reviewer_id && named != task.assignee_id;
+            let other = named.filter(|_| is_new);
             let agents = [("reviewerId", other)];
             change
                 .check_task_agents(circle.id, &agents, &mut check)
@@ -923,6 +923,7 @@ impl TaskMutation {
             let mut new = task.clone().into_active_model();
             new.status = Set(task::TaskStatus::Assigned);
             new.assignee_id = Set(Some(agent));
+            new.status_note = Set(None);
             change.write_task(&task, new).await?;
             let subject = (id, task.title.as_str(), task.version + 1);
             let from = Some(task.status);
@@ -1139,6 +1140,8 @@ impl Step<'_> {
             Blocked, Cancelled, ChangesRequested, Completed, Failed, InProgress, InReview, Pending,
         };
         let mut new = task.clone().into_active_model();
+        // Why the task stood where it stood does not say why it stands elsewhere.
+        new.status_note = Set(None);
         let complete = |new: &mut task::ActiveModel| {
             new.status = Set(Completed);
             new.completed_at = Set(Some(now));
@@ -1173,7 +1176,9 @@ impl Step<'_> {
             Self::Approve(input) => {
                 let comment = input.comment.as_deref();
                 let comment = check.optional_text("comment", comment, MAX_REVIEW);
-                new.review_note = Set(comment.clone());
+                if comment.is_some() {
+                    new.review_note = Set(comment.clone());
+                }
                 comment
             }
             Self::Reject(input) => {
@@ -1259,6 +1264,9 @@ impl Step<'_> {
             if status == task::TaskStatus::InReview && !is_member {
                 let team = change.team(circle.id).await?;
                 new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
+            } else if self.verdict().is_some() && !is_member {
+                // Who has left the circle has not reviewed it: the user who calls this has.
+                new.reviewer_id = Set(None);
             }
             let after = change.write_task(&task, new).await?;
             self.tell(&mut change, &circle, (&task, &after), note.as_deref());

@@ -215,6 +215,28 @@ async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
 }
 
 #[tokio::test]
+async fn a_reviewer_who_has_left_stays_where_nobody_changes_that() {
+    let studio = Studio::open().await;
+    let left = |member: &mut member::Model| {
+        member.is_active = false;
+        member.left_at = Some(moment());
+    };
+    let gone = studio.member_with("Gone", |_| (), left).await;
+    let other = studio.member_with("Other", |_| (), left).await;
+    let task = studio
+        .task(TaskStatus::Pending, |task| task.reviewer_id = Some(gone))
+        .await;
+    let change = |reviewer| json!({ "taskId": task_id(task), "title": "Another", "reviewerId": agent_id(reviewer) });
+    let changed = studio.done("updateTask", change(gone)).await;
+    assert_eq!(changed["title"], "Another");
+    assert_eq!(studio.row(task).await.reviewer_id, Some(gone));
+    assert_eq!(
+        studio.faults("updateTask", change(other)).await,
+        [fault("reviewerId", "NOT_MEMBER")]
+    );
+}
+
+#[tokio::test]
 async fn a_task_is_part_of_another_of_its_circle_and_never_of_itself() {
     let studio = Studio::open().await;
     let top = studio.task(TaskStatus::Pending, |_| ()).await;
