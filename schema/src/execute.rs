@@ -945,12 +945,14 @@ impl Graph {
         let key = run.key.clone();
         let answer = self.execute_once(run).await;
         if let Some(key) = key {
-            let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
-            let services = &self.0.services;
-            if let Ok(whole) = serde_json::to_value(&answer)
-                && answer.has_data()
-            {
-                key.keep(&services.writer, whole, &codes).await;
+            let writer = &self.0.services.writer;
+            if answer.has_data() {
+                let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
+                if let Ok(whole) = serde_json::to_value(&answer) {
+                    key.keep(writer, whole, &codes).await;
+                }
+            } else if answer.code() == Some(Code::ValidationFailed) {
+                key.release(writer).await;
             }
         }
         answer

@@ -10,7 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use gathering_entity::idempotency::{self, Column};
 use sea_orm::{
     ColumnTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, IntoActiveModel,
-    QueryFilter, sea_query::OnConflict,
+    QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, OnConflict},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     error::{Code, Error},
     text,
-    write::{Outcome, Writer, is_taken},
+    write::{Outcome, Writer, is_taken, settle},
 };
 
 /// Most characters of a key.
@@ -39,6 +40,8 @@ const SECRET: [&str; 4] = ["login", "register", "refreshSession", "changePasswor
 pub(crate) struct Key {
     user: Uuid,
     text: String,
+    /// What the request asks for, as a hash.
+    fingerprint: String,
     /// When the request was first sent; all rows of a request are of the same age.
     sent_at: DateTime<Utc>,
 }
@@ -82,31 +85,37 @@ impl Key {
         let mut key = Self {
             user: user.ok_or_else(Error::unauthenticated)?,
             text: key.to_owned(),
+            fingerprint,
             sent_at: now,
         };
+        let Some(row) = settle(|| key.write_down(writer)).await? else {
+            return Ok(Known::Nothing(key));
+        };
+        if row.fingerprint.as_ref() != Some(&key.fingerprint) {
+            let message = "Another request was sent under this idempotency key. Choose a new one.";
+            return Err(refuse(message.to_owned()));
+        }
+        key.sent_at = row.created_at;
+        Ok(row.outcome.map_or(Known::Nothing(key), Known::Answer))
+    }
+
+    /// Writes the request down. Answers what was written down under the key before, if anything was.
+    async fn write_down(&self, writer: &Writer) -> Result<Option<idempotency::Model>, Error> {
         let (transaction, _turn) = writer.begin().await?;
-        key.forget(&transaction, now).await?;
-        let row = key.row(String::new(), Some(fingerprint.clone()), None);
+        self.forget(&transaction).await?;
+        let row = self.row(String::new(), Some(self.fingerprint.clone()));
         let insert = idempotency::Entity::insert(row.into_active_model());
         let insert = insert.on_conflict(OnConflict::new().do_nothing().to_owned());
         let is_new = insert.exec_without_returning(&transaction).await? == 1;
         let known = if is_new {
             None
         } else {
-            idempotency::Entity::find_by_id(key.place(""))
-                .one(&transaction)
-                .await?
+            let row = idempotency::Entity::find_by_id(self.place(""));
+            // What was in the way may have been released since.
+            Some(row.one(&transaction).await?.ok_or_else(Error::conflict)?)
         };
         transaction.commit().await?;
-        let Some(row) = known else {
-            return Ok(Known::Nothing(key));
-        };
-        if row.fingerprint != Some(fingerprint) {
-            let message = "Another request was sent under this idempotency key. Choose a new one.";
-            return Err(refuse(message.to_owned()));
-        }
-        key.sent_at = row.created_at;
-        Ok(row.outcome.map_or(Known::Nothing(key), Known::Answer))
+        Ok(known)
     }
 
     /// Keeps the answer of a request, if another attempt could not come to a better one. Without it, the request can
@@ -145,6 +154,33 @@ impl Key {
         }
     }
 
+    /// Forgets a request that was refused as a whole, so that its key is free for what was meant. Another that has come
+    /// under the key meanwhile stays, and so does one of which an earlier attempt has made a part.
+    pub(crate) async fn release(self, writer: &Writer) {
+        let ran = idempotency::Entity::find()
+            .select_only()
+            .column(Column::Field)
+            .filter(self.is_this())
+            .filter(Column::Field.ne(""))
+            .into_query();
+        let released = async {
+            let (transaction, _turn) = writer.begin().await?;
+            idempotency::Entity::delete_many()
+                .filter(self.is_this())
+                .filter(Column::Fingerprint.eq(&self.fingerprint))
+                .filter(Column::Outcome.is_null())
+                .filter(Expr::not_exists(ran))
+                .exec(&transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok::<_, Error>(())
+        };
+        if released.await.is_err() {
+            // The cause has been logged.
+            tracing::warn!("an idempotency key stays taken by a request of which nothing ran");
+        }
+    }
+
     /// What the change of a root field has come to before. If it has not been made, nobody else makes it until this
     /// transaction ends.
     ///
@@ -170,7 +206,7 @@ impl Key {
                 ..Outcome::default()
             }));
         }
-        let insert = idempotency::Entity::insert(self.row(field, None, None).into_active_model());
+        let insert = idempotency::Entity::insert(self.row(field, None).into_active_model());
         match insert.exec_without_returning(transaction).await {
             Err(error) if is_taken(&error) => Err(Error::conflict()),
             Err(error) => Err(error.into()),
@@ -195,31 +231,22 @@ impl Key {
     }
 
     /// Forgets a request that is kept no longer.
-    async fn forget(
-        &self,
-        transaction: &DatabaseTransaction,
-        now: DateTime<Utc>,
-    ) -> Result<(), Error> {
+    async fn forget(&self, transaction: &DatabaseTransaction) -> Result<(), Error> {
         idempotency::Entity::delete_many()
             .filter(self.is_this())
-            .filter(Column::CreatedAt.lt(now - KEPT))
+            .filter(Column::CreatedAt.lt(self.sent_at - KEPT))
             .exec(transaction)
             .await?;
         Ok(())
     }
 
-    fn row(
-        &self,
-        field: String,
-        fingerprint: Option<String>,
-        outcome: Option<Value>,
-    ) -> idempotency::Model {
+    fn row(&self, field: String, fingerprint: Option<String>) -> idempotency::Model {
         idempotency::Model {
             user_id: self.user,
             key: self.text.clone(),
             field,
             fingerprint,
-            outcome,
+            outcome: None,
             created_at: self.sent_at,
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     scalar::DateTime,
     task::ReviewType,
     text,
-    user_error::{Check, UserError, UserErrorCode},
+    user_error::{Check, UserError, UserErrorCode, entry},
     viewer::Viewer,
     write::{Change, Edits, Outcome, change},
 };
@@ -433,13 +433,16 @@ fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
 /// Kinds of review, folded.
 pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> List {
     let List(words) = check.words(field, values, MAX_REVIEW_TYPES, MAX_COMPETENCY);
-    let is_known = |word: &String| {
+    let is_unknown = |word: &&String| {
         let mut types = ReviewType::items().iter();
-        word == ALL_REVIEWS || types.any(|item| text::fold(item.name) == *word)
+        *word != ALL_REVIEWS && types.all(|item| text::fold(item.name) != **word)
     };
-    if !words.iter().all(is_known) {
-        let message = format!("`{field}` must have values of `ReviewType`, or `{ALL_REVIEWS}`.");
-        check.fault(field, UserErrorCode::Invalid, message);
+    if let Some(unknown) = words.iter().find(is_unknown) {
+        let mut given = values.iter().map(|value| text::fold(value));
+        let place = given.position(|word| word == *unknown).unwrap_or_default();
+        let field = entry(field, place);
+        let message = format!("`{field}` must be a value of `ReviewType`, or `{ALL_REVIEWS}`.");
+        check.fault(&field, UserErrorCode::Invalid, message);
     }
     List(words)
 }
@@ -464,6 +467,9 @@ impl MemberMutation {
         let agents = NewMemberInput::agents(&input.members)?;
         let outcome = change(ctx, async |mut change| {
             let circle = change.circle(id, "circleId", Access::Editor).await?;
+            if let Err(fault) = check_open(&circle) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             if agents.is_empty() {
                 check.required("members");
@@ -489,9 +495,6 @@ impl MemberMutation {
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
             }
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
             let mut rows = vec![id];
             rows.extend(change.add_members(&circle, joiners, &known).await?);
             change.commit(rows).await
@@ -509,6 +512,9 @@ impl MemberMutation {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
         let outcome = change(ctx, async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
+            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let role = check.kept("role", &input.role);
             let role = role.map(|role| member::MemberRole::from(*role));
@@ -520,9 +526,6 @@ impl MemberMutation {
                 .map(|values| reviewing(&mut check, "reviewTypes", values.unwrap_or_default()));
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let mut new = row.into_active_model();
             let mut edits = Edits::default();

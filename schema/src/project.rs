@@ -296,7 +296,7 @@ pub struct CreateProjectInput {
     name: String,
     /// What it is about, at most 10,000 characters.
     description: Option<String>,
-    /// Where its sources are kept, an http or https address.
+    /// Where its sources are kept, an http or https address without a user name.
     repository_url: Option<String>,
     /// The branch that work starts from, 1 to 100 characters.
     #[graphql(default = "main")]
@@ -318,7 +318,7 @@ pub struct UpdateProjectInput {
     name: MaybeUndefined<String>,
     /// What it is about, at most 10,000 characters.
     description: MaybeUndefined<String>,
-    /// Where its sources are kept, an http or https address.
+    /// Where its sources are kept, an http or https address without a user name.
     repository_url: MaybeUndefined<String>,
     /// The branch that work starts from, 1 to 100 characters.
     default_branch: MaybeUndefined<String>,

@@ -173,7 +173,7 @@ pub struct CreateProviderInput {
     name: String,
     /// The name shown to people, 1 to 100 characters.
     display_name: String,
-    /// Where its API is reached, an http or https address; none for the usual one.
+    /// Where its API is reached, an http or https address without a user name; none for the usual one.
     api_base_url: Option<String>,
     /// Whether it runs beside this server, so that nothing leaves the machine.
     #[graphql(default = false)]
@@ -187,7 +187,7 @@ pub struct UpdateProviderInput {
     provider_id: ID,
     /// The name shown to people, 1 to 100 characters.
     display_name: MaybeUndefined<String>,
-    /// Where its API is reached, an http or https address; null for the usual one.
+    /// Where its API is reached, an http or https address without a user name; null for the usual one.
     api_base_url: MaybeUndefined<String>,
     /// Whether it runs beside this server, so that nothing leaves the machine.
     is_local: MaybeUndefined<bool>,

@@ -381,6 +381,7 @@ impl Change<'_> {
                     Expr::value(task::TaskStatus::Pending.to_value()),
                 )
                 .col_expr(task::Column::AssigneeId, Expr::value(None::<Uuid>))
+                .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
                 .col_expr(
                     task::Column::Version,
                     Expr::col(task::Column::Version).add(1),
@@ -488,6 +489,7 @@ impl Change<'_> {
                 Expr::value(task::TaskStatus::Assigned.to_value()),
             )
             .col_expr(task::Column::AssigneeId, to.into())
+            .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
             .col_expr(
                 task::Column::Version,
                 Expr::col(task::Column::Version).add(1),

@@ -192,12 +192,12 @@ impl Task {
         self.0.review_round
     }
 
-    /// What the last review said, at most 10,000 characters.
+    /// What was last said in a review, at most 10,000 characters.
     async fn review_note(&self) -> Option<&str> {
         self.0.review_note.as_deref()
     }
 
-    /// Why it stands where it stands, at most 2,000 characters.
+    /// Why it stands where it stands, at most 2,000 characters; null when the last transition gave no reason.
     async fn status_note(&self) -> Option<&str> {
         self.0.status_note.as_deref()
     }
@@ -634,10 +634,10 @@ pub struct SubmitTaskInput {
 pub struct ApproveTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; the task's reviewer when left
-    /// out.
+    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
+    /// reviewer, or nobody when that one has left the circle.
     reviewer_id: Option<ID>,
-    /// What the review says, at most 10,000 characters.
+    /// What the review says, at most 10,000 characters; without it, what was said last stays.
     comment: Option<String>,
     /// Do it only at this version.
     expected_version: Option<i32>,
@@ -648,8 +648,8 @@ pub struct ApproveTaskInput {
 pub struct RejectTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; the task's reviewer when left
-    /// out.
+    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
+    /// reviewer, or nobody when that one has left the circle.
     reviewer_id: Option<ID>,
     /// What is to be changed, 1 to 10,000 characters.
     reason: String,
@@ -679,6 +679,9 @@ impl TaskMutation {
         let id = Uuid::now_v7();
         let outcome = change(ctx, async |mut change| {
             let circle = change.circle(circle, "circleId", Access::Editor).await?;
+            if let Err(fault) = check_open(&circle) {
+                return Ok(Outcome::fault(None, fault));
+            }
             let mut check = Check::default();
             let title = check.line("title", &input.title, MAX_TITLE);
             let description = input.description.as_deref();
@@ -700,9 +703,6 @@ impl TaskMutation {
             check.reviewer(reviewer, assignee);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(None, faults));
-            }
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(None, fault));
             }
             let priority: task::Priority = input.priority.into();
             let status = match assignee {
@@ -747,9 +747,8 @@ impl TaskMutation {
             if let Some(agent) = assignee {
                 let subject = (id, row.title.as_str(), row.version);
                 change.announce(assigned(&circle, subject, None, (agent, None), None));
-            } else {
-                change.route_pending(&circle).await?;
             }
+            change.route_pending(&circle).await?;
             change.commit(vec![id]).await
         });
         TaskPayload::new(ctx, outcome.await?).await
@@ -772,6 +771,11 @@ impl TaskMutation {
         let reviewer = parse(Kind::Agent, &input.reviewer_id, "reviewerId")?;
         let outcome = change(ctx, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "taskId", None).await?;
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let title = check.kept("title", &input.title);
             let title = title.map(|title| check.line("title", title, MAX_TITLE));
@@ -800,7 +804,8 @@ impl TaskMutation {
                     .await?;
             }
             let named = reviewer.value().copied();
-            let other = named.filter(|_| named != task.assignee_id);
+            let is_new = named != task.reviewer_id && named != task.assignee_id;
+            let other = named.filter(|_| is_new);
             let agents = [("reviewerId", other)];
             change
                 .check_task_agents(circle.id, &agents, &mut check)
@@ -808,10 +813,6 @@ impl TaskMutation {
             check.reviewer(named, task.assignee_id);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed = check_version(input.expected_version, task.version);
-            if let Err(fault) = allowed.and_then(|()| check_open(&circle)) {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let mut new = task.clone().into_active_model();
             let mut edits = Edits::default();
@@ -861,8 +862,8 @@ impl TaskMutation {
         let id = Kind::Task.parse(&input.id, "id")?;
         let outcome = change(ctx, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "id", None).await?;
-            let allowed = check_version(input.expected_version, task.version)
-                .and_then(|()| check_open(&circle))
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version))
                 .and_then(|()| check_status(task.status, DELETABLE, "deleted"));
             if let Err(fault) = allowed {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -887,6 +888,12 @@ impl TaskMutation {
         let outcome = change(ctx, async |mut change| {
             let found = change.task(id, "taskId", agent).await?;
             let Found { circle, task, .. } = found;
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(input.expected_version, task.version))
+                .and_then(|()| check_status(task.status, ASSIGNABLE, "assigned"));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             if agent.is_some() && agent == task.reviewer_id {
                 let message = "The agent is the reviewer of the task.";
@@ -899,12 +906,6 @@ impl TaskMutation {
             }
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
-            }
-            let allowed = check_version(input.expected_version, task.version)
-                .and_then(|()| check_open(&circle))
-                .and_then(|()| check_status(task.status, ASSIGNABLE, "assigned"));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
             }
             let to = match agent {
                 Some(agent) => Some((agent, None)),
@@ -922,6 +923,7 @@ impl TaskMutation {
             let mut new = task.clone().into_active_model();
             new.status = Set(task::TaskStatus::Assigned);
             new.assignee_id = Set(Some(agent));
+            new.status_note = Set(None);
             change.write_task(&task, new).await?;
             let subject = (id, task.title.as_str(), task.version + 1);
             let from = Some(task.status);
@@ -1138,6 +1140,8 @@ impl Step<'_> {
             Blocked, Cancelled, ChangesRequested, Completed, Failed, InProgress, InReview, Pending,
         };
         let mut new = task.clone().into_active_model();
+        // Why the task stood where it stood does not say why it stands elsewhere.
+        new.status_note = Set(None);
         let complete = |new: &mut task::ActiveModel| {
             new.status = Set(Completed);
             new.completed_at = Set(Some(now));
@@ -1172,7 +1176,9 @@ impl Step<'_> {
             Self::Approve(input) => {
                 let comment = input.comment.as_deref();
                 let comment = check.optional_text("comment", comment, MAX_REVIEW);
-                new.review_note = Set(comment.clone());
+                if comment.is_some() {
+                    new.review_note = Set(comment.clone());
+                }
                 comment
             }
             Self::Reject(input) => {
@@ -1235,6 +1241,13 @@ impl Step<'_> {
                 task,
                 is_member,
             } = found;
+            let (from, kind) = self.rule();
+            let allowed = check_open(&circle)
+                .and_then(|()| check_version(version, task.version))
+                .and_then(|()| check_status(task.status, from, done(kind)));
+            if let Err(fault) = allowed {
+                return Ok(Outcome::fault(Some(id), fault));
+            }
             let mut check = Check::default();
             let (mut new, note) = self.apply(&mut check, &task, reviewer, change.now);
             if !is_member {
@@ -1247,17 +1260,13 @@ impl Step<'_> {
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
             }
-            let (from, kind) = self.rule();
-            let allowed = check_version(version, task.version)
-                .and_then(|()| check_open(&circle))
-                .and_then(|()| check_status(task.status, from, done(kind)));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
             let status = *new.status.try_as_ref().unwrap_or(&task.status);
             if status == task::TaskStatus::InReview && !is_member {
                 let team = change.team(circle.id).await?;
                 new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
+            } else if self.verdict().is_some() && !is_member {
+                // Who has left the circle has not reviewed it: the user who calls this has.
+                new.reviewer_id = Set(None);
             }
             let after = change.write_task(&task, new).await?;
             self.tell(&mut change, &circle, (&task, &after), note.as_deref());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
 };
 use gathering_entity::user;
 use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
@@ -15,10 +15,11 @@ use crate::{
     error::Error,
     id::Kind,
     page::{Connection, Listed, Order, Page},
+    read::Rule,
     scalar::DateTime,
     text,
     user_error::{Check, UserError, UserErrorCode},
-    write::change,
+    write::{Outcome, change},
 };
 
 /// Most characters of a user's name.
@@ -158,27 +159,30 @@ impl UserFilter {
 /// The outcome of a change of an account.
 #[derive(SimpleObject)]
 pub struct UserPayload {
-    /// The user as they are now; null when nothing was changed because of the input.
+    /// The user as they are now; null when there is none to show.
     user: Option<User>,
     /// What was wrong with the input.
     user_errors: Vec<UserError>,
 }
 
 impl UserPayload {
-    fn refused(user_errors: Vec<UserError>) -> Self {
-        Self {
-            user: None,
-            user_errors,
-        }
-    }
-
-    /// Makes the change.
-    async fn amended(ctx: &Context<'_>, user: Uuid, amendment: Amendment) -> Result<Self, Error> {
+    /// Makes the change, unless the input has faults.
+    async fn amended(
+        ctx: &Context<'_>,
+        user: Uuid,
+        amendment: Amendment,
+        check: Check,
+    ) -> Result<Self, Error> {
         let accounts = ctx.request().accounts();
+        let faults = check.faults();
         let outcome = change(ctx, async |mut change| {
+            let any = Rule::default();
+            let row = change.row::<user::Entity>(&any, user, "userId").await?;
+            if let Err(faults) = &faults {
+                return Ok(Outcome::refused(Some(user), faults.clone()));
+            }
             let (transaction, now) = (&change.transaction, change.now);
-            let amended = accounts.amend(transaction, user, &amendment, now).await?;
-            let amended = amended.ok_or_else(|| Error::not_found("userId"))?;
+            let amended = accounts.amend(transaction, row, &amendment, now).await?;
             for fact in amended.facts {
                 change.announce(fact);
             }
@@ -187,19 +191,19 @@ impl UserPayload {
             }
             change.commit(vec![user]).await
         });
-        let row = outcome.await?.row::<user::Entity>(ctx).await?;
+        let outcome = outcome.await?;
         Ok(Self {
-            user: row.map(User::new),
-            user_errors: Vec::new(),
+            user: outcome.row::<user::Entity>(ctx).await?.map(User::new),
+            user_errors: outcome.errors,
         })
     }
 }
 
-/// What the signed-in user changes about themselves.
+/// What the signed-in user changes about themselves. Fields that are left out stay as they are.
 #[derive(InputObject)]
 pub struct UpdateProfileInput {
     /// The name shown to others, 1 to 100 characters.
-    name: Option<String>,
+    name: MaybeUndefined<String>,
 }
 
 /// What an administrator changes about a user. Fields that are left out stay as they are.
@@ -208,11 +212,11 @@ pub struct UpdateUserInput {
     /// The user, who must be another than the administrator.
     user_id: ID,
     /// The name shown to others, 1 to 100 characters.
-    name: Option<String>,
+    name: MaybeUndefined<String>,
     /// What the user may do from now on. Their access tokens are revoked; refreshed sessions go on with the new role.
-    role: Option<UserRole>,
+    role: MaybeUndefined<UserRole>,
     /// Whether the user may sign in from now on. If not, all their sessions end.
-    is_active: Option<bool>,
+    is_active: MaybeUndefined<bool>,
 }
 
 /// Changes of accounts.
@@ -229,15 +233,13 @@ impl UserMutation {
     ) -> Result<UserPayload, Error> {
         let viewer = ctx.request().viewer()?.id();
         let mut check = Check::default();
-        let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
-        if let Err(faults) = check.faults() {
-            return Ok(UserPayload::refused(faults));
-        }
+        let name = check.kept("name", &input.name);
+        let name = name.map(|name| check.line("name", name, MAX_NAME));
         let amendment = Amendment {
             name,
             ..Amendment::default()
         };
-        UserPayload::amended(ctx, viewer, amendment).await
+        UserPayload::amended(ctx, viewer, amendment, check).await
     }
 
     /// Changes another user: their name, their role, and whether they may sign in. For administrators. Error codes of
@@ -250,21 +252,21 @@ impl UserMutation {
         let admin = ctx.request().admin()?.id();
         let user = Kind::User.parse(&input.user_id, "userId")?;
         let mut check = Check::default();
-        let name = input.name.map(|name| check.line("name", &name, MAX_NAME));
+        let name = check.kept("name", &input.name);
+        let name = name.map(|name| check.line("name", name, MAX_NAME));
+        let role = check.kept("role", &input.role).copied();
+        let is_active = check.kept("isActive", &input.is_active).copied();
         if user == admin {
             let message =
                 "You cannot change your own account like this. Ask another administrator.";
             check.fault("userId", UserErrorCode::Protected, message);
         }
-        if let Err(faults) = check.faults() {
-            return Ok(UserPayload::refused(faults));
-        }
         let amendment = Amendment {
             name,
-            role: input.role.map(user::UserRole::from),
-            is_active: input.is_active,
+            role: role.map(user::UserRole::from),
+            is_active,
         };
-        UserPayload::amended(ctx, user, amendment).await
+        UserPayload::amended(ctx, user, amendment, check).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::{collections::HashSet, fmt::Display, ops::RangeInclusive};
 
 use async_graphql::{Enum, MaybeUndefined, SimpleObject};
 use gathering_entity::List;
+use url::Url;
 
 use crate::{
     auth::{PASSWORD_LENGTH, password_has},
@@ -97,6 +98,33 @@ pub(crate) fn entries(values: &MaybeUndefined<Vec<String>>) -> Option<&[String]>
     values.as_opt_deref().map(Option::unwrap_or_default)
 }
 
+/// The path of an entry of a list.
+pub(crate) fn entry(list: &str, place: usize) -> String {
+    format!("{list}.{place}")
+}
+
+/// Whether this is an http or https address with a host and without a user name or password.
+fn is_web_address(address: &str) -> bool {
+    // The parser is as lenient as a browser: it misses no slashes, takes `\` for one, and drops tabs.
+    let is_strict = address.split_once("://").is_some_and(|(scheme, rest)| {
+        ["http", "https"]
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
+            && !rest.starts_with('/')
+            && !rest.contains(|c: char| c == '\\' || c.is_whitespace())
+    });
+    is_strict
+        && Url::parse(address)
+            .is_ok_and(|url| url.username().is_empty() && url.password().is_none())
+}
+
+/// An entry of a list of lines, with its place in the input, as written and folded.
+struct Line {
+    place: usize,
+    text: String,
+    key: String,
+}
+
 /// Collects the faults of an input.
 #[derive(Default)]
 pub(crate) struct Check {
@@ -116,7 +144,7 @@ impl Check {
             self.required(field);
         } else if value.chars().nth(most).is_some() {
             self.too_long(field, most);
-        } else if value.contains(char::is_control) {
+        } else if value.contains(|c: char| c.is_control() && c != '\t') {
             let message = format!("`{field}` must be one line without control characters.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
@@ -187,25 +215,19 @@ impl Check {
         Some(self.text(field, value, most))
     }
 
-    /// An http or https address that may be missing.
+    /// An http or https address that may be missing. It names nobody: whoever reads it would read a password too.
     pub(crate) fn url(&mut self, field: &str, value: Option<&str>) -> Option<String> {
         let faults = self.errors.len();
         let url = self.optional_line(field, value, MAX_URL)?;
-        let rest = ["http://", "https://"].iter().find_map(|scheme| {
-            let (start, rest) = url.split_at_checked(scheme.len())?;
-            start.eq_ignore_ascii_case(scheme).then_some(rest)
-        });
-        let has_host = rest.is_some_and(|rest| {
-            !rest.starts_with(['/', '?', '#', ':']) && !rest.is_empty() && !rest.contains(' ')
-        });
-        if self.errors.len() == faults && !has_host {
-            let message = format!("`{field}` must be an http or https address.");
+        if self.errors.len() == faults && !is_web_address(&url) {
+            let message =
+                format!("`{field}` must be an http or https address without a user name.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
         Some(url)
     }
 
-    /// A list of lines: trimmed, each once (folded), in order.
+    /// A list of lines: trimmed, each once (folded), in order. The first that is wrong is told.
     pub(crate) fn list(
         &mut self,
         field: &str,
@@ -213,29 +235,8 @@ impl Check {
         most: usize,
         length: usize,
     ) -> List {
-        if values.len() > most {
-            let message = format!("`{field}` must have at most {most} entries.");
-            self.fault(field, UserErrorCode::TooMany, message);
-            return List::default();
-        }
-        let faults = self.errors.len();
-        let mut known = HashSet::new();
-        let mut list = Vec::with_capacity(values.len());
-        for value in values {
-            if value.trim().is_empty() {
-                let message = format!("`{field}` must not have empty entries.");
-                self.fault(field, UserErrorCode::Invalid, message);
-            } else {
-                let value = self.line(field, value, length);
-                if known.insert(text::fold(&value)) {
-                    list.push(value);
-                }
-            }
-            if self.errors.len() > faults {
-                return List::default();
-            }
-        }
-        List(list)
+        let lines = self.lines(field, values, most, length);
+        List(lines.into_iter().map(|line| line.text).collect())
     }
 
     /// As [`Check::list`], of words that are kept folded, so that a search for one is exact.
@@ -246,14 +247,44 @@ impl Check {
         most: usize,
         length: usize,
     ) -> List {
-        let List(words) = self.list(field, values, most, length);
-        let words: Vec<String> = words.iter().map(|word| text::fold(word)).collect();
+        let lines = self.lines(field, values, most, length);
         // Some characters are many when folded.
-        if words.iter().any(|word| word.chars().nth(length).is_some()) {
-            self.too_long(field, length);
+        let long = lines
+            .iter()
+            .find(|line| line.key.chars().nth(length).is_some());
+        if let Some(long) = long {
+            self.too_long(&entry(field, long.place), length);
             return List::default();
         }
-        List(words)
+        List(lines.into_iter().map(|line| line.key).collect())
+    }
+
+    fn lines(&mut self, field: &str, values: &[String], most: usize, length: usize) -> Vec<Line> {
+        if values.len() > most {
+            let message = format!("`{field}` must have at most {most} entries.");
+            self.fault(field, UserErrorCode::TooMany, message);
+            return Vec::new();
+        }
+        let faults = self.errors.len();
+        let mut known = HashSet::new();
+        let mut lines = Vec::with_capacity(values.len());
+        for (place, value) in values.iter().enumerate() {
+            let field = entry(field, place);
+            if value.trim().is_empty() {
+                let message = format!("`{field}` must not be empty.");
+                self.fault(&field, UserErrorCode::Invalid, message);
+            } else {
+                let text = self.line(&field, value, length);
+                let key = text::fold(&text);
+                if known.insert(key.clone()) {
+                    lines.push(Line { place, text, key });
+                }
+            }
+            if self.errors.len() > faults {
+                return Vec::new();
+            }
+        }
+        lines
     }
 
     /// A number within bounds, both included.

@@ -440,7 +440,7 @@ async fn users_change_their_own_name() {
         let refused = update(token, json!(name)).await;
         let payload = &refused["data"]["updateProfile"];
         assert_eq!(faults(payload), [("name", fault)]);
-        assert_eq!(payload["user"], Value::Null);
+        assert_eq!(payload["user"]["name"], "Somebody");
     }
     let name = format!(" {} ", "\u{1f642}".repeat(100));
     let changed = update(token, json!(name)).await;
@@ -448,8 +448,16 @@ async fn users_change_their_own_name() {
         changed["data"]["updateProfile"]["user"]["name"],
         name.trim()
     );
-    let same = update(token, Value::Null).await;
-    assert_eq!(same["data"]["updateProfile"]["user"]["name"], name.trim());
+    let cleared = update(token, Value::Null).await;
+    let payload = &cleared["data"]["updateProfile"];
+    assert_eq!(faults(payload), [("name", "REQUIRED")]);
+    assert_eq!(payload["user"]["name"], name.trim());
+    let nothing = visitor
+        .mutate(token, "updateProfile", CHANGED, json!({}))
+        .await;
+    let payload = &nothing["data"]["updateProfile"];
+    assert_eq!(payload["userErrors"], json!([]));
+    assert_eq!(payload["user"]["name"], name.trim());
     assert_eq!(
         code(&update(None, json!("Nobody")).await),
         "UNAUTHENTICATED"
@@ -491,9 +499,21 @@ async fn only_administrators_list_and_change_others() {
         faults(&oneself["data"]["updateUser"]),
         [("userId", "PROTECTED")]
     );
+    assert_eq!(oneself["data"]["updateUser"]["user"]["id"], admin_id);
     assert_eq!(visitor.who(&admin.access).await, user(ADMIN));
-    let nobody = update(token, &json!("user_00000000000000000000000000")).await;
-    assert_eq!(code(&nobody), "NOT_FOUND");
+    let nobody = json!("user_00000000000000000000000000");
+    assert_eq!(code(&update(token, &nobody).await), "NOT_FOUND");
+    let cleared = async |id: &Value| {
+        let input = json!({ "userId": id, "name": null, "role": null, "isActive": null });
+        visitor.mutate(token, "updateUser", CHANGED, input).await
+    };
+    assert_eq!(code(&cleared(&nobody).await), "NOT_FOUND");
+    let refused = cleared(&ada_id).await;
+    let payload = &refused["data"]["updateUser"];
+    let expected = ["name", "role", "isActive"].map(|field| (field, "REQUIRED"));
+    assert_eq!(faults(payload), expected);
+    assert_eq!(payload["user"]["id"], ada_id);
+    assert_eq!(payload["user"]["isActive"], true);
     let changed = update(token, &ada_id).await;
     let expected = json!({ "id": ada_id, "name": "Eve", "role": "ADMIN", "isActive": false });
     assert_eq!(changed["data"]["updateUser"]["user"], expected);

@@ -179,7 +179,13 @@ fn faults(payload: &Value) -> Vec<(String, String)> {
         .iter()
         .map(|error| {
             assert!(!text(&error["message"]).is_empty(), "{error}");
-            (text(&error["field"][0]), text(&error["code"]))
+            let path: Vec<_> = error["field"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(text)
+                .collect();
+            (path.join("."), text(&error["code"]))
         })
         .collect();
     faults.sort_unstable();

@@ -318,8 +318,8 @@ async fn all_that_is_wrong_with_a_new_circle_is_told_at_once_and_nothing_is_made
         "INVALID description",
         "OUT_OF_RANGE maxMembers",
         "OUT_OF_RANGE maxConcurrentTasks",
-        "TOO_LONG members.0.competencies",
-        "INVALID members.1.reviewTypes",
+        "TOO_LONG members.0.competencies.0",
+        "INVALID members.1.reviewTypes.1",
         "TOO_MANY members.3.competencies",
         "INVALID members.3.agentId",
     ];

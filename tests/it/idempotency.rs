@@ -240,6 +240,57 @@ async fn the_same_request_twenty_times_at_once_changes_once() {
 }
 
 #[tokio::test]
+async fn a_request_of_which_nothing_ran_leaves_its_key_free() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let mistaken = json!({ "query": CREATE.replace("id name", "id nam"),
+        "variables": { "input": { "name": "Meant" } } });
+    let wrong = json!({ "query": CREATE, "variables": { "input": { "title": "Meant" } } });
+    for body in [&mistaken, &wrong] {
+        let refused = send(&server, &token, "key", body).await;
+        let code = &refused["errors"][0]["extensions"]["code"];
+        assert_eq!(code, "GRAPHQL_VALIDATION_FAILED", "{refused}");
+        assert!(refused.get("data").is_none());
+    }
+    let made = create(&server, &token, "key", "Meant").await;
+    let id = &made["data"]["createProject"]["project"]["id"];
+    assert!(id.is_string(), "{made}");
+    // It is taken now, and stays so when the mistake is sent again.
+    let late = send(&server, &token, "key", &mistaken).await;
+    assert_eq!(late["errors"][0]["extensions"]["field"], "idempotencyKey");
+    assert!(is_replayed(&create(&server, &token, "key", "Meant").await));
+
+    let right = json!({ "query": CREATE, "variables": { "input": { "name": "Raced" } } });
+    let mixed = (0..20).map(|n| {
+        let body = if n % 2 == 0 { &mistaken } else { &right };
+        send(&server, &token, "race", body)
+    });
+    join_all(mixed).await;
+    let made = create(&server, &token, "race", "Raced").await;
+    let id = &made["data"]["createProject"]["project"]["id"];
+    assert!(id.is_string(), "{made}");
+    assert_eq!(count(&server, "Raced").await, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_was_partly_made_keeps_its_key_when_it_is_no_longer_understood() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    create(&server, &token, "key", "Made").await;
+    // As if this had been asked for by a request that a newer server no longer understands.
+    let db = server.database().connect().await;
+    let whole = idempotency::Entity::delete_many().filter(idempotency::Column::Field.eq(""));
+    whole.exec(&db).await.expect("deletes");
+    let document = CREATE.replace("id name", "id nam");
+    let body = json!({ "query": document, "variables": { "input": { "name": "Made" } } });
+    let refused = send(&server, &token, "key", &body).await;
+    let code = &refused["errors"][0]["extensions"]["code"];
+    assert_eq!(code, "GRAPHQL_VALIDATION_FAILED", "{refused}");
+    let other = create(&server, &token, "key", "Other").await;
+    assert_eq!(other["errors"][0]["extensions"]["field"], "idempotencyKey");
+}
+
+#[tokio::test]
 async fn a_key_is_free_again_after_a_day() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;

@@ -157,6 +157,30 @@ async fn all_agents_join_or_none() {
 }
 
 #[tokio::test]
+async fn that_the_circle_is_archived_is_told_before_what_is_wrong_with_the_input() {
+    let studio = Studio::open().await;
+    let (circle, agents) = (studio.empty("Archived", 1).await, studio.agents().await);
+    let payload = studio
+        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+        .await;
+    let member = payload["members"][0]["id"].clone();
+    studio
+        .done(OWNER, "archiveCircle", json!({ "circleId": circle }))
+        .await;
+    for (name, input) in [
+        ("addCircleMembers", join(&circle, &[])),
+        ("addCircleMembers", join(&circle, &[&agents[0]])),
+        (
+            "updateCircleMember",
+            json!({ "memberId": member, "role": null }),
+        ),
+    ] {
+        let payload = studio.payload(OWNER, name, input).await;
+        assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{name}");
+    }
+}
+
+#[tokio::test]
 async fn of_two_that_add_the_same_agent_one_does() {
     let studio = Studio::open().await;
     let agents = studio.agents().await;
@@ -283,7 +307,7 @@ async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
         .done(ADMIN, "updateCircleMember", update(fields))
         .await;
     assert_eq!(payload["member"]["competencies"], json!([]));
-    let fields = json!({ "role": null, "competencies": [" "], "reviewTypes": ["art"] });
+    let fields = json!({ "role": null, "competencies": ["sql", " ", ""], "reviewTypes": ["all", " All ", "Art"] });
     let faults = studio
         .faults(OWNER, "updateCircleMember", update(fields))
         .await;
@@ -291,8 +315,8 @@ async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
         faults,
         [
             "REQUIRED role",
-            "INVALID competencies",
-            "INVALID reviewTypes"
+            "INVALID competencies.1",
+            "INVALID reviewTypes.2"
         ]
     );
 

@@ -424,28 +424,26 @@ impl Accounts {
         settle(change).await
     }
 
-    /// Changes an account; `None` when there is no such account.
+    /// Changes an account, whose row must be locked.
     ///
     /// # Errors
     /// The database cannot be written.
     pub(crate) async fn amend(
         &self,
         transaction: &DatabaseTransaction,
-        user: Uuid,
+        row: user::Model,
         amendment: &Amendment,
         now: DateTime<Utc>,
-    ) -> Result<Option<Amended>, Error> {
-        let Some(row) = lock(transaction, user).await? else {
-            return Ok(None);
-        };
+    ) -> Result<Amended, Error> {
+        let user = row.id;
         let amendment = amendment.to(&row);
         let names = amendment.names();
         if names.is_empty() {
-            return Ok(Some(Amended {
+            return Ok(Amended {
                 row,
                 facts: Vec::new(),
                 details: None,
-            }));
+            });
         }
         let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
         if amendment.is_active == Some(false) {
@@ -476,11 +474,11 @@ impl Accounts {
             "role": row.role.to_value(),
             "isActive": row.is_active,
         });
-        Ok(Some(Amended {
+        Ok(Amended {
             row,
             facts,
             details: Some(details),
-        }))
+        })
     }
 
     /// Changes an account by its e-mail address, as the server's operator; `None` when there is no such account.
@@ -499,15 +497,15 @@ impl Accounts {
         let change = || async {
             let now = self.now();
             let (transaction, _turn) = self.writer.begin().await?;
-            let amended = self.amend(&transaction, user.id, amendment, now).await?;
-            let Some(Amended {
+            let Some(row) = lock(&transaction, user.id).await? else {
+                return Ok(None);
+            };
+            let amended = self.amend(&transaction, row, amendment, now).await?;
+            let Amended {
                 row,
                 facts,
                 details,
-            }) = amended
-            else {
-                return Ok(None);
-            };
+            } = amended;
             self.commit(transaction, (None, client), facts, now).await?;
             Ok(Some((row, details)))
         };

@@ -123,7 +123,7 @@ async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
     let team = Team::new().await;
     let words = |count: usize| (0..count).map(|n| format!("w{n}")).collect::<Vec<_>>();
     let mut input = json!({
-        "name": "x".repeat(101), "systemPrompt": "x".repeat(20_001), "traits": words(51), "competencies": ["x".repeat(101)],
+        "name": "x".repeat(101), "systemPrompt": "x".repeat(20_001), "traits": words(51), "competencies": ["x", "\u{fdfa}".repeat(100)],
         "specializations": [" "], "reviewTypes": ["code", "poetry"], "communicationStyle": "x".repeat(51),
         "reviewStrictness": 1.01, "temperature": -0.01, "maxTokens": 0,
     });
@@ -131,9 +131,9 @@ async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
         ("name", "TOO_LONG"),
         ("systemPrompt", "TOO_LONG"),
         ("traits", "TOO_MANY"),
-        ("competencies", "TOO_LONG"),
-        ("specializations", "INVALID"),
-        ("reviewTypes", "INVALID"),
+        ("competencies.1", "TOO_LONG"),
+        ("specializations.0", "INVALID"),
+        ("reviewTypes.1", "INVALID"),
         ("communicationStyle", "TOO_LONG"),
         ("reviewStrictness", "OUT_OF_RANGE"),
         ("temperature", "OUT_OF_RANGE"),

@@ -96,7 +96,7 @@ async fn all_that_is_wrong_with_a_project_is_told_at_once() {
     let words: Vec<_> = (0..51).map(|n| format!("w{n}")).collect();
     let mut input = json!({
         "name": "\u{fdfa}".repeat(200), "description": "x".repeat(10_001), "repositoryUrl": "git@example.com:x",
-        "defaultBranch": "x".repeat(101), "techStack": words, "languages": [""], "frameworks": ["x".repeat(101)],
+        "defaultBranch": "x".repeat(101), "techStack": words, "languages": [""], "frameworks": ["axum", "x".repeat(101)],
     });
     let expected = wrong([
         ("name", "TOO_LONG"),
@@ -104,8 +104,8 @@ async fn all_that_is_wrong_with_a_project_is_told_at_once() {
         ("repositoryUrl", "INVALID"),
         ("defaultBranch", "TOO_LONG"),
         ("techStack", "TOO_MANY"),
-        ("languages", "INVALID"),
-        ("frameworks", "TOO_LONG"),
+        ("languages.0", "INVALID"),
+        ("frameworks.1", "TOO_LONG"),
     ]);
     let refused = team.payload(DEMO, "createProject", input.clone()).await;
     assert_eq!(refused["project"], Value::Null);
@@ -174,4 +174,60 @@ async fn a_project_is_changed_by_its_owner_alone_and_its_circles_outlive_it() {
     let query = "query($id: ID!) { circle(id: $id) { project { id } } }";
     let left = team.data(GUEST, query, json!({ "id": shared })).await;
     assert_eq!(left["circle"], json!({ "project": null }));
+}
+
+#[tokio::test]
+async fn a_line_may_hold_a_tab_and_no_other_control_character() {
+    let team = Team::new().await;
+    let project = team.project("Two\tcolumns").await;
+    assert_eq!(project["name"], "Two\tcolumns");
+    let expected = wrong([("name", "INVALID")]);
+    for name in ["Two\nlines", "Two\r\nlines", "A\u{b}bell"] {
+        let input = json!({ "name": name });
+        assert_eq!(
+            team.faults(DEMO, "createProject", input).await,
+            expected,
+            "{name:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_a_host_and_gives_no_password_away() {
+    let team = Team::new().await;
+    let id = team.project("Élan").await["id"].clone();
+    let update = |url: &str| json!({ "projectId": id, "repositoryUrl": url });
+    for url in [
+        "http://localhost",
+        "Https://example.com:8443/a%20path?q=a@b#c",
+        "https://[2001:db8::1]/x",
+        "https://bücher.example/é",
+    ] {
+        let changed = team.thing(DEMO, "updateProject", update(url)).await;
+        assert_eq!(changed["repositoryUrl"], url);
+    }
+    let expected = wrong([("repositoryUrl", "INVALID")]);
+    for url in [
+        "https://",
+        "https://[",
+        "https://?q",
+        "https://:80",
+        "https:///example.com",
+        "https:example.com",
+        "http://\\",
+        "http:\\\\example.com",
+        "https://example.com:99999",
+        "https://exa mple.com",
+        "https://exa\tmple.com",
+        "https://user:secret@example.com",
+        "https://user@example.com",
+        "https://:secret@example.com",
+        "ftp://example.com",
+        "javascript:alert(1)",
+        "git@example.com:x",
+        "example.com",
+    ] {
+        let faults = team.faults(DEMO, "updateProject", update(url)).await;
+        assert_eq!(faults, expected, "{url}");
+    }
 }

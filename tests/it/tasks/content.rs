@@ -92,7 +92,7 @@ async fn all_faults_of_a_task_are_told_at_once() {
         studio.faults("updateTask", change).await,
         [
             fault("title", "REQUIRED"),
-            fault("requiredCompetencies", "INVALID"),
+            fault("requiredCompetencies.0", "INVALID"),
             fault("priority", "REQUIRED"),
             fault("requiresReview", "REQUIRED"),
             fault("reviewType", "REQUIRED"),
@@ -212,6 +212,28 @@ async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
     let payload = studio.call("updateTask", stale).await;
     assert_eq!(payload["userErrors"][0]["code"], "CONFLICT");
     assert_eq!(payload["task"]["title"], "Another");
+}
+
+#[tokio::test]
+async fn a_reviewer_who_has_left_stays_where_nobody_changes_that() {
+    let studio = Studio::open().await;
+    let left = |member: &mut member::Model| {
+        member.is_active = false;
+        member.left_at = Some(moment());
+    };
+    let gone = studio.member_with("Gone", |_| (), left).await;
+    let other = studio.member_with("Other", |_| (), left).await;
+    let task = studio
+        .task(TaskStatus::Pending, |task| task.reviewer_id = Some(gone))
+        .await;
+    let change = |reviewer| json!({ "taskId": task_id(task), "title": "Another", "reviewerId": agent_id(reviewer) });
+    let changed = studio.done("updateTask", change(gone)).await;
+    assert_eq!(changed["title"], "Another");
+    assert_eq!(studio.row(task).await.reviewer_id, Some(gone));
+    assert_eq!(
+        studio.faults("updateTask", change(other)).await,
+        [fault("reviewerId", "NOT_MEMBER")]
+    );
 }
 
 #[tokio::test]

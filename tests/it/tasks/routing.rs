@@ -360,6 +360,7 @@ async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
     .map(|status| {
         studio.task(status, move |task| {
             task.assignee_id = Some(ada);
+            task.status_note = Some("Waits for keys.".to_owned());
             if status == TaskStatus::Assigned {
                 task.priority = Priority::High;
                 task.priority_rank = 3;
@@ -390,8 +391,8 @@ async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
     for task in [blocked, returned] {
         let row = studio.row(task).await;
         assert_eq!(
-            (row.status, row.assignee_id, row.version),
-            (TaskStatus::Pending, None, 2)
+            (row.status, row.assignee_id, row.status_note, row.version),
+            (TaskStatus::Pending, None, None, 2)
         );
     }
     assert_eq!(studio.row(reviewed).await.reviewer_id, Some(ada));
@@ -467,4 +468,39 @@ async fn a_circle_that_starts_gives_out_the_most_pressing_first() {
         .map(|event| text(&event["taskId"]))
         .collect();
     assert_eq!(routed, [tasks[3], tasks[1], tasks[4]].map(task_id));
+}
+
+#[tokio::test]
+async fn why_a_task_waited_is_gone_when_it_is_routed() {
+    let studio = Studio::routing(10).await;
+    studio.member("Ada").await;
+    let task = studio.task(TaskStatus::Pending, |task| {
+        task.status_note = Some("Waits for keys.".to_owned());
+    });
+    let task = task.await;
+    studio.create(json!({})).await;
+    let row = studio.row(task).await;
+    assert_eq!((row.status, row.status_note), (TaskStatus::Assigned, None));
+}
+
+#[tokio::test]
+async fn a_task_that_is_made_for_somebody_leaves_the_rest_to_be_routed() {
+    let studio = Studio::routing(2).await;
+    let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
+    let [first, second] = [
+        studio.task(TaskStatus::Pending, |_| ()).await,
+        studio.task(TaskStatus::Pending, |_| ()).await,
+    ];
+    let made = studio.create(json!({ "assigneeId": agent_id(ada) })).await;
+    assert_eq!(
+        (&made["status"], &made["version"]),
+        (&json!("ASSIGNED"), &json!(1))
+    );
+    // It weighs on Ada, and takes one of two places.
+    assert_eq!(studio.row(first).await.assignee_id, Some(bob));
+    assert_eq!(studio.row(second).await.status, TaskStatus::Pending);
+    assert_eq!(
+        studio.event_types().await,
+        ["TASK_CREATED", "TASK_ASSIGNED", "TASK_ASSIGNED"]
+    );
 }

@@ -501,6 +501,73 @@ async fn who_reviews_is_said_by_the_task_or_by_the_review() {
 }
 
 #[tokio::test]
+async fn who_has_left_is_not_said_to_have_reviewed() {
+    let studio = Studio::open().await;
+    let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
+    let left = |member: &mut member::Model| {
+        member.is_active = false;
+        member.left_at = Some(moment());
+    };
+    let gone = studio.member_with("Gone", |_| (), left).await;
+    for name in ["approveTask", "rejectTask"] {
+        for (reviewer, named) in [(gone, None), (bob, Some(bob))] {
+            let task = studio
+                .task(InReview, |task| {
+                    task.assignee_id = Some(ada);
+                    task.reviewer_id = Some(reviewer);
+                })
+                .await;
+            studio.done(name, least(name, task, ada)).await;
+            assert_eq!(studio.row(task).await.reviewer_id, named, "{name}");
+            for (kind, payload) in studio.payloads(task).await {
+                assert_eq!(payload["reviewerId"], json!(named.map(agent_id)), "{kind}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn why_a_task_stood_where_it_stood_is_gone_when_it_stands_elsewhere() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    for (name, allowed, _) in MOVES {
+        let task = studio
+            .task(allowed[0], |task| {
+                task.assignee_id = (allowed[0] != Pending).then_some(ada);
+                task.status_note = Some("Waits for keys.".to_owned());
+            })
+            .await;
+        let moved = studio.done(name, least(name, task, ada)).await;
+        let why = match name {
+            "blockTask" | "failTask" => json!("Why."),
+            _ => Value::Null,
+        };
+        assert_eq!(moved["statusNote"], why, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_approval_that_says_nothing_leaves_what_a_review_said() {
+    let studio = Studio::open().await;
+    let ada = studio.member("Ada").await;
+    for (comment, said) in [
+        (None, "No tests."),
+        (Some(" "), "No tests."),
+        (Some("Fine."), "Fine."),
+    ] {
+        let task = studio
+            .task(InReview, |task| {
+                task.assignee_id = Some(ada);
+                task.review_note = Some("No tests.".to_owned());
+            })
+            .await;
+        let input = json!({ "taskId": task_id(task), "comment": comment });
+        let approved = studio.done("approveTask", input).await;
+        assert_eq!(approved["reviewNote"], said);
+    }
+}
+
+#[tokio::test]
 async fn a_task_goes_to_members_alone_and_never_to_its_reviewer() {
     let studio = Studio::open().await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
@@ -648,4 +715,42 @@ async fn nothing_in_an_archived_circle_moves() {
         assert_eq!(faults, [fault("", "BAD_TRANSITION")], "{name}");
     }
     assert_eq!(studio.event_types().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_told_before_what_is_wrong_with_the_input() {
+    let studio = Studio::open().await;
+    let stranger = studio.agent("Stranger", |_| ()).await;
+    let mut inputs = Vec::new();
+    for (name, allowed, _) in MOVES {
+        let task = studio.task(allowed[0], |_| ()).await;
+        let mut input = least(name, task, stranger);
+        match name {
+            "assignTask" => {}
+            "blockTask" | "failTask" | "rejectTask" => input["reason"] = json!(" "),
+            "submitTask" => input["result"] = json!(" "),
+            "approveTask" => input["comment"] = json!("a".repeat(10_001)),
+            _ => input["note"] = json!("a".repeat(2_001)),
+        }
+        inputs.push((name, input));
+    }
+    let task = studio.task(Pending, |_| ()).await;
+    inputs.push((
+        "updateTask",
+        json!({ "taskId": task_id(task), "title": "" }),
+    ));
+    for (name, input) in &mut inputs {
+        let faults = studio.faults(name, input.clone()).await;
+        assert_ne!(faults[0].0, "", "{name}: {faults:?}");
+        input["expectedVersion"] = json!(0);
+        let faults = studio.faults(name, input.clone()).await;
+        assert_eq!(faults, [fault("expectedVersion", "CONFLICT")], "{name}");
+    }
+    studio.set_circle(circle::Column::Status, "ARCHIVED").await;
+    let circle = id_of(Kind::Circle, studio.circle);
+    inputs.push(("createTask", json!({ "circleId": circle, "title": "" })));
+    for (name, input) in inputs {
+        let faults = studio.faults(name, input).await;
+        assert_eq!(faults, [fault("", "BAD_TRANSITION")], "{name}");
+    }
 }
