@@ -926,9 +926,9 @@ impl CircleMutation {
         Step::Restore.take(ctx, &input).await
     }
 
-    /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; its conversations
-    /// stay with their owners, and those that have not ended are CANCELLED. For its owner and administrators. Codes of
-    /// `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; those with whom it was
+    /// shared are told `CIRCLE_UNSHARED`. Its conversations stay with their owners, and those that have not ended are
+    /// CANCELLED. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
     async fn delete_circle(
         &self,
         ctx: &Context<'_>,
@@ -945,6 +945,7 @@ impl CircleMutation {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
             change.cancel_conversations(&row).await?;
+            change.unshare(&row).await?;
             change.announce(edited("circle.deleted", &row, &[]));
             change.free_agents(id).await?;
             row.delete(&change.transaction).await?;
@@ -1141,6 +1142,22 @@ struct Transition {
 }
 
 impl Change<'_> {
+    /// Tells all with whom a circle is shared that it no longer is.
+    async fn unshare(&mut self, circle: &circle::Model) -> Result<(), Error> {
+        let users: Vec<Uuid> = collaborator::Entity::find()
+            .select_only()
+            .column(collaborator::Column::UserId)
+            .filter(collaborator::Column::CircleId.eq(circle.id))
+            .order_by_asc(collaborator::Column::Id)
+            .into_tuple()
+            .all(&self.transaction)
+            .await?;
+        for user in users {
+            self.announce(sharing("circle.unshared", circle, user, None));
+        }
+        Ok(())
+    }
+
     /// Shares a circle with a user. Answers whether that changes anything.
     async fn share(
         &self,
@@ -1277,6 +1294,7 @@ fn moved(kind: &'static str, row: &circle::Model, before: circle::CircleStatus) 
     fact(kind, row, payload)
 }
 
+/// Told to whom it concerns, whether or not they may read the circle.
 fn sharing(
     kind: &'static str,
     row: &circle::Model,
@@ -1288,5 +1306,5 @@ fn sharing(
         "role": role.map(|role| role.to_value()),
         "version": row.version,
     });
-    fact(kind, row, payload)
+    fact(kind, row, payload).owner(user)
 }

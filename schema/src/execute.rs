@@ -650,23 +650,10 @@ impl Graph {
     /// Decides whether a query or mutation may run, finds out who asks, and runs it.
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
         let is_mutation = operation.kind == OperationType::Mutation;
-        let (mut run, mut verdict) = match self.enter(operation, caller).await {
+        let (run, mut verdict) = match self.enter(operation, caller).await {
             Ok(entered) => entered,
             Err(answer) => return answer,
         };
-        if let Some(wanted) = run.wanted_key.take().filter(|_| is_mutation) {
-            match self.claim(&run, &wanted).await {
-                Ok(Known::Nothing(key)) => run.key = Some(key),
-                Ok(Known::Answer(known)) => {
-                    let answer = Answer::again(&known, &run.operation.shape);
-                    return answer.with_standings(verdict.standings);
-                }
-                Err(error) => {
-                    let answer = Answer::failed(error, &run.client.request_id);
-                    return answer.with_standings(verdict.standings);
-                }
-            }
-        }
         let mut answer = if is_mutation {
             self.execute_to_the_end(run).await
         } else {
@@ -870,7 +857,7 @@ impl Graph {
     /// A change that was begun is finished, and recorded, also when its client has gone.
     async fn execute_to_the_end(&self, run: Run) -> Answer {
         let graph = self.clone();
-        let work = async move { graph.execute(run).await };
+        let work = async move { graph.execute_as_first(run).await };
         #[expect(
             clippy::disallowed_methods,
             reason = "it is bounded by the time limit of an operation"
@@ -941,24 +928,31 @@ impl Graph {
         }
     }
 
-    async fn execute(&self, run: Run) -> Answer {
-        let key = run.key.clone();
-        let answer = self.execute_once(run).await;
-        if let Some(key) = key {
-            let writer = &self.0.services.writer;
-            if answer.has_data() {
-                let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
-                if let Ok(whole) = serde_json::to_value(&answer) {
-                    key.keep(writer, whole, &codes).await;
-                }
-            } else if answer.code() == Some(Code::ValidationFailed) {
-                key.release(writer).await;
+    /// Executes an operation, or answers what it was answered when it was first sent under its idempotency key.
+    async fn execute_as_first(&self, mut run: Run) -> Answer {
+        let Some(wanted) = run.wanted_key.take() else {
+            return self.execute(run).await;
+        };
+        let key = match self.claim(&run, &wanted).await {
+            Ok(Known::Nothing(key)) => key,
+            Ok(Known::Answer(known)) => return Answer::again(&known, &run.operation.shape),
+            Err(error) => return Answer::failed(error, &run.client.request_id),
+        };
+        run.key = Some(key.clone());
+        let answer = self.execute(run).await;
+        let writer = &self.0.services.writer;
+        if answer.has_data() {
+            let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
+            if let Ok(whole) = serde_json::to_value(&answer) {
+                key.keep(writer, whole, &codes).await;
             }
+        } else if answer.code() == Some(Code::ValidationFailed) {
+            key.release(writer).await;
         }
         answer
     }
 
-    async fn execute_once(&self, run: Run) -> Answer {
+    async fn execute(&self, run: Run) -> Answer {
         let Execution {
             schema,
             request,

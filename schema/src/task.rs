@@ -1340,14 +1340,7 @@ fn check_status(
     if allowed.contains(&status) {
         return Ok(());
     }
-    let status = status.to_value();
-    let article = if status.starts_with(['A', 'I']) {
-        "An"
-    } else {
-        "A"
-    };
-    let message = format!("{article} {status} task cannot be {done}.");
-    Err(UserError::bad_transition(message))
+    Err(UserError::cannot("task", &status.to_value(), done))
 }
 
 /// The priority as a number, the most pressing first.

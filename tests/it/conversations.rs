@@ -1549,7 +1549,7 @@ async fn a_circle_that_is_deleted_ends_its_conversations() {
 
     let told = desk.told(mark).await;
     let circle = Some(uuid(&text(&room.circle)));
-    assert_eq!(told.len(), 4);
+    assert_eq!(told.len(), 5);
     for (n, (from, version)) in [("PENDING", 2), ("ACTIVE", 3), ("PAUSED", 4)]
         .iter()
         .enumerate()
@@ -1567,7 +1567,8 @@ async fn a_circle_that_is_deleted_ends_its_conversations() {
             "version": version, "v": 1 });
         assert_eq!(event.payload, payload);
     }
-    assert_eq!(told[3].kind, "circle.deleted");
+    assert_eq!(told[3].kind, "circle.unshared");
+    assert_eq!(told[4].kind, "circle.deleted");
     let left = desk.row(&ids[3]).await;
     assert_eq!(left.circle_id, None);
     assert_eq!(

@@ -467,6 +467,8 @@ async fn change(server: &TestServer, mutation: &str, input: Value) -> Value {
     let kind = match name {
         "startTask" | "unassignTask" => "TaskActionInput".to_owned(),
         "startConversation" | "completeConversation" => "ConversationActionInput".to_owned(),
+        "stopCircle" => "CircleActionInput".to_owned(),
+        "deleteCircle" => "DeleteInput".to_owned(),
         _ => kind,
     };
     let selection = mutation.split_once(' ').expect("a selection").1;
@@ -541,6 +543,42 @@ async fn who_may_no_longer_read_a_circle_hears_no_more_of_it_in_mid_stream() {
     assert!(heard.contains(&json!("CIRCLE_UNSHARED")), "{heard:?}");
 }
 
+async fn delete_circle(server: &TestServer, id: &str) {
+    change(
+        server,
+        "stopCircle circle { id }",
+        json!({ "circleId": id }),
+    )
+    .await;
+    change(server, "deleteCircle deletedId", json!({ "id": id })).await;
+}
+
+#[tokio::test]
+async fn that_a_circle_is_no_longer_theirs_to_read_is_told_later_and_elsewhere_too() {
+    let server = TestServer::start().await;
+    let (circle, _) = shared_circle(&server).await;
+    let token = server.token("guest@example.com").await;
+    let mut guest = Listener::of(&server, &token, "").await;
+    let own = json!({ "input": { "name": "Own" } });
+    server.ask(Some(&token), CREATE, own).await;
+    let cursor = guest.next().await["cursor"].clone();
+    delete_circle(&server, &circle).await;
+    let heard = async |guest: &mut Listener| {
+        while guest.next().await["type"] != "CIRCLE_UNSHARED" {}
+    };
+    heard(&mut guest).await;
+    drop(guest);
+    let server = TestServer::on(server.end().await, |_| ()).await;
+    let mut again = Listener::of(&server, &token, &format!("(after: {cursor})")).await;
+    heard(&mut again).await;
+    let query = "{ events(first: 1) { nodes { type } } }";
+    let listed = server.ask(Some(&token), query, json!({})).await;
+    assert_eq!(
+        listed["data"]["events"]["nodes"][0]["type"],
+        "CIRCLE_UNSHARED"
+    );
+}
+
 #[tokio::test]
 async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
     let server = TestServer::start().await;
@@ -561,9 +599,7 @@ async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
     assert_eq!(told(&mut guest, "circleEvents").await, unshared);
     ended(&mut guest).await;
     assert_eq!(told(&mut owner, "circleEvents").await, unshared);
-    let delete = "mutation ($id: ID!) { deleteCircle(id: $id) { deletedId userErrors { code } } }";
-    let deleted = server.graphql(delete, json!({ "id": circle })).await;
-    assert_eq!(deleted["data"]["deleteCircle"]["userErrors"], json!([]));
+    delete_circle(&server, &circle).await;
     while told(&mut owner, "circleEvents").await["type"] != "CIRCLE_DELETED" {}
     ended(&mut owner).await;
 }

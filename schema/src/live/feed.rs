@@ -18,11 +18,9 @@ use super::{BATCH, changes_sharing};
 use crate::{
     ctx::Request,
     error::Error,
-    event::Payload,
-    id::Kind,
     load::{Batch, Loader, Reader},
     read::{Pages, is_among},
-    viewer::{PUBLIC_EVENTS, Viewer},
+    viewer::PUBLIC_EVENTS,
 };
 
 /// Most events that one statement of a replay looks at.
@@ -256,7 +254,6 @@ impl Feed {
             || viewer.is_admin()
             || row.owner_id == Some(viewer.id())
             || PUBLIC_EVENTS.contains(&row.kind.as_str())
-            || is_shared_with(viewer, row)
         {
             return Ok(true);
         }
@@ -280,11 +277,6 @@ impl Drop for Feed {
         let bus = &self.request.services.bus;
         bus.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Whether an event says that a circle is shared with the viewer, or no longer. That is for them to know, too.
-fn is_shared_with(viewer: &Viewer, row: &event::Model) -> bool {
-    changes_sharing(row) && row.text("userId") == Some(Kind::User.id(viewer.id()).as_str())
 }
 
 /// The circles that users own or that are shared with them.
