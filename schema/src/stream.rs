@@ -49,7 +49,7 @@ pub(crate) fn watch_sign_outs(signed_out: Arc<Notify>) -> Handler {
     }
 }
 
-/// A subscription that has begun. Nothing of it is kept for who does not ask for the next answer.
+/// A subscription that has begun. No more than a burst of it is kept for who does not ask for the next answer.
 pub struct Answers {
     answers: BoxStream<'static, Answer>,
     standings: Vec<Standing>,
@@ -255,5 +255,31 @@ impl Live {
             }
         });
         self.ready.extend(answers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::{ServerError, value};
+
+    use super::*;
+
+    #[test]
+    fn an_error_goes_with_the_answer_that_it_belongs_to() {
+        let mut response = Response::new(value!({ "all": [{ "id": 1 }, null, { "id": 3 }] }));
+        let field = |name: &str| PathSegment::Field(name.to_owned());
+        let path = vec![field("all"), PathSegment::Index(1), field("id")];
+        response.errors = vec![ServerError::new("no", None).with_path(path)];
+        let answers = split(response);
+        let data: Vec<_> = answers.iter().map(|answer| &answer.data).collect();
+        let expected = [
+            value!({ "all": { "id": 1 } }),
+            value!({ "all": null }),
+            value!({ "all": { "id": 3 } }),
+        ];
+        assert_eq!(data, expected.iter().collect::<Vec<_>>());
+        let errors: Vec<_> = answers.iter().map(|answer| answer.errors.len()).collect();
+        assert_eq!(errors, [0, 1, 0]);
+        assert_eq!(answers[1].errors[0].path, [field("all"), field("id")]);
     }
 }
