@@ -1166,15 +1166,15 @@ impl Change<'_> {
         circle: &circle::Model,
         step: &Step,
     ) -> Result<(), Error> {
-        use conversation::Column::{CircleId, Id, Status, Topic, Version};
+        use conversation::Column::{CircleId, Id, OwnerId, Status, Topic, Version};
         let from = step.from.iter().copied();
         let movable = Condition::all()
             .add(CircleId.eq(circle.id))
             .add(Status.is_in(from.map(conversation::ConversationStatus::from)));
-        let moved: Vec<(Uuid, String, i32, conversation::ConversationStatus)> =
+        let moved: Vec<(Uuid, Uuid, String, i32, conversation::ConversationStatus)> =
             conversation::Entity::find()
                 .select_only()
-                .columns([Id, Topic, Version, Status])
+                .columns([Id, OwnerId, Topic, Version, Status])
                 .filter(movable.clone())
                 .order_by_asc(Id)
                 .lock(LockType::NoKeyUpdate)
@@ -1192,11 +1192,14 @@ impl Change<'_> {
             .filter(movable)
             .exec(&self.transaction)
             .await?;
-        for (id, topic, version, from) in moved {
+        for (id, owner, topic, version, from) in moved {
             let mut payload = step.payload(from);
             payload["topic"] = json!(topic);
             payload["version"] = json!(version + 1);
-            self.announce(Place::in_circle(circle).fact(step.event, id, payload));
+            let fact = Place::in_circle(circle).fact(step.event, id, payload);
+            // What ends with its circle is its owner's alone from then on.
+            let ends = step.event == CANCEL.event;
+            self.announce(if ends { fact.owner(owner) } else { fact });
         }
         Ok(())
     }

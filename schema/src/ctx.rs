@@ -4,7 +4,7 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -22,11 +22,17 @@ use crate::{
     id::Kind,
     idempotency::Key,
     limit::Payer,
-    live::PAUSE,
+    live::{BATCH, PAUSE},
     load::{Batch, Waiting},
     read::{Keyed, Rule},
     viewer::Viewer,
 };
+
+/// How much the answers that a subscription holds ready may weigh, in bytes, as far as the last ones tell.
+const BURST_BYTES: usize = 256 << 10;
+
+/// How much of what happens is told of at once while nothing is known of its weight.
+const FIRST_BURST: usize = 8;
 
 /// One operation under way.
 pub(crate) struct Request {
@@ -40,8 +46,6 @@ pub(crate) struct Request {
     pub(crate) refused: Vec<Name>,
     /// Under which key the operation may be sent again.
     pub(crate) key: Option<Key>,
-    /// Most of what happens that a subscription tells of at once; the less, the more is asked of each.
-    pub(crate) burst: usize,
     /// How far a subscription has come.
     pub(crate) progress: Progress,
 }
@@ -54,14 +58,29 @@ pub(crate) struct Progress {
     is_started: AtomicBool,
     has_failed: AtomicBool,
     cursors: Mutex<Vec<Option<String>>>,
+    burst: AtomicUsize,
 }
 
 impl Progress {
     pub(crate) fn new(after: Option<String>) -> Self {
         Self {
             after,
+            burst: AtomicUsize::new(FIRST_BURST),
             ..Self::default()
         }
+    }
+
+    /// Most of what happens that is told of at once.
+    pub(crate) fn burst(&self) -> usize {
+        self.burst.load(Ordering::Relaxed)
+    }
+
+    /// So many answers weigh so much: the next burst is to weigh little enough.
+    pub(crate) fn weighed(&self, answers: usize, bytes: usize) {
+        let affordable = BURST_BYTES * answers / bytes.max(1);
+        let most = BATCH.min(2 * self.burst());
+        self.burst
+            .store(affordable.clamp(1, most), Ordering::Relaxed);
     }
 
     /// The subscription's arguments are in order, and it waits for its first event.

@@ -42,7 +42,7 @@ use crate::{
     error::Error,
     idempotency::{self, Key, Known},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
-    live::{self, BATCH, Bus, Relay},
+    live::{self, Bus, Relay},
     load::{Gather, Loader, Waiting},
     scalar::DateTime,
     server::Look,
@@ -52,9 +52,6 @@ use crate::{
     viewer::Rulebook,
     write::Writer,
 };
-
-/// Highest complexity of what a subscription tells of at once.
-const BURST_COMPLEXITY: u64 = 2_000;
 
 /// What a client sends to have an operation run, whatever the transport.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -677,7 +674,9 @@ impl Graph {
         let services = &*self.0.services;
         let now = (services.clock)().trunc_subsecs(6);
         let user = run.viewer.as_ref().map(Viewer::id);
-        Key::claim(&services.writer, (user, key), fingerprint, fields, now).await
+        let claim = Key::claim(&services.writer, (user, key), fingerprint, fields, now);
+        let claimed = tokio::time::timeout(services.limits.timeout, claim).await;
+        claimed.unwrap_or_else(|_| Err(Error::timeout()))
     }
 
     /// Decides whether a subscription may start, finds out who asks, and starts it.
@@ -860,7 +859,7 @@ impl Graph {
         let work = async move { graph.execute_as_first(run).await };
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is bounded by the time limit of an operation"
+            reason = "it is bounded by the time limits of an operation and of the database"
         )]
         let task = tokio::spawn(work.in_current_span());
         task.await
@@ -887,8 +886,6 @@ impl Graph {
         } = run;
         // What goes on without an end has no account of its cost.
         let usage = usage && operation.kind != OperationType::Subscription;
-        let affordable = BURST_COMPLEXITY / operation.measure.complexity.max(1);
-        let burst = usize::try_from(affordable).unwrap_or(BATCH).clamp(1, BATCH);
         let waiting = Waiting::new(usage);
         let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
@@ -906,7 +903,6 @@ impl Graph {
             waiting: Arc::clone(&waiting),
             refused,
             key,
-            burst,
             progress: Progress::new(after),
         });
         request.data.insert(Arc::clone(&known));

@@ -142,6 +142,19 @@ fn split(mut response: Response) -> Vec<Response> {
     answers
 }
 
+/// About how long a value is in JSON, in bytes.
+fn weight(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::List(items) => items.iter().map(weight).sum(),
+        Value::Object(fields) => {
+            let fields = fields.iter();
+            fields.map(|(key, value)| key.len() + weight(value)).sum()
+        }
+        _ => size_of::<Value>(),
+    }
+}
+
 /// A subscription under way.
 pub(crate) struct Live {
     pub(crate) responses: BoxStream<'static, Response>,
@@ -246,7 +259,10 @@ impl Live {
         let request_id = &self.request.client.request_id;
         let mut cursors = self.request.progress.take_cursors().into_iter();
         let has_failed = self.request.progress.has_failed();
-        let answers = split(response).into_iter().map(|response| {
+        let responses = split(response);
+        let weight = responses.iter().map(|response| weight(&response.data));
+        self.request.progress.weighed(responses.len(), weight.sum());
+        let answers = responses.into_iter().map(|response| {
             let answer = Answer::of(response, Arc::clone(&self.shape), request_id);
             if has_failed {
                 answer.without_data()

@@ -15,7 +15,7 @@ use crate::{
     error::Error,
     event::{Event, EventFilter, EventType, Events, EventsMissed, Payload},
     id::Kind,
-    live::{Feed, Item, Wanted},
+    live::{Feed, Item, SHARING, Wanted},
     message::Message,
     read::{Pages, Rule},
     stream::{Burst, Told},
@@ -94,8 +94,7 @@ impl Subscription {
         Ok(ending(ctx.shared(), events(feed, None)))
     }
 
-    /// What happens in a circle. It ends when the signed-in user may no longer read it: with `CIRCLE_DELETED`, or with the
-    /// `CIRCLE_UNSHARED` that says so.
+    /// What happens in a circle. It ends when the circle is deleted, or no longer shared with the signed-in user.
     async fn circle_events(
         &self,
         ctx: &Context<'_>,
@@ -108,14 +107,22 @@ impl Subscription {
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
+        let id = Kind::Circle.parse(&circle_id, "circleId")?;
+        let types: Option<Vec<String>> =
+            types.map(|types| types.into_iter().map(EventType::dotted).collect());
+        // What ends it is heard whether or not it is told.
+        let sharing = SHARING.map(str::to_owned);
         let wanted = Wanted {
-            types: types.map(|types| types.into_iter().map(EventType::dotted).collect()),
-            circle: Some(readable_circle(&request, &circle_id).await?),
+            types: types
+                .clone()
+                .map(|types| [types, sharing.to_vec()].concat()),
+            circle: Some(id),
             ..Wanted::default()
         };
-        let circle = wanted.circle;
-        let feed = follow(request, wanted, after).await?;
-        Ok(ending(ctx.shared(), events(feed, circle)))
+        let feed = follow(Arc::clone(&request), wanted, after).await?;
+        // What changes from now on is in the feed.
+        readable_circle(&request, id).await?;
+        Ok(ending(request, events(feed, Some((id, types)))))
     }
 
     /// Tasks as they are after each of their changes: those of a circle, those of an agent, or those of an agent in a
@@ -135,7 +142,11 @@ impl Subscription {
             return Err(Error::bad_input(message).field("circleId"));
         }
         let circle = match &circle_id {
-            Some(id) => Some(readable_circle(&request, id).await?),
+            Some(id) => {
+                let id = Kind::Circle.parse(id, "circleId")?;
+                readable_circle(&request, id).await?;
+                Some(id)
+            }
             None => None,
         };
         let assignee = match &assignee_id {
@@ -231,8 +242,8 @@ impl Subscription {
         Ok(ending(ctx.shared(), told))
     }
 
-    /// A conversation as it goes on: its messages, its turns and its end, as long as the signed-in user may read it. With
-    /// `afterSeq` it begins with the messages behind that number.
+    /// A conversation as it goes on: its messages, its turns and its end. It ends with the first of them that the signed-in
+    /// user may no longer read. With `afterSeq` it begins with the messages behind that number.
     async fn conversation_updates(
         &self,
         ctx: &Context<'_>,
@@ -272,11 +283,14 @@ impl Subscription {
         };
         let told = stream::try_unfold(follower, async |mut follower| {
             let burst = follower.next().await?;
-            Ok(Some((burst, follower)))
+            Ok(burst.map(|burst| (burst, follower)))
         });
         Ok(ending(ctx.shared(), told))
     }
 }
+
+/// What of a conversation is told at once.
+type Updates = Vec<Option<Told<ConversationUpdate>>>;
 
 /// Somebody who follows a conversation.
 struct Follower {
@@ -290,7 +304,8 @@ struct Follower {
 }
 
 impl Follower {
-    async fn next(&mut self) -> Result<Burst<ConversationUpdate>, Error> {
+    /// What is next; `None` when the viewer may no longer read the conversation.
+    async fn next(&mut self) -> Result<Option<Burst<ConversationUpdate>>, Error> {
         self.request.progress.started();
         loop {
             let told = if self.is_behind {
@@ -298,18 +313,22 @@ impl Follower {
             } else {
                 self.changes().await?
             };
-            if let Some(burst) = Burst::new(&self.request, told) {
+            let Some(told) = told else {
+                return Ok(None);
+            };
+            let burst = Burst::new(&self.request, told);
+            if burst.is_some() {
                 return Ok(burst);
             }
         }
     }
 
     /// The next of the messages that were there before.
-    async fn earlier(&mut self) -> Result<Vec<Option<Told<ConversationUpdate>>>, Error> {
+    async fn earlier(&mut self) -> Result<Option<Updates>, Error> {
         let select = message::Entity::find()
             .filter(message::Column::Seq.gt(self.told))
             .order_by_asc(message::Column::Seq)
-            .limit(self.request.burst as u64)
+            .limit(self.request.progress.burst() as u64)
             .into_query();
         let parent = message::Column::ConversationId.as_column_ref();
         let pages = Pages::<message::Model>::new("messages", select, Some(parent));
@@ -319,15 +338,15 @@ impl Follower {
             None => self.is_behind = false,
         }
         let conversation = readable_conversation(&self.request, self.id).await?;
-        let told = conversation.into_iter().flat_map(|conversation| {
+        Ok(conversation.map(|conversation| {
             let added = |message| added(Arc::clone(&conversation), Arc::clone(message));
-            messages.iter().map(added).collect::<Vec<_>>()
-        });
-        Ok(told.map(|update| Some((update, None))).collect())
+            let told = messages.iter().map(|message| Some((added(message), None)));
+            told.collect()
+        }))
     }
 
     /// What has changed since.
-    async fn changes(&mut self) -> Result<Vec<Option<Told<ConversationUpdate>>>, Error> {
+    async fn changes(&mut self) -> Result<Option<Updates>, Error> {
         let mut rows = rows(&mut self.feed).await?;
         rows.retain(|row| {
             if row.kind != EventType::MessageAdded.dotted() {
@@ -340,14 +359,22 @@ impl Follower {
             }
             is_new
         });
-        try_join_all(rows.iter().map(|row| self.change(row))).await
-    }
-
-    async fn change(&self, row: &event::Model) -> Result<Option<Told<ConversationUpdate>>, Error> {
-        let conversation = readable_conversation(&self.request, self.id).await?;
-        let Some(conversation) = conversation else {
+        if rows.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let Some(conversation) = readable_conversation(&self.request, self.id).await? else {
             return Ok(None);
         };
+        let told = rows.iter().map(|row| self.change(&conversation, row));
+        try_join_all(told).await.map(Some)
+    }
+
+    async fn change(
+        &self,
+        conversation: &Arc<conversation::Model>,
+        row: &event::Model,
+    ) -> Result<Option<Told<ConversationUpdate>>, Error> {
+        let conversation = Arc::clone(conversation);
         let update = if row.kind == EventType::MessageAdded.dotted() {
             let everybody = Rule::default();
             let message = self
@@ -405,9 +432,12 @@ async fn follow(
     Feed::open(request, wanted, after).await
 }
 
-/// A feed as a stream of events that ends with its first error, or when the viewer may no longer read the circle that it
-/// is about.
-fn events(feed: Feed, circle: Option<Uuid>) -> impl Stream<Item = Result<Burst<Event>, Error>> {
+/// A feed as a stream of events that ends with its first error. That of a circle tells of these types, and ends when the
+/// viewer may no longer read the circle.
+fn events(
+    feed: Feed,
+    circle: Option<(Uuid, Option<Vec<String>>)>,
+) -> impl Stream<Item = Result<Burst<Event>, Error>> {
     stream::try_unfold(Some((feed, circle)), async |state| {
         let Some((mut feed, circle)) = state else {
             return Ok(None);
@@ -415,25 +445,33 @@ fn events(feed: Feed, circle: Option<Uuid>) -> impl Stream<Item = Result<Burst<E
         loop {
             let items = feed.next().await?;
             let (request, now) = (feed.request(), feed.request().now());
-            let goes_on = match circle {
-                Some(id) if items.iter().any(Item::changes_sharing) => {
+            let goes_on = match &circle {
+                Some((id, _)) if items.iter().any(Item::changes_sharing) => {
                     let rule = &request.viewer()?.rules().circle;
-                    let circle = request.readable_later::<circle::Entity>(rule, id);
+                    let circle = request.readable_later::<circle::Entity>(rule, *id);
                     circle.await?.is_some()
                 }
                 _ => true,
             };
+            let types = circle.as_ref().and_then(|(_, types)| types.as_ref());
+            let is_wanted =
+                |row: &event::Model| types.is_none_or(|types| types.contains(&row.kind));
             let epoch = request.services.epoch;
             let told = items.into_iter().map(|item| match item {
-                Item::Event(row) => Some((Event::of(&row)?, Some(Events::cursor(epoch, &row)))),
+                Item::Event(row) if is_wanted(&row) => {
+                    Some((Event::of(&row)?, Some(Events::cursor(epoch, &row))))
+                }
+                Item::Event(_) => None,
                 Item::Missed(oldest) => {
                     let missed = EventsMissed::new(oldest, now);
                     let cursor = missed.before(epoch);
                     Some((Event::Missed(missed), Some(cursor)))
                 }
             });
-            if let Some(burst) = Burst::new(request, told) {
-                return Ok(Some((burst, goes_on.then_some((feed, circle)))));
+            match Burst::new(request, told) {
+                Some(burst) => return Ok(Some((burst, goes_on.then_some((feed, circle))))),
+                None if goes_on => {}
+                None => return Ok(None),
             }
         }
     })
@@ -497,12 +535,10 @@ fn mentions(row: &event::Model, agent: Uuid) -> bool {
         || row.uuid("fromAssigneeId") == Some(agent)
 }
 
-async fn readable_circle(request: &Request, id: &ID) -> Result<Uuid, Error> {
-    let id = Kind::Circle.parse(id, "circleId")?;
+async fn readable_circle(request: &Request, id: Uuid) -> Result<(), Error> {
     let rule = &request.viewer()?.rules().circle;
     let row = request.readable::<circle::Entity>(rule, id).await?;
-    row.map(|row| row.id)
-        .ok_or_else(|| Error::not_found("circleId"))
+    row.map(|_| ()).ok_or_else(|| Error::not_found("circleId"))
 }
 
 async fn readable_agent(request: &Request, id: &ID, field: &str) -> Result<Uuid, Error> {

@@ -223,6 +223,29 @@ async fn an_account_is_not_changed_again_by_a_request_that_was_cut_off() {
 }
 
 #[tokio::test]
+async fn sessions_are_ended_side_by_side() {
+    let server = TestServer::start().await;
+    let visitor = Visitor::new(&server);
+    let token = server.token("demo@example.com").await;
+    let mut ends = Vec::new();
+    for _ in 0..5 {
+        let other = visitor.login("demo@example.com", PASSWORD).await;
+        let session = visitor.session(&other.access).await;
+        let query =
+            "mutation ($id: ID!) { revokeSession(input: { sessionId: $id }) { revokedSessionId } }";
+        ends.push(json!({ "query": query, "variables": { "id": session } }));
+    }
+    let (server, token) = (&server, &token);
+    let ended = ends
+        .iter()
+        .enumerate()
+        .map(async |(n, end)| send(server, token, &format!("end-{n}"), end).await);
+    for answer in join_all(ended).await {
+        assert!(answer["data"]["revokeSession"].is_object(), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_same_request_twenty_times_at_once_changes_once() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;

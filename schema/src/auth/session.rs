@@ -16,7 +16,7 @@ use gathering_entity::{
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
     QuerySelect, Set,
-    sea_query::{Expr, ExprTrait, OnConflict},
+    sea_query::{Expr, ExprTrait, LockType, OnConflict},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -86,13 +86,13 @@ pub(super) fn new_session(now: DateTime<Utc>) -> Uuid {
     ))
 }
 
-/// A user's row, locked until the end of the transaction.
+/// A user's row, locked until the end of the transaction; others may refer to it meanwhile.
 pub(super) async fn lock(
     transaction: &DatabaseTransaction,
     user: Uuid,
 ) -> Result<Option<user::Model>, Error> {
     Ok(user::Entity::find_by_id(user)
-        .lock_exclusive()
+        .lock(LockType::NoKeyUpdate)
         .one(transaction)
         .await?)
 }

@@ -11,7 +11,11 @@ use sea_orm::{
     ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
     QueryTrait, sea_query::UnionType,
 };
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, yield_now},
+    time::{Instant, sleep},
+};
 use uuid::Uuid;
 
 use super::{BATCH, changes_sharing};
@@ -25,6 +29,13 @@ use crate::{
 
 /// Most events that one statement of a replay looks at.
 const SPAN: i64 = 10_000;
+
+/// A queue in which nobody minds waiting.
+const SHORTEST_QUEUE: Duration = Duration::from_millis(2);
+
+/// How many times as long as it had to queue a subscriber that is behind stays away, and for how long at most.
+const PATIENCE: u32 = 8;
+const LONGEST_STAY: Duration = Duration::from_millis(500);
 
 /// How long a subscriber waits for a database that does not answer.
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
@@ -88,6 +99,8 @@ pub(crate) struct Feed {
     /// What was looked at, is wanted, and was not given yet.
     taken: VecDeque<Arc<event::Model>>,
     missed: Option<Arc<event::Model>>,
+    /// Whether there is more than is told at once.
+    is_behind: bool,
     /// Whether the table is read until it is as far as the history.
     replays: bool,
     /// The circles that the viewer may read, and how often sharing had changed when they were read.
@@ -133,6 +146,7 @@ impl Feed {
             seen,
             taken: VecDeque::new(),
             missed: None,
+            is_behind: false,
             replays: false,
             circles: None,
             is_guarded: true,
@@ -163,7 +177,7 @@ impl Feed {
             tokio::task::coop::consume_budget().await;
             items.extend(self.missed.take().map(Item::Missed));
             let gained = match self.taken.front().cloned() {
-                _ if items.len() >= self.request.burst => return Ok(items),
+                _ if items.len() >= self.request.progress.burst() => return Ok(items),
                 Some(row) => self.may_read(&row).await.map(|may_read| {
                     self.taken.pop_front();
                     items.extend(may_read.then_some(Item::Event(row)));
@@ -183,6 +197,9 @@ impl Feed {
 
     /// Waits for something new, or takes it from the table when it is no longer in the history.
     async fn fill(&mut self) -> Result<(), Error> {
+        if self.is_behind {
+            give_way().await;
+        }
         if self.replays {
             return self.replay().await;
         }
@@ -196,9 +213,11 @@ impl Feed {
             }
             Some((rows, seen)) => {
                 self.seen = seen;
+                self.is_behind = rows.len() == BATCH;
                 self.taken = rows;
             }
             None => {
+                self.is_behind = true;
                 bus.lagged.fetch_add(1, Ordering::Relaxed);
                 self.replays = true;
             }
@@ -276,6 +295,17 @@ impl Drop for Feed {
     fn drop(&mut self) {
         let bus = &self.request.services.bus;
         bus.subscribers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lets others come first. Who has much to catch up has time; whoever changes something in this moment has not. So the
+/// longer the queue of what wants to run, the longer a subscriber stays away from it.
+async fn give_way() {
+    let came = Instant::now();
+    yield_now().await;
+    let queued = came.elapsed();
+    if queued > SHORTEST_QUEUE {
+        sleep(LONGEST_STAY.min(queued * PATIENCE)).await;
     }
 }
 

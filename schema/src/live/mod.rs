@@ -58,6 +58,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Most events that are deleted at once.
 const PURGED: u64 = 1_000;
 
+/// Events after which it is to be looked anew who may read a circle.
+pub(crate) const SHARING: [&str; 3] = ["circle.shared", "circle.unshared", "circle.deleted"];
+
 /// The channel on which instances tell each other of new positions (PostgreSQL).
 const CHANNEL: &str = "gathering_events";
 
@@ -398,10 +401,7 @@ impl Relay {
 
 /// Whether an event changes who may read a circle.
 fn changes_sharing(row: &event::Model) -> bool {
-    matches!(
-        &*row.kind,
-        "circle.shared" | "circle.unshared" | "circle.deleted"
-    )
+    SHARING.contains(&row.kind.as_str())
 }
 
 /// Wakes the relay when another instance tells of new positions, and when one may have told while nobody listened. The
