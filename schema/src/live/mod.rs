@@ -404,8 +404,8 @@ fn changes_sharing(row: &event::Model) -> bool {
     SHARING.contains(&row.kind.as_str())
 }
 
-/// Wakes the relay when another instance tells of new positions, and when one may have told while nobody listened. The
-/// relay does not wait for this: without it there still is the poll.
+/// Wakes the relay when another instance tells of new positions. The relay does not wait for this: what is not heard is
+/// found by the poll.
 async fn listen(db: DatabaseConnection, own: Uuid, told: Arc<Notify>) {
     let own = own.to_string();
     let mut pause = Duration::ZERO;
@@ -429,13 +429,13 @@ async fn hear(db: &DatabaseConnection, own: &str, told: &Notify) -> Result<(), s
     let mut listener = PgListener::connect_with(&pool.await?).await?;
     listener.listen(CHANNEL).await?;
     loop {
-        told.notify_one();
-        // A connection that broke is begun anew, and what was told meanwhile is not heard.
         while let Some(notification) = listener.try_recv().await? {
             if notification.payload() != own {
                 told.notify_one();
             }
         }
+        // The connection broke and was begun anew. What was told meanwhile was not heard.
+        told.notify_one();
     }
 }
 
