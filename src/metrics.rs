@@ -57,7 +57,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
         .into_response()
 }
 
-/// The same in the format before OpenMetrics, in which a counter is described by its whole name.
+/// The same in the format before `OpenMetrics`, in which a counter is described by its whole name.
 fn older(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let counters: Vec<&str> = lines
@@ -72,13 +72,10 @@ fn older(text: &str) -> String {
             .and_then(|(what, rest)| Some((what, rest.split_once(' ')?)));
         match described {
             Some((what, (name, rest))) if counters.contains(&name) => {
-                older += &format!("# {what} {name}_total {rest}\n");
+                older.extend(["# ", what, " ", name, "_total ", rest, "\n"]);
             }
             None if line == "# EOF" => {}
-            _ => {
-                older += line;
-                older.push('\n');
-            }
+            _ => older.extend([line, "\n"]),
         }
     }
     older

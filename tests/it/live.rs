@@ -600,7 +600,7 @@ async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
     let mut guest = subscribed(&server, "guest@example.com", &query).await;
     let mut owner = subscribed(&server, "demo@example.com", &query).await;
     // It ends for those too who want to hear of something else.
-    let tasks = query.replace(")", ", types: [TASK_CREATED])");
+    let tasks = query.replace(')', ", types: [TASK_CREATED])");
     let mut listless = subscribed(&server, "guest@example.com", &tasks).await;
     let ended = async |socket: &mut Socket| {
         let message = socket.next().await;
