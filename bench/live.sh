@@ -3,7 +3,8 @@
 # Live events under load: bench/live.sh [fanout] [steady] [abort] [crash]
 #
 #   fanout   BENCH_SUBSCRIBERS (1000) listen to everything over WebSocket, BENCH_SILENT (10) of them without ever
-#            reading, while BENCH_CIRCLES (100) circles of 100 members are made: 101 events each.
+#            reading, while BENCH_CIRCLES (100) circles of 100 members are made: 101 events each. BENCH_FIELDS (id type)
+#            is what they ask of an event, beside its cursor and when it was.
 #   steady   BENCH_LISTENERS (100) listen while projects are renamed BENCH_RATE (100) times a second for BENCH_SECONDS (10).
 #   abort    BENCH_CONNECTS (10000) connections are broken off at each stage of the handshake.
 #   crash    changes are made as fast as the server lets for BENCH_SECONDS (10), half way through it is killed; then each
