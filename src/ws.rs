@@ -598,11 +598,7 @@ impl Connection {
             return self.leave_if_expired();
         };
         let has_token = self.session.as_ref().is_some_and(|s| s.token.is_some());
-        let is_expired = has_token
-            && matches!(
-                outcome.code(),
-                Some(Code::Unauthenticated | Code::Forbidden)
-            );
+        let is_expired = has_token && outcome.code() == Some(Code::Unauthenticated);
         let (payload, message) = errors(&outcome);
         self.send(&Outgoing::Error { id, payload }).await?;
         if is_expired {

@@ -1,6 +1,8 @@
 //! Operations over WebSocket: answers, errors, tokens and tiers are those of HTTP.
 
-use gathering::config::{Config, Mode};
+use std::fs;
+
+use gathering::config::{Config, Mode, TrustedDocuments};
 use serde_json::{Value, json};
 
 use super::Socket;
@@ -94,6 +96,23 @@ async fn what_does_not_run_is_an_error_and_the_connection_stays() {
             assert_eq!(messages[0]["payload"], over_http["errors"]);
         }
     }
+    assert_eq!(socket.run("1", "{ __typename }").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_document_that_is_not_trusted_is_refused_and_the_connection_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = folder.path().join("documents.json");
+    fs::write(&manifest, r#"{"one": "{ __typename }"}"#).expect("writes");
+    let server = TestServer::with(|config| {
+        config.graphql.manifest.clone_from(&manifest);
+        config.graphql.trusted_documents = TrustedDocuments::Enforce;
+    })
+    .await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let messages = socket.run("1", VIEWER).await;
+    assert_eq!(codes(&messages[0]), ["FORBIDDEN"]);
     assert_eq!(socket.run("1", "{ __typename }").await.len(), 2);
 }
 
