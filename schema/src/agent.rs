@@ -31,6 +31,7 @@ use crate::{
     live::Fact,
     member::{AgentCircles, removed, reviewing},
     model::Model,
+    operation::list_size,
     order::SortDirection,
     page::{Connection, Listed, Order, Page},
     persona::Persona,
@@ -346,6 +347,7 @@ impl AgentActivity {
     }
 
     /// The five conversations it takes part in that began last, those not begun at the end.
+    #[graphql(directive = list_size::apply(Some(5), None, None))]
     async fn recent_conversations(
         &self,
         ctx: &Context<'_>,
@@ -396,6 +398,7 @@ impl AgentActivity {
     }
 
     /// The ten newest tasks assigned to it.
+    #[graphql(directive = list_size::apply(Some(10), None, None))]
     async fn recent_tasks(&self, ctx: &Context<'_>) -> Result<Vec<Task>, Error> {
         let select = task::Entity::find()
             .filter(ctx.request().viewer()?.tasks())

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use async_graphql::{Context, ID, Name};
+use async_graphql::{Context, ID};
 use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::EntityTrait;
 use serde_json::json;
@@ -42,8 +42,6 @@ pub(crate) struct Request {
     /// Whose rate buckets the operation takes from.
     pub(crate) payer: Payer,
     pub(crate) waiting: Arc<Waiting>,
-    /// The keys of the answer that the rate limiter has refused.
-    pub(crate) refused: Vec<Name>,
     /// Under which key the operation may be sent again.
     pub(crate) key: Option<Key>,
     /// How far a subscription has come.
@@ -173,11 +171,6 @@ impl Request {
         };
         let loader = &self.services.loader;
         self.accounts().still_signed_in(loader, viewer).await
-    }
-
-    /// Whether the rate limiter has refused what is answered under this key.
-    pub(crate) fn is_refused(&self, key: &Name) -> bool {
-        self.refused.contains(key)
     }
 
     /// The accounts.

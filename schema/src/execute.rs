@@ -1,27 +1,18 @@
 //! From a client's parameters to its answer: one place for every transport.
 //!
-//! No extension of async-graphql is used, but for requests that ask for an account of their cost: with any extension
-//! every field and list item is boxed, which costs more than the rest of the execution.
+//! No extension of async-graphql is used: with any extension every field and list item is boxed, which costs more than
+//! the rest of the execution.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use apollo_compiler::executable::Operation as OperationDefinition;
 use async_graphql::{
-    ErrorExtensionValues, Name, PathSegment, Pos, Request, Response, ScalarType, ServerError,
-    ValidationResult, Value, Variables,
-    async_trait::async_trait,
-    extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
-    indexmap::IndexMap,
-    parser::{
-        self, parse_query,
-        types::{DocumentOperations, ExecutableDocument, OperationDefinition, OperationType},
-    },
+    Name, PathSegment, Pos, Request, Response, ScalarType, ServerError, ValidationMode, Value,
+    parser::types::OperationType,
 };
 use chrono::{SubsecRound, Utc};
 use gathering_entity::journal;
@@ -29,7 +20,10 @@ use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -38,15 +32,14 @@ use crate::{
     auth::{self, Accounts, Act, Client, Presented, Recorder},
     cache::{Cache, CacheStats},
     ctx::{self, Progress},
-    document::{self, Costs, Measure},
     error::Error,
     idempotency::{self, Key, Known},
-    limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
+    limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, Tier, TierCount, Verdict},
     live::{self, Bus, Relay},
     load::{Gather, Loader, Waiting},
+    operation::{self, Document, Front, Introspection, Measure, Plan, Variables},
     scalar::DateTime,
     server::Look,
-    shape::{Ordered, Shape},
     stream::{self, Answers, Live},
     text,
     viewer::Rulebook,
@@ -133,20 +126,24 @@ struct Run {
     key: Option<Key>,
     /// The keys of the answer that are refused.
     refused: Vec<Name>,
-    /// Whether the schema cannot be read.
-    hides_schema: bool,
 }
 
 /// An operation that the executor can run.
-struct Execution<'a> {
-    schema: &'a Schema,
+struct Execution {
     request: Request,
     known: Arc<ctx::Request>,
     waiting: Arc<Waiting>,
-    phases: Arc<Phases>,
-    shape: Arc<Shape>,
+    plan: Arc<Plan>,
     measure: Measure,
-    prepared_in: Duration,
+    prepared: Prepared,
+    is_long: bool,
+}
+
+/// How long the phases before the execution took.
+#[derive(Clone, Copy, Default)]
+struct Prepared {
+    parse: Duration,
+    validate: Duration,
 }
 
 /// Mutations that sign somebody in, and what every object has.
@@ -187,34 +184,40 @@ pub struct Graph(Arc<Inner>);
 struct Inner {
     services: Arc<Services>,
     schema: Schema,
-    /// The same schema with an account of its phases.
-    timed: Schema,
-    costs: Costs,
-    documents: Cache<Arc<str>, Arc<ExecutableDocument>>,
+    front: Front,
+    introspection: Introspection,
+    tiers: HashMap<String, Tier>,
+    /// Operations that read much of the schema run here one at a time, off the async threads.
+    long: Arc<Semaphore>,
+    documents: Cache<Arc<str>, Arc<Document>>,
+    plans: Cache<PlanKey, Arc<Plan>>,
     persisted: Cache<String, Arc<str>>,
     trusted: TrustedDocuments,
     rulebook: Rulebook,
 }
 
+/// A document, the name of an operation, and the values of the variables that `@skip` and `@include` name.
+type PlanKey = (u64, Option<String>, Vec<Option<bool>>);
+
 /// An operation that was parsed, bounded and chosen, and may run.
 pub struct Operation {
-    kind: OperationType,
     text: Arc<str>,
-    document: Arc<ExecutableDocument>,
     idempotency_key: Option<String>,
     name: Option<String>,
-    variables: Map<String, serde_json::Value>,
+    variables: Variables,
     measure: Measure,
-    shape: Arc<Shape>,
-    prepared_in: Duration,
+    plan: Arc<Plan>,
+    prepared: Prepared,
     roots: Vec<RootField>,
+    /// Whether it reads much of the schema.
+    is_long: bool,
 }
 
 impl Operation {
     /// Whether all that this does is to sign somebody in, for which nobody needs to be signed in already: a token that
     /// has expired must not stand in the way.
     pub fn signs_in(&self) -> bool {
-        self.kind == OperationType::Mutation
+        self.kind() == OperationType::Mutation
             && !self.roots.is_empty()
             && self
                 .roots
@@ -224,7 +227,7 @@ impl Operation {
 
     /// Whether this is a query, a mutation or a subscription.
     pub fn kind(&self) -> OperationType {
-        self.kind
+        self.plan.kind
     }
 }
 
@@ -267,7 +270,7 @@ pub enum Usage {
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
 #[derive(Debug)]
 pub struct Answer {
-    data: Option<Box<(Value, Arc<Shape>)>>,
+    data: Option<Box<(Value, Arc<Plan>)>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
     standings: Vec<Standing>,
@@ -280,8 +283,8 @@ impl Serialize for Answer {
         if !self.errors.is_empty() {
             map.serialize_entry("errors", &self.errors)?;
         }
-        if let Some((data, shape)) = self.data.as_deref() {
-            map.serialize_entry("data", &Ordered(data, shape))?;
+        if let Some((data, plan)) = self.data.as_deref() {
+            map.serialize_entry("data", &plan.order(data))?;
         }
         if !self.extensions.is_empty() {
             map.serialize_entry("extensions", &self.extensions)?;
@@ -321,7 +324,7 @@ impl Answer {
         })
     }
 
-    fn refused(errors: Vec<ServerError>) -> Self {
+    pub(crate) fn refused(errors: Vec<ServerError>) -> Self {
         Self {
             data: None,
             errors,
@@ -384,7 +387,7 @@ impl Answer {
     }
 
     /// An answer that was given before.
-    fn again(known: &serde_json::Value, shape: &Arc<Shape>) -> Self {
+    fn again(known: &serde_json::Value, plan: &Arc<Plan>) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
         let data = Value::from_json(part("data")).unwrap_or_default();
         let mut extensions = match part("extensions") {
@@ -393,7 +396,7 @@ impl Answer {
         };
         extensions.insert("idempotency".to_owned(), json!({ "isReplayed": true }));
         Self {
-            data: Some(Box::new((data, Arc::clone(shape)))),
+            data: Some(Box::new((data, Arc::clone(plan)))),
             errors: serde_json::from_value(part("errors")).unwrap_or_default(),
             extensions,
             standings: Vec::new(),
@@ -412,7 +415,7 @@ impl Answer {
         seconds.max()
     }
 
-    pub(crate) fn of(response: Response, shape: Arc<Shape>, request_id: &str) -> Self {
+    pub(crate) fn of(response: Response, plan: Arc<Plan>, request_id: &str) -> Self {
         // Only an error in a resolver has a path. With errors that have none, and without data, nothing ran.
         let ran = response.data != Value::Null
             || response.errors.is_empty()
@@ -432,14 +435,10 @@ impl Answer {
                 extensions.set("requestId", request_id);
             }
         }
-        let mut data = match response.data {
-            // What leaves all its fields out has an answer without any.
-            Value::Null if errors.is_empty() => Value::Object(IndexMap::new()),
-            data => data,
-        };
-        shape.settle(&mut data, &errors);
+        let mut data = response.data;
+        operation::propagate_nulls(&plan, &mut data, &errors);
         Self {
-            data: ran.then(|| Box::new((data, shape))),
+            data: ran.then(|| Box::new((data, plan))),
             errors,
             extensions: Map::new(),
             standings: Vec::new(),
@@ -480,27 +479,6 @@ fn code_of(error: &ServerError) -> Option<Code> {
     Code::ALL.into_iter().find(|known| known.as_str() == code)
 }
 
-/// What a parser's error says, in our words where its own are about its grammar.
-fn not_graphql(error: &parser::Error) -> Answer {
-    let places: Vec<Pos> = error.positions().collect();
-    let message = match (error, places.first()) {
-        (parser::Error::Syntax { .. }, Some(place)) => {
-            format!(
-                "The document is not GraphQL: syntax error at line {}, column {}.",
-                place.line, place.column
-            )
-        }
-        (parser::Error::Syntax { .. }, None) => "The document is not GraphQL.".to_owned(),
-        _ => error.to_string(),
-    };
-    let mut refused = ServerError::new(message, None);
-    refused.locations = places;
-    let mut extensions = ErrorExtensionValues::default();
-    extensions.set("code", Code::ParseFailed.as_str());
-    refused.extensions = Some(extensions);
-    Answer::refused(vec![refused])
-}
-
 impl Graph {
     /// The graph over a database, and what is to run beside it.
     ///
@@ -517,15 +495,15 @@ impl Graph {
             steady,
             events,
         } = settings;
-        let mut builders = [crate::schema(), crate::schema().extension(Timing)];
-        if !limits.introspection {
-            builders =
-                builders.map(|builder| builder.disable_introspection().disable_suggestions());
-        }
-        let [schema, timed] = builders.map(async_graphql::SchemaBuilder::finish);
-        let costs = Costs::new(&schema.sdl());
-        let tiers = costs.tiers().clone();
-        let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
+        // The front has validated what the executor gets.
+        let schema = crate::schema()
+            .validation_mode(ValidationMode::Fast)
+            .limit_recursive_depth(usize::MAX)
+            .finish();
+        let front = Front::new(&schema.sdl())?;
+        let introspection = Introspection::new(&front, &limits)?;
+        let tiers = front.tiers();
+        let limiter = Limiter::new(rates, buckets, tiers.clone(), Arc::clone(&clock), steady)?;
         let writer = Writer::new(db.clone());
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
         let signed_out = Arc::new(Notify::new());
@@ -544,10 +522,13 @@ impl Graph {
             told,
         )?;
         let graph = Self(Arc::new(Inner {
-            costs,
             schema,
-            timed,
+            front,
+            introspection,
+            tiers,
+            long: Arc::new(Semaphore::new(1)),
             documents: Cache::new(limits.parsed_documents, None),
+            plans: Cache::new(limits.parsed_documents, None),
             persisted: Cache::new(limits.persisted_queries, None),
             trusted,
             rulebook: Rulebook::new(db.get_database_backend()),
@@ -577,12 +558,13 @@ impl Graph {
     }
 
     /// What the caches hold and have done, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 5] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 6] {
         [
             ("rate_buckets", self.0.services.limiter.buckets()),
             ("viewer_rules", self.0.rulebook.stats()),
             ("revoked_tokens", self.0.services.accounts.revoked()),
             ("parsed_documents", self.0.documents.stats()),
+            ("operation_plans", self.0.plans.stats()),
             ("persisted_queries", self.0.persisted.stats()),
         ]
     }
@@ -598,31 +580,33 @@ impl Graph {
         let hash = persisted_hash(params.extensions.as_ref())?;
         let idempotency_key = idempotency_key(params.extensions.as_ref())?;
         let (text, hash) = inner.find(params.query, params.document_id.as_deref(), hash)?;
-        let document = inner.parse(&text)?;
+        let document = inner.document(&text)?;
         if let Some(hash) = hash {
             inner.persisted.insert(hash, Arc::clone(&text));
         }
-        let operation = choose(&document, params.operation_name.as_deref())?;
-        let mut variables = params.variables.unwrap_or_default();
-        complete(operation, &mut variables)?;
-        let measure = document::measure(&document, operation, &variables, &inner.costs, limits)?;
-        let executed = match operation.ty {
-            OperationType::Subscription => {
-                document::single_root(&document, operation, params.operation_name.as_deref())?
-            }
-            OperationType::Query | OperationType::Mutation => Arc::clone(&document),
-        };
+        let validated = Instant::now();
+        // An empty name is none, in every transport.
+        let name = params.operation_name.filter(|name| !name.is_empty());
+        let operation = choose(&document, name.as_deref())?;
+        let variables = params.variables.unwrap_or_default();
+        let variables = inner.front.coerce(operation, variables)?;
+        let plan = inner.plan(&document, operation, name.clone(), &variables)?;
+        let measure = operation::measure(&plan, &variables, limits)?;
+        let is_long = inner.introspection.check(&inner.front, &plan, &variables)?;
+        let tier = |field: &str| inner.tiers.get(field).copied();
         Ok(Operation {
-            kind: operation.ty,
             text,
             idempotency_key,
-            name: params.operation_name,
+            name,
             measure,
-            shape: Arc::new(Shape::of(&document, operation, &inner.costs)),
-            prepared_in: began.elapsed(),
-            roots: document::root_fields(&document, operation, &variables, &inner.costs),
+            prepared: Prepared {
+                parse: validated - began,
+                validate: validated.elapsed(),
+            },
+            roots: operation::root_fields(&plan, &variables, tier),
             variables,
-            document: executed,
+            plan,
+            is_long,
         })
     }
 
@@ -646,7 +630,7 @@ impl Graph {
 
     /// Decides whether a query or mutation may run, finds out who asks, and runs it.
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
-        let is_mutation = operation.kind == OperationType::Mutation;
+        let is_mutation = operation.kind() == OperationType::Mutation;
         let (run, mut verdict) = match self.enter(operation, caller).await {
             Ok(entered) => entered,
             Err(answer) => return answer,
@@ -667,7 +651,7 @@ impl Graph {
     /// What is known of a request that may be sent again.
     async fn claim(&self, run: &Run, key: &str) -> Result<Known, Error> {
         let operation = &run.operation;
-        let variables = serde_json::Value::Object(operation.variables.clone());
+        let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
         let name = operation.name.as_deref();
         let fingerprint = idempotency::fingerprint(&operation.text, name, &variables);
         let fields = operation.roots.iter().map(|field| &field.name);
@@ -691,10 +675,10 @@ impl Graph {
         let (run, verdict) = self.enter(operation, caller).await?;
         let execution = self.execution(run);
         let live = Live {
-            responses: execution.schema.execute_stream(execution.request),
+            responses: self.0.schema.execute_stream(execution.request),
             request: execution.known,
             waiting: execution.waiting,
-            shape: execution.shape,
+            plan: execution.plan,
             ready: VecDeque::new(),
         };
         live.start(verdict).await
@@ -728,7 +712,7 @@ impl Graph {
             Some(user) => Payer::User(user),
             None => Payer::Network(client.address),
         };
-        let whole = operation.kind != OperationType::Query;
+        let whole = operation.kind() != OperationType::Query;
         let charge = services
             .limiter
             .charge(&payer, client.address, &operation.roots, whole);
@@ -759,12 +743,6 @@ impl Graph {
             },
             None => None,
         };
-        // The executor is kept from reading the schema altogether or not at all; what it has read in vain is not sent.
-        let introspects = |field: &&RootField| field.introspects();
-        let refused = verdict.refused.iter().map(|(field, _)| field);
-        let spared = refused.filter(introspects).count();
-        let hides_schema =
-            spared > 0 && spared == operation.roots.iter().filter(introspects).count();
         let run = Run {
             usage: match caller.usage {
                 Usage::Off => false,
@@ -778,7 +756,6 @@ impl Graph {
             key: None,
             viewer,
             payer,
-            hides_schema,
             refused: verdict
                 .refused
                 .iter()
@@ -870,7 +847,7 @@ impl Graph {
     }
 
     /// What the executor is given to run an operation.
-    fn execution(&self, run: Run) -> Execution<'_> {
+    fn execution(&self, run: Run) -> Execution {
         let inner = &*self.0;
         let Run {
             operation,
@@ -882,45 +859,31 @@ impl Graph {
             key,
             refused,
             wanted_key: _,
-            hides_schema,
         } = run;
         // What goes on without an end has no account of its cost.
-        let usage = usage && operation.kind != OperationType::Subscription;
+        let usage = usage && operation.kind() != OperationType::Subscription;
         let waiting = Waiting::new(usage);
-        let phases = Arc::new(Phases::default());
         let mut request = Request::new("");
-        request.set_parsed_query(ExecutableDocument::clone(&operation.document));
-        request.operation_name = operation.name;
-        request.variables = Variables::from_json(operation.variables.into());
-        if hides_schema {
-            request = request.disable_introspection();
-        }
+        let document = operation::bind(&operation.plan, &operation.variables, &refused);
+        request.set_parsed_query(document);
         let known = Arc::new(ctx::Request {
             services: Arc::clone(&inner.services),
             viewer,
             client,
             payer,
             waiting: Arc::clone(&waiting),
-            refused,
             key,
             progress: Progress::new(after),
         });
         request.data.insert(Arc::clone(&known));
-        let schema = if usage {
-            request.data.insert(Arc::clone(&phases));
-            &inner.timed
-        } else {
-            &inner.schema
-        };
         Execution {
-            schema,
             request,
             known,
             waiting,
-            phases,
-            shape: operation.shape,
+            plan: operation.plan,
             measure: operation.measure,
-            prepared_in: operation.prepared_in,
+            prepared: operation.prepared,
+            is_long: operation.is_long,
         }
     }
 
@@ -931,7 +894,7 @@ impl Graph {
         };
         let key = match self.claim(&run, &wanted).await {
             Ok(Known::Nothing(key)) => key,
-            Ok(Known::Answer(known)) => return Answer::again(&known, &run.operation.shape),
+            Ok(Known::Answer(known)) => return Answer::again(&known, &run.operation.plan),
             Err(error) => return Answer::failed(error, &run.client.request_id),
         };
         run.key = Some(key.clone());
@@ -950,25 +913,29 @@ impl Graph {
 
     async fn execute(&self, run: Run) -> Answer {
         let Execution {
-            schema,
             request,
             known,
             waiting,
-            phases,
-            shape,
+            plan,
             measure,
-            prepared_in,
+            prepared,
+            is_long,
         } = self.execution(run);
         let began = Instant::now();
-        let execution = Gather::new(&waiting, schema.execute(request));
-        let Ok(response) = tokio::time::timeout(self.0.services.limits.timeout, execution).await
-        else {
+        let timeout = self.0.services.limits.timeout;
+        let execution = async {
+            if is_long {
+                self.execute_aside(request, Arc::clone(&waiting)).await
+            } else {
+                Gather::new(&waiting, self.0.schema.execute(request)).await
+            }
+        };
+        let Ok(response) = tokio::time::timeout(timeout, execution).await else {
             return Error::timeout().into();
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, shape, &known.client.request_id);
+        let mut answer = Answer::of(response, plan, &known.client.request_id);
         if let Some(usage) = waiting.usage() {
-            let validated = Duration::from_micros(phases.validate.load(Ordering::Relaxed));
             let batches: Vec<_> = usage
                 .batches
                 .iter()
@@ -981,13 +948,33 @@ impl Graph {
                 "batches": batches,
                 "complexity": measure.complexity,
                 "depth": measure.depth,
-                "parseMs": milliseconds(prepared_in),
-                "validateMs": milliseconds(validated),
-                "executeMs": milliseconds(took.saturating_sub(validated)),
+                "parseMs": milliseconds(prepared.parse),
+                "validateMs": milliseconds(prepared.validate),
+                "executeMs": milliseconds(took),
             });
             answer.extensions.insert("usage".to_owned(), account);
         }
         answer
+    }
+
+    /// Executes an operation that reads much of the schema, which the executor does without a pause, on a thread of its
+    /// own.
+    async fn execute_aside(&self, request: Request, waiting: Arc<Waiting>) -> Response {
+        let shutting_down = || {
+            let error =
+                async_graphql::Error::from(Error::unavailable("The server is shutting down."));
+            Response::from_errors(vec![error.into_server_error(Pos::default())])
+        };
+        let Ok(permit) = Arc::clone(&self.0.long).acquire_owned().await else {
+            return shutting_down();
+        };
+        let (schema, runtime) = (self.0.schema.clone(), Handle::current());
+        let work = tokio::task::spawn_blocking(move || {
+            let response = runtime.block_on(Gather::new(&waiting, schema.execute(request)));
+            drop(permit);
+            response
+        });
+        work.await.unwrap_or_else(|_| shutting_down())
     }
 }
 
@@ -1031,56 +1018,19 @@ fn persisted_hash(
 }
 
 fn choose<'a>(
-    document: &'a ExecutableDocument,
+    document: &'a Document,
     name: Option<&str>,
 ) -> Result<&'a OperationDefinition, Error> {
-    let invalid = |message: String| Error::new(Code::ValidationFailed, message);
-    match (&document.operations, name) {
-        (DocumentOperations::Single(operation), None) => Ok(&operation.node),
-        (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => operations
-            .values()
-            .next()
-            .map(|operation| &operation.node)
-            .ok_or_else(|| invalid("The document has no operation.".to_owned())),
-        (DocumentOperations::Multiple(operations), Some(name)) => operations
-            .get(name)
-            .map(|operation| &operation.node)
-            .ok_or_else(|| invalid(format!("The document has no operation named \"{name}\"."))),
-        (DocumentOperations::Single(_), Some(name)) => Err(invalid(format!(
-            "The document has no operation named \"{name}\"."
-        ))),
-        (DocumentOperations::Multiple(_), None) => Err(invalid(
-            "The document has several operations: say which in `operationName`.".to_owned(),
-        )),
-    }
-}
-
-/// Gives the variables that are not there their defaults, so that all who read them read the same: the executor for one
-/// looks at no default of a variable that `@skip` or `@include` names. The validator looks at the variables that are
-/// there; this refuses those that are not, and must be.
-fn complete(
-    operation: &OperationDefinition,
-    variables: &mut Map<String, serde_json::Value>,
-) -> Result<(), Error> {
-    for variable in &operation.variable_definitions {
-        let variable = &variable.node;
-        let name = variable.name.node.as_str();
-        let default = variable.default_value.as_ref();
-        if let (None, Some(default)) = (variables.get(name), default) {
-            let value = default.node.clone().into_json().unwrap_or_default();
-            variables.insert(name.to_owned(), value);
-        }
-        let stands = variable.var_type.node.nullable
-            || variables.get(name).is_some_and(|value| !value.is_null());
-        if !stands {
-            let message = format!(
-                "The variable `${name}` of type {} must have a value.",
-                variable.var_type.node
-            );
-            return Err(Error::bad_input(message).field(name));
-        }
-    }
-    Ok(())
+    let operations = &document.executable.operations;
+    let found = operations.get(name).map(|operation| &**operation);
+    found.map_err(|_| {
+        let message = match name {
+            Some(name) => format!("The document has no operation named \"{name}\"."),
+            None if operations.is_empty() => "The document has no operation.".to_owned(),
+            None => "The document has several operations: say which in `operationName`.".to_owned(),
+        };
+        Error::new(Code::ValidationFailed, message)
+    })
 }
 
 impl Inner {
@@ -1137,45 +1087,48 @@ impl Inner {
         Ok((query.into(), hash))
     }
 
-    fn parse(&self, text: &Arc<str>) -> Result<Arc<ExecutableDocument>, Answer> {
+    fn document(&self, text: &Arc<str>) -> Result<Arc<Document>, Answer> {
         if let Some(known) = self.documents.get(text) {
             return Ok(known);
         }
-        document::check_text(text, &self.services.limits)?;
-        let document = Arc::new(parse_query(text).map_err(|error| not_graphql(&error))?);
+        let document = Arc::new(self.front.parse(text, &self.services.limits)?);
         self.documents
             .insert(Arc::clone(text), Arc::clone(&document));
         Ok(document)
     }
-}
 
-/// How long the phases of an operation took, in microseconds.
-#[derive(Default)]
-struct Phases {
-    validate: AtomicU64,
-}
-
-struct Timing;
-
-impl ExtensionFactory for Timing {
-    fn create(&self) -> Arc<dyn Extension> {
-        Arc::new(Self)
-    }
-}
-
-#[async_trait]
-impl Extension for Timing {
-    async fn validation(
+    fn plan(
         &self,
-        ctx: &ExtensionContext<'_>,
-        next: NextValidation<'_>,
-    ) -> Result<ValidationResult, Vec<ServerError>> {
-        let began = Instant::now();
-        let result = next.run(ctx).await;
-        if let Ok(phases) = ctx.data::<Arc<Phases>>() {
-            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-            phases.validate.store(took, Ordering::Relaxed);
+        document: &Document,
+        operation: &OperationDefinition,
+        name: Option<String>,
+        variables: &Variables,
+    ) -> Result<Arc<Plan>, Error> {
+        let mut includes = HashMap::new();
+        for condition in &document.conditions {
+            match variables.get(condition.as_str()) {
+                Some(Value::Boolean(value)) => {
+                    includes.insert(condition.as_str(), *value);
+                }
+                Some(Value::Null) => {
+                    let message = format!(
+                        "The variable `${condition}` decides what is included and must not be null."
+                    );
+                    return Err(Error::bad_input(message).field(condition.as_str()));
+                }
+                _ => {}
+            }
         }
-        result
+        let conditions = document.conditions.iter();
+        let conditions = conditions.map(|name| includes.get(name.as_str()).copied());
+        let key = (document.id, name, conditions.collect());
+        if let Some(known) = self.plans.get(&key) {
+            return Ok(known);
+        }
+        let limit = self.services.limits.tokens;
+        let plan = Plan::new(&self.front, document, operation, &includes, limit)?;
+        let plan = Arc::new(plan);
+        self.plans.insert(key, Arc::clone(&plan));
+        Ok(plan)
     }
 }

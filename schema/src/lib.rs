@@ -17,7 +17,6 @@ pub mod conversation;
 mod ctx;
 pub mod dashboard;
 pub mod deletion;
-mod document;
 pub mod error;
 pub mod event;
 pub mod execute;
@@ -30,6 +29,7 @@ pub mod member;
 pub mod message;
 pub mod model;
 pub mod node;
+mod operation;
 pub mod order;
 pub mod page;
 pub mod persona;
@@ -40,7 +40,6 @@ mod routing;
 pub mod scalar;
 pub mod server;
 pub mod session;
-mod shape;
 mod stream;
 pub mod subscription;
 pub mod task;
@@ -80,6 +79,8 @@ use execute::SIGN_IN;
 use limit::{Limiter, Tier, rate_limit};
 use live::Bus;
 use load::Loader;
+use operation::list_size;
+use page::DEFAULT_PAGE;
 use subscription::Subscription;
 use write::Writer;
 
@@ -144,8 +145,8 @@ pub struct Mutation(
     task::TaskMutation,
 );
 
-/// A root. Its schema is completed with the tiers of fields that declare none of their own, and with the descriptions of
-/// the arguments that many fields share; and what an operation was refused stays unresolved.
+/// A root. Its schema is completed with the tiers of fields that declare none of their own, with the sizes of connections,
+/// and with the descriptions of the arguments that many fields share.
 #[derive(Default)]
 pub(crate) struct Root<T>(T);
 
@@ -157,9 +158,6 @@ pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, Root<Subscr
 
 impl<T: ObjectType> ContainerType for Root<T> {
     async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
-        if ctx.request().is_refused(&ctx.item.node.response_key().node) {
-            return Ok(Some(Value::Null));
-        }
         // Who may change something is somebody, whatever they say.
         if T::type_name() == "Mutation" && !SIGN_IN.contains(&ctx.item.node.name.node.as_str()) {
             let viewer = ctx.request().viewer().map_err(async_graphql::Error::from);
@@ -214,6 +212,7 @@ impl<T: SubscriptionType> SubscriptionType for Root<T> {
 /// Completes the fields of a root, and the descriptions of arguments.
 fn complete(registry: &mut Registry, root: &str) {
     rate_limit.register(registry);
+    list_size.register(registry);
     let tier = if root == "Mutation" {
         Tier::Write
     } else {
@@ -222,7 +221,10 @@ fn complete(registry: &mut Registry, root: &str) {
     if let Some(MetaType::Object { fields, .. }) = registry.types.get_mut(root) {
         for field in fields.values_mut() {
             let declared = &mut field.directive_invocations;
-            if declared.is_empty() {
+            if !declared
+                .iter()
+                .any(|directive| directive.name == "rateLimit")
+            {
                 declared.push(rate_limit::apply(tier));
             }
             // The directive shows in the SDL alone; what GraphiQL shows is the description.
@@ -242,6 +244,20 @@ fn complete(registry: &mut Registry, root: &str) {
         let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
             continue;
         };
+        for field in fields.values_mut() {
+            let is_connection = field.args.contains_key("first") && field.args.contains_key("last");
+            let declared = &mut field.directive_invocations;
+            if is_connection
+                && !declared
+                    .iter()
+                    .any(|directive| directive.name == "listSize")
+            {
+                let names = |names: [&str; 2]| Some(names.map(str::to_owned).to_vec());
+                let assumed = u32::try_from(DEFAULT_PAGE).ok();
+                let sized = names(["nodes", "edges"]);
+                declared.push(list_size::apply(assumed, names(["first", "last"]), sized));
+            }
+        }
         for argument in fields
             .values_mut()
             .flat_map(|field| field.args.values_mut())

@@ -20,6 +20,7 @@ use crate::{
     member::CircleMember,
     message::Message,
     model::Model,
+    operation::list_size,
     persona::Persona,
     project::Project,
     provider::Provider,
@@ -195,6 +196,7 @@ impl NodeQuery {
     }
 
     /// The things with these ids, in order; null in the place of one that names nothing the viewer can read.
+    #[graphql(directive = list_size::apply(None, Some(vec!["ids".to_owned()]), None))]
     async fn nodes(
         &self,
         ctx: &Context<'_>,

@@ -29,7 +29,7 @@ use crate::{
     limit::{Standing, Verdict},
     live::Handler,
     load::{Gather, Waiting},
-    shape::Shape,
+    operation::Plan,
 };
 
 /// How often it is looked whether a subscriber is still signed in.
@@ -160,7 +160,7 @@ pub(crate) struct Live {
     pub(crate) responses: BoxStream<'static, Response>,
     pub(crate) request: Arc<Request>,
     pub(crate) waiting: Arc<Waiting>,
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) plan: Arc<Plan>,
     /// Answers that were not asked for yet.
     pub(crate) ready: VecDeque<Answer>,
 }
@@ -263,7 +263,7 @@ impl Live {
         let weight = responses.iter().map(|response| weight(&response.data));
         self.request.progress.weighed(responses.len(), weight.sum());
         let answers = responses.into_iter().map(|response| {
-            let answer = Answer::of(response, Arc::clone(&self.shape), request_id);
+            let answer = Answer::of(response, Arc::clone(&self.plan), request_id);
             if has_failed {
                 answer.without_data()
             } else {

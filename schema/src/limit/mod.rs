@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use async_graphql::{Enum, Name, Pos, TypeDirective, Value};
+use async_graphql::{Enum, Name, Pos, TypeDirective};
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -58,10 +58,7 @@ impl Tier {
     }
 
     /// The tier that a directive names.
-    pub(crate) fn declared(name: &Value) -> Option<Self> {
-        let Value::Enum(name) = name else {
-            return None;
-        };
+    pub(crate) fn declared(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|tier| name.eq_ignore_ascii_case(tier.name()))
@@ -137,13 +134,6 @@ pub(crate) struct RootField {
     pub(crate) place: Pos,
     /// The e-mail address of the account that it signs in to, folded.
     pub(crate) account: Option<String>,
-}
-
-impl RootField {
-    /// Whether it reads the schema.
-    pub(crate) fn introspects(&self) -> bool {
-        matches!(self.name.as_str(), "__schema" | "__type")
-    }
 }
 
 /// For whom buckets are kept.

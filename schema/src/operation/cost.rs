@@ -1,0 +1,226 @@
+//! What an operation costs, known before anything of it runs.
+
+use apollo_compiler::ast::{FieldDefinition, Value as Literal};
+use async_graphql::{Name, TypeDirective};
+use async_graphql_value::{ConstValue, Value as Input};
+
+use crate::{
+    error::Error,
+    execute::Limits,
+    limit::{RootField, Tier},
+    operation::{
+        front::Variables,
+        plan::{FieldPlan, Plan, Selection},
+        source::too_complex,
+    },
+    text,
+};
+
+/// The number of values in a list, from which the cost of an operation is computed before it runs: the value of the
+/// first given slicing argument, or the length of a slicing argument that is a list, else the assumed size. With sized
+/// fields it applies to these fields of the value, as in a connection. After the
+/// [cost directive specification](https://ibm.github.io/graphql-specs/cost-spec.html).
+#[TypeDirective(name = "listSize", location = "FieldDefinition")]
+pub(crate) fn list_size(
+    #[graphql(desc = "The size without a slicing argument.")] assumed_size: Option<u32>,
+    #[graphql(desc = "The arguments that limit the size.")] slicing_arguments: Option<Vec<String>>,
+    #[graphql(desc = "The fields of the value that have the size.")] sized_fields: Option<
+        Vec<String>,
+    >,
+) {
+}
+
+/// How many values a field's list has, as `@listSize` declares it.
+#[derive(Debug, Default)]
+pub(crate) struct ListSize {
+    assumed: Option<u64>,
+    slicing: Vec<Name>,
+    sized: Vec<Name>,
+}
+
+impl ListSize {
+    /// Reads the directive of a field.
+    pub(crate) fn declared(definition: &FieldDefinition) -> Self {
+        let Some(declared) = definition.directives.get("listSize") else {
+            return Self::default();
+        };
+        let names = |argument: &str| {
+            let list = declared.specified_argument_by_name(argument);
+            let list = list.and_then(|list| list.as_list()).unwrap_or_default();
+            let names = list.iter().filter_map(|name| name.as_str());
+            names.map(Name::new).collect()
+        };
+        let assumed = declared.specified_argument_by_name("assumedSize");
+        Self {
+            assumed: assumed.and_then(|size| match &**size {
+                Literal::Int(size) => size.as_str().parse().ok(),
+                _ => None,
+            }),
+            slicing: names("slicingArguments"),
+            sized: names("sizedFields"),
+        }
+    }
+
+    /// The number of values; a size that is out of bounds is refused by the field itself.
+    fn of(&self, field: &FieldPlan, variables: &Variables) -> u64 {
+        let asked = self.slicing.iter().find_map(|name| {
+            let length = |length: usize| u64::try_from(length).ok();
+            match field.argument(name)? {
+                Input::Number(number) => number.as_u64(),
+                Input::List(items) => length(items.len()),
+                Input::Variable(name) => match variables.get(name)? {
+                    ConstValue::Number(number) => number.as_u64(),
+                    ConstValue::List(items) => length(items.len()),
+                    ConstValue::Null => None,
+                    _ => Some(1),
+                },
+                Input::Null => None,
+                _ => Some(1),
+            }
+        });
+        asked.or(self.assumed).unwrap_or(1)
+    }
+}
+
+/// What an operation asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Measure {
+    /// Each field and its selection, lists multiplied by their sizes.
+    pub(crate) complexity: u64,
+    /// Deepest nesting of fields.
+    pub(crate) depth: u64,
+    /// Fields under another name than their own.
+    aliases: u64,
+}
+
+impl Measure {
+    fn and(self, other: Self) -> Self {
+        Self {
+            complexity: self.complexity.saturating_add(other.complexity),
+            depth: self.depth.max(other.depth),
+            aliases: self.aliases.saturating_add(other.aliases),
+        }
+    }
+
+    /// The cost of what a field selects, each value of the type that costs most.
+    fn selection(
+        selection: &Selection,
+        variables: &Variables,
+        sized: Option<(&[Name], u64)>,
+    ) -> Self {
+        let of = |fields: &[std::sync::Arc<FieldPlan>]| {
+            let costs = fields
+                .iter()
+                .map(|field| Self::field(field, variables, sized));
+            costs.fold(Self::default(), Self::and)
+        };
+        match selection {
+            Selection::Leaf => Self::default(),
+            Selection::Object(fields) => of(fields),
+            Selection::Abstract(selection) => {
+                let costs = selection.by_type.values().map(|fields| of(fields));
+                costs.fold(Self::default(), |most, cost| Self {
+                    complexity: most.complexity.max(cost.complexity),
+                    depth: most.depth.max(cost.depth),
+                    aliases: most.aliases.max(cost.aliases),
+                })
+            }
+        }
+    }
+
+    fn field(field: &FieldPlan, variables: &Variables, sized: Option<(&[Name], u64)>) -> Self {
+        let size = field.size.of(field, variables);
+        let inner = Some((&field.size.sized[..], size));
+        let below = Self::selection(&field.selection, variables, inner);
+        let own = if field.size.sized.is_empty() { size } else { 1 };
+        let times = match sized {
+            Some((names, size)) if names.contains(&field.name) => size,
+            _ => 1,
+        };
+        let complexity = below.complexity.saturating_mul(own).saturating_mul(times);
+        Self {
+            complexity: complexity.saturating_add(1),
+            depth: below.depth + 1,
+            aliases: below.aliases + u64::from(field.key != field.name),
+        }
+    }
+}
+
+/// Measures an operation.
+///
+/// # Errors
+/// `QUERY_TOO_COMPLEX` for what is over a limit.
+pub(crate) fn measure(
+    plan: &Plan,
+    variables: &Variables,
+    limits: &Limits,
+) -> Result<Measure, Error> {
+    let measure = Measure::selection(&plan.root, variables, None);
+    let roots = plan.roots().len() as u64;
+    for (what, limit, actual, advice) in [
+        (
+            "root fields",
+            limits.root_fields,
+            roots,
+            "Ask for less at once.",
+        ),
+        ("levels", limits.depth, measure.depth, "Nest less deeply."),
+        (
+            "aliases",
+            limits.aliases,
+            measure.aliases,
+            "Ask for a list, or send several operations.",
+        ),
+        (
+            "as its complexity",
+            limits.complexity,
+            measure.complexity,
+            "Ask for smaller pages: the selection of a connection counts as often as its page has entries.",
+        ),
+    ] {
+        if actual > limit {
+            return Err(too_complex(what, limit, actual, advice));
+        }
+    }
+    Ok(measure)
+}
+
+/// The root fields of an operation, for the rate limiter.
+pub(crate) fn root_fields(
+    plan: &Plan,
+    variables: &Variables,
+    tier: impl Fn(&str) -> Option<Tier>,
+) -> Vec<RootField> {
+    let fields = plan.roots().iter().map(|field| RootField {
+        key: field.key.clone(),
+        name: field.name.clone(),
+        place: field.place,
+        account: (tier(&field.name) == Some(Tier::Auth))
+            .then(|| account(field, variables))
+            .flatten(),
+    });
+    fields.collect()
+}
+
+/// The account that a field signs in to, by its e-mail address.
+fn account(field: &FieldPlan, variables: &Variables) -> Option<String> {
+    let email = match field.argument("input")? {
+        Input::Variable(name) => match variables.get(name)? {
+            ConstValue::Object(input) => match input.get("email")? {
+                ConstValue::String(email) => email,
+                _ => return None,
+            },
+            _ => return None,
+        },
+        Input::Object(input) => match input.get("email")? {
+            Input::String(email) => email,
+            Input::Variable(name) => match variables.get(name)? {
+                ConstValue::String(email) => email,
+                _ => return None,
+            },
+            _ => return None,
+        },
+        _ => return None,
+    };
+    text::email_key(email)
+}

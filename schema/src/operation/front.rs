@@ -1,0 +1,384 @@
+//! Parsing, validation and coercion of variables, as the
+//! [specification](https://spec.graphql.org/September2025/) has them: by `apollo-compiler`, and here what it leaves out.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use apollo_compiler::{
+    ExecutableDocument, Name as ApolloName, Node, Schema,
+    ast::{self, Definition, Directive, FieldDefinition, Selection, Type, Value},
+    executable::Operation,
+    parser::{LineColumn, Parser},
+    request::coerce_variable_values,
+    response::GraphQLError,
+    schema::{Component, ExtendedType},
+    validation::{DiagnosticList, Valid},
+};
+use async_graphql::{ErrorExtensionValues, Name, Pos, ServerError, indexmap::IndexMap};
+use async_graphql_value::{ConstValue, Value as Input};
+use serde_json::{Map, Value as Json};
+
+use crate::{
+    error::{Code, Error},
+    execute::{Answer, Limits},
+    limit::Tier,
+    operation::source,
+};
+
+/// Most errors of a refused document that the client is told.
+const MAX_ERRORS: usize = 20;
+
+/// Coerced values of variables. A variable without a value and without a default is absent.
+pub(crate) type Variables = IndexMap<Name, ConstValue>;
+
+/// The schema as the front sees it.
+pub(crate) struct Front {
+    schema: Valid<Schema>,
+    /// The object types of each object, interface and union type.
+    possible: HashMap<ApolloName, Vec<ApolloName>>,
+    documents: AtomicU64,
+}
+
+/// A valid document.
+pub(crate) struct Document {
+    /// Tells it from all others.
+    pub(crate) id: u64,
+    pub(crate) executable: Valid<ExecutableDocument>,
+    /// The variables that `@skip` and `@include` name.
+    pub(crate) conditions: Vec<ApolloName>,
+}
+
+impl Front {
+    /// Reads the schema.
+    ///
+    /// # Errors
+    /// It is no valid schema; the text says why.
+    pub(crate) fn new(sdl: &str) -> Result<Self, String> {
+        let schema = Schema::parse(sdl, "schema.graphql");
+        let mut schema = schema.map_err(|error| error.errors.to_string())?;
+        // A field of the September 2025 specification.
+        if let Some(ExtendedType::Object(ty)) = schema.types.get_mut("__Type") {
+            let name = ApolloName::new("isOneOf").map_err(|error| error.to_string())?;
+            let boolean = ApolloName::new("Boolean").map_err(|error| error.to_string())?;
+            let field = FieldDefinition {
+                description: None,
+                name: name.clone(),
+                arguments: Vec::new(),
+                ty: Type::Named(boolean),
+                directives: ast::DirectiveList::new(),
+            };
+            ty.make_mut().fields.insert(name, Component::new(field));
+        }
+        let schema = schema.validate();
+        let schema = schema.map_err(|error| error.errors.to_string())?;
+        let implementers = schema.implementers_map();
+        let mut possible = HashMap::new();
+        for (name, ty) in &schema.types {
+            let objects = match ty {
+                ExtendedType::Object(_) => vec![name.clone()],
+                ExtendedType::Interface(_) => {
+                    let found = implementers.get(name);
+                    let objects = found.into_iter().flat_map(|found| &found.objects);
+                    objects.cloned().collect()
+                }
+                ExtendedType::Union(union) => union
+                    .members
+                    .iter()
+                    .map(|member| member.name.clone())
+                    .collect(),
+                _ => continue,
+            };
+            possible.insert(name.clone(), objects);
+        }
+        Ok(Self {
+            schema,
+            possible,
+            documents: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The object types that a value of a composite type can have.
+    pub(crate) fn possible(&self, ty: &str) -> &[ApolloName] {
+        self.possible.get(ty).map_or(&[], Vec::as_slice)
+    }
+
+    /// The tiers that the root fields declare.
+    pub(crate) fn tiers(&self) -> HashMap<String, Tier> {
+        let definition = &self.schema.schema_definition;
+        let roots = [
+            &definition.query,
+            &definition.mutation,
+            &definition.subscription,
+        ];
+        let types = roots.into_iter().flatten();
+        let objects = types.filter_map(|root| self.schema.get_object(&root.name));
+        let fields = objects.flat_map(|object| object.fields.values());
+        let tiers = fields.filter_map(|field| {
+            let declared = field.directives.get("rateLimit")?;
+            let tier = declared.specified_argument_by_name("tier")?.as_enum()?;
+            Some((field.name.to_string(), Tier::declared(tier)?))
+        });
+        tiers.collect()
+    }
+
+    /// Parses and validates a document.
+    ///
+    /// # Errors
+    /// A request error, ready to be sent.
+    pub(crate) fn parse(&self, text: &str, limits: &Limits) -> Result<Document, Answer> {
+        source::check(text, limits)?;
+        let text = source::without_descriptions(text);
+        let parsed = Parser::new()
+            .recursion_limit(4 * source::MAX_NESTING)
+            .parse_ast(text, "document");
+        let parsed = parsed.map_err(|failed| refused(&failed.errors, Code::ParseFailed))?;
+        let executable = parsed.to_executable_validate(&self.schema);
+        let executable =
+            executable.map_err(|failed| refused(&failed.errors, Code::ValidationFailed))?;
+        let mut found = Found {
+            document: &executable,
+            conditions: HashSet::new(),
+            errors: Vec::new(),
+            introspection: limits.introspection,
+        };
+        found.definitions(&parsed);
+        if !found.errors.is_empty() {
+            found.errors.truncate(MAX_ERRORS);
+            return Err(Answer::refused(found.errors));
+        }
+        let conditions = found.conditions.into_iter().cloned().collect();
+        Ok(Document {
+            id: self.documents.fetch_add(1, Ordering::Relaxed),
+            executable,
+            conditions,
+        })
+    }
+
+    /// The values of an operation's variables, with defaults, coerced to the declared types.
+    ///
+    /// # Errors
+    /// `BAD_USER_INPUT` for a value that the type of its variable does not take.
+    pub(crate) fn coerce(
+        &self,
+        operation: &Operation,
+        values: Map<String, Json>,
+    ) -> Result<Variables, Error> {
+        if operation.variables.is_empty() {
+            return Ok(Variables::new());
+        }
+        let given = values.into_iter().filter_map(|(name, value)| {
+            Some((
+                apollo_compiler::response::serde_json_bytes::ByteString::from(name),
+                apollo_compiler::response::serde_json_bytes::to_value(value).ok()?,
+            ))
+        });
+        let given = given.collect();
+        let coerced = coerce_variable_values(&self.schema, operation, &given);
+        let coerced = coerced.map_err(|error| {
+            let message = sentence(&error.message().to_string());
+            let named = operation.variables.iter().find(|variable| {
+                let name = variable.name.as_str();
+                [
+                    format!("variable {name}:"),
+                    format!("variable {name} "),
+                    format!("variable '{name}'"),
+                ]
+                .iter()
+                .any(|part| error.message().to_string().contains(part.as_str()))
+            });
+            let refusal = Error::bad_input(message);
+            match named {
+                Some(variable) => refusal.field(variable.name.as_str()),
+                None => refusal,
+            }
+        })?;
+        let mut variables = Variables::with_capacity(coerced.len());
+        for (name, value) in coerced.iter() {
+            let value = serde_json::to_value(value).ok();
+            let value = value.and_then(|value| ConstValue::from_json(value).ok());
+            variables.insert(Name::new(name.as_str()), value.unwrap_or_default());
+        }
+        Ok(variables)
+    }
+
+    /// A literal as the executor takes it. A custom scalar gets a number with a fraction as its text, because a float
+    /// does not hold all its digits.
+    pub(crate) fn literal(&self, value: &Value, ty: &Type) -> Input {
+        let named = ty.inner_named_type();
+        match value {
+            Value::Null => Input::Null,
+            Value::Variable(name) => Input::Variable(Name::new(name)),
+            Value::Enum(name) => Input::Enum(Name::new(name)),
+            Value::String(text) => Input::String(text.clone()),
+            Value::Boolean(value) => Input::Boolean(*value),
+            Value::Int(number) => self.number(number.as_str(), named),
+            Value::Float(number) => self.number(number.as_str(), named),
+            Value::List(items) => {
+                let of = if ty.is_list() { ty.item_type() } else { ty };
+                Input::List(items.iter().map(|item| self.literal(item, of)).collect())
+            }
+            Value::Object(fields) => {
+                let definition = self.schema.get_input_object(named);
+                let fields = fields.iter().map(|(name, value)| {
+                    let field = definition.and_then(|definition| definition.fields.get(name));
+                    let ty = field.map_or(ty, |field| &field.ty);
+                    (Name::new(name), self.literal(value, ty))
+                });
+                Input::Object(fields.collect())
+            }
+        }
+    }
+
+    fn number(&self, text: &str, named: &str) -> Input {
+        let is_custom = self
+            .schema
+            .get_scalar(named)
+            .is_some_and(|scalar| !scalar.is_built_in())
+            && named != "JSON";
+        let is_whole = text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'-');
+        match text.parse::<serde_json::Number>() {
+            Ok(number) if !is_custom || is_whole && !number.is_f64() => Input::Number(number),
+            _ => Input::String(text.to_owned()),
+        }
+    }
+}
+
+/// The error's text as a sentence.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters
+        .next()
+        .map(|letter| letter.to_uppercase().to_string());
+    let end = if text.ends_with('.') { "" } else { "." };
+    format!("{}{}{end}", first.unwrap_or_default(), letters.as_str())
+}
+
+fn place(at: LineColumn) -> Pos {
+    Pos {
+        line: at.line,
+        column: at.column,
+    }
+}
+
+/// The answer to a document that is refused.
+fn refused(diagnostics: &DiagnosticList, code: Code) -> Answer {
+    let errors = diagnostics.iter().take(MAX_ERRORS).map(|diagnostic| {
+        let GraphQLError {
+            message, locations, ..
+        } = diagnostic.to_json();
+        let places = locations.into_iter().map(place).collect();
+        error(&sentence(&message), places, code)
+    });
+    Answer::refused(errors.collect())
+}
+
+fn error(message: &str, places: Vec<Pos>, code: Code) -> ServerError {
+    let mut refused = ServerError::new(message, None);
+    refused.locations = places;
+    let mut extensions = ErrorExtensionValues::default();
+    extensions.set("code", code.as_str());
+    refused.extensions = Some(extensions);
+    refused
+}
+
+/// What is looked for in a document that the compiler has accepted.
+struct Found<'a> {
+    document: &'a ExecutableDocument,
+    conditions: HashSet<&'a ApolloName>,
+    errors: Vec<ServerError>,
+    /// Whether clients may read the schema.
+    introspection: bool,
+}
+
+impl<'a> Found<'a> {
+    fn definitions(&mut self, document: &'a ast::Document) {
+        for definition in &document.definitions {
+            match definition {
+                Definition::OperationDefinition(operation) => {
+                    for variable in &operation.variables {
+                        if let Some(value) = &variable.default_value {
+                            self.value(value);
+                        }
+                    }
+                    self.selections(&operation.selection_set);
+                }
+                Definition::FragmentDefinition(fragment) => {
+                    self.selections(&fragment.selection_set);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn selections(&mut self, selections: &'a [Selection]) {
+        for selection in selections {
+            match selection {
+                Selection::Field(field) => {
+                    let reads_schema = matches!(field.name.as_str(), "__schema" | "__type");
+                    if reads_schema && !self.introspection {
+                        let message = format!(
+                            "This server does not answer introspection: `{}` cannot be selected.",
+                            field.name
+                        );
+                        self.refuse(&message, field.location());
+                    }
+                    for argument in &field.arguments {
+                        self.value(&argument.value);
+                    }
+                    self.directives(&field.directives);
+                    self.selections(&field.selection_set);
+                }
+                Selection::FragmentSpread(spread) => self.directives(&spread.directives),
+                Selection::InlineFragment(inline) => {
+                    self.directives(&inline.directives);
+                    self.selections(&inline.selection_set);
+                }
+            }
+        }
+    }
+
+    fn directives(&mut self, directives: &'a [Node<Directive>]) {
+        let conditions = directives
+            .iter()
+            .filter(|directive| matches!(directive.name.as_str(), "skip" | "include"))
+            .filter_map(|directive| directive.specified_argument_by_name("if")?.as_variable());
+        self.conditions.extend(conditions);
+    }
+
+    /// Reports [fields that are given twice](https://spec.graphql.org/September2025/#sec-Input-Object-Field-Uniqueness).
+    fn value(&mut self, value: &'a Node<Value>) {
+        match &**value {
+            Value::List(items) => {
+                for item in items {
+                    self.value(item);
+                }
+            }
+            Value::Object(fields) => {
+                let mut names = HashSet::new();
+                for (name, value) in fields {
+                    if !names.insert(name) {
+                        let message = format!("There can be only one input field named `{name}`.");
+                        self.refuse(&message, name.location());
+                    }
+                    self.value(value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, message: &str, at: Option<apollo_compiler::parser::SourceSpan>) {
+        let at = at.and_then(|at| at.line_column(&self.document.sources));
+        let places = at.map(place).into_iter().collect();
+        self.errors
+            .push(error(message, places, Code::ValidationFailed));
+    }
+}
