@@ -30,7 +30,7 @@ use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use gathering_schema::limit::Standing;
-use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage};
+use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage, Watch};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -322,9 +322,11 @@ impl Endpoint {
         };
         Ok(match self.start(operation, caller).await {
             Started::One(outcome) => self.reply(outcome, media),
-            Started::Many(answers, standings) => {
-                stream::response(self, media, answers, standings, seat)
-            }
+            Started::Many {
+                answers,
+                standings,
+                watch,
+            } => stream::response(self, media, answers, standings, (seat, watch)),
         })
     }
 
@@ -335,7 +337,7 @@ impl Endpoint {
             outcome if is_stream => {
                 let standings = outcome.standings().to_vec();
                 let answers = futures_util::stream::iter([outcome]).boxed();
-                stream::response(self, media, answers, standings, None)
+                stream::response(self, media, answers, standings, (None, None))
             }
             Outcome::Answered(answer) => answered(&answer, media),
             Outcome::Refused(refusal) => refusal.into_response(),
@@ -449,12 +451,17 @@ impl Endpoint {
         match started {
             Ok(Ok(answers)) => {
                 let standings = answers.standings().to_vec();
+                let watch = answers.watch();
                 let answers = AssertUnwindSafe(answers).catch_unwind();
                 let outcome = move |answer: Result<Answer, _>| match answer {
                     Ok(answer) => answer.into(),
                     Err(_) => Refusal::internal(request_id.clone()).into(),
                 };
-                Started::Many(answers.map(outcome).boxed(), standings)
+                Started::Many {
+                    answers: answers.map(outcome).boxed(),
+                    standings,
+                    watch,
+                }
             }
             Ok(Err(answer)) => Started::One(answer.into()),
             Err(refusal) => Started::One(refusal.into()),
@@ -474,8 +481,14 @@ impl Endpoint {
 pub(crate) enum Started {
     /// It is done already, or was refused.
     One(Outcome),
-    /// It goes on until its stream ends; and how the client stands.
-    Many(BoxStream<'static, Outcome>, Vec<Standing>),
+    /// It goes on until its stream ends.
+    Many {
+        answers: BoxStream<'static, Outcome>,
+        /// How the client stands.
+        standings: Vec<Standing>,
+        /// The session that it belongs to.
+        watch: Option<Watch>,
+    },
 }
 
 /// A panic ends its own request, as `INTERNAL`, and no other.

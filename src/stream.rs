@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, unfold};
+use gathering_schema::Watch;
 use gathering_schema::limit::Standing;
 use serde::Serialize;
 use tokio::time::sleep;
@@ -31,6 +32,8 @@ struct Stream {
     stage: Stage,
     keep_alive: Duration,
     draining: BoxFuture<'static, ()>,
+    /// The session that the answers belong to.
+    watch: Option<Watch>,
     _seat: Option<Seat>,
     _counted: Counted,
 }
@@ -48,13 +51,14 @@ enum Stage {
     Ended,
 }
 
-/// The response whose body is these answers. The seat is kept as long as the body is.
+/// The response whose body is these answers. The seat is kept as long as the body is; when the session has ended, no event
+/// is sent any more.
 pub(crate) fn response(
     endpoint: &Endpoint,
     media: Media,
     answers: BoxStream<'static, Outcome>,
     standings: Vec<Standing>,
-    seat: Option<Seat>,
+    (seat, watch): (Option<Seat>, Option<Watch>),
 ) -> Response {
     let (form, gauge) = match media {
         Media::Multipart => (Form::Multipart, Gauge::Multipart),
@@ -66,6 +70,7 @@ pub(crate) fn response(
         stage: Stage::Begins,
         keep_alive: endpoint.config.subscriptions.keep_alive,
         draining: Box::pin(endpoint.seats.draining()),
+        watch,
         _seat: seat,
         _counted: endpoint.seats.count(gauge),
     };
@@ -96,17 +101,24 @@ impl Stream {
                 self.stage = Stage::Goes;
                 Some(self.form.beginning())
             }
-            Stage::Goes => tokio::select! {
-                biased;
-                () = &mut self.draining => None,
-                answer = self.answers.next() => {
-                    let piece = answer.map(|outcome| self.form.answer(&outcome));
-                    Some(piece.unwrap_or_else(|| {
-                        self.stage = Stage::Ended;
-                        self.form.end()
-                    }))
+            Stage::Goes => loop {
+                tokio::select! {
+                    biased;
+                    () = &mut self.draining => return None,
+                    answer = self.answers.next() => {
+                        let Some(outcome) = answer else {
+                            self.stage = Stage::Ended;
+                            return Some(self.form.end());
+                        };
+                        let piece = self.form.answer(&outcome);
+                        // An event that was ready before the session ended; what comes next says that it has.
+                        if outcome.ran() && self.watch.as_ref().is_some_and(Watch::has_ended) {
+                            continue;
+                        }
+                        return Some(piece);
+                    }
+                    () = sleep(self.keep_alive) => return Some(self.form.sign_of_life()),
                 }
-                () = sleep(self.keep_alive) => Some(self.form.sign_of_life()),
             },
             Stage::Ended => None,
         }

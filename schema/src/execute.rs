@@ -29,7 +29,6 @@ use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -42,7 +41,7 @@ use crate::{
     error::Error,
     idempotency::{self, Key, Known},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
-    live::{self, Bus, Relay},
+    live::{self, Bus, Relay, Watch},
     load::{Gather, Loader, Waiting},
     scalar::DateTime,
     server::Look,
@@ -126,6 +125,8 @@ struct Run {
     client: Client,
     viewer: Option<Viewer>,
     payer: Payer,
+    /// The session that a subscription belongs to.
+    watch: Option<Watch>,
     usage: bool,
     after: Option<String>,
     /// The idempotency key that the client has sent, and the same when the request was written down under it.
@@ -244,8 +245,10 @@ pub struct Caller<'a> {
 }
 
 /// Whoever has presented an access token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bearer {
+    /// The session of the token, as long as a connection relies on it.
+    pub watch: Option<Watch>,
     /// The user's row id.
     pub user: Uuid,
     /// When the token expires.
@@ -528,8 +531,6 @@ impl Graph {
         let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
         let writer = Writer::new(db.clone());
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
-        let signed_out = Arc::new(Notify::new());
-        relay.handle(stream::watch_sign_outs(Arc::clone(&signed_out)));
         let epoch = journal::Entity::find().one(&db).await;
         let epoch = epoch.map_err(|error| error.to_string())?;
         let epoch = epoch
@@ -558,7 +559,6 @@ impl Graph {
                 writer,
                 epoch,
                 bus,
-                signed_out,
                 limits,
                 look: Look::default(),
                 started_at: clock(),
@@ -568,6 +568,7 @@ impl Graph {
                 limiter,
             }),
         }));
+        relay.handle(stream::watch_sign_outs(Arc::clone(&graph.0.services)));
         Ok((graph, Works { recorder, relay }))
     }
 
@@ -689,12 +690,14 @@ impl Graph {
         caller: Caller<'_>,
     ) -> Result<Answers, Answer> {
         let (run, verdict) = self.enter(operation, caller).await?;
+        let watch = run.watch.clone();
         let execution = self.execution(run);
         let live = Live {
             responses: execution.schema.execute_stream(execution.request),
             request: execution.known,
             waiting: execution.waiting,
             shape: execution.shape,
+            watch,
             ready: VecDeque::new(),
         };
         live.start(verdict).await
@@ -705,9 +708,12 @@ impl Graph {
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account.
     pub async fn greet(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
-        let presented = self.0.services.accounts.read(token);
+        let accounts = &self.0.services.accounts;
+        let presented = accounts.read(token);
+        let watch = accounts.watch(&presented);
         let viewer = self.authenticate(presented, client).await?;
         Ok(Bearer {
+            watch,
             user: viewer.id(),
             expires_at: viewer.expires_at(),
         })
@@ -737,6 +743,9 @@ impl Graph {
         if verdict.is_refused {
             return Err(Answer::limited(verdict));
         }
+        let is_stream = operation.kind == OperationType::Subscription;
+        let watched = presented.as_ref().filter(|_| is_stream);
+        let watch = watched.and_then(|presented| services.accounts.watch(presented));
         let viewer = match presented {
             Some(presented) => match self.authenticate(presented, client).await {
                 Ok(viewer) => Some(viewer),
@@ -778,6 +787,7 @@ impl Graph {
             key: None,
             viewer,
             payer,
+            watch,
             hides_schema,
             refused: verdict
                 .refused
@@ -877,6 +887,7 @@ impl Graph {
             client,
             viewer,
             payer,
+            watch: _,
             usage,
             after,
             key,

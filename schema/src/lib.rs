@@ -62,7 +62,6 @@ use async_graphql::{
 use chrono::{DateTime, Utc};
 use futures_util::Stream;
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use auth::Client;
@@ -71,6 +70,7 @@ pub use execute::{
     Answer, Bearer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments,
     Usage, Works,
 };
+pub use live::Watch;
 pub use stream::Answers;
 pub use viewer::Viewer;
 
@@ -96,8 +96,6 @@ pub(crate) struct Services {
     pub(crate) accounts: Accounts,
     pub(crate) limiter: Limiter,
     pub(crate) bus: Arc<Bus>,
-    /// Somebody was signed out everywhere, or may do less than before.
-    pub(crate) signed_out: Arc<Notify>,
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
     /// Tells the history of this database from that of others.

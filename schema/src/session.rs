@@ -397,13 +397,13 @@ impl SessionMutation {
         let accounts = request.accounts();
         let ended = change(ctx, async |mut change| {
             let (transaction, now) = (&change.transaction, change.now);
-            let owner = accounts.end_session(transaction, viewer, session, now);
-            let owner = owner.await?.ok_or_else(|| Error::not_found("sessionId"))?;
+            let ended = accounts.end_session(transaction, viewer, session, now);
+            let (owner, ended) = ended.await?.ok_or_else(|| Error::not_found("sessionId"))?;
+            change.end(ended);
             change.note(Act::SessionRevoked, Kind::User, owner, in_session(session));
             change.commit(vec![session]).await
         });
         ended.await?;
-        accounts.ended(session);
         Ok(RevokeSessionPayload {
             revoked_session_id: Some(input.session_id),
             user_errors: Vec::new(),
