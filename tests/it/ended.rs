@@ -10,7 +10,8 @@ use crate::accounts::{ADA, ADMIN, Tokens, Visitor, tokens};
 use crate::database::PASSWORD;
 use crate::live::until_more_than;
 use crate::server::TestServer;
-use crate::ws::{Socket, metric};
+use crate::ws::limit::narrow_of;
+use crate::ws::{Socket, flood, metric, until_metric_is};
 
 const EVENTS: &str = "subscription { events(filter: { types: [PROVIDER_CHANGED] }) { ... on CatalogueEvent { name } } }";
 
@@ -376,5 +377,55 @@ async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
             publish(&two, 1).await;
             others.until(1).await;
         }
+    }
+}
+
+/// Waits until no more events are taken out for a stream, because its client does not read.
+async fn until_stuck(server: &TestServer) {
+    let delivered = async || metric(server, "gathering_events_delivered_total").await;
+    let stuck = async {
+        let (mut last, mut times) = (0, 0);
+        while times < 20 {
+            let now = delivered().await;
+            times = if now > 0 && now == last { times + 1 } else { 0 };
+            last = now;
+        }
+    };
+    let stuck = tokio::time::timeout(PATIENCE, stuck).await;
+    stuck.expect("the client is behind");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_sent_what_is_held_for_it() {
+    let server = TestServer::with(|config| {
+        config.subscriptions.keep_alive = Duration::from_hours(1);
+        config.server.write_timeout = Duration::from_hours(1);
+    })
+    .await;
+    let query = flood(&server).await;
+    let logout = "mutation { logout(input: {}) { revokedTokens } }";
+    let streams = |transport: &str| format!("gathering_streams{{transport=\"{transport}\"}}");
+
+    let token = server.token("demo@example.com").await;
+    let mut socket = narrow_of(&server, &token).await;
+    socket.subscribe("1", &query).await;
+    until_stuck(&server).await;
+    server.ask(Some(&token), logout, json!({})).await;
+    until_metric_is(&server, &streams("websocket"), 0).await;
+    until_metric_is(&server, "gathering_websocket_connections", 0).await;
+
+    for (accept, transport) in [(SSE, "sse"), (MULTIPART, "multipart")] {
+        let token = server.token("demo@example.com").await;
+        let request = server.request(reqwest::Method::POST, "/graphql");
+        let request = request.bearer_auth(&token).header(ACCEPT, accept);
+        let response = request.json(&json!({ "query": query })).send().await;
+        let response = response.expect("an answer");
+        until_stuck(&server).await;
+        assert_eq!(metric(&server, &streams(transport)).await, 1);
+        server.ask(Some(&token), logout, json!({})).await;
+        until_metric_is(&server, &streams(transport), 0).await;
+        // The rest cannot be had: the connection has broken.
+        let body = tokio::time::timeout(PATIENCE, response.text()).await;
+        body.expect("an end").expect_err("no proper end");
     }
 }
