@@ -39,6 +39,7 @@ use tokio::time::timeout;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::config::{self, Config};
+use crate::guard::WriteGuard;
 use crate::playground::{self, Page, SignIn};
 use crate::rate::{self, Standings};
 use crate::seat::{Full, Seats};
@@ -326,7 +327,15 @@ impl Endpoint {
                 answers,
                 standings,
                 watch,
-            } => stream::response(self, media, answers, standings, (seat, watch)),
+            } => {
+                let guard = head
+                    .extensions
+                    .get::<WriteGuard>()
+                    .cloned()
+                    .unwrap_or_default();
+                let session = watch.map(|watch| (watch, guard));
+                stream::response(self, media, answers, standings, (seat, session))
+            }
         })
     }
 
@@ -371,8 +380,13 @@ impl Endpoint {
         for (place, members) in entries.into_iter().enumerate() {
             operations.push(members.into_params(&format!("[{place}]."))?);
         }
-        let outcomes: Vec<Outcome> =
-            join_all(operations.into_iter().map(|params| self.run(params, head))).await;
+        let outcomes: Vec<Outcome> = join_all(
+            operations
+                .into_iter()
+                .enumerate()
+                .map(|(entry, params)| self.run(params, entry, head)),
+        )
+        .await;
         // Where nothing ran, the whole is a refusal, and the first entry says why.
         let status = match outcomes.first() {
             Some(first) if !outcomes.iter().any(Outcome::ran) => first.status(media),
@@ -388,7 +402,7 @@ impl Endpoint {
     }
 
     /// Runs one operation of a batch.
-    async fn run(&self, params: Params, head: &Parts) -> Outcome {
+    async fn run(&self, params: Params, entry: usize, head: &Parts) -> Outcome {
         let operation = match self.prepare(params, head) {
             Ok(operation) => operation,
             Err(outcome) => return outcome,
@@ -397,7 +411,13 @@ impl Endpoint {
             return Refusal::many_answers().into();
         }
         match self.caller(&operation, head) {
-            Ok(caller) => self.answer(operation, caller).await,
+            Ok(caller) => {
+                let caller = Caller {
+                    batch_entry: Some(entry),
+                    ..caller
+                };
+                self.answer(operation, caller).await
+            }
             Err(refusal) => refusal.into(),
         }
     }
@@ -429,6 +449,7 @@ impl Endpoint {
                 .headers
                 .get(IDEMPOTENCY_KEY)
                 .map(|key| key.to_str().unwrap_or_default().to_owned()),
+            batch_entry: None,
         })
     }
 

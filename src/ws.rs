@@ -555,6 +555,7 @@ impl Connection {
                 usage: session.usage,
                 after: None,
                 idempotency_key: None,
+                batch_entry: None,
             };
             match endpoint.start(operation, caller).await {
                 Started::One(outcome) => iter([Some(outcome), None]).boxed(),

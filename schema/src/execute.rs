@@ -39,7 +39,7 @@ use crate::{
     ctx::{self, Progress},
     document::{self, Costs, Measure},
     error::Error,
-    idempotency::{self, Key, Known},
+    idempotency::{self, Key, Known, Turn, Wanted},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, TierCount, Verdict},
     live::{self, Bus, Relay, Watch},
     load::{Gather, Loader, Waiting},
@@ -130,7 +130,7 @@ struct Run {
     usage: bool,
     after: Option<String>,
     /// The idempotency key that the client has sent, and the same when the request was written down under it.
-    wanted_key: Option<String>,
+    wanted_key: Option<Wanted>,
     key: Option<Key>,
     /// The keys of the answer that are refused.
     refused: Vec<Name>,
@@ -242,6 +242,8 @@ pub struct Caller<'a> {
     pub after: Option<String>,
     /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
     pub idempotency_key: Option<String>,
+    /// The place of the operation in a batch that shares the idempotency key: each entry has a key of its own.
+    pub batch_entry: Option<usize>,
 }
 
 /// Whoever has presented an access token.
@@ -390,18 +392,25 @@ impl Answer {
     fn again(known: &serde_json::Value, shape: &Arc<Shape>) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
         let data = Value::from_json(part("data")).unwrap_or_default();
-        let mut extensions = match part("extensions") {
+        let extensions = match part("extensions") {
             serde_json::Value::Object(extensions) => extensions,
             _ => Map::new(),
         };
-        extensions.insert("idempotency".to_owned(), json!({ "isReplayed": true }));
-        Self {
+        let mut again = Self {
             data: Some(Box::new((data, Arc::clone(shape)))),
             errors: serde_json::from_value(part("errors")).unwrap_or_default(),
             extensions,
             standings: Vec::new(),
             cursor: None,
-        }
+        };
+        again.mark_replayed();
+        again
+    }
+
+    /// Says that what is answered was done when the request was sent before.
+    fn mark_replayed(&mut self) {
+        let mark = json!({ "isReplayed": true });
+        self.extensions.insert("idempotency".to_owned(), mark);
     }
 
     /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
@@ -557,6 +566,7 @@ impl Graph {
                 loader: Loader::new(db.clone()),
                 db,
                 writer,
+                turns: Arc::default(),
                 epoch,
                 bus,
                 limits,
@@ -665,8 +675,8 @@ impl Graph {
         answer.with_standings(verdict.standings)
     }
 
-    /// What is known of a request that may be sent again.
-    async fn claim(&self, run: &Run, key: &str) -> Result<Known, Error> {
+    /// What is known of a request that may be sent again, and its turn among those under the same key.
+    async fn claim(&self, run: &Run, wanted: &Wanted) -> Result<(Known, Turn), Error> {
         let operation = &run.operation;
         let variables = serde_json::Value::Object(operation.variables.clone());
         let name = operation.name.as_deref();
@@ -675,7 +685,11 @@ impl Graph {
         let services = &*self.0.services;
         let now = (services.clock)().trunc_subsecs(6);
         let user = run.viewer.as_ref().map(Viewer::id);
-        let claim = Key::claim(&services.writer, (user, key), fingerprint, fields, now);
+        let key = Key::new(user, wanted, fingerprint, fields, now)?;
+        let claim = async {
+            let turn = services.turns.take(&key).await;
+            Ok((key.claim(&services.writer).await?, turn))
+        };
         let claimed = tokio::time::timeout(services.limits.timeout, claim).await;
         claimed.unwrap_or_else(|_| Err(Error::timeout()))
     }
@@ -727,7 +741,14 @@ impl Graph {
     ) -> Result<(Run, Verdict), Answer> {
         let services = &*self.0.services;
         let client = &caller.client;
-        let wanted_key = operation.idempotency_key.clone().or(caller.idempotency_key);
+        let own_key = operation
+            .idempotency_key
+            .clone()
+            .map(|text| Wanted { text, entry: None });
+        let wanted_key = own_key.or(caller.idempotency_key.map(|text| Wanted {
+            text,
+            entry: caller.batch_entry,
+        }));
         let token = caller.token.filter(|_| !operation.signs_in());
         let presented = token.map(|token| services.accounts.read(token));
         let payer = match presented.as_ref().and_then(Presented::claimed) {
@@ -940,21 +961,24 @@ impl Graph {
         let Some(wanted) = run.wanted_key.take() else {
             return self.execute(run).await;
         };
-        let key = match self.claim(&run, &wanted).await {
-            Ok(Known::Nothing(key)) => key,
-            Ok(Known::Answer(known)) => return Answer::again(&known, &run.operation.shape),
+        let (key, _turn) = match self.claim(&run, &wanted).await {
+            Ok((Known::Nothing(key), turn)) => (key, turn),
+            Ok((Known::Answer(known), _)) => return Answer::again(&known, &run.operation.shape),
             Err(error) => return Answer::failed(error, &run.client.request_id),
         };
         run.key = Some(key.clone());
-        let answer = self.execute(run).await;
+        let mut answer = self.execute(run).await;
         let writer = &self.0.services.writer;
-        if answer.has_data() {
+        if key.is_replayed() {
+            answer.mark_replayed();
+        }
+        if !key.is_used() {
+            key.release(writer).await;
+        } else if answer.has_data() {
             let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
             if let Ok(whole) = serde_json::to_value(&answer) {
                 key.keep(writer, whole, &codes).await;
             }
-        } else if answer.code() == Some(Code::ValidationFailed) {
-            key.release(writer).await;
         }
         answer
     }

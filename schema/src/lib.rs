@@ -98,6 +98,8 @@ pub(crate) struct Services {
     pub(crate) bus: Arc<Bus>,
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
+    /// Requests under one idempotency key.
+    pub(crate) turns: Arc<idempotency::Turns>,
     /// Tells the history of this database from that of others.
     pub(crate) epoch: Uuid,
 }

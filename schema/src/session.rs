@@ -348,8 +348,12 @@ impl SessionMutation {
         let token = input.refresh_token.as_deref();
         let accounts = request.accounts();
         let revoked = accounts.sign_out(&request.client, viewer, token, input.everywhere);
+        let revoked = revoked.await?;
+        if let Some(key) = &request.key {
+            key.made();
+        }
         Ok(LogoutPayload {
-            revoked_tokens: i32::try_from(revoked.await?).unwrap_or(i32::MAX),
+            revoked_tokens: i32::try_from(revoked).unwrap_or(i32::MAX),
             user_errors: Vec::new(),
         })
     }

@@ -171,7 +171,11 @@ where
             ended: Vec::new(),
             _turn: turn,
         };
-        work(change).await
+        let outcome = work(change).await?;
+        if let Some(key) = request.key.as_ref().filter(|_| outcome.errors.is_empty()) {
+            key.made();
+        }
+        Ok(outcome)
     })
     .await
 }
@@ -221,6 +225,9 @@ impl Change<'_> {
             key.note(self.ctx, &self.transaction, &rows).await?;
         }
         self.transaction.commit().await?;
+        if let Some(key) = &self.request.key {
+            key.made();
+        }
         for ended in self.ended {
             self.request.accounts().ended(ended);
         }
