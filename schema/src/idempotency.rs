@@ -261,10 +261,13 @@ impl Key {
     pub(crate) async fn release(self, writer: &Writer) {
         let released = async {
             let (transaction, _turn) = writer.begin().await?;
-            // A change that is under way ends first, and is seen by the next statement.
-            self.lock(&transaction).await?;
+            // A change that is under way ends first, and is seen by the next statement. Without the lock it would not be.
+            if self.lock(&transaction).await?.is_none() {
+                return Ok(());
+            }
             idempotency::Entity::delete_many()
                 .filter(self.is_this())
+                .filter(Column::Field.eq(""))
                 .filter(Column::Fingerprint.eq(&self.fingerprint))
                 .filter(Column::Outcome.is_null())
                 .filter(Expr::not_exists(self.changes()))
