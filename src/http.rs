@@ -30,7 +30,7 @@ use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use gathering_schema::limit::Standing;
-use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage};
+use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage, Watch};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -39,6 +39,7 @@ use tokio::time::timeout;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::config::{self, Config};
+use crate::guard::WriteGuard;
 use crate::playground::{self, Page, SignIn};
 use crate::rate::{self, Standings};
 use crate::seat::{Full, Seats};
@@ -322,8 +323,18 @@ impl Endpoint {
         };
         Ok(match self.start(operation, caller).await {
             Started::One(outcome) => self.reply(outcome, media),
-            Started::Many(answers, standings) => {
-                stream::response(self, media, answers, standings, seat)
+            Started::Many {
+                answers,
+                standings,
+                watch,
+            } => {
+                let guard = head
+                    .extensions
+                    .get::<WriteGuard>()
+                    .cloned()
+                    .unwrap_or_default();
+                let session = watch.map(|watch| (watch, guard));
+                stream::response(self, media, answers, standings, (seat, session))
             }
         })
     }
@@ -335,7 +346,7 @@ impl Endpoint {
             outcome if is_stream => {
                 let standings = outcome.standings().to_vec();
                 let answers = futures_util::stream::iter([outcome]).boxed();
-                stream::response(self, media, answers, standings, None)
+                stream::response(self, media, answers, standings, (None, None))
             }
             Outcome::Answered(answer) => answered(&answer, media),
             Outcome::Refused(refusal) => refusal.into_response(),
@@ -369,8 +380,13 @@ impl Endpoint {
         for (place, members) in entries.into_iter().enumerate() {
             operations.push(members.into_params(&format!("[{place}]."))?);
         }
-        let outcomes: Vec<Outcome> =
-            join_all(operations.into_iter().map(|params| self.run(params, head))).await;
+        let outcomes: Vec<Outcome> = join_all(
+            operations
+                .into_iter()
+                .enumerate()
+                .map(|(entry, params)| self.run(params, entry, head)),
+        )
+        .await;
         // Where nothing ran, the whole is a refusal, and the first entry says why.
         let status = match outcomes.first() {
             Some(first) if !outcomes.iter().any(Outcome::ran) => first.status(media),
@@ -386,7 +402,7 @@ impl Endpoint {
     }
 
     /// Runs one operation of a batch.
-    async fn run(&self, params: Params, head: &Parts) -> Outcome {
+    async fn run(&self, params: Params, entry: usize, head: &Parts) -> Outcome {
         let operation = match self.prepare(params, head) {
             Ok(operation) => operation,
             Err(outcome) => return outcome,
@@ -395,7 +411,13 @@ impl Endpoint {
             return Refusal::many_answers().into();
         }
         match self.caller(&operation, head) {
-            Ok(caller) => self.answer(operation, caller).await,
+            Ok(caller) => {
+                let caller = Caller {
+                    batch_entry: Some(entry),
+                    ..caller
+                };
+                self.answer(operation, caller).await
+            }
             Err(refusal) => refusal.into(),
         }
     }
@@ -427,6 +449,7 @@ impl Endpoint {
                 .headers
                 .get(IDEMPOTENCY_KEY)
                 .map(|key| key.to_str().unwrap_or_default().to_owned()),
+            batch_entry: None,
         })
     }
 
@@ -449,12 +472,17 @@ impl Endpoint {
         match started {
             Ok(Ok(answers)) => {
                 let standings = answers.standings().to_vec();
+                let watch = answers.watch();
                 let answers = AssertUnwindSafe(answers).catch_unwind();
                 let outcome = move |answer: Result<Answer, _>| match answer {
                     Ok(answer) => answer.into(),
                     Err(_) => Refusal::internal(request_id.clone()).into(),
                 };
-                Started::Many(answers.map(outcome).boxed(), standings)
+                Started::Many {
+                    answers: answers.map(outcome).boxed(),
+                    standings,
+                    watch,
+                }
             }
             Ok(Err(answer)) => Started::One(answer.into()),
             Err(refusal) => Started::One(refusal.into()),
@@ -474,8 +502,14 @@ impl Endpoint {
 pub(crate) enum Started {
     /// It is done already, or was refused.
     One(Outcome),
-    /// It goes on until its stream ends; and how the client stands.
-    Many(BoxStream<'static, Outcome>, Vec<Standing>),
+    /// It goes on until its stream ends.
+    Many {
+        answers: BoxStream<'static, Outcome>,
+        /// How the client stands.
+        standings: Vec<Standing>,
+        /// The session that it belongs to.
+        watch: Option<Watch>,
+    },
 }
 
 /// A panic ends its own request, as `INTERNAL`, and no other.

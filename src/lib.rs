@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod db;
+mod guard;
 pub mod health;
 pub mod http;
 pub mod keys;

@@ -30,6 +30,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::{self, Config};
 use crate::db::Database;
+use crate::guard::{GuardedStream, WriteGuard};
 use crate::health::Health;
 use crate::playground::SignIn;
 use crate::rate::Gate;
@@ -483,13 +484,15 @@ async fn accept(
         let app = Arc::clone(&app);
         let afterwards = Afterwards::default();
         let left = afterwards.clone();
+        let guard = WriteGuard::default();
+        let io = io(stream, guard.clone(), settings.write_timeout);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(http::Peer(peer));
             request.extensions_mut().insert(afterwards.clone());
+            request.extensions_mut().insert(guard.clone());
             let router = app.serving.get().unwrap_or(&app.starting).clone();
             TowerToHyperService::new(router).call(request)
         });
-        let io = io(stream, settings.write_timeout);
         let connection = http.serve_connection(io, service).with_upgrades();
         let draining = seats.draining();
         connections.spawn(async move {
@@ -522,11 +525,11 @@ async fn accept(
 }
 
 /// A connection that sends at once, and that the system cuts off when what was sent is not taken in time.
-fn io(stream: TcpStream, write_timeout: Duration) -> TokioIo<TcpStream> {
+fn io(stream: TcpStream, guard: WriteGuard, write_timeout: Duration) -> TokioIo<GuardedStream> {
     let socket = SockRef::from(&stream);
     let set = socket.set_tcp_nodelay(true);
     if let Err(error) = set.and_then(|()| socket.set_tcp_user_timeout(Some(write_timeout))) {
         tracing::debug!(%error, "a connection keeps its defaults");
     }
-    TokioIo::new(stream)
+    TokioIo::new(GuardedStream { stream, guard })
 }

@@ -5,19 +5,22 @@
 //! only then is the subscription asked for its next answer. A stream that came to its end says so; one that ends because
 //! the server does stops without a word, so that clients connect again, and go on where they were.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, unfold};
+use futures_util::{StreamExt, poll};
+use gathering_schema::Watch;
 use gathering_schema::limit::Standing;
 use serde::Serialize;
 use tokio::time::sleep;
 
+use crate::guard::WriteGuard;
 use crate::http::{Endpoint, Media, Outcome};
 use crate::rate::Standings;
 use crate::seat::{Counted, Gauge, Seat};
@@ -25,12 +28,17 @@ use crate::seat::{Counted, Gauge, Seat};
 /// How long a browser that lost its stream waits before it connects again, in milliseconds.
 const RETRY: u64 = 2_000;
 
+/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
+const GATHERED: usize = 8 << 10;
+
 struct Stream {
     form: Form,
     answers: BoxStream<'static, Outcome>,
     stage: Stage,
     keep_alive: Duration,
     draining: BoxFuture<'static, ()>,
+    /// The session that the answers belong to, and what keeps them when it has ended.
+    session: Option<(Watch, WriteGuard)>,
     _seat: Option<Seat>,
     _counted: Counted,
 }
@@ -48,13 +56,14 @@ enum Stage {
     Ended,
 }
 
-/// The response whose body is these answers. The seat is kept as long as the body is.
+/// The response whose body is these answers. The seat is kept as long as the body is; when the session has ended, no event
+/// is sent any more.
 pub(crate) fn response(
     endpoint: &Endpoint,
     media: Media,
     answers: BoxStream<'static, Outcome>,
     standings: Vec<Standing>,
-    seat: Option<Seat>,
+    (seat, session): (Option<Seat>, Option<(Watch, WriteGuard)>),
 ) -> Response {
     let (form, gauge) = match media {
         Media::Multipart => (Form::Multipart, Gauge::Multipart),
@@ -66,6 +75,7 @@ pub(crate) fn response(
         stage: Stage::Begins,
         keep_alive: endpoint.config.subscriptions.keep_alive,
         draining: Box::pin(endpoint.seats.draining()),
+        session,
         _seat: seat,
         _counted: endpoint.seats.count(gauge),
     };
@@ -96,19 +106,63 @@ impl Stream {
                 self.stage = Stage::Goes;
                 Some(self.form.beginning())
             }
-            Stage::Goes => tokio::select! {
-                biased;
-                () = &mut self.draining => None,
-                answer = self.answers.next() => {
-                    let piece = answer.map(|outcome| self.form.answer(&outcome));
-                    Some(piece.unwrap_or_else(|| {
-                        self.stage = Stage::Ended;
-                        self.form.end()
-                    }))
+            Stage::Goes => {
+                tokio::select! {
+                    biased;
+                    () = &mut self.draining => None,
+                    piece = gather(&mut self.answers, self.form, &mut self.stage, self.session.as_ref()) => {
+                        Some(piece)
+                    }
+                    () = sleep(self.keep_alive) => Some(self.form.sign_of_life()),
                 }
-                () = sleep(self.keep_alive) => Some(self.form.sign_of_life()),
-            },
+            }
             Stage::Ended => None,
+        }
+    }
+}
+
+/// Waits for an answer, and takes what is ready with it.
+async fn gather(
+    answers: &mut BoxStream<'static, Outcome>,
+    form: Form,
+    stage: &mut Stage,
+    session: Option<&(Watch, WriteGuard)>,
+) -> Bytes {
+    if let Some((_, guard)) = session {
+        guard.written().await;
+    }
+    loop {
+        let (mut piece, mut last) = (Vec::new(), Vec::new());
+        let mut next = answers.next().await;
+        loop {
+            match &next {
+                Some(outcome) if outcome.ran() => piece.extend(form.answer(outcome)),
+                Some(outcome) => last.extend(form.answer(outcome)),
+                None => {
+                    *stage = Stage::Ended;
+                    last.extend(form.end());
+                    break;
+                }
+            }
+            if piece.len() >= GATHERED {
+                break;
+            }
+            next = match poll!(answers.next()) {
+                Poll::Ready(next) => next,
+                Poll::Pending => break,
+            };
+        }
+        if let Some((watch, guard)) = session.filter(|_| !piece.is_empty()) {
+            if watch.has_ended() {
+                // What comes behind these events says that the session has ended.
+                piece.clear();
+            } else {
+                guard.hold(watch);
+            }
+        }
+        piece.extend(last);
+        if !piece.is_empty() {
+            return piece.into();
         }
     }
 }

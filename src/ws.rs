@@ -5,7 +5,10 @@
 //! its silence, and what it was sent and has not taken. The next answers of a subscription are asked for when the socket
 //! has taken those before.
 
+mod outgoing;
+
 use std::borrow::Cow;
+use std::future::pending;
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +16,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
-use axum::body::Bytes;
 use axum::http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -26,10 +28,9 @@ use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream, iter, once};
 use futures_util::{SinkExt, StreamExt, poll};
-use gathering_schema::{Caller, Client, Code, Operation, Usage};
+use gathering_schema::{Caller, Client, Code, Operation, Usage, Watch};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
@@ -37,28 +38,19 @@ use tokio_stream::StreamMap;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::Frame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::Instrument;
 
-use crate::config::Config;
 use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in};
 use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
+use outgoing::{FRAGMENT, GATHERED, Outbox, Outgoing};
 
 /// The one sub-protocol.
 const PROTOCOL: &str = "graphql-transport-ws";
 
 /// The version of WebSocket itself.
 const VERSION: &str = "13";
-
-/// Longest piece of a message that is handed to the socket at once, in bytes. Longer messages go out in pieces: so the
-/// buffer is bounded, and a client that reads slowly, but reads, has its time for each.
-const FRAGMENT: usize = 64 << 10;
-
-/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
-const GATHERED: usize = 8 << 10;
 
 /// Most outcomes that are passed on before anything else has its turn.
 const BURST: usize = 64;
@@ -217,6 +209,12 @@ impl Close {
         Self::new(code, full.reason())
     }
 
+    /// The session of the connection has ended.
+    fn revoked() -> Self {
+        let (_, message) = errors(&Watch::refusal().into());
+        Self::new(4403, message)
+    }
+
     fn slow() -> Self {
         Self::new(1013, "You read too slowly. Connect again and go on.")
     }
@@ -313,28 +311,6 @@ fn id(message: &mut Map<String, Value>) -> Result<String, Close> {
     }
 }
 
-/// What a client is told.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Outgoing<'a> {
-    ConnectionAck,
-    Pong {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        payload: Option<Value>,
-    },
-    Next {
-        id: &'a str,
-        payload: &'a Outcome,
-    },
-    Error {
-        id: &'a str,
-        payload: Value,
-    },
-    Complete {
-        id: &'a str,
-    },
-}
-
 /// As whom a client has introduced itself.
 #[derive(Default)]
 struct Session {
@@ -342,7 +318,7 @@ struct Session {
     usage: Usage,
 }
 
-/// An operation under way: its outcomes, and `None` behind the last.
+/// An operation under way: its outcomes, and `None` behind the last; and whether it is a subscription.
 struct Running {
     outcomes: BoxStream<'static, Option<Outcome>>,
     /// Whether it has no end of its own.
@@ -351,17 +327,19 @@ struct Running {
 }
 
 impl Stream for Running {
-    type Item = Option<Outcome>;
+    type Item = (bool, Option<Outcome>);
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.outcomes.poll_next_unpin(cx)
+        let is_subscription = self.is_subscription;
+        let next = self.outcomes.poll_next_unpin(cx);
+        next.map(|next| next.map(|outcome| (is_subscription, outcome)))
     }
 }
 
 struct Connection {
     endpoint: Arc<Endpoint>,
     client: Client,
-    socket: Socket,
+    outbox: Outbox,
     /// Set once the client has introduced itself and was acknowledged.
     session: Option<Arc<Session>>,
     running: StreamMap<String, Running>,
@@ -377,7 +355,7 @@ impl Connection {
     fn new(endpoint: Arc<Endpoint>, client: Client, seat: Seat, socket: Socket) -> Self {
         Self {
             client,
-            socket,
+            outbox: Outbox::new(socket),
             session: None,
             running: StreamMap::new(),
             expired: None,
@@ -392,7 +370,11 @@ impl Connection {
         let Err(end) = self.serve().await;
         // What runs ends here, whatever the client does from now on.
         self.running.clear();
-        part(&self.endpoint, self.socket, end).await;
+        if let End::Close(_) = end {
+            // What was said before is said before the farewell, if the client takes it.
+            let _ = timeout(FAREWELL, self.flush()).await;
+        }
+        part(&self.endpoint, self.outbox.socket, end).await;
     }
 
     /// Listens and answers until one side ends it.
@@ -407,11 +389,12 @@ impl Connection {
             // keeps the others from their turn.
             tokio::select! {
                 () = &mut draining => return self.drain().await,
+                () = ended(self.outbox.watch.as_ref()) => return self.dismiss().await,
                 () = sleep_until(deadline), if self.session.is_none() => {
                     return Err(Close::new(4408, "Connection initialisation timeout").into());
                 }
                 _ = beat.tick() => self.beat().await?,
-                message = self.socket.next() => match message {
+                message = self.outbox.socket.next() => match message {
                     Some(Ok(message)) => self.hear(message).await?,
                     Some(Err(error)) => {
                         let longest = self.endpoint.config.subscriptions.message_bytes;
@@ -419,13 +402,14 @@ impl Connection {
                     }
                     None => return Err(End::Lost),
                 },
-                Some((id, outcome)) = self.running.next() => {
-                    self.tell(&id, outcome).await?;
+                Some((id, (is_event, outcome))) = self.running.next() => {
+                    self.tell(&id, is_event, outcome).await?;
                     for _ in 1..BURST {
-                        let Poll::Ready(Some((id, outcome))) = poll!(self.running.next()) else {
+                        let next = poll!(self.running.next());
+                        let Poll::Ready(Some((id, (is_event, outcome)))) = next else {
                             break;
                         };
-                        self.tell(&id, outcome).await?;
+                        self.tell(&id, is_event, outcome).await?;
                     }
                 }
             }
@@ -448,7 +432,8 @@ impl Connection {
             return Err(Close::new(4403, message).into());
         }
         self.silence += 1;
-        self.write(Message::Ping(Bytes::new())).await
+        self.outbox.ping();
+        Ok(())
     }
 
     async fn hear(&mut self, message: Message) -> Result<(), End> {
@@ -511,7 +496,7 @@ impl Connection {
         };
         if let Some(token) = token {
             let greeted = self.endpoint.graph.greet(token, &self.client).await;
-            greeted.map_err(|answer| {
+            let bearer = greeted.map_err(|answer| {
                 let code = match answer.code() {
                     Some(Code::Unauthenticated | Code::Forbidden) => 4403,
                     // To come back later helps, unless it is our fault.
@@ -521,6 +506,7 @@ impl Connection {
                 let (_, message) = errors(&answer.into());
                 Close::new(code, message)
             })?;
+            self.outbox.watch = bearer.watch;
         }
         let usage = given("x-gathering-usage").find_map(Value::as_str);
         Ok(Session {
@@ -554,7 +540,7 @@ impl Connection {
                 Err(answer) => answer.into(),
             }
         };
-        self.tell(&id, Some(refused)).await
+        self.tell(&id, false, Some(refused)).await
     }
 
     /// Begins an operation, which goes on whenever the connection looks after it.
@@ -569,10 +555,11 @@ impl Connection {
                 usage: session.usage,
                 after: None,
                 idempotency_key: None,
+                batch_entry: None,
             };
             match endpoint.start(operation, caller).await {
                 Started::One(outcome) => iter([Some(outcome), None]).boxed(),
-                Started::Many(outcomes, _) => outcomes.map(Some).chain(iter([None])).boxed(),
+                Started::Many { answers, .. } => answers.map(Some).chain(iter([None])).boxed(),
             }
         };
         Running {
@@ -582,12 +569,21 @@ impl Connection {
         }
     }
 
-    /// Passes on what became of an operation.
-    async fn tell(&mut self, id: &str, outcome: Option<Outcome>) -> Result<(), End> {
+    /// Passes on what became of an operation: an event of a subscription, or something else.
+    async fn tell(
+        &mut self,
+        id: &str,
+        is_event: bool,
+        outcome: Option<Outcome>,
+    ) -> Result<(), End> {
         let outcome = match outcome {
             Some(outcome) if outcome.ran() => {
-                let payload = &outcome;
-                return self.send(&Outgoing::Next { id, payload }).await;
+                let message = Outgoing::Next {
+                    id,
+                    payload: &outcome,
+                };
+                let config = &self.endpoint.config;
+                return self.outbox.send(config, &message, is_event).await;
             }
             outcome => outcome,
         };
@@ -617,61 +613,47 @@ impl Connection {
 
     /// Ends what has no end, waits for the rest, and closes.
     async fn drain(&mut self) -> Result<Never, End> {
-        let endless = self.running.iter().filter(|(_, r)| r.is_subscription);
-        let endless: Vec<String> = endless.map(|(id, _)| id.clone()).collect();
-        for id in endless {
-            self.tell(&id, None).await?;
-        }
-        self.flush().await?;
-        while let Some((id, outcome)) = self.running.next().await {
-            self.tell(&id, outcome).await?;
-            self.flush().await?;
-        }
+        self.finish(|| None).await?;
         Err(Close::new(1012, RESTART).into())
     }
 
-    async fn send(&mut self, message: &Outgoing<'_>) -> Result<(), End> {
-        let text = serde_json::to_vec(message).map_err(|error| {
-            tracing::error!(%error, "a message cannot be written as JSON");
-            Close::new(1011, "Something went wrong on our side.")
-        })?;
-        let mut rest = Bytes::from(text);
-        let mut kind = Data::Text;
-        loop {
-            let piece = rest.split_to(rest.len().min(FRAGMENT));
-            let is_last = rest.is_empty();
-            let frame = Frame::message(piece, OpCode::Data(kind), is_last);
-            self.write(Message::Frame(frame)).await?;
-            if is_last {
-                return Ok(());
-            }
-            kind = Data::Continue;
-        }
+    /// Ends the streams of a session that has ended, waits for what else had begun, and closes.
+    async fn dismiss(&mut self) -> Result<Never, End> {
+        self.finish(|| Some(Watch::refusal().into())).await?;
+        Err(Close::revoked().into())
     }
 
-    /// Writes, as soon as the socket has taken most of what was written before.
-    async fn write(&mut self, message: Message) -> Result<(), End> {
-        let written = self.socket.feed(message);
-        in_time(&self.endpoint.config, written).await
+    /// Ends each subscription with an outcome, or with `complete`, and waits for the other operations.
+    async fn finish(&mut self, last: impl Fn() -> Option<Outcome>) -> Result<(), End> {
+        let endless = self.running.iter().filter(|(_, r)| r.is_subscription);
+        let endless: Vec<String> = endless.map(|(id, _)| id.clone()).collect();
+        for id in endless {
+            self.tell(&id, false, last()).await?;
+        }
+        self.flush().await?;
+        while let Some((id, (is_event, outcome))) = self.running.next().await {
+            self.tell(&id, is_event, outcome).await?;
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, message: &Outgoing<'_>) -> Result<(), End> {
+        let config = &self.endpoint.config;
+        self.outbox.send(config, message, false).await
     }
 
     /// Waits until the socket has taken all that was written.
     async fn flush(&mut self) -> Result<(), End> {
-        let flushed = self.socket.flush();
-        in_time(&self.endpoint.config, flushed).await
+        self.outbox.flush(&self.endpoint.config).await
     }
 }
 
-/// Waits for the client to take what it is sent, as long as one may.
-async fn in_time(
-    config: &Config,
-    taken: impl Future<Output = Result<(), Error>>,
-) -> Result<(), End> {
-    let longest = config.subscriptions.message_bytes;
-    match timeout(config.server.write_timeout, taken).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Close::of(&error, longest).map_or(End::Lost, End::Close)),
-        Err(_) => Err(Close::slow().into()),
+/// Waits until a session has ended.
+async fn ended(watch: Option<&Watch>) {
+    match watch {
+        Some(watch) => watch.ended().await,
+        None => pending().await,
     }
 }
 

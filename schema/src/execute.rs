@@ -20,10 +20,7 @@ use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, Semaphore},
-};
+use tokio::{runtime::Handle, sync::Semaphore};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -33,9 +30,9 @@ use crate::{
     cache::{Cache, CacheStats},
     ctx::{self, Progress},
     error::Error,
-    idempotency::{self, Key, Known},
+    idempotency::{self, Key, Known, Turn, Wanted},
     limit::{Limiter, Payer, Rates, RootField, Standing, Steady, Store, Tier, TierCount, Verdict},
-    live::{self, Bus, Relay},
+    live::{self, Bus, Relay, Watch},
     load::{Gather, Loader, Waiting},
     operation::{self, Document, Front, Introspection, Measure, Plan, Variables},
     scalar::DateTime,
@@ -119,10 +116,12 @@ struct Run {
     client: Client,
     viewer: Option<Viewer>,
     payer: Payer,
+    /// The session that a subscription belongs to.
+    watch: Option<Watch>,
     usage: bool,
     after: Option<String>,
     /// The idempotency key that the client has sent, and the same when the request was written down under it.
-    wanted_key: Option<String>,
+    wanted_key: Option<Wanted>,
     key: Option<Key>,
     /// The keys of the answer that are refused.
     refused: Vec<Name>,
@@ -244,11 +243,15 @@ pub struct Caller<'a> {
     pub after: Option<String>,
     /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
     pub idempotency_key: Option<String>,
+    /// The place of the operation in a batch that shares the idempotency key: each entry has a key of its own.
+    pub batch_entry: Option<usize>,
 }
 
 /// Whoever has presented an access token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bearer {
+    /// The session of the token, as long as a connection relies on it.
+    pub watch: Option<Watch>,
     /// The user's row id.
     pub user: Uuid,
     /// When the token expires.
@@ -390,18 +393,25 @@ impl Answer {
     fn again(known: &serde_json::Value, plan: &Arc<Plan>) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
         let data = Value::from_json(part("data")).unwrap_or_default();
-        let mut extensions = match part("extensions") {
+        let extensions = match part("extensions") {
             serde_json::Value::Object(extensions) => extensions,
             _ => Map::new(),
         };
-        extensions.insert("idempotency".to_owned(), json!({ "isReplayed": true }));
-        Self {
+        let mut again = Self {
             data: Some(Box::new((data, Arc::clone(plan)))),
             errors: serde_json::from_value(part("errors")).unwrap_or_default(),
             extensions,
             standings: Vec::new(),
             cursor: None,
-        }
+        };
+        again.mark_replayed();
+        again
+    }
+
+    /// Says that what is answered was done when the request was sent before.
+    fn mark_replayed(&mut self) {
+        let mark = json!({ "isReplayed": true });
+        self.extensions.insert("idempotency".to_owned(), mark);
     }
 
     /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
@@ -506,8 +516,6 @@ impl Graph {
         let limiter = Limiter::new(rates, buckets, tiers.clone(), Arc::clone(&clock), steady)?;
         let writer = Writer::new(db.clone());
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
-        let signed_out = Arc::new(Notify::new());
-        relay.handle(stream::watch_sign_outs(Arc::clone(&signed_out)));
         let epoch = journal::Entity::find().one(&db).await;
         let epoch = epoch.map_err(|error| error.to_string())?;
         let epoch = epoch
@@ -537,9 +545,9 @@ impl Graph {
                 loader: Loader::new(db.clone()),
                 db,
                 writer,
+                turns: Arc::default(),
                 epoch,
                 bus,
-                signed_out,
                 limits,
                 look: Look::default(),
                 started_at: clock(),
@@ -549,6 +557,7 @@ impl Graph {
                 limiter,
             }),
         }));
+        relay.handle(stream::watch_sign_outs(Arc::clone(&graph.0.services)));
         Ok((graph, Works { recorder, relay }))
     }
 
@@ -648,8 +657,8 @@ impl Graph {
         answer.with_standings(verdict.standings)
     }
 
-    /// What is known of a request that may be sent again.
-    async fn claim(&self, run: &Run, key: &str) -> Result<Known, Error> {
+    /// What is known of a request that may be sent again, and its turn among those under the same key.
+    async fn claim(&self, run: &Run, wanted: &Wanted) -> Result<(Known, Turn), Error> {
         let operation = &run.operation;
         let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
         let name = operation.name.as_deref();
@@ -658,7 +667,11 @@ impl Graph {
         let services = &*self.0.services;
         let now = (services.clock)().trunc_subsecs(6);
         let user = run.viewer.as_ref().map(Viewer::id);
-        let claim = Key::claim(&services.writer, (user, key), fingerprint, fields, now);
+        let key = Key::new(user, wanted, fingerprint, fields, now)?;
+        let claim = async {
+            let turn = services.turns.take(&key).await;
+            Ok((key.claim(&services.writer).await?, turn))
+        };
         let claimed = tokio::time::timeout(services.limits.timeout, claim).await;
         claimed.unwrap_or_else(|_| Err(Error::timeout()))
     }
@@ -673,12 +686,14 @@ impl Graph {
         caller: Caller<'_>,
     ) -> Result<Answers, Answer> {
         let (run, verdict) = self.enter(operation, caller).await?;
+        let watch = run.watch.clone();
         let execution = self.execution(run);
         let live = Live {
             responses: self.0.schema.execute_stream(execution.request),
             request: execution.known,
             waiting: execution.waiting,
             plan: execution.plan,
+            watch,
             ready: VecDeque::new(),
         };
         live.start(verdict).await
@@ -689,9 +704,12 @@ impl Graph {
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account.
     pub async fn greet(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
-        let presented = self.0.services.accounts.read(token);
+        let accounts = &self.0.services.accounts;
+        let presented = accounts.read(token);
+        let watch = accounts.watch(&presented);
         let viewer = self.authenticate(presented, client).await?;
         Ok(Bearer {
+            watch,
             user: viewer.id(),
             expires_at: viewer.expires_at(),
         })
@@ -705,7 +723,14 @@ impl Graph {
     ) -> Result<(Run, Verdict), Answer> {
         let services = &*self.0.services;
         let client = &caller.client;
-        let wanted_key = operation.idempotency_key.clone().or(caller.idempotency_key);
+        let own_key = operation
+            .idempotency_key
+            .clone()
+            .map(|text| Wanted { text, entry: None });
+        let wanted_key = own_key.or(caller.idempotency_key.map(|text| Wanted {
+            text,
+            entry: caller.batch_entry,
+        }));
         let token = caller.token.filter(|_| !operation.signs_in());
         let presented = token.map(|token| services.accounts.read(token));
         let payer = match presented.as_ref().and_then(Presented::claimed) {
@@ -721,6 +746,9 @@ impl Graph {
         if verdict.is_refused {
             return Err(Answer::limited(verdict));
         }
+        let is_stream = operation.kind() == OperationType::Subscription;
+        let watched = presented.as_ref().filter(|_| is_stream);
+        let watch = watched.and_then(|presented| services.accounts.watch(presented));
         let viewer = match presented {
             Some(presented) => match self.authenticate(presented, client).await {
                 Ok(viewer) => Some(viewer),
@@ -756,6 +784,7 @@ impl Graph {
             key: None,
             viewer,
             payer,
+            watch,
             refused: verdict
                 .refused
                 .iter()
@@ -854,6 +883,7 @@ impl Graph {
             client,
             viewer,
             payer,
+            watch: _,
             usage,
             after,
             key,
@@ -892,21 +922,24 @@ impl Graph {
         let Some(wanted) = run.wanted_key.take() else {
             return self.execute(run).await;
         };
-        let key = match self.claim(&run, &wanted).await {
-            Ok(Known::Nothing(key)) => key,
-            Ok(Known::Answer(known)) => return Answer::again(&known, &run.operation.plan),
+        let (key, _turn) = match self.claim(&run, &wanted).await {
+            Ok((Known::Nothing(key), turn)) => (key, turn),
+            Ok((Known::Answer(known), _)) => return Answer::again(&known, &run.operation.plan),
             Err(error) => return Answer::failed(error, &run.client.request_id),
         };
         run.key = Some(key.clone());
-        let answer = self.execute(run).await;
+        let mut answer = self.execute(run).await;
         let writer = &self.0.services.writer;
-        if answer.has_data() {
+        if key.is_replayed() {
+            answer.mark_replayed();
+        }
+        if !key.is_used() {
+            key.release(writer).await;
+        } else if answer.has_data() {
             let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
             if let Ok(whole) = serde_json::to_value(&answer) {
                 key.keep(writer, whole, &codes).await;
             }
-        } else if answer.code() == Some(Code::ValidationFailed) {
-            key.release(writer).await;
         }
         answer
     }

@@ -61,7 +61,6 @@ use async_graphql::{
 use chrono::{DateTime, Utc};
 use futures_util::Stream;
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use auth::Client;
@@ -70,6 +69,7 @@ pub use execute::{
     Answer, Bearer, Caller, Graph, Limits, Operation, Params, Settings, Trust, TrustedDocuments,
     Usage, Works,
 };
+pub use live::Watch;
 pub use stream::Answers;
 pub use viewer::Viewer;
 
@@ -97,10 +97,10 @@ pub(crate) struct Services {
     pub(crate) accounts: Accounts,
     pub(crate) limiter: Limiter,
     pub(crate) bus: Arc<Bus>,
-    /// Somebody was signed out everywhere, or may do less than before.
-    pub(crate) signed_out: Arc<Notify>,
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
+    /// Requests under one idempotency key.
+    pub(crate) turns: Arc<idempotency::Turns>,
     /// Tells the history of this database from that of others.
     pub(crate) epoch: Uuid,
 }

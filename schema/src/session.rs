@@ -348,8 +348,12 @@ impl SessionMutation {
         let token = input.refresh_token.as_deref();
         let accounts = request.accounts();
         let revoked = accounts.sign_out(&request.client, viewer, token, input.everywhere);
+        let revoked = revoked.await?;
+        if let Some(key) = &request.key {
+            key.made();
+        }
         Ok(LogoutPayload {
-            revoked_tokens: i32::try_from(revoked.await?).unwrap_or(i32::MAX),
+            revoked_tokens: i32::try_from(revoked).unwrap_or(i32::MAX),
             user_errors: Vec::new(),
         })
     }
@@ -397,13 +401,13 @@ impl SessionMutation {
         let accounts = request.accounts();
         let ended = change(ctx, async |mut change| {
             let (transaction, now) = (&change.transaction, change.now);
-            let owner = accounts.end_session(transaction, viewer, session, now);
-            let owner = owner.await?.ok_or_else(|| Error::not_found("sessionId"))?;
+            let ended = accounts.end_session(transaction, viewer, session, now);
+            let (owner, ended) = ended.await?.ok_or_else(|| Error::not_found("sessionId"))?;
+            change.end(ended);
             change.note(Act::SessionRevoked, Kind::User, owner, in_session(session));
             change.commit(vec![session]).await
         });
         ended.await?;
-        accounts.ended(session);
         Ok(RevokeSessionPayload {
             revoked_session_id: Some(input.session_id),
             user_errors: Vec::new(),

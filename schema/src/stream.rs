@@ -3,9 +3,9 @@
 use std::{
     borrow::Cow,
     collections::VecDeque,
-    future::{poll_fn, ready},
+    future::{pending, poll_fn},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -19,32 +19,38 @@ use futures_util::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
-use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use crate::{
+    Services,
     ctx::Request,
     error::{Code, Error},
     execute::Answer,
     limit::{Standing, Verdict},
-    live::Handler,
+    live::{Handler, Watch},
     load::{Gather, Waiting},
     operation::Plan,
 };
 
-/// How often it is looked whether a subscriber is still signed in.
+/// How often it is looked whether a subscriber is still signed in. What ends a session on this instance ends its streams
+/// by itself; this finds what another instance, or another program, has done.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Has all subscribers looked at when somebody was signed out, so that their streams end at once; what is not announced,
-/// and what other hands do to the database, is found by the looks.
-pub(crate) fn watch_sign_outs(signed_out: Arc<Notify>) -> Handler {
+/// Looks at the sessions of a user whose tokens were revoked, perhaps on another instance, and ends their streams.
+pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
     Handler {
         name: "sign-outs",
         handle: Arc::new(move |event| {
-            if event.kind == "user.tokens_revoked" {
-                signed_out.notify_waiters();
-            }
-            Box::pin(ready(Ok(())))
+            let services = Arc::clone(&services);
+            Box::pin(async move {
+                if event.kind == "user.tokens_revoked" {
+                    let Services {
+                        accounts, loader, ..
+                    } = &*services;
+                    accounts.look(loader, event.subject_id).await?;
+                }
+                Ok(())
+            })
         }),
     }
 }
@@ -53,9 +59,16 @@ pub(crate) fn watch_sign_outs(signed_out: Arc<Notify>) -> Handler {
 pub struct Answers {
     answers: BoxStream<'static, Answer>,
     standings: Vec<Standing>,
+    watch: Option<Watch>,
 }
 
 impl Answers {
+    /// The session that the subscription belongs to. When it has ended, no event that was taken out before may be sent any
+    /// more; the stream says why it ends.
+    pub fn watch(&self) -> Option<Watch> {
+        self.watch.clone()
+    }
+
     /// How the client stands with what was asked for.
     pub fn standings(&self) -> &[Standing] {
         &self.standings
@@ -161,6 +174,8 @@ pub(crate) struct Live {
     pub(crate) request: Arc<Request>,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) plan: Arc<Plan>,
+    /// The session that it belongs to.
+    pub(crate) watch: Option<Watch>,
     /// Answers that were not asked for yet.
     pub(crate) ready: VecDeque<Answer>,
 }
@@ -204,6 +219,7 @@ impl Live {
         let next = services.began + Duration::from_secs(passed) + LOOK;
         let mut looks = interval_at(next.into(), LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watch = self.watch.clone();
         let answers = stream::unfold(Some((self, looks)), |state| async {
             let (mut live, mut looks) = state?;
             let (answer, goes_on) = live.next(&mut looks).await?;
@@ -218,17 +234,25 @@ impl Live {
         Ok(Answers {
             answers: answers.boxed(),
             standings: verdict.standings,
+            watch,
         })
     }
 
     /// The next answer, and whether there may be another.
     async fn next(&mut self, looks: &mut Interval) -> Option<(Answer, bool)> {
-        let signed_out = Arc::clone(&self.request.services.signed_out);
+        let watch = self.watch.clone();
+        let ended = async {
+            match &watch {
+                Some(watch) => watch.ended().await,
+                None => pending().await,
+            }
+        };
+        let mut ended = pin!(ended);
         loop {
             tokio::select! {
                 biased;
+                () = &mut ended => return Some((Error::token_revoked().into(), false)),
                 _ = looks.tick() => {}
-                () = signed_out.notified() => {}
                 answer = self.answer() => {
                     let answer = answer?;
                     if answer.cursor().is_some() {
@@ -241,8 +265,11 @@ impl Live {
                 if !error.is_passing() {
                     return Some((error.into(), false));
                 }
-                // Nobody is told anything as long as it is not known whether they may be.
-                looks.tick().await;
+                // Nothing is sent as long as it is not known whether it may be.
+                tokio::select! {
+                    () = &mut ended => return Some((Error::token_revoked().into(), false)),
+                    _ = looks.tick() => {}
+                }
             }
         }
     }

@@ -186,6 +186,9 @@ impl UserPayload {
             for fact in amended.facts {
                 change.announce(fact);
             }
+            if let Some(ended) = amended.ended {
+                change.end(ended);
+            }
             if let Some(details) = amended.details {
                 change.note(Act::UserChanged, Kind::User, user, details);
             }

@@ -19,7 +19,7 @@ use crate::{
     ctx::{Door, Request},
     error::{Code, Error},
     id::Kind,
-    live::{Fact, announce},
+    live::{Ended, Fact, announce},
     read::Rule,
     user_error::{UserError, UserErrorCode},
     viewer::Viewer,
@@ -168,9 +168,14 @@ where
             request,
             facts: Vec::new(),
             notes: Vec::new(),
+            ended: Vec::new(),
             _turn: turn,
         };
-        work(change).await
+        let outcome = work(change).await?;
+        if let Some(key) = request.key.as_ref().filter(|_| outcome.errors.is_empty()) {
+            key.made();
+        }
+        Ok(outcome)
     })
     .await
 }
@@ -187,6 +192,7 @@ pub(crate) struct Change<'a> {
     request: &'a Request,
     facts: Vec<Fact>,
     notes: Vec<(Act, Kind, Uuid, Json)>,
+    ended: Vec<Ended>,
     _turn: Turn,
 }
 
@@ -199,6 +205,11 @@ impl Change<'_> {
     /// Adds an entry to the audit log, made after the commit: what was done to which row, and more about it.
     pub(crate) fn note(&mut self, act: Act, kind: Kind, id: Uuid, details: Json) {
         self.notes.push((act, kind, id, details));
+    }
+
+    /// Adds sessions that end with the commit.
+    pub(crate) fn end(&mut self, ended: Ended) {
+        self.ended.push(ended);
     }
 
     /// Makes everything that was written stand, and tells those who listen.
@@ -214,6 +225,12 @@ impl Change<'_> {
             key.note(self.ctx, &self.transaction, &rows).await?;
         }
         self.transaction.commit().await?;
+        if let Some(key) = &self.request.key {
+            key.made();
+        }
+        for ended in self.ended {
+            self.request.accounts().ended(ended);
+        }
         bus.committed(duplicates);
         let (trail, client) = (&self.request.accounts().trail, &self.request.client);
         for (act, kind, id, details) in self.notes {

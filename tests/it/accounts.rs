@@ -18,7 +18,7 @@ use crate::database::{Database, PASSWORD};
 use crate::server::TestServer;
 
 /// What a sign-in answers.
-const SIGNED_IN: &str = "accessToken accessTokenExpiresAt refreshToken refreshTokenExpiresAt \
+pub(crate) const SIGNED_IN: &str = "accessToken accessTokenExpiresAt refreshToken refreshTokenExpiresAt \
     viewer { id name email role isActive } userErrors { field code message }";
 
 /// What a change of an account answers.
@@ -236,9 +236,9 @@ pub(crate) fn user(email: &str) -> Standing {
     Ok(email.to_owned())
 }
 
-const ADA: &str = "ada@example.com";
+pub(crate) const ADA: &str = "ada@example.com";
 const BOB: &str = "bob@example.com";
-const ADMIN: &str = "admin@example.com";
+pub(crate) const ADMIN: &str = "admin@example.com";
 
 #[tokio::test]
 async fn who_registers_is_signed_in_at_once() {

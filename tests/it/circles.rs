@@ -504,6 +504,7 @@ async fn a_new_circle_takes_at_most_eight_statements_whatever_its_size() {
                     usage: Usage::Off,
                     after: None,
                     idempotency_key: None,
+                    batch_entry: None,
                 };
                 let before = statements.load(Ordering::Relaxed);
                 let answer = graph.answer(operation, caller).await;

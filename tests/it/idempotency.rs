@@ -91,21 +91,6 @@ async fn the_same_key_gives_the_first_answer_again_and_changes_once() {
 }
 
 #[tokio::test]
-async fn what_was_refused_is_refused_again_and_not_tried() {
-    let server = TestServer::start().await;
-    let token = server.token("demo@example.com").await;
-    let first = create(&server, &token, "key", "Atlas").await;
-    let errors = &first["data"]["createProject"]["userErrors"];
-    assert_eq!(errors, &json!([{ "field": ["name"], "code": "TAKEN" }]));
-    let db = server.database().connect().await;
-    let atlas = project::Entity::delete_many().filter(project::Column::Name.eq("Atlas"));
-    atlas.exec(&db).await.expect("deletes");
-    let again = create(&server, &token, "key", "Atlas").await;
-    assert_eq!(again["data"], first["data"]);
-    assert_eq!(count(&server, "Atlas").await, 0);
-}
-
-#[tokio::test]
 async fn another_request_under_the_same_key_is_refused() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
@@ -143,7 +128,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
     let db = server.database().connect().await;
     forget_answers(&db).await;
     let again = send(&server, &token, "key", &body).await;
-    assert!(!is_replayed(&again));
+    assert!(is_replayed(&again), "{again}");
     assert_eq!(again["data"], first["data"]);
 
     let b = project::Entity::delete_many().filter(project::Column::Name.eq("B"));
@@ -171,6 +156,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
     }
     forget_answers(&db).await;
     let last = send(&server, &token, "key", &body).await;
+    assert!(!is_replayed(&last), "{last}");
     assert_eq!(last["data"]["a"], first["data"]["a"]);
     assert_eq!(last["data"]["b"]["project"]["name"], "B");
     assert_ne!(last["data"]["b"]["project"]["id"], id("b"));
@@ -245,6 +231,12 @@ async fn sessions_are_ended_side_by_side() {
     }
 }
 
+/// That all answers but one are marked as those of a request that was sent before.
+fn assert_one_is_first(answers: &[Value]) {
+    let first = answers.iter().filter(|answer| !is_replayed(answer)).count();
+    assert_eq!(first, 1, "{answers:?}");
+}
+
 #[tokio::test]
 async fn the_same_request_twenty_times_at_once_changes_once() {
     let server = TestServer::start().await;
@@ -253,6 +245,7 @@ async fn the_same_request_twenty_times_at_once_changes_once() {
     let document = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
     let body = json!({ "query": document, "variables": { "input": { "name": "Race" } } });
     let answers = join_all((0..20).map(|_| send(&server, &token, "race", &body))).await;
+    assert_one_is_first(&answers);
     let ids: Vec<_> = answers
         .iter()
         .map(|answer| answer["data"]["createProject"]["project"]["id"].as_str())
@@ -263,7 +256,249 @@ async fn the_same_request_twenty_times_at_once_changes_once() {
 }
 
 #[tokio::test]
-async fn a_request_of_which_nothing_ran_leaves_its_key_free() {
+async fn the_same_request_at_once_on_two_instances_changes_once() {
+    let one = TestServer::start().await;
+    let two = one.beside(|_| ()).await;
+    let token = one.token("demo@example.com").await;
+    let body = json!({ "query": CREATE, "variables": { "input": { "name": "Race" } } });
+    let sends = (0..20).map(|n| {
+        let server = if n % 2 == 0 { &one } else { &two };
+        send(server, &token, "race", &body)
+    });
+    let answers = join_all(sends).await;
+    assert_one_is_first(&answers);
+    let ids = answers
+        .iter()
+        .map(|answer| &answer["data"]["createProject"]["project"]["id"]);
+    let ids: Vec<_> = ids.collect();
+    assert!(ids[0].is_string(), "{}", answers[0]);
+    assert!(ids.iter().all(|id| *id == ids[0]), "{answers:?}");
+    assert_eq!(count(&one, "Race").await, 1);
+}
+
+#[tokio::test]
+async fn several_changes_of_one_request_are_made_by_one_of_those_who_send_it_at_once() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let fields = ["A", "B", "C"].map(|name| {
+        format!("{name}: createProject(input: {{ name: \"{name}\" }}) {{ project {{ id }} }} ")
+    });
+    let body = json!({ "query": format!("mutation {{ {} }}", fields.concat()) });
+    let answers = join_all((0..10).map(|_| send(&server, &token, "race", &body))).await;
+    assert_one_is_first(&answers);
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer["data"] == answers[0]["data"])
+    );
+    for name in ["A", "B", "C"] {
+        assert_eq!(count(&server, name).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_changed_nothing_leaves_its_key_free() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let none = "project_00000000000000000000000000";
+    let update = |id: &str| {
+        let query = "mutation ($id: ID!) { updateProject(input: { projectId: $id, name: \"N\" }) { project { id } } }";
+        json!({ "query": query, "variables": { "id": id } })
+    };
+    let create = |name: &str, selection: &str| {
+        let query = format!(
+            "mutation ($input: CreateProjectInput!) {{ createProject(input: $input) {{ {selection} }} }}"
+        );
+        json!({ "query": query, "variables": { "input": { "name": name } } })
+    };
+    let catalogue = "mutation { createProvider(input: { name: \"p\", displayName: \"P\" }) { provider { id } } }";
+    let refused = [
+        // What is wrong with the input, told or not.
+        create("Atlas", "userErrors { code }"),
+        create("Atlas", "project { id }"),
+        create("", "userErrors { code }"),
+        // An id of another kind, and of nothing.
+        update("agent_00000000000000000000000000"),
+        update(none),
+        // For administrators.
+        json!({ "query": catalogue }),
+        // No value that the type takes.
+        json!({ "query": CREATE, "variables": { "input": { "name": 1 } } }),
+        json!({ "query": "mutation { updateProfile(input: { name: null }) { user { id } } }" }),
+        // Several fields of which none changes anything.
+        json!({ "query": "mutation { a: createProject(input: { name: \"Atlas\" }) { userErrors { code } } \
+            b: createProject(input: { name: \"\" }) { userErrors { code } } }" }),
+    ];
+    for (n, body) in refused.iter().enumerate() {
+        let key = format!("key-{n}");
+        // As often as the client is mistaken.
+        for _ in 0..2 {
+            let answer = send(&server, &token, &key, body).await;
+            assert!(!is_replayed(&answer), "{answer}");
+            let field = &answer["errors"][0]["extensions"]["field"];
+            assert_ne!(field, "idempotencyKey", "{answer}");
+        }
+        let name = format!("Corrected {n}");
+        let right = create(&name, "project { id }");
+        let made = send(&server, &token, &key, &right).await;
+        let id = &made["data"]["createProject"]["project"]["id"];
+        assert!(id.is_string(), "{body}: {made}");
+        let again = send(&server, &token, &key, &right).await;
+        assert!(is_replayed(&again), "{again}");
+        assert_eq!(again["data"], made["data"]);
+        let late = send(&server, &token, &key, body).await;
+        let field = &late["errors"][0]["extensions"]["field"];
+        assert_eq!(field, "idempotencyKey", "{body}: {late}");
+        assert_eq!(count(&server, &name).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_is_made_when_nothing_stands_against_it_any_more() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let first = create(&server, &token, "key", "Atlas").await;
+    let errors = &first["data"]["createProject"]["userErrors"];
+    assert_eq!(errors, &json!([{ "field": ["name"], "code": "TAKEN" }]));
+    let db = server.database().connect().await;
+    let atlas = project::Entity::delete_many().filter(project::Column::Name.eq("Atlas"));
+    atlas.exec(&db).await.expect("deletes");
+    let made = create(&server, &token, "key", "Atlas").await;
+    assert!(
+        made["data"]["createProject"]["project"]["id"].is_string(),
+        "{made}"
+    );
+    assert_eq!(count(&server, "Atlas").await, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_changed_a_part_or_had_nothing_to_change_keeps_its_key() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let part = json!({ "query": "mutation { a: createProject(input: { name: \"Part\" }) { project { id } } \
+        b: createProject(input: { name: \"Atlas\" }) { userErrors { code } } }" });
+    let viewer = server.graphql("{ viewer { name } }", json!({})).await;
+    let name = &viewer["data"]["viewer"]["name"];
+    let same = json!({ "query": "mutation ($name: String) { updateProfile(input: { name: $name }) { user { name } } }",
+            "variables": { "name": name } });
+    for (key, body) in [("part", &part), ("same", &same)] {
+        let made = send(&server, &token, key, body).await;
+        assert!(made["data"].is_object() && !is_replayed(&made), "{made}");
+        let again = send(&server, &token, key, body).await;
+        assert!(is_replayed(&again), "{again}");
+        assert_eq!(again["data"], made["data"]);
+        let other = create(&server, &token, key, "Other").await;
+        assert_eq!(other["errors"][0]["extensions"]["field"], "idempotencyKey");
+    }
+    assert_eq!(count(&server, "Part").await, 1);
+    assert_eq!(count(&server, "Other").await, 0);
+}
+
+#[tokio::test]
+async fn equal_and_corrected_requests_at_once_change_once() {
+    let server = TestServer::start().await;
+    let other = server.beside(|_| ()).await;
+    let token = server.token("demo@example.com").await;
+    for round in 0..5 {
+        let key = format!("key-{round}");
+        let name = format!("Corrected {round}");
+        let body =
+            |name: &str| json!({ "query": CREATE, "variables": { "input": { "name": name } } });
+        let (wrong, right) = (body("Atlas"), body(&name));
+        let sends = (0..20).map(|n| {
+            let server = if n % 4 < 2 { &server } else { &other };
+            send(
+                server,
+                &token,
+                &key,
+                if n % 2 == 0 { &wrong } else { &right },
+            )
+        });
+        join_all(sends).await;
+        let made = send(&server, &token, &key, &right).await;
+        let id = &made["data"]["createProject"]["project"]["id"];
+        assert!(id.is_string(), "{made}");
+        assert_eq!(count(&server, &name).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_crash_before_anything_was_changed_leaves_the_key_free() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    create(&server, &token, "key", "Crashed").await;
+    let db = server.database().connect().await;
+    let fields = idempotency::Entity::delete_many().filter(idempotency::Column::Field.ne(""));
+    fields.exec(&db).await.expect("deletes");
+    forget_answers(&db).await;
+    let made = create(&server, &token, "key", "Corrected").await;
+    let id = &made["data"]["createProject"]["project"]["id"];
+    assert!(id.is_string(), "{made}");
+    assert!(is_replayed(
+        &create(&server, &token, "key", "Corrected").await
+    ));
+    let late = create(&server, &token, "key", "Crashed").await;
+    assert_eq!(late["errors"][0]["extensions"]["field"], "idempotencyKey");
+}
+
+#[tokio::test]
+async fn each_entry_of_a_batch_has_a_key_of_its_own() {
+    let server = TestServer::with(|config| config.graphql.batch = 10).await;
+    let token = server.token("demo@example.com").await;
+    let one = |name: &str| json!({ "query": CREATE, "variables": { "input": { "name": name } } });
+    let mut own = one("Own");
+    own["extensions"] = json!({ "idempotencyKey": "own" });
+    // Two entries that are the same are two changes.
+    let update = "mutation { createProject(input: { name: \"Twice\" }) { project { id } userErrors { code } } }";
+    let same = json!({ "query": update });
+    let batch =
+        json!([one("First"), one("Second"), own, same, same, { "query": "{ viewer { id } }" }]);
+    let longest = "k".repeat(255);
+    for key in ["key", &longest] {
+        let first = send(&server, &token, key, &batch).await;
+        let first = first
+            .as_array()
+            .unwrap_or_else(|| panic!("{first}"))
+            .clone();
+        assert_eq!(first.len(), 6);
+        if key == "key" {
+            for answer in &first[..3] {
+                let id = &answer["data"]["createProject"]["project"]["id"];
+                assert!(id.is_string() && !is_replayed(answer), "{answer}");
+            }
+            let made = [&first[3], &first[4]].map(|answer| {
+                assert!(!is_replayed(answer), "{answer}");
+                answer["data"]["createProject"]["project"].is_object()
+            });
+            assert!(made[0] != made[1], "{first:?}");
+        }
+        assert!(first[5]["data"]["viewer"]["id"].is_string());
+    }
+    let again = send(&server, &token, "key", &batch).await;
+    for place in 0..3 {
+        assert!(is_replayed(&again[place]), "{again}");
+    }
+    for name in ["First", "Second", "Own"] {
+        assert_eq!(count(&server, name).await, 1);
+    }
+    // The key of an entry is not that of a request.
+    let single = create(&server, &token, "key", "Single").await;
+    assert!(
+        single["data"]["createProject"]["project"]["id"].is_string(),
+        "{single}"
+    );
+    let own = create(&server, &token, "own", "Own").await;
+    assert!(is_replayed(&own), "{own}");
+    // Another batch under the key is refused, entry by entry.
+    let other = json!([one("First"), one("Third")]);
+    let other = send(&server, &token, "key", &other).await;
+    assert!(is_replayed(&other[0]), "{other}");
+    let field = &other[1]["errors"][0]["extensions"]["field"];
+    assert_eq!(field, "idempotencyKey", "{other}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_valid_leaves_its_key_free() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mistaken = json!({ "query": CREATE.replace("id name", "id nam"),

@@ -492,7 +492,7 @@ async fn subscribed(server: &TestServer, email: &str, query: &str) -> Socket {
 }
 
 /// Waits until there are more subscribers.
-async fn until_more_than(server: &TestServer, before: i64) {
+pub(crate) async fn until_more_than(server: &TestServer, before: i64) {
     let begun = async {
         while server.subscribers().await <= before {
             tokio::task::yield_now().await;

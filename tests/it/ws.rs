@@ -1,6 +1,6 @@
 //! GraphQL over WebSocket: what `graphql-transport-ws` promises, what is limited, and how it ends.
 
-mod limit;
+pub(crate) mod limit;
 mod operation;
 mod protocol;
 mod stream;

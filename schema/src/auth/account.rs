@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{Code, Error},
-    live::Fact,
+    live::{Ended, Fact, tell_ended},
     text,
     viewer::Viewer,
     write::settle,
@@ -73,6 +73,8 @@ pub(crate) struct Amended {
     pub(crate) facts: Vec<Fact>,
     /// What is to be recorded; `None` when nothing was different.
     pub(crate) details: Option<Value>,
+    /// The sessions that end with the change.
+    pub(crate) ended: Option<Ended>,
 }
 
 impl Accounts {
@@ -392,15 +394,17 @@ impl Accounts {
             let now = self.now();
             let (transaction, _turn) = self.writer.begin().await?;
             let row = lock(&transaction, user).await?;
+            let row = row.ok_or_else(Error::token_invalid)?;
             if let Some(viewer) = viewer {
                 let version = viewer.user.token_version;
-                let stands = row.is_some_and(|row| row.is_active && row.token_version == version);
+                let stands = row.is_active && row.token_version == version;
                 if !stands || is_ended(&transaction, viewer.session()).await? {
                     return Err(Error::token_revoked());
                 }
             }
             let reason = RevocationReason::PasswordChanged;
-            self.end(&transaction, user, Ending::All, reason, now)
+            let version = row.token_version + 1;
+            self.end(&transaction, user, Ending::All(version), reason, now)
                 .await?;
             let row = user::ActiveModel {
                 id: Unchanged(user),
@@ -419,6 +423,7 @@ impl Accounts {
             let origin = (viewer.map(Viewer::id), client);
             let facts = vec![tokens_revoked(user, reason, now)];
             self.commit(transaction, origin, facts, now).await?;
+            self.ended(Ended::Before { user, version });
             Ok(signed_in)
         };
         settle(change).await
@@ -443,15 +448,20 @@ impl Accounts {
                 row,
                 facts: Vec::new(),
                 details: None,
+                ended: None,
             });
         }
         let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
+        let version = row.token_version + 1;
         if amendment.is_active == Some(false) {
             let reason = RevocationReason::Admin;
-            self.end(transaction, user, Ending::All, reason, now)
+            self.end(transaction, user, Ending::All(version), reason, now)
                 .await?;
         }
-        let version = row.token_version + 1;
+        let ended = revokes.then_some(Ended::Before { user, version });
+        if let Some(ended) = ended {
+            tell_ended(transaction, ended).await?;
+        }
         let mut row = row.into_active_model();
         row.updated_at = Set(now);
         if let Some(name) = amendment.name {
@@ -478,6 +488,7 @@ impl Accounts {
             row,
             facts,
             details: Some(details),
+            ended,
         })
     }
 
@@ -505,8 +516,12 @@ impl Accounts {
                 row,
                 facts,
                 details,
+                ended,
             } = amended;
             self.commit(transaction, (None, client), facts, now).await?;
+            if let Some(ended) = ended {
+                self.ended(ended);
+            }
             Ok(Some((row, details)))
         };
         let Some((row, details)) = settle(change).await? else {

@@ -44,12 +44,12 @@ use crate::{
     Clock,
     cache::{Cache, CacheStats},
     error::Error,
-    live::{Bus, Fact, announce},
+    live::{Bus, Ended, Fact, Watch, announce},
     load::Loader,
     viewer::Viewer,
     write::Writer,
 };
-use credential::Credential;
+use credential::{Credential, Found};
 use lockout::Attempt;
 use password::Passwords;
 use token::{Claims, Disbelief, Mint};
@@ -188,9 +188,12 @@ impl Accounts {
         facts: Vec<Fact>,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
+        let is_told = !facts.is_empty();
         let duplicates = self.announce(&transaction, origin, facts, now).await?;
         transaction.commit().await?;
-        self.committed(duplicates);
+        if is_told {
+            self.committed(duplicates);
+        }
         Ok(())
     }
 
@@ -237,12 +240,10 @@ impl Accounts {
             return Err(reject(None, "unknown user", Error::token_invalid()));
         };
         if !found.user.is_active {
+            self.is_over(&found, claims.sid, claims.ver);
             return Err(reject(user, "deactivated", Error::deactivated()));
         }
-        if found.is_revoked {
-            self.revoked.insert(claims.sid, ());
-        }
-        if found.is_revoked || found.user.token_version != claims.ver {
+        if self.is_over(&found, claims.sid, claims.ver) {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
         let until = DateTime::from_timestamp(claims.exp, 0).unwrap_or_default();
@@ -252,7 +253,8 @@ impl Accounts {
     /// Whether somebody who was authenticated before still would be.
     ///
     /// # Errors
-    /// As [`Accounts::authenticate`].
+    /// `UNAUTHENTICATED` also for a deactivated account, whose sessions have all ended, and whatever keeps the database
+    /// from answering.
     pub(crate) async fn still_signed_in(
         &self,
         loader: &Loader,
@@ -264,11 +266,49 @@ impl Accounts {
         let credential = (viewer.id(), viewer.session());
         let found = loader.load_alone(Credential, credential).await?;
         let found = found.ok_or_else(Error::token_invalid)?;
-        if !found.user.is_active {
-            return Err(Error::deactivated());
-        }
-        if found.is_revoked || found.user.token_version != viewer.user.token_version {
+        let version = viewer.user.token_version;
+        if self.is_over(&found, viewer.session(), version) || !found.user.is_active {
             return Err(Error::token_revoked());
+        }
+        Ok(())
+    }
+
+    /// Whether a session is over as the database has it. If so, everything that belongs to it on this instance ends.
+    fn is_over(&self, found: &Found, session: Uuid, version: i32) -> bool {
+        let user = found.user.id;
+        if found.is_revoked {
+            self.ended(Ended::One { user, session });
+        }
+        let current = found.user.token_version;
+        if current != version {
+            let version = current;
+            self.ended(Ended::Before { user, version });
+        }
+        found.is_revoked || current != version
+    }
+
+    /// Watches the session that a token names. To be called before the token is authenticated; `None` for a token that is
+    /// not believed.
+    pub(crate) fn watch(&self, presented: &Presented) -> Option<Watch> {
+        let claims = presented.0.as_ref().ok()?;
+        let watches = self.bus.as_ref()?.watches();
+        Some(watches.watch(claims.sub, claims.sid, claims.ver))
+    }
+
+    /// Looks whether the watched sessions of a user still stand, and ends what belongs to those that do not.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub(crate) async fn look(&self, loader: &Loader, user: Uuid) -> Result<(), Error> {
+        let Some(bus) = &self.bus else {
+            return Ok(());
+        };
+        for session in bus.watches().sessions(user) {
+            if let Some(found) = loader.load_alone(Credential, (user, session)).await? {
+                let version = found.user.token_version;
+                self.ended(Ended::Before { user, version });
+                self.is_over(&found, session, version);
+            }
         }
         Ok(())
     }

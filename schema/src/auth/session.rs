@@ -16,13 +16,20 @@ use gathering_entity::{
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
     QuerySelect, Set,
-    sea_query::{Expr, ExprTrait, LockType, OnConflict},
+    sea_query::{Expr, LockType, OnConflict},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::{error::Error, id::Kind, text, viewer::Viewer, write::settle};
+use crate::{
+    error::Error,
+    id::Kind,
+    live::{Ended, tell_ended},
+    text,
+    viewer::Viewer,
+    write::settle,
+};
 
 use super::{Accounts, Act, Client, tokens_revoked};
 
@@ -46,8 +53,17 @@ const LONGEST_ACCESS: Duration = Duration::from_hours(1);
 pub(super) enum Ending {
     /// One, whose last access token expires no later than this.
     One(Uuid, DateTime<Utc>),
-    /// All of the user's.
-    All,
+    /// All of the user's, whose `token_version` is to be this.
+    All(i32),
+}
+
+impl Ending {
+    fn of(self, user: Uuid) -> Ended {
+        match self {
+            Self::One(session, _) => Ended::One { user, session },
+            Self::All(version) => Ended::Before { user, version },
+        }
+    }
 }
 
 /// What a refresh token was good for.
@@ -191,7 +207,6 @@ impl Accounts {
                 Ok(signed_in)
             }
             Refresh::Reused(user, session) => {
-                self.revoked.insert(session, ());
                 let details = in_session(session);
                 let user = Some(user);
                 self.trail
@@ -242,6 +257,7 @@ impl Accounts {
             let facts = vec![tokens_revoked(user.id, reason, now)];
             self.commit(transaction, (Some(user.id), client), facts, now)
                 .await?;
+            self.ended(ending.of(user.id));
             return Ok(Refresh::Reused(user.id, session));
         }
         if !user.is_active {
@@ -259,7 +275,8 @@ impl Accounts {
     }
 
     /// Ends sessions of a user, whose row must be locked. Answers how many refresh tokens can no longer be used. The
-    /// access tokens of one session are revoked by its id; those of all, by a new `token_version`.
+    /// access tokens of one session are revoked by its id; those of all, by a new `token_version`. To be followed by
+    /// [`Accounts::ended`] when it is committed.
     pub(super) async fn end(
         &self,
         db: &impl ConnectionTrait,
@@ -287,16 +304,15 @@ impl Accounts {
                 )
                 .exec_without_returning(db)
                 .await?;
-        } else {
+        }
+        if let Ending::All(version) = ending {
             user::Entity::update_many()
-                .col_expr(
-                    user::Column::TokenVersion,
-                    Expr::col(user::Column::TokenVersion).add(1),
-                )
+                .col_expr(user::Column::TokenVersion, Expr::value(version))
                 .filter(user::Column::Id.eq(user))
                 .exec(db)
                 .await?;
         }
+        tell_ended(db, ending.of(user)).await?;
         let ended = refresh_token::Entity::update_many()
             .col_expr(refresh_token::Column::RevokedAt, Expr::value(now))
             .filter(tokens)
@@ -317,11 +333,7 @@ impl Accounts {
         refresh_token: Option<&str>,
         everywhere: bool,
     ) -> Result<u64, Error> {
-        let (ended, sessions) =
-            settle(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
-        for session in sessions {
-            self.revoked.insert(session, ());
-        }
+        let ended = settle(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
         let user = Some(viewer.id());
         let details = json!({ "everywhere": everywhere });
         self.trail
@@ -336,11 +348,12 @@ impl Accounts {
         viewer: &Viewer,
         token: Option<&str>,
         everywhere: bool,
-    ) -> Result<(u64, Vec<Uuid>), Error> {
+    ) -> Result<u64, Error> {
         let now = self.now();
         let reason = RevocationReason::Logout;
         let (transaction, _turn) = self.writer.begin().await?;
-        lock(&transaction, viewer.id()).await?;
+        let user = lock(&transaction, viewer.id()).await?;
+        let user = user.ok_or_else(Error::token_invalid)?;
         let latest = now + LONGEST_ACCESS;
         let mut sessions = vec![(viewer.session(), Ord::max(viewer.expires_at(), latest))];
         if let Some(token) = token {
@@ -352,27 +365,27 @@ impl Accounts {
             let other = other.filter(|row| row.family_id != viewer.session());
             sessions.extend(other.map(|row| (row.family_id, latest)));
         }
+        let mut endings: Vec<Ending> = sessions
+            .into_iter()
+            .map(|(session, until)| Ending::One(session, until))
+            .collect();
+        endings.extend(everywhere.then_some(Ending::All(user.token_version + 1)));
         let mut ended = 0;
-        for (session, until) in &sessions {
-            let ending = Ending::One(*session, *until);
-            ended += self
-                .end(&transaction, viewer.id(), ending, reason, now)
-                .await?;
+        for ending in &endings {
+            let end = self.end(&transaction, viewer.id(), *ending, reason, now);
+            ended += end.await?;
         }
-        if everywhere {
-            ended += self
-                .end(&transaction, viewer.id(), Ending::All, reason, now)
-                .await?;
-            let facts = vec![tokens_revoked(viewer.id(), reason, now)];
-            self.commit(transaction, (Some(viewer.id()), client), facts, now)
-                .await?;
-        } else {
-            transaction.commit().await?;
+        let facts = everywhere.then(|| tokens_revoked(viewer.id(), reason, now));
+        let facts = facts.into_iter().collect();
+        self.commit(transaction, (Some(viewer.id()), client), facts, now)
+            .await?;
+        for ending in endings {
+            self.ended(ending.of(viewer.id()));
         }
-        Ok((ended, sessions.into_iter().map(|(id, _)| id).collect()))
+        Ok(ended)
     }
 
-    /// Ends one session, if the actor has it or is an administrator. Answers whose it was.
+    /// Ends one session, if the actor has it or is an administrator. Answers whose it was, and what ends with the commit.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -382,7 +395,7 @@ impl Accounts {
         actor: &Viewer,
         session: Uuid,
         now: DateTime<Utc>,
-    ) -> Result<Option<Uuid>, Error> {
+    ) -> Result<Option<(Uuid, Ended)>, Error> {
         let mine = (!actor.is_admin()).then(|| refresh_token::Column::UserId.eq(actor.id()));
         let row = refresh_token::Entity::find()
             .filter(refresh_token::Column::FamilyId.eq(session))
@@ -402,11 +415,17 @@ impl Accounts {
         let ending = Ending::One(session, now + LONGEST_ACCESS);
         self.end(transaction, row.user_id, ending, reason, now)
             .await?;
-        Ok(Some(row.user_id))
+        Ok(Some((row.user_id, ending.of(row.user_id))))
     }
 
-    /// Remembers that a session has ended.
-    pub(crate) fn ended(&self, session: Uuid) {
-        self.revoked.insert(session, ());
+    /// Ends what this instance still does for sessions whose end is committed. To be called before the change is
+    /// answered.
+    pub(crate) fn ended(&self, ended: Ended) {
+        if let Ended::One { session, .. } = ended {
+            self.revoked.insert(session, ());
+        }
+        if let Some(bus) = &self.bus {
+            bus.watches().end(ended);
+        }
     }
 }

@@ -7,6 +7,7 @@
 mod feed;
 mod handler;
 mod outbox;
+mod session;
 
 use std::{
     collections::VecDeque,
@@ -21,8 +22,8 @@ use std::{
 use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait,
     sea_query::{Expr, ExprTrait},
     sqlx::{
         self,
@@ -39,6 +40,8 @@ use uuid::Uuid;
 pub(crate) use feed::{Feed, Item, PAUSE, Wanted};
 pub(crate) use handler::Handler;
 pub(crate) use outbox::{Fact, announce};
+pub use session::Watch;
+pub(crate) use session::{Ended, Watches};
 
 use crate::{error::Error, write::Writer};
 
@@ -63,6 +66,9 @@ pub(crate) const SHARING: [&str; 3] = ["circle.shared", "circle.unshared", "circ
 
 /// The channel on which instances tell each other of new positions (PostgreSQL).
 const CHANNEL: &str = "gathering_events";
+
+/// The channel on which instances tell each other of sessions that have ended (PostgreSQL).
+const ENDED: &str = "gathering_sign_outs";
 
 /// How events are handed out.
 #[derive(Clone, Debug)]
@@ -116,6 +122,7 @@ pub(crate) struct Bus {
     sharing: AtomicU64,
     /// Who reads the table takes turns.
     replays: Semaphore,
+    watches: Arc<Watches>,
 }
 
 /// Numbers events and hands them out.
@@ -151,6 +158,7 @@ impl Bus {
             subscribers: AtomicU64::new(0),
             sharing: AtomicU64::new(0),
             replays: Semaphore::new(REPLAYS),
+            watches: Arc::default(),
         });
         let relay = Relay {
             id: Uuid::now_v7(),
@@ -173,6 +181,11 @@ impl Bus {
     pub(crate) fn committed(&self, duplicates: u64) {
         self.deduplicated.fetch_add(duplicates, Ordering::Relaxed);
         self.changed.notify_one();
+    }
+
+    /// The sessions that streams and connections of this instance belong to.
+    pub(crate) fn watches(&self) -> &Arc<Watches> {
+        &self.watches
     }
 
     /// To be called when a subscriber is given an event.
@@ -295,7 +308,8 @@ impl Relay {
             helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
         }
         if self.db.get_database_backend() == DbBackend::Postgres {
-            helpers.spawn(listen(self.db.clone(), self.id, Arc::clone(&self.told)));
+            let (bus, told) = (Arc::clone(&self.bus), Arc::clone(&self.told));
+            helpers.spawn(listen(self.db.clone(), self.id, bus, told));
         }
         let mut pause = Duration::ZERO;
         loop {
@@ -404,14 +418,28 @@ fn changes_sharing(row: &event::Model) -> bool {
     SHARING.contains(&row.kind.as_str())
 }
 
-/// Wakes the relay when another instance tells of new positions. The relay does not wait for this: what is not heard is
-/// found by the poll.
-async fn listen(db: DatabaseConnection, own: Uuid, told: Arc<Notify>) {
+/// Tells other instances that sessions have ended, as soon as the transaction is committed.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) async fn tell_ended(db: &impl ConnectionTrait, ended: Ended) -> Result<(), DbErr> {
+    if db.get_database_backend() == DbBackend::Postgres {
+        let notice = ended.to_notice();
+        db.execute_unprepared(&format!("NOTIFY {ENDED}, '{notice}'"))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Wakes the relay when another instance tells of new positions, and ends what belongs to a session that another
+/// instance has ended. The relay does not wait for this: positions that are not heard of are found by the poll, sessions
+/// by the looks of the streams.
+async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, told: Arc<Notify>) {
     let own = own.to_string();
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
-        if let Err(cause) = hear(&db, &own, &told).await {
+        if let Err(cause) = hear(&db, &own, &bus, &told).await {
             tracing::warn!(%cause, "cannot listen for events of other instances");
         }
         pause = longer(pause, began);
@@ -419,7 +447,12 @@ async fn listen(db: DatabaseConnection, own: Uuid, told: Arc<Notify>) {
     }
 }
 
-async fn hear(db: &DatabaseConnection, own: &str, told: &Notify) -> Result<(), sqlx::Error> {
+async fn hear(
+    db: &DatabaseConnection,
+    own: &str,
+    bus: &Bus,
+    told: &Notify,
+) -> Result<(), sqlx::Error> {
     // A connection that only listens is no use to anybody else, so the pool is left its own.
     let options = db.get_postgres_connection_pool().connect_options();
     let pool = PgPoolOptions::new()
@@ -427,10 +460,15 @@ async fn hear(db: &DatabaseConnection, own: &str, told: &Notify) -> Result<(), s
         .acquire_timeout(LONGEST_PAUSE)
         .connect_with((*options).clone());
     let mut listener = PgListener::connect_with(&pool.await?).await?;
-    listener.listen(CHANNEL).await?;
+    listener.listen_all([CHANNEL, ENDED]).await?;
     loop {
         while let Some(notification) = listener.try_recv().await? {
-            if notification.payload() != own {
+            let payload = notification.payload();
+            if notification.channel() == ENDED {
+                if let Some(ended) = Ended::from_notice(payload) {
+                    bus.watches.end(ended);
+                }
+            } else if payload != own {
                 told.notify_one();
             }
         }

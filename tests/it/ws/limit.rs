@@ -160,9 +160,14 @@ async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
     assert_nothing_is_left(&server).await;
 }
 
-/// The demo user's connection, into which little fits unread.
+/// A connection of the demo user, into which little fits unread.
 async fn narrow(server: &TestServer) -> Socket {
     let token = server.token("demo@example.com").await;
+    narrow_of(server, &token).await
+}
+
+/// As [`narrow`], of the user who has this token.
+pub(crate) async fn narrow_of(server: &TestServer, token: &str) -> Socket {
     let address = server.url("").replace("http://", "");
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4 << 10).expect("a size");
@@ -179,7 +184,7 @@ async fn narrow(server: &TestServer) -> Socket {
         .await
         .expect("a WebSocket");
     let mut socket = Socket(stream);
-    socket.greet(Some(&token)).await;
+    socket.greet(Some(token)).await;
     socket
 }
 

@@ -180,6 +180,6 @@ async fn who_is_deactivated_is_shown_out() {
         }
     };
     assert_eq!(ended["type"], "error", "{ended}");
-    assert_eq!(ended["payload"][0]["extensions"]["code"], "FORBIDDEN");
+    assert_eq!(ended["payload"][0]["extensions"]["code"], "UNAUTHENTICATED");
     assert_eq!(socket.closed().await.0, 4403);
 }

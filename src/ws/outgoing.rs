@@ -1,0 +1,232 @@
+//! What a connection sends. Messages are gathered and handed to the socket together; events of a session that has ended
+//! are not handed over any more.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Bytes;
+use futures_util::SinkExt;
+use gathering_schema::Watch;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::{Close, End, Socket, ended};
+use crate::config::Config;
+use crate::http::Outcome;
+
+/// Longest piece of a message that is handed to the socket at once, in bytes. Longer messages go out in pieces: so the
+/// buffer is bounded, and a client that reads slowly, but reads, has its time for each.
+pub(super) const FRAGMENT: usize = 64 << 10;
+
+/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
+pub(super) const GATHERED: usize = 8 << 10;
+
+/// What a client is told.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Outgoing<'a> {
+    ConnectionAck,
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payload: Option<Value>,
+    },
+    Next {
+        id: &'a str,
+        payload: &'a Outcome,
+    },
+    Error {
+        id: &'a str,
+        payload: Value,
+    },
+    Complete {
+        id: &'a str,
+    },
+}
+
+/// A frame that waits to be handed to the socket.
+struct Waiting {
+    message: Message,
+    length: usize,
+    /// Whether it belongs to an event, which must not follow the end of the session.
+    is_event: bool,
+    /// Whether the frames before it belong to the same message.
+    continues: bool,
+}
+
+/// A socket, and what it is to be given.
+pub(super) struct Outbox {
+    pub(super) socket: Socket,
+    /// The session of the connection, once the client has introduced itself with a token.
+    pub(super) watch: Option<Watch>,
+    waiting: VecDeque<Waiting>,
+    /// How long the frames that wait are, in bytes.
+    gathered: usize,
+}
+
+impl Outbox {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            watch: None,
+            waiting: VecDeque::new(),
+            gathered: 0,
+        }
+    }
+
+    /// Adds a message, and hands over what has been gathered when it is enough.
+    pub(super) async fn send(
+        &mut self,
+        config: &Config,
+        message: &Outgoing<'_>,
+        is_event: bool,
+    ) -> Result<(), End> {
+        let text = serde_json::to_vec(message).map_err(|error| {
+            tracing::error!(%error, "a message cannot be written as JSON");
+            Close::new(1011, "Something went wrong on our side.")
+        })?;
+        let mut rest = Bytes::from(text);
+        let mut kind = Data::Text;
+        loop {
+            let piece = rest.split_to(rest.len().min(FRAGMENT));
+            let is_last = rest.is_empty();
+            let length = piece.len();
+            let frame = Frame::message(piece, OpCode::Data(kind), is_last);
+            self.add(Waiting {
+                message: Message::Frame(frame),
+                length,
+                is_event,
+                continues: kind == Data::Continue,
+            });
+            if is_last {
+                break;
+            }
+            kind = Data::Continue;
+        }
+        if self.gathered >= GATHERED {
+            self.flush(config).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds a ping of the WebSocket itself.
+    pub(super) fn ping(&mut self) {
+        self.add(Waiting {
+            message: Message::Ping(Bytes::new()),
+            length: 0,
+            is_event: false,
+            continues: false,
+        });
+    }
+
+    fn add(&mut self, frame: Waiting) {
+        self.gathered += frame.length;
+        self.waiting.push_back(frame);
+    }
+
+    /// Waits until the socket has taken everything, as long as each piece may take.
+    pub(super) async fn flush(&mut self, config: &Config) -> Result<(), End> {
+        let longest = config.subscriptions.message_bytes;
+        let failed = loop {
+            match timeout(config.server.write_timeout, self.hand_over()).await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) => {}
+                Ok(Err(Failure::Ended(end))) => break end,
+                Ok(Err(Failure::Broken(error))) => {
+                    break Close::of(&error, longest).map_or(End::Lost, End::Close);
+                }
+                Err(_) => break Close::slow().into(),
+            }
+        };
+        // What is left belongs behind what could not be handed over.
+        self.waiting.clear();
+        self.gathered = 0;
+        Err(failed)
+    }
+
+    /// Hands the next frames to the socket and waits until it has taken them. Answers whether these were all.
+    async fn hand_over(&mut self) -> Result<bool, Failure> {
+        let mut frames = Vec::new();
+        let (mut length, mut has_event) = (0, false);
+        while let Some(next) = self.waiting.front()
+            && (frames.is_empty() || length + next.length <= FRAGMENT)
+            && let Some(next) = self.waiting.pop_front()
+        {
+            length += next.length;
+            self.gathered -= next.length;
+            has_event |= next.is_event;
+            frames.push(next);
+        }
+        let watch = self.watch.clone().filter(|_| has_event);
+        let mut frames = VecDeque::from(frames);
+        let mut has_begun = false;
+        let mut ended = pin!(ended(watch.as_ref()));
+        let socket = &mut self.socket;
+        let handed = poll_fn(|context| {
+            let Some(watch) = &watch else {
+                return write(socket, &mut frames, context).map(Some);
+            };
+            // The session does not end between the look and the write.
+            let written = watch.unless_ended(|| write(socket, &mut frames, context));
+            let Some(written) = written else {
+                return Poll::Ready(None);
+            };
+            has_begun = true;
+            if written.is_pending() && ended.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            written.map(Some)
+        });
+        match handed.await {
+            Some(Ok(())) => Ok(self.waiting.is_empty()),
+            Some(Err(error)) => Err(Failure::Broken(error)),
+            // Part of an event waits in the socket's buffer for a client that reads slowly, and can only be taken back
+            // together with the connection.
+            None if has_begun => Err(Failure::Ended(End::Lost)),
+            None => {
+                for frame in frames.into_iter().rev() {
+                    self.gathered += frame.length;
+                    self.waiting.push_front(frame);
+                }
+                self.leave_out_events()
+            }
+        }
+    }
+
+    /// Leaves out the events that wait. One of which a part was sent can only be ended by closing the connection.
+    fn leave_out_events(&mut self) -> Result<bool, Failure> {
+        let is_torn = self.waiting.front().is_some_and(|next| next.continues);
+        if is_torn {
+            return Err(Failure::Ended(Close::revoked().into()));
+        }
+        self.waiting.retain(|frame| !frame.is_event);
+        self.gathered = self.waiting.iter().map(|frame| frame.length).sum();
+        Ok(false)
+    }
+}
+
+/// Why frames were not handed over.
+enum Failure {
+    Ended(End),
+    Broken(Error),
+}
+
+/// Writes frames as far as the socket takes them.
+fn write(
+    socket: &mut Socket,
+    frames: &mut VecDeque<Waiting>,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), Error>> {
+    while !frames.is_empty() {
+        ready!(socket.poll_ready_unpin(context))?;
+        if let Some(frame) = frames.pop_front() {
+            socket.start_send_unpin(frame.message)?;
+        }
+    }
+    socket.poll_flush_unpin(context)
+}

@@ -1,0 +1,431 @@
+//! Streams of a session that ends: nothing follows the answer of the change that ends it, on any transport.
+
+use std::time::Duration;
+
+use reqwest::Response;
+use reqwest::header::ACCEPT;
+use serde_json::{Value, json};
+
+use crate::accounts::{ADA, ADMIN, Tokens, Visitor, tokens};
+use crate::database::PASSWORD;
+use crate::live::until_more_than;
+use crate::server::TestServer;
+use crate::ws::limit::narrow_of;
+use crate::ws::{Socket, flood, metric, until_metric_is};
+
+const EVENTS: &str = "subscription { events(filter: { types: [PROVIDER_CHANGED] }) { ... on CatalogueEvent { name } } }";
+
+const SSE: &str = "text/event-stream";
+const MULTIPART: &str = "multipart/mixed;subscriptionSpec=1.0";
+
+/// How long a test waits for what has to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that neither asks its clients for a sign of life nor gives one.
+async fn serve() -> TestServer {
+    TestServer::with(|config| config.subscriptions.keep_alive = Duration::from_hours(1)).await
+}
+
+/// Tells everyone who is signed in something, under a name of its own.
+async fn publish(server: &TestServer, n: usize) {
+    let admin = server.token(ADMIN).await;
+    let create = "mutation ($input: CreateProviderInput!) { createProvider(input: $input) { provider { id } } }";
+    let input = json!({ "name": format!("n{n}"), "displayName": "A provider" });
+    let made = server
+        .ask(Some(&admin), create, json!({ "input": input }))
+        .await;
+    assert!(
+        made["data"]["createProvider"]["provider"].is_object(),
+        "{made}"
+    );
+}
+
+/// A session's streams, one over each transport.
+struct Streams {
+    socket: Socket,
+    events: Response,
+    multipart: Response,
+}
+
+impl Streams {
+    async fn open(server: &TestServer, token: &str) -> Self {
+        let before = server.subscribers().await;
+        let mut socket = Socket::greeted(server, Some(token)).await;
+        socket.subscribe("1", EVENTS).await;
+        let listen = async |accept: &str| {
+            let request = server.request(reqwest::Method::POST, "/graphql");
+            let request = request.bearer_auth(token).header(ACCEPT, accept);
+            let body = json!({ "query": EVENTS });
+            let response = request.json(&body).send().await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            response
+        };
+        let (events, multipart) = (listen(SSE).await, listen(MULTIPART).await);
+        until_more_than(server, before + 2).await;
+        Self {
+            socket,
+            events,
+            multipart,
+        }
+    }
+
+    /// The numbers of the events that come before the streams end with `UNAUTHENTICATED`, and the WebSocket with 4403.
+    async fn to_the_end(self) -> Vec<usize> {
+        let Self {
+            mut socket,
+            events,
+            multipart,
+        } = self;
+        let mut told = Vec::new();
+        let over_socket = async {
+            loop {
+                let message = socket.next().await;
+                if message["type"] != "next" {
+                    break message;
+                }
+                told.push(message["payload"].clone());
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, over_socket).await;
+        let ended = ended.expect("the stream ends");
+        assert_eq!(ended["type"], "error", "{ended}");
+        let code = &ended["payload"][0]["extensions"]["code"];
+        assert_eq!(code, "UNAUTHENTICATED", "{ended}");
+        let (code, reason) = socket.closed().await;
+        assert_eq!(code, 4403);
+        assert!(reason.contains("revoked"), "{reason}");
+
+        for (response, end) in [
+            (events, "event: complete\ndata:\n\n"),
+            (multipart, "\r\n--graphql--\r\n"),
+        ] {
+            let text = tokio::time::timeout(PATIENCE, response.text()).await;
+            let text = text.expect("the stream ends").expect("a whole body");
+            assert!(text.ends_with(end), "{text}");
+            let payloads = text.lines().filter_map(|line| {
+                let line = line.strip_prefix("data: ").unwrap_or(line);
+                serde_json::from_str::<Value>(line).ok()
+            });
+            let mut payloads: Vec<Value> = payloads.collect();
+            let last = payloads.pop().expect("an answer");
+            let code = &last["errors"][0]["extensions"]["code"];
+            assert_eq!(code, "UNAUTHENTICATED", "{text}");
+            told.extend(payloads.into_iter().map(|mut payload| {
+                let wrapped = payload.get_mut("payload").map(Value::take);
+                wrapped.unwrap_or(payload)
+            }));
+        }
+        told.iter().map(number).collect()
+    }
+
+    /// Waits until the stream over WebSocket tells of this event.
+    async fn until(&mut self, n: usize) {
+        loop {
+            let message = self.socket.next().await;
+            assert_eq!(message["type"], "next", "{message}");
+            if number(&message["payload"]) == n {
+                return;
+            }
+        }
+    }
+}
+
+/// Which event an answer is about.
+fn number(answer: &Value) -> usize {
+    let name = answer["data"]["events"]["name"].as_str();
+    let name = name.unwrap_or_else(|| panic!("{answer}"));
+    name[1..].parse().expect("a number")
+}
+
+/// A change that ends a session, or more.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Logout,
+    LogoutElsewhere,
+    LogoutEverywhere,
+    ChangePassword,
+    RevokeSession,
+    RevokeSessionAsAdmin,
+    ReuseRefreshToken,
+    Deactivate,
+    ChangeRole,
+}
+
+const ALL: [How; 9] = [
+    How::Logout,
+    How::LogoutElsewhere,
+    How::LogoutEverywhere,
+    How::ChangePassword,
+    How::RevokeSession,
+    How::RevokeSessionAsAdmin,
+    How::ReuseRefreshToken,
+    How::Deactivate,
+    How::ChangeRole,
+];
+
+impl How {
+    /// Whether the user's other sessions end too.
+    fn ends_all(self) -> bool {
+        matches!(
+            self,
+            Self::LogoutEverywhere | Self::ChangePassword | Self::Deactivate | Self::ChangeRole
+        )
+    }
+
+    /// Makes the change, by the session that is to end, another of its user, or an administrator, and waits for its
+    /// answer.
+    async fn end(self, visitor: &Visitor, ended: &Tokens, other: &Tokens, admin: &Tokens) {
+        let session = visitor.session(&ended.access).await;
+        let user = visitor.id(&ended.access).await;
+        let (token, name, selection, input) = match self {
+            Self::Logout => (ended, "logout", "revokedTokens", json!({})),
+            Self::LogoutElsewhere => {
+                let third = visitor.login(ADA, PASSWORD).await;
+                let input = json!({ "refreshToken": ended.refresh });
+                let answer = visitor
+                    .mutate(Some(&third.access), "logout", "revokedTokens", input)
+                    .await;
+                assert_eq!(answer["data"]["logout"]["revokedTokens"], 3, "{answer}");
+                return;
+            }
+            Self::LogoutEverywhere => (
+                other,
+                "logout",
+                "revokedTokens",
+                json!({ "everywhere": true }),
+            ),
+            Self::ChangePassword => {
+                let input =
+                    json!({ "currentPassword": PASSWORD, "newPassword": "another password" });
+                let selection = super::accounts::SIGNED_IN;
+                let answer = visitor
+                    .mutate(Some(&other.access), "changePassword", selection, input)
+                    .await;
+                tokens(&answer["data"]["changePassword"]);
+                return;
+            }
+            Self::RevokeSession => (
+                other,
+                "revokeSession",
+                "revokedSessionId",
+                json!({ "sessionId": session }),
+            ),
+            Self::RevokeSessionAsAdmin => (
+                admin,
+                "revokeSession",
+                "revokedSessionId",
+                json!({ "sessionId": session }),
+            ),
+            Self::ReuseRefreshToken => {
+                visitor.refresh(&ended.refresh).await;
+                let refused = visitor.try_refresh(&ended.refresh).await;
+                assert!(refused["data"].is_null(), "{refused}");
+                return;
+            }
+            Self::Deactivate => (
+                admin,
+                "updateUser",
+                "user { isActive }",
+                json!({ "userId": user, "isActive": false }),
+            ),
+            Self::ChangeRole => (
+                admin,
+                "updateUser",
+                "user { role }",
+                json!({ "userId": user, "role": "ADMIN" }),
+            ),
+        };
+        let answer = visitor
+            .mutate(Some(&token.access), name, selection, input)
+            .await;
+        assert!(answer["data"][name].is_object(), "{self:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn no_event_follows_the_answer_of_what_ends_a_session() {
+    for how in ALL {
+        let server = serve().await;
+        let visitor = Visitor::new(&server);
+        visitor.register(ADA).await;
+        let sign_in = async || visitor.login(ADA, PASSWORD).await;
+        let (ended, other) = (sign_in().await, sign_in().await);
+        let admin = visitor.login(ADMIN, PASSWORD).await;
+        let streams = Streams::open(&server, &ended.access).await;
+        let mut others = Streams::open(&server, &other.access).await;
+        publish(&server, 1).await;
+        others.until(1).await;
+
+        how.end(&visitor, &ended, &other, &admin).await;
+        for n in 2..5 {
+            publish(&server, n).await;
+        }
+        let told = streams.to_the_end().await;
+        assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
+        if how.ends_all() {
+            let told = others.to_the_end().await;
+            assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
+        } else {
+            others.until(4).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_event_that_was_made_while_a_session_ended_follows_the_answer() {
+    let server = serve().await;
+    let visitor = Visitor::new(&server);
+    visitor.register(ADA).await;
+    let mut first = 0;
+    for _ in 0..5 {
+        let ada = visitor.login(ADA, PASSWORD).await;
+        let streams = Streams::open(&server, &ada.access).await;
+        let begun = std::cell::Cell::new(first);
+        let publishing = async {
+            for n in first..first + 30 {
+                begun.set(n);
+                publish(&server, n).await;
+            }
+        };
+        let ending = async {
+            while begun.get() < first + 10 {
+                tokio::task::yield_now().await;
+            }
+            let answer = visitor
+                .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+                .await;
+            assert!(answer["data"]["logout"].is_object(), "{answer}");
+            begun.get()
+        };
+        let ((), last) = tokio::join!(publishing, ending);
+        let told = streams.to_the_end().await;
+        assert!(told.len() > 3, "{told:?}");
+        assert!(told.iter().all(|n| *n <= last), "{told:?} after {last}");
+        first += 30;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_signs_out_itself_is_answered_and_closed_also_without_streams() {
+    let server = serve().await;
+    let visitor = Visitor::new(&server);
+    visitor.register(ADA).await;
+    let logout = "mutation { logout(input: {}) { revokedTokens } }";
+    for has_stream in [false, true] {
+        let ada = visitor.login(ADA, PASSWORD).await;
+        let mut socket = Socket::greeted(&server, Some(&ada.access)).await;
+        if has_stream {
+            let before = server.subscribers().await;
+            socket.subscribe("1", EVENTS).await;
+            until_more_than(&server, before).await;
+        }
+        socket.subscribe("2", logout).await;
+        let mut kinds = Vec::new();
+        while kinds.len() < if has_stream { 3 } else { 2 } {
+            let message = socket.next().await;
+            let (id, kind) = (&message["id"], &message["type"]);
+            kinds.push(format!(
+                "{} {}",
+                id.as_str().expect("an id"),
+                kind.as_str().expect("a type")
+            ));
+        }
+        kinds.sort_unstable();
+        let expected = ["1 error", "2 complete", "2 next"];
+        assert_eq!(kinds, expected[usize::from(!has_stream)..]);
+        assert_eq!(socket.closed().await.0, 4403);
+    }
+    // A connection that says nothing is closed as soon as its session is ended elsewhere.
+    let ada = visitor.login(ADA, PASSWORD).await;
+    let mut socket = Socket::greeted(&server, Some(&ada.access)).await;
+    let ended = visitor
+        .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+        .await;
+    assert!(ended["data"]["logout"].is_object(), "{ended}");
+    assert_eq!(socket.closed().await.0, 4403);
+    assert_eq!(
+        metric(&server, r#"gathering_streams{transport="websocket"}"#).await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
+    for how in ALL {
+        let one = serve().await;
+        let two = one
+            .beside(|config| {
+                config.subscriptions.keep_alive = Duration::from_hours(1);
+                config.events.poll = Duration::from_millis(100);
+            })
+            .await;
+        let visitor = Visitor::new(&one);
+        visitor.register(ADA).await;
+        let sign_in = async || visitor.login(ADA, PASSWORD).await;
+        let (ended, other) = (sign_in().await, sign_in().await);
+        let admin = visitor.login(ADMIN, PASSWORD).await;
+        let streams = Streams::open(&two, &ended.access).await;
+        let mut others = Streams::open(&two, &other.access).await;
+        // Says nothing. What ends all sessions is told to every instance; what ends one, where the database can.
+        let mut silent = Socket::greeted(&two, Some(&ended.access)).await;
+        how.end(&visitor, &ended, &other, &admin).await;
+        streams.to_the_end().await;
+        assert_eq!(silent.closed().await.0, 4403, "{how:?}");
+        if how.ends_all() {
+            others.to_the_end().await;
+        } else {
+            publish(&two, 1).await;
+            others.until(1).await;
+        }
+    }
+}
+
+/// Waits until no more events are taken out for a stream, because its client does not read.
+async fn until_stuck(server: &TestServer) {
+    let delivered = async || metric(server, "gathering_events_delivered_total").await;
+    let stuck = async {
+        let (mut last, mut times) = (0, 0);
+        while times < 20 {
+            let now = delivered().await;
+            times = if now > 0 && now == last { times + 1 } else { 0 };
+            last = now;
+        }
+    };
+    let stuck = tokio::time::timeout(PATIENCE, stuck).await;
+    stuck.expect("the client is behind");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_sent_what_is_held_for_it() {
+    let server = TestServer::with(|config| {
+        config.subscriptions.keep_alive = Duration::from_hours(1);
+        config.server.write_timeout = Duration::from_hours(1);
+    })
+    .await;
+    let query = flood(&server).await;
+    let logout = "mutation { logout(input: {}) { revokedTokens } }";
+    let streams = |transport: &str| format!("gathering_streams{{transport=\"{transport}\"}}");
+
+    let token = server.token("demo@example.com").await;
+    let mut socket = narrow_of(&server, &token).await;
+    socket.subscribe("1", &query).await;
+    until_stuck(&server).await;
+    server.ask(Some(&token), logout, json!({})).await;
+    until_metric_is(&server, &streams("websocket"), 0).await;
+    until_metric_is(&server, "gathering_websocket_connections", 0).await;
+
+    for (accept, transport) in [(SSE, "sse"), (MULTIPART, "multipart")] {
+        let token = server.token("demo@example.com").await;
+        let request = server.request(reqwest::Method::POST, "/graphql");
+        let request = request.bearer_auth(&token).header(ACCEPT, accept);
+        let response = request.json(&json!({ "query": query })).send().await;
+        let response = response.expect("an answer");
+        until_stuck(&server).await;
+        assert_eq!(metric(&server, &streams(transport)).await, 1);
+        server.ask(Some(&token), logout, json!({})).await;
+        until_metric_is(&server, &streams(transport), 0).await;
+        // The rest cannot be had: the connection has broken.
+        let body = tokio::time::timeout(PATIENCE, response.text()).await;
+        body.expect("an end").expect_err("no proper end");
+    }
+}
