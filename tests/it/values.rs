@@ -70,6 +70,26 @@ async fn a_cursor_holds_no_time_that_the_database_cannot() {
 }
 
 #[tokio::test]
+async fn a_cursor_holds_any_number() {
+    let server = TestServer::start().await;
+    for list in [
+        "tasks(first: 1, orderBy: {field: PRIORITY, direction: ASC}",
+        "tasks(first: 1, orderBy: {field: PRIORITY, direction: DESC}",
+    ] {
+        let query = format!("{{ page: {list}) {{ pageInfo {{ endCursor }} }} }}");
+        let page = server.graphql(&query, json!({})).await;
+        let cursor = page["data"]["page"]["pageInfo"]["endCursor"].as_str();
+        let cursor = cursor.unwrap_or_else(|| panic!("{page}"));
+        for number in [i64::MIN, -1, 1 << 31, i64::MAX] {
+            let query = format!("query($c: String) {{ {list}, after: $c) {{ nodes {{ id }} }} }}");
+            let variables = json!({ "c": forged(cursor, number) });
+            let answer = server.graphql(&query, variables).await;
+            assert!(answer["errors"].is_null(), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_cursor_of_an_event_names_a_place_that_there_is() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
