@@ -76,18 +76,7 @@ pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
         CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([
-                AUTHORIZATION,
-                CONTENT_TYPE,
-                ACCEPT,
-                HeaderName::from_static("x-request-id"),
-                HeaderName::from_static("x-gathering-usage"),
-                HeaderName::from_static(IDEMPOTENCY_KEY),
-                HeaderName::from_static("last-event-id"),
-                HeaderName::from_static(PREFLIGHTED[0]),
-                HeaderName::from_static(PREFLIGHTED[1]),
-                HeaderName::from_static(PREFLIGHTED[2]),
-            ])
+            .allow_headers(ALLOWED.map(HeaderName::from_static))
             .expose_headers(
                 [RETRY_AFTER, HeaderName::from_static("x-request-id")]
                     .into_iter()
@@ -132,8 +121,50 @@ const PREFLIGHTED: [&str; 4] = [
     "authorization",
 ];
 
+/// Headers that a script of another site may send: those that the server reads, and those that GraphQL clients and
+/// tracing libraries add by themselves. Not among them is what a proxy would say, such as `X-Forwarded-For`.
+const ALLOWED: [&str; 31] = [
+    "accept",
+    "authorization",
+    "cache-control",
+    "content-type",
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    USAGE,
+    "graphql-require-preflight",
+    "apollo-require-preflight",
+    "apollographql-client-name",
+    "apollographql-client-version",
+    "x-apollo-operation-id",
+    "x-apollo-operation-name",
+    "x-graphql-client-name",
+    "x-graphql-client-version",
+    "x-graphql-event-stream-token",
+    "x-requested-with",
+    "x-request-id",
+    "x-correlation-id",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "b3",
+    "x-b3-sampled",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-datadog-origin",
+    "x-datadog-parent-id",
+    "x-datadog-sampling-priority",
+    "x-datadog-trace-id",
+];
+
 /// The key under which a mutation may be sent again.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// The last event that a client of a stream has seen.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// Asks what an answer has cost.
+const USAGE: &str = "x-gathering-usage";
 
 /// What the transports of the graph have in common.
 pub(crate) struct Endpoint {
@@ -165,6 +196,19 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     token
         .map(Some)
         .ok_or_else(|| Refusal::unauthenticated(NO_BEARER))
+}
+
+/// The text of a header that is sent at most once. Bytes that are no text become replacement characters: the value is
+/// then refused as any other that nobody gave out, and not taken for absent.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {
+    let mut given = headers.get_all(name).iter();
+    match (given.next(), given.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => Ok(Some(String::from_utf8_lossy(value.as_bytes()))),
+        _ => Err(Refusal::bad(format!(
+            "Send one header `{name}`, not several."
+        ))),
+    }
 }
 
 /// What is wrong with an authorization that has no token in it.
@@ -433,7 +477,7 @@ impl Endpoint {
 
     /// Who sends an operation, by the headers of its request.
     fn caller<'a>(&self, operation: &Operation, head: &'a Parts) -> Result<Caller<'a>, Refusal> {
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let text = |name| text(&head.headers, name);
         let token = match bearer(&head.headers) {
             Ok(token) => token,
             Err(_) if operation.signs_in() => None,
@@ -442,13 +486,9 @@ impl Endpoint {
         Ok(Caller {
             token,
             client: head.extensions.get::<Client>().cloned().unwrap_or_default(),
-            usage: self.usage(text("x-gathering-usage")),
-            after: text("last-event-id").map(str::to_owned),
-            // What is no text is no key either, and is refused.
-            idempotency_key: head
-                .headers
-                .get(IDEMPOTENCY_KEY)
-                .map(|key| key.to_str().unwrap_or_default().to_owned()),
+            usage: self.usage(text(USAGE)?.as_deref()),
+            after: text(LAST_EVENT_ID)?.map(Cow::into_owned),
+            idempotency_key: text(IDEMPOTENCY_KEY)?.map(Cow::into_owned),
             batch_entry: None,
         })
     }
@@ -854,10 +894,11 @@ impl Media {
 /// Picks the offer that `Accept` weighs highest; of equals the one that it names more exactly, then the one that it
 /// names first, then the earlier offer.
 fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
-    let lines: Vec<&str> = headers
+    // What is no text names no type, but is no reason to take everything.
+    let lines: Vec<_> = headers
         .get_all(ACCEPT)
         .iter()
-        .filter_map(|line| line.to_str().ok())
+        .map(|line| String::from_utf8_lossy(line.as_bytes()))
         .collect();
     let accept = Some(lines.join(",")).filter(|accept| !accept.trim().is_empty());
     let ranges: Vec<(&str, &str, f32)> = accept
@@ -989,10 +1030,11 @@ fn must_be_local(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Refuses a body that is not JSON in UTF-8, sent as it is.
 fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let content_type = match (types.next(), types.next()) {
+        (Some(one), None) => one.to_str().unwrap_or_default(),
+        _ => "",
+    };
     let mut parts = content_type.split(';').map(str::trim);
     let json = parts
         .next()
@@ -1001,14 +1043,16 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
         .filter_map(|part| part.split_once('='))
         .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))
         .all(|(_, charset)| {
-            charset
-                .trim()
-                .trim_matches('"')
-                .eq_ignore_ascii_case("utf-8")
+            let charset = charset.trim().trim_matches('"');
+            // The second is no registered name, but the Encoding Standard's other label, and common.
+            ["utf-8", "utf8"]
+                .iter()
+                .any(|utf8| charset.eq_ignore_ascii_case(utf8))
         });
     let plain = headers
-        .get(CONTENT_ENCODING)
-        .is_none_or(|coding| coding == "identity");
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
     if json && utf8 && plain {
         Ok(())
     } else {
@@ -1029,6 +1073,7 @@ impl Payload {
     fn parse(body: &[u8]) -> Result<Self, Refusal> {
         let text =
             str::from_utf8(body).map_err(|_| Refusal::bad("The body must be valid UTF-8."))?;
+        let text = unmarked(text);
         let parsed = match text.trim_ascii_start().as_bytes().first() {
             None => return Err(Refusal::bad("The body is empty; send a JSON object.")),
             Some(b'[') => serde_json::from_str(text).map(Self::Batch),
@@ -1044,6 +1089,11 @@ impl Payload {
             ))
         })
     }
+}
+
+/// A text of JSON without the byte-order mark that it may begin with.
+pub(crate) fn unmarked(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// What a request says, in its order and with repetitions.
@@ -1074,7 +1124,7 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 impl Members {
-    /// The parameters of a GET; an empty one counts as absent.
+    /// The parameters of a GET.
     fn from_url(query: &str) -> Result<Self, Refusal> {
         let decode = |text: &str| {
             percent_decode_str(&text.replace('+', " "))
@@ -1087,9 +1137,10 @@ impl Members {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name)?, decode(value)?);
             let value = match name.as_str() {
-                _ if value.is_empty() => continue,
-                "variables" | "extensions" => serde_json::from_str(&value)
-                    .map_err(|_| Refusal::bad(format!("`{name}` must be valid JSON.")))?,
+                "variables" | "extensions" if !value.is_empty() => {
+                    serde_json::from_str(unmarked(&value))
+                        .map_err(|_| Refusal::bad(format!("`{name}` must be valid JSON.")))?
+                }
                 _ => Value::String(value),
             };
             members.push((name, value));
@@ -1098,7 +1149,8 @@ impl Members {
     }
 
     /// Checks what the members hold; `place` stands before their names in errors. Unknown ones are passed over, as the
-    /// specification keeps them for its future; a repeated one is refused, as two readers could disagree on it.
+    /// specification keeps them for its future; a repeated one is refused, as two readers could disagree on it. An empty
+    /// string is as good as nothing, whatever the transport: a URL's parameter cannot say it otherwise.
     pub(crate) fn into_params(self, place: &str) -> Result<Params, Refusal> {
         let [
             mut query,
@@ -1120,13 +1172,14 @@ impl Members {
                 return Err(Refusal::bad(format!("`{place}{name}` is given twice.")));
             }
         }
-        let text = |name, value| match value {
-            None | Some(Value::Null) => Ok(None),
+        let is_absent = |value: &Value| value.is_null() || value == "";
+        let text = |name, value: Option<Value>| match value.filter(|value| !is_absent(value)) {
+            None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(Refusal::bad(format!("`{place}{name}` must be a string."))),
         };
-        let object = |name, value| match value {
-            None | Some(Value::Null) => Ok(None),
+        let object = |name, value: Option<Value>| match value.filter(|value| !is_absent(value)) {
+            None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),
             Some(_) => Err(Refusal::bad(format!("`{place}{name}` must be an object."))),
         };

@@ -135,11 +135,11 @@ fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
 /// The entries of a list header, the last first.
 fn hops<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines: Vec<_> = headers.get_all(name).iter().collect();
-    let text = |line: &'a HeaderValue| line.to_str().unwrap_or("?");
-    lines
-        .into_iter()
-        .rev()
-        .flat_map(move |line| text(line).rsplit(','))
+    // What a client garbled says nothing of what a proxy has added behind it.
+    lines.into_iter().rev().flat_map(|line| {
+        let entries = line.as_bytes().rsplit(|byte| *byte == b',');
+        entries.map(|entry| str::from_utf8(entry).unwrap_or("?"))
+    })
 }
 
 /// The address of a hop of `Forwarded` (RFC 7239).
@@ -234,6 +234,8 @@ mod tests {
         assert_eq!(xff("[2001:db8::1]:4711"), "2001:db8::1");
         assert_eq!(xff("203.0.113.9, unknown"), "10.0.0.1");
         assert_eq!(xff("198.51.100.7, garbage, 10.1.1.1"), "10.1.1.1");
+        assert_eq!(xff("caf\u{e9}, 198.51.100.7, 10.1.1.1"), "198.51.100.7");
+        assert_eq!(xff("198.51.100.7, caf\u{e9}"), "10.0.0.1");
         assert_eq!(xff(""), "10.0.0.1");
         let lines = [
             (X_FORWARDED_FOR, "203.0.113.9"),

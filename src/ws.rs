@@ -42,7 +42,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::Instrument;
 
-use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in};
+use crate::config::Config;
+use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in, unmarked};
 use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
 use outgoing::{FRAGMENT, GATHERED, Outbox, Outgoing};
 
@@ -259,7 +260,7 @@ enum Incoming {
 
 impl Incoming {
     fn parse(text: &str) -> Result<Self, Close> {
-        let message = serde_json::from_str(text)
+        let message = serde_json::from_str(unmarked(text))
             .map_err(|_| Close::invalid("A message must be valid JSON."))?;
         let Value::Object(mut message) = message else {
             return Err(Close::invalid("A message must be a JSON object."));

@@ -6,6 +6,7 @@
 mod m0001_team;
 mod m0002_lockouts;
 mod m0003_live;
+mod m0004_folding;
 mod table;
 
 use sea_orm_migration::{
@@ -25,6 +26,7 @@ impl MigratorTrait for Chain {
             Box::new(m0001_team::Migration),
             Box::new(m0002_lockouts::Migration),
             Box::new(m0003_live::Migration),
+            Box::new(m0004_folding::Migration),
         ]
     }
 }

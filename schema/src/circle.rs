@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    auth::by_email,
     conversation::{ConversationFilter, Conversations},
     ctx::Door,
     deletion::{DeleteInput, DeletePayload},
@@ -969,16 +970,12 @@ impl CircleMutation {
                 return Ok(Outcome::fault(Some(id), fault));
             }
             let mut check = Check::default();
-            let (_, key) = check.email("email", &input.email);
+            let (email, _) = check.email("email", &input.email);
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(Some(id), faults));
             }
-            let user = user::Entity::find()
-                .select_only()
-                .column(user::Column::Id)
-                .filter(user::Column::EmailKey.eq(key))
-                .filter(user::Column::IsActive.eq(true));
-            let user: Option<Uuid> = user.into_tuple().one(&change.transaction).await?;
+            let user = by_email(&change.transaction, &email).await?;
+            let user = user.filter(|user| user.is_active).map(|user| user.id);
             let Some(user) = user else {
                 // Who is deactivated is answered like who was never there.
                 let fault = share_fault("No active user has this e-mail address.");

@@ -1060,7 +1060,6 @@ impl Change<'_> {
             .columns([
                 agent::Column::Id,
                 agent::Column::Name,
-                agent::Column::NameKey,
                 agent::Column::ModelId,
             ])
             .filter(participant::Column::ConversationId.eq(id))

@@ -34,6 +34,7 @@ pub mod order;
 pub mod page;
 pub mod persona;
 pub mod project;
+mod prose;
 pub mod provider;
 mod read;
 mod routing;

@@ -417,7 +417,7 @@ impl ModelMutation {
                 created_at: change.now,
                 updated_at: change.now,
                 provider_id: provider,
-                name: check.line("name", &input.name, MAX_NAME),
+                name: check.exact_line("name", &input.name, MAX_NAME),
                 display_name: check.line("displayName", &input.display_name, MAX_DISPLAY_NAME),
                 price_input: micros(&mut check, "priceInput", input.price_input),
                 price_output: micros(&mut check, "priceOutput", input.price_output),

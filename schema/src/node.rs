@@ -195,13 +195,14 @@ impl NodeQuery {
         node.map(Some).ok_or_else(|| Error::not_found("id"))
     }
 
-    /// The things with these ids, in order; null in the place of one that names nothing the viewer can read.
+    /// The things with these ids, in order; null in the place of one that names nothing the viewer can read. What is no id
+    /// is null too, with an error `BAD_USER_INPUT` for its place.
     #[graphql(directive = list_size::apply(None, Some(vec!["ids".to_owned()]), None))]
     async fn nodes(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "At most 100 ids, of any types.")] ids: Vec<ID>,
-    ) -> Result<Vec<Option<Node>>, Error> {
+    ) -> Result<Vec<Option<Result<Node, Error>>>, Error> {
         ctx.request().viewer()?;
         if ids.len() > MAX_NODES {
             return Err(
@@ -209,16 +210,16 @@ impl NodeQuery {
                     .field("ids"),
             );
         }
-        let mut keys = Vec::with_capacity(ids.len());
-        for id in &ids {
-            keys.push(id::parse(id).ok_or_else(|| {
-                Error::bad_input("`ids` has an entry that is not an id.").field("ids")
-            })?);
-        }
-        try_join_all(
-            keys.into_iter()
-                .map(|(kind, key)| Node::load(ctx.request(), kind, key)),
-        )
-        .await
+        let nodes = ids.iter().map(async |id| match id::parse(id) {
+            Some((kind, key)) => {
+                let node = Node::load(ctx.request(), kind, key).await?;
+                Ok(node.map(Ok))
+            }
+            None => {
+                let error = Error::bad_input("`ids` has an entry here that is not an id.");
+                Ok(Some(Err(error.field("ids"))))
+            }
+        });
+        try_join_all(nodes).await
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     ctx::Door,
     error::Error,
     read::{ColumnOf, Count, Pages, Totals},
+    scalar::is_storable,
 };
 
 /// Rows of a page when the client names no number.
@@ -194,7 +195,8 @@ impl<C: ColumnTrait> Order<C> {
                 }
                 ColumnType::TimestampWithTimeZone => {
                     let micros = i64::from_be_bytes(take(8)?.try_into().ok()?);
-                    Value::from(DateTime::from_timestamp_micros(micros)?)
+                    let instant = DateTime::from_timestamp_micros(micros)?;
+                    Value::from(Some(instant).filter(|instant| is_storable(*instant))?)
                 }
                 ColumnType::Uuid => Value::from(Uuid::from_slice(take(16)?).ok()?),
                 _ => {

@@ -18,10 +18,8 @@ impl ScalarType for DateTime {
         ChronoDateTime::parse_from_rfc3339(text)
             .ok()
             .map(|instant| instant.with_timezone(&Utc))
-            // Neither a year that has no four digits in UTC, nor a leap second.
-            .filter(|instant| {
-                (0..=9_999).contains(&instant.year()) && instant.nanosecond() < 1_000_000_000
-            })
+            // No leap second.
+            .filter(|instant| is_storable(*instant) && instant.nanosecond() < 1_000_000_000)
             .map(|instant| Self(instant.trunc_subsecs(6)))
             .ok_or_else(|| {
                 InputValueError::custom(
@@ -39,6 +37,11 @@ impl From<ChronoDateTime<Utc>> for DateTime {
     fn from(instant: ChronoDateTime<Utc>) -> Self {
         Self(instant)
     }
+}
+
+/// Whether both databases can hold an instant and order it: its year has four digits.
+pub(crate) fn is_storable(instant: ChronoDateTime<Utc>) -> bool {
+    (0..=9_999).contains(&instant.year())
 }
 
 const MICROS: i64 = 1_000_000;
@@ -71,14 +74,21 @@ impl Decimal {
     }
 }
 
-/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it. Input may
-/// have up to six decimals.
+/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it. Input is such
+/// a string with up to six decimals, or an integer. A number with a decimal point or an exponent is refused, because its
+/// digits may have been rounded before they are read.
 #[Scalar]
 impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {
         let text = match &value {
             Value::String(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
+            // Any other number is a double by now, whatever was written.
+            Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
+            Value::Number(_) => {
+                return Err(InputValueError::custom(
+                    "Send a decimal number that is no integer as a string, such as \"0.27\": as a number it may lose digits.",
+                ));
+            }
             _ => return Err(InputValueError::expected_type(value)),
         };
         Self::from_text(&text).ok_or_else(|| {
@@ -126,6 +136,37 @@ mod tests {
             "+1",
         ] {
             assert_eq!(Decimal::from_text(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_may_have_lost_digits_is_no_decimal() {
+        let parse = |json: &str| {
+            let json = serde_json::from_str(json).expect("JSON");
+            Decimal::parse(Value::from_json(json).expect("a value"))
+        };
+        for (json, micros) in [
+            ("15", 15_000_000),
+            ("-3", -3_000_000),
+            ("9007199254741", 9_007_199_254_741_000_000),
+            ("\"0.1\"", 100_000),
+        ] {
+            assert_eq!(parse(json).ok().map(|decimal| decimal.micros), Some(micros));
+        }
+        for json in [
+            "0.10000000000000000001",
+            "0.27",
+            "1.0000000000000000001",
+            "1.0",
+            "1e3",
+            "1e30",
+            "100000000000000000000",
+            "18446744073709551615",
+            "1E-7",
+            "\"1e3\"",
+            "true",
+        ] {
+            assert!(parse(json).is_err(), "{json}");
         }
     }
 

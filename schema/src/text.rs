@@ -2,6 +2,11 @@
 
 use std::net::IpAddr;
 
+use icu_casemap::{CaseMapper, CaseMapperBorrowed};
+use icu_properties::{
+    CodePointMapData, CodePointMapDataBorrowed, CodePointSetData, CodePointSetDataBorrowed,
+    props::{DefaultIgnorableCodePoint, GeneralCategory, GeneralCategoryGroup},
+};
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 use unicode_normalization::UnicodeNormalization;
 
@@ -10,16 +15,74 @@ use crate::error::Error;
 /// Most characters of a filter's text.
 const MAX_FILTER: usize = 100;
 
-/// The form in which names and e-mail addresses are compared and searched: trimmed, NFKC, lower case. Some capitals are
-/// letters and accents that are one letter when small, and one letter has another small form at the end of a word.
+/// The form in which names and e-mail addresses are compared and searched: Unicode's compatibility caseless form (NFKC,
+/// full case folding), without the characters that are invisible by default, trimmed. Folding a folded text changes
+/// nothing.
 pub fn fold(text: &str) -> String {
-    let folded: String = text
-        .nfkc()
-        .flat_map(char::to_lowercase)
-        .map(|letter| if letter == 'ς' { 'σ' } else { letter })
-        .nfkc()
-        .collect();
+    if text.is_ascii() {
+        return text.trim().to_ascii_lowercase();
+    }
+    // Normalizing makes further letters to be folded, and folding makes further sequences to be normalized. Two rounds
+    // reach the end (Unicode, D146).
+    let once = case_fold(text.nfd());
+    let twice = case_fold(once.nfkc());
+    let folded: String = twice.nfkc().collect();
     folded.trim().to_owned()
+}
+
+fn case_fold(letters: impl Iterator<Item = char>) -> String {
+    const MAPPER: CaseMapperBorrowed = CaseMapper::new();
+    let visible: String = letters.filter(|letter| !is_ignorable(*letter)).collect();
+    MAPPER.fold_string(&visible).into_owned()
+}
+
+/// Whether a character is invisible by default: joiners, variation selectors, fillers, directional marks, tags.
+pub(crate) fn is_ignorable(letter: char) -> bool {
+    const IGNORABLE: CodePointSetDataBorrowed =
+        CodePointSetData::new::<DefaultIgnorableCodePoint>();
+    IGNORABLE.contains(letter)
+}
+
+/// Whether a text has nothing in it that can be seen: no letter, digit, punctuation mark or symbol.
+pub(crate) fn is_blank(text: &str) -> bool {
+    const CATEGORY: CodePointMapDataBorrowed<GeneralCategory> = CodePointMapData::new();
+    const BASES: GeneralCategoryGroup = GeneralCategoryGroup::Letter
+        .union(GeneralCategoryGroup::Number)
+        .union(GeneralCategoryGroup::Punctuation)
+        .union(GeneralCategoryGroup::Symbol);
+    // Symbols and letters by category that have no ink: the empty Braille cell, the null notehead, two Egyptian blanks,
+    // and what stands in for an object that is not there.
+    const EMPTY: [char; 5] = [
+        '\u{2800}',
+        '\u{1d159}',
+        '\u{13441}',
+        '\u{13442}',
+        '\u{fffc}',
+    ];
+    !text.chars().any(|letter| {
+        BASES.contains(CATEGORY.get(letter)) && !is_ignorable(letter) && !EMPTY.contains(&letter)
+    })
+}
+
+/// Whether a text is one line in which every character leaves the others as they are: no control characters but tabs,
+/// nothing that breaks the line or sets the writing direction of what follows, no hidden tags.
+pub(crate) fn is_line(text: &str) -> bool {
+    let mut before = None;
+    text.chars().all(|letter| {
+        let before = before.replace(letter);
+        match letter {
+            '\t' => true,
+            // Line and paragraph separators.
+            '\u{2028}' | '\u{2029}'
+            // Embeddings, overrides and isolates. Marks of direction set no scope and are part of names.
+            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+            // Deprecated format characters, annotations, the language tag.
+            | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}' => false,
+            // Tags spell the region of a flag, and are hidden text anywhere else.
+            '\u{e0020}'..='\u{e007f}' => matches!(before, Some('\u{1f3f4}' | '\u{e0020}'..='\u{e007f}')),
+            _ => !letter.is_control(),
+        }
+    })
 }
 
 /// Most characters of an e-mail address.
@@ -33,6 +96,18 @@ pub(crate) fn email_key(email: &str) -> Option<String> {
         return None;
     }
     Some(fold(email)).filter(|key| key.chars().nth(MAX_EMAIL).is_none() && !key.contains('\0'))
+}
+
+/// The keys under which the account of an e-mail address may be kept, the better one last. Two accounts whose addresses
+/// became equal when case folding became complete have kept their keys apart: one has the key of the former folding.
+pub(crate) fn account_keys(email: &str) -> [String; 2] {
+    let former: String = email
+        .nfkc()
+        .flat_map(char::to_lowercase)
+        .map(|letter| if letter == 'ς' { 'σ' } else { letter })
+        .nfkc()
+        .collect();
+    [fold(email), former.trim().to_owned()]
 }
 
 /// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
@@ -94,6 +169,161 @@ mod tests {
         assert_eq!(fold("ＡＤＡ"), "ada");
         assert_eq!(fold("J\u{30c}"), fold("\u{1f0}"));
         assert_eq!(fold("ΝΊΚΟΣ"), fold("νίκος"));
+        for same in [
+            &["STRASSE", "Straße", "STRAẞE", "strasse", "ſtraſſe"][..],
+            &["ﬃn", "FFIN", "ffin"],
+            &["\u{149}", "\u{2bc}N"],
+            &["ᾳ", "ΑΙ", "αι"],
+            &["եւ", "և", "ԵՒ"],
+            &["Ꭰ", "ꭰ"],
+            &["İ", "i\u{307}"],
+            &[
+                "Ada",
+                "A\u{200b}d\u{2060}a\u{ad}",
+                "\u{202e}Ada\u{feff}",
+                "Ada\u{fe0f}",
+            ],
+            &["e\u{34f}\u{301}", "É"],
+            &["❤", "❤\u{fe0f}"],
+        ] {
+            for other in same {
+                assert_eq!(fold(other), fold(same[0]), "{other}");
+            }
+        }
+        assert_ne!(fold("I"), fold("ı"));
+        assert_ne!(fold("Ada"), fold("Adá"));
+    }
+
+    #[test]
+    fn what_is_folded_stays_as_it_is() {
+        let holds = |text: &str| {
+            let folded = fold(text);
+            assert_eq!(fold(&folded), folded, "{}", text.escape_unicode());
+        };
+        // The planes without assigned letters at once, the others letter by letter.
+        let (few, many): (Vec<char>, Vec<char>) = ('\0'..=char::MAX)
+            .partition(|letter| matches!(u32::from(*letter), 0..0x4_0000 | 0xe_0000..0xe_1000));
+        for letters in many.chunks(4096) {
+            holds(&letters.iter().collect::<String>());
+        }
+        for letter in few {
+            let text = String::from(letter);
+            holds(&text);
+            // What changes, changes with what stands beside it.
+            if fold(&text) != text {
+                for (before, after) in [
+                    ("", "\u{301}"),
+                    ("", "\u{345}"),
+                    ("\u{1f80}", ""),
+                    ("x", " "),
+                ] {
+                    holds(&format!("{before}{text}{after}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn capitals_and_small_letters_fold_alike() {
+        // The capital of the dotless letter is that of the dotted one.
+        for letter in ('\0'..=char::MAX).filter(|letter| *letter != 'ı') {
+            let small: String = letter.to_lowercase().collect();
+            let capital: String = letter.to_uppercase().collect();
+            let text = String::from(letter);
+            for other in [small, capital].iter().filter(|other| **other != text) {
+                assert_eq!(fold(other), fold(&text), "{}", letter.escape_unicode());
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_without_ink_is_blank() {
+        for text in [
+            "",
+            " ",
+            "\u{200b}",
+            "\u{2060}",
+            "\u{ad}",
+            "\u{3164}",
+            "\u{2800}",
+            "\u{202e}",
+            "\u{115f}\u{1160}",
+            "\u{ffa0}",
+            "\u{fe0f}",
+            "\u{200d}\u{200c}",
+            "\u{301}",
+            "\u{180e}",
+            "\u{e0041}",
+            "\u{feff}",
+            "\u{34f}",
+            "\u{fffc}",
+            "\u{1d159}",
+            "\u{e000}",
+            "\u{ffff}",
+            "\u{2028}",
+            "\u{a0}\u{3000}",
+            "\u{17b4}",
+            "\u{13441}",
+            "\u{fff9}",
+        ] {
+            assert!(is_blank(text), "{}", text.escape_unicode());
+        }
+        for text in [
+            "a",
+            "1",
+            "-",
+            "€",
+            "👩\u{200d}💻",
+            "می\u{200c}خواهم",
+            "क्\u{200d}ष",
+            "字",
+            "⠁",
+            "🏴\u{e0067}\u{e007f}",
+        ] {
+            assert!(!is_blank(text), "{text}");
+            assert!(is_line(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_reorders_or_hides_is_no_part_of_a_line() {
+        for text in [
+            "a\nb",
+            "a\0b",
+            "a\u{7f}",
+            "a\u{85}b",
+            "a\u{2028}b",
+            "a\u{2029}b",
+            "a\u{202e}b",
+            "a\u{202a}b\u{202c}",
+            "a\u{2066}b\u{2069}",
+            "a\u{206a}b",
+            "a\u{fff9}b\u{fffb}",
+            "a\u{e0001}",
+            "a\u{e0068}\u{e0069}",
+            "\u{e0067}",
+        ] {
+            assert!(!is_line(text), "{}", text.escape_unicode());
+        }
+        for text in [
+            "a\tb",
+            "אב\u{200f}!",
+            "a\u{200b}b",
+            "ไทย\u{200b}ไทย",
+            "🏴\u{e0067}\u{e0062}\u{e0073}\u{e0063}\u{e0074}\u{e007f}",
+        ] {
+            assert!(is_line(text), "{}", text.escape_unicode());
+        }
+    }
+
+    #[test]
+    fn an_account_is_found_under_the_former_key_too() {
+        assert_eq!(account_keys("Ada@Example.com"), ["ada@example.com"; 2]);
+        let [key, former] = account_keys("Stra\u{df}e@example.com");
+        assert_eq!(
+            (&*key, &*former),
+            ("strasse@example.com", "straße@example.com")
+        );
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //! the same answer on every instance.
 
 use gathering_entity::conversation::TurnStrategy;
+use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
 use sea_orm::FromQueryResult;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::{prose, text};
 
 /// What an agent writes to end its conversation, folded.
 const MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
@@ -14,8 +17,6 @@ const MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
 pub(crate) struct Participant {
     pub(crate) id: Uuid,
     pub(crate) name: String,
-    /// The name, folded.
-    pub(crate) name_key: String,
     /// The model that it speaks through.
     pub(crate) model_id: Option<Uuid>,
 }
@@ -54,11 +55,13 @@ struct Naming<'t> {
     after: &'t str,
 }
 
-/// The participants that a folded text mentions with `@` and their name, each once, in the order of appearance.
+/// The participants that a folded text mentions with `@` and their name, each once, in the order of appearance. Code, web
+/// and e-mail addresses mention nobody.
 pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
+    let words = prose::said(words);
     let mut mentioned = Vec::new();
-    for naming in namings(words, participants) {
-        if naming.before.ends_with('@') && !mentioned.contains(&naming.who) {
+    for naming in namings(&words, participants) {
+        if naming.is_mention() && !mentioned.contains(&naming.who) {
             mentioned.push(naming.who);
         }
     }
@@ -139,16 +142,44 @@ impl Talk<'_> {
 
     /// Whom the facilitator calls upon.
     fn called(&self, words: &str, facilitator: Uuid) -> Option<Uuid> {
-        let mut namings = namings(words, self.participants);
+        let words = prose::said(words);
+        let mut namings = namings(&words, self.participants);
         let called = namings.find(|naming| naming.who != facilitator && naming.is_call())?;
         Some(called.who)
     }
 }
 
 impl Naming<'_> {
+    /// Whether an `@` stands before it that is no part of an address: at the start, or behind white space, an opening or
+    /// separating mark, or quotation or emphasis marks that stand there.
+    fn is_mention(&self) -> bool {
+        let Some(before) = self.before.strip_suffix('@') else {
+            return false;
+        };
+        // `@ada@example.social` is an address on the whole.
+        let is_address = |mark: char| {
+            let host = self.after.strip_prefix(mark);
+            host.is_some_and(|host| host.starts_with(char::is_alphanumeric))
+        };
+        let before = before.trim_end_matches(['\'', '"', '*', '_', '~', '`']);
+        let is_open = match before.chars().next_back() {
+            None => true,
+            Some(prose::LEFT_OUT) => false,
+            Some(letter) if letter.is_ascii() => {
+                letter.is_ascii_whitespace() || "([{<>}])|,;:".contains(letter)
+            }
+            Some(letter) if is_unspaced(letter) => !is_address('.'),
+            Some(letter) => !letter.is_alphanumeric(),
+        };
+        is_open && !is_address('@')
+    }
+
     /// Whether it is a mention, or one of "ask N", "hear from N", "N should", "N can", "N,", "N?".
     fn is_call(&self) -> bool {
-        if self.before.ends_with('@') || self.after.starts_with([',', '?']) {
+        if self.before.ends_with('@') {
+            return self.is_mention();
+        }
+        if self.after.starts_with([',', '?']) {
             return true;
         }
         let mut next = self.after.split_whitespace();
@@ -178,6 +209,21 @@ impl Naming<'_> {
     }
 }
 
+/// Whether a letter is of a script that puts no space between words, so that a mention may follow it directly.
+fn is_unspaced(letter: char) -> bool {
+    const SCRIPT: CodePointMapDataBorrowed<Script> = CodePointMapData::new();
+    matches!(
+        SCRIPT.get(letter),
+        Script::Han
+            | Script::Hiragana
+            | Script::Katakana
+            | Script::Khmer
+            | Script::Lao
+            | Script::Myanmar
+            | Script::Thai
+    )
+}
+
 /// Where participants are named in a folded text, from its start. Where several names fit, the longest counts; a name
 /// begins and ends where a word does.
 fn namings<'t>(
@@ -186,7 +232,7 @@ fn namings<'t>(
 ) -> impl Iterator<Item = Naming<'t>> + use<'t> {
     let mut names: Vec<_> = participants
         .iter()
-        .map(|participant| (participant.name_key.clone(), participant.id))
+        .map(|participant| (text::fold(&participant.name), participant.id))
         .filter(|(name, _)| !name.is_empty())
         .collect();
     // Of participants with the same name the first in order counts: the sort is stable.
@@ -229,7 +275,6 @@ mod tests {
         let person = |(n, name): (u128, &&str)| Participant {
             id: id(n),
             name: (*name).to_owned(),
-            name_key: fold(name),
             model_id: None,
         };
         (0..).zip(names).map(person).collect()
@@ -295,6 +340,70 @@ mod tests {
         assert_eq!(mentioned("(@Ada)@Bob"), [ADA, BOB]);
         assert!(mentioned("Ada, Bob: @ Ada").is_empty());
         assert!(mentioned("").is_empty());
+    }
+
+    #[test]
+    fn an_address_mentions_nobody() {
+        for text in [
+            "mail ada@example.com",
+            "mail x@ada.example, please",
+            "mail bob@ada",
+            "bob.@ada bob+@ada bob-@ada bob_@ada bob%@ada",
+            "mailto:x@ada",
+            "\"x y\"@ada",
+            "ДА@ada",
+            "@ada@example.social",
+            "用户@ada.example",
+            "https://host/@ada",
+            "see <https://host/x,@ada> and (https://host/(@ada))",
+            "https://@ada/x https://x:@ada/y ssh://git@ada/z",
+            "www.example.com/@ada?x=@bob&y=@bob#@bob",
+        ] {
+            assert!(mentioned(text).is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn code_mentions_nobody() {
+        for text in [
+            "`@ada`",
+            "a `x @ada` b ``@bob ` @ada``",
+            "```\n@ada\n```",
+            "~~~ text\n@ada\n\n@bob",
+            "> ```\n> @ada\n> ```",
+        ] {
+            assert!(mentioned(text).is_empty(), "{text}");
+        }
+        assert_eq!(mentioned("`x` @ada\n```\n@élan\n```\n@bob"), [ADA, BOB]);
+        assert_eq!(mentioned("` @ada"), [ADA]);
+    }
+
+    #[test]
+    fn a_mention_may_stand_behind_space_and_marks() {
+        for text in [
+            "@ada",
+            "hey\n@ada",
+            "hey\u{a0}@ada",
+            "(@ada) [x",
+            "[@ada](https://host/@bob)",
+            "{@ada}",
+            "<@ada>",
+            "\"@ada\" '@ada'",
+            "“@ada”",
+            "«@ada»",
+            "¿@ada?",
+            "**@ada** _@ada_",
+            "hey,@ada",
+            "cc:@ada",
+            "问：@ada",
+            "你好@ada",
+            "👋@ada",
+            "—@ada",
+            "|@ada|",
+            "https://host/x @ada",
+        ] {
+            assert_eq!(mentioned(text), [ADA], "{text}");
+        }
     }
 
     #[test]
@@ -405,6 +514,7 @@ mod tests {
             ("Bob, please.", BOB),
             ("Bob?", BOB),
             ("Bob was right, Élan?", ELAN),
+            ("Mail x@ada lovelace, or `ask bob`: Élan?", ELAN),
             ("As I, Ada, said: Bob, go on.", BOB),
             ("The task Bob has is from Bob. Bob shoulders it.", ADA),
             ("Ask yourselves. Bob did.", ADA),

@@ -111,7 +111,7 @@ fn is_web_address(address: &str) -> bool {
             .iter()
             .any(|known| scheme.eq_ignore_ascii_case(known))
             && !rest.starts_with('/')
-            && !rest.contains(|c: char| c == '\\' || c.is_whitespace())
+            && !rest.contains(|c: char| c == '\\' || c.is_whitespace() || text::is_ignorable(c))
     });
     is_strict
         && Url::parse(address)
@@ -137,18 +137,29 @@ impl Check {
         self.errors.push(UserError::new(field, code, message));
     }
 
-    /// A line of text, trimmed.
+    /// A line of text with something to be seen in it, trimmed.
     pub(crate) fn line(&mut self, field: &str, value: &str, most: usize) -> String {
         let value = value.trim();
-        if value.is_empty() {
+        if text::is_blank(value) {
             self.required(field);
         } else if value.chars().nth(most).is_some() {
             self.too_long(field, most);
-        } else if value.contains(|c: char| c.is_control() && c != '\t') {
+        } else if !text::is_line(value) {
             let message = format!("`{field}` must be one line without control characters.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
         value.to_owned()
+    }
+
+    /// A line of text that is compared character by character, so that it must have no invisible characters.
+    pub(crate) fn exact_line(&mut self, field: &str, value: &str, most: usize) -> String {
+        let faults = self.errors.len();
+        let line = self.line(field, value, most);
+        if self.errors.len() == faults && line.contains(text::is_ignorable) {
+            let message = format!("`{field}` must have no invisible characters.");
+            self.fault(field, UserErrorCode::Invalid, message);
+        }
+        line
     }
 
     /// A name, as [`Check::line`], and its folded form, which has no more characters either.
@@ -179,21 +190,21 @@ impl Check {
         name
     }
 
-    /// A line of text that may be missing; an empty one is as good as none.
+    /// A line of text that may be missing; one with nothing to be seen in it is as good as none.
     pub(crate) fn optional_line(
         &mut self,
         field: &str,
         value: Option<&str>,
         most: usize,
     ) -> Option<String> {
-        let value = value.map(str::trim).filter(|value| !value.is_empty())?;
+        let value = value.filter(|value| !text::is_blank(value))?;
         Some(self.line(field, value, most))
     }
 
-    /// Text of any number of lines, trimmed; a line ends with a line feed.
+    /// Text of any number of lines with something to be seen in it, trimmed; a line ends with a line feed.
     pub(crate) fn text(&mut self, field: &str, value: &str, most: usize) -> String {
         let value = value.trim().replace("\r\n", "\n");
-        if value.is_empty() {
+        if text::is_blank(&value) {
             self.required(field);
         } else if value.chars().nth(most).is_some() {
             self.too_long(field, most);
@@ -204,14 +215,14 @@ impl Check {
         value
     }
 
-    /// Text of any number of lines that may be missing; an empty one is as good as none.
+    /// Text of any number of lines that may be missing; one with nothing to be seen in it is as good as none.
     pub(crate) fn optional_text(
         &mut self,
         field: &str,
         value: Option<&str>,
         most: usize,
     ) -> Option<String> {
-        let value = value.filter(|value| !value.trim().is_empty())?;
+        let value = value.filter(|value| !text::is_blank(value))?;
         Some(self.text(field, value, most))
     }
 
@@ -270,7 +281,7 @@ impl Check {
         let mut lines = Vec::with_capacity(values.len());
         for (place, value) in values.iter().enumerate() {
             let field = entry(field, place);
-            if value.trim().is_empty() {
+            if text::is_blank(value) {
                 let message = format!("`{field}` must not be empty.");
                 self.fault(&field, UserErrorCode::Invalid, message);
             } else {
@@ -321,7 +332,7 @@ impl Check {
     /// An e-mail address as typed, trimmed, and folded.
     pub(crate) fn email(&mut self, field: &str, value: &str) -> (String, String) {
         let faults = self.errors.len();
-        let value = self.line(field, value, MAX_EMAIL);
+        let value = self.exact_line(field, value, MAX_EMAIL);
         let key = text::fold(&value);
         if self.errors.len() > faults {
             return (value, key);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::server::TestServer;
 
 const QUERY: &str = "{ __schema { types { kind name possibleTypes { name } interfaces { name }
-    inputFields { name defaultValue type { ...T } }
+    inputFields { name defaultValue type { ...T } } enumValues { name }
     fields(includeDeprecated: true) { name type { ...T } args { name defaultValue type { ...T } } } } } }
   fragment T on __Type { kind name ofType { kind name ofType { kind name ofType { kind name } } } }";
 
@@ -23,6 +23,8 @@ pub(crate) struct Type {
     pub(crate) fields: Vec<Field>,
     /// Of an input object.
     pub(crate) inputs: Vec<Argument>,
+    /// Of an enum.
+    values: Vec<String>,
     /// Of an interface or union.
     pub(crate) possible: Vec<String>,
     /// Of an object.
@@ -74,7 +76,13 @@ impl Argument {
         named(&self.ty)
     }
 
-    fn is_required(&self) -> bool {
+    /// A value of the named type in as many lists as the argument takes.
+    pub(crate) fn wrapped(&self, value: Value) -> Value {
+        let lists = self.ty.matches('[').count();
+        (0..lists).fold(value, |value, _| json!([value]))
+    }
+
+    pub(crate) fn is_required(&self) -> bool {
         self.ty.ends_with('!') && !self.has_default
     }
 }
@@ -88,6 +96,9 @@ impl Schema {
                 kind: text(&ty["kind"]),
                 fields: list(&ty["fields"]).map(field).collect(),
                 inputs: list(&ty["inputFields"]).map(argument).collect(),
+                values: list(&ty["enumValues"])
+                    .map(|value| text(&value["name"]))
+                    .collect(),
                 possible: list(&ty["possibleTypes"])
                     .map(|ty| text(&ty["name"]))
                     .collect(),
@@ -106,6 +117,24 @@ impl Schema {
         self.types
             .get(name)
             .unwrap_or_else(|| panic!("no type is called {name}"))
+    }
+
+    /// A value of an enum.
+    pub(crate) fn first_value(&self, name: &str) -> &str {
+        let first = self.get(name).values.first();
+        first.unwrap_or_else(|| panic!("{name} has values"))
+    }
+
+    /// What is read of a value of the type: all that takes no argument and has no fields.
+    pub(crate) fn selection(&self, name: &str) -> String {
+        let fields = self.get(name).fields.iter();
+        let plain =
+            fields.filter(|field| field.arguments.is_empty() && !self.is_composite(field.named()));
+        let names: Vec<_> = plain.map(|field| field.name.as_str()).collect();
+        let nodes = self
+            .field(name, "nodes")
+            .map_or("", |_| "nodes { __typename }");
+        format!("{{ __typename {} {nodes} }}", names.join(" "))
     }
 
     /// Whether a value of the type has fields.

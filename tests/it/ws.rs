@@ -83,7 +83,7 @@ impl Socket {
         self.say(&message.to_string()).await;
     }
 
-    async fn say(&mut self, text: &str) {
+    pub(crate) async fn say(&mut self, text: &str) {
         self.raw(Message::text(text)).await;
     }
 
@@ -95,6 +95,15 @@ impl Socket {
         let payload = json!({ "query": query });
         self.send(json!({ "id": id, "type": "subscribe", "payload": payload }))
             .await;
+    }
+
+    /// The next message, or the reason with which the server closes the connection.
+    pub(crate) async fn frame_or_close(&mut self) -> Result<Value, String> {
+        match self.frame().await {
+            Some(Ok(Message::Text(text))) => Ok(serde_json::from_str(&text).expect("JSON")),
+            Some(Ok(Message::Close(Some(frame)))) => Err(frame.reason.to_string()),
+            other => panic!("neither: {other:?}"),
+        }
     }
 
     /// The next message.

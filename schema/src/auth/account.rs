@@ -8,8 +8,9 @@ use gathering_entity::{
     user::{self, UserRole},
 };
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait,
-    IntoActiveModel, QueryFilter, Set, TransactionTrait, Unchanged, sea_query::OnConflict,
+    ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr,
+    EntityTrait, IntoActiveModel, QueryFilter, Set, TransactionTrait, Unchanged,
+    sea_query::OnConflict,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -77,14 +78,19 @@ pub(crate) struct Amended {
     pub(crate) ended: Option<Ended>,
 }
 
-impl Accounts {
-    async fn by_email(&self, email_key: &str) -> Result<Option<user::Model>, Error> {
-        Ok(user::Entity::find()
-            .filter(user::Column::EmailKey.eq(email_key))
-            .one(&self.db)
-            .await?)
-    }
+/// The account of an e-mail address.
+pub(crate) async fn by_email(
+    db: &impl ConnectionTrait,
+    email: &str,
+) -> Result<Option<user::Model>, DbErr> {
+    let keys = text::account_keys(email);
+    let select = user::Entity::find().filter(user::Column::EmailKey.is_in(&keys));
+    let mut users = select.all(db).await?;
+    users.sort_by_key(|user| keys.iter().rposition(|key| *key == user.email_key));
+    Ok(users.pop())
+}
 
+impl Accounts {
     /// Makes an account and signs in to it; `None` when the e-mail address has one.
     ///
     /// # Errors
@@ -159,7 +165,7 @@ impl Accounts {
 
     /// The hash of a new account's password, unless the address is known to be taken: then it is not worth the time.
     async fn hash_for(&self, profile: &Profile, password: &str) -> Result<Option<String>, Error> {
-        if self.by_email(&profile.email_key).await?.is_some() {
+        if by_email(&self.db, &profile.email_key).await?.is_some() {
             return Ok(None);
         }
         self.passwords.hash(password).await.map(Some)
@@ -208,10 +214,13 @@ impl Accounts {
         password: &str,
     ) -> Result<SignedIn, Error> {
         // What cannot be an address is nobody's.
-        let key = text::email_key(email).unwrap_or_default();
+        let (email, key) = match text::email_key(email) {
+            Some(key) => (email, key),
+            None => ("", String::new()),
+        };
         let attempt = Attempt::new(&key, client.address);
         let _turn = self.turn(&attempt).await?;
-        let user = self.by_email(&key).await?;
+        let user = by_email(&self.db, email).await?;
         let verdict = self
             .attempt(client, &attempt, user.as_ref(), password)
             .await?;
@@ -340,7 +349,7 @@ impl Accounts {
         new: &str,
     ) -> Result<Option<SignedIn>, Error> {
         let user = &viewer.user;
-        let attempt = Attempt::new(&user.email_key, client.address);
+        let attempt = Attempt::new(&text::fold(&user.email), client.address);
         let _turn = self.turn(&attempt).await?;
         let verdict = self.attempt(client, &attempt, Some(user), current).await?;
         if verdict.is_none() {
@@ -370,11 +379,11 @@ impl Accounts {
         email: &str,
         new: &str,
     ) -> Result<bool, Error> {
-        let Some(user) = self.by_email(&text::fold(email)).await? else {
+        let Some(user) = by_email(&self.db, email).await? else {
             return Ok(false);
         };
         self.replace_password(client, user.id, new, None).await?;
-        lockout::forget(&self.db, &user.email_key).await?;
+        lockout::forget(&self.db, &text::fold(&user.email)).await?;
         self.trail
             .record(Act::PasswordChanged, client, None, Some(user.id), json!({}));
         Ok(true)
@@ -502,7 +511,7 @@ impl Accounts {
         email: &str,
         amendment: &Amendment,
     ) -> Result<Option<user::Model>, Error> {
-        let Some(user) = self.by_email(&text::fold(email)).await? else {
+        let Some(user) = by_email(&self.db, email).await? else {
             return Ok(None);
         };
         let change = || async {
@@ -543,7 +552,7 @@ impl Accounts {
         email: &str,
         lifetime: Duration,
     ) -> Result<Option<String>, Error> {
-        let Some(user) = self.by_email(&text::fold(email)).await? else {
+        let Some(user) = by_email(&self.db, email).await? else {
             return Ok(None);
         };
         let now = self.now();

@@ -35,7 +35,7 @@ pub use password::Hashing;
 pub use token::{Keys, WeakKey};
 pub use trail::{Client, Recorder};
 
-pub(crate) use account::{Amendment, Profile};
+pub(crate) use account::{Amendment, Profile, by_email};
 pub(crate) use password::{LENGTH as PASSWORD_LENGTH, has as password_has};
 pub(crate) use session::{SignedIn, in_session, live};
 pub(crate) use trail::{Act, Trail};
