@@ -5,7 +5,8 @@
 
 use icu_casemap::{CaseMapper, CaseMapperBorrowed};
 use icu_properties::{
-    CodePointSetData, CodePointSetDataBorrowed, props::DefaultIgnorableCodePoint,
+    CodePointMapData, CodePointMapDataBorrowed, CodePointSetData, CodePointSetDataBorrowed,
+    props::{DefaultIgnorableCodePoint, GeneralCategory},
 };
 use sea_orm_migration::{
     prelude::{DbErr, DeriveMigrationName, MigrationTrait, SchemaManager, async_trait},
@@ -210,10 +211,21 @@ fn fold(text: &str) -> String {
     const MAPPER: CaseMapperBorrowed = CaseMapper::new();
     const IGNORABLE: CodePointSetDataBorrowed =
         CodePointSetData::new::<DefaultIgnorableCodePoint>();
+    const CATEGORY: CodePointMapDataBorrowed<GeneralCategory> = CodePointMapData::new();
+    const EMPTY: [char; 5] = [
+        '\u{2800}',
+        '\u{1d159}',
+        '\u{13441}',
+        '\u{13442}',
+        '\u{fffc}',
+    ];
+    let is_visible = |letter: &char| {
+        !IGNORABLE.contains(*letter)
+            && CATEGORY.get(*letter) != GeneralCategory::Format
+            && !EMPTY.contains(letter)
+    };
     let case_fold = |letters: &mut dyn Iterator<Item = char>| {
-        let visible: String = letters
-            .filter(|letter| !IGNORABLE.contains(*letter))
-            .collect();
+        let visible: String = letters.filter(is_visible).collect();
         MAPPER.fold_string(&visible).into_owned()
     };
     let once = case_fold(&mut text.nfd());

@@ -16,7 +16,7 @@ use crate::error::Error;
 const MAX_FILTER: usize = 100;
 
 /// The form in which names and e-mail addresses are compared and searched: Unicode's compatibility caseless form (NFKC,
-/// full case folding), without the characters that are invisible by default, trimmed. Folding a folded text changes
+/// full case folding), without the characters that cannot be seen, trimmed. Folding a folded text changes
 /// nothing.
 pub fn fold(text: &str) -> String {
     if text.is_ascii() {
@@ -32,25 +32,18 @@ pub fn fold(text: &str) -> String {
 
 fn case_fold(letters: impl Iterator<Item = char>) -> String {
     const MAPPER: CaseMapperBorrowed = CaseMapper::new();
-    let visible: String = letters.filter(|letter| !is_ignorable(*letter)).collect();
+    let visible: String = letters.filter(|letter| !is_invisible(*letter)).collect();
     MAPPER.fold_string(&visible).into_owned()
 }
 
-/// Whether a character is invisible by default: joiners, variation selectors, fillers, directional marks, tags.
-pub(crate) fn is_ignorable(letter: char) -> bool {
+const CATEGORY: CodePointMapDataBorrowed<GeneralCategory> = CodePointMapData::new();
+
+/// Whether a character that is no white space cannot be seen: joiners, variation selectors, fillers, marks of direction,
+/// tags, and other format characters.
+pub(crate) fn is_invisible(letter: char) -> bool {
     const IGNORABLE: CodePointSetDataBorrowed =
         CodePointSetData::new::<DefaultIgnorableCodePoint>();
-    IGNORABLE.contains(letter)
-}
-
-/// Whether a text has nothing in it that can be seen: no letter, digit, punctuation mark or symbol.
-pub(crate) fn is_blank(text: &str) -> bool {
-    const CATEGORY: CodePointMapDataBorrowed<GeneralCategory> = CodePointMapData::new();
-    const BASES: GeneralCategoryGroup = GeneralCategoryGroup::Letter
-        .union(GeneralCategoryGroup::Number)
-        .union(GeneralCategoryGroup::Punctuation)
-        .union(GeneralCategoryGroup::Symbol);
-    // Symbols and letters by category that have no ink: the empty Braille cell, the null notehead, two Egyptian blanks,
+    // Letters and symbols by category that have no ink: the empty Braille cell, the null notehead, two Egyptian blanks,
     // and what stands in for an object that is not there.
     const EMPTY: [char; 5] = [
         '\u{2800}',
@@ -59,13 +52,24 @@ pub(crate) fn is_blank(text: &str) -> bool {
         '\u{13442}',
         '\u{fffc}',
     ];
-    !text.chars().any(|letter| {
-        BASES.contains(CATEGORY.get(letter)) && !is_ignorable(letter) && !EMPTY.contains(&letter)
-    })
+    IGNORABLE.contains(letter)
+        || CATEGORY.get(letter) == GeneralCategory::Format
+        || EMPTY.contains(&letter)
+}
+
+/// Whether a text has nothing in it that can be seen: no letter, digit, punctuation mark or symbol.
+pub(crate) fn is_blank(text: &str) -> bool {
+    const BASES: GeneralCategoryGroup = GeneralCategoryGroup::Letter
+        .union(GeneralCategoryGroup::Number)
+        .union(GeneralCategoryGroup::Punctuation)
+        .union(GeneralCategoryGroup::Symbol);
+    !text
+        .chars()
+        .any(|letter| BASES.contains(CATEGORY.get(letter)) && !is_invisible(letter))
 }
 
 /// Whether a text is one line in which every character leaves the others as they are: no control characters but tabs,
-/// nothing that breaks the line or sets the writing direction of what follows, no hidden tags.
+/// nothing that breaks the line or sets the writing direction of what follows, no hidden tags, no noncharacters.
 pub(crate) fn is_line(text: &str) -> bool {
     let mut before = None;
     text.chars().all(|letter| {
@@ -80,7 +84,8 @@ pub(crate) fn is_line(text: &str) -> bool {
             | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}' => false,
             // Tags spell the region of a flag, and are hidden text anywhere else.
             '\u{e0020}'..='\u{e007f}' => matches!(before, Some('\u{1f3f4}' | '\u{e0020}'..='\u{e007f}')),
-            _ => !letter.is_control(),
+            '\u{fdd0}'..='\u{fdef}' => false,
+            _ => !letter.is_control() && u32::from(letter) & 0xfffe != 0xfffe,
         }
     })
 }
@@ -182,6 +187,9 @@ mod tests {
                 "A\u{200b}d\u{2060}a\u{ad}",
                 "\u{202e}Ada\u{feff}",
                 "Ada\u{fe0f}",
+                "Ada\u{2800}",
+                "Ada\u{fffc}",
+                "Ada\u{13430}",
             ],
             &["e\u{34f}\u{301}", "É"],
             &["❤", "❤\u{fe0f}"],
@@ -226,7 +234,7 @@ mod tests {
     #[test]
     fn capitals_and_small_letters_fold_alike() {
         // The capital of the dotless letter is that of the dotted one.
-        for letter in ('\0'..=char::MAX).filter(|letter| *letter != 'ı') {
+        for letter in ('\0'..='\u{1ffff}').filter(|letter| *letter != 'ı') {
             let small: String = letter.to_lowercase().collect();
             let capital: String = letter.to_uppercase().collect();
             let text = String::from(letter);
@@ -302,6 +310,9 @@ mod tests {
             "a\u{e0001}",
             "a\u{e0068}\u{e0069}",
             "\u{e0067}",
+            "a\u{ffff}",
+            "a\u{1fffe}",
+            "a\u{fdd0}",
         ] {
             assert!(!is_line(text), "{}", text.escape_unicode());
         }

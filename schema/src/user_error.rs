@@ -111,7 +111,7 @@ fn is_web_address(address: &str) -> bool {
             .iter()
             .any(|known| scheme.eq_ignore_ascii_case(known))
             && !rest.starts_with('/')
-            && !rest.contains(|c: char| c == '\\' || c.is_whitespace() || text::is_ignorable(c))
+            && !rest.contains(|c: char| c == '\\' || c.is_whitespace() || text::is_invisible(c))
     });
     is_strict
         && Url::parse(address)
@@ -155,7 +155,7 @@ impl Check {
     pub(crate) fn exact_line(&mut self, field: &str, value: &str, most: usize) -> String {
         let faults = self.errors.len();
         let line = self.line(field, value, most);
-        if self.errors.len() == faults && line.contains(text::is_ignorable) {
+        if self.errors.len() == faults && line.contains(text::is_invisible) {
             let message = format!("`{field}` must have no invisible characters.");
             self.fault(field, UserErrorCode::Invalid, message);
         }

@@ -71,6 +71,7 @@ async fn a_name_is_taken_in_every_way_of_writing_it() {
         "Stra\u{200b}ße",
         "\u{2060}Straße\u{feff}",
         "Straß\u{ad}e",
+        "Straße\u{2800}",
         "ſtraſſe",
     ];
     for (mutation, input) in [
