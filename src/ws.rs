@@ -42,7 +42,6 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::Instrument;
 
-use crate::config::Config;
 use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token_in, unmarked};
 use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
 use outgoing::{FRAGMENT, GATHERED, Outbox, Outgoing};
