@@ -13,6 +13,7 @@ use crate::{
         plan::{FieldPlan, Plan, Selection},
         source::too_complex,
     },
+    page::MAX_PAGE,
     text,
 };
 
@@ -78,7 +79,7 @@ impl ListSize {
                 _ => Some(1),
             }
         });
-        asked.or(self.assumed).unwrap_or(1)
+        asked.or(self.assumed).unwrap_or(1).min(MAX_PAGE)
     }
 }
 

@@ -138,9 +138,13 @@ impl Front {
             .recursion_limit(4 * source::MAX_NESTING)
             .parse_ast(text, "document");
         let parsed = parsed.map_err(|failed| refused(&failed.errors, Code::ParseFailed))?;
-        let executable = parsed.to_executable_validate(&self.schema);
-        let executable =
-            executable.map_err(|failed| refused(&failed.errors, Code::ValidationFailed))?;
+        let executable = match parsed.to_executable_validate(&self.schema) {
+            Ok(valid) => valid,
+            Err(failed) if only_equal_roots(&failed.errors, &failed.partial) => {
+                Valid::assume_valid(failed.partial)
+            }
+            Err(failed) => return Err(refused(&failed.errors, Code::ValidationFailed)),
+        };
         let mut found = Found {
             document: &executable,
             conditions: HashSet::new(),
@@ -268,9 +272,35 @@ fn place(at: LineColumn) -> Pos {
     }
 }
 
-/// The answer to a document that is refused.
+/// Whether subscriptions with one root field that occurs several times are all that the compiler refuses. The
+/// [specification](https://spec.graphql.org/September2025/#sec-Single-Root-Field) counts equal names in the answer once.
+fn only_equal_roots(diagnostics: &DiagnosticList, document: &ExecutableDocument) -> bool {
+    let has_one_root = |operation: &Node<Operation>| {
+        let keys = operation.root_fields(document);
+        keys.map(|field| field.response_key())
+            .collect::<HashSet<_>>()
+            .len()
+            == 1
+    };
+    let mut subscriptions = document
+        .operations
+        .iter()
+        .filter(|operation| operation.is_subscription());
+    let mut errors = diagnostics
+        .iter()
+        .map(|diagnostic| diagnostic.error.unstable_error_name());
+    errors.all(|name| name == Some("SubscriptionUsesMultipleFields"))
+        && subscriptions.all(has_one_root)
+}
+
+/// The answer to a document that is refused. A syntax error leaves nothing to say of what follows it.
 fn refused(diagnostics: &DiagnosticList, code: Code) -> Answer {
-    let errors = diagnostics.iter().take(MAX_ERRORS).map(|diagnostic| {
+    let most = if code == Code::ParseFailed {
+        1
+    } else {
+        MAX_ERRORS
+    };
+    let errors = diagnostics.iter().take(most).map(|diagnostic| {
         let GraphQLError {
             message, locations, ..
         } = diagnostic.to_json();

@@ -44,16 +44,17 @@ async fn twenty_sign_ins_in_one_document_are_refused_and_none_is_tried() {
 async fn sign_ins_count_one_by_one_wherever_they_stand() {
     let attempt = attempt("ada@example.com");
     let spreads = format!(
-        "mutation {{ ...A ...A ...A }} fragment A on Mutation {{ a: {attempt} b: {attempt} }}"
+        "mutation {{ ...A ...B ...C }} fragment A on Mutation {{ a: {attempt} b: {attempt} }}
+        fragment B on Mutation {{ c: {attempt} d: {attempt} }} fragment C on Mutation {{ e: {attempt} f: {attempt} }}"
     );
     let nested = format!(
-        "mutation {{ ...A }} fragment A on Mutation {{ ...B ...B }}
+        "mutation {{ ...A }} fragment A on Mutation {{ ...B d: {attempt} e: {attempt} f: {attempt} }}
         fragment B on Mutation {{ ... on Mutation {{ a: {attempt} ... {{ b: {attempt} c: {attempt} }} }} }}"
     );
-    let inline = format!(
-        "mutation {{ {} }}",
-        format!("... {{ {attempt} }} ").repeat(6)
-    );
+    let inline: String = (0..6)
+        .map(|n| format!("... {{ a{n}: {attempt} }} "))
+        .collect();
+    let inline = format!("mutation {{ {inline} }}");
     for six in [spreads, nested, inline] {
         let server = serve(|_| ()).await;
         let answer = ask(&server, HERE, None, &six).await;
@@ -61,6 +62,18 @@ async fn sign_ins_count_one_by_one_wherever_they_stand() {
         assert_eq!(answer.standing("login")["cost"], 6, "{six}");
         assert_eq!(tried(&server).await, 0, "{six}");
     }
+}
+
+#[tokio::test]
+async fn equal_sign_ins_are_one() {
+    let server = serve(|_| ()).await;
+    let attempt = attempt("ada@example.com");
+    let equal = format!(
+        "mutation {{ {attempt} {attempt} ...A ...A }} fragment A on Mutation {{ {attempt} }}"
+    );
+    let answer = ask(&server, HERE, None, &equal).await;
+    assert_eq!(answer.standing("login")["cost"], 1);
+    assert_eq!(tried(&server).await, 1);
 }
 
 #[tokio::test]
