@@ -165,9 +165,9 @@ async fn refold_words(manager: &SchemaManager<'_>, table: &str, column: &str) ->
         };
         last = end.try_get_by(0)?;
         for row in &rows {
-            let (id, list): (Uuid, String) = (row.try_get_by(0)?, row.try_get_by(1)?);
-            if let Some(list) = refolded(&list) {
-                execute(manager, &update, [list.into(), id.into()]).await?;
+            let (id, words): (Uuid, String) = (row.try_get_by(0)?, row.try_get_by(1)?);
+            if let Some(folded) = refolded(&words) {
+                execute(manager, &update, [folded.into(), id.into()]).await?;
             }
         }
     }

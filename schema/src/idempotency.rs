@@ -387,7 +387,10 @@ fn another_request() -> Error {
 /// Requests under one key take turns on an instance: the second finds the answer of the first. Those of several instances
 /// are kept apart by the database, change by change.
 #[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<(Uuid, String), Weak<AsyncMutex<()>>>>);
+pub(crate) struct Turns(Mutex<Waiting>);
+
+/// By user and key.
+type Waiting = HashMap<(Uuid, String), Weak<AsyncMutex<()>>>;
 
 /// A turn under a key, until it is dropped.
 pub(crate) struct Turn {
@@ -426,7 +429,7 @@ impl Turns {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Uuid, String), Weak<AsyncMutex<()>>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -210,15 +210,13 @@ impl NodeQuery {
                     .field("ids"),
             );
         }
-        let nodes = ids.iter().map(async |id| match id::parse(id) {
-            Some((kind, key)) => {
-                let node = Node::load(ctx.request(), kind, key).await?;
-                Ok(node.map(Ok))
-            }
-            None => {
+        let nodes = ids.iter().map(async |id| {
+            let Some((kind, key)) = id::parse(id) else {
                 let error = Error::bad_input("`ids` has an entry here that is not an id.");
-                Ok(Some(Err(error.field("ids"))))
-            }
+                return Ok(Some(Err(error.field("ids"))));
+            };
+            let node = Node::load(ctx.request(), kind, key).await?;
+            Ok(node.map(Ok))
         });
         try_join_all(nodes).await
     }

@@ -57,7 +57,7 @@ pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
 
 /// A subscription that has begun. No more than a burst of it is kept for who does not ask for the next answer.
 pub struct Answers {
-    answers: BoxStream<'static, Answer>,
+    stream: BoxStream<'static, Answer>,
     standings: Vec<Standing>,
     watch: Option<Watch>,
 }
@@ -79,7 +79,7 @@ impl Stream for Answers {
     type Item = Answer;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
-        self.answers.poll_next_unpin(context)
+        self.stream.poll_next_unpin(context)
     }
 }
 
@@ -232,7 +232,7 @@ impl Live {
             None => answer,
         });
         Ok(Answers {
-            answers: answers.boxed(),
+            stream: answers.boxed(),
             standings: verdict.standings,
             watch,
         })

@@ -81,10 +81,11 @@ pub(crate) fn is_line(text: &str) -> bool {
             // Embeddings, overrides and isolates. Marks of direction set no scope and are part of names.
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
             // Deprecated format characters, annotations, the language tag.
-            | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}' => false,
+            | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}'
+            // Noncharacters.
+            | '\u{fdd0}'..='\u{fdef}' => false,
             // Tags spell the region of a flag, and are hidden text anywhere else.
             '\u{e0020}'..='\u{e007f}' => matches!(before, Some('\u{1f3f4}' | '\u{e0020}'..='\u{e007f}')),
-            '\u{fdd0}'..='\u{fdef}' => false,
             _ => !letter.is_control() && u32::from(letter) & 0xfffe != 0xfffe,
         }
     })

@@ -70,7 +70,7 @@ impl Streams {
     }
 
     /// The numbers of the events that come before the streams end with `UNAUTHENTICATED`, and the WebSocket with 4403.
-    async fn to_the_end(self) -> Vec<usize> {
+    async fn until_the_end(self) -> Vec<usize> {
         let Self {
             mut socket,
             events,
@@ -260,10 +260,10 @@ async fn no_event_follows_the_answer_of_what_ends_a_session() {
         for n in 2..5 {
             publish(&server, n).await;
         }
-        let told = streams.to_the_end().await;
+        let told = streams.until_the_end().await;
         assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
         if how.ends_all() {
-            let told = others.to_the_end().await;
+            let told = others.until_the_end().await;
             assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
         } else {
             others.until(4).await;
@@ -298,7 +298,7 @@ async fn no_event_that_was_made_while_a_session_ended_follows_the_answer() {
             begun.get()
         };
         let ((), last) = tokio::join!(publishing, ending);
-        let told = streams.to_the_end().await;
+        let told = streams.until_the_end().await;
         assert!(told.len() > 3, "{told:?}");
         assert!(told.iter().all(|n| *n <= last), "{told:?} after {last}");
         first += 30;
@@ -369,10 +369,10 @@ async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
         // Says nothing. What ends all sessions is told to every instance; what ends one, where the database can.
         let mut silent = Socket::greeted(&two, Some(&ended.access)).await;
         how.end(&visitor, &ended, &other, &admin).await;
-        streams.to_the_end().await;
+        streams.until_the_end().await;
         assert_eq!(silent.closed().await.0, 4403, "{how:?}");
         if how.ends_all() {
-            others.to_the_end().await;
+            others.until_the_end().await;
         } else {
             publish(&two, 1).await;
             others.until(1).await;

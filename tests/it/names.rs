@@ -138,6 +138,7 @@ async fn a_name_is_taken_in_every_way_of_writing_it() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "the cases are a table")]
 async fn what_cannot_be_seen_is_no_required_text() {
     let server = TestServer::start().await;
     let token = server.token("admin@example.com").await;
@@ -489,6 +490,7 @@ async fn texts(db: &DatabaseConnection, sql: &str) -> Vec<String> {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "the cases are a table")]
 async fn rows_of_the_former_folding_are_brought_up_to_date_and_none_is_lost() {
     let database = Database::seeded().await;
     let db = database.connect().await;

@@ -51,9 +51,10 @@ async fn sign_ins_count_one_by_one_wherever_they_stand() {
         "mutation {{ ...A }} fragment A on Mutation {{ ...B d: {attempt} e: {attempt} f: {attempt} }}
         fragment B on Mutation {{ ... on Mutation {{ a: {attempt} ... {{ b: {attempt} c: {attempt} }} }} }}"
     );
-    let inline: String = (0..6)
+    let inline = (0..6)
         .map(|n| format!("... {{ a{n}: {attempt} }} "))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let inline = format!("mutation {{ {inline} }}");
     for six in [spreads, nested, inline] {
         let server = serve(|_| ()).await;
