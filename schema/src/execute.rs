@@ -949,6 +949,7 @@ impl Graph {
     }
 
     async fn execute(&self, run: Run) -> Answer {
+        let kind = run.operation.kind;
         let Execution {
             schema,
             request,
@@ -963,7 +964,10 @@ impl Graph {
         let execution = Gather::new(&waiting, schema.execute(request));
         let Ok(response) = tokio::time::timeout(self.0.services.limits.timeout, execution).await
         else {
-            return Error::timeout().into();
+            return match kind {
+                OperationType::Mutation => Error::change_timeout().into(),
+                OperationType::Query | OperationType::Subscription => Error::timeout().into(),
+            };
         };
         let took = began.elapsed();
         let mut answer = Answer::of(response, shape, &known.client.request_id);

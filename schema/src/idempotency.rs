@@ -114,6 +114,7 @@ impl Key {
             // What was in the way may have been released since.
             Some(row.one(&transaction).await?.ok_or_else(Error::conflict)?)
         };
+        // Nothing of the request has run, so this failure leaves nothing unknown.
         transaction.commit().await?;
         Ok(known)
     }
@@ -145,7 +146,7 @@ impl Key {
                 .filter(Column::Outcome.is_null())
                 .exec(&transaction)
                 .await?;
-            transaction.commit().await?;
+            writer.commit(transaction).await?;
             Ok::<_, Error>(())
         };
         if kept.await.is_err() {
@@ -172,7 +173,7 @@ impl Key {
                 .filter(Expr::not_exists(ran))
                 .exec(&transaction)
                 .await?;
-            transaction.commit().await?;
+            writer.commit(transaction).await?;
             Ok::<_, Error>(())
         };
         if released.await.is_err() {

@@ -41,6 +41,7 @@ pub mod scalar;
 pub mod server;
 pub mod session;
 mod shape;
+pub mod storage;
 mod stream;
 pub mod subscription;
 pub mod task;

@@ -30,6 +30,7 @@ mod operate;
 mod pool;
 mod process;
 mod sse;
+mod storage;
 mod tasks;
 mod tenancy;
 mod ws;

@@ -189,7 +189,7 @@ impl Accounts {
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
         let duplicates = self.announce(&transaction, origin, facts, now).await?;
-        transaction.commit().await?;
+        self.writer.commit(transaction).await?;
         self.committed(duplicates);
         Ok(())
     }

@@ -254,7 +254,7 @@ impl Accounts {
             .filter(refresh_token::Column::Id.eq(row.id))
             .exec(&transaction)
             .await?;
-        transaction.commit().await?;
+        self.writer.commit(transaction).await?;
         Ok(Refresh::Renewed(signed_in, session))
     }
 
@@ -367,7 +367,7 @@ impl Accounts {
             self.commit(transaction, (Some(viewer.id()), client), facts, now)
                 .await?;
         } else {
-            transaction.commit().await?;
+            self.writer.commit(transaction).await?;
         }
         Ok((ended, sessions.into_iter().map(|(id, _)| id).collect()))
     }
