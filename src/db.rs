@@ -2,7 +2,7 @@
 //!
 //! The rule: what goes wrong at start is one line that says what to do, and what goes wrong later heals by itself. A
 //! connection is tested before use when it has rested for long, or since a statement last failed; one to a SQLite
-//! file that is no longer in its place is dropped.
+//! file that is no longer in its place is dropped, and so is one that is given back inside a transaction.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use gathering_schema::storage::{self, Trouble};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
@@ -33,6 +34,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Database {
     connection: DatabaseConnection,
     pulse: Arc<Pulse>,
+    /// How a SQLite file is opened.
+    file: Option<SqliteConnectOptions>,
     read_only: bool,
 }
 
@@ -47,6 +50,19 @@ pub enum Reach {
     Fail,
 }
 
+/// What came of an attempt to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// It was written, and taken back.
+    Pass,
+    /// Another connection or process holds the lock.
+    Locked,
+    /// It could not be written.
+    Fail,
+    /// The attempt itself is not allowed, or there is no connection for it.
+    Undecided,
+}
+
 impl Database {
     /// Opens the pool. A SQLite file and its directory are made when missing; one that cannot be written is opened for
     /// reading.
@@ -55,16 +71,18 @@ impl Database {
     /// The database cannot be reached, or refuses us.
     pub async fn open(settings: &config::Database) -> Result<Self, StartError> {
         let pulse = Arc::new(Pulse::new());
-        let (mut connection, read_only) = if settings.url.is_postgres() {
-            (open_postgres(settings, &pulse).await?, false)
+        let (mut connection, file, read_only) = if settings.url.is_postgres() {
+            (open_postgres(settings, &pulse).await?, None, false)
         } else {
-            open_sqlite(settings, &pulse).await?
+            let (connection, file, read_only) = open_sqlite(settings, &pulse).await?;
+            (connection, Some(file), read_only)
         };
         let watched = Arc::clone(&pulse);
         connection.set_metric_callback(move |statement| watched.beat(statement.failed));
         Ok(Self {
             connection,
             pulse,
+            file,
             read_only,
         })
     }
@@ -101,6 +119,34 @@ impl Database {
         }
     }
 
+    /// Whether 256 KiB can be written within `timeout`; nothing of them stays.
+    pub async fn try_writing(&self, timeout: Duration) -> Attempt {
+        let attempt = async {
+            match &self.file {
+                Some(file) => fill_file(&file.clone().busy_timeout(timeout)).await,
+                None => {
+                    let pool = self.connection.get_postgres_connection_pool();
+                    pool.execute(FILL_TABLE).await.map(drop)
+                }
+            }
+        };
+        let error = match tokio::time::timeout(2 * timeout, attempt).await {
+            Ok(Ok(())) => return Attempt::Pass,
+            Ok(Err(error)) => error,
+            Err(_) => return Attempt::Undecided,
+        };
+        match error.as_database_error().and_then(Trouble::of) {
+            Some(Trouble::Busy) => Attempt::Locked,
+            Some(_) => Attempt::Fail,
+            None => Attempt::Undecided,
+        }
+    }
+
+    /// Has every connection that is open now replaced before it is used again.
+    pub fn renew(&self) {
+        self.pulse.renew();
+    }
+
     /// Closes every connection, after waiting for those in use.
     pub async fn close(self) {
         if let Err(error) = self.connection.close().await {
@@ -116,6 +162,8 @@ struct Pulse {
     successes: AtomicU64,
     /// When a statement last failed, in nanoseconds after `started`; 0 is never.
     failed: AtomicU64,
+    /// When connections were last to be replaced, likewise.
+    renewed: AtomicU64,
 }
 
 impl Pulse {
@@ -125,6 +173,7 @@ impl Pulse {
             statements: AtomicU64::new(0),
             successes: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            renewed: AtomicU64::new(0),
         }
     }
 
@@ -145,9 +194,21 @@ impl Pulse {
         self.failed.store(self.now(), Ordering::Relaxed);
     }
 
+    fn renew(&self) {
+        self.renewed.store(self.now(), Ordering::Relaxed);
+    }
+
     fn failed_within(&self, span: Duration) -> bool {
-        let failed = self.failed.load(Ordering::Relaxed);
-        failed != 0 && u128::from(self.now().saturating_sub(failed)) <= span.as_nanos()
+        self.is_within(&self.failed, span)
+    }
+
+    fn renewed_within(&self, span: Duration) -> bool {
+        self.is_within(&self.renewed, span)
+    }
+
+    fn is_within(&self, instant: &AtomicU64, span: Duration) -> bool {
+        let instant = instant.load(Ordering::Relaxed);
+        instant != 0 && u128::from(self.now().saturating_sub(instant)) <= span.as_nanos()
     }
 }
 
@@ -164,19 +225,52 @@ fn pool<DB: sqlx::Database>(
         .acquire_timeout(settings.acquire_timeout)
         .test_before_acquire(false)
         .before_acquire(move |connection: &mut DB::Connection, age| {
-            let moved = place
-                .as_ref()
-                .is_some_and(|place| place.changed_within(age.age));
+            let stale = pulse.renewed_within(age.age)
+                || storage::was_read_only_within(age.age)
+                || (place.as_ref()).is_some_and(|place| place.changed_within(age.age));
             let suspect = age.idle_for >= ping_after || pulse.failed_within(age.idle_for);
             let pulse = Arc::clone(&pulse);
             Box::pin(async move {
-                if suspect && !moved {
+                if suspect && !stale {
                     // The others that rested as long are then suspects too.
                     connection.ping().await.inspect_err(|_| pulse.fail())?;
                 }
-                Ok(!moved)
+                Ok(!stale)
             })
         })
+        .after_release(|connection: &mut DB::Connection, _| Box::pin(is_settled(connection)))
+}
+
+/// Whether a connection that is given back is outside of a transaction. SQLite takes a transaction back by itself when
+/// the disk is full or fails; the driver's ROLLBACK then fails, the driver counts the transaction as open, and further
+/// transactions on the connection would be parts of one that nothing commits.
+async fn is_settled<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // A ROLLBACK may still be queued.
+        connection.ping().await?;
+    }
+    let is_settled = !connection.is_in_transaction();
+    if !is_settled {
+        tracing::warn!("a transaction could not be taken back: its connection is closed");
+    }
+    Ok(is_settled)
+}
+
+/// Writes 256 KiB into a table that is dropped with the commit of the same statement.
+const FILL_TABLE: &str = "CREATE TEMPORARY TABLE gathering_attempt ON COMMIT DROP AS \
+    SELECT repeat('x', 256) AS filler FROM generate_series(1, 1024)";
+
+/// Writes 256 KiB and takes them back. The cache has no room for them, so SQLite writes them to the file's log before it
+/// knows that they will not be committed.
+async fn fill_file(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
+    let mut connection = options.connect().await?;
+    connection
+        .execute(
+            "PRAGMA cache_size = 1; BEGIN IMMEDIATE; CREATE TABLE gathering_attempt (filler); \
+             INSERT INTO gathering_attempt VALUES (zeroblob(262144)); ROLLBACK",
+        )
+        .await?;
+    connection.close().await
 }
 
 /// Opens the connections that are to be kept. One that is late is no reason not to start.
@@ -277,7 +371,7 @@ fn explain_postgres(
 async fn open_sqlite(
     settings: &config::Database,
     pulse: &Arc<Pulse>,
-) -> Result<(DatabaseConnection, bool), StartError> {
+) -> Result<(DatabaseConnection, SqliteConnectOptions, bool), StartError> {
     let options: SqliteConnectOptions = (settings.url.expose().parse()).map_err(|error| {
         StartError::new(format!(
             "the database URL {} cannot be read: {error}",
@@ -316,10 +410,11 @@ async fn open_sqlite(
     }
 
     let pool: SqlitePoolOptions = pool(settings, pulse, Some(Place::new(file.clone())));
-    let pool = pool.connect_lazy_with(options);
+    let pool = pool.connect_lazy_with(options.clone());
     let filled = fill(&pool).await;
     filled.map_err(|error| StartError::new(explain_sqlite(&error, &file)))?;
-    Ok((SqlxSqliteConnector::from_sqlx_sqlite_pool(pool), read_only))
+    let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool);
+    Ok((connection, options, read_only))
 }
 
 /// Makes a folder that only its owner may look into: what is in it are password hashes and keys.

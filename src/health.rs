@@ -1,7 +1,7 @@
 //! `/health`: whether the process lives, whether it wants requests, and how its parts are.
 //!
 //! The rule: asking costs nothing. The database is looked at once a second at most, however often one asks, and no
-//! internal text is shown.
+//! internal text is shown. Only after writes have failed does a look write something, until that works again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,11 +13,11 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use gathering_schema::Graph;
+use gathering_schema::{Graph, storage};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use crate::db::{Database, Reach};
+use crate::db::{Attempt, Database, Reach};
 
 /// How long one look at the database holds, and how long it may take.
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,13 +37,69 @@ struct Look {
     at: Instant,
     reach: Reach,
     took: Duration,
+    writes: Writes,
+}
+
+/// What one look knows of writes.
+#[derive(Clone, Copy)]
+struct Writes {
+    fail: bool,
+    /// How many had failed and how many changes had been committed by then.
+    failures: u64,
+    commits: u64,
+}
+
+impl Writes {
+    /// What is to be known before the first look.
+    fn new() -> Self {
+        Self {
+            fail: false,
+            failures: 0,
+            commits: 0,
+        }
+    }
+
+    /// Looks anew. Other writers may hold the lock the whole time; when they have committed, writes work.
+    async fn look(self, database: &Database) -> Self {
+        let (failures, commits) = (storage::failures(), storage::commits());
+        let is_suspect = self.fail || failures > self.failures;
+        let attempt = if is_suspect && !database.is_read_only() {
+            database.try_writing(SECOND / 2).await
+        } else {
+            Attempt::Pass
+        };
+        let has_committed = storage::commits() > self.commits;
+        let fail = match attempt {
+            Attempt::Pass => false,
+            Attempt::Locked => !has_committed,
+            Attempt::Fail => true,
+            Attempt::Undecided => self.fail && !has_committed,
+        };
+        if self.fail && !fail {
+            // Those that were opened meanwhile may be unable to write.
+            database.renew();
+        }
+        Self {
+            fail,
+            failures,
+            commits,
+        }
+    }
+
+    fn status(self) -> Status {
+        if self.fail {
+            Status::Fail
+        } else {
+            Status::Pass
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     Pass,
-    /// It works, at its limit.
+    /// It works at its limit, or only in part.
     Warn,
     Fail,
     Starting,
@@ -113,10 +169,17 @@ impl Health {
             _ => {
                 let asked = Instant::now();
                 let reach = database.reach(SECOND).await;
+                let took = asked.elapsed();
+                let before = last.map_or_else(Writes::new, |look| look.writes);
+                let writes = match reach {
+                    Reach::Pass | Reach::Busy => before.look(database).await,
+                    Reach::Fail => before,
+                };
                 *last.insert(Look {
                     at: Instant::now(),
                     reach,
-                    took: asked.elapsed(),
+                    took,
+                    writes,
                 })
             }
         };
@@ -125,10 +188,20 @@ impl Health {
             if draining {
                 Status::Draining
             } else {
-                look.reach.into()
+                look.status()
             },
             Some(look),
         )
+    }
+}
+
+impl Look {
+    /// While changes fail, reads are served: the process still wants requests.
+    fn status(self) -> Status {
+        match Status::from(self.reach) {
+            Status::Pass if self.writes.fail => Status::Warn,
+            status => status,
+        }
     }
 }
 
@@ -167,11 +240,16 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 
 async fn report(State(health): State<Arc<Health>>) -> Response {
     let (status, look) = health.look().await;
-    let check = |look: Look| Check {
+    let database = look.map(|look| Check {
         name: "database",
         status: look.reach.into(),
         latency_ms: Some((look.took.as_secs_f64() * 1e6).round() / 1e3),
-    };
+    });
+    let writes = look.map(|look| Check {
+        name: "writes",
+        status: look.writes.status(),
+        latency_ms: None,
+    });
     // Redis is looked at by whoever needs it; without it the server works, each instance by itself.
     let alone = health
         .parts
@@ -190,7 +268,7 @@ async fn report(State(health): State<Arc<Health>>) -> Response {
         status,
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: health.started.elapsed().as_secs(),
-        checks: look.map(check).into_iter().chain(redis).collect(),
+        checks: [database, writes, redis].into_iter().flatten().collect(),
     };
     answer(status, &report)
 }

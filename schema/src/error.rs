@@ -6,9 +6,20 @@
 use std::borrow::Cow;
 
 use async_graphql::{ErrorExtensionValues, ScalarType, Value};
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::{
+    DbErr, RuntimeErr,
+    sqlx::{
+        self,
+        error::DatabaseError,
+        postgres::{PgDatabaseError, PgSeverity},
+    },
+};
 
-use crate::{limit::Standing, scalar::DateTime};
+use crate::{
+    limit::Standing,
+    scalar::DateTime,
+    storage::{self, Trouble},
+};
 
 /// The stable `extensions.code` of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -222,6 +233,38 @@ impl Error {
         .with("retryAfter", 1)
     }
 
+    /// `TIMEOUT` of a mutation.
+    pub(crate) fn change_timeout() -> Self {
+        Self::new(
+            Code::Timeout,
+            "The request took too long. What it was to change may have been changed: read it before you send the \
+             request again, or send it again under the same idempotency key.",
+        )
+        .with("outcome", "UNKNOWN")
+    }
+
+    /// `UNAVAILABLE` for a change of which it is not known whether it was made. A client is not told when to send it
+    /// again, since it could then be made twice.
+    pub(crate) fn outcome_unknown() -> Self {
+        Self::new(
+            Code::Unavailable,
+            "The database did not confirm the change, which may have been made: read it before you send the request \
+             again, or send it again under the same idempotency key.",
+        )
+        .with("outcome", "UNKNOWN")
+    }
+
+    /// What a client is told when a transaction could not be committed.
+    pub(crate) fn of_commit(cause: DbErr) -> Self {
+        let is_unknown = is_disconnect(&cause) || trouble(&cause) == Some(Trouble::Io);
+        let error = Self::from(cause);
+        if is_unknown {
+            Self::outcome_unknown()
+        } else {
+            error
+        }
+    }
+
     /// Whether the same may succeed a little later.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self.code, Code::Timeout | Code::Unavailable)
@@ -265,65 +308,77 @@ impl From<Error> for async_graphql::Error {
     }
 }
 
-/// Whether a statement failed because its connection was gone, so that another connection may do better.
-pub(crate) fn is_disconnect(error: &DbErr) -> bool {
+fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(error))
         | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => match &**error {
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn trouble(error: &DbErr) -> Option<Trouble> {
+    Trouble::of(driver_error(error)?.as_database_error()?)
+}
+
+/// Whether a statement failed because its connection was gone, so that another connection may do better.
+pub(crate) fn is_disconnect(error: &DbErr) -> bool {
+    match driver_error(error) {
+        Some(
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
-            | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-                // Connection exceptions, and PostgreSQL's shutting down, crashed and starting up.
-                code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03")
-            }),
-            _ => false,
-        },
+            | sqlx::Error::WorkerCrashed,
+        ) => true,
+        Some(sqlx::Error::Database(error)) => ends_connection(&**error),
         _ => false,
     }
+}
+
+/// PostgreSQL ends the connection after an error of the severity FATAL or PANIC: when it shuts down, starts up or has
+/// crashed, when an operator ends the session, when a transaction is idle for too long. Class 08 are connection
+/// exceptions, 40003 is a statement whose completion is unknown.
+fn ends_connection(error: &dyn DatabaseError) -> bool {
+    let severity = error
+        .try_downcast_ref::<PgDatabaseError>()
+        .map(PgDatabaseError::severity);
+    matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
+        || (error.code()).is_some_and(|code| code.starts_with("08") || code == "40003")
 }
 
 impl From<DbErr> for Error {
     fn from(cause: DbErr) -> Self {
         let busy = || Self::unavailable("The database is busy. Try again in a moment.");
-        let error = match &cause {
-            DbErr::ConnectionAcquire(_) => busy(),
+        let trouble = trouble(&cause);
+        if let Some(trouble) = trouble {
+            storage::failed(trouble);
+        }
+        let error = match (&cause, driver_error(&cause)) {
             _ if is_disconnect(&cause) => {
                 Self::unavailable("The database cannot be reached. Try again in a moment.")
             }
-            DbErr::Conn(RuntimeErr::SqlxError(error))
-            | DbErr::Exec(RuntimeErr::SqlxError(error))
-            | DbErr::Query(RuntimeErr::SqlxError(error)) => match &**error {
-                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => busy(),
-                sqlx::Error::Database(error) => match error.code().as_deref() {
-                    Some("57014") => Self::timeout(),
-                    // PostgreSQL: a serialization failure, a deadlock. Both: what a row refers to has gone in this moment,
-                    // or is in use since this moment; what could be known before was looked at before.
-                    Some("40001" | "40P01" | "23503" | "23001" | "787" | "1811") => {
-                        Self::conflict()
-                    }
-                    // SQLite: the database is read-only.
-                    Some("8" | "1032" | "520") => {
-                        Self::unavailable("The database can only be read at the moment.")
-                    }
-                    // PostgreSQL is out of connections, memory or disk; SQLite (in its extended result codes) is
-                    // busy, locked, cannot read its file, has no room, or cannot open it.
-                    Some(code) if code.starts_with("53") => busy(),
-                    Some(code)
-                        if code.len() < 5
-                            && code.parse().is_ok_and(|code: u32| {
-                                matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)
-                            }) =>
-                    {
-                        busy()
-                    }
-                    _ => Self::internal(),
-                },
+            (_, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)) => busy(),
+            (_, Some(sqlx::Error::Database(error))) => match (trouble, error.code().as_deref()) {
+                (Some(Trouble::Busy), _) => busy(),
+                (Some(Trouble::NoRoom), _) => Self::unavailable(
+                    "The database has no room left. Nothing was changed. Try again later.",
+                ),
+                (Some(Trouble::Io), _) => Self::unavailable(
+                    "The database cannot use its storage at the moment. Try again later.",
+                ),
+                (Some(Trouble::ReadOnly), _) => {
+                    Self::unavailable("The database can only be read at the moment.")
+                }
+                (None, Some("57014")) => Self::timeout(),
+                // PostgreSQL: a serialization failure, a deadlock. Both: what a row refers to has gone in this moment,
+                // or is in use since this moment; what could be known before was looked at before.
+                (None, Some("40001" | "40P01" | "23503" | "23001" | "787" | "1811")) => {
+                    Self::conflict()
+                }
                 _ => Self::internal(),
             },
-            DbErr::Conn(_) => busy(),
+            (_, Some(_)) => Self::internal(),
+            (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => busy(),
             _ => Self::internal(),
         };
         if error.code == Code::Internal {

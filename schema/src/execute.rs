@@ -945,6 +945,7 @@ impl Graph {
     }
 
     async fn execute(&self, run: Run) -> Answer {
+        let kind = run.operation.kind();
         let Execution {
             request,
             known,
@@ -964,7 +965,10 @@ impl Graph {
             }
         };
         let Ok(response) = tokio::time::timeout(timeout, execution).await else {
-            return Error::timeout().into();
+            return match kind {
+                OperationType::Mutation => Error::change_timeout().into(),
+                OperationType::Query | OperationType::Subscription => Error::timeout().into(),
+            };
         };
         let took = began.elapsed();
         let mut answer = Answer::of(response, plan, &known.client.request_id);

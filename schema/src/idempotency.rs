@@ -176,6 +176,7 @@ impl Key {
                 known = Some(row);
             }
         }
+        // Nothing of the request has run, so this failure leaves nothing unknown.
         transaction.commit().await?;
         Ok(known)
     }
@@ -247,7 +248,7 @@ impl Key {
                 .filter(Column::Outcome.is_null())
                 .exec(&transaction)
                 .await?;
-            transaction.commit().await?;
+            writer.commit(transaction).await?;
             Ok::<_, Error>(())
         };
         if kept.await.is_err() {
@@ -273,7 +274,7 @@ impl Key {
                 .filter(Expr::not_exists(self.changes()))
                 .exec(&transaction)
                 .await?;
-            transaction.commit().await?;
+            writer.commit(transaction).await?;
             Ok::<_, Error>(())
         };
         if released.await.is_err() {

@@ -41,6 +41,7 @@ mod routing;
 pub mod scalar;
 pub mod server;
 pub mod session;
+pub mod storage;
 mod stream;
 pub mod subscription;
 pub mod task;

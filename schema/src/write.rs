@@ -12,6 +12,7 @@ use sea_orm::{
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     id::Kind,
     live::{Ended, Fact, announce},
     read::Rule,
+    storage,
     user_error::{UserError, UserErrorCode},
     viewer::Viewer,
 };
@@ -52,16 +54,42 @@ impl Writer {
     /// Begins a transaction; one that is dropped before its commit leaves nothing behind. SQLite locks at once: a
     /// transaction that reads first and then writes is refused when another has written meanwhile. On PostgreSQL the work
     /// locks the rows it relies on.
+    ///
+    /// BEGIN runs to its end also when the caller is dropped: the driver forgets a PostgreSQL transaction whose BEGIN
+    /// was not waited for, and its connection would go back to the pool with the transaction open.
     pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, Turn), Error> {
-        let turn = match &self.queue {
-            Some(queue) => Some(Arc::clone(queue).lock_owned().await),
-            None => None,
+        let writer = self.clone();
+        let begin = async move {
+            let turn = match writer.queue {
+                Some(queue) => Some(queue.lock_owned().await),
+                None => None,
+            };
+            let options = TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..TransactionOptions::default()
+            };
+            Ok((writer.db.begin_with_options(options).await?, turn))
         };
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        Ok((self.db.begin_with_options(options).await?, turn))
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is bounded by the time limits of the pool and of the database"
+        )]
+        let task = tokio::spawn(begin.in_current_span());
+        task.await
+            .unwrap_or_else(|failure| match failure.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::unavailable("The server is shutting down.")),
+            })
+    }
+
+    /// Makes everything that was written in a transaction stand.
+    ///
+    /// # Errors
+    /// The transaction was not committed; or the database did not say whether it was, which the error tells.
+    pub(crate) async fn commit(&self, transaction: DatabaseTransaction) -> Result<(), Error> {
+        transaction.commit().await.map_err(Error::of_commit)?;
+        storage::committed();
+        Ok(())
     }
 }
 
@@ -224,7 +252,8 @@ impl Change<'_> {
         if let Some(key) = &self.request.key {
             key.note(self.ctx, &self.transaction, &rows).await?;
         }
-        self.transaction.commit().await?;
+        let writer = &self.request.services.writer;
+        writer.commit(self.transaction).await?;
         if let Some(key) = &self.request.key {
             key.made();
         }

@@ -33,6 +33,7 @@ mod operate;
 mod pool;
 mod process;
 mod sse;
+mod storage;
 mod tasks;
 mod tenancy;
 mod values;

@@ -54,7 +54,7 @@ fn is_private(path: &Path) {
 }
 
 /// Types this into a command.
-fn typing<'a>(command: &'a mut Command, input: &str) -> &'a mut Command {
+pub(crate) fn typing<'a>(command: &'a mut Command, input: &str) -> &'a mut Command {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(input.as_bytes()).expect("is written");
     file.rewind().expect("is rewound");

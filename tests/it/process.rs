@@ -101,6 +101,11 @@ impl Running {
         signal(&self.child, name);
     }
 
+    /// The id of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("is running")
+    }
+
     pub(crate) async fn ends(&mut self) {
         ends(&mut self.child).await;
     }

@@ -258,7 +258,7 @@ impl Accounts {
             let issued = self
                 .issue(&transaction, current, session, client, now)
                 .await?;
-            transaction.commit().await?;
+            self.writer.commit(transaction).await?;
             Ok(Some(issued.0))
         };
         let Some(signed_in) = settle(change).await? else {
@@ -298,7 +298,7 @@ impl Accounts {
                     Some(_) => self.announce_lock(&transaction, client, id, now).await?,
                     None => 0,
                 };
-                transaction.commit().await?;
+                self.writer.commit(transaction).await?;
                 if locked.is_some() {
                     self.committed(duplicates);
                 }

@@ -190,7 +190,7 @@ impl Accounts {
     ) -> Result<(), Error> {
         let is_told = !facts.is_empty();
         let duplicates = self.announce(&transaction, origin, facts, now).await?;
-        transaction.commit().await?;
+        self.writer.commit(transaction).await?;
         if is_told {
             self.committed(duplicates);
         }

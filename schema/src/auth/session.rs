@@ -270,7 +270,7 @@ impl Accounts {
             .filter(refresh_token::Column::Id.eq(row.id))
             .exec(&transaction)
             .await?;
-        transaction.commit().await?;
+        self.writer.commit(transaction).await?;
         Ok(Refresh::Renewed(signed_in, session))
     }
 

@@ -16,7 +16,7 @@ use std::{
 
 use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::audit::{self, AuditSeverity};
-use sea_orm::{DatabaseConnection, EntityTrait, IntoActiveModel};
+use sea_orm::{DatabaseConnection, EntityTrait, IntoActiveModel, sea_query::OnConflict};
 use serde_json::{Map, Value, json};
 use tokio::{
     sync::mpsc,
@@ -332,7 +332,13 @@ impl Recorder {
             .iter()
             .cloned()
             .map(IntoActiveModel::into_active_model);
+        // An attempt that was not answered may have written them.
         audit::Entity::insert_many(rows)
+            .on_conflict(
+                OnConflict::column(audit::Column::Id)
+                    .do_nothing()
+                    .to_owned(),
+            )
             .exec_without_returning(&self.db)
             .await?;
         Ok(())

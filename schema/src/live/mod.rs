@@ -388,7 +388,7 @@ impl Relay {
         loop {
             let (transaction, _turn) = self.writer.begin().await?;
             let has_more = outbox::number(&transaction, self.id).await?;
-            transaction.commit().await?;
+            self.writer.commit(transaction).await?;
             if !has_more {
                 return Ok(());
             }
