@@ -122,13 +122,11 @@ impl Database {
     /// Whether 256 KiB can be written within `timeout`; nothing of them stays.
     pub async fn try_writing(&self, timeout: Duration) -> Attempt {
         let attempt = async {
-            match &self.file {
-                Some(file) => fill_file(&file.clone().busy_timeout(timeout)).await,
-                None => {
-                    let pool = self.connection.get_postgres_connection_pool();
-                    pool.execute(FILL_TABLE).await.map(drop)
-                }
+            if let Some(file) = &self.file {
+                return fill_file(&file.clone().busy_timeout(timeout)).await;
             }
+            let pool = self.connection.get_postgres_connection_pool();
+            pool.execute(FILL_TABLE).await.map(drop)
         };
         let error = match tokio::time::timeout(2 * timeout, attempt).await {
             Ok(Ok(())) => return Attempt::Pass,

@@ -357,7 +357,8 @@ impl From<DbErr> for Error {
             _ if is_disconnect(&cause) => {
                 Self::unavailable("The database cannot be reached. Try again in a moment.")
             }
-            (_, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)) => busy(),
+            (_, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed))
+            | (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => busy(),
             (_, Some(sqlx::Error::Database(error))) => match (trouble, error.code().as_deref()) {
                 (Some(Trouble::Busy), _) => busy(),
                 (Some(Trouble::NoRoom), _) => Self::unavailable(
@@ -377,8 +378,6 @@ impl From<DbErr> for Error {
                 }
                 _ => Self::internal(),
             },
-            (_, Some(_)) => Self::internal(),
-            (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => busy(),
             _ => Self::internal(),
         };
         if error.code == Code::Internal {

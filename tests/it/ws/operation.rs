@@ -89,7 +89,10 @@ async fn what_does_not_run_is_an_error_and_the_connection_stays() {
             "query A { __typename } query B { __typename }",
             "GRAPHQL_VALIDATION_FAILED",
         ),
-        ("query ($a: Int!) { __typename }", "BAD_USER_INPUT"),
+        (
+            "query ($id: ID!) { node(id: $id) { id } }",
+            "BAD_USER_INPUT",
+        ),
     ] {
         let messages = socket.run("1", query).await;
         assert_eq!(messages.len(), 1, "{messages:?}");
