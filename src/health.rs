@@ -79,9 +79,11 @@ impl Writes {
             // Those that were opened meanwhile may be unable to write.
             database.renew();
         }
+        // Changes that were committed before the lock was taken say nothing: the next look decides.
+        let is_open = attempt == Attempt::Locked && !fail;
         Self {
             fail,
-            failures,
+            failures: if is_open { self.failures } else { failures },
             commits,
         }
     }
