@@ -67,7 +67,7 @@ export async function findRows(server, schema) {
   const cursors = { any: ['nothing'] };
   const lists = Object.values(schema.getQueryType().getFields()).filter(({ name, type }) => {
     const edges = /Connection!$/.test(`${type}`) && schema.getType(`${type}`.replace('Connection!', ''));
-    return edges?.getFields().id && !NOT_LISTED.includes(name);
+    return edges?.getFields?.().id && !NOT_LISTED.includes(name);
   });
   for (const { name, type } of lists) {
     const { [name]: list } = await server.data(`{ ${name}(first: 12) { edges { cursor node { __typename id } } } }`);

@@ -10,6 +10,7 @@ use apollo_compiler::{
     ExecutableDocument, Name as ApolloName, Node, Schema,
     ast::{self, Definition, Directive, FieldDefinition, Selection, Type, Value},
     executable::Operation,
+    introspection::check_max_depth,
     parser::{LineColumn, Parser},
     request::coerce_variable_values,
     response::GraphQLError,
@@ -138,6 +139,10 @@ impl Front {
             .recursion_limit(4 * source::MAX_NESTING)
             .parse_ast(text, "document");
         let parsed = parsed.map_err(|failed| refused(&failed.errors, Code::ParseFailed))?;
+        if let Some(stricter) = without_null_defaults(&parsed) {
+            let valid = stricter.to_executable_validate(&self.schema);
+            valid.map_err(|failed| refused(&failed.errors, Code::ValidationFailed))?;
+        }
         let executable = match parsed.to_executable_validate(&self.schema) {
             Ok(valid) => valid,
             Err(failed) if only_equal_roots(&failed.errors, &failed.partial) => {
@@ -157,6 +162,12 @@ impl Front {
             return Err(Answer::refused(found.errors));
         }
         let conditions = found.conditions.into_iter().cloned().collect();
+        for operation in executable.operations.iter() {
+            check_max_depth(&executable, operation).map_err(|_| {
+                let message = "Lists of the schema may be nested in each other twice. Nest fewer.";
+                Error::new(Code::QueryTooComplex, message)
+            })?;
+        }
         Ok(Document {
             id: self.documents.fetch_add(1, Ordering::Relaxed),
             executable,
@@ -270,6 +281,34 @@ fn place(at: LineColumn) -> Pos {
         line: at.line,
         column: at.column,
     }
+}
+
+/// The document without the defaults of variables that are null, if there are any. Such a default does not make a
+/// variable [fit](https://spec.graphql.org/September2025/#IsVariableUsageAllowed()) where null does not, which the
+/// compiler does not see.
+fn without_null_defaults(document: &ast::Document) -> Option<ast::Document> {
+    let is_null = |variable: &Node<ast::VariableDefinition>| {
+        let default = variable.default_value.as_ref();
+        default.is_some_and(|default| default.is_null())
+    };
+    let mut stricter = None;
+    for (place, definition) in document.definitions.iter().enumerate() {
+        let Definition::OperationDefinition(operation) = definition else {
+            continue;
+        };
+        if !operation.variables.iter().any(is_null) {
+            continue;
+        }
+        let mut operation = operation.clone();
+        for variable in &mut operation.make_mut().variables {
+            if is_null(variable) {
+                variable.make_mut().default_value = None;
+            }
+        }
+        let stricter = stricter.get_or_insert_with(|| document.clone());
+        stricter.definitions[place] = Definition::OperationDefinition(operation);
+    }
+    stricter
 }
 
 /// Whether subscriptions with one root field that occurs several times are all that the compiler refuses. The
