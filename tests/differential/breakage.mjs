@@ -18,7 +18,7 @@ function nodesOf(document) {
       return;
     }
     if (node.kind) found.push({ node, list, around });
-    for (const child of Object.values(node)) if (child && typeof child === 'object') walk(child, undefined, node.kind ? [...around, node] : around);
+    for (const [key, child] of Object.entries(node)) if (key !== 'loc' && child && typeof child === 'object') walk(child, undefined, node.kind ? [...around, node] : around);
   };
   walk(document, undefined, []);
   return (...kinds) => found.filter(({ node }) => kinds.includes(node.kind));

@@ -19,6 +19,6 @@ export function makeRequest(random, schema, pools) {
   if (random.chance(0.4)) document = respell(random, document);
   if (change === 'text') document = breakText(random, document);
   if (change === 'variables') variables = breakVariables(random, variables);
-  if (change === 'operationName') operationName = random.pick([undefined, '', 'Op1', 'Op2', 'NoSuchOperation']);
+  if (change === 'operationName') operationName = random.pick([undefined, 'Op1', 'Op2', 'NoSuchOperation']);
   return { document, variables, operationName };
 }
