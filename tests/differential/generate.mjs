@@ -6,6 +6,8 @@ import { argumentNode, nameNode, stringNode, Values, Variables } from './values.
 export const SIGN_IN = ['login', 'register', 'refreshSession'];
 
 const MAX_DEPTH = 5;
+// What graphql-js knows of introspection, and the specification of September 2025 does not.
+const DRAFT = ['__Directive.isDeprecated', '__Directive.deprecationReason', '__Schema.directives(includeDeprecated:)'];
 const PAGE_ARGUMENTS = ['first', 'last', 'after', 'before'];
 
 // Returns `{ document, variables, operationName }`, the document as a syntax tree.
@@ -104,7 +106,7 @@ class Generator {
     this.fieldsLeft -= 1;
     const goesOn = depth < MAX_DEPTH && this.fieldsLeft > 0;
     const fields = Object.values(type.getFields?.() ?? {}).filter((field) => {
-      if (SIGN_IN.includes(field.name)) return false;
+      if (SIGN_IN.includes(field.name) || DRAFT.includes(`${type}.${field.name}`)) return false;
       return isLeafType(getNamedType(field.type)) || goesOn || depth === 0;
     });
     if (fields.length === 0 || random.chance(0.08)) return this.named({ kind: Kind.FIELD, name: nameNode('__typename'), arguments: [], directives: [] }, 'String!');
@@ -124,22 +126,23 @@ class Generator {
 
   field(parent, definition, depth) {
     const type = getNamedType(definition.type);
-    const node = { kind: Kind.FIELD, name: nameNode(definition.name), arguments: this.arguments(definition, type), directives: [] };
+    const node = { kind: Kind.FIELD, name: nameNode(definition.name), arguments: this.arguments(parent, definition), directives: [] };
     const named = this.named(node, `${definition.type}`);
     return isCompositeType(type) ? { ...named, selectionSet: this.selectionSet(type, depth + 1) } : named;
   }
 
-  arguments(definition, type) {
+  arguments(parent, definition) {
     const { random } = this;
     const page = random.weighted([[14, ['first']], [3, ['last']], [1, []], [0.3, ['first', 'last']]]);
     const isTaken = (argument) => {
+      if (DRAFT.includes(`${parent}.${definition.name}(${argument.name}:)`)) return false;
       if (isRequiredArgument(argument)) return true;
       if (argument.name === 'first' || argument.name === 'last') return page.includes(argument.name);
       if (PAGE_ARGUMENTS.includes(argument.name)) return random.chance(0.06);
       return random.chance(0.35);
     };
     const taken = random.shuffle(definition.args.filter(isTaken));
-    const of = type.name;
+    const of = getNamedType(definition.type).name;
     return taken.map((argument) => argumentNode(argument.name, this.values.value(argument.type, argument.name, { of, hasDefault: argument.defaultValue !== undefined })));
   }
 

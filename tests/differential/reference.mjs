@@ -1,5 +1,5 @@
 // What graphql-js says about a request.
-import { buildSchema, getOperationAST, GraphQLError, GraphQLScalarType, Kind, parse, specifiedRules, specifiedScalarTypes, validate, valueFromASTUntyped } from 'graphql';
+import { buildSchema, getOperationAST, GraphQLError, GraphQLScalarType, Kind, parse, specifiedRules, specifiedScalarTypes, validate, valueFromASTUntyped, visit } from 'graphql';
 import { getVariableValues } from 'graphql/execution/values.js';
 
 // Values of our own scalars that the server is sure to take.
@@ -36,11 +36,18 @@ export class Reference {
     const refused = (because, error) => ({ accepted: false, because, message: error });
     let document;
     try {
-      document = parse(text);
+      // To the specification a block string is the same value as a plain one.
+      document = visit(parse(text), { StringValue: (node) => ({ ...node, block: false }) });
     } catch (error) {
       return refused('Syntax', error.message);
     }
-    const [error] = validate(schema, document, specifiedRules, { maxErrors: 1 });
+    let error;
+    try {
+      [error] = validate(schema, document, specifiedRules, { maxErrors: 1 });
+    } catch {
+      // Its rule for subscriptions fails on conditions at the root that need a variable.
+      return { accepted: undefined, document };
+    }
     if (error) return { ...refused('', error.message), document, rules: () => this.#rules(document) };
     const operation = getOperationAST(document, operationName);
     if (!operation) return { ...refused('OperationName', 'no such operation'), document };

@@ -4,6 +4,8 @@
 const REFUSALS = ['GRAPHQL_PARSE_FAILED', 'GRAPHQL_VALIDATION_FAILED', 'BAD_USER_INPUT'];
 // The server's own bounds. The differential server has them raised; what is still beyond them is not compared.
 const BOUNDS = ['QUERY_TOO_COMPLEX'];
+// A condition that is null at run time: a request error here, an error in the answer of graphql-js.
+const NULL_CONDITION = /decides what is included and must not be null/;
 const RESPONSE = 'application/graphql-response+json';
 
 export class Server {
@@ -50,7 +52,7 @@ export class Server {
     if (body === undefined || 'data' in body) return { accepted: true, body };
     const { message, path, extensions: { code } = {} } = body.errors[0];
     const refused = { accepted: false, code, message, body };
-    if (BOUNDS.includes(code)) return { ...refused, accepted: undefined };
+    if (BOUNDS.includes(code) || NULL_CONDITION.test(message)) return { ...refused, accepted: undefined };
     // An error with a path is one of a field: its request was accepted.
     if (kind === 'subscription' && (code === 'UNAUTHENTICATED' || path)) return { ...refused, accepted: true };
     if (!REFUSALS.includes(code)) return { ...refused, isFault: true };
@@ -71,17 +73,19 @@ export async function findRows(server, schema) {
   });
   for (const { name, type } of lists) {
     const { [name]: list } = await server.data(`{ ${name}(first: 12) { edges { cursor node { __typename id } } } }`);
-    cursors[`${type}`.replace('!', '')] = list.edges.map(({ cursor }) => cursor);
+    if (list.edges.length > 0) cursors[`${type}`.replace('!', '')] = list.edges.map(({ cursor }) => cursor);
     for (const { node } of list.edges) (ids[node.__typename] ??= []).push(node.id);
   }
   cursors.any.push(...Object.values(cursors).flatMap(([first]) => first));
   const { viewer, conversations, circles } = await server.data(`{
     viewer { id }
-    conversations(first: 3) { nodes { messages(first: 4) { nodes { id } } } }
+    conversations(first: 50) { nodes { messages(first: 4) { nodes { id } } } }
     circles(first: 3) { nodes { owner { id } members(first: 4) { edges { membership { id } } } } }
   }`);
   ids.Message = conversations.nodes.flatMap(({ messages }) => messages.nodes.map(({ id }) => id));
   ids.User = [...new Set([viewer.id, ...circles.nodes.map(({ owner }) => owner.id)])];
   ids.CircleMember = circles.nodes.flatMap(({ members }) => members.edges.map(({ membership }) => membership.id));
+  const empty = Object.keys(ids).filter((name) => ids[name].length === 0);
+  if (empty.length > 0) throw new Error(`the server has no ${empty.join(', ')}`);
   return { ids, cursors };
 }

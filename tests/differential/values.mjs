@@ -120,7 +120,7 @@ export class Values {
 
   #id(hint, of) {
     const { random, pools: { ids } } = this;
-    if (random.chance(0.06)) return random.chance(0.5) ? stringNode(random.pick(NO_IDS)) : intNode(random.pick([0, 7, '123456789012345678901234567890']));
+    if (random.chance(0.06)) return random.chance(0.5) ? stringNode(random.pick(NO_IDS)) : intNode(random.pick([0, 7, '9007199254740991']));
     const noun = hint.replace(/Ids?$/, '');
     const kind = ID_OF[noun] ?? noun[0].toUpperCase() + noun.slice(1);
     const pool = ids[kind] ?? ids[of];

@@ -25,7 +25,7 @@ use crate::{
     error::{Code, Error},
     execute::{Answer, Limits},
     limit::Tier,
-    operation::source,
+    operation::{source, syntax, variables},
 };
 
 /// Most errors of a refused document that the client is told.
@@ -133,16 +133,25 @@ impl Front {
     /// # Errors
     /// A request error, ready to be sent.
     pub(crate) fn parse(&self, text: &str, limits: &Limits) -> Result<Document, Answer> {
-        source::check(text, limits)?;
-        let text = source::without_descriptions(text);
+        let bytes = text.len() as u64;
+        if bytes > limits.document_bytes {
+            let limit = limits.document_bytes;
+            return Err(
+                source::too_complex("bytes", limit, bytes, "Send a shorter document.").into(),
+            );
+        }
+        let (tokens, end) = source::divide(text);
+        source::check(text, &tokens, limits)?;
+        let plain = end.and_then(|()| syntax::check(text, &tokens));
+        let plain = plain.map_err(|failed| {
+            let message = format!("Syntax error: {}.", failed.message);
+            let place = failed.place(text);
+            Answer::refused(vec![error(&message, vec![place], Code::ParseFailed)])
+        })?;
         let parsed = Parser::new()
             .recursion_limit(4 * source::MAX_NESTING)
-            .parse_ast(text, "document");
+            .parse_ast(plain, "document");
         let parsed = parsed.map_err(|failed| refused(&failed.errors, Code::ParseFailed))?;
-        if let Some(stricter) = without_null_defaults(&parsed) {
-            let valid = stricter.to_executable_validate(&self.schema);
-            valid.map_err(|failed| refused(&failed.errors, Code::ValidationFailed))?;
-        }
         let executable = match parsed.to_executable_validate(&self.schema) {
             Ok(valid) => valid,
             Err(failed) if only_equal_roots(&failed.errors, &failed.partial) => {
@@ -156,6 +165,9 @@ impl Front {
             errors: Vec::new(),
             introspection: limits.introspection,
         };
+        for misfit in variables::misfits(&self.schema, &executable) {
+            found.refuse(&misfit.message, misfit.at);
+        }
         found.definitions(&parsed);
         if !found.errors.is_empty() {
             found.errors.truncate(MAX_ERRORS);
@@ -281,34 +293,6 @@ fn place(at: LineColumn) -> Pos {
         line: at.line,
         column: at.column,
     }
-}
-
-/// The document without the defaults of variables that are null, if there are any. Such a default does not make a
-/// variable [fit](https://spec.graphql.org/September2025/#IsVariableUsageAllowed()) where null does not, which the
-/// compiler does not see.
-fn without_null_defaults(document: &ast::Document) -> Option<ast::Document> {
-    let is_null = |variable: &Node<ast::VariableDefinition>| {
-        let default = variable.default_value.as_ref();
-        default.is_some_and(|default| default.is_null())
-    };
-    let mut stricter = None;
-    for (place, definition) in document.definitions.iter().enumerate() {
-        let Definition::OperationDefinition(operation) = definition else {
-            continue;
-        };
-        if !operation.variables.iter().any(is_null) {
-            continue;
-        }
-        let mut operation = operation.clone();
-        for variable in &mut operation.make_mut().variables {
-            if is_null(variable) {
-                variable.make_mut().default_value = None;
-            }
-        }
-        let stricter = stricter.get_or_insert_with(|| document.clone());
-        stricter.definitions[place] = Definition::OperationDefinition(operation);
-    }
-    stricter
 }
 
 /// Whether subscriptions with one root field that occurs several times are all that the compiler refuses. The

@@ -7,6 +7,8 @@ mod introspection;
 mod plan;
 mod response;
 mod source;
+mod syntax;
+mod variables;
 
 pub(crate) use bind::bind;
 pub(crate) use cost::{Measure, list_size, measure, root_fields};

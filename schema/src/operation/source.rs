@@ -1,6 +1,6 @@
-//! The text of a document before it is parsed: bounds, and what the parser does not know yet.
+//! The text of a document before it is parsed: its tokens, and bounds on them.
 
-use std::borrow::Cow;
+use async_graphql::Pos;
 
 use crate::{
     error::{Code, Error},
@@ -10,86 +10,217 @@ use crate::{
 /// Deepest nesting of brackets, in selections and values together. The parser recurses that deep.
 pub(crate) const MAX_NESTING: usize = 100;
 
-/// A lexical token, and where its text begins and ends.
-struct Token {
-    first: u8,
-    start: usize,
-    end: usize,
+/// A lexical token, by the offsets of its text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Token {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
-/// The lexical tokens of the GraphQL specification. Text that is not GraphQL is divided one way or another and then
-/// refused by the parser.
-struct Tokens<'a> {
-    bytes: &'a [u8],
+/// A text that is not GraphQL.
+#[derive(Debug)]
+pub(crate) struct SyntaxError {
+    pub(crate) message: String,
+    /// The offset of the first character that is wrong.
+    pub(crate) at: usize,
+}
+
+impl SyntaxError {
+    pub(crate) fn new(at: usize, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { message, at }
+    }
+
+    /// The line and the column in the text.
+    pub(crate) fn place(&self, text: &str) -> Pos {
+        let before = &text[..self.at.min(text.len())];
+        let ends = before.replace("\r\n", "\n").replace('\r', "\n");
+        let line = ends.rsplit('\n').next().unwrap_or_default();
+        Pos {
+            line: ends.matches('\n').count() + 1,
+            column: line.chars().count() + 1,
+        }
+    }
+}
+
+/// Divides a text into the [tokens](https://spec.graphql.org/September2025/#sec-Language.Source-Text.Lexical-Tokens) of
+/// the specification.
+struct Lexer<'a> {
+    text: &'a str,
     at: usize,
 }
 
-impl Tokens<'_> {
-    fn run(&self, from: usize, is: fn(&u8) -> bool) -> usize {
-        from + self.bytes[from..]
-            .iter()
-            .take_while(|byte| is(byte))
-            .count()
+impl Lexer<'_> {
+    fn peek(&self, ahead: usize) -> Option<u8> {
+        self.text.as_bytes().get(self.at + ahead).copied()
     }
 
-    fn string(&self) -> usize {
-        let (bytes, mut at) = (self.bytes, self.at);
-        if bytes[at..].starts_with(b"\"\"\"") {
-            at += 3;
-            while at < bytes.len() && !bytes[at..].starts_with(b"\"\"\"") {
-                at += if bytes[at..].starts_with(b"\\\"\"\"") {
-                    4
-                } else {
-                    1
-                };
-            }
-            at + 3
-        } else {
-            at += 1;
-            while at < bytes.len() && !matches!(bytes[at], b'"' | b'\n' | b'\r') {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
-            }
-            at + 1
-        }
+    fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or_default()
     }
-}
 
-impl Iterator for Tokens<'_> {
-    type Item = Token;
+    fn skip(&mut self, is: fn(char) -> bool) -> usize {
+        let rest = self.rest();
+        let skipped = rest.find(|letter| !is(letter)).unwrap_or(rest.len());
+        self.at += skipped;
+        skipped
+    }
 
-    fn next(&mut self) -> Option<Token> {
+    fn error(&self, message: &str) -> SyntaxError {
+        SyntaxError::new(self.at, message)
+    }
+
+    fn token(&mut self) -> Result<Option<Token>, SyntaxError> {
         loop {
-            let (start, bytes) = (self.at, self.bytes);
-            let first = *bytes.get(start)?;
-            let end = match first {
-                b' ' | b'\t' | b'\n' | b'\r' | b',' | 0xEF | 0xBB | 0xBF => {
-                    self.at += 1;
-                    continue;
-                }
-                b'#' => {
-                    self.at = self.run(start, |byte| !matches!(byte, b'\n' | b'\r'));
-                    continue;
-                }
-                b'"' => self.string(),
-                b'.' => self.run(start, |byte| *byte == b'.'),
-                byte if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') => {
-                    self.run(start, |byte| {
-                        byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.')
-                    })
-                }
-                _ => start + 1,
-            };
-            self.at = end;
-            let end = end.min(bytes.len());
-            return Some(Token { first, start, end });
+            self.skip(|letter| matches!(letter, ' ' | '\t' | '\n' | '\r' | ',' | '\u{FEFF}'));
+            if self.peek(0) != Some(b'#') {
+                break;
+            }
+            self.skip(|letter| !matches!(letter, '\n' | '\r'));
         }
+        let start = self.at;
+        let Some(first) = self.peek(0) else {
+            return Ok(None);
+        };
+        match first {
+            b'!' | b'$' | b'&' | b'(' | b')' | b':' | b'=' | b'@' | b'[' | b']' | b'{' | b'|'
+            | b'}' => self.at += 1,
+            b'.' if self.rest().starts_with("...") => self.at += 3,
+            b'"' if self.rest().starts_with("\"\"\"") => self.block()?,
+            b'"' => self.string()?,
+            b'-' | b'0'..=b'9' => self.number()?,
+            b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
+                self.skip(|letter| letter == '_' || letter.is_ascii_alphanumeric());
+            }
+            _ => {
+                let letter = self.rest().chars().next().unwrap_or_default();
+                let message = match letter {
+                    ' '..='~' => format!("unexpected character `{letter}`"),
+                    _ => format!("unexpected character U+{:04X}", u32::from(letter)),
+                };
+                return Err(self.error(&message));
+            }
+        }
+        let end = self.at;
+        Ok(Some(Token { start, end }))
+    }
+
+    fn number(&mut self) -> Result<(), SyntaxError> {
+        let is_digit = |letter: char| letter.is_ascii_digit();
+        self.skip(|letter| letter == '-');
+        let has_zero = self.peek(0) == Some(b'0');
+        let digits = self.skip(is_digit);
+        let sign = self.text.as_bytes()[..self.at - digits].ends_with(b"--");
+        if digits == 0 || sign || has_zero && digits > 1 {
+            return Err(self.error("invalid number"));
+        }
+        if self.peek(0) == Some(b'.') {
+            self.at += 1;
+            if self.skip(is_digit) == 0 {
+                return Err(self.error("invalid number"));
+            }
+        }
+        if matches!(self.peek(0), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(0), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            if self.skip(is_digit) == 0 {
+                return Err(self.error("invalid number"));
+            }
+        }
+        match self.peek(0) {
+            Some(b'.' | b'_' | b'a'..=b'z' | b'A'..=b'Z') => Err(self.error("invalid number")),
+            _ => Ok(()),
+        }
+    }
+
+    fn block(&mut self) -> Result<(), SyntaxError> {
+        self.at += 3;
+        loop {
+            self.skip(|letter| !matches!(letter, '"' | '\\'));
+            if self.rest().starts_with("\\\"\"\"") {
+                self.at += 4;
+            } else if self.rest().starts_with("\"\"\"") {
+                self.at += 3;
+                return Ok(());
+            } else if self.rest().is_empty() {
+                return Err(self.error("unterminated string"));
+            } else {
+                self.at += 1;
+            }
+        }
+    }
+
+    fn string(&mut self) -> Result<(), SyntaxError> {
+        self.at += 1;
+        loop {
+            self.skip(|letter| !matches!(letter, '"' | '\\' | '\n' | '\r'));
+            match self.peek(0) {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => self.escape()?,
+                _ => return Err(self.error("unterminated string")),
+            }
+        }
+    }
+
+    /// An escape sequence, or the two that stand for a surrogate pair.
+    fn escape(&mut self) -> Result<(), SyntaxError> {
+        let start = self.at;
+        let invalid = || SyntaxError::new(start, "invalid escape sequence");
+        let letter = self.peek(1).ok_or_else(invalid)?;
+        if letter != b'u' {
+            self.at += 2;
+            let is_known = matches!(
+                letter,
+                b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't'
+            );
+            return is_known.then_some(()).ok_or_else(invalid);
+        }
+        if self.peek(2) == Some(b'{') {
+            self.at += 3;
+            let digits = self.at..self.at + self.skip(|letter| letter.is_ascii_hexdigit());
+            let ends = self.peek(0) == Some(b'}');
+            self.at += 1;
+            let value = u32::from_str_radix(&self.text[digits], 16).map_err(|_| invalid())?;
+            return (ends && char::from_u32(value).is_some())
+                .then_some(())
+                .ok_or_else(invalid);
+        }
+        let mut units = vec![self.unit().ok_or_else(invalid)?];
+        if matches!(units[0], 0xD800..=0xDBFF) {
+            units.push(self.unit().ok_or_else(invalid)?);
+        }
+        let mut decoded = char::decode_utf16(units);
+        decoded
+            .all(|letter| letter.is_ok())
+            .then_some(())
+            .ok_or_else(invalid)
+    }
+
+    /// The code unit of `\uXXXX`.
+    fn unit(&mut self) -> Option<u16> {
+        let digits = self.rest().strip_prefix("\\u")?.get(..4)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let unit = u16::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
+        self.at += 6;
+        Some(unit)
     }
 }
 
-fn tokens(text: &str) -> Tokens<'_> {
-    Tokens {
-        bytes: text.as_bytes(),
-        at: 0,
+/// The tokens of a text, up to the first part that is none.
+pub(crate) fn divide(text: &str) -> (Vec<Token>, Result<(), SyntaxError>) {
+    let mut lexer = Lexer { text, at: 0 };
+    let mut tokens = Vec::new();
+    loop {
+        match lexer.token() {
+            Ok(Some(token)) => tokens.push(token),
+            Ok(None) => return (tokens, Ok(())),
+            Err(error) => return (tokens, Err(error)),
+        }
     }
 }
 
@@ -97,16 +228,13 @@ fn tokens(text: &str) -> Tokens<'_> {
 ///
 /// # Errors
 /// `QUERY_TOO_COMPLEX`.
-pub(crate) fn check(text: &str, limits: &Limits) -> Result<(), Error> {
-    let bytes = text.len() as u64;
+pub(crate) fn check(text: &str, tokens: &[Token], limits: &Limits) -> Result<(), Error> {
     let shorter = "Send a shorter document.";
-    if bytes > limits.document_bytes {
-        return Err(too_complex("bytes", limits.document_bytes, bytes, shorter));
+    let counted = tokens.len() as u64;
+    if counted > limits.tokens {
+        return Err(too_complex("tokens", limits.tokens, counted, shorter));
     }
-    let (tokens, nesting) = count(text);
-    if tokens > limits.tokens {
-        return Err(too_complex("tokens", limits.tokens, tokens, shorter));
-    }
+    let nesting = nesting(text, tokens);
     if nesting > MAX_NESTING {
         let (limit, actual) = (MAX_NESTING as u64, nesting as u64);
         return Err(too_complex(
@@ -119,6 +247,22 @@ pub(crate) fn check(text: &str, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
+/// The deepest nesting of brackets.
+fn nesting(text: &str, tokens: &[Token]) -> usize {
+    let (mut nesting, mut deepest) = (0_usize, 0);
+    for token in tokens {
+        match text.as_bytes()[token.start] {
+            b'{' | b'[' | b'(' => {
+                nesting += 1;
+                deepest = deepest.max(nesting);
+            }
+            b'}' | b']' | b')' => nesting = nesting.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// `QUERY_TOO_COMPLEX`, with the limit and what the document has.
 pub(crate) fn too_complex(what: &str, limit: u64, actual: u64, advice: &str) -> Error {
     Error::new(
@@ -129,75 +273,13 @@ pub(crate) fn too_complex(what: &str, limit: u64, actual: u64, advice: &str) -> 
     .with("actual", actual)
 }
 
-/// The number of tokens, and the deepest nesting of brackets.
-fn count(text: &str) -> (u64, usize) {
-    let (mut counted, mut nesting, mut deepest) = (0, 0_usize, 0_usize);
-    for token in tokens(text) {
-        counted += 1;
-        match token.first {
-            b'{' | b'[' | b'(' => {
-                nesting += 1;
-                deepest = deepest.max(nesting);
-            }
-            b'}' | b']' | b')' => nesting = nesting.saturating_sub(1),
-            _ => {}
-        }
-    }
-    (counted, deepest)
-}
-
-/// The text with spaces instead of the [descriptions](https://spec.graphql.org/September2025/#sec-Descriptions) of
-/// operations, fragments and variables, which the parser does not accept.
-pub(crate) fn without_descriptions(text: &str) -> Cow<'_, str> {
-    let mut nesting = 0_usize;
-    let (mut before, mut description) = (0, None::<Token>);
-    let mut found = Vec::new();
-    for token in tokens(text) {
-        if let Some(description) = description.take() {
-            let described: &[&str] = if nesting == 0 {
-                &["query", "mutation", "subscription", "fragment"]
-            } else {
-                &["$"]
-            };
-            let next = text.get(token.start..token.end);
-            if next.is_some_and(|next| described.contains(&next)) {
-                found.push(description.start..description.end);
-            }
-        }
-        match token.first {
-            b'{' | b'[' | b'(' => nesting += 1,
-            b'}' | b']' | b')' => nesting = nesting.saturating_sub(1),
-            _ => {}
-        }
-        let first = token.first;
-        // After `=` and `:` a string is a value.
-        if first == b'"' && nesting <= 1 && !matches!(before, b'=' | b':') {
-            description = Some(token);
-        }
-        before = first;
-    }
-    if found.is_empty() {
-        return Cow::Borrowed(text);
-    }
-    let mut kept = String::with_capacity(text.len());
-    let mut at = 0;
-    for description in found {
-        kept.push_str(&text[at..description.start]);
-        let blank = |letter| if letter == '\n' { '\n' } else { ' ' };
-        kept.extend(text[description.clone()].chars().map(blank));
-        at = description.end;
-    }
-    kept.push_str(&text[at..]);
-    Cow::Owned(kept)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_counted_as_the_specification_has_them() {
-        for (text, tokens, nesting) in [
+    fn tokens_are_those_of_the_specification() {
+        for (text, count, deepest) in [
             ("", 0, 0),
             ("{ a }", 3, 1),
             (
@@ -210,33 +292,63 @@ mod tests {
             ("{ a(t: \"\"\"{ \\\"\"\" { \" {\"\"\") }", 8, 2),
             ("{a,,,,,b}", 4, 1),
             ("[[[[", 4, 4),
-            ("\"\\", 1, 0),
+            ("......", 2, 0),
+            ("\u{FEFF}a\u{FEFF}b", 2, 0),
+            ("0 -0 1.0 0e1 -12E+3", 5, 0),
+            (
+                r#""\u00e9 \u{1F600} \u{000000041} \uD83D\uDE00 \" \\ \/ \b\f\n\r\t" "" """ " \ """"#,
+                3,
+                0,
+            ),
         ] {
-            assert_eq!(count(text), (tokens, nesting), "{text}");
+            let (tokens, end) = divide(text);
+            end.unwrap();
+            assert_eq!(
+                (tokens.len(), nesting(text, &tokens)),
+                (count, deepest),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn descriptions_are_left_out_and_values_are_kept() {
-        for (text, kept) in [
-            ("\"d\" query { a }", "    query { a }"),
-            (
-                "\"\"\"d\nd\"\"\" fragment F on A { a }",
-                "    \n     fragment F on A { a }",
-            ),
-            ("query (\"d\" $a: A) { a }", "query (    $a: A) { a }"),
-            (
-                "query ($a: A = 1 \"é\" $b: B) { a }",
-                "query ($a: A = 1     $b: B) { a }",
-            ),
-            (
-                "query ($a: A = \"v\" $b: B) { a }",
-                "query ($a: A = \"v\" $b: B) { a }",
-            ),
-            ("{ a(b: \"query\") }", "{ a(b: \"query\") }"),
-            ("\"d\" { a }", "\"d\" { a }"),
+    fn text_that_is_no_token_is_refused() {
+        for (text, message, at) in [
+            ("a.b", "unexpected character `.`", 1),
+            ("..", "unexpected character `.`", 0),
+            ("é", "unexpected character U+00E9", 0),
+            ("a %", "unexpected character `%`", 2),
+            ("\0", "unexpected character U+0000", 0),
+            ("\"a", "unterminated string", 2),
+            ("\"a\nb\"", "unterminated string", 2),
+            ("\"\"\"a\"\"", "unterminated string", 6),
+            ("\"\\", "invalid escape sequence", 1),
+            (r#""\x""#, "invalid escape sequence", 1),
+            (r#""\u{}""#, "invalid escape sequence", 1),
+            (r#""\u{110000}""#, "invalid escape sequence", 1),
+            (r#""\u{D800}""#, "invalid escape sequence", 1),
+            (r#""\u{41""#, "invalid escape sequence", 1),
+            (r#""\u+041""#, "invalid escape sequence", 1),
+            (r#""\uD83D""#, "invalid escape sequence", 1),
+            (r#""\uD83D\u0041""#, "invalid escape sequence", 1),
+            (r#""\uDE00""#, "invalid escape sequence", 1),
+            ("01", "invalid number", 2),
+            ("-", "invalid number", 1),
+            ("--1", "invalid number", 3),
+            ("1.", "invalid number", 2),
+            ("1.5.6", "invalid number", 3),
+            ("1e", "invalid number", 2),
+            ("1a", "invalid number", 1),
         ] {
-            assert_eq!(without_descriptions(text), kept, "{text}");
+            let error = divide(text).1.unwrap_err();
+            assert_eq!((error.message.as_str(), error.at), (message, at), "{text}");
         }
+    }
+
+    #[test]
+    fn the_place_of_an_error_counts_each_kind_of_line_end_once() {
+        let error = SyntaxError::new("a\r\nb\rc\né".len(), "");
+        let place = error.place("a\r\nb\rc\né %");
+        assert_eq!((place.line, place.column), (4, 2));
     }
 }

@@ -1,0 +1,173 @@
+//! Whether each variable [fits](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed) where it is
+//! used. The compiler looks at whole arguments only, and takes a default that is null for a value.
+
+use std::collections::{HashMap, HashSet};
+
+use apollo_compiler::{
+    ExecutableDocument, Name, Node, Schema,
+    ast::{Argument, DirectiveList, InputValueDefinition, Type, Value, VariableDefinition},
+    executable::{Operation, Selection, SelectionSet},
+    parser::SourceSpan,
+};
+
+/// A place that a variable is in.
+struct Usage<'a> {
+    variable: &'a Name,
+    at: Option<SourceSpan>,
+    ty: Type,
+    has_default: bool,
+}
+
+/// What an operation or a fragment has itself.
+#[derive(Default)]
+struct Used<'a> {
+    usages: Vec<Usage<'a>>,
+    fragments: Vec<&'a Name>,
+}
+
+/// A variable that does not fit.
+pub(crate) struct Misfit {
+    pub(crate) message: String,
+    pub(crate) at: Option<SourceSpan>,
+}
+
+/// The variables of the document's operations that do not fit.
+pub(crate) fn misfits(schema: &Schema, document: &ExecutableDocument) -> Vec<Misfit> {
+    let mut of_fragments = HashMap::new();
+    for (name, fragment) in &document.fragments {
+        let mut used = Used::default();
+        used.directives(schema, &fragment.directives);
+        used.selections(schema, &fragment.selection_set);
+        of_fragments.insert(name, used);
+    }
+    let operations = document.operations.iter();
+    operations
+        .flat_map(|operation| of_operation(schema, operation, &of_fragments))
+        .collect()
+}
+
+fn of_operation(
+    schema: &Schema,
+    operation: &Node<Operation>,
+    of_fragments: &HashMap<&Name, Used<'_>>,
+) -> Vec<Misfit> {
+    if operation.variables.is_empty() {
+        return Vec::new();
+    }
+    let variables = operation.variables.iter();
+    let variables: HashMap<_, _> = variables
+        .map(|variable| (&variable.name, variable))
+        .collect();
+    let mut used = Used::default();
+    used.directives(schema, &operation.directives);
+    used.selections(schema, &operation.selection_set);
+    let mut misfits = used.misfits(&variables);
+    let mut fragments = used.fragments;
+    let mut seen = HashSet::new();
+    while let Some(name) = fragments.pop() {
+        if let Some(used) = of_fragments.get(name).filter(|_| seen.insert(name)) {
+            misfits.extend(used.misfits(&variables));
+            fragments.extend(&used.fragments);
+        }
+    }
+    misfits
+}
+
+impl<'a> Used<'a> {
+    fn selections(&mut self, schema: &Schema, set: &'a SelectionSet) {
+        for selection in &set.selections {
+            match selection {
+                Selection::Field(field) => {
+                    self.arguments(schema, &field.arguments, &field.definition.arguments);
+                    self.directives(schema, &field.directives);
+                    self.selections(schema, &field.selection_set);
+                }
+                Selection::FragmentSpread(spread) => {
+                    self.directives(schema, &spread.directives);
+                    self.fragments.push(&spread.fragment_name);
+                }
+                Selection::InlineFragment(inline) => {
+                    self.directives(schema, &inline.directives);
+                    self.selections(schema, &inline.selection_set);
+                }
+            }
+        }
+    }
+
+    fn directives(&mut self, schema: &Schema, directives: &'a DirectiveList) {
+        for directive in directives.iter() {
+            if let Some(definition) = schema.directive_definitions.get(&directive.name) {
+                self.arguments(schema, &directive.arguments, &definition.arguments);
+            }
+        }
+    }
+
+    fn arguments(
+        &mut self,
+        schema: &Schema,
+        arguments: &'a [Node<Argument>],
+        definitions: &[Node<InputValueDefinition>],
+    ) {
+        for argument in arguments {
+            let named = |definition: &&Node<InputValueDefinition>| definition.name == argument.name;
+            if let Some(definition) = definitions.iter().find(named) {
+                let has_default = definition.default_value.is_some();
+                self.value(schema, &argument.value, &definition.ty, has_default);
+            }
+        }
+    }
+
+    fn value(&mut self, schema: &Schema, value: &'a Node<Value>, ty: &Type, has_default: bool) {
+        match &**value {
+            Value::Variable(variable) => self.usages.push(Usage {
+                variable,
+                at: value.location(),
+                ty: ty.clone(),
+                has_default,
+            }),
+            Value::List(items) => {
+                let of = if ty.is_list() { ty.item_type() } else { ty };
+                for item in items {
+                    self.value(schema, item, of, false);
+                }
+            }
+            Value::Object(fields) => {
+                let Some(input) = schema.get_input_object(ty.inner_named_type()) else {
+                    return;
+                };
+                for (name, value) in fields {
+                    if let Some(field) = input.fields.get(name) {
+                        let has_default = field.default_value.is_some();
+                        self.value(schema, value, &field.ty, has_default);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn misfits(&self, variables: &HashMap<&Name, &Node<VariableDefinition>>) -> Vec<Misfit> {
+        let misfits = self.usages.iter().filter_map(|usage| {
+            let variable = variables.get(usage.variable)?;
+            let (name, ty) = (usage.variable, &variable.ty);
+            (!fits(variable, usage)).then(|| Misfit {
+                message: format!(
+                    "The variable `${name}` of type `{ty}` does not fit where `{}` is expected.",
+                    usage.ty
+                ),
+                at: usage.at,
+            })
+        });
+        misfits.collect()
+    }
+}
+
+/// [`IsVariableUsageAllowed`](https://spec.graphql.org/September2025/#IsVariableUsageAllowed()).
+fn fits(variable: &VariableDefinition, usage: &Usage<'_>) -> bool {
+    if !usage.ty.is_non_null() || variable.ty.is_non_null() {
+        return variable.ty.is_assignable_to(&usage.ty);
+    }
+    let default = variable.default_value.as_ref();
+    let has_default = default.is_some_and(|default| !default.is_null());
+    (has_default || usage.has_default) && variable.ty.is_assignable_to(&usage.ty.clone().nullable())
+}
