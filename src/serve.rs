@@ -307,6 +307,7 @@ fn limits(settings: &config::Graphql) -> Limits {
         aliases: settings.aliases,
         depth: settings.depth,
         complexity: settings.complexity,
+        text_bytes: settings.text_bytes,
         timeout: settings.timeout,
         parsed_documents: settings.parsed_documents,
         persisted_queries: settings.persisted_queries,

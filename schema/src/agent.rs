@@ -121,7 +121,8 @@ impl Agent {
     async fn system_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         let viewer = ctx.request().viewer()?;
         let may_read = viewer.is_admin() || viewer.id() == self.0.owner_id;
-        Ok(self.0.system_prompt.as_deref().filter(|_| may_read))
+        let prompt = self.0.system_prompt.as_deref();
+        ctx.request().text(prompt.filter(|_| may_read))
     }
 
     /// What it is doing.
@@ -135,18 +136,18 @@ impl Agent {
     }
 
     /// What it is like; at most 50 words.
-    async fn traits(&self) -> &[String] {
-        &self.0.traits.0
+    async fn traits(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.traits.0.as_slice())
     }
 
     /// What it is able to do; at most 50 words.
-    async fn competencies(&self) -> &[String] {
-        &self.0.competencies.0
+    async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.competencies.0.as_slice())
     }
 
     /// What it knows best; at most 50 words.
-    async fn specializations(&self) -> &[String] {
-        &self.0.specializations.0
+    async fn specializations(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.specializations.0.as_slice())
     }
 
     /// The kinds of review it does, `all` for every kind.

@@ -45,16 +45,32 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// A cache of at most `capacity` entries, each kept for at most `ttl` when one is given.
+    pub fn new(capacity: u64, ttl: Option<Duration>) -> Self {
+        Self::build(capacity, ttl, |_, _| 0)
+    }
+
+    /// A cache of at most `capacity` entries, where an entry takes the place of as many others as `weigh` says.
+    pub fn weighed(capacity: u64, weigh: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
+        Self::build(capacity, None, weigh)
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "every other cache comes from here"
     )]
-    pub fn new(capacity: u64, ttl: Option<Duration>) -> Self {
+    fn build(
+        capacity: u64,
+        ttl: Option<Duration>,
+        weigh: impl Fn(&K, &V) -> u64 + Send + Sync + 'static,
+    ) -> Self {
         let counts = Arc::new(Counts::default());
         let evictions = Arc::clone(&counts);
         let mut builder = sync::Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
+            .weigher(move |key, value| {
+                u32::try_from(weigh(key, value)).map_or(u32::MAX, |others| others.saturating_add(1))
+            })
             .eviction_listener(move |_, _, cause| {
                 if cause == RemovalCause::Size {
                     evictions.evictions.fetch_add(1, Ordering::Relaxed);
@@ -105,6 +121,17 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_heavy_entry_takes_the_place_of_several() {
+        let cache = Cache::weighed(3, |_, value: &&str| value.len() as u64);
+        for (key, value) in [(1, ""), (2, ""), (3, ""), (4, "a"), (5, "long")] {
+            cache.insert(key, value);
+            cache.stats();
+        }
+        let kept: Vec<_> = (1..=5).filter(|key| cache.get(key).is_some()).collect();
+        assert_eq!(kept, [3, 4]);
+    }
 
     #[test]
     fn a_full_cache_puts_out_the_least_recently_used_entry() {

@@ -128,8 +128,8 @@ impl Circle {
     }
 
     /// What it is for, at most 10,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.description.as_deref())
     }
 
     /// Where it stands.

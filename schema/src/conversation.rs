@@ -124,8 +124,8 @@ impl Conversation {
     }
 
     /// What the participants are told before they begin, at most 20,000 characters.
-    async fn initial_prompt(&self) -> Option<&str> {
-        self.0.initial_prompt.as_deref()
+    async fn initial_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.initial_prompt.as_deref())
     }
 
     /// Where it stands.
@@ -159,8 +159,8 @@ impl Conversation {
     }
 
     /// What was said, in short; at most 20,000 characters.
-    async fn summary(&self) -> Option<&str> {
-        self.0.summary.as_deref()
+    async fn summary(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.summary.as_deref())
     }
 
     /// Why it ended, at most 500 characters.

@@ -4,7 +4,7 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     Services,
     auth::{Accounts, Act, Client},
-    error::Error,
+    error::{Code, Error},
     id::Kind,
     idempotency::Key,
     limit::Payer,
@@ -46,6 +46,31 @@ pub(crate) struct Request {
     pub(crate) key: Option<Key>,
     /// How far a subscription has come.
     pub(crate) progress: Progress,
+    /// Bytes of text in the answer so far.
+    pub(crate) text: AtomicU64,
+}
+
+/// Text of an answer that can be long.
+pub(crate) trait Text: Copy {
+    fn bytes(self) -> usize;
+}
+
+impl Text for &str {
+    fn bytes(self) -> usize {
+        self.len()
+    }
+}
+
+impl Text for Option<&str> {
+    fn bytes(self) -> usize {
+        self.map_or(0, str::len)
+    }
+}
+
+impl Text for &[String] {
+    fn bytes(self) -> usize {
+        self.iter().map(String::len).sum()
+    }
 }
 
 /// How far a subscription has come.
@@ -138,6 +163,24 @@ impl Door for Context<'_> {
 }
 
 impl Request {
+    /// Text that becomes part of the answer. The limit is what the answer has of it, because the number of values says
+    /// little of their length.
+    ///
+    /// # Errors
+    /// `QUERY_TOO_COMPLEX` when the answer then has more text than it may.
+    pub(crate) fn text<T: Text>(&self, text: T) -> Result<T, Error> {
+        let limit = self.services.limits.text_bytes;
+        let bytes = text.bytes() as u64;
+        let actual = self.text.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if actual <= limit {
+            return Ok(text);
+        }
+        let message = format!(
+            "The answer has more than {limit} bytes of text. Ask for smaller pages or fewer texts."
+        );
+        Err(Error::new(Code::QueryTooComplex, message).with("limit", limit))
+    }
+
     /// The signed-in user.
     ///
     /// # Errors

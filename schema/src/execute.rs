@@ -5,7 +5,8 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    mem,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -79,6 +80,8 @@ pub struct Limits {
     pub depth: u64,
     /// Highest complexity.
     pub complexity: u64,
+    /// Most text in an answer, in bytes.
+    pub text_bytes: u64,
     /// Longest execution of a query or mutation.
     pub timeout: Duration,
     /// Most parsed documents kept.
@@ -447,6 +450,16 @@ impl Answer {
         }
         let mut data = response.data;
         operation::propagate_nulls(&plan, &mut data, &errors);
+        // Once the answer has too much text, each further text is an error as well.
+        let too_complex = Value::from(Code::QueryTooComplex.as_str());
+        let mut is_told = false;
+        errors.retain(|error| {
+            let code = error
+                .extensions
+                .as_ref()
+                .and_then(|known| known.get("code"));
+            code != Some(&too_complex) || !mem::replace(&mut is_told, true)
+        });
         Self {
             data: ran.then(|| Box::new((data, plan))),
             errors,
@@ -535,8 +548,12 @@ impl Graph {
             introspection,
             tiers,
             long: Arc::new(Semaphore::new(1)),
-            documents: Cache::new(limits.parsed_documents, None),
-            plans: Cache::new(limits.parsed_documents, None),
+            documents: Cache::weighed(limits.parsed_documents, |text: &Arc<str>, _| {
+                text.len() as u64 >> 10
+            }),
+            plans: Cache::weighed(limits.parsed_documents, |_, plan: &Arc<Plan>| {
+                plan.size >> 6
+            }),
             persisted: Cache::new(limits.persisted_queries, None),
             trusted,
             rulebook: Rulebook::new(db.get_database_backend()),
@@ -904,6 +921,7 @@ impl Graph {
             waiting: Arc::clone(&waiting),
             key,
             progress: Progress::new(after),
+            text: AtomicU64::new(0),
         });
         request.data.insert(Arc::clone(&known));
         Execution {

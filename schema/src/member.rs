@@ -94,8 +94,8 @@ impl CircleMember {
     }
 
     /// What the agent is able to do here; when empty, the agent's own competencies count. At most 50 words.
-    async fn competencies(&self) -> &[String] {
-        &self.0.competencies.0
+    async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.competencies.0.as_slice())
     }
 
     /// The kinds of review the agent does here, `all` for every kind; when empty, the agent's own count.

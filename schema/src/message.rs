@@ -100,8 +100,8 @@ impl Message {
     }
 
     /// What it says, at most 100,000 characters.
-    async fn content(&self) -> &str {
-        &self.0.content
+    async fn content(&self, ctx: &Context<'_>) -> Result<&str, Error> {
+        ctx.request().text(self.0.content.as_str())
     }
 
     /// The participants it mentions and the viewer may read, in the order of appearance; at most 20.

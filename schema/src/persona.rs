@@ -76,8 +76,8 @@ impl Persona {
     }
 
     /// What it is for, at most 10,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.description.as_deref())
     }
 
     /// The name of a picture, at most 50 characters.
@@ -91,28 +91,28 @@ impl Persona {
     }
 
     /// What its agents are told before they begin, at most 20,000 characters.
-    async fn prompt(&self) -> Option<&str> {
-        self.0.prompt.as_deref()
+    async fn prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.prompt.as_deref())
     }
 
     /// What it is like; at most 50 words.
-    async fn traits(&self) -> &[String] {
-        &self.0.traits.0
+    async fn traits(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.traits.0.as_slice())
     }
 
     /// What it is able to do; at most 50 words.
-    async fn competencies(&self) -> &[String] {
-        &self.0.competencies.0
+    async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.competencies.0.as_slice())
     }
 
     /// What it knows best; at most 50 words.
-    async fn specializations(&self) -> &[String] {
-        &self.0.specializations.0
+    async fn specializations(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.specializations.0.as_slice())
     }
 
     /// The languages it speaks; at most 50.
-    async fn languages(&self) -> &[String] {
-        &self.0.languages.0
+    async fn languages(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.languages.0.as_slice())
     }
 
     /// How it talks, at most 50 characters.

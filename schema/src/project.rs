@@ -73,8 +73,8 @@ impl Project {
     }
 
     /// What it is about, at most 10,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.description.as_deref())
     }
 
     /// Where its sources are kept, an http or https address.
@@ -93,18 +93,18 @@ impl Project {
     }
 
     /// The technologies it uses; at most 50.
-    async fn tech_stack(&self) -> &[String] {
-        &self.0.tech_stack.0
+    async fn tech_stack(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.tech_stack.0.as_slice())
     }
 
     /// The programming languages it uses; at most 50.
-    async fn languages(&self) -> &[String] {
-        &self.0.languages.0
+    async fn languages(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.languages.0.as_slice())
     }
 
     /// The frameworks it uses; at most 50.
-    async fn frameworks(&self) -> &[String] {
-        &self.0.frameworks.0
+    async fn frameworks(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.frameworks.0.as_slice())
     }
 
     /// When it was made.

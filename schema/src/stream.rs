@@ -6,7 +6,7 @@ use std::{
     future::{pending, poll_fn},
     mem,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -102,6 +102,7 @@ impl<T> Burst<T> {
             return None;
         }
         request.progress.passed(cursors);
+        request.text.store(0, Ordering::Relaxed);
         Some(Self(told))
     }
 }

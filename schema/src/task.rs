@@ -140,13 +140,14 @@ impl Task {
     }
 
     /// What is to be done, at most 20,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.description.as_deref())
     }
 
     /// What an agent must be able to do to take it; at most 50 words.
-    async fn required_competencies(&self) -> &[String] {
-        &self.0.required_competencies.0
+    async fn required_competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request()
+            .text(self.0.required_competencies.0.as_slice())
     }
 
     /// How pressing it is.
@@ -193,23 +194,23 @@ impl Task {
     }
 
     /// What was last said in a review, at most 10,000 characters.
-    async fn review_note(&self) -> Option<&str> {
-        self.0.review_note.as_deref()
+    async fn review_note(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.review_note.as_deref())
     }
 
     /// Why it stands where it stands, at most 2,000 characters; null when the last transition gave no reason.
-    async fn status_note(&self) -> Option<&str> {
-        self.0.status_note.as_deref()
+    async fn status_note(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.status_note.as_deref())
     }
 
     /// What came of it, at most 50,000 characters.
-    async fn result(&self) -> Option<&str> {
-        self.0.result.as_deref()
+    async fn result(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        ctx.request().text(self.0.result.as_deref())
     }
 
     /// Names or addresses of what was made; at most 200.
-    async fn artifacts(&self) -> &[String] {
-        &self.0.artifacts.0
+    async fn artifacts(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.artifacts.0.as_slice())
     }
 
     /// How many hours it was thought to take.

@@ -1,5 +1,5 @@
 // What graphql-js says about a request.
-import { buildSchema, getOperationAST, GraphQLError, GraphQLScalarType, Kind, parse, specifiedRules, specifiedScalarTypes, validate, valueFromASTUntyped, visit } from 'graphql';
+import { assertValidSchema, buildSchema, getOperationAST, GraphQLError, GraphQLScalarType, isInterfaceType, isObjectType, Kind, parse, specifiedRules, specifiedScalarTypes, TypeNameMetaFieldDef, validate, valueFromASTUntyped, visit } from 'graphql';
 import { getVariableValues } from 'graphql/execution/values.js';
 
 // Values of our own scalars that the server is sure to take.
@@ -14,6 +14,12 @@ export class Reference {
     // decide as it likes.
     this.schema = buildSchema(sdl);
     this.strict = buildSchema(sdl);
+    // graphql-js takes `__typename` for a field without a type where it looks for conflicts.
+    const schemas = [this.schema, this.strict];
+    schemas.forEach(assertValidSchema);
+    for (const schema of schemas) {
+      for (const type of Object.values(schema.getTypeMap())) if (isObjectType(type) || isInterfaceType(type)) type.getFields().__typename = TypeNameMetaFieldDef;
+    }
     for (const type of Object.values(this.strict.getTypeMap())) {
       if (!(type instanceof GraphQLScalarType) || specifiedScalarTypes.some(({ name }) => name === type.name)) continue;
       const take = (value) => {
@@ -41,13 +47,9 @@ export class Reference {
     } catch (error) {
       return refused('Syntax', error.message);
     }
-    let error;
-    try {
-      [error] = validate(schema, document, specifiedRules, { maxErrors: 1 });
-    } catch {
-      // Its rule for subscriptions fails on conditions at the root that need a variable.
-      return { accepted: undefined, document };
-    }
+    // The specification forbids conditions at the root of a subscription, and graphql-js evaluates them.
+    if (document.definitions.some((definition) => definition.operation === 'subscription' && hasConditions(definition, document))) return { accepted: undefined, document };
+    const [error] = validate(schema, document, specifiedRules, { maxErrors: 1 });
     if (error) return { ...refused('', error.message), document, rules: () => this.#rules(document) };
     const operation = getOperationAST(document, operationName);
     if (!operation) return { ...refused('OperationName', 'no such operation'), document };
@@ -61,6 +63,18 @@ export class Reference {
     const broken = specifiedRules.filter((rule) => validate(this.schema, document, [rule], { maxErrors: 1 }).length > 0);
     return broken.map(({ name }) => name.replace(/Rule$/, '')).join(' ');
   }
+}
+
+// Whether a selection of the operation's root has a directive, also in fragments.
+function hasConditions({ selectionSet }, document, seen = new Set()) {
+  return selectionSet.selections.some((selection) => {
+    if (selection.directives.length > 0) return true;
+    if (selection.kind === Kind.INLINE_FRAGMENT) return hasConditions(selection, document, seen);
+    if (selection.kind === Kind.FIELD || seen.has(selection.name.value)) return false;
+    seen.add(selection.name.value);
+    const fragment = document.definitions.find(({ kind, name }) => kind === Kind.FRAGMENT_DEFINITION && name.value === selection.name.value);
+    return fragment !== undefined && hasConditions(fragment, document, seen);
+  });
 }
 
 // Which kind of operation a request asks for, as far as its text tells; a query when it does not.

@@ -30,9 +30,10 @@ export function join(list) {
 
 const isPunctuator = ({ text }) => /^[!$&():=@[\]{|}]$/.test(text);
 
-// The same document, spelled in another way.
+// The same document, spelled in another way; as it is where it has other things than tokens.
 export function respell(random, text) {
   const list = tokens(text);
+  if (!list) return text;
   const oddness = random.pick([0.05, 0.4, 1]);
   const separator = () => Array.from({ length: random.int(1, 2) }, () => random.pick(SEPARATORS)).join('');
   for (const [index, token] of list.entries()) {

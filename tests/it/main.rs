@@ -37,4 +37,5 @@ mod storage;
 mod tasks;
 mod tenancy;
 mod values;
+mod volume;
 mod ws;

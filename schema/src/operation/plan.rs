@@ -29,6 +29,8 @@ pub(crate) type Fields = Vec<Arc<FieldPlan>>;
 /// An operation as it runs.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// Its selections, with fragments expanded.
+    pub(crate) size: u64,
     pub(crate) kind: OperationType,
     pub(crate) root: Selection,
 }
@@ -96,13 +98,15 @@ impl Plan {
             size: 0,
         };
         let root = &operation.selection_set;
+        let root = planner.selection(&root.ty, &[root])?;
         Ok(Self {
+            size: planner.size,
             kind: match operation.operation_type {
                 ApolloOperation::Query => OperationType::Query,
                 ApolloOperation::Mutation => OperationType::Mutation,
                 ApolloOperation::Subscription => OperationType::Subscription,
             },
-            root: planner.selection(&root.ty, &[root])?,
+            root,
         })
     }
 

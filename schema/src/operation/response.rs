@@ -192,6 +192,7 @@ mod tests {
             aliases: 100,
             depth: 100,
             complexity: 1_000,
+            text_bytes: 1_000,
             timeout: std::time::Duration::from_secs(1),
             parsed_documents: 1,
             persisted_queries: 1,

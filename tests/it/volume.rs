@@ -1,0 +1,84 @@
+//! How much text an answer may have, whatever the number of its values.
+
+use serde_json::{Value, json};
+
+use crate::live::until_more_than;
+use crate::server::TestServer;
+use crate::ws::Socket;
+
+const LIMIT: u64 = 64 << 10;
+
+/// A server and a project whose description is a bit over half of what an answer may have.
+async fn large() -> (TestServer, Value) {
+    let server = TestServer::with(|config| config.graphql.text_bytes = LIMIT).await;
+    let create = "mutation ($input: CreateProjectInput!) {
+        createProject(input: $input) { project { id } userErrors { code } } }";
+    let input = json!({ "name": "Large", "description": "😀".repeat(8_500) });
+    let created = server.graphql(create, json!({ "input": input })).await;
+    let id = created["data"]["createProject"]["project"]["id"].clone();
+    assert!(id.is_string(), "{created}");
+    (server, id)
+}
+
+fn assert_too_long(answer: &Value) {
+    let errors = answer["errors"].as_array().expect("errors");
+    assert_eq!(errors.len(), 1, "{answer}");
+    assert_eq!(errors[0]["extensions"]["code"], "QUERY_TOO_COMPLEX");
+    assert_eq!(errors[0]["extensions"]["limit"], LIMIT);
+    let message = errors[0]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("65536 bytes of text"), "{message}");
+}
+
+#[tokio::test]
+async fn the_text_of_an_answer_is_bounded_whatever_it_is_asked_as() {
+    let (server, id) = large().await;
+    let once = "query ($id: ID!) { project(id: $id) { description } }";
+    for _ in 0..3 {
+        let answer = server.graphql(once, json!({ "id": id })).await;
+        let text = answer["data"]["project"]["description"].as_str();
+        assert_eq!(text.map(str::len), Some(34_000), "each answer has its own");
+    }
+    for query in [
+        "query ($id: ID!) { project(id: $id) { id a: description b: description } }",
+        "query ($id: ID!) { a: project(id: $id) { description } b: project(id: $id) { description } }",
+        "query ($id: ID!) { nodes(ids: [$id, $id, $id, $id]) { ... on Project { description } } }",
+    ] {
+        let answer = server.graphql(query, json!({ "id": id })).await;
+        assert_too_long(&answer);
+        assert_eq!(answer.to_string().matches(&"😀".repeat(8_500)).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_answered_also_when_its_text_is_too_long() {
+    let (server, id) = large().await;
+    let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) {
+        project { name a: description b: description } userErrors { code } } }";
+    let input = json!({ "projectId": id, "name": "Renamed" });
+    let answer = server.graphql(update, json!({ "input": input })).await;
+    assert_too_long(&answer);
+    assert_eq!(
+        answer["data"]["updateProject"]["project"]["name"],
+        "Renamed"
+    );
+}
+
+#[tokio::test]
+async fn each_event_is_answered_with_its_own_text() {
+    let (server, id) = large().await;
+    let token = server.token("demo@example.com").await;
+    let mut socket = Socket::greeted(&server, Some(&token)).await;
+    let before = server.subscribers().await;
+    let query = "subscription { events { ... on ProjectEvent { project { description } } } }";
+    socket.subscribe("1", query).await;
+    until_more_than(&server, before).await;
+    let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { userErrors { code } } }";
+    for name in ["One", "Two", "Three"] {
+        let input = json!({ "projectId": id, "name": name });
+        let updated = server.graphql(update, json!({ "input": input })).await;
+        assert_eq!(updated["data"]["updateProject"]["userErrors"], json!([]));
+        let event = socket.next().await;
+        let text = event["payload"]["data"]["events"]["project"]["description"].as_str();
+        assert_eq!(text.map(str::len), Some(34_000), "{event}");
+    }
+}
