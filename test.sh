@@ -4,7 +4,7 @@
 #
 # Needs Rust. PostgreSQL and Redis are installed from Debian's packages when they are missing and this may
 # be done, and run as throw-away servers; a server that is there already is not touched. Node is needed for
-# the audit and the clients alone, which are left out without it.
+# the audit, the comparison with graphql-js and the clients alone, which are left out without it.
 #
 #   ./test.sh             every step, in this order:
 #     fmt                 formatting
@@ -14,6 +14,7 @@
 #     doc                 documentation: builds without a warning, its examples run
 #     deny                dependencies: licences, bans, sources, and advisories when their database can be had
 #     audit               the GraphQL-over-HTTP audit, against a running server
+#     differential        random operations, judged and answered as graphql-js does, against a running server
 #     clients             graphql-ws, graphql-sse and Apollo Client, against a running server
 #   ./test.sh STEP...     these steps
 #   ./test.sh --fast      fmt clippy sqlite
@@ -25,7 +26,7 @@ case ${1-} in
     exit
     ;;
 --fast) set -- fmt clippy sqlite ;;
-'') set -- fmt clippy sqlite postgres doc deny audit clients ;;
+'') set -- fmt clippy sqlite postgres doc deny audit differential clients ;;
 esac
 source tests/servers.sh
 
@@ -83,6 +84,27 @@ step_audit() {
     local status=0
     keep audit node tests/audit/audit.mjs "$gathering_url/graphql" || status=$?
     note=$(tail -n 1 "$scratch/audit")
+    return "$status"
+}
+
+# The bounds of the server are raised, because graphql-js has none. DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT choose other
+# operations, and more of them.
+step_differential() {
+    if ! type -P node npm >/dev/null; then
+        note='left out: Node is missing'
+        return
+    fi
+    run npm --prefix tests/differential ci --no-audit --no-fund &&
+        run cargo build --locked || return
+    local bounds=(GATHERING__LIMITS__MODE=off)
+    local -A raised=([COMPLEXITY]=10000000 [ALIASES]=10000 [TOKENS]=100000 [DEPTH]=100 [ROOT_FIELDS]=1000)
+    for bound in "${!raised[@]}"; do bounds+=("GATHERING__GRAPHQL__$bound=${raised[$bound]}"); done
+    start_gathering env "${bounds[@]}" "$program" demo || return
+    local token status=0
+    token=$(sed -n 's/^token: //p' "$scratch/gathering.log")
+    keep differential node tests/differential/differential.mjs "$gathering_url/graphql" "$token" \
+        --seed "${DIFFERENTIAL_SEED:-1}" --count "${DIFFERENTIAL_COUNT:-4000}" || status=$?
+    note=$(tail -n 1 "$scratch/differential")
     return "$status"
 }
 
