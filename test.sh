@@ -14,7 +14,7 @@
 #     doc                 documentation: builds without a warning, its examples run
 #     deny                dependencies: licences, bans, sources, and advisories when their database can be had
 #     audit               the GraphQL-over-HTTP audit, against a running server
-#     differential        random operations, judged and answered as graphql-js does, against a running server
+#     differential        random operations, compared with graphql-js, against a running server
 #     clients             graphql-ws, graphql-sse and Apollo Client, against a running server
 #   ./test.sh STEP...     these steps
 #   ./test.sh --fast      fmt clippy sqlite
@@ -87,8 +87,8 @@ step_audit() {
     return "$status"
 }
 
-# The bounds of the server are raised, because graphql-js has none. DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT choose other
-# operations, and more of them.
+# Raises the limits of the server, because graphql-js has none. DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT set the seed and
+# the number of operations.
 step_differential() {
     if ! type -P node npm >/dev/null; then
         note='left out: Node is missing'

@@ -173,15 +173,15 @@ settings! {
         aliases: u64 = 100, from 1, to 10_000;
         /// Deepest nesting of fields; the standard introspection query needs 15.
         depth: u64 = 16, from 1, to 100;
-        /// Highest complexity: a field costs 1 plus its selection, a connection multiplies its selection by its page size.
+        /// Highest complexity: a field costs 1 plus its selection, a list multiplies its selection by its size.
         complexity: u64 = 20_000, from 100, to 10_000_000;
-        /// Most text in an answer, in bytes; fields with longer text beyond it fail.
+        /// Maximum text in a response, in bytes. Text fields beyond the limit fail.
         text_bytes: u64 = 16 << 20, from 64 << 10, to 1 << 30;
         /// Longest execution of a query or mutation.
         timeout: Duration = seconds(15), from Duration::from_millis(10), to seconds(600);
         /// Most operations in one batched request; 0 refuses batches.
         batch: usize = 0, from 0, to 10;
-        /// Most parsed documents kept in memory; one counts once more for each KiB of its text.
+        /// Capacity of the document cache and of the plan cache. A document takes one slot, plus one for each KiB of its text.
         parsed_documents: u64 = 1_000, from 1, to 100_000;
         /// Most automatic persisted queries kept in memory; 0 turns them off.
         persisted_queries: u64 = 1_000, from 0, to 100_000;

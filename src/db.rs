@@ -119,7 +119,7 @@ impl Database {
         }
     }
 
-    /// Whether 256 KiB can be written within `timeout`; nothing of them stays.
+    /// Write probe: writes 256 KiB and discards them. Waits up to `timeout` for the lock of SQLite, and twice that overall.
     pub async fn try_writing(&self, timeout: Duration) -> Attempt {
         let attempt = async {
             if let Some(file) = &self.file {
@@ -249,7 +249,7 @@ async fn is_settled<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Err
     }
     let is_settled = !connection.is_in_transaction();
     if !is_settled {
-        tracing::warn!("a transaction could not be taken back: its connection is closed");
+        tracing::warn!("a transaction could not be rolled back; closing its connection");
     }
     Ok(is_settled)
 }

@@ -205,9 +205,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, 
     match (given.next(), given.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => Ok(Some(String::from_utf8_lossy(value.as_bytes()))),
-        _ => Err(Refusal::bad(format!(
-            "Send one header `{name}`, not several."
-        ))),
+        _ => Err(Refusal::bad(format!("Send the header `{name}` only once."))),
     }
 }
 

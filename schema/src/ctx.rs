@@ -46,11 +46,11 @@ pub(crate) struct Request {
     pub(crate) key: Option<Key>,
     /// How far a subscription has come.
     pub(crate) progress: Progress,
-    /// Bytes of text in the answer so far.
+    /// The bytes of text in the response so far.
     pub(crate) text: AtomicU64,
 }
 
-/// Text of an answer that can be long.
+/// A text value counted against `graphql.text_bytes`.
 pub(crate) trait Text: Copy {
     fn bytes(self) -> usize;
 }
@@ -163,11 +163,10 @@ impl Door for Context<'_> {
 }
 
 impl Request {
-    /// Text that becomes part of the answer. The limit is what the answer has of it, because the number of values says
-    /// little of their length.
+    /// Adds a text to the size of the response. Complexity alone does not bound the length of texts.
     ///
     /// # Errors
-    /// `QUERY_TOO_COMPLEX` when the answer then has more text than it may.
+    /// `QUERY_TOO_COMPLEX` if the response exceeds the limit.
     pub(crate) fn text<T: Text>(&self, text: T) -> Result<T, Error> {
         let limit = self.services.limits.text_bytes;
         let bytes = text.bytes() as u64;
@@ -176,7 +175,7 @@ impl Request {
             return Ok(text);
         }
         let message = format!(
-            "The answer has more than {limit} bytes of text. Ask for smaller pages or fewer texts."
+            "The response exceeds {limit} bytes of text. Request smaller pages or fewer text fields."
         );
         Err(Error::new(Code::QueryTooComplex, message).with("limit", limit))
     }

@@ -228,7 +228,7 @@ impl Error {
     pub(crate) fn timeout() -> Self {
         Self::new(
             Code::Timeout,
-            "The request took too long. Ask for less at once.",
+            "The request timed out. Request less data.",
         )
         .with("retryAfter", 1)
     }
@@ -237,24 +237,23 @@ impl Error {
     pub(crate) fn change_timeout() -> Self {
         Self::new(
             Code::Timeout,
-            "The request took too long. What it was to change may have been changed: read it before you send the \
-             request again, or send it again under the same idempotency key.",
+            "The request timed out. The change may have been applied. Check before you retry, or retry with the same \
+             idempotency key.",
         )
         .with("outcome", "UNKNOWN")
     }
 
-    /// `UNAVAILABLE` for a change of which it is not known whether it was made. A client is not told when to send it
-    /// again, since it could then be made twice.
+    /// `UNAVAILABLE` for a change with an unknown outcome. Sets no `retryAfter`, because a retry could apply it twice.
     pub(crate) fn outcome_unknown() -> Self {
         Self::new(
             Code::Unavailable,
-            "The database did not confirm the change, which may have been made: read it before you send the request \
-             again, or send it again under the same idempotency key.",
+            "The database did not confirm the commit. The change may have been applied. Check before you retry, or \
+             retry with the same idempotency key.",
         )
         .with("outcome", "UNKNOWN")
     }
 
-    /// What a client is told when a transaction could not be committed.
+    /// The client error for a failed commit.
     pub(crate) fn of_commit(cause: DbErr) -> Self {
         let is_unknown = is_disconnect(&cause) || trouble(&cause) == Some(Trouble::Io);
         let error = Self::from(cause);
@@ -321,7 +320,7 @@ fn trouble(error: &DbErr) -> Option<Trouble> {
     Trouble::of(driver_error(error)?.as_database_error()?)
 }
 
-/// Whether a statement failed because its connection was gone, so that another connection may do better.
+/// Whether a statement failed because the connection was lost.
 pub(crate) fn is_disconnect(error: &DbErr) -> bool {
     match driver_error(error) {
         Some(
@@ -362,17 +361,17 @@ impl From<DbErr> for Error {
             (_, Some(sqlx::Error::Database(error))) => match (trouble, error.code().as_deref()) {
                 (Some(Trouble::Busy), _) => busy(),
                 (Some(Trouble::NoRoom), _) => Self::unavailable(
-                    "The database has no room left. Nothing was changed. Try again later.",
+                    "The database disk is full. The change was not applied. Try again later.",
                 ),
-                (Some(Trouble::Io), _) => Self::unavailable(
-                    "The database cannot use its storage at the moment. Try again later.",
-                ),
+                (Some(Trouble::Io), _) => {
+                    Self::unavailable("The database storage is unavailable. Try again later.")
+                }
                 (Some(Trouble::ReadOnly), _) => {
-                    Self::unavailable("The database can only be read at the moment.")
+                    Self::unavailable("The database is read-only. Try again later.")
                 }
                 (None, Some("57014")) => Self::timeout(),
-                // PostgreSQL: a serialization failure, a deadlock. Both: what a row refers to has gone in this moment,
-                // or is in use since this moment; what could be known before was looked at before.
+                // PostgreSQL: serialization failure, deadlock. Both databases: a concurrent transaction broke a foreign
+                // key, because the code checks references before it writes.
                 (None, Some("40001" | "40P01" | "23503" | "23001" | "787" | "1811")) => {
                     Self::conflict()
                 }

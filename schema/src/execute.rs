@@ -80,7 +80,7 @@ pub struct Limits {
     pub depth: u64,
     /// Highest complexity.
     pub complexity: u64,
-    /// Most text in an answer, in bytes.
+    /// Maximum text in a response, in bytes.
     pub text_bytes: u64,
     /// Longest execution of a query or mutation.
     pub timeout: Duration,
@@ -126,7 +126,7 @@ struct Run {
     /// The idempotency key that the client has sent, and the same when the request was written down under it.
     wanted_key: Option<Wanted>,
     key: Option<Key>,
-    /// The keys of the answer that are refused.
+    /// The response keys of refused root fields.
     refused: Vec<Name>,
 }
 
@@ -450,15 +450,15 @@ impl Answer {
         }
         let mut data = response.data;
         operation::propagate_nulls(&plan, &mut data, &errors);
-        // Once the answer has too much text, each further text is an error as well.
+        // Every text field beyond the limit fails; the client gets the first error only.
         let too_complex = Value::from(Code::QueryTooComplex.as_str());
-        let mut is_told = false;
+        let mut is_reported = false;
         errors.retain(|error| {
             let code = error
                 .extensions
                 .as_ref()
                 .and_then(|known| known.get("code"));
-            code != Some(&too_complex) || !mem::replace(&mut is_told, true)
+            code != Some(&too_complex) || !mem::replace(&mut is_reported, true)
         });
         Self {
             data: ran.then(|| Box::new((data, plan))),
@@ -1082,7 +1082,9 @@ fn choose<'a>(
         let message = match name {
             Some(name) => format!("The document has no operation named \"{name}\"."),
             None if operations.is_empty() => "The document has no operation.".to_owned(),
-            None => "The document has several operations: say which in `operationName`.".to_owned(),
+            None => {
+                "The document has several operations. Set `operationName` to select one.".to_owned()
+            }
         };
         Error::new(Code::ValidationFailed, message)
     })
@@ -1167,7 +1169,7 @@ impl Inner {
                 }
                 Some(Value::Null) => {
                     let message = format!(
-                        "The variable `${condition}` decides what is included and must not be null."
+                        "Variable `${condition}` is used in a condition and must not be null."
                     );
                     return Err(Error::bad_input(message).field(condition.as_str()));
                 }

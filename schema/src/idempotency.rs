@@ -88,7 +88,7 @@ impl Key {
     /// The key of a request.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for a key that is no key, or that a secret would be kept under.
+    /// `BAD_USER_INPUT` for an invalid key, or if the response contains a secret and cannot be stored.
     pub(crate) fn new<'a>(
         user: Option<Uuid>,
         wanted: &Wanted,
@@ -279,7 +279,7 @@ impl Key {
         };
         if released.await.is_err() {
             // The cause has been logged.
-            tracing::warn!("an idempotency key stays taken by a request of which nothing ran");
+            tracing::warn!("an idempotency key was not released");
         }
     }
 

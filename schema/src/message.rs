@@ -240,8 +240,8 @@ impl MessagePayload {
 pub struct PostMessageInput {
     /// The conversation.
     conversation_id: ID,
-    /// What it says, 1 to 100,000 characters. `@` and a participant's name mention the participant, but not in code, in a
-    /// web address or in an e-mail address.
+    /// The content, 1 to 100,000 characters. `@` followed by a participant's name mentions the participant, except in
+    /// code, URLs and e-mail addresses.
     content: String,
     /// The participant whose turn this is; without one it is a message of the user.
     agent_id: Option<ID>,

@@ -195,8 +195,8 @@ impl NodeQuery {
         node.map(Some).ok_or_else(|| Error::not_found("id"))
     }
 
-    /// The things with these ids, in order; null in the place of one that names nothing the viewer can read. What is no id
-    /// is null too, with an error `BAD_USER_INPUT` for its place.
+    /// The nodes with these ids, in the given order. An entry is null if the node does not exist or the viewer cannot read
+    /// it. A malformed id is null, with a `BAD_USER_INPUT` error at its index.
     #[graphql(directive = list_size::apply(None, Some(vec!["ids".to_owned()]), None))]
     async fn nodes(
         &self,
@@ -212,7 +212,7 @@ impl NodeQuery {
         }
         let nodes = ids.iter().map(async |id| {
             let Some((kind, key)) = id::parse(id) else {
-                let error = Error::bad_input("`ids` has an entry here that is not an id.");
+                let error = Error::bad_input("This entry of `ids` is not a valid id.");
                 return Ok(Some(Err(error.field("ids"))));
             };
             let node = Node::load(ctx.request(), kind, key).await?;

@@ -74,9 +74,9 @@ impl Decimal {
     }
 }
 
-/// An exact decimal number as a string with six decimals, such as `"0.270000"`, so that no client rounds it. Input is such
-/// a string with up to six decimals, or an integer. A number with a decimal point or an exponent is refused, because its
-/// digits may have been rounded before they are read.
+/// An exact decimal number, serialized as a string with six decimal places, such as `"0.270000"`. Input is a string with
+/// up to six decimal places, or an integer. The server refuses numbers with a decimal point or an exponent, because a
+/// client may already have rounded them.
 #[Scalar]
 impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -86,7 +86,7 @@ impl ScalarType for Decimal {
             Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
             Value::Number(_) => {
                 return Err(InputValueError::custom(
-                    "Send a decimal number that is no integer as a string, such as \"0.27\": as a number it may lose digits.",
+                    "Send a decimal fraction as a string, such as \"0.27\". A JSON number may lose digits.",
                 ));
             }
             _ => return Err(InputValueError::expected_type(value)),

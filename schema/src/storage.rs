@@ -1,8 +1,5 @@
-//! What this process has seen of its database failing to write: a full disk, an I/O error, a file or a server that can
-//! only be read, a lock that is not let go.
-//!
-//! A failure of this kind says nothing about the statement that met it. It is counted where errors are read, for the
-//! whole process, as a process has one database.
+//! Counters for failed writes: a full disk, an I/O error, a read-only file or server, a lock timeout. The counters are
+//! global, because a process has one database.
 
 use std::{
     borrow::Cow,
@@ -19,7 +16,7 @@ static FAILURES: AtomicU64 = AtomicU64::new(0);
 static COMMITS: AtomicU64 = AtomicU64::new(0);
 static READ_ONLY: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// Why a database did not do what it was asked.
+/// Why the database could not execute a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// It is locked, or out of memory or connections.
@@ -33,7 +30,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// The trouble that an error code tells of; `None` when the statement itself is to blame.
+    /// Classifies an error code; `None` if the statement caused the error.
     pub fn of(error: &dyn DatabaseError) -> Option<Self> {
         let code: Cow<'_, str> = error.code()?;
         if code.len() == 5 {
@@ -74,17 +71,17 @@ pub(crate) fn failed(trouble: Trouble) {
     FAILURES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Counts a change that was committed.
+/// Counts a committed transaction.
 pub(crate) fn committed() {
     COMMITS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How many statements have failed for a reason of this kind.
+/// The number of statements that failed for one of these reasons.
 pub fn failures() -> u64 {
     FAILURES.load(Ordering::Relaxed)
 }
 
-/// How many changes have been committed.
+/// The number of committed transactions.
 pub fn commits() -> u64 {
     COMMITS.load(Ordering::Relaxed)
 }

@@ -87,7 +87,7 @@ impl Outbox {
         is_event: bool,
     ) -> Result<(), End> {
         let text = serde_json::to_vec(message).map_err(|error| {
-            tracing::error!(%error, "a message cannot be written as JSON");
+            tracing::error!(%error, "cannot serialize a message as JSON");
             Close::new(1011, "Something went wrong on our side.")
         })?;
         let mut rest = Bytes::from(text);

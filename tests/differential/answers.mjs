@@ -2,10 +2,10 @@
 // queries without aliases, fragments to merge, directives and variables; everything else is left to graphql-js.
 import { astFromValue, execute, getNamedType, GraphQLError, isAbstractType, isLeafType, print, visit } from 'graphql';
 
-// What is not the same from one moment to the next, or tells of the requests themselves.
+// Values that change between requests.
 const VOLATILE = ['rateLimit', 'eventBusStats', 'health', 'dashboard', 'sessions', 'revocationStats', 'auditLog', 'lastLoginAt', '__schema', '__type'];
 
-// The plain queries could not tell what an answer would have to be.
+// The plain queries do not determine the response.
 class NotComparable extends Error {}
 
 export class Answers {

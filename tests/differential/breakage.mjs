@@ -1,5 +1,4 @@
-// Changes one thing of a valid operation, such that a rule of the specification is likely to be broken. Whether it is,
-// graphql-js says; so a change need not be careful.
+// Changes one node of a valid operation. graphql-js decides whether the result is valid.
 import { Kind, parseType, parseValue } from 'graphql';
 import { argumentNode, intNode, nameNode, stringNode, variableNode } from './values.mjs';
 

@@ -1,16 +1,16 @@
-// Sends pseudo random operations to a server and compares what becomes of them with what graphql-js says: whether they
-// are accepted or refused, and what accepted queries answer. Nothing is changed on the server.
+// Sends pseudorandom operations to a server and compares validation and responses with graphql-js. Sends no mutation that
+// changes data.
 //
 //     node differential.mjs URL TOKEN [OPTION]...
 //
-//     --count N       how many operations are sent after the fixtures (default: 4000)
-//     --seed N        where the pseudo random numbers begin (default: any; it is printed)
+//     --count N       number of operations after the fixtures (default: 4000)
+//     --seed N        seed of the pseudorandom numbers (default: random; it is printed)
 //     --only N        sends only the operation with this number, and shows it
 //     --fixtures      sends only the fixtures
 //     --out FILE      writes each disagreement as a line of JSON, in the form of a fixture
 //     --schema FILE   the schema (default: the one of this repository)
 //
-// The token is that of an administrator. A disagreement ends it with status 1.
+// The token is that of an administrator. Exits with status 1 on a disagreement.
 import { createWriteStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
@@ -58,8 +58,8 @@ async function examine(request) {
     counts[actual.accepted === undefined ? 'bounded' : 'open'] += 1;
     return undefined;
   }
-  if (expected.accepted && !actual.accepted) return disagreement('refused', `refused, accepted by graphql-js: ${told.replace(/"[^"]*"|`[^`]*`|\d+/g, '…')}`);
-  if (!expected.accepted && actual.accepted) return disagreement(`accepted ${expected.because}`, `accepted, refused by graphql-js: ${expected.because || expected.rules()}`);
+  if (expected.accepted && !actual.accepted) return disagreement('refused', `server refuses, graphql-js accepts: ${told.replace(/"[^"]*"|`[^`]*`|\d+/g, '…')}`);
+  if (!expected.accepted && actual.accepted) return disagreement(`accepted ${expected.because}`, `server accepts, graphql-js refuses: ${expected.because || expected.rules()}`);
   counts[actual.accepted ? 'accepted' : 'refused'] += 1;
   if (!actual.accepted || kind !== 'query' || !answers.isStable(expected.document)) return undefined;
   const difference = await answers.difference(request, expected.document, actual.body);
@@ -69,7 +69,7 @@ async function examine(request) {
     return undefined;
   }
   counts.answers += 1;
-  return difference && disagreement(`answer ${difference.what}`, `other ${difference.what} than graphql-js answers`, { difference });
+  return difference && disagreement(`answer ${difference.what}`, `different ${difference.what}`, { difference });
 }
 let lastNotComparable;
 
@@ -81,7 +81,7 @@ async function runFixtures() {
     const verdict = reference.verdict(request);
     if (verdict.accepted !== (expected === 'accepted')) {
       failed += 1;
-      console.log(`\nfixture "${note}": graphql-js has it ${verdict.accepted ? 'accepted' : `refused: ${verdict.message}`}\n${show(request)}`);
+      console.log(`\nfixture "${note}": graphql-js: ${verdict.accepted ? 'accepted' : `refused: ${verdict.message}`}\n${show(request)}`);
       continue;
     }
     const disagreement = await examine(request);

@@ -1,4 +1,4 @@
-// Generates operations that are valid, or nearly always so: what is what, graphql-js says.
+// Generates mostly valid operations; graphql-js decides.
 import { getNamedType, isAbstractType, isCompositeType, isLeafType, isRequiredArgument, Kind, OperationTypeNode, print, visit } from 'graphql';
 import { argumentNode, nameNode, stringNode, Values, Variables } from './values.mjs';
 

@@ -5,7 +5,7 @@ const REFUSALS = ['GRAPHQL_PARSE_FAILED', 'GRAPHQL_VALIDATION_FAILED', 'BAD_USER
 // The server's own bounds. The differential server has them raised; what is still beyond them is not compared.
 const BOUNDS = ['QUERY_TOO_COMPLEX'];
 // A condition that is null at run time: a request error here, an error in the answer of graphql-js.
-const NULL_CONDITION = /decides what is included and must not be null/;
+const NULL_CONDITION = /is used in a condition and must not be null/;
 const RESPONSE = 'application/graphql-response+json';
 
 export class Server {

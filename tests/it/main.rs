@@ -32,6 +32,7 @@ mod names;
 mod operate;
 mod pool;
 mod process;
+mod severed;
 mod sse;
 mod storage;
 mod tasks;

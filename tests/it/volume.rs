@@ -1,4 +1,4 @@
-//! How much text an answer may have, whatever the number of its values.
+//! The limit on the text of a response.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::ws::Socket;
 
 const LIMIT: u64 = 64 << 10;
 
-/// A server and a project whose description is a bit over half of what an answer may have.
+/// A server, and a project whose description has a bit more than half of the allowed text.
 async fn large() -> (TestServer, Value) {
     let server = TestServer::with(|config| config.graphql.text_bytes = LIMIT).await;
     let create = "mutation ($input: CreateProjectInput!) {

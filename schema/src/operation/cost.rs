@@ -1,4 +1,6 @@
-//! What an operation costs, known before anything of it runs.
+//! The cost of an operation, computed before execution.
+
+use std::sync::Arc;
 
 use apollo_compiler::ast::{FieldDefinition, Value as Literal};
 use async_graphql::{Name, TypeDirective};
@@ -17,15 +19,15 @@ use crate::{
     text,
 };
 
-/// The number of values in a list, from which the cost of an operation is computed before it runs: the value of the
-/// first given slicing argument, or the length of a slicing argument that is a list, else the assumed size. With sized
-/// fields it applies to these fields of the value, as in a connection. After the
+/// Declares the size of a list for the complexity limit. The size is the value of the first slicing argument that is set,
+/// or its length if the argument is a list, and the assumed size otherwise. If `sizedFields` is set, the size applies to
+/// these fields of the object, as in a connection. See the
 /// [cost directive specification](https://ibm.github.io/graphql-specs/cost-spec.html).
 #[TypeDirective(name = "listSize", location = "FieldDefinition")]
 pub(crate) fn list_size(
-    #[graphql(desc = "The size without a slicing argument.")] assumed_size: Option<u32>,
+    #[graphql(desc = "The size if no slicing argument is set.")] assumed_size: Option<u32>,
     #[graphql(desc = "The arguments that limit the size.")] slicing_arguments: Option<Vec<String>>,
-    #[graphql(desc = "The fields of the value that have the size.")] sized_fields: Option<
+    #[graphql(desc = "The fields of the object to which the size applies.")] sized_fields: Option<
         Vec<String>,
     >,
 ) {
@@ -103,13 +105,13 @@ impl Measure {
         }
     }
 
-    /// The cost of what a field selects, each value of the type that costs most.
+    /// The cost of a selection. An abstract type counts as its most expensive object type.
     fn selection(
         selection: &Selection,
         variables: &Variables,
         sized: Option<(&[Name], u64)>,
     ) -> Self {
-        let of = |fields: &[std::sync::Arc<FieldPlan>]| {
+        let of = |fields: &[Arc<FieldPlan>]| {
             let costs = fields
                 .iter()
                 .map(|field| Self::field(field, variables, sized));
@@ -163,20 +165,20 @@ pub(crate) fn measure(
             "root fields",
             limits.root_fields,
             roots,
-            "Ask for less at once.",
+            "Request fewer fields.",
         ),
         ("levels", limits.depth, measure.depth, "Nest less deeply."),
         (
             "aliases",
             limits.aliases,
             measure.aliases,
-            "Ask for a list, or send several operations.",
+            "Request a list, or send several operations.",
         ),
         (
-            "as its complexity",
+            "complexity points",
             limits.complexity,
             measure.complexity,
-            "Ask for smaller pages: the selection of a connection counts as often as its page has entries.",
+            "Request smaller pages: the cost of a connection is multiplied by its page size.",
         ),
     ] {
         if actual > limit {

@@ -28,13 +28,13 @@ use crate::{
     operation::{source, syntax, variables},
 };
 
-/// Most errors of a refused document that the client is told.
+/// Maximum number of validation errors in a response.
 const MAX_ERRORS: usize = 20;
 
 /// Coerced values of variables. A variable without a value and without a default is absent.
 pub(crate) type Variables = IndexMap<Name, ConstValue>;
 
-/// The schema as the front sees it.
+/// The schema, for parsing and validation.
 pub(crate) struct Front {
     schema: Valid<Schema>,
     /// The object types of each object, interface and union type.
@@ -44,7 +44,7 @@ pub(crate) struct Front {
 
 /// A valid document.
 pub(crate) struct Document {
-    /// Tells it from all others.
+    /// A unique id, part of the key of the plan cache.
     pub(crate) id: u64,
     pub(crate) executable: Valid<ExecutableDocument>,
     /// The variables that `@skip` and `@include` name.
@@ -159,14 +159,14 @@ impl Front {
             }
             Err(failed) => return Err(refused(&failed.errors, Code::ValidationFailed)),
         };
-        let mut found = Found {
+        let mut found = Checker {
             document: &executable,
             conditions: HashSet::new(),
             errors: Vec::new(),
             introspection: limits.introspection,
         };
-        for misfit in variables::misfits(&self.schema, &executable) {
-            found.refuse(&misfit.message, misfit.at);
+        for usage in variables::invalid_usages(&self.schema, &executable) {
+            found.refuse(&usage.message, usage.at);
         }
         found.definitions(&parsed);
         if !found.errors.is_empty() {
@@ -176,7 +176,7 @@ impl Front {
         let conditions = found.conditions.into_iter().cloned().collect();
         for operation in executable.operations.iter() {
             check_max_depth(&executable, operation).map_err(|_| {
-                let message = "Lists of the schema may be nested in each other twice. Nest fewer.";
+                let message = "Introspection list fields can be nested at most two levels deep.";
                 Error::new(Code::QueryTooComplex, message)
             })?;
         }
@@ -316,7 +316,7 @@ fn only_equal_roots(diagnostics: &DiagnosticList, document: &ExecutableDocument)
         && subscriptions.all(has_one_root)
 }
 
-/// The answer to a document that is refused. A syntax error leaves nothing to say of what follows it.
+/// The response to a refused document. Reports only the first syntax error.
 fn refused(diagnostics: &DiagnosticList, code: Code) -> Answer {
     let most = if code == Code::ParseFailed {
         1
@@ -342,8 +342,8 @@ fn error(message: &str, places: Vec<Pos>, code: Code) -> ServerError {
     refused
 }
 
-/// What is looked for in a document that the compiler has accepted.
-struct Found<'a> {
+/// Checks a document that the compiler accepted.
+struct Checker<'a> {
     document: &'a ExecutableDocument,
     conditions: HashSet<&'a ApolloName>,
     errors: Vec<ServerError>,
@@ -351,7 +351,7 @@ struct Found<'a> {
     introspection: bool,
 }
 
-impl<'a> Found<'a> {
+impl<'a> Checker<'a> {
     fn definitions(&mut self, document: &'a ast::Document) {
         for definition in &document.definitions {
             match definition {
@@ -378,7 +378,7 @@ impl<'a> Found<'a> {
                     let reads_schema = matches!(field.name.as_str(), "__schema" | "__type");
                     if reads_schema && !self.introspection {
                         let message = format!(
-                            "This server does not answer introspection: `{}` cannot be selected.",
+                            "Introspection is disabled: `{}` cannot be selected.",
                             field.name
                         );
                         self.refuse(&message, field.location());

@@ -62,7 +62,7 @@ impl Size {
 }
 
 impl Introspection {
-    /// Twice the whole schema may be read at once.
+    /// The limit is twice the size of the whole schema.
     ///
     /// # Errors
     /// The schema cannot be read; the text says why.
@@ -97,13 +97,13 @@ impl Introspection {
         variables: &Variables,
     ) -> Result<bool, Error> {
         let size = size(front, plan, variables);
-        let less = "Read less of the schema at once.";
+        let less = "Request a smaller part of the schema.";
         if size.values > self.most.values {
-            let what = "values of the schema to return";
+            let what = "introspection values";
             return Err(too_complex(what, self.most.values, size.values, less));
         }
         if size.bytes > self.most.bytes {
-            let what = "bytes of the schema to return";
+            let what = "bytes of introspection data";
             return Err(too_complex(what, self.most.bytes, size.bytes, less));
         }
         Ok(size.values >= LONG)

@@ -29,7 +29,7 @@ pub(crate) type Fields = Vec<Arc<FieldPlan>>;
 /// An operation as it runs.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Its selections, with fragments expanded.
+    /// The number of selections, with fragments expanded.
     pub(crate) size: u64,
     pub(crate) kind: OperationType,
     pub(crate) root: Selection,
@@ -214,7 +214,7 @@ impl<'a> Planner<'a> {
             self.size += 1;
             if self.size > self.limit {
                 return Err(too_complex(
-                    "selections with its fragments expanded",
+                    "selections after fragment expansion",
                     self.limit,
                     self.size,
                     "Use fewer fragments.",

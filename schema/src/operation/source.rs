@@ -1,4 +1,4 @@
-//! The text of a document before it is parsed: its tokens, and bounds on them.
+//! The tokens of a document, and the limits on them.
 
 use async_graphql::Pos;
 
@@ -7,7 +7,7 @@ use crate::{
     execute::Limits,
 };
 
-/// Deepest nesting of brackets, in selections and values together. The parser recurses that deep.
+/// Maximum nesting of brackets, in selections and values together; bounds the recursion of the parser.
 pub(crate) const MAX_NESTING: usize = 100;
 
 /// A lexical token, by the offsets of its text.
@@ -17,7 +17,7 @@ pub(crate) struct Token {
     pub(crate) end: usize,
 }
 
-/// A text that is not GraphQL.
+/// A syntax error.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) message: String,
@@ -43,7 +43,7 @@ impl SyntaxError {
     }
 }
 
-/// Divides a text into the [tokens](https://spec.graphql.org/September2025/#sec-Language.Source-Text.Lexical-Tokens) of
+/// Splits a text into the [tokens](https://spec.graphql.org/September2025/#sec-Language.Source-Text.Lexical-Tokens) of
 /// the specification.
 struct Lexer<'a> {
     text: &'a str,
@@ -211,7 +211,7 @@ impl Lexer<'_> {
     }
 }
 
-/// The tokens of a text, up to the first part that is none.
+/// Tokenizes a text up to the first invalid token.
 pub(crate) fn divide(text: &str) -> (Vec<Token>, Result<(), SyntaxError>) {
     let mut lexer = Lexer { text, at: 0 };
     let mut tokens = Vec::new();
@@ -263,11 +263,11 @@ fn nesting(text: &str, tokens: &[Token]) -> usize {
     deepest
 }
 
-/// `QUERY_TOO_COMPLEX`, with the limit and what the document has.
+/// `QUERY_TOO_COMPLEX`, with the limit and the actual number.
 pub(crate) fn too_complex(what: &str, limit: u64, actual: u64, advice: &str) -> Error {
     Error::new(
         Code::QueryTooComplex,
-        format!("The document has {actual} {what}, and {limit} are allowed. {advice}"),
+        format!("The document has {actual} {what}; the limit is {limit}. {advice}"),
     )
     .with("limit", limit)
     .with("actual", actual)
@@ -302,7 +302,7 @@ mod tests {
             ),
         ] {
             let (tokens, end) = divide(text);
-            end.unwrap();
+            end.expect("tokens");
             assert_eq!(
                 (tokens.len(), nesting(text, &tokens)),
                 (count, deepest),
@@ -340,7 +340,7 @@ mod tests {
             ("1e", "invalid number", 2),
             ("1a", "invalid number", 1),
         ] {
-            let error = divide(text).1.unwrap_err();
+            let error = divide(text).1.expect_err("is refused");
             assert_eq!((error.message.as_str(), error.at), (message, at), "{text}");
         }
     }

@@ -281,7 +281,7 @@ mod tests {
 
     fn check(text: &str) -> Result<String, SyntaxError> {
         let (tokens, end) = divide(text);
-        end.unwrap();
+        end.expect("tokens");
         super::check(text, &tokens)
     }
 
@@ -310,7 +310,7 @@ mod tests {
                 "   {a(b: \",#\u{FEFF}\")}",
             ),
         ] {
-            assert_eq!(check(text).unwrap(), plain, "{text}");
+            assert_eq!(check(text).expect("is well formed"), plain, "{text}");
         }
     }
 
@@ -374,7 +374,11 @@ mod tests {
                 "expected `{`, found the end of the document",
             ),
         ] {
-            assert_eq!(check(text).unwrap_err().message, message, "{text}");
+            assert_eq!(
+                check(text).expect_err("is refused").message,
+                message,
+                "{text}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Whether each variable [fits](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed) where it is
-//! used. The compiler looks at whole arguments only, and takes a default that is null for a value.
+//! Checks that [variable usages are allowed](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed).
+//! The compiler checks whole arguments only, and counts a null default as a value.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use apollo_compiler::{
     parser::SourceSpan,
 };
 
-/// A place that a variable is in.
+/// A usage of a variable.
 struct Usage<'a> {
     variable: &'a Name,
     at: Option<SourceSpan>,
@@ -18,21 +18,21 @@ struct Usage<'a> {
     has_default: bool,
 }
 
-/// What an operation or a fragment has itself.
+/// The usages in an operation or a fragment, without those in the fragments that it spreads.
 #[derive(Default)]
 struct Used<'a> {
     usages: Vec<Usage<'a>>,
     fragments: Vec<&'a Name>,
 }
 
-/// A variable that does not fit.
-pub(crate) struct Misfit {
+/// An invalid usage of a variable.
+pub(crate) struct InvalidUsage {
     pub(crate) message: String,
     pub(crate) at: Option<SourceSpan>,
 }
 
-/// The variables of the document's operations that do not fit.
-pub(crate) fn misfits(schema: &Schema, document: &ExecutableDocument) -> Vec<Misfit> {
+/// The invalid usages in the operations of a document.
+pub(crate) fn invalid_usages(schema: &Schema, document: &ExecutableDocument) -> Vec<InvalidUsage> {
     let mut of_fragments = HashMap::new();
     for (name, fragment) in &document.fragments {
         let mut used = Used::default();
@@ -50,7 +50,7 @@ fn of_operation(
     schema: &Schema,
     operation: &Node<Operation>,
     of_fragments: &HashMap<&Name, Used<'_>>,
-) -> Vec<Misfit> {
+) -> Vec<InvalidUsage> {
     if operation.variables.is_empty() {
         return Vec::new();
     }
@@ -61,16 +61,16 @@ fn of_operation(
     let mut used = Used::default();
     used.directives(schema, &operation.directives);
     used.selections(schema, &operation.selection_set);
-    let mut misfits = used.misfits(&variables);
+    let mut invalid_usages = used.invalid_usages(&variables);
     let mut fragments = used.fragments;
     let mut seen = HashSet::new();
     while let Some(name) = fragments.pop() {
         if let Some(used) = of_fragments.get(name).filter(|_| seen.insert(name)) {
-            misfits.extend(used.misfits(&variables));
+            invalid_usages.extend(used.invalid_usages(&variables));
             fragments.extend(&used.fragments);
         }
     }
-    misfits
+    invalid_usages
 }
 
 impl<'a> Used<'a> {
@@ -95,7 +95,7 @@ impl<'a> Used<'a> {
     }
 
     fn directives(&mut self, schema: &Schema, directives: &'a DirectiveList) {
-        for directive in directives.iter() {
+        for directive in directives {
             if let Some(definition) = schema.directive_definitions.get(&directive.name) {
                 self.arguments(schema, &directive.arguments, &definition.arguments);
             }
@@ -146,19 +146,22 @@ impl<'a> Used<'a> {
         }
     }
 
-    fn misfits(&self, variables: &HashMap<&Name, &Node<VariableDefinition>>) -> Vec<Misfit> {
-        let misfits = self.usages.iter().filter_map(|usage| {
+    fn invalid_usages(
+        &self,
+        variables: &HashMap<&Name, &Node<VariableDefinition>>,
+    ) -> Vec<InvalidUsage> {
+        let invalid_usages = self.usages.iter().filter_map(|usage| {
             let variable = variables.get(usage.variable)?;
             let (name, ty) = (usage.variable, &variable.ty);
-            (!fits(variable, usage)).then(|| Misfit {
+            (!fits(variable, usage)).then(|| InvalidUsage {
                 message: format!(
-                    "The variable `${name}` of type `{ty}` does not fit where `{}` is expected.",
+                    "Variable `${name}` of type `{ty}` cannot be used where type `{}` is expected.",
                     usage.ty
                 ),
                 at: usage.at,
             })
         });
-        misfits.collect()
+        invalid_usages.collect()
     }
 }
 
