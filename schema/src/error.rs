@@ -226,11 +226,7 @@ impl Error {
 
     /// `TIMEOUT`.
     pub(crate) fn timeout() -> Self {
-        Self::new(
-            Code::Timeout,
-            "The request timed out. Request less data.",
-        )
-        .with("retryAfter", 1)
+        Self::new(Code::Timeout, "The request timed out. Request less data.").with("retryAfter", 1)
     }
 
     /// `TIMEOUT` of a mutation.

@@ -15,8 +15,6 @@ use url::Url;
 use crate::database::Database;
 use crate::server::TestServer;
 
-const COMMIT: &str = "COMMIT";
-const INSERT: &str = "INSERT INTO \"projects\"";
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The fault injected into one message to the database.
@@ -30,8 +28,38 @@ enum Fate {
     Late,
 }
 
-/// The next fault, and the text of the message that it applies to.
-type Plan = Arc<Mutex<Option<(&'static str, Fate)>>>;
+/// The message that the fault applies to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Message {
+    /// The first one that has the name of the project.
+    Name,
+    /// The commit of the transaction that has it.
+    Commit,
+}
+
+struct Fault {
+    name: String,
+    message: Message,
+    fate: Fate,
+}
+
+/// The next fault.
+type Plan = Arc<Mutex<Option<Fault>>>;
+
+/// The fate of a message, and whether the fault's name was seen on the connection.
+fn fate(plan: &Plan, message: &[u8], is_named: &mut bool) -> Option<Fate> {
+    let has = |text: &str| {
+        message
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    };
+    let mut plan = plan.lock().expect("no test has failed");
+    let fault = plan.take_if(|fault| {
+        *is_named |= has(&fault.name);
+        *is_named && (fault.message == Message::Name || has("COMMIT"))
+    });
+    fault.map(|fault| fault.fate)
+}
 
 /// The URL of a proxy in front of the database that injects the planned fault.
 async fn behind_a_proxy(database: &Database, plan: &Plan) -> Url {
@@ -56,23 +84,22 @@ async fn behind_a_proxy(database: &Database, plan: &Plan) -> Url {
 
 async fn pass_on(mut client: TcpStream, mut server: TcpStream, plan: Plan) {
     let (mut asked, mut answered) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut is_named = false;
     loop {
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(1..) = read else { return };
                 let message = &asked[..read.unwrap_or_default()];
-                let fate = plan.lock().expect("no test has failed").take_if(|(text, _)| {
-                    message.windows(text.len()).any(|part| part == text.as_bytes())
-                });
+                let fate = fate(&plan, message, &mut is_named);
                 match fate {
-                    Some((_, Fate::Lost)) => return,
-                    Some((_, Fate::Late)) => sleep(2 * TIMEOUT).await,
+                    Some(Fate::Lost) => return,
+                    Some(Fate::Late) => sleep(2 * TIMEOUT).await,
                     _ => {}
                 }
                 if server.write_all(message).await.is_err() {
                     return;
                 }
-                if let Some((_, Fate::Unanswered)) = fate {
+                if let Some(Fate::Unanswered) = fate {
                     let _ = server.read(&mut answered).await;
                     return;
                 }
@@ -121,13 +148,12 @@ impl Broken {
         Some(broken)
     }
 
-    async fn create(
-        &self,
-        name: &str,
-        key: Option<&str>,
-        fate: Option<(&'static str, Fate)>,
-    ) -> Value {
-        *self.plan.lock().expect("no test has failed") = fate;
+    async fn create(&self, name: &str, key: Option<&str>, fault: Option<(Message, Fate)>) -> Value {
+        *self.plan.lock().expect("no test has failed") = fault.map(|(message, fate)| Fault {
+            name: name.to_owned(),
+            message,
+            fate,
+        });
         let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) {
             project { id } userErrors { code } } }";
         let body = json!({ "query": query, "variables": { "input": { "name": name } } });
@@ -142,20 +168,17 @@ impl Broken {
         answer.json().await.expect("JSON")
     }
 
-    async fn projects(&self, name: &str) -> i64 {
-        let select = format!("SELECT count(*) FROM projects WHERE name = '{name}'");
+    /// The number of projects with that name, and of events about them.
+    async fn made(&self, name: &str) -> (i64, i64) {
+        let select = format!(
+            "SELECT (SELECT count(*) FROM projects WHERE name = '{name}'),
+            (SELECT count(*) FROM events WHERE payload->>'name' = '{name}')"
+        );
         let select = Statement::from_string(DbBackend::Postgres, select);
         let row = self.db.query_one_raw(select).await.expect("is asked");
-        let count = row.expect("a row").try_get_by_index(0);
-        count.expect("a number")
-    }
-
-    async fn events(&self, name: &str) -> i64 {
-        let select = format!("SELECT count(*) FROM events WHERE payload->>'name' = '{name}'");
-        let select = Statement::from_string(DbBackend::Postgres, select);
-        let row = self.db.query_one_raw(select).await.expect("is asked");
-        let count = row.expect("a row").try_get_by_index(0);
-        count.expect("a number")
+        let row = row.expect("a row");
+        let count = |column| row.try_get_by_index(column).expect("a number");
+        (count(0), count(1))
     }
 }
 
@@ -175,10 +198,11 @@ async fn a_commit_without_an_answer_may_have_been_made_and_is_made_once() {
         return;
     };
     for (name, fate, made) in [("Unanswered", Fate::Unanswered, 1), ("Lost", Fate::Lost, 0)] {
-        let answer = broken.create(name, None, Some((COMMIT, fate))).await;
+        let answer = broken
+            .create(name, None, Some((Message::Commit, fate)))
+            .await;
         assert!(is_unknown(&answer), "{name}: {answer}");
-        assert_eq!(broken.projects(name).await, made);
-        assert_eq!(broken.events(name).await, made);
+        assert_eq!(broken.made(name).await, (made, made), "{name}");
         let next = broken.create(&format!("After {name}"), None, None).await;
         assert!(is_created(&next), "{next}");
     }
@@ -190,15 +214,15 @@ async fn a_key_makes_a_change_once_whatever_became_of_its_commit() {
         return;
     };
     for (name, fate) in [("Unanswered", Fate::Unanswered), ("Lost", Fate::Lost)] {
-        // The first commit is that of the key.
-        let answer = broken.create(name, Some(name), Some((COMMIT, fate))).await;
+        let answer = broken
+            .create(name, Some(name), Some((Message::Commit, fate)))
+            .await;
         let first = is_created(&answer);
         for _ in 0..2 {
             let again = broken.create(name, Some(name), None).await;
             assert!(is_created(&again), "{name}, {first}: {again}");
         }
-        assert_eq!(broken.projects(name).await, 1, "{name}");
-        assert_eq!(broken.events(name).await, 1, "{name}");
+        assert_eq!(broken.made(name).await, (1, 1), "{name}");
     }
 }
 
@@ -212,15 +236,14 @@ async fn a_change_whose_connection_breaks_before_its_commit_leaves_nothing_behin
         ("Unanswered", Fate::Unanswered),
         ("Late", Fate::Late),
     ] {
-        let answer = broken.create(name, None, Some((INSERT, fate))).await;
+        let answer = broken.create(name, None, Some((Message::Name, fate))).await;
         let made = i64::from(is_created(&answer));
         if made == 0 {
             let code = &answer["errors"][0]["extensions"]["code"];
             assert_eq!(code, "UNAVAILABLE", "{name}: {answer}");
             assert!(!is_unknown(&answer), "{name}: {answer}");
         }
-        assert_eq!(broken.projects(name).await, made, "{name}");
-        assert_eq!(broken.events(name).await, made, "{name}");
+        assert_eq!(broken.made(name).await, (made, made), "{name}");
         let next = broken.create(&format!("After {name}"), None, None).await;
         assert!(is_created(&next), "{next}");
     }
