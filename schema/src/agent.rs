@@ -577,7 +577,9 @@ pub struct AgentFilter {
 impl AgentFilter {
     fn condition(self, backend: DbBackend) -> Result<Condition, Error> {
         let status = self.status.map(|status| {
-            agent::Column::Status.is_in(status.into_iter().map(agent::AgentStatus::from))
+            agent::Column::Status.is_in(crate::read::distinct(
+                status.into_iter().map(agent::AgentStatus::from),
+            ))
         });
         let model = Kind::Model.parse_opt(self.model_id.as_ref(), "modelId")?;
         let persona = Kind::Persona.parse_opt(self.persona_id.as_ref(), "personaId")?;

@@ -136,9 +136,11 @@ impl AuditFilter {
             .action
             .map(|action| text::filter(&action, "action"))
             .transpose()?;
-        let severity = self
-            .severity
-            .map(|severity| Severity.is_in(severity.into_iter().map(audit::AuditSeverity::from)));
+        let severity = self.severity.map(|severity| {
+            Severity.is_in(crate::read::distinct(
+                severity.into_iter().map(audit::AuditSeverity::from),
+            ))
+        });
         let actor = Kind::User.parse_opt(self.actor_id.as_ref(), "actorId")?;
         let target = match self.target_id {
             Some(id) => match crate::id::parse(&id) {

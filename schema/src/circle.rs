@@ -455,7 +455,9 @@ impl CircleFilter {
             return Ok(Condition::all());
         };
         let status = filter.status.map(|status| {
-            circle::Column::Status.is_in(status.into_iter().map(circle::CircleStatus::from))
+            circle::Column::Status.is_in(crate::read::distinct(
+                status.into_iter().map(circle::CircleStatus::from),
+            ))
         });
         let project = Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?;
         Ok(Condition::all()

@@ -392,11 +392,11 @@ impl ConversationFilter {
             Id.in_subquery(conversations)
         });
         let status = filter.status.map(|status| {
-            Status.is_in(
+            Status.is_in(crate::read::distinct(
                 status
                     .into_iter()
                     .map(conversation::ConversationStatus::from),
-            )
+            ))
         });
         Ok(Condition::all()
             .add_option(circle.map(|id| CircleId.eq(id)))

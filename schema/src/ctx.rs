@@ -175,7 +175,7 @@ impl Request {
             return Ok(text);
         }
         let message = format!(
-            "The response exceeds {limit} bytes of text. Request smaller pages or fewer text fields."
+            "The response exceeds {limit} bytes of text. Further text fields may be null. Request smaller pages or fewer text fields."
         );
         Err(Error::new(Code::QueryTooComplex, message).with("limit", limit))
     }

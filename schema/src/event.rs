@@ -977,7 +977,7 @@ impl EventFilter {
         Ok(Wanted {
             types: filter
                 .types
-                .map(|types| types.into_iter().map(EventType::dotted).collect()),
+                .map(|types| crate::read::distinct(types.into_iter().map(EventType::dotted))),
             circle: Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?,
             project: Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?,
             agent: Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?,

@@ -19,7 +19,7 @@ use chrono::{SubsecRound, Utc};
 use gathering_entity::journal;
 use sea_orm::{DatabaseConnection, EntityTrait};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Map, json};
+use serde_json::{Map, json, value::RawValue};
 use sha2::{Digest, Sha256};
 use tokio::{runtime::Handle, sync::Semaphore};
 use tracing::Instrument;
@@ -276,11 +276,29 @@ pub enum Usage {
 /// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
 #[derive(Debug)]
 pub struct Answer {
-    data: Option<Box<(Value, Arc<Plan>)>>,
+    data: Option<Box<Data>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
     standings: Vec<Standing>,
     cursor: Option<String>,
+}
+
+/// The data of a response.
+#[derive(Debug)]
+enum Data {
+    /// Of an operation that was executed.
+    Fresh(Value, Arc<Plan>),
+    /// The stored text of an earlier response.
+    Kept(Box<RawValue>),
+}
+
+impl Serialize for Data {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Fresh(data, plan) => plan.order(data).serialize(serializer),
+            Self::Kept(text) => text.serialize(serializer),
+        }
+    }
 }
 
 impl Serialize for Answer {
@@ -289,8 +307,8 @@ impl Serialize for Answer {
         if !self.errors.is_empty() {
             map.serialize_entry("errors", &self.errors)?;
         }
-        if let Some((data, plan)) = self.data.as_deref() {
-            map.serialize_entry("data", &plan.order(data))?;
+        if let Some(data) = &self.data {
+            map.serialize_entry("data", data)?;
         }
         if !self.extensions.is_empty() {
             map.serialize_entry("extensions", &self.extensions)?;
@@ -393,15 +411,19 @@ impl Answer {
     }
 
     /// An answer that was given before.
-    fn again(known: &serde_json::Value, plan: &Arc<Plan>) -> Self {
+    fn again(known: &serde_json::Value) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
-        let data = Value::from_json(part("data")).unwrap_or_default();
+        let data = match part("data") {
+            serde_json::Value::String(text) => text,
+            data => data.to_string(),
+        };
+        let data = RawValue::from_string(data).unwrap_or_else(|_| RawValue::NULL.to_owned());
         let extensions = match part("extensions") {
             serde_json::Value::Object(extensions) => extensions,
             _ => Map::new(),
         };
         let mut again = Self {
-            data: Some(Box::new((data, Arc::clone(plan)))),
+            data: Some(Box::new(Data::Kept(data))),
             errors: serde_json::from_value(part("errors")).unwrap_or_default(),
             extensions,
             standings: Vec::new(),
@@ -409,6 +431,12 @@ impl Answer {
         };
         again.mark_replayed();
         again
+    }
+
+    /// The response as it is stored. The database keeps no order of an object's members, so the data is text.
+    fn to_keep(&self) -> Option<serde_json::Value> {
+        let data = serde_json::to_string(self.data.as_ref()?).ok()?;
+        Some(json!({ "data": data, "errors": self.errors, "extensions": self.extensions }))
     }
 
     /// Says that what is answered was done when the request was sent before.
@@ -461,7 +489,7 @@ impl Answer {
             code != Some(&too_complex) || !mem::replace(&mut is_reported, true)
         });
         Self {
-            data: ran.then(|| Box::new((data, plan))),
+            data: ran.then(|| Box::new(Data::Fresh(data, plan))),
             errors,
             extensions: Map::new(),
             standings: Vec::new(),
@@ -475,7 +503,7 @@ impl Answer {
     /// refused is the asking, and must not take the rest along.
     fn refuse(&mut self, verdict: &Verdict) {
         for (field, place) in &verdict.refused {
-            if let Some((Value::Object(data), _)) = self.data.as_deref_mut() {
+            if let Some(Data::Fresh(Value::Object(data), _)) = self.data.as_deref_mut() {
                 data.insert(field.key.clone(), Value::Null);
             }
             let error = Error::rate_limited(&verdict.standings[*place]);
@@ -942,7 +970,7 @@ impl Graph {
         };
         let (key, _turn) = match self.claim(&run, &wanted).await {
             Ok((Known::Nothing(key), turn)) => (key, turn),
-            Ok((Known::Answer(known), _)) => return Answer::again(&known, &run.operation.plan),
+            Ok((Known::Answer(known), _)) => return Answer::again(&known),
             Err(error) => return Answer::failed(error, &run.client.request_id),
         };
         run.key = Some(key.clone());
@@ -955,7 +983,7 @@ impl Graph {
             key.release(writer).await;
         } else if answer.has_data() {
             let codes: Vec<_> = answer.errors.iter().map(code_of).collect();
-            if let Ok(whole) = serde_json::to_value(&answer) {
+            if let Some(whole) = answer.to_keep() {
                 key.keep(writer, whole, &codes).await;
             }
         }
@@ -1163,17 +1191,8 @@ impl Inner {
     ) -> Result<Arc<Plan>, Error> {
         let mut includes = HashMap::new();
         for condition in &document.conditions {
-            match variables.get(condition.as_str()) {
-                Some(Value::Boolean(value)) => {
-                    includes.insert(condition.as_str(), *value);
-                }
-                Some(Value::Null) => {
-                    let message = format!(
-                        "Variable `${condition}` is used in a condition and must not be null."
-                    );
-                    return Err(Error::bad_input(message).field(condition.as_str()));
-                }
-                _ => {}
+            if let Some(Value::Boolean(value)) = variables.get(condition.as_str()) {
+                includes.insert(condition.as_str(), *value);
             }
         }
         let conditions = document.conditions.iter();

@@ -272,9 +272,11 @@ impl MemberFilter {
                 .add(active)
                 .add(member::Column::AgentId.in_subquery(readable))
         };
-        let role = filter
-            .role
-            .map(|role| member::Column::Role.is_in(role.into_iter().map(member::MemberRole::from)));
+        let role = filter.role.map(|role| {
+            member::Column::Role.is_in(crate::read::distinct(
+                role.into_iter().map(member::MemberRole::from),
+            ))
+        });
         Condition::all().add(present).add_option(role)
     }
 }

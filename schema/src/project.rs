@@ -214,7 +214,9 @@ pub struct ProjectFilter {
 impl ProjectFilter {
     fn condition(self) -> Result<Condition, Error> {
         let status = self.status.map(|status| {
-            project::Column::Status.is_in(status.into_iter().map(project::ProjectStatus::from))
+            project::Column::Status.is_in(crate::read::distinct(
+                status.into_iter().map(project::ProjectStatus::from),
+            ))
         });
         Ok(Condition::all().add_option(status).add_option(
             self.search

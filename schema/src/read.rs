@@ -62,6 +62,17 @@ pub(crate) fn is_among(backend: DbBackend, column: ColumnOf, keys: &[Uuid]) -> E
     }
 }
 
+/// Each value once, because a statement has a maximum number of parameters.
+pub(crate) fn distinct<T: PartialEq>(list: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for value in list {
+        if !distinct.contains(&value) {
+            distinct.push(value);
+        }
+    }
+    distinct
+}
+
 fn array(keys: &[Uuid]) -> Value {
     Value::Array(
         ArrayType::Uuid,

@@ -109,7 +109,7 @@ impl Subscription {
         request.viewer()?;
         let id = Kind::Circle.parse(&circle_id, "circleId")?;
         let types: Option<Vec<String>> =
-            types.map(|types| types.into_iter().map(EventType::dotted).collect());
+            types.map(|types| crate::read::distinct(types.into_iter().map(EventType::dotted)));
         // What ends it is heard whether or not it is told.
         let sharing = SHARING.map(str::to_owned);
         let wanted = Wanted {

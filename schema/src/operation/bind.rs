@@ -63,9 +63,13 @@ fn type_name() -> Positioned<Executed> {
 fn selection(selection: &Selection, variables: &Variables) -> SelectionSet {
     let items = match selection {
         Selection::Leaf => Vec::new(),
-        // The executor answers null for an object without fields.
-        Selection::Object(fields) if fields.is_empty() => vec![type_name()],
-        Selection::Object(fields) => fields.iter().map(|part| field(part, variables)).collect(),
+        Selection::Object(fields) => {
+            // The executor answers null for an object without fields, also when all of them failed.
+            let may_be_empty = fields.iter().all(|field| !field.ty.is_non_null());
+            let name = may_be_empty.then(type_name);
+            let fields = fields.iter().map(|part| field(part, variables));
+            name.into_iter().chain(fields).collect()
+        }
         Selection::Abstract(selection) => {
             let mut items = vec![type_name()];
             let mut by_type: Vec<(&Name, Vec<&Arc<FieldPlan>>)> = Vec::new();

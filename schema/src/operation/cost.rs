@@ -1,6 +1,6 @@
 //! The cost of an operation, computed before execution.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use apollo_compiler::ast::{FieldDefinition, Value as Literal};
 use async_graphql::{Name, TypeDirective};
@@ -111,18 +111,28 @@ impl Measure {
         variables: &Variables,
         sized: Option<(&[Name], u64)>,
     ) -> Self {
-        let of = |fields: &[Arc<FieldPlan>]| {
-            let costs = fields
-                .iter()
-                .map(|field| Self::field(field, variables, sized));
-            costs.fold(Self::default(), Self::and)
-        };
         match selection {
             Selection::Leaf => Self::default(),
-            Selection::Object(fields) => of(fields),
+            Selection::Object(fields) => {
+                let costs = fields
+                    .iter()
+                    .map(|field| Self::field(field, variables, sized));
+                costs.fold(Self::default(), Self::and)
+            }
             Selection::Abstract(selection) => {
-                let costs = selection.by_type.values().map(|fields| of(fields));
-                costs.fold(Self::default(), |most, cost| Self {
+                // Types share fields: each is measured once.
+                let parts = selection.parts.iter();
+                let costs: HashMap<_, _> = parts
+                    .map(|(_, field)| (Arc::as_ptr(field), Self::field(field, variables, sized)))
+                    .collect();
+                let of = |fields: &[Arc<FieldPlan>]| {
+                    let costs = fields
+                        .iter()
+                        .filter_map(|field| costs.get(&Arc::as_ptr(field)));
+                    costs.copied().fold(Self::default(), Self::and)
+                };
+                let types = selection.by_type.values().map(|fields| of(fields));
+                types.fold(Self::default(), |most, cost| Self {
                     complexity: most.complexity.max(cost.complexity),
                     depth: most.depth.max(cost.depth),
                     aliases: most.aliases.max(cost.aliases),

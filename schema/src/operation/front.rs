@@ -25,11 +25,23 @@ use crate::{
     error::{Code, Error},
     execute::{Answer, Limits},
     limit::Tier,
-    operation::{source, syntax, variables},
+    operation::{merge, source, syntax, variables},
 };
 
 /// Maximum number of validation errors in a response.
 const MAX_ERRORS: usize = 20;
+
+/// Maximum size of the merged selections of a document, for each token that it may have.
+const MERGED_PER_TOKEN: u64 = 4;
+
+/// Maximum number of values in the variables of a request.
+const MAX_VALUES: u64 = 10_000;
+
+/// Maximum length of a list in a variable.
+const MAX_ITEMS: usize = 1_000;
+
+/// Longest message about a variable, in characters: it repeats the value.
+const MAX_MESSAGE: usize = 300;
 
 /// Coerced values of variables. A variable without a value and without a default is absent.
 pub(crate) type Variables = IndexMap<Name, ConstValue>;
@@ -152,6 +164,13 @@ impl Front {
             .recursion_limit(4 * source::MAX_NESTING)
             .parse_ast(plain, "document");
         let parsed = parsed.map_err(|failed| refused(&failed.errors, Code::ParseFailed))?;
+        let built = parsed.to_executable(&self.schema);
+        let built = built.unwrap_or_else(|failed| failed.partial);
+        let most = limits.tokens.saturating_mul(MERGED_PER_TOKEN);
+        let conflicts = merge::conflicts(&self.schema, &built, most).map_err(|size| {
+            let advice = "Use fewer fragments.";
+            source::too_complex("selections and values in its fragments", most, size, advice)
+        })?;
         let executable = match parsed.to_executable_validate(&self.schema) {
             Ok(valid) => valid,
             Err(failed) if only_equal_roots(&failed.errors, &failed.partial) => {
@@ -165,12 +184,18 @@ impl Front {
             errors: Vec::new(),
             introspection: limits.introspection,
         };
+        for conflict in conflicts {
+            let message = format!(
+                "Operation must not provide conflicting field arguments for the same name `{}`.",
+                conflict.name
+            );
+            found.refuse(&message, conflict.at);
+        }
         for usage in variables::invalid_usages(&self.schema, &executable) {
             found.refuse(&usage.message, usage.at);
         }
         found.definitions(&parsed);
         if !found.errors.is_empty() {
-            found.errors.truncate(MAX_ERRORS);
             return Err(Answer::refused(found.errors));
         }
         let conditions = found.conditions.into_iter().cloned().collect();
@@ -199,6 +224,12 @@ impl Front {
         if operation.variables.is_empty() {
             return Ok(Variables::new());
         }
+        let mut count = 0;
+        for variable in &operation.variables {
+            if let Some(value) = values.get(variable.name.as_str()) {
+                check_size(value, &mut count).map_err(|error| error.field(&variable.name))?;
+            }
+        }
         let given = values.into_iter().filter_map(|(name, value)| {
             Some((
                 apollo_compiler::response::serde_json_bytes::ByteString::from(name),
@@ -209,17 +240,16 @@ impl Front {
         let coerced = coerce_variable_values(&self.schema, operation, &given);
         let coerced = coerced.map_err(|error| {
             let message = sentence(&error.message().to_string());
-            let named = operation.variables.iter().find(|variable| {
-                let name = variable.name.as_str();
-                [
-                    format!("variable {name}:"),
-                    format!("variable {name} "),
-                    format!("variable '{name}'"),
-                ]
-                .iter()
-                .any(|part| error.message().to_string().contains(part.as_str()))
+            let refusal = Error::bad_input(match message.char_indices().nth(MAX_MESSAGE) {
+                Some((end, _)) => format!("{}…", &message[..end]),
+                None => message,
             });
-            let refusal = Error::bad_input(message);
+            // The error does not name the variable.
+            let mut alone = operation.clone();
+            let named = operation.variables.iter().find(|variable| {
+                alone.variables = vec![Node::clone(variable)];
+                coerce_variable_values(&self.schema, &alone, &given).is_err()
+            });
             match named {
                 Some(variable) => refusal.field(variable.name.as_str()),
                 None => refusal,
@@ -263,6 +293,12 @@ impl Front {
     }
 
     fn number(&self, text: &str, named: &str) -> Input {
+        // An id keeps its digits, and no integer is a negative zero.
+        match (named, text) {
+            ("ID", _) => return Input::String(text.to_owned()),
+            ("Int", "-0") => return Input::Number(0.into()),
+            _ => {}
+        }
         let is_custom = self
             .schema
             .get_scalar(named)
@@ -275,6 +311,28 @@ impl Front {
             Ok(number) if !is_custom || is_whole && !number.is_f64() => Input::Number(number),
             _ => Input::String(text.to_owned()),
         }
+    }
+}
+
+/// Bounds the values of variables, which no token of the document stands for.
+fn check_size(value: &Json, count: &mut u64) -> Result<(), Error> {
+    *count += 1;
+    if *count > MAX_VALUES {
+        let message = format!("The variables have more than {MAX_VALUES} values. Send fewer.");
+        return Err(Error::bad_input(message));
+    }
+    match value {
+        Json::Array(items) if items.len() > MAX_ITEMS => {
+            let (actual, most) = (items.len(), MAX_ITEMS);
+            let message = format!("A list has {actual} items; the limit is {most}.");
+            Err(Error::bad_input(message))
+        }
+        Json::Array(items) => items.iter().try_for_each(|item| check_size(item, count)),
+        Json::Object(fields) => {
+            let mut values = fields.values();
+            values.try_for_each(|value| check_size(value, count))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -429,6 +487,9 @@ impl<'a> Checker<'a> {
     }
 
     fn refuse(&mut self, message: &str, at: Option<apollo_compiler::parser::SourceSpan>) {
+        if self.errors.len() == MAX_ERRORS {
+            return;
+        }
         let at = at.and_then(|at| at.line_column(&self.document.sources));
         let places = at.map(place).into_iter().collect();
         self.errors

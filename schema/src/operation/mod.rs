@@ -4,6 +4,7 @@ mod bind;
 mod cost;
 mod front;
 mod introspection;
+mod merge;
 mod plan;
 mod response;
 mod source;

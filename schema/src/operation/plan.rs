@@ -82,7 +82,8 @@ impl Plan {
     /// Plans an operation. `includes` says whether a variable that `@skip` or `@include` names is true.
     ///
     /// # Errors
-    /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded.
+    /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded; `BAD_USER_INPUT` for a condition that is
+    /// null.
     pub(crate) fn new(
         front: &Front,
         document: &Document,
@@ -220,7 +221,7 @@ impl<'a> Planner<'a> {
                     "Use fewer fragments.",
                 ));
             }
-            if self.leaves_out(selection.directives()) {
+            if self.leaves_out(selection.directives())? {
                 continue;
             }
             match selection {
@@ -263,20 +264,32 @@ impl<'a> Planner<'a> {
         kept.filter(|ty| wanted.contains(&possible[*ty])).collect()
     }
 
-    fn leaves_out(&self, directives: &[Node<Directive>]) -> bool {
-        directives.iter().any(|directive| {
+    /// # Errors
+    /// `BAD_USER_INPUT` for a condition that is null.
+    fn leaves_out(&self, directives: &[Node<Directive>]) -> Result<bool, Error> {
+        for directive in directives {
             let skips = directive.name == "skip";
             if !skips && directive.name != "include" {
-                return false;
+                continue;
             }
             let condition = directive.specified_argument_by_name("if");
             let condition = match condition.map(|condition| &**condition) {
-                Some(Value::Boolean(condition)) => Some(*condition),
-                Some(Value::Variable(name)) => self.includes.get(name.as_str()).copied(),
-                _ => None,
+                Some(Value::Boolean(condition)) => *condition,
+                Some(Value::Variable(name)) => {
+                    *self.includes.get(name.as_str()).ok_or_else(|| {
+                        let message = format!(
+                            "Variable `${name}` is used in a condition and must not be null."
+                        );
+                        Error::bad_input(message).field(name)
+                    })?
+                }
+                _ => !skips,
             };
-            condition == Some(skips)
-        })
+            if condition == skips {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn field(&mut self, occurrences: &[&Occurrence<'a>]) -> Result<FieldPlan, Error> {

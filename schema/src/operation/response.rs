@@ -4,8 +4,6 @@
 //! [specification](https://spec.graphql.org/September2025/#sec-Response-Format) wants the order of the document, null for
 //! a failed field, and, where null is not allowed, null for the nearest field around it that may be null.
 
-use std::sync::Arc;
-
 use apollo_compiler::ast::Type;
 use async_graphql::{Name, PathSegment, ServerError, Value, indexmap::IndexMap};
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -16,20 +14,16 @@ use super::{
 };
 
 impl Abstract {
-    /// The fields of an object, in order. An answer that was kept no longer says the object's type.
+    /// The fields of an object, in order.
     fn of<'a>(&'a self, object: &IndexMap<Name, Value>) -> impl Iterator<Item = &'a FieldPlan> {
         let fields = match object.get(TYPE_KEY) {
             Some(Value::String(ty)) => self.by_type.get(ty.as_str()),
             _ => None,
         };
-        let known = fields.map_or(&[][..], |fields| &fields[..]);
-        let parts = if fields.is_none() {
-            &self.parts[..]
-        } else {
-            &[]
-        };
-        let parts = parts.iter().map(|(_, field)| field);
-        known.iter().chain(parts).map(|field| &**field)
+        fields
+            .into_iter()
+            .flat_map(|fields| &**fields)
+            .map(|field| &**field)
     }
 }
 
@@ -164,7 +158,7 @@ fn in_order<'a, S: Serializer>(
 
 impl Plan {
     /// The data of an answer in the order of the document.
-    pub(crate) fn order<'a>(self: &'a Arc<Self>, data: &'a Value) -> Ordered<'a> {
+    pub(crate) fn order<'a>(&'a self, data: &'a Value) -> Ordered<'a> {
         Ordered(data, &self.root)
     }
 }

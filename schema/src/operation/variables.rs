@@ -14,7 +14,8 @@ use apollo_compiler::{
 struct Usage<'a> {
     variable: &'a Name,
     at: Option<SourceSpan>,
-    ty: Type,
+    /// `None` inside an object that a custom scalar takes.
+    ty: Option<Type>,
     has_default: bool,
 }
 
@@ -51,9 +52,6 @@ fn of_operation(
     operation: &Node<Operation>,
     of_fragments: &HashMap<&Name, Used<'_>>,
 ) -> Vec<InvalidUsage> {
-    if operation.variables.is_empty() {
-        return Vec::new();
-    }
     let variables = operation.variables.iter();
     let variables: HashMap<_, _> = variables
         .map(|variable| (&variable.name, variable))
@@ -112,34 +110,38 @@ impl<'a> Used<'a> {
             let named = |definition: &&Node<InputValueDefinition>| definition.name == argument.name;
             if let Some(definition) = definitions.iter().find(named) {
                 let has_default = definition.default_value.is_some();
-                self.value(schema, &argument.value, &definition.ty, has_default);
+                self.value(schema, &argument.value, Some(&definition.ty), has_default);
             }
         }
     }
 
-    fn value(&mut self, schema: &Schema, value: &'a Node<Value>, ty: &Type, has_default: bool) {
+    fn value(
+        &mut self,
+        schema: &Schema,
+        value: &'a Node<Value>,
+        ty: Option<&Type>,
+        has_default: bool,
+    ) {
         match &**value {
             Value::Variable(variable) => self.usages.push(Usage {
                 variable,
                 at: value.location(),
-                ty: ty.clone(),
+                ty: ty.cloned(),
                 has_default,
             }),
             Value::List(items) => {
-                let of = if ty.is_list() { ty.item_type() } else { ty };
+                let of = ty.map(|ty| if ty.is_list() { ty.item_type() } else { ty });
                 for item in items {
                     self.value(schema, item, of, false);
                 }
             }
             Value::Object(fields) => {
-                let Some(input) = schema.get_input_object(ty.inner_named_type()) else {
-                    return;
-                };
+                let input = ty.and_then(|ty| schema.get_input_object(ty.inner_named_type()));
                 for (name, value) in fields {
-                    if let Some(field) = input.fields.get(name) {
-                        let has_default = field.default_value.is_some();
-                        self.value(schema, value, &field.ty, has_default);
-                    }
+                    let field = input.and_then(|input| input.fields.get(name));
+                    let ty = field.map(|field| &*field.ty);
+                    let has_default = field.is_some_and(|field| field.default_value.is_some());
+                    self.value(schema, value, ty, has_default);
                 }
             }
             _ => {}
@@ -150,27 +152,30 @@ impl<'a> Used<'a> {
         &self,
         variables: &HashMap<&Name, &Node<VariableDefinition>>,
     ) -> Vec<InvalidUsage> {
-        let invalid_usages = self.usages.iter().filter_map(|usage| {
-            let variable = variables.get(usage.variable)?;
-            let (name, ty) = (usage.variable, &variable.ty);
-            (!fits(variable, usage)).then(|| InvalidUsage {
-                message: format!(
-                    "Variable `${name}` of type `{ty}` cannot be used where type `{}` is expected.",
-                    usage.ty
+        let invalid = self.usages.iter().filter_map(|usage| {
+            let name = usage.variable;
+            let message = match (variables.get(name), &usage.ty) {
+                (None, None) => format!("Variable `${name}` is not defined."),
+                (Some(variable), Some(ty)) if !fits(variable, ty, usage.has_default) => format!(
+                    "Variable `${name}` of type `{}` cannot be used where type `{ty}` is expected.",
+                    variable.ty
                 ),
-                at: usage.at,
-            })
+                // The compiler reports other variables that are not defined.
+                _ => return None,
+            };
+            let at = usage.at;
+            Some(InvalidUsage { message, at })
         });
-        invalid_usages.collect()
+        invalid.collect()
     }
 }
 
 /// [`IsVariableUsageAllowed`](https://spec.graphql.org/September2025/#IsVariableUsageAllowed()).
-fn fits(variable: &VariableDefinition, usage: &Usage<'_>) -> bool {
-    if !usage.ty.is_non_null() || variable.ty.is_non_null() {
-        return variable.ty.is_assignable_to(&usage.ty);
+fn fits(variable: &VariableDefinition, ty: &Type, place_has_default: bool) -> bool {
+    if !ty.is_non_null() || variable.ty.is_non_null() {
+        return variable.ty.is_assignable_to(ty);
     }
     let default = variable.default_value.as_ref();
     let has_default = default.is_some_and(|default| !default.is_null());
-    (has_default || usage.has_default) && variable.ty.is_assignable_to(&usage.ty.clone().nullable())
+    (has_default || place_has_default) && variable.ty.is_assignable_to(&ty.clone().nullable())
 }
