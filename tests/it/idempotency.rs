@@ -605,3 +605,34 @@ async fn a_request_that_was_gone_on_with_late_is_forgotten_as_a_whole() {
     );
     assert_eq!(count(&server, "New").await, 1);
 }
+
+#[tokio::test]
+async fn a_stored_response_is_sent_again_byte_for_byte() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let created = "mutation { createAgent(input: { name: \"Stale\" }) { agent { id } } }";
+    let created = server.ask(Some(&token), created, json!({})).await;
+    let agent = created["data"]["createAgent"]["agent"]["id"].as_str();
+    let agent = agent.unwrap_or_else(|| panic!("{created}"));
+    let query = format!(
+        "mutation {{ createProject(input: {{ name: \"Byte\" }}) {{ project {{ name id }} userErrors {{ code message }} }}
+        deleteAgent(input: {{ id: \"{agent}\", expectedVersion: 99 }}) {{ __typename current {{
+            ... on Agent {{ n: name v: version }} ... on Circle {{ n: name z: displayName }}
+            ... on Project {{ n: name }} __typename id }} userErrors {{ code }} }} }}"
+    );
+    let text = async || {
+        let request = server.request(Method::POST, "/graphql").bearer_auth(&token);
+        let request = request.header("idempotency-key", "bytes");
+        let response = request.json(&json!({ "query": query })).send().await;
+        response.expect("an answer").text().await.expect("a text")
+    };
+    let data = |text: &str| {
+        let start = text.find("\"data\":").expect("data");
+        let end = text.rfind(",\"extensions\"").unwrap_or(text.len() - 1);
+        text[start..end].to_owned()
+    };
+    let (first, again) = (text().await, text().await);
+    assert!(first.contains("\"v\":"), "{first}");
+    assert!(again.contains("\"isReplayed\":true"), "{again}");
+    assert_eq!(data(&again), data(&first));
+}

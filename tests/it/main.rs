@@ -19,6 +19,7 @@ mod circles;
 mod conversations;
 mod crash;
 mod data;
+mod documents;
 mod ended;
 mod graph;
 mod health;

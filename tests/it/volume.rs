@@ -50,6 +50,24 @@ async fn the_text_of_an_answer_is_bounded_whatever_it_is_asked_as() {
 }
 
 #[tokio::test]
+async fn an_object_whose_fields_all_fail_stays_where_they_may_be_null() {
+    let (server, id) = large().await;
+    let query = "query ($id: ID!) { a: project(id: $id) { description } b: project(id: $id) { description } }";
+    let answer = server.graphql(query, json!({ "id": id })).await;
+    assert_too_long(&answer);
+    let of = |key: &str| answer["data"][key].clone();
+    let is_null = |key: &str| of(key) == json!({ "description": null });
+    assert!(is_null("a") != is_null("b"), "{:?}", answer["data"]);
+
+    let query =
+        "query ($id: ID!) { projects { nodes { description } } project(id: $id) { description } }";
+    let answer = server.graphql(query, json!({ "id": id })).await;
+    assert_too_long(&answer);
+    assert!(answer["data"]["projects"]["nodes"].is_array());
+    assert!(answer["data"]["project"].is_object());
+}
+
+#[tokio::test]
 async fn a_change_is_answered_also_when_its_text_is_too_long() {
     let (server, id) = large().await;
     let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) {

@@ -177,7 +177,7 @@ mod tests {
         type A implements N { id: ID! name: String must: A! may: A }
         type B implements N { id: ID! name: String }";
 
-    fn plan(query: &str) -> Arc<Plan> {
+    fn plan(query: &str) -> Plan {
         let front = Front::new(SDL).expect("a schema");
         let limits = crate::execute::Limits {
             document_bytes: 10_000,
@@ -197,7 +197,7 @@ mod tests {
         let operation = operation.expect("an operation");
         let plan = Plan::new(&front, &document, operation, &HashMap::new(), 1_000);
         let Ok(plan) = plan else { panic!("{query}") };
-        Arc::new(plan)
+        plan
     }
 
     fn answered(query: &str, data: serde_json::Value, paths: &[serde_json::Value]) -> String {

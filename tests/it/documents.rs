@@ -1,0 +1,125 @@
+//! Documents and variables that are small and would cost much, and what the compiler does not refuse.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::server::TestServer;
+
+fn code(answer: &Value) -> &str {
+    answer["errors"][0]["extensions"]["code"]
+        .as_str()
+        .unwrap_or_default()
+}
+
+#[tokio::test]
+async fn nested_lists_of_an_interface_are_measured_once() {
+    let server = TestServer::start().await;
+    let levels = 20;
+    let document = format!(
+        "{{ {} id {} }}",
+        "events(first: 1) { nodes { circle { ".repeat(levels),
+        "} } }".repeat(levels)
+    );
+    let answer = server.graphql(&document, json!({})).await;
+    assert_eq!(code(&answer), "QUERY_TOO_COMPLEX", "{answer}");
+}
+
+#[tokio::test]
+async fn selections_that_are_merged_in_exponentially_many_ways_are_refused() {
+    let server = TestServer::start().await;
+    let levels = 30;
+    let mut document = String::from("{ task(id: 1) { ...Z0 } }");
+    for level in 0..levels {
+        let next = level + 1;
+        let _ = write!(
+            document,
+            " fragment Z{level} on Task {{ a: parent {{ ...Z{next} ...Q1 }} b: parent {{ ...Z{next} }} }}"
+        );
+        if level > 0 {
+            let _ = write!(
+                document,
+                " fragment Q{level} on Task {{ a: parent {{ ...Q{next} }} b: parent {{ ...Q{next} }} }}"
+            );
+        }
+    }
+    let _ = write!(
+        document,
+        " fragment Z{levels} on Task {{ id }} fragment Q{levels} on Task {{ id }}"
+    );
+    let answer = server.graphql(&document, json!({})).await;
+    assert_eq!(code(&answer), "QUERY_TOO_COMPLEX", "{answer}");
+}
+
+#[tokio::test]
+async fn a_fragment_counts_in_each_operation() {
+    let server = TestServer::start().await;
+    let operations = |count: usize| {
+        let names = (0..count).map(|number| format!("query Q{number} {{ ...F }} "));
+        let fields = "__typename ".repeat(1_000);
+        names.collect::<String>() + &format!("fragment F on Query {{ {fields} }}")
+    };
+    for (count, expected) in [(5, "GRAPHQL_VALIDATION_FAILED"), (300, "QUERY_TOO_COMPLEX")] {
+        let answer = server.graphql(&operations(count), json!({})).await;
+        assert_eq!(code(&answer), expected, "{count} operations: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_value_of_a_filter_counts_once_and_lists_are_bounded() {
+    let server = TestServer::start().await;
+    let query = "query ($s: [TaskStatus!]) { circles { nodes { tasks(filter: { status: $s }) { totalCount } } } }";
+    let once = json!({ "s": ["COMPLETED"] });
+    let often = json!({ "s": vec!["COMPLETED"; 1_000] });
+    assert_eq!(
+        server.graphql(query, often).await["data"],
+        server.graphql(query, once).await["data"],
+    );
+    for (items, lists) in [(1_001, 1), (1_000, 10)] {
+        let (mut variables, mut definitions, mut fields) =
+            (json!({}), String::new(), String::new());
+        for list in 0..lists {
+            let _ = write!(definitions, "$l{list}: [ID!]! ");
+            let _ = write!(fields, "n{list}: nodes(ids: $l{list}) {{ id }} ");
+            variables[format!("l{list}")] = json!(vec!["circle_0"; items]);
+        }
+        let query = format!("query ({definitions}) {{ {fields} }}");
+        let answer = server.graphql(&query, variables).await;
+        assert_eq!(code(&answer), "BAD_USER_INPUT", "{answer}");
+        let last = format!("l{}", lists - 1);
+        assert_eq!(answer["errors"][0]["extensions"]["field"], last);
+    }
+}
+
+#[tokio::test]
+async fn an_error_names_its_variable_and_does_not_repeat_a_long_value() {
+    let server = TestServer::start().await;
+    let query =
+        "query ($a: String, $b: Int) { agents(first: $b, filter: { search: $a }) { totalCount } }";
+    let long = "variable a: ".repeat(50_000);
+    let answer = server.graphql(query, json!({ "b": long })).await;
+    assert_eq!(code(&answer), "BAD_USER_INPUT");
+    assert_eq!(answer["errors"][0]["extensions"]["field"], "b");
+    let message = answer["errors"][0]["message"].as_str().expect("a message");
+    assert!(message.len() < 1_000, "{} bytes", message.len());
+
+    let create = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { userErrors { code } } }";
+    let answer = server
+        .graphql(create, json!({ "input": { "name": 5 } }))
+        .await;
+    assert_eq!(code(&answer), "BAD_USER_INPUT");
+    assert_eq!(answer["errors"][0]["extensions"]["field"], "input");
+}
+
+#[tokio::test]
+async fn a_condition_of_another_operation_does_not_count() {
+    let server = TestServer::start().await;
+    let query = "query A($s: Boolean) { models(filter: { includeDeprecated: $s }) { totalCount } }
+        query B($s: Boolean!) { __typename @include(if: $s) }";
+    let token = server.token("demo@example.com").await;
+    let request = server.request(reqwest::Method::POST, "/graphql");
+    let body = json!({ "query": query, "variables": { "s": null }, "operationName": "A" });
+    let answer = request.bearer_auth(token).json(&body).send().await;
+    let answer: Value = answer.expect("an answer").json().await.expect("JSON");
+    assert!(answer["data"]["models"]["totalCount"].is_u64(), "{answer}");
+}
