@@ -168,6 +168,15 @@ const CHANGES = {
     if (random.chance(0.4)) random.pick(inner).node.alias = nameNode(keyOf(random.pick(inner).node));
     list.push(random.chance(0.5) ? copy : { kind: Kind.INLINE_FRAGMENT, directives: [], selectionSet: selectionSet(copy) });
   },
+  otherLength(random, nodes) {
+    const lists = (of) => nodesOf(of.arguments)(Kind.LIST).filter(({ node }) => node.values.length > 0);
+    const { node, list } = random.pick(nodes(Kind.FIELD).filter((field) => lists(field.node).length > 0));
+    const copy = structuredClone(node);
+    const { values } = random.pick(lists(copy)).node;
+    if (random.chance(0.5)) values.pop();
+    else values.push(structuredClone(values[0]));
+    list.push(copy);
+  },
   conflictThroughFragment(random, nodes, document) {
     const sets = nodes(Kind.FRAGMENT_DEFINITION, Kind.INLINE_FRAGMENT).filter(({ node }) => node.typeCondition);
     const { typeCondition } = random.pick(sets).node;
