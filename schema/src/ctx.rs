@@ -170,12 +170,15 @@ impl Request {
     pub(crate) fn text<T: Text>(&self, text: T) -> Result<T, Error> {
         let limit = self.services.limits.text_bytes;
         let bytes = text.bytes() as u64;
+        if bytes == 0 {
+            return Ok(text);
+        }
         let actual = self.text.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if actual <= limit {
             return Ok(text);
         }
         let message = format!(
-            "The response exceeds {limit} bytes of text. Further text fields may be null. Request smaller pages or fewer text fields."
+            "The response exceeds {limit} bytes of text. Request smaller pages or fewer text fields."
         );
         Err(Error::new(Code::QueryTooComplex, message).with("limit", limit))
     }

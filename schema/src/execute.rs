@@ -5,7 +5,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    mem,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -220,7 +219,7 @@ impl Operation {
     /// has expired must not stand in the way.
     pub fn signs_in(&self) -> bool {
         self.kind() == OperationType::Mutation
-            && !self.roots.is_empty()
+            && self.roots.iter().any(|field| field.name != "__typename")
             && self
                 .roots
                 .iter()
@@ -478,16 +477,6 @@ impl Answer {
         }
         let mut data = response.data;
         operation::propagate_nulls(&plan, &mut data, &errors);
-        // Every text field beyond the limit fails; the client gets the first error only.
-        let too_complex = Value::from(Code::QueryTooComplex.as_str());
-        let mut is_reported = false;
-        errors.retain(|error| {
-            let code = error
-                .extensions
-                .as_ref()
-                .and_then(|known| known.get("code"));
-            code != Some(&too_complex) || !mem::replace(&mut is_reported, true)
-        });
         Self {
             data: ran.then(|| Box::new(Data::Fresh(data, plan))),
             errors,

@@ -113,9 +113,11 @@ impl Key {
             )));
         }
         let text = match wanted.entry {
-            // A key with a space is none that a client can send.
-            Some(place) => format!("{} {place}", text::hex(&Sha256::digest(key.as_bytes()))),
-            None => key.to_owned(),
+            // A key with a space is none that a client can send. A batch of one is as good as its request alone.
+            Some(place) if place > 0 => {
+                format!("{} {place}", text::hex(&Sha256::digest(key.as_bytes())))
+            }
+            _ => key.to_owned(),
         };
         Ok(Self {
             user: user.ok_or_else(Error::unauthenticated)?,

@@ -123,3 +123,65 @@ async fn a_condition_of_another_operation_does_not_count() {
     let answer: Value = answer.expect("an answer").json().await.expect("JSON");
     assert!(answer["data"]["models"]["totalCount"].is_u64(), "{answer}");
 }
+
+#[tokio::test]
+async fn a_value_that_a_custom_scalar_does_not_accept_refuses_the_whole_request() {
+    let server = TestServer::start().await;
+    let create = |name: &str| {
+        format!("a: createProject(input: {{ name: \"{name}\" }}) {{ project {{ id }} }}")
+    };
+    let task = "b: createTask(input: { circleId: \"circle_0\", title: \"T\", dueAt:";
+    let literals = ["\"nope\"", "5", "{ a: 1 }", "NOPE"];
+    for literal in literals {
+        let mutation = format!(
+            "mutation {{ {} {task} {literal} }}) {{ task {{ id }} }} }}",
+            create("Nope")
+        );
+        let answer = server.graphql(&mutation, json!({})).await;
+        assert_eq!(code(&answer), "GRAPHQL_VALIDATION_FAILED", "{answer}");
+        assert!(answer.get("data").is_none(), "{answer}");
+        let default = format!(
+            "query ($d: DateTime = {literal}) {{ tasks(filter: {{ dueBefore: $d }}) {{ totalCount }} }}"
+        );
+        let answer = server.graphql(&default, json!({})).await;
+        assert_eq!(code(&answer), "GRAPHQL_VALIDATION_FAILED", "{answer}");
+    }
+    let mutation = format!(
+        "mutation ($d: DateTime) {{ {} {task} $d }}) {{ task {{ id }} }} }}",
+        create("Nope")
+    );
+    let model = format!(
+        "mutation ($i: CreateModelInput!) {{ {} b: createModel(input: $i) {{ model {{ id }} }} }}",
+        create("Nope")
+    );
+    let input =
+        json!({ "providerId": "provider_0", "name": "m", "displayName": "M", "priceInput": 0.5 });
+    for (mutation, variables, field) in [
+        (mutation, json!({ "d": "nope" }), "d"),
+        (model, json!({ "i": input }), "i"),
+    ] {
+        let answer = server.graphql(&mutation, variables).await;
+        assert_eq!(code(&answer), "BAD_USER_INPUT", "{answer}");
+        assert_eq!(answer["errors"][0]["extensions"]["field"], field);
+        assert!(answer.get("data").is_none(), "{answer}");
+    }
+    let search = "{ projects(filter: { search: \"Nope\" }) { totalCount } }";
+    let found = server.graphql(search, json!({})).await;
+    assert_eq!(found["data"]["projects"]["totalCount"], 0);
+}
+
+#[tokio::test]
+async fn a_mutation_of_nothing_but_its_type_name_needs_a_good_token() {
+    let server = TestServer::start().await;
+    let answer = server
+        .ask(Some("bad"), "mutation { __typename }", json!({}))
+        .await;
+    assert_eq!(code(&answer), "UNAUTHENTICATED");
+    let token = server.token("demo@example.com").await;
+    let request = server.request(reqwest::Method::POST, "/graphql");
+    let request = request.bearer_auth(token).header("idempotency-key", "none");
+    let body = json!({ "query": "mutation { __typename }" });
+    let answer = request.json(&body).send().await.expect("an answer");
+    let answer: Value = answer.json().await.expect("JSON");
+    assert_eq!(answer["data"], json!({ "__typename": "Mutation" }));
+}

@@ -280,6 +280,7 @@ async fn one_who_does_not_read_is_served_from_the_table_later_and_holds_up_nobod
     let server = TestServer::with(|config| {
         config.events.poll = Duration::from_millis(20);
         config.events.history = 64;
+        config.server.write_timeout = Duration::from_mins(5);
     })
     .await;
     let db = server.database().connect().await;

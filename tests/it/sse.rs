@@ -392,7 +392,7 @@ async fn streams_are_as_few_as_connections() {
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
     let server = TestServer::with(|config| {
-        config.server.write_timeout = Duration::from_secs(1);
+        config.server.write_timeout = Duration::from_secs(5);
     })
     .await;
     let response = ask(&server, SSE, &flood(&server).await).await;

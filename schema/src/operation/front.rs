@@ -26,6 +26,7 @@ use crate::{
     execute::{Answer, Limits},
     limit::Tier,
     operation::{merge, source, syntax, variables},
+    scalar,
 };
 
 /// Maximum number of validation errors in a response.
@@ -191,7 +192,7 @@ impl Front {
             );
             found.refuse(&message, conflict.at);
         }
-        for usage in variables::invalid_usages(&self.schema, &executable) {
+        for usage in variables::invalid_usages(self, &executable) {
             found.refuse(&usage.message, usage.at);
         }
         found.definitions(&parsed);
@@ -261,7 +262,48 @@ impl Front {
             let value = value.and_then(|value| ConstValue::from_json(value).ok());
             variables.insert(Name::new(name.as_str()), value.unwrap_or_default());
         }
+        for variable in &operation.variables {
+            let name = variable.name.as_str();
+            let Some(value) = variables.get_mut(name) else {
+                continue;
+            };
+            if let Some(default) = &variable.default_value
+                && !given.contains_key(name)
+                && self.is_custom(variable.ty.inner_named_type())
+            {
+                // A literal keeps the digits of a number.
+                *value = self
+                    .literal(default, &variable.ty)
+                    .into_const()
+                    .unwrap_or_default();
+            }
+            if let Some(message) = self.misfit(value, &variable.ty) {
+                return Err(Error::bad_input(sentence(&message)).field(name));
+            }
+        }
         Ok(variables)
+    }
+
+    /// Why a custom scalar in a coerced value does not accept its value.
+    fn misfit(&self, value: &ConstValue, ty: &Type) -> Option<String> {
+        match value {
+            ConstValue::Null => None,
+            ConstValue::List(items) if ty.is_list() => {
+                let mut items = items.iter();
+                items.find_map(|item| self.misfit(item, ty.item_type()))
+            }
+            value => {
+                let named = ty.inner_named_type();
+                match (value, self.schema.get_input_object(named)) {
+                    (ConstValue::Object(fields), Some(input)) => {
+                        fields.iter().find_map(|(name, value)| {
+                            self.misfit(value, &input.fields.get(name.as_str())?.ty)
+                        })
+                    }
+                    _ => scalar::misfit(named, value.clone()),
+                }
+            }
+        }
     }
 
     /// A literal as the executor takes it. A custom scalar gets a number with a fraction as its text, because a float
@@ -292,6 +334,11 @@ impl Front {
         }
     }
 
+    fn is_custom(&self, named: &str) -> bool {
+        let scalar = self.schema.get_scalar(named);
+        scalar.is_some_and(|scalar| !scalar.is_built_in())
+    }
+
     fn number(&self, text: &str, named: &str) -> Input {
         // An id keeps its digits, and no integer is a negative zero.
         match (named, text) {
@@ -299,11 +346,7 @@ impl Front {
             ("Int", "-0") => return Input::Number(0.into()),
             _ => {}
         }
-        let is_custom = self
-            .schema
-            .get_scalar(named)
-            .is_some_and(|scalar| !scalar.is_built_in())
-            && named != "JSON";
+        let is_custom = self.is_custom(named) && named != "JSON";
         let is_whole = text
             .bytes()
             .all(|byte| byte.is_ascii_digit() || byte == b'-');
