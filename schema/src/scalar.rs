@@ -1,6 +1,6 @@
 //! The scalars of the schema that GraphQL does not bring along.
 
-use async_graphql::{InputType, InputValueError, InputValueResult, Pos, Scalar, ScalarType, Value};
+use async_graphql::{InputValueError, InputValueResult, Pos, Scalar, ScalarType, Value};
 use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, Timelike, Utc};
 
 /// An instant in UTC, in microseconds.
@@ -108,7 +108,7 @@ impl ScalarType for Decimal {
 
 /// Why a scalar of that name does not accept a value; `None` if it does.
 pub(crate) fn misfit(name: &str, value: Value) -> Option<String> {
-    fn message<T: ScalarType + InputType>(value: Value) -> Option<String> {
+    fn message<T: ScalarType + async_graphql::InputType>(value: Value) -> Option<String> {
         let error = <T as ScalarType>::parse(value).err()?;
         Some(error.into_server_error(Pos::default()).message)
     }
