@@ -22,21 +22,17 @@ pub(crate) const TYPE_KEY: &str = "";
 
 /// The document for the executor, without the root fields of these keys.
 pub(crate) fn bind(plan: &Plan, variables: &Variables, refused: &[Name]) -> ExecutableDocument {
-    let mut root = selection(&plan.root, variables);
-    if !refused.is_empty() {
-        root.items.retain(|item| match &item.node {
-            Executed::Field(field) => !refused.contains(&field.node.response_key().node),
-            _ => true,
-        });
-        if root.items.is_empty() {
-            root.items.push(type_name());
-        }
+    let roots = plan.roots().iter();
+    let roots = roots.filter(|root| !refused.contains(&root.key));
+    let mut items: Vec<_> = roots.map(|root| field(root, variables)).collect();
+    if items.is_empty() {
+        items.push(type_name());
     }
     let operation = OperationDefinition {
         ty: plan.kind,
         variable_definitions: Vec::new(),
         directives: Vec::new(),
-        selection_set: at(Pos::default(), root),
+        selection_set: at(Pos::default(), SelectionSet { items }),
     };
     ExecutableDocument {
         operations: DocumentOperations::Single(at(Pos::default(), operation)),
