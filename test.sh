@@ -131,7 +131,7 @@ for step; do
     say "$step"
     note='' SECONDS=0
     if "step_$step"; then verdict=ok; else verdict=FAILED && failed+=("$step"); fi
-    summary+=("$(printf '%-10s %-6s %3d:%02d  %s' "$step" "$verdict" $((SECONDS / 60)) $((SECONDS % 60)) "$note")")
+    summary+=("$(printf '%-12s %-6s %3d:%02d  %s' "$step" "$verdict" $((SECONDS / 60)) $((SECONDS % 60)) "$note")")
 done
 
 say summary
