@@ -73,11 +73,10 @@ step_deny() {
     run cargo deny --locked check --hide-inclusion-graph "${checks[@]}"
 }
 
+needs_node() { type -P node npm >/dev/null || { note='left out: Node is missing' && false; }; }
+
 step_audit() {
-    if ! type -P node npm >/dev/null; then
-        note='left out: Node is missing'
-        return
-    fi
+    needs_node || return 0
     run npm --prefix tests/audit ci --no-audit --no-fund &&
         run cargo test --locked --workspace --tests --no-run || return
     start_gathering "$program" demo || return
@@ -90,10 +89,7 @@ step_audit() {
 # Raises the limits of the server, because graphql-js has none. DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT set the seed and
 # the number of operations.
 step_differential() {
-    if ! type -P node npm >/dev/null; then
-        note='left out: Node is missing'
-        return
-    fi
+    needs_node || return 0
     run npm --prefix tests/differential ci --no-audit --no-fund &&
         run cargo build --locked || return
     # The events of the demo data are older than the default retention.
@@ -110,10 +106,7 @@ step_differential() {
 }
 
 step_clients() {
-    if ! type -P node npm >/dev/null; then
-        note='left out: Node is missing'
-        return
-    fi
+    needs_node || return 0
     run npm --prefix tests/clients ci --no-audit --no-fund &&
         run cargo build --locked || return
     start_gathering "$program" demo || return

@@ -10,6 +10,7 @@ use gathering::seed;
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::OnceCell;
 use url::Url;
@@ -111,6 +112,19 @@ impl Database {
     /// Where the server under test finds it.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// A listener for a proxy in front of the PostgreSQL server, the URL of the database there, and the address of the
+    /// server.
+    pub(crate) async fn proxy(&self) -> (TcpListener, Url, (String, u16)) {
+        let mut url = Url::parse(&self.url).expect("a URL");
+        let host = url.host_str().expect("a host").to_owned();
+        let server = (host, url.port().unwrap_or(5432));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let port = listener.local_addr().expect("an address").port();
+        url.set_host(Some("127.0.0.1")).expect("is set");
+        url.set_port(Some(port)).expect("is set");
+        (listener, url, server)
     }
 
     /// A pool of its own for the test.

@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TransactionTrait};
 use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::database::Database;
@@ -240,15 +240,7 @@ impl Way {
         if !database.url().starts_with("postgres") {
             return Self::File(file(database));
         }
-        let mut url = url::Url::parse(database.url()).expect("a URL");
-        let database = (
-            url.host_str().expect("a host").to_owned(),
-            url.port().unwrap_or(5432),
-        );
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let port = listener.local_addr().expect("an address").port();
-        url.set_host(Some("127.0.0.1")).expect("is set");
-        url.set_port(Some(port)).expect("is set");
+        let (listener, url, database) = database.proxy().await;
         let (open, is_open) = watch::channel(true);
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {

@@ -8,7 +8,7 @@ use reqwest::Method;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 use url::Url;
 
@@ -63,15 +63,7 @@ fn fate(plan: &Plan, message: &[u8], is_named: &mut bool) -> Option<Fate> {
 
 /// The URL of a proxy in front of the database that injects the planned fault.
 async fn behind_a_proxy(database: &Database, plan: &Plan) -> Url {
-    let mut url = Url::parse(database.url()).expect("a URL");
-    let target = (
-        url.host_str().expect("a host").to_owned(),
-        url.port().unwrap_or(5432),
-    );
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let port = listener.local_addr().expect("an address").port();
-    url.set_host(Some("127.0.0.1")).expect("is set");
-    url.set_port(Some(port)).expect("is set");
+    let (listener, url, target) = database.proxy().await;
     let plan = Arc::clone(plan);
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {

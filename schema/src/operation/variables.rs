@@ -1,5 +1,6 @@
 //! Checks that [variable usages are allowed](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed).
-//! The compiler checks whole arguments only, and counts a null default as a value.
+//! The compiler checks whole arguments only, and counts a null default as a value. Checks the literals of custom scalars
+//! too, all of which the compiler accepts.
 
 use std::collections::{HashMap, HashSet};
 
