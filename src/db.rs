@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use gathering_schema::storage::{self, Trouble};
+use gathering_schema::storage::{self, StorageError};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
@@ -133,8 +133,8 @@ impl Database {
             Ok(Err(error)) => error,
             Err(_) => return Attempt::Undecided,
         };
-        match error.as_database_error().and_then(Trouble::of) {
-            Some(Trouble::Busy) => Attempt::Locked,
+        match error.as_database_error().and_then(StorageError::of) {
+            Some(StorageError::Busy) => Attempt::Locked,
             Some(_) => Attempt::Fail,
             None => Attempt::Undecided,
         }

@@ -29,7 +29,7 @@ use axum::routing::{any, get};
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use gathering_schema::limit::Standing;
+use gathering_schema::rate_limit::QuotaStatus;
 use gathering_schema::{Answer, Caller, Client, Code, Graph, Operation, Params, Usage, Watch};
 use percent_encoding::percent_decode_str;
 use serde::de::{MapAccess, Visitor};
@@ -544,7 +544,7 @@ pub(crate) enum Started {
     Many {
         answers: BoxStream<'static, Outcome>,
         /// How the client stands.
-        standings: Vec<Standing>,
+        standings: Vec<QuotaStatus>,
         /// The session that it belongs to.
         watch: Option<Watch>,
     },
@@ -702,7 +702,7 @@ impl From<Refusal> for Outcome {
 }
 
 impl Outcome {
-    fn standings(&self) -> &[Standing] {
+    fn standings(&self) -> &[QuotaStatus] {
         match self {
             Self::Answered(answer) => answer.standings(),
             Self::Refused(_) => &[],

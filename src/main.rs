@@ -292,7 +292,7 @@ async fn demo(
     let starting = Box::pin(async {
         on_database(&config, async |database| fill(database, &config).await).await?;
         let server = Server::start(config, options).await?;
-        let token = server.ticket(seed::DEMO_EMAIL, DEMO_TOKEN).await?;
+        let token = server.operator_token(seed::DEMO_EMAIL, DEMO_TOKEN).await?;
         Ok((server, token))
     });
     let Some((server, token)) = signals.before(starting).await? else {
@@ -467,7 +467,7 @@ impl Signals {
                 _ = self.interrupt.recv() => break false,
                 _ = self.hangup.recv() => match configure() {
                     Ok(config) => {
-                        server.adjust(&config.limits);
+                        server.set_rates(&config.limits);
                         tracing::info!("took the rate limits of the configuration");
                     }
                     Err(error) => tracing::error!(%error, "the configuration cannot be read"),

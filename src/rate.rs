@@ -12,7 +12,7 @@ use axum::http::header::{FORWARDED, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use gathering_schema::limit::Standing;
+use gathering_schema::rate_limit::QuotaStatus;
 use gathering_schema::{Client, Graph};
 use ipnet::IpNet;
 
@@ -43,7 +43,7 @@ pub struct Gate {
 
 /// How a client stands with what a response has touched.
 #[derive(Clone)]
-pub struct Standings(pub Vec<Standing>);
+pub struct Standings(pub Vec<QuotaStatus>);
 
 /// Lets a request in, or answers it 429.
 pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
@@ -62,7 +62,8 @@ pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
             // The bucket of all requests is told of where it comes to its end first.
             let is_refused = standings.iter().any(|standing| standing.retry_in.is_some());
             let left = standings.iter().map(|standing| standing.remaining).min();
-            let is_tighter = |entered: &Standing| left.is_none_or(|left| entered.remaining < left);
+            let is_tighter =
+                |entered: &QuotaStatus| left.is_none_or(|left| entered.remaining < left);
             let entered = entered.into_iter().filter(is_tighter);
             standings.extend(entered.filter(|_| !is_refused));
             tell(&standings, response.headers_mut());
@@ -162,11 +163,11 @@ fn address(node: &str) -> Option<IpAddr> {
 }
 
 /// Writes the headers.
-fn tell(standings: &[Standing], headers: &mut HeaderMap) {
+fn tell(standings: &[QuotaStatus], headers: &mut HeaderMap) {
     let Some(tightest) = standings.iter().min_by_key(|standing| standing.remaining) else {
         return;
     };
-    let mut tiers: Vec<&Standing> = Vec::new();
+    let mut tiers: Vec<&QuotaStatus> = Vec::new();
     for standing in standings {
         match tiers.iter_mut().find(|known| known.tier == standing.tier) {
             Some(known) if known.remaining > standing.remaining => *known = standing,

@@ -16,8 +16,10 @@ use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use gathering_schema::auth::{self, Hashing, Keys};
-use gathering_schema::limit::{Mode, Rates, Scope, Steady, Store};
-use gathering_schema::{Answer, Clock, Graph, Limits, Settings, Trust, TrustedDocuments, live};
+use gathering_schema::rate_limit::{Mode, Rates, Scope, Store};
+use gathering_schema::{
+    Answer, Clock, Graph, Limits, MonotonicClock, Settings, Trust, TrustedDocuments, events,
+};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -67,7 +69,7 @@ pub struct Options {
     /// What tells the time.
     pub clock: Clock,
     /// What tells how much time has passed, whatever becomes of the clock on the wall.
-    pub steady: Steady,
+    pub steady: MonotonicClock,
 }
 
 impl Default for Options {
@@ -204,8 +206,8 @@ impl Server {
     }
 
     /// Replaces the rates by those of a configuration that was read again.
-    pub fn adjust(&self, settings: &config::Limits) {
-        self.graph.adjust(rates(settings));
+    pub fn set_rates(&self, settings: &config::Limits) {
+        self.graph.set_rates(rates(settings));
     }
 
     /// Deletes what has expired, which the server does by itself every hour.
@@ -220,9 +222,19 @@ impl Server {
     ///
     /// # Errors
     /// There is no such user, or the database cannot be read.
-    pub async fn ticket(&self, email: &str, lifetime: Duration) -> Result<String, StartError> {
-        let ticket = self.graph.ticket(email, lifetime).await.ok().flatten();
-        ticket.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
+    pub async fn operator_token(
+        &self,
+        email: &str,
+        lifetime: Duration,
+    ) -> Result<String, StartError> {
+        let operator_token = self
+            .graph
+            .operator_token(email, lifetime)
+            .await
+            .ok()
+            .flatten();
+        operator_token
+            .ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
     }
 
     /// Ends the server: unready now, no new connections after `grace`, then subscriptions are told and requests in flight
@@ -275,7 +287,7 @@ pub fn settings(
     config: &Config,
     keys: Keys,
     clock: Clock,
-    steady: Steady,
+    steady: MonotonicClock,
 ) -> Result<Settings, StartError> {
     Ok(Settings {
         limits: limits(&config.graphql),
@@ -289,8 +301,8 @@ pub fn settings(
     })
 }
 
-fn events(settings: &config::Events) -> live::Settings {
-    live::Settings {
+fn events(settings: &config::Events) -> events::Settings {
+    events::Settings {
         history: settings.history,
         window: settings.window,
         poll: settings.poll,

@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, unfold};
 use futures_util::{StreamExt, poll};
 use gathering_schema::Watch;
-use gathering_schema::limit::Standing;
+use gathering_schema::rate_limit::QuotaStatus;
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -62,7 +62,7 @@ pub(crate) fn response(
     endpoint: &Endpoint,
     media: Media,
     answers: BoxStream<'static, Outcome>,
-    standings: Vec<Standing>,
+    standings: Vec<QuotaStatus>,
     (seat, session): (Option<Seat>, Option<(Watch, WriteGuard)>),
 ) -> Response {
     let (form, gauge) = match media {

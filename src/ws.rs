@@ -28,7 +28,7 @@ use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream, iter, once};
 use futures_util::{SinkExt, StreamExt, poll};
-use gathering_schema::{Caller, Client, Code, Operation, Usage, Watch};
+use gathering_schema::{Answer, Caller, Client, Code, Operation, Usage, Watch};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
@@ -211,7 +211,7 @@ impl Close {
 
     /// The session of the connection has ended.
     fn revoked() -> Self {
-        let (_, message) = errors(&Watch::refusal().into());
+        let (_, message) = errors(&Answer::session_ended().into());
         Self::new(4403, message)
     }
 
@@ -425,7 +425,7 @@ impl Connection {
         }
         let session = self.session.as_ref().filter(|_| self.running.is_empty());
         if let Some(token) = session.and_then(|session| session.token.as_deref())
-            && let Err(answer) = self.endpoint.graph.greet(token, &self.client).await
+            && let Err(answer) = self.endpoint.graph.verify_token(token, &self.client).await
             && let Some(Code::Unauthenticated | Code::Forbidden) = answer.code()
         {
             let (_, message) = errors(&answer.into());
@@ -465,7 +465,7 @@ impl Connection {
                     let reason = "Too many initialisation requests";
                     return Err(Close::new(4429, reason).into());
                 }
-                let session = self.greet(&payload).await?;
+                let session = self.verify_token(&payload).await?;
                 self.session = Some(Arc::new(session));
                 self.send(&Outgoing::ConnectionAck).await
             }
@@ -480,7 +480,7 @@ impl Connection {
     }
 
     /// Finds out who introduces itself so.
-    async fn greet(&mut self, payload: &Map<String, Value>) -> Result<Session, End> {
+    async fn verify_token(&mut self, payload: &Map<String, Value>) -> Result<Session, End> {
         let given = |name: &str| {
             let name = name.to_owned();
             let named = payload
@@ -495,7 +495,7 @@ impl Connection {
             _ => return Err(Close::new(4403, NO_BEARER).into()),
         };
         if let Some(token) = token {
-            let greeted = self.endpoint.graph.greet(token, &self.client).await;
+            let greeted = self.endpoint.graph.verify_token(token, &self.client).await;
             let bearer = greeted.map_err(|answer| {
                 let code = match answer.code() {
                     Some(Code::Unauthenticated | Code::Forbidden) => 4403,
@@ -619,7 +619,7 @@ impl Connection {
 
     /// Ends the streams of a session that has ended, waits for what else had begun, and closes.
     async fn dismiss(&mut self) -> Result<Never, End> {
-        self.finish(|| Some(Watch::refusal().into())).await?;
+        self.finish(|| Some(Answer::session_ended().into())).await?;
         Err(Close::revoked().into())
     }
 

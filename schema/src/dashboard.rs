@@ -10,9 +10,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    ctx::Door,
+    db::{Totals, count_where},
     error::Error,
-    read::{Totals, count_where},
+    request::RequestExt,
 };
 
 /// What the viewer may read, counted.

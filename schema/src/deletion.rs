@@ -4,12 +4,12 @@ use async_graphql::{Context, ID, InputObject, SimpleObject};
 use uuid::Uuid;
 
 use crate::{
-    ctx::Door,
+    data::Outcome,
     error::Error,
     id::Kind,
+    input::{UserError, UserErrorCode},
     node::Node,
-    user_error::{UserError, UserErrorCode},
-    write::Outcome,
+    request::RequestExt,
 };
 
 /// What is to be deleted.

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use async_graphql::{ErrorExtensionValues, ScalarType, Value};
+use async_graphql::ServerError;
+use async_graphql::{ErrorExtensionValues, Value};
 use sea_orm::{
     DbErr, RuntimeErr,
     sqlx::{
@@ -15,11 +16,7 @@ use sea_orm::{
     },
 };
 
-use crate::{
-    limit::Standing,
-    scalar::DateTime,
-    storage::{self, Trouble},
-};
+use crate::storage::{self, StorageError};
 
 /// The stable `extensions.code` of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,29 +193,6 @@ impl Error {
         )
     }
 
-    /// `RATE_LIMITED`, with when to come back.
-    pub(crate) fn rate_limited(standing: &Standing) -> Self {
-        let (field, seconds) = (&standing.field, standing.seconds().max(1));
-        let most = standing.limit;
-        let message = if standing.cost > most {
-            format!(
-                "`{field}` may be asked for {most} times a minute, and not {} times at once.",
-                standing.cost
-            )
-        } else {
-            format!("`{field}` may be asked for {most} times a minute. Come back in {seconds} s.")
-        };
-        let milliseconds = (standing.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
-        Self::new(Code::RateLimited, message)
-            .with("tier", standing.tier.name().to_uppercase())
-            .with("limit", most)
-            .with("windowSeconds", 60)
-            .with("remaining", 0)
-            .with("retryAfter", seconds)
-            .with("retryAfterMs", milliseconds)
-            .with("resetAt", DateTime(standing.reset_at).to_value())
-    }
-
     /// `UNAVAILABLE`, worth trying again after a second.
     pub(crate) fn unavailable(message: &'static str) -> Self {
         Self::new(Code::Unavailable, message).with("retryAfter", 1)
@@ -251,7 +225,7 @@ impl Error {
 
     /// The client error for a failed commit.
     pub(crate) fn of_commit(cause: DbErr) -> Self {
-        let is_unknown = is_disconnect(&cause) || trouble(&cause) == Some(Trouble::Io);
+        let is_unknown = is_disconnect(&cause) || trouble(&cause) == Some(StorageError::Io);
         let error = Self::from(cause);
         if is_unknown {
             Self::outcome_unknown()
@@ -261,7 +235,7 @@ impl Error {
     }
 
     /// Whether the same may succeed a little later.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self.code, Code::Timeout | Code::Unavailable)
     }
 
@@ -293,6 +267,18 @@ impl Error {
     }
 }
 
+/// The errors of a request that was refused before its execution.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) Vec<ServerError>);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let mut refused = ServerError::new(error.message.clone(), None);
+        refused.extensions = Some(error.extension_values());
+        Self(vec![refused])
+    }
+}
+
 impl From<Error> for async_graphql::Error {
     fn from(error: Error) -> Self {
         Self {
@@ -312,8 +298,8 @@ fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
     }
 }
 
-fn trouble(error: &DbErr) -> Option<Trouble> {
-    Trouble::of(driver_error(error)?.as_database_error()?)
+fn trouble(error: &DbErr) -> Option<StorageError> {
+    StorageError::of(driver_error(error)?.as_database_error()?)
 }
 
 /// Whether a statement failed because the connection was lost.
@@ -355,14 +341,14 @@ impl From<DbErr> for Error {
             (_, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed))
             | (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => busy(),
             (_, Some(sqlx::Error::Database(error))) => match (trouble, error.code().as_deref()) {
-                (Some(Trouble::Busy), _) => busy(),
-                (Some(Trouble::NoRoom), _) => Self::unavailable(
+                (Some(StorageError::Busy), _) => busy(),
+                (Some(StorageError::DiskFull), _) => Self::unavailable(
                     "The database disk is full. The change was not applied. Try again later.",
                 ),
-                (Some(Trouble::Io), _) => {
+                (Some(StorageError::Io), _) => {
                     Self::unavailable("The database storage is unavailable. Try again later.")
                 }
-                (Some(Trouble::ReadOnly), _) => {
+                (Some(StorageError::ReadOnly), _) => {
                     Self::unavailable("The database is read-only. Try again later.")
                 }
                 (None, Some("57014")) => Self::timeout(),

@@ -18,16 +18,14 @@ use uuid::Uuid;
 
 use crate::{
     agent::{Agent, AgentStatus},
-    circle::{Circle, CircleStatus, CollaboratorRole},
-    conversation::{Conversation, ConversationStatus},
-    ctx::Door,
+    circle::{Circle, CircleStatus, CollaboratorRole, members::MemberRole},
+    conversation::{Conversation, ConversationStatus, messages::Message},
+    data::{Connection, Listed, Order, Page},
     error::Error,
+    events::FeedFilter,
     id::Kind,
-    live::Wanted,
-    member::MemberRole,
-    message::Message,
-    page::{Connection, Listed, Order, Page},
     project::Project,
+    request::RequestExt,
     scalar::DateTime,
     task::{Task, TaskStatus},
     user::User,
@@ -961,9 +959,9 @@ pub struct EventFilter {
 
 impl EventFilter {
     /// What it lets pass.
-    pub(crate) fn wanted(filter: Option<Self>) -> Result<Wanted, Error> {
+    pub(crate) fn wanted(filter: Option<Self>) -> Result<FeedFilter, Error> {
         let Some(filter) = filter else {
-            return Ok(Wanted::default());
+            return Ok(FeedFilter::default());
         };
         let subject = match filter.subject_id {
             Some(id) => match crate::id::parse(&id) {
@@ -974,10 +972,10 @@ impl EventFilter {
             },
             None => None,
         };
-        Ok(Wanted {
+        Ok(FeedFilter {
             types: filter
                 .types
-                .map(|types| crate::read::distinct(types.into_iter().map(EventType::dotted))),
+                .map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted))),
             circle: Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?,
             project: Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?,
             agent: Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?,

@@ -31,9 +31,10 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use crate::{
+    db::{Writer, is_taken, retry_on_conflict},
     error::{Code, Error},
+    root_field::properties,
     text,
-    write::{Outcome, Writer, is_taken, settle},
 };
 
 /// Most characters of a key.
@@ -44,9 +45,6 @@ const KEPT: TimeDelta = TimeDelta::days(1);
 
 /// Longest answer that is kept, in bytes. A longer one is made anew of what the changes came to.
 const MAX_ANSWER: usize = 256 << 10;
-
-/// Mutations whose answer is a secret, which is not to be kept.
-const SECRET: [&str; 4] = ["login", "register", "refreshSession", "changePassword"];
 
 /// The key of a request.
 #[derive(Clone, Debug)]
@@ -70,7 +68,7 @@ struct Done {
 }
 
 /// A key as the client has sent it.
-pub(crate) struct Wanted {
+pub(crate) struct RequestedKey {
     pub(crate) text: String,
     /// The place of the operation in a batch that was sent under the key. Each entry has a key of its own.
     pub(crate) entry: Option<usize>,
@@ -91,7 +89,7 @@ impl Key {
     /// `BAD_USER_INPUT` for an invalid key, or if the response contains a secret and cannot be stored.
     pub(crate) fn new<'a>(
         user: Option<Uuid>,
-        wanted: &Wanted,
+        wanted: &RequestedKey,
         fingerprint: String,
         mut fields: impl Iterator<Item = &'a Name>,
         now: DateTime<Utc>,
@@ -107,7 +105,7 @@ impl Key {
                 "An idempotency key has 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
             )));
         }
-        if let Some(field) = fields.find(|field| SECRET.contains(&field.as_str())) {
+        if let Some(field) = fields.find(|field| properties(field).is_secret) {
             return Err(refuse(format!(
                 "The answer of `{field}` is a secret and is not kept: send it without an idempotency key."
             )));
@@ -133,7 +131,7 @@ impl Key {
     /// # Errors
     /// `BAD_USER_INPUT` for a key that belongs to another request.
     pub(crate) async fn claim(mut self, writer: &Writer) -> Result<Known, Error> {
-        let Some(row) = settle(|| self.write_down(writer)).await? else {
+        let Some(row) = retry_on_conflict(|| self.write_down(writer)).await? else {
             return Ok(Known::Nothing(self));
         };
         if row.fingerprint.as_ref() != Some(&self.fingerprint) {
@@ -295,7 +293,7 @@ impl Key {
         &self,
         ctx: &Context<'_>,
         transaction: &DatabaseTransaction,
-    ) -> Result<Option<Outcome>, Error> {
+    ) -> Result<Option<Vec<Uuid>>, Error> {
         let insert = async |row: idempotency::Model| {
             let insert = idempotency::Entity::insert(row.into_active_model());
             match insert.exec_without_returning(transaction).await {
@@ -320,11 +318,7 @@ impl Key {
             let rows = row
                 .outcome
                 .and_then(|rows| serde_json::from_value(rows).ok());
-            return Ok(Some(Outcome {
-                rows: rows.unwrap_or_default(),
-                is_past: true,
-                ..Outcome::default()
-            }));
+            return Ok(Some(rows.unwrap_or_default()));
         }
         insert(self.row(field, None)).await?;
         Ok(None)

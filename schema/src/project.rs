@@ -15,19 +15,20 @@ use uuid::Uuid;
 
 use crate::{
     circle::{CircleFilter, Circles},
-    ctx::Door,
+    data::{
+        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Order, Outcome, Page,
+        change,
+    },
+    db::is_taken,
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
+    events::NewEvent,
     id::Kind,
-    live::Fact,
-    order::{NamedOrder, NamedOrderField},
-    page::{Connection, Listed, Order, Page},
+    input::{Check, UserError, UserErrorCode},
+    request::RequestExt,
     scalar::DateTime,
-    text,
     user::User,
-    user_error::{Check, UserError, UserErrorCode},
-    write::{Change, Edits, Outcome, change, is_taken},
 };
 
 /// Most characters of a project's name.
@@ -214,14 +215,17 @@ pub struct ProjectFilter {
 impl ProjectFilter {
     fn condition(self) -> Result<Condition, Error> {
         let status = self.status.map(|status| {
-            project::Column::Status.is_in(crate::read::distinct(
+            project::Column::Status.is_in(crate::db::distinct(
                 status.into_iter().map(project::ProjectStatus::from),
             ))
         });
         Ok(Condition::all().add_option(status).add_option(
             self.search
                 .map(|search| {
-                    text::contains(Expr::col(project::Column::NameKey.as_column_ref()), &search)
+                    crate::db::contains(
+                        Expr::col(project::Column::NameKey.as_column_ref()),
+                        &search,
+                    )
                 })
                 .transpose()?,
         ))
@@ -392,7 +396,7 @@ impl ProjectMutation {
                 }
                 done => done?,
             };
-            change.announce(fact("project.created", &row, &[]));
+            change.append(fact("project.created", &row, &[]));
             change.commit(vec![id]).await
         });
         ProjectPayload::new(ctx, outcome.await?).await
@@ -409,17 +413,17 @@ impl ProjectMutation {
         let outcome = change(ctx, async |mut change| {
             let row = change.project(id, "projectId").await?;
             let mut check = Check::default();
-            let name = check.kept("name", &input.name);
+            let name = check.if_given("name", &input.name);
             let name = name.map(|name| check.name("name", name, MAX_NAME));
             let (name, name_key) = name.unzip();
-            let branch = check.kept("defaultBranch", &input.default_branch);
+            let branch = check.if_given("defaultBranch", &input.default_branch);
             let branch = branch.map(|branch| check.line("defaultBranch", branch, MAX_BRANCH));
             let description = input.description.as_opt_deref();
             let description =
                 description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
             let repository = input.repository_url.as_opt_deref();
             let repository = repository.map(|value| check.url("repositoryUrl", value));
-            let status = check.kept("status", &input.status).copied();
+            let status = check.if_given("status", &input.status).copied();
             let mut list = |field, values: &MaybeUndefined<Vec<String>>| {
                 let values = values.as_opt_deref()?.unwrap_or_default();
                 Some(check.list(field, values, MAX_LIST, MAX_ENTRY))
@@ -453,7 +457,7 @@ impl ProjectMutation {
                     }
                     done => done?,
                 };
-                change.announce(fact("project.updated", &row, edits.names()));
+                change.append(fact("project.updated", &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -469,7 +473,7 @@ impl ProjectMutation {
         let id = Kind::Project.parse(&input.id, "id")?;
         let outcome = change(ctx, async |mut change| {
             let row = change.project(id, "id").await?;
-            change.announce(fact("project.deleted", &row, &[]));
+            change.append(fact("project.deleted", &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -498,9 +502,9 @@ fn name_taken() -> UserError {
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
-fn fact(kind: &'static str, row: &project::Model, changed: &[&str]) -> Fact {
+fn fact(kind: &'static str, row: &project::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "updatedAt": row.updated_at });
-    Fact::new(kind, row.id, payload)
+    NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)
         .project(row.id)
 }

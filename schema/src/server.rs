@@ -1,23 +1,20 @@
 //! The server itself: what it is and how it is.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_graphql::{Context, Enum, Object, SimpleObject};
+use async_graphql::{Context, Object, SimpleObject};
 use sea_orm::sea_query::{Alias, Expr, Query};
 use uuid::Uuid;
 
 use crate::{
-    cache::Cache,
-    ctx::Door,
+    data::MAX_PAGE,
+    db::{Count, Totals},
     error::Error,
-    limit::{Tier, rate_limit},
-    page::MAX_PAGE,
-    read::{Count, Totals},
+    health::{HealthCheck, HealthReport, HealthStatus},
+    rate_limit::{Tier, rate_limit},
+    request::RequestExt,
     scalar::DateTime,
 };
-
-/// How long one look at the server's parts holds.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What the server is and which bounds it sets.
 #[derive(SimpleObject)]
@@ -35,39 +32,6 @@ pub struct ServerInfo {
     /// Highest complexity of an operation: each field costs one and its selection, a connection's selection as many
     /// times as its page has entries.
     max_complexity: i32,
-}
-
-/// How a part of the server is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
-pub enum HealthStatus {
-    /// As it should be.
-    Up,
-    /// Working, with restrictions.
-    Degraded,
-    /// Not working.
-    Down,
-}
-
-/// How the server is.
-#[derive(Clone, SimpleObject)]
-pub struct HealthReport {
-    /// The worst of all checks.
-    status: HealthStatus,
-    /// One check for each part.
-    checks: Vec<HealthCheck>,
-}
-
-/// How one part of the server is.
-#[derive(Clone, SimpleObject)]
-pub struct HealthCheck {
-    /// The part.
-    name: &'static str,
-    /// How it is.
-    status: HealthStatus,
-    /// What is wrong with it.
-    message: Option<String>,
-    /// How long it took to answer, in milliseconds.
-    latency_ms: Option<f64>,
 }
 
 /// How the client stands with one root field.
@@ -104,15 +68,6 @@ pub struct EventBusStats {
     history_size: i32,
 }
 
-/// The last look at the server's parts.
-pub(crate) struct Look(Cache<(), HealthReport>);
-
-impl Default for Look {
-    fn default() -> Self {
-        Self(Cache::new(1, Some(LOOK)))
-    }
-}
-
 /// Queries about the server.
 #[derive(Default)]
 pub struct ServerQuery;
@@ -140,7 +95,9 @@ impl ServerQuery {
         let request = ctx.request();
         let limiter = &request.services.limiter;
         let bounded = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let standings = limiter.look(&request.payer, request.client.address).await;
+        let standings = limiter
+            .look(&request.rate_key, request.client.address)
+            .await;
         let states = standings.into_iter().map(|standing| RateLimitState {
             field: standing.field,
             tier: standing.tier,

@@ -1,5 +1,7 @@
 //! Signing up, in and out, and the sessions between.
 
+use crate::auth::MAX_USER_NAME;
+use crate::auth::check_password;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
@@ -9,17 +11,17 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryTrait};
 use uuid::Uuid;
 
 use crate::{
-    auth::{Act, Profile, SignedIn, in_session, live},
-    ctx::Door,
+    audit::AuditAction,
+    auth::{Profile, SignedIn, in_session, live},
+    data::{Connection, Listed, Order, Page, change},
+    db::Totals,
     error::Error,
     id::Kind,
-    limit::{Tier, rate_limit},
-    page::{Connection, Listed, Order, Page},
-    read::Totals,
+    input::{Check, UserError, UserErrorCode},
+    rate_limit::{Tier, rate_limit},
+    request::RequestExt,
     scalar::DateTime,
-    user::{MAX_NAME, User},
-    user_error::{Check, UserError, UserErrorCode},
-    write::change,
+    user::User,
 };
 
 /// A place where a user is signed in.
@@ -290,8 +292,8 @@ impl SessionMutation {
         let request = ctx.request();
         let mut check = Check::default();
         let (email, email_key) = check.email("email", &input.email);
-        check.password("password", &input.password);
-        let name = check.line("name", &input.name, MAX_NAME);
+        check_password(&mut check, "password", &input.password);
+        let name = check.line("name", &input.name, MAX_USER_NAME);
         if let Err(faults) = check.faults() {
             return Ok(AuthPayload::refused(faults));
         }
@@ -369,7 +371,7 @@ impl SessionMutation {
         let request = ctx.request();
         let viewer = request.viewer()?;
         let mut check = Check::default();
-        check.password("newPassword", &input.new_password);
+        check_password(&mut check, "newPassword", &input.new_password);
         if let Err(faults) = check.faults() {
             return Ok(AuthPayload::refused(faults));
         }
@@ -404,7 +406,12 @@ impl SessionMutation {
             let ended = accounts.end_session(transaction, viewer, session, now);
             let (owner, ended) = ended.await?.ok_or_else(|| Error::not_found("sessionId"))?;
             change.end(ended);
-            change.note(Act::SessionRevoked, Kind::User, owner, in_session(session));
+            change.note(
+                AuditAction::SessionRevoked,
+                Kind::User,
+                owner,
+                in_session(session),
+            );
             change.commit(vec![session]).await
         });
         ended.await?;

@@ -18,18 +18,18 @@ static READ_ONLY: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// Why the database could not execute a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum StorageError {
     /// It is locked, or out of memory or connections.
     Busy,
     /// Its disk is full.
-    NoRoom,
+    DiskFull,
     /// Its disk fails, or its files cannot be opened.
     Io,
     /// It can only be read.
     ReadOnly,
 }
 
-impl Trouble {
+impl StorageError {
     /// Classifies an error code; `None` if the statement caused the error.
     pub fn of(error: &dyn DatabaseError) -> Option<Self> {
         let code: Cow<'_, str> = error.code()?;
@@ -45,7 +45,7 @@ impl Trouble {
             // SQLITE_IOERR and CANTOPEN.
             10 | 14 => Some(Self::Io),
             // SQLITE_FULL.
-            13 => Some(Self::NoRoom),
+            13 => Some(Self::DiskFull),
             _ => None,
         }
     }
@@ -53,7 +53,7 @@ impl Trouble {
     fn of_sqlstate(code: &str) -> Option<Self> {
         match code {
             "25006" => Some(Self::ReadOnly),
-            "53100" => Some(Self::NoRoom),
+            "53100" => Some(Self::DiskFull),
             // lock_not_available.
             "55P03" => Some(Self::Busy),
             _ if code.starts_with("53") => Some(Self::Busy),
@@ -64,8 +64,8 @@ impl Trouble {
 }
 
 /// Counts a failure.
-pub(crate) fn failed(trouble: Trouble) {
-    if trouble == Trouble::ReadOnly {
+pub(crate) fn failed(trouble: StorageError) {
+    if trouble == StorageError::ReadOnly {
         *READ_ONLY.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
     FAILURES.fetch_add(1, Ordering::Relaxed);

@@ -7,13 +7,7 @@ use icu_properties::{
     CodePointMapData, CodePointMapDataBorrowed, CodePointSetData, CodePointSetDataBorrowed,
     props::{DefaultIgnorableCodePoint, GeneralCategory, GeneralCategoryGroup},
 };
-use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 use unicode_normalization::UnicodeNormalization;
-
-use crate::error::Error;
-
-/// Most characters of a filter's text.
-const MAX_FILTER: usize = 100;
 
 /// The form in which names and e-mail addresses are compared and searched: Unicode's compatibility caseless form (NFKC,
 /// full case folding), without the characters that cannot be seen, trimmed. Folding a folded text changes
@@ -131,36 +125,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         .iter()
         .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
         .collect()
-}
-
-/// A filter's text, checked.
-pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
-    if text.chars().count() > MAX_FILTER {
-        return Err(Error::bad_input(format!(
-            "`{field}` must have at most {MAX_FILTER} characters."
-        ))
-        .field(field));
-    }
-    if text.contains('\0') {
-        return Err(
-            Error::bad_input(format!("`{field}` must not contain the character U+0000."))
-                .field(field),
-        );
-    }
-    Ok(text.to_owned())
-}
-
-/// `column`, a folded one, contains what `search` looks for.
-pub(crate) fn contains(column: Expr, search: &str) -> Result<Expr, Error> {
-    let mut pattern = String::from("%");
-    for letter in fold(&filter(search, "search")?).chars() {
-        if matches!(letter, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(letter);
-    }
-    pattern.push('%');
-    Ok(column.like(LikeExpr::new(pattern).escape('\\')))
 }
 
 #[cfg(test)]

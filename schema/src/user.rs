@@ -1,5 +1,6 @@
 //! Users: the people who sign in.
 
+use crate::auth::MAX_USER_NAME;
 use std::sync::Arc;
 
 use async_graphql::{
@@ -10,20 +11,16 @@ use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
 use uuid::Uuid;
 
 use crate::{
-    auth::{Act, Amendment},
-    ctx::Door,
+    audit::AuditAction,
+    auth::Amendment,
+    data::{Connection, Listed, Order, Outcome, Page, change},
+    db::Rule,
     error::Error,
     id::Kind,
-    page::{Connection, Listed, Order, Page},
-    read::Rule,
+    input::{Check, UserError, UserErrorCode},
+    request::RequestExt,
     scalar::DateTime,
-    text,
-    user_error::{Check, UserError, UserErrorCode},
-    write::{Outcome, change},
 };
-
-/// Most characters of a user's name.
-pub(crate) const MAX_NAME: usize = 100;
 
 /// What a user may do on this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -149,7 +146,10 @@ impl UserFilter {
             .add_option(
                 self.search
                     .map(|search| {
-                        text::contains(Expr::col(user::Column::EmailKey.as_column_ref()), &search)
+                        crate::db::contains(
+                            Expr::col(user::Column::EmailKey.as_column_ref()),
+                            &search,
+                        )
                     })
                     .transpose()?,
             ))
@@ -184,13 +184,13 @@ impl UserPayload {
             let (transaction, now) = (&change.transaction, change.now);
             let amended = accounts.amend(transaction, row, &amendment, now).await?;
             for fact in amended.facts {
-                change.announce(fact);
+                change.append(fact);
             }
             if let Some(ended) = amended.ended {
                 change.end(ended);
             }
             if let Some(details) = amended.details {
-                change.note(Act::UserChanged, Kind::User, user, details);
+                change.note(AuditAction::UserChanged, Kind::User, user, details);
             }
             change.commit(vec![user]).await
         });
@@ -236,8 +236,8 @@ impl UserMutation {
     ) -> Result<UserPayload, Error> {
         let viewer = ctx.request().viewer()?.id();
         let mut check = Check::default();
-        let name = check.kept("name", &input.name);
-        let name = name.map(|name| check.line("name", name, MAX_NAME));
+        let name = check.if_given("name", &input.name);
+        let name = name.map(|name| check.line("name", name, MAX_USER_NAME));
         let amendment = Amendment {
             name,
             ..Amendment::default()
@@ -255,10 +255,10 @@ impl UserMutation {
         let admin = ctx.request().admin()?.id();
         let user = Kind::User.parse(&input.user_id, "userId")?;
         let mut check = Check::default();
-        let name = check.kept("name", &input.name);
-        let name = name.map(|name| check.line("name", name, MAX_NAME));
-        let role = check.kept("role", &input.role).copied();
-        let is_active = check.kept("isActive", &input.is_active).copied();
+        let name = check.if_given("name", &input.name);
+        let name = name.map(|name| check.line("name", name, MAX_USER_NAME));
+        let role = check.if_given("role", &input.role).copied();
+        let is_active = check.if_given("isActive", &input.is_active).copied();
         if user == admin {
             let message =
                 "You cannot change your own account like this. Ask another administrator.";

@@ -16,20 +16,26 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    access::Viewer,
+    db::retry_on_conflict,
     error::{Code, Error},
-    live::{Ended, Fact, tell_ended},
+    events::{Ended, NewEvent, notify_ended},
     text,
-    viewer::Viewer,
-    write::settle,
 };
 
-use super::{
-    Accounts, Act, Client, SignedIn, changed,
-    lockout::{self, Attempt},
-    password::Verdict,
-    session::{Ending, is_ended, lock, new_session},
-    tokens_revoked,
+use crate::{
+    audit::{AuditAction, Client},
+    auth::{
+        Accounts, SignedIn, changed,
+        lockout::{self, Attempt},
+        password::PasswordMatch,
+        session::{Ending, is_ended, lock, new_session},
+        tokens_revoked,
+    },
 };
+
+/// Most characters of a user's name.
+pub(crate) const MAX_USER_NAME: usize = 100;
 
 /// Who somebody is, checked.
 pub(crate) struct Profile {
@@ -71,7 +77,7 @@ impl Amendment {
 pub(crate) struct Amended {
     pub(crate) row: user::Model,
     /// What is to be told.
-    pub(crate) facts: Vec<Fact>,
+    pub(crate) facts: Vec<NewEvent>,
     /// What is to be recorded; `None` when nothing was different.
     pub(crate) details: Option<Value>,
     /// The sessions that end with the change.
@@ -125,11 +131,11 @@ impl Accounts {
             self.commit(transaction, origin, facts, now).await?;
             Ok(Some(issued.0))
         };
-        let registered = settle(change).await?;
+        let registered = retry_on_conflict(change).await?;
         if let Some(signed_in) = &registered {
             let user = Some(signed_in.user.id);
             self.trail
-                .record(Act::Registered, client, user, user, json!({}));
+                .record(AuditAction::Registered, client, user, user, json!({}));
         }
         Ok(registered)
     }
@@ -154,11 +160,16 @@ impl Accounts {
             }
             Ok(user)
         };
-        let user = settle(change).await?;
+        let user = retry_on_conflict(change).await?;
         if let Some(user) = &user {
             let details = json!({ "role": user.role.to_value() });
-            self.trail
-                .record(Act::UserCreated, client, None, Some(user.id), details);
+            self.trail.record(
+                AuditAction::UserCreated,
+                client,
+                None,
+                Some(user.id),
+                details,
+            );
         }
         Ok(user)
     }
@@ -230,11 +241,12 @@ impl Accounts {
         let id = Some(user.id);
         if !user.is_active {
             let details = json!({ "reason": "deactivated" });
-            self.trail.record(Act::LoginFailed, client, id, id, details);
+            self.trail
+                .record(AuditAction::LoginFailed, client, id, id, details);
             return Err(Error::deactivated());
         }
         let rehashed = match verdict {
-            Verdict::Outdated => Some(self.passwords.hash(password).await?),
+            PasswordMatch::Outdated => Some(self.passwords.hash(password).await?),
             _ => None,
         };
         let change = || async {
@@ -261,11 +273,11 @@ impl Accounts {
             self.writer.commit(transaction).await?;
             Ok(Some(issued.0))
         };
-        let Some(signed_in) = settle(change).await? else {
+        let Some(signed_in) = retry_on_conflict(change).await? else {
             return Err(Error::bad_credentials());
         };
         self.trail
-            .record(Act::LoginSucceeded, client, id, id, json!({}));
+            .record(AuditAction::LoginSucceeded, client, id, id, json!({}));
         Ok(signed_in)
     }
 
@@ -276,13 +288,13 @@ impl Accounts {
         attempt: &Attempt,
         user: Option<&user::Model>,
         password: &str,
-    ) -> Result<Option<Verdict>, Error> {
+    ) -> Result<Option<PasswordMatch>, Error> {
         let standing = attempt.standing(&self.db, self.now()).await?;
         let hash = user
             .filter(|_| !standing.is_locked)
             .map(|user| user.password_hash.as_str());
         let verdict = self.passwords.verify(password, hash).await?;
-        if verdict != Verdict::Wrong {
+        if verdict != PasswordMatch::Wrong {
             return Ok(Some(verdict));
         }
         let id = user.map(|user| user.id);
@@ -304,13 +316,14 @@ impl Accounts {
                 }
                 Ok(locked)
             };
-            if let Some(until) = settle(count).await? {
+            if let Some(until) = retry_on_conflict(count).await? {
                 let details = json!({ "until": until });
-                self.trail.record(Act::Locked, client, None, id, details);
+                self.trail
+                    .record(AuditAction::Locked, client, None, id, details);
             }
         }
         self.trail
-            .record(Act::LoginFailed, client, None, id, details);
+            .record(AuditAction::LoginFailed, client, None, id, details);
         Ok(None)
     }
 
@@ -326,8 +339,8 @@ impl Accounts {
         let part = transaction.begin().await?;
         let subject = user.unwrap_or_else(Uuid::now_v7);
         let payload = json!({ "reason": "FAILED_LOGINS", "at": now });
-        let locked = Fact::new("user.locked", subject, payload).owner(subject);
-        let duplicates = self.announce(&part, (None, client), vec![locked], now);
+        let locked = NewEvent::new("user.locked", subject, payload).owner(subject);
+        let duplicates = self.append(&part, (None, client), vec![locked], now);
         let duplicates = duplicates.await?;
         match user {
             Some(_) => part.commit().await?,
@@ -364,7 +377,7 @@ impl Accounts {
         }
         let id = Some(user.id);
         self.trail
-            .record(Act::PasswordChanged, client, id, id, json!({}));
+            .record(AuditAction::PasswordChanged, client, id, id, json!({}));
         Ok(signed_in)
     }
 
@@ -384,8 +397,13 @@ impl Accounts {
         };
         self.replace_password(client, user.id, new, None).await?;
         lockout::forget(&self.db, &text::fold(&user.email)).await?;
-        self.trail
-            .record(Act::PasswordChanged, client, None, Some(user.id), json!({}));
+        self.trail.record(
+            AuditAction::PasswordChanged,
+            client,
+            None,
+            Some(user.id),
+            json!({}),
+        );
         Ok(true)
     }
 
@@ -435,7 +453,7 @@ impl Accounts {
             self.ended(Ended::Before { user, version });
             Ok(signed_in)
         };
-        settle(change).await
+        retry_on_conflict(change).await
     }
 
     /// Changes an account, whose row must be locked.
@@ -469,7 +487,7 @@ impl Accounts {
         }
         let ended = revokes.then_some(Ended::Before { user, version });
         if let Some(ended) = ended {
-            tell_ended(transaction, ended).await?;
+            notify_ended(transaction, ended).await?;
         }
         let mut row = row.into_active_model();
         row.updated_at = Set(now);
@@ -533,12 +551,17 @@ impl Accounts {
             }
             Ok(Some((row, details)))
         };
-        let Some((row, details)) = settle(change).await? else {
+        let Some((row, details)) = retry_on_conflict(change).await? else {
             return Ok(None);
         };
         if let Some(details) = details {
-            self.trail
-                .record(Act::UserChanged, client, None, Some(row.id), details);
+            self.trail.record(
+                AuditAction::UserChanged,
+                client,
+                None,
+                Some(row.id),
+                details,
+            );
         }
         Ok(Some(row))
     }
@@ -547,7 +570,7 @@ impl Accounts {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub(crate) async fn ticket(
+    pub(crate) async fn operator_token(
         &self,
         email: &str,
         lifetime: Duration,

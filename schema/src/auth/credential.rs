@@ -13,9 +13,8 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
+    db::{Batch, ColumnOf, Reader, is_among},
     error::Error,
-    load::{Batch, Reader},
-    read::{ColumnOf, is_among},
 };
 
 /// A user and a session, as an access token names them.

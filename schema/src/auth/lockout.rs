@@ -63,7 +63,7 @@ pub(super) struct Attempt {
 }
 
 /// Whether an attempt may be made.
-pub(super) struct Standing {
+pub(super) struct LockStatus {
     is_known: bool,
     pub(super) is_locked: bool,
 }
@@ -91,7 +91,7 @@ impl Attempt {
         &self,
         db: &impl ConnectionTrait,
         now: DateTime<Utc>,
-    ) -> Result<Standing, DbErr> {
+    ) -> Result<LockStatus, DbErr> {
         let rows = lockout::Entity::find()
             .filter(lockout::Column::Key.is_in(self.keys.values()))
             .filter(lockout::Column::ExpiresAt.gt(now))
@@ -104,7 +104,7 @@ impl Attempt {
                 .is_some_and(|until| until > now)
         };
         let is_known = row(Scope::Known).is_some();
-        Ok(Standing {
+        Ok(LockStatus {
             is_known,
             is_locked: is_locked(Scope::Pair)
                 || (!is_known && (is_locked(Scope::Account) || is_locked(Scope::Network))),
@@ -113,7 +113,7 @@ impl Attempt {
 
     /// The queue in which the attempt waits, so that guesses made at once are counted one after the other. Whoever signs
     /// in from where the owner does not waits with all others who do; the owner does not wait behind them.
-    pub(super) fn queue(&self, standing: &Standing) -> &str {
+    pub(super) fn queue(&self, standing: &LockStatus) -> &str {
         &self.keys[if standing.is_known {
             &Scope::Pair
         } else {
@@ -125,7 +125,7 @@ impl Attempt {
     pub(super) async fn failed(
         &self,
         db: &impl ConnectionTrait,
-        standing: &Standing,
+        standing: &LockStatus,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, DbErr> {
         use lockout::Column::{ExpiresAt, Failures, Key, LockedUntil};

@@ -12,8 +12,12 @@ mod operator;
 mod password;
 mod session;
 mod token;
-mod trail;
 
+use crate::Client;
+use crate::audit::AuditAction;
+use crate::audit::AuditLog;
+use crate::audit::AuditWriter;
+use crate::audit::audit_log;
 use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
@@ -33,26 +37,23 @@ use uuid::Uuid;
 pub use operator::{Operator, Reason};
 pub use password::Hashing;
 pub use token::{Keys, WeakKey};
-pub use trail::{Client, Recorder};
 
-pub(crate) use account::{Amendment, Profile, by_email};
-pub(crate) use password::{LENGTH as PASSWORD_LENGTH, has as password_has};
+pub(crate) use account::{Amendment, MAX_USER_NAME, Profile, by_email};
+pub(crate) use password::check_password;
 pub(crate) use session::{SignedIn, in_session, live};
-pub(crate) use trail::{Act, Trail};
 
 use crate::{
-    Clock,
+    access::Viewer,
     cache::{Cache, CacheStats},
+    clock::Clock,
+    db::{Loader, Writer},
     error::Error,
-    live::{Bus, Ended, Fact, Watch, announce},
-    load::Loader,
-    viewer::Viewer,
-    write::Writer,
+    events::{Bus, Ended, NewEvent, Watch, append},
 };
 use credential::{Credential, Found};
 use lockout::Attempt;
 use password::Passwords;
-use token::{Claims, Disbelief, Mint};
+use token::{Claims, TokenError, TokenSigner};
 
 /// How many accounts may be signed in to at once. Attempts on one account take turns, so that parallel guesses are
 /// counted one after the other.
@@ -90,9 +91,9 @@ pub struct Settings {
 }
 
 /// An access token as it was read, believed or not.
-pub(crate) struct Presented(Result<Claims, Disbelief>);
+pub(crate) struct TokenClaims(Result<Claims, TokenError>);
 
-impl Presented {
+impl TokenClaims {
     /// Who the token says its bearer is, if it is ours and its time has come and is not over.
     pub(crate) fn claimed(&self) -> Option<Uuid> {
         self.0.as_ref().ok().map(|claims| claims.sub)
@@ -104,7 +105,7 @@ pub struct Accounts {
     db: DatabaseConnection,
     writer: Writer,
     clock: Clock,
-    mint: Mint,
+    mint: TokenSigner,
     passwords: Passwords,
     access_lifetime: Duration,
     refresh_lifetime: Duration,
@@ -117,7 +118,7 @@ pub struct Accounts {
     hasher: RandomState,
     /// Who is told of changes at once; a command line tells nobody, and the server finds them.
     bus: Option<Arc<Bus>>,
-    pub(crate) trail: Trail,
+    pub(crate) trail: AuditLog,
 }
 
 impl Accounts {
@@ -129,14 +130,14 @@ impl Accounts {
         settings: Settings,
         clock: Clock,
         bus: Option<Arc<Bus>>,
-    ) -> Result<(Self, Recorder), String> {
+    ) -> Result<(Self, AuditWriter), String> {
         let passwords = Passwords::new(settings.hashing).map_err(|error| error.to_string())?;
-        let (trail, recorder) = trail::trail(db.clone(), settings.audit_queue, Arc::clone(&clock));
+        let (trail, recorder) = audit_log(db.clone(), settings.audit_queue, Arc::clone(&clock));
         let accounts = Self {
             db,
             writer,
             clock,
-            mint: Mint {
+            mint: TokenSigner {
                 keys: settings.keys,
                 issuer: settings.issuer,
                 audience: settings.audience,
@@ -161,16 +162,16 @@ impl Accounts {
     }
 
     /// Writes what a transaction makes true of users. Answers how many events were left out as duplicates.
-    async fn announce(
+    async fn append(
         &self,
         transaction: &DatabaseTransaction,
         (actor, client): (Option<Uuid>, &Client),
-        facts: Vec<Fact>,
+        facts: Vec<NewEvent>,
         now: DateTime<Utc>,
     ) -> Result<u64, Error> {
         let window = self.bus.as_ref().map(|bus| bus.window());
         let origin = (actor, client.request_id.as_str());
-        announce(transaction, origin, facts, now, window.unwrap_or_default()).await
+        append(transaction, origin, facts, now, window.unwrap_or_default()).await
     }
 
     /// To be called after a commit that has announced something.
@@ -185,11 +186,11 @@ impl Accounts {
         &self,
         transaction: DatabaseTransaction,
         origin: (Option<Uuid>, &Client),
-        facts: Vec<Fact>,
+        facts: Vec<NewEvent>,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
         let is_told = !facts.is_empty();
-        let duplicates = self.announce(&transaction, origin, facts, now).await?;
+        let duplicates = self.append(&transaction, origin, facts, now).await?;
         self.writer.commit(transaction).await?;
         if is_told {
             self.committed(duplicates);
@@ -212,21 +213,21 @@ impl Accounts {
     pub(crate) async fn authenticate(
         &self,
         loader: &Loader,
-        presented: Presented,
+        presented: TokenClaims,
         client: &Client,
     ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
         let reject = |user, why: &str, error: Error| {
             let details = json!({ "reason": why });
             self.trail
-                .record(Act::TokenRejected, client, user, user, details);
+                .record(AuditAction::TokenRejected, client, user, user, details);
             error
         };
         let claims = match presented.0 {
             Ok(claims) => claims,
-            Err(Disbelief::Expired) => {
+            Err(TokenError::Expired) => {
                 return Err(reject(None, "expired", Error::token_expired()));
             }
-            Err(Disbelief::Invalid) => {
+            Err(TokenError::Invalid) => {
                 return Err(reject(None, "invalid", Error::token_invalid()));
             }
         };
@@ -289,7 +290,7 @@ impl Accounts {
 
     /// Watches the session that a token names. To be called before the token is authenticated; `None` for a token that is
     /// not believed.
-    pub(crate) fn watch(&self, presented: &Presented) -> Option<Watch> {
+    pub(crate) fn watch(&self, presented: &TokenClaims) -> Option<Watch> {
         let claims = presented.0.as_ref().ok()?;
         let watches = self.bus.as_ref()?.watches();
         Some(watches.watch(claims.sub, claims.sid, claims.ver))
@@ -314,8 +315,8 @@ impl Accounts {
     }
 
     /// Reads a token that somebody presents. Whether it was revoked is not looked at.
-    pub(crate) fn read(&self, token: &str) -> Presented {
-        Presented(self.mint.read(token, self.now()))
+    pub(crate) fn read(&self, token: &str) -> TokenClaims {
+        TokenClaims(self.mint.read(token, self.now()))
     }
 
     /// What the cache of revocations holds and has done.
@@ -365,15 +366,19 @@ impl Accounts {
 }
 
 /// An account was made, or these fields of it were changed.
-fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> Fact {
+fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "changed": changed, "updatedAt": user.updated_at });
-    Fact::new(kind, user.id, payload).owner(user.id)
+    NewEvent::new(kind, user.id, payload).owner(user.id)
 }
 
 /// Access tokens of a user were revoked: all of them, or those of a session whose refresh token was used twice.
-fn tokens_revoked(user: Uuid, reason: revoked_token::RevocationReason, now: DateTime<Utc>) -> Fact {
+fn tokens_revoked(
+    user: Uuid,
+    reason: revoked_token::RevocationReason,
+    now: DateTime<Utc>,
+) -> NewEvent {
     let payload = json!({ "reason": reason.to_value(), "at": now });
-    Fact::new("user.tokens_revoked", user, payload).owner(user)
+    NewEvent::new("user.tokens_revoked", user, payload).owner(user)
 }
 
 /// The lowest id that a row made at this moment can have.

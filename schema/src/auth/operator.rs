@@ -1,24 +1,28 @@
 //! What the server's operator does to accounts, from a command line instead of a request.
 
+use crate::auth::MAX_USER_NAME;
+use crate::auth::check_password;
 use async_graphql::ID;
 use gathering_entity::user::UserRole;
 use sea_orm::DatabaseConnection;
 
 use crate::{
-    Clock,
+    clock::Clock,
+    db::Writer,
     error::Error,
     id::Kind,
-    user::MAX_NAME,
-    user_error::{Check, UserError},
-    write::Writer,
+    input::{Check, UserError},
 };
 
-use super::{Accounts, Amendment, Client, Profile, Recorder, Settings};
+use crate::{
+    audit::{AuditWriter, Client},
+    auth::{Accounts, Amendment, Profile, Settings},
+};
 
 /// Makes and changes accounts. What it does is in the audit log once it has been [finished](Operator::finish).
 pub struct Operator {
     accounts: Accounts,
-    recorder: Recorder,
+    recorder: AuditWriter,
     client: Client,
 }
 
@@ -55,8 +59,8 @@ impl Operator {
     ) -> Result<ID, Reason> {
         let mut check = Check::default();
         let (email, email_key) = check.email("email", email);
-        let name = check.line("name", name, MAX_NAME);
-        check.password("password", password);
+        let name = check.line("name", name, MAX_USER_NAME);
+        check_password(&mut check, "password", password);
         check.faults().map_err(told)?;
         let profile = Profile {
             email,
@@ -100,7 +104,7 @@ impl Operator {
     /// The password does not fit, or there is no such user.
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), Reason> {
         let mut check = Check::default();
-        check.password("password", password);
+        check_password(&mut check, "password", password);
         check.faults().map_err(told)?;
         let done = self.accounts.set_password(&self.client, email, password);
         done.await.map_err(line)?.then_some(()).ok_or_else(nobody)

@@ -16,10 +16,13 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    input::{Check, UserErrorCode},
+};
 
 /// Fewest and most characters of a password.
-pub(crate) const LENGTH: RangeInclusive<usize> = 8..=128;
+const LENGTH: RangeInclusive<usize> = 8..=128;
 
 /// Most checks that may wait for their turn; one more is refused with `UNAVAILABLE`.
 const WAITING: usize = 256;
@@ -46,7 +49,7 @@ pub(super) struct Passwords {
 
 /// What came of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum PasswordMatch {
     Wrong,
     Right,
     /// Right, and the hash was made with less effort than is asked for now.
@@ -54,8 +57,21 @@ pub(super) enum Verdict {
 }
 
 /// Whether a password has at least so many characters, in the form in which it is hashed.
-pub(crate) fn has(password: &str, characters: usize) -> bool {
+fn has(password: &str, characters: usize) -> bool {
     password.nfc().nth(characters - 1).is_some()
+}
+
+/// Checks a new password.
+pub(crate) fn check_password(check: &mut Check, field: &str, value: &str) {
+    let (least, most) = RangeInclusive::into_inner(LENGTH);
+    if value.is_empty() {
+        check.required(field);
+    } else if !has(value, least) {
+        let message = format!("`{field}` must have at least {least} characters.");
+        check.fault(field, UserErrorCode::TooShort, message);
+    } else if has(value, most + 1) {
+        check.too_long(field, most);
+    }
 }
 
 /// The form in which a password is hashed, so that it does not depend on a keyboard's way to write a letter
@@ -96,7 +112,7 @@ impl Passwords {
         &self,
         password: &str,
         hashed: Option<&str>,
-    ) -> Result<Verdict, Error> {
+    ) -> Result<PasswordMatch, Error> {
         let nobody = if let Some(nobody) = self.nobody.get() {
             nobody
         } else {
@@ -117,9 +133,9 @@ impl Passwords {
             .compute(move || {
                 let hashed = PasswordHash::new(&hashed)?;
                 match argon2.verify_password(password.as_bytes(), &hashed) {
-                    Ok(()) if is_outdated(&argon2, &hashed) => Ok(Verdict::Outdated),
-                    Ok(()) => Ok(Verdict::Right),
-                    Err(password_hash::Error::PasswordInvalid) => Ok(Verdict::Wrong),
+                    Ok(()) if is_outdated(&argon2, &hashed) => Ok(PasswordMatch::Outdated),
+                    Ok(()) => Ok(PasswordMatch::Right),
+                    Err(password_hash::Error::PasswordInvalid) => Ok(PasswordMatch::Wrong),
                     Err(error) => Err(error),
                 }
             })
@@ -128,7 +144,7 @@ impl Passwords {
         Ok(if exists && fits {
             verdict
         } else {
-            Verdict::Wrong
+            PasswordMatch::Wrong
         })
     }
 
@@ -192,10 +208,10 @@ mod tests {
             "{hashed}"
         );
         for (password, verdict) in [
-            ("caf\u{e9} at noon", Verdict::Right),
-            ("cafe\u{301} at noon", Verdict::Right),
-            ("cafe at noon", Verdict::Wrong),
-            ("", Verdict::Wrong),
+            ("caf\u{e9} at noon", PasswordMatch::Right),
+            ("cafe\u{301} at noon", PasswordMatch::Right),
+            ("cafe at noon", PasswordMatch::Wrong),
+            ("", PasswordMatch::Wrong),
         ] {
             let found = passwords.verify(password, Some(&hashed)).await;
             assert_eq!(found.expect("checks"), verdict, "{password}");
@@ -204,7 +220,7 @@ mod tests {
         let hashed = passwords.hash("").await.expect("hashes");
         for hashed in [None, Some(hashed.as_str())] {
             let found = passwords.verify(&long, hashed).await;
-            assert_eq!(found.expect("checks"), Verdict::Wrong);
+            assert_eq!(found.expect("checks"), PasswordMatch::Wrong);
         }
     }
 
@@ -215,10 +231,10 @@ mod tests {
             .await
             .expect("hashes");
         for (memory, passes, verdict) in [
-            (64, 1, Verdict::Right),
-            (32, 1, Verdict::Right),
-            (128, 1, Verdict::Outdated),
-            (64, 2, Verdict::Outdated),
+            (64, 1, PasswordMatch::Right),
+            (32, 1, PasswordMatch::Right),
+            (128, 1, PasswordMatch::Outdated),
+            (64, 2, PasswordMatch::Outdated),
         ] {
             let found = passwords(memory, passes)
                 .verify("correct horse", Some(&hashed))

@@ -23,15 +23,18 @@ use sha2::{Digest, Sha256};
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
+    access::Viewer,
+    db::retry_on_conflict,
     error::Error,
+    events::{Ended, notify_ended},
     id::Kind,
-    live::{Ended, tell_ended},
     text,
-    viewer::Viewer,
-    write::settle,
 };
 
-use super::{Accounts, Act, Client, tokens_revoked};
+use crate::{
+    audit::{AuditAction, Client},
+    auth::{Accounts, tokens_revoked},
+};
 
 /// Marks our refresh tokens for those who look for secrets in the wrong places.
 const PREFIX: &str = "gathering_refresh_";
@@ -196,21 +199,21 @@ impl Accounts {
         let failed = |user, reason: &str| {
             let details = json!({ "reason": reason });
             self.trail
-                .record(Act::TokenRejected, client, user, user, details);
+                .record(AuditAction::TokenRejected, client, user, user, details);
         };
-        match settle(|| self.exchange(client, token)).await? {
+        match retry_on_conflict(|| self.exchange(client, token)).await? {
             Refresh::Renewed(signed_in, session) => {
                 let user = Some(signed_in.user.id);
                 let details = in_session(session);
                 self.trail
-                    .record(Act::Refreshed, client, user, user, details);
+                    .record(AuditAction::Refreshed, client, user, user, details);
                 Ok(signed_in)
             }
             Refresh::Reused(user, session) => {
                 let details = in_session(session);
                 let user = Some(user);
                 self.trail
-                    .record(Act::RefreshReused, client, user, user, details);
+                    .record(AuditAction::RefreshReused, client, user, user, details);
                 Err(Error::bad_refresh_token())
             }
             Refresh::Deactivated => {
@@ -312,7 +315,7 @@ impl Accounts {
                 .exec(db)
                 .await?;
         }
-        tell_ended(db, ending.of(user)).await?;
+        notify_ended(db, ending.of(user)).await?;
         let ended = refresh_token::Entity::update_many()
             .col_expr(refresh_token::Column::RevokedAt, Expr::value(now))
             .filter(tokens)
@@ -333,11 +336,12 @@ impl Accounts {
         refresh_token: Option<&str>,
         everywhere: bool,
     ) -> Result<u64, Error> {
-        let ended = settle(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
+        let ended =
+            retry_on_conflict(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
         let user = Some(viewer.id());
         let details = json!({ "everywhere": everywhere });
         self.trail
-            .record(Act::LoggedOut, client, user, user, details);
+            .record(AuditAction::LoggedOut, client, user, user, details);
         // The access token that was presented is one more.
         Ok(ended + 1)
     }

@@ -70,7 +70,7 @@ pub(super) struct Claims {
 
 /// Why a token is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Disbelief {
+pub(super) enum TokenError {
     /// Its time is over.
     Expired,
     /// It is not one of ours, or not as we gave it out.
@@ -134,13 +134,13 @@ impl Key {
 }
 
 /// Gives out access tokens and reads them.
-pub(super) struct Mint {
+pub(super) struct TokenSigner {
     pub(super) keys: Keys,
     pub(super) issuer: String,
     pub(super) audience: String,
 }
 
-impl Mint {
+impl TokenSigner {
     /// A token for a user's session.
     pub(super) fn sign(
         &self,
@@ -169,17 +169,17 @@ impl Mint {
     }
 
     /// What a token says, if it is ours and its time has come and is not over.
-    pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, Disbelief> {
-        let invalid = |_| Disbelief::Invalid;
+    pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
+        let invalid = |_| TokenError::Invalid;
         if token.len() > LONGEST_TOKEN {
-            return Err(Disbelief::Invalid);
+            return Err(TokenError::Invalid);
         }
         let header = jsonwebtoken::decode_header(token).map_err(invalid)?;
         if header.typ.as_deref() != Some(MEDIA_TYPE) {
-            return Err(Disbelief::Invalid);
+            return Err(TokenError::Invalid);
         }
         let key = header.kid.and_then(|id| self.keys.find(&id));
-        let key = key.ok_or(Disbelief::Invalid)?;
+        let key = key.ok_or(TokenError::Invalid)?;
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[&self.issuer]);
         validation.set_audience(&[&self.audience]);
@@ -191,10 +191,10 @@ impl Mint {
             .claims;
         let now = now.timestamp();
         if claims.iat > now + CLOCK_SKEW || claims.exp <= claims.iat {
-            return Err(Disbelief::Invalid);
+            return Err(TokenError::Invalid);
         }
         if claims.exp <= now {
-            return Err(Disbelief::Expired);
+            return Err(TokenError::Expired);
         }
         Ok(claims)
     }
@@ -273,15 +273,15 @@ mod tests {
     const OTHER: &[u8] = b"vutsrqponmlkjihgfedcba9876543210";
     const NONE: [&[u8]; 0] = [];
 
-    fn mint(signing: &[u8], verifying: &[&[u8]]) -> Mint {
-        Mint {
+    fn mint(signing: &[u8], verifying: &[&[u8]]) -> TokenSigner {
+        TokenSigner {
             keys: Keys::new(signing, verifying).expect("strong keys"),
             issuer: "gathering".to_owned(),
             audience: "api".to_owned(),
         }
     }
 
-    fn sign(mint: &Mint, now: DateTime<Utc>) -> String {
+    fn sign(mint: &TokenSigner, now: DateTime<Utc>) -> String {
         let until = now + Duration::from_mins(15);
         mint.sign((Uuid::max(), 3), Uuid::max(), now, until)
             .expect("signs")
@@ -307,9 +307,9 @@ mod tests {
         let at = |seconds: i64| mint.read(&token, now + chrono::TimeDelta::seconds(seconds));
         assert_eq!(at(0).expect("good").ver, 3);
         assert!(at(899).is_ok());
-        assert_eq!(at(900).err(), Some(Disbelief::Expired));
+        assert_eq!(at(900).err(), Some(TokenError::Expired));
         assert!(at(-CLOCK_SKEW).is_ok());
-        assert_eq!(at(-CLOCK_SKEW - 1).err(), Some(Disbelief::Invalid));
+        assert_eq!(at(-CLOCK_SKEW - 1).err(), Some(TokenError::Invalid));
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
         for token in cases {
             assert_eq!(
                 mint.read(&token, now).err(),
-                Some(Disbelief::Invalid),
+                Some(TokenError::Invalid),
                 "{token}"
             );
         }

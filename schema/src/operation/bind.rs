@@ -12,7 +12,7 @@ use async_graphql::{
 };
 use async_graphql_value::Value as Input;
 
-use super::{
+use crate::operation::{
     front::Variables,
     plan::{FieldPlan, Plan, Selection},
 };

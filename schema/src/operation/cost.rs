@@ -7,31 +7,17 @@ use async_graphql::{Name, TypeDirective};
 use async_graphql_value::{ConstValue, Value as Input};
 
 use crate::{
+    data::MAX_PAGE,
     error::Error,
-    execute::Limits,
-    limit::{RootField, Tier},
+    limits::Limits,
     operation::{
         front::Variables,
         plan::{FieldPlan, Plan, Selection},
         source::too_complex,
     },
-    page::MAX_PAGE,
+    rate_limit::{RootField, Tier},
     text,
 };
-
-/// Declares the size of a list for the complexity limit. The size is the value of the first slicing argument that is set,
-/// or its length if the argument is a list, and the assumed size otherwise. If `sizedFields` is set, the size applies to
-/// these fields of the object, as in a connection. See the
-/// [cost directive specification](https://ibm.github.io/graphql-specs/cost-spec.html).
-#[TypeDirective(name = "listSize", location = "FieldDefinition")]
-pub(crate) fn list_size(
-    #[graphql(desc = "The size if no slicing argument is set.")] assumed_size: Option<u32>,
-    #[graphql(desc = "The arguments that limit the size.")] slicing_arguments: Option<Vec<String>>,
-    #[graphql(desc = "The fields of the object to which the size applies.")] sized_fields: Option<
-        Vec<String>,
-    >,
-) {
-}
 
 /// How many values a field's list has, as `@listSize` declares it.
 #[derive(Debug, Default)]

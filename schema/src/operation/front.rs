@@ -22,10 +22,10 @@ use async_graphql_value::{ConstValue, Value as Input};
 use serde_json::{Map, Value as Json};
 
 use crate::{
-    error::{Code, Error},
-    execute::{Answer, Limits},
-    limit::Tier,
+    error::{Code, Error, Refusal},
+    limits::Limits,
     operation::{merge, source, syntax, variables},
+    rate_limit::Tier,
     scalar,
 };
 
@@ -48,7 +48,7 @@ const MAX_MESSAGE: usize = 300;
 pub(crate) type Variables = IndexMap<Name, ConstValue>;
 
 /// The schema, for parsing and validation.
-pub(crate) struct Front {
+pub(crate) struct Validator {
     schema: Valid<Schema>,
     /// The object types of each object, interface and union type.
     possible: HashMap<ApolloName, Vec<ApolloName>>,
@@ -64,7 +64,7 @@ pub(crate) struct Document {
     pub(crate) conditions: Vec<ApolloName>,
 }
 
-impl Front {
+impl Validator {
     /// Reads the schema.
     ///
     /// # Errors
@@ -145,7 +145,7 @@ impl Front {
     ///
     /// # Errors
     /// A request error, ready to be sent.
-    pub(crate) fn parse(&self, text: &str, limits: &Limits) -> Result<Document, Answer> {
+    pub(crate) fn parse(&self, text: &str, limits: &Limits) -> Result<Document, Refusal> {
         let bytes = text.len() as u64;
         if bytes > limits.document_bytes {
             let limit = limits.document_bytes;
@@ -159,7 +159,7 @@ impl Front {
         let plain = plain.map_err(|failed| {
             let message = format!("Syntax error: {}.", failed.message);
             let place = failed.place(text);
-            Answer::refused(vec![error(&message, vec![place], Code::ParseFailed)])
+            Refusal(vec![error(&message, vec![place], Code::ParseFailed)])
         })?;
         let parsed = Parser::new()
             .recursion_limit(4 * source::MAX_NESTING)
@@ -197,7 +197,7 @@ impl Front {
         }
         found.definitions(&parsed);
         if !found.errors.is_empty() {
-            return Err(Answer::refused(found.errors));
+            return Err(Refusal(found.errors));
         }
         let conditions = found.conditions.into_iter().cloned().collect();
         for operation in executable.operations.iter() {
@@ -418,7 +418,7 @@ fn only_equal_roots(diagnostics: &DiagnosticList, document: &ExecutableDocument)
 }
 
 /// The response to a refused document. Reports only the first syntax error.
-fn refused(diagnostics: &DiagnosticList, code: Code) -> Answer {
+fn refused(diagnostics: &DiagnosticList, code: Code) -> Refusal {
     let most = if code == Code::ParseFailed {
         1
     } else {
@@ -431,7 +431,7 @@ fn refused(diagnostics: &DiagnosticList, code: Code) -> Answer {
         let places = locations.into_iter().map(place).collect();
         error(&sentence(&message), places, code)
     });
-    Answer::refused(errors.collect())
+    Refusal(errors.collect())
 }
 
 fn error(message: &str, places: Vec<Pos>, code: Code) -> ServerError {

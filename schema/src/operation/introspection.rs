@@ -15,9 +15,9 @@ use async_graphql_value::{ConstValue, Value as Input};
 
 use crate::{
     error::Error,
-    execute::Limits,
+    limits::Limits,
     operation::{
-        front::{Front, Variables},
+        front::{Validator, Variables},
         plan::{FieldPlan, Plan, Selection},
         source::too_complex,
     },
@@ -66,7 +66,7 @@ impl Introspection {
     ///
     /// # Errors
     /// The schema cannot be read; the text says why.
-    pub(crate) fn new(front: &Front, limits: &Limits) -> Result<Self, String> {
+    pub(crate) fn new(front: &Validator, limits: &Limits) -> Result<Self, String> {
         let limits = Limits {
             document_bytes: u64::MAX,
             tokens: u64::MAX,
@@ -92,7 +92,7 @@ impl Introspection {
     /// `QUERY_TOO_COMPLEX` for an operation that reads too much.
     pub(crate) fn check(
         &self,
-        front: &Front,
+        front: &Validator,
         plan: &Plan,
         variables: &Variables,
     ) -> Result<bool, Error> {
@@ -110,7 +110,7 @@ impl Introspection {
     }
 }
 
-fn size(front: &Front, plan: &Plan, variables: &Variables) -> Size {
+fn size(front: &Validator, plan: &Plan, variables: &Variables) -> Size {
     let mut reader = Reader {
         front,
         schema: front.schema(),
@@ -144,7 +144,7 @@ enum Thing<'a> {
 }
 
 struct Reader<'a> {
-    front: &'a Front,
+    front: &'a Validator,
     schema: &'a Schema,
     variables: &'a Variables,
     /// By the place of a selection in memory, and the type that it is made of.

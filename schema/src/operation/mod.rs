@@ -1,19 +1,24 @@
 //! From the text of a document to an operation that can run, and to the order of its answer.
 
-mod bind;
+pub(crate) mod bind;
 mod cost;
-mod front;
+mod documents;
+pub(crate) mod front;
 mod introspection;
 mod merge;
-mod plan;
-mod response;
-mod source;
+mod params;
+pub(crate) mod plan;
+mod prepare;
+pub(crate) mod source;
 mod syntax;
 mod variables;
 
 pub(crate) use bind::bind;
-pub(crate) use cost::{Measure, list_size, measure, root_fields};
-pub(crate) use front::{Document, Front, Variables};
+pub(crate) use cost::{Measure, measure, root_fields};
+pub use documents::{Trust, TrustedDocuments};
+pub(crate) use front::{Document, Validator, Variables};
 pub(crate) use introspection::Introspection;
+pub use params::Params;
 pub(crate) use plan::Plan;
-pub(crate) use response::propagate_nulls;
+pub use prepare::Operation;
+pub(crate) use prepare::{Preparer, Timings};

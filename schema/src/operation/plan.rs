@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     operation::{
         cost::ListSize,
-        front::{Document, Front},
+        front::{Document, Validator},
         source::too_complex,
     },
 };
@@ -85,7 +85,7 @@ impl Plan {
     /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded; `BAD_USER_INPUT` for a condition that is
     /// null.
     pub(crate) fn new(
-        front: &Front,
+        front: &Validator,
         document: &Document,
         operation: &Operation,
         includes: &HashMap<&str, bool>,
@@ -121,7 +121,7 @@ impl Plan {
 }
 
 struct Planner<'a> {
-    front: &'a Front,
+    front: &'a Validator,
     document: &'a ExecutableDocument,
     includes: &'a HashMap<&'a str, bool>,
     limit: u64,

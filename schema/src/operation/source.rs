@@ -4,7 +4,7 @@ use async_graphql::Pos;
 
 use crate::{
     error::{Code, Error},
-    execute::Limits,
+    limits::Limits,
 };
 
 /// Maximum nesting of brackets, in selections and values together; bounds the recursion of the parser.

@@ -11,7 +11,7 @@ use apollo_compiler::{
     parser::SourceSpan,
 };
 
-use crate::{operation::front::Front, scalar};
+use crate::{operation::front::Validator, scalar};
 
 /// A usage of a variable.
 struct Usage<'a> {
@@ -39,7 +39,10 @@ pub(crate) struct InvalidUsage {
 }
 
 /// The invalid usages in the operations of a document.
-pub(crate) fn invalid_usages(front: &Front, document: &ExecutableDocument) -> Vec<InvalidUsage> {
+pub(crate) fn invalid_usages(
+    front: &Validator,
+    document: &ExecutableDocument,
+) -> Vec<InvalidUsage> {
     let mut of_fragments = HashMap::new();
     for (name, fragment) in &document.fragments {
         let mut used = Used::default();
@@ -54,7 +57,7 @@ pub(crate) fn invalid_usages(front: &Front, document: &ExecutableDocument) -> Ve
 }
 
 fn of_operation(
-    front: &Front,
+    front: &Validator,
     operation: &Node<Operation>,
     of_fragments: &HashMap<&Name, Used<'_>>,
 ) -> Vec<InvalidUsage> {
@@ -83,7 +86,7 @@ fn of_operation(
 }
 
 impl<'a> Used<'a> {
-    fn selections(&mut self, front: &Front, set: &'a SelectionSet) {
+    fn selections(&mut self, front: &Validator, set: &'a SelectionSet) {
         for selection in &set.selections {
             match selection {
                 Selection::Field(field) => {
@@ -103,7 +106,7 @@ impl<'a> Used<'a> {
         }
     }
 
-    fn directives(&mut self, front: &Front, directives: &'a DirectiveList) {
+    fn directives(&mut self, front: &Validator, directives: &'a DirectiveList) {
         for directive in directives {
             if let Some(definition) = front.schema().directive_definitions.get(&directive.name) {
                 self.arguments(front, &directive.arguments, &definition.arguments);
@@ -113,7 +116,7 @@ impl<'a> Used<'a> {
 
     fn arguments(
         &mut self,
-        front: &Front,
+        front: &Validator,
         arguments: &'a [Node<Argument>],
         definitions: &[Node<InputValueDefinition>],
     ) {
@@ -128,7 +131,7 @@ impl<'a> Used<'a> {
 
     fn value(
         &mut self,
-        front: &Front,
+        front: &Validator,
         value: &'a Node<Value>,
         ty: Option<&Type>,
         has_default: bool,
@@ -187,7 +190,7 @@ impl<'a> Used<'a> {
 }
 
 /// Why a custom scalar does not accept a literal. The executor would find it after other fields were executed.
-fn misfit(front: &Front, value: &Value, ty: &Type) -> Option<String> {
+fn misfit(front: &Validator, value: &Value, ty: &Type) -> Option<String> {
     let is_list = ty.is_list() && value.as_list().is_some();
     if is_list || value.is_null() {
         return None;

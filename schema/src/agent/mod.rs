@@ -1,0 +1,1118 @@
+//! Agents: the configured AI workers.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use async_graphql::{
+    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
+};
+use gathering_entity::{
+    List, agent, circle, conversation, event, member, message, model, participant, persona, task,
+    user,
+};
+use sea_orm::{
+    ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, ConnectionTrait, DbBackend,
+    EntityTrait, FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Set,
+    sea_query::{
+        self, Expr, ExprTrait, Func, JoinType, LockType, NullOrdering, Query, SelectStatement,
+    },
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    access::Viewer,
+    catalogue::{model::Model, persona::Persona},
+    circle::{
+        CircleFilter,
+        members::{AgentCircles, removed, reviewing},
+    },
+    conversation::{Conversation, ConversationFilter, Conversations},
+    data::{
+        Change, Connection, Edits, Listed, Order, Outcome, Page, SortDirection, change,
+        check_version, list_size,
+    },
+    db::{PageQuery, Totals, is_among, is_taken},
+    deletion::{DeleteInput, DeletePayload, in_use},
+    error::Error,
+    event::{EventFilter, Events},
+    events::NewEvent,
+    id::Kind,
+    input::{Check, UserError, UserErrorCode, entries},
+    request::RequestExt,
+    scalar::DateTime,
+    task::{Task, TaskFilter, TaskOrder, Tasks},
+    text,
+    user::User,
+};
+
+/// Most characters of an agent's name.
+const MAX_NAME: usize = 100;
+/// Most characters of what it is told before it begins.
+pub(crate) const MAX_PROMPT: usize = 20_000;
+/// Most characters of how it talks.
+pub(crate) const MAX_STYLE: usize = 50;
+/// Most entries of each of its lists, and most characters of an entry.
+pub(crate) const MAX_LIST: usize = 50;
+pub(crate) const MAX_ENTRY: usize = 100;
+/// The sampling temperatures that there are.
+pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+/// The temperature of an agent that names none and has no persona to name one.
+const USUAL_TEMPERATURE: f64 = 0.7;
+/// How hard a reviewer may be to please.
+const STRICTNESS: RangeInclusive<f64> = 0.0..=1.0;
+
+/// Most tasks in [`AgentActivity`].
+const RECENT_TASKS: u64 = 10;
+/// Most conversations in [`AgentActivity`].
+const RECENT_CONVERSATIONS: u64 = 5;
+
+/// What an agent is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "agent::AgentStatus")]
+pub enum AgentStatus {
+    /// Ready for work.
+    Idle,
+    /// At work.
+    Busy,
+    /// Taken out of work by its owner; nothing is routed to it.
+    Offline,
+}
+
+/// A configured AI worker.
+pub struct Agent(pub(crate) Arc<agent::Model>);
+
+/// A configured AI worker: persona, model, prompt, competencies. Read by its owner, by readers of a circle in which it
+/// is an active member, and by administrators.
+#[Object]
+impl Agent {
+    /// The id of the agent, `agent_…`.
+    pub(crate) async fn id(&self) -> ID {
+        Kind::Agent.id(self.0.id)
+    }
+
+    /// Who owns it.
+    async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
+        let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
+        row.map(User::new).ok_or_else(|| Error::not_found("owner"))
+    }
+
+    /// The name, unique among its owner's agents; at most 100 characters.
+    pub(crate) async fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The character it takes on.
+    async fn persona(&self, ctx: &Context<'_>) -> Result<Option<Persona>, Error> {
+        let Some(id) = self.0.persona_id else {
+            return Ok(None);
+        };
+        Ok(ctx.request().row::<persona::Entity>(id).await?.map(Persona))
+    }
+
+    /// The model it runs on.
+    async fn model(&self, ctx: &Context<'_>) -> Result<Option<Model>, Error> {
+        let Some(id) = self.0.model_id else {
+            return Ok(None);
+        };
+        Ok(ctx.request().row::<model::Entity>(id).await?.map(Model))
+    }
+
+    /// What it is told before it begins, at most 20,000 characters. Null for everyone but its owner and administrators.
+    async fn system_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
+        let viewer = ctx.request().viewer()?;
+        let may_read = viewer.is_admin() || viewer.id() == self.0.owner_id;
+        let prompt = self.0.system_prompt.as_deref();
+        ctx.request().text(prompt.filter(|_| may_read))
+    }
+
+    /// What it is doing.
+    async fn status(&self) -> AgentStatus {
+        self.0.status.into()
+    }
+
+    /// When it last did something.
+    async fn last_active_at(&self) -> DateTime {
+        self.0.last_active_at.into()
+    }
+
+    /// What it is like; at most 50 words.
+    async fn traits(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.traits.0.as_slice())
+    }
+
+    /// What it is able to do; at most 50 words.
+    async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.competencies.0.as_slice())
+    }
+
+    /// What it knows best; at most 50 words.
+    async fn specializations(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
+        ctx.request().text(self.0.specializations.0.as_slice())
+    }
+
+    /// The kinds of review it does, `all` for every kind.
+    async fn review_types(&self) -> &[String] {
+        &self.0.review_types.0
+    }
+
+    /// How it talks, at most 50 characters.
+    async fn communication_style(&self) -> Option<&str> {
+        self.0.communication_style.as_deref()
+    }
+
+    /// How hard it is to please as a reviewer, from 0 to 1.
+    async fn review_strictness(&self) -> f64 {
+        self.0.review_strictness
+    }
+
+    /// The sampling temperature of its answers, from 0 to 2.
+    async fn temperature(&self) -> f64 {
+        self.0.temperature
+    }
+
+    /// How many tokens it may write in one answer; null for the model's own limit.
+    async fn max_tokens(&self) -> Option<i32> {
+        self.0.max_tokens
+    }
+
+    /// When it was made.
+    async fn created_at(&self) -> DateTime {
+        self.0.created_at.into()
+    }
+
+    /// When it was last changed.
+    async fn updated_at(&self) -> DateTime {
+        self.0.updated_at.into()
+    }
+
+    /// Grows by one with every edit; give it as `expectedVersion` to change only what you saw.
+    async fn version(&self) -> i32 {
+        self.0.version
+    }
+
+    /// What it has been doing lately, as far as the viewer may read it.
+    async fn recent_activity(&self) -> AgentActivity {
+        AgentActivity { agent: self.0.id }
+    }
+
+    /// The circles in which it is an active member and which the viewer may read, in the order in which it joined.
+    async fn circles(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<CircleFilter>,
+    ) -> Result<Connection<AgentCircles>, Error> {
+        let viewer = ctx.request().viewer()?;
+        let mut condition = Condition::all().add(member::Column::IsActive.eq(true));
+        if filter.is_some() || !viewer.is_admin() {
+            let circles = circle::Entity::find()
+                .select_only()
+                .column(circle::Column::Id)
+                .filter(viewer.circles())
+                .filter(CircleFilter::condition(filter, viewer)?)
+                .into_query();
+            condition = condition.add(member::Column::CircleId.in_subquery(circles));
+        }
+        Connection::of(
+            member::Column::AgentId,
+            self.0.id,
+            condition,
+            Order::ascending([member::Column::JoinedAt, member::Column::Id]),
+            &Page::new(first, after, last, before)?,
+        )
+    }
+
+    /// The tasks assigned to it that the viewer may read, newest first unless `orderBy` says otherwise.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is an argument of the GraphQL field"
+    )]
+    async fn tasks(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<TaskFilter>,
+        order_by: Option<TaskOrder>,
+    ) -> Result<Connection<Tasks>, Error> {
+        let readable = ctx.request().viewer()?.tasks();
+        Connection::of(
+            task::Column::AssigneeId,
+            self.0.id,
+            Condition::all()
+                .add(readable)
+                .add(TaskFilter::condition(filter)?),
+            Tasks::order(order_by),
+            &Page::new(first, after, last, before)?,
+        )
+    }
+
+    /// The conversations in which it takes part and which the viewer may read, newest first.
+    async fn conversations(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<ConversationFilter>,
+    ) -> Result<Connection<Conversations>, Error> {
+        let condition = ConversationFilter::condition(filter)?;
+        Connection::select(
+            conversations(ctx.request().viewer()?, condition),
+            Some((participant::Column::AgentId.as_column_ref(), self.0.id)),
+            Order::descending([conversation::Column::Id]),
+            &Page::new(first, after, last, before)?,
+        )
+    }
+
+    /// What happened to it, as far as the viewer may read it; newest first.
+    async fn events(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<EventFilter>,
+    ) -> Result<Connection<Events>, Error> {
+        Events::of(
+            ctx,
+            event::Column::AgentId,
+            self.0.id,
+            filter,
+            &Page::new(first, after, last, before)?,
+        )
+    }
+}
+
+impl Agent {
+    /// The agent with this row id, as far as the viewer may read it.
+    pub(crate) async fn readable(
+        ctx: &Context<'_>,
+        id: Option<Uuid>,
+    ) -> Result<Option<Self>, Error> {
+        let Some(id) = id else { return Ok(None) };
+        let rule = &ctx.request().viewer()?.rules().agent;
+        Ok(ctx
+            .request()
+            .readable::<agent::Entity>(rule, id)
+            .await?
+            .map(Self))
+    }
+}
+
+/// The conversations that an agent takes part in and the viewer may read, joined to its participation.
+fn conversations(viewer: &Viewer, condition: Condition) -> SelectStatement {
+    let mut select = conversation::Entity::find()
+        .filter(viewer.conversations())
+        .filter(condition)
+        .into_query();
+    let takes_part = Expr::col(participant::Column::ConversationId.as_column_ref())
+        .equals(conversation::Column::Id.as_column_ref());
+    select.join(JoinType::InnerJoin, participant::Entity, takes_part);
+    select
+}
+
+/// What an agent has been doing lately.
+pub struct AgentActivity {
+    agent: Uuid,
+}
+
+/// What an agent has been doing lately, as far as the viewer may read it.
+#[Object]
+impl AgentActivity {
+    /// Messages the agent wrote.
+    async fn total_messages(&self, ctx: &Context<'_>) -> Result<i64, Error> {
+        Ok(self.totals(ctx).await?.messages)
+    }
+
+    /// Tasks assigned to the agent that are done.
+    async fn completed_tasks(&self, ctx: &Context<'_>) -> Result<i64, Error> {
+        Ok(self.totals(ctx).await?.completed)
+    }
+
+    /// Tasks assigned to the agent that are `IN_PROGRESS`.
+    async fn active_tasks(&self, ctx: &Context<'_>) -> Result<i64, Error> {
+        Ok(self.totals(ctx).await?.active)
+    }
+
+    /// Conversations with a message of the agent.
+    async fn conversations_participated(&self, ctx: &Context<'_>) -> Result<i64, Error> {
+        Ok(self.totals(ctx).await?.conversations)
+    }
+
+    /// The five conversations it takes part in that began last, those not begun at the end.
+    #[graphql(directive = list_size::apply(Some(5), None, None))]
+    async fn recent_conversations(
+        &self,
+        ctx: &Context<'_>,
+    ) -> Result<Vec<AgentConversation>, Error> {
+        let mut select = conversations(ctx.request().viewer()?, Condition::all());
+        let messages = || {
+            Query::select()
+                .expr(Func::count(Expr::val(1)))
+                .from(message::Entity)
+                .and_where(
+                    Expr::col(message::Column::ConversationId.as_column_ref())
+                        .equals(conversation::Column::Id.as_column_ref()),
+                )
+                .take()
+        };
+        let mut own = messages();
+        own.and_where(
+            Expr::col(message::Column::AgentId.as_column_ref())
+                .equals(participant::Column::AgentId.as_column_ref()),
+        );
+        select
+            .expr_as(own, "own_messages")
+            .expr_as(messages(), "total_messages")
+            .order_by_with_nulls(
+                conversation::Column::StartedAt.as_column_ref(),
+                sea_query::Order::Desc,
+                NullOrdering::Last,
+            )
+            .order_by(
+                conversation::Column::Id.as_column_ref(),
+                sea_query::Order::Desc,
+            )
+            .limit(RECENT_CONVERSATIONS);
+        let pages = PageQuery::<RecentConversation>::new(
+            "recent conversations",
+            select,
+            Some(participant::Column::AgentId.as_column_ref()),
+        );
+        let rows = ctx.request().load(pages, self.agent).await?;
+        Ok(rows
+            .iter()
+            .map(|row| AgentConversation {
+                conversation: Conversation(Arc::clone(&row.conversation)),
+                own_messages: row.own_messages,
+                total_messages: row.total_messages,
+            })
+            .collect())
+    }
+
+    /// The ten newest tasks assigned to it.
+    #[graphql(directive = list_size::apply(Some(10), None, None))]
+    async fn recent_tasks(&self, ctx: &Context<'_>) -> Result<Vec<Task>, Error> {
+        let select = task::Entity::find()
+            .filter(ctx.request().viewer()?.tasks())
+            .order_by_desc(task::Column::Id)
+            .limit(RECENT_TASKS)
+            .into_query();
+        let pages = PageQuery::<task::Model>::new(
+            "recent tasks",
+            select,
+            Some(task::Column::AssigneeId.as_column_ref()),
+        );
+        let rows = ctx.request().load(pages, self.agent).await?;
+        Ok(rows.iter().map(|row| Task(Arc::clone(row))).collect())
+    }
+}
+
+impl AgentActivity {
+    async fn totals(&self, ctx: &Context<'_>) -> Result<ActivityTotals, Error> {
+        let viewer = ctx.request().viewer()?;
+        let of_agent = |column: (_, _)| Expr::col(column).equals(agent::Column::Id.as_column_ref());
+        let messages = |count: sea_query::FunctionCall| {
+            let mut select = Query::select()
+                .expr(count)
+                .from(message::Entity)
+                .and_where(of_agent(message::Column::AgentId.as_column_ref()))
+                .take();
+            if !viewer.is_admin() {
+                let readable = conversation::Entity::find()
+                    .select_only()
+                    .column(conversation::Column::Id)
+                    .filter(viewer.conversations())
+                    .into_query();
+                select.and_where(message::Column::ConversationId.in_subquery(readable));
+            }
+            select
+        };
+        let tasks = |status: task::TaskStatus| {
+            Query::select()
+                .expr(Func::count(Expr::val(1)))
+                .from(task::Entity)
+                .and_where(of_agent(task::Column::AssigneeId.as_column_ref()))
+                .and_where(task::Column::Status.eq(status))
+                .cond_where(viewer.tasks())
+                .take()
+        };
+        let talked_in = Expr::col(message::Column::ConversationId.as_column_ref());
+        let select = agent::Entity::find()
+            .select_only()
+            .expr_as(messages(Func::count(Expr::val(1))), "messages")
+            .expr_as(messages(Func::count_distinct(talked_in)), "conversations")
+            .expr_as(tasks(task::TaskStatus::Completed), "completed")
+            .expr_as(tasks(task::TaskStatus::InProgress), "active")
+            .into_query();
+        let totals = Totals::new(
+            "agent activity",
+            select,
+            Some(agent::Column::Id.as_column_ref()),
+        );
+        ctx.request().load(totals, self.agent).await
+    }
+}
+
+#[derive(Clone, Default, FromQueryResult)]
+struct ActivityTotals {
+    messages: i64,
+    conversations: i64,
+    completed: i64,
+    active: i64,
+}
+
+struct RecentConversation {
+    conversation: Arc<conversation::Model>,
+    own_messages: i64,
+    total_messages: i64,
+}
+
+impl FromQueryResult for RecentConversation {
+    fn from_query_result(row: &sea_orm::QueryResult, prefix: &str) -> Result<Self, sea_orm::DbErr> {
+        Ok(Self {
+            conversation: Arc::new(conversation::Model::from_query_result(row, prefix)?),
+            own_messages: row.try_get(prefix, "own_messages")?,
+            total_messages: row.try_get(prefix, "total_messages")?,
+        })
+    }
+}
+
+/// A conversation an agent takes part in.
+#[derive(SimpleObject)]
+pub struct AgentConversation {
+    /// The conversation.
+    conversation: Conversation,
+    /// Messages in it that the agent wrote.
+    own_messages: i64,
+    /// All messages in it.
+    total_messages: i64,
+}
+
+/// Agents as a list.
+pub struct Agents;
+
+impl Listed for Agents {
+    type Entity = agent::Entity;
+    type Node = Agent;
+    type Extra = EmptyFields;
+    const NAME: &'static str = "Agent";
+
+    async fn nodes(
+        _: &Context<'_>,
+        rows: &[Arc<agent::Model>],
+    ) -> Result<Vec<Option<Agent>>, Error> {
+        Ok(rows
+            .iter()
+            .map(|row| Some(Agent(Arc::clone(row))))
+            .collect())
+    }
+
+    fn extra(_: &Arc<agent::Model>) -> EmptyFields {
+        EmptyFields
+    }
+}
+
+/// What agents may be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+pub enum AgentOrderField {
+    /// When it was made.
+    CreatedAt,
+    /// When it was last changed.
+    UpdatedAt,
+    /// The folded name, character by character.
+    Name,
+    /// When it last did something.
+    LastActiveAt,
+}
+
+/// An order of agents.
+#[derive(Clone, Copy, InputObject)]
+pub struct AgentOrder {
+    /// What to order by.
+    field: AgentOrderField,
+    /// Which end comes first.
+    #[graphql(default_with = "SortDirection::Desc")]
+    direction: SortDirection,
+}
+
+impl Agents {
+    fn order(by: Option<AgentOrder>) -> Order<agent::Column> {
+        use agent::Column::{Id, LastActiveAt, NameKey, UpdatedAt};
+        let Some(AgentOrder { field, direction }) = by else {
+            return Order::descending([Id]);
+        };
+        match field {
+            AgentOrderField::CreatedAt => direction.over([Id]),
+            AgentOrderField::UpdatedAt => direction.over([UpdatedAt, Id]),
+            AgentOrderField::Name => direction.over([NameKey, Id]),
+            AgentOrderField::LastActiveAt => direction.over([LastActiveAt, Id]),
+        }
+    }
+}
+
+/// Narrows a list of agents. All given conditions must hold; an empty list matches nothing.
+#[derive(InputObject)]
+pub struct AgentFilter {
+    /// Only agents in one of these states.
+    status: Option<Vec<AgentStatus>>,
+    /// Only agents that run on this model.
+    model_id: Option<ID>,
+    /// Only agents with this persona.
+    persona_id: Option<ID>,
+    /// Only agents with exactly this competency, whatever its case; at most 100 characters.
+    competency: Option<String>,
+    /// Only agents whose name contains this text, whatever its case; at most 100 characters.
+    search: Option<String>,
+}
+
+impl AgentFilter {
+    fn condition(self, backend: DbBackend) -> Result<Condition, Error> {
+        let status = self.status.map(|status| {
+            agent::Column::Status.is_in(crate::db::distinct(
+                status.into_iter().map(agent::AgentStatus::from),
+            ))
+        });
+        let model = Kind::Model.parse_opt(self.model_id.as_ref(), "modelId")?;
+        let persona = Kind::Persona.parse_opt(self.persona_id.as_ref(), "personaId")?;
+        let competency = self
+            .competency
+            .map(|competency| crate::db::filter(&competency, "competency"))
+            .transpose()?
+            .map(|competency| {
+                has(
+                    backend,
+                    agent::Column::Competencies,
+                    &text::fold(&competency),
+                )
+            });
+        Ok(Condition::all()
+            .add_option(status)
+            .add_option(model.map(|id| agent::Column::ModelId.eq(id)))
+            .add_option(persona.map(|id| agent::Column::PersonaId.eq(id)))
+            .add_option(competency)
+            .add_option(
+                self.search
+                    .map(|search| {
+                        crate::db::contains(
+                            Expr::col(agent::Column::NameKey.as_column_ref()),
+                            &search,
+                        )
+                    })
+                    .transpose()?,
+            ))
+    }
+}
+
+/// A list column has an entry: the one condition that each database writes in its own way.
+fn has(backend: DbBackend, column: agent::Column, entry: &str) -> Expr {
+    let list = Expr::col(column.as_column_ref());
+    if backend == DbBackend::Postgres {
+        list.binary(
+            sea_query::extension::postgres::PgBinOper::Contains,
+            Expr::val(serde_json::json!([entry])),
+        )
+    } else {
+        let entries = Query::select()
+            .column("value")
+            .from_function(Func::cust("json_each").arg(list), "entry")
+            .take();
+        Expr::val(entry).in_subquery(entries)
+    }
+}
+
+/// Queries about agents.
+#[derive(Default)]
+pub struct AgentQuery;
+
+#[Object]
+impl AgentQuery {
+    /// The agent with this id.
+    async fn agent(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Agent>, Error> {
+        let rule = &ctx.request().viewer()?.rules().agent;
+        let row = ctx
+            .request()
+            .look_up::<agent::Entity>(Kind::Agent, rule, &id)
+            .await?;
+        Ok(Some(Agent(row)))
+    }
+
+    /// The agents that the viewer may read, newest first unless `orderBy` says otherwise.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is an argument of the GraphQL field"
+    )]
+    async fn agents(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<AgentFilter>,
+        order_by: Option<AgentOrder>,
+    ) -> Result<Connection<Agents>, Error> {
+        let request = ctx.request();
+        let condition = filter
+            .map(|filter| filter.condition(request.services.backend))
+            .transpose()?;
+        Connection::new(
+            Condition::all()
+                .add(request.viewer()?.agents())
+                .add(condition.unwrap_or_else(Condition::all)),
+            Agents::order(order_by),
+            &Page::new(first, after, last, before)?,
+        )
+    }
+}
+
+/// The outcome of a change of an agent.
+#[derive(SimpleObject)]
+pub struct AgentPayload {
+    /// The agent as it is now; null when there is none to show.
+    agent: Option<Agent>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl AgentPayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            agent: outcome.row::<agent::Entity>(ctx).await?.map(Agent),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// An agent that is to be made.
+#[derive(InputObject)]
+pub struct CreateAgentInput {
+    /// The name, 1 to 100 characters, unique among the user's agents.
+    name: String,
+    /// The character it takes on; `NOT_FOUND` when there is no such persona.
+    persona_id: Option<ID>,
+    /// The model it runs on, its persona's default without one; `NOT_FOUND` when there is no such model.
+    model_id: Option<ID>,
+    /// What it is told before it begins, at most 20,000 characters.
+    system_prompt: Option<String>,
+    /// What it is like; at most 50 words of at most 100 characters.
+    traits: Option<Vec<String>>,
+    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    competencies: Option<Vec<String>>,
+    /// What it knows best; at most 50 words of at most 100 characters.
+    specializations: Option<Vec<String>>,
+    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    review_types: Option<Vec<String>>,
+    /// How it talks, at most 50 characters.
+    communication_style: Option<String>,
+    /// How hard it is to please as a reviewer, from 0 to 1.
+    #[graphql(default = 0.7)]
+    review_strictness: f64,
+    /// The sampling temperature of its answers, from 0 to 2; its persona's default without one, else 0.7.
+    temperature: Option<f64>,
+    /// How many tokens it may write in one answer, at least 1; none for the model's own limit.
+    max_tokens: Option<i32>,
+}
+
+/// What is to be different about an agent. Fields that are left out stay as they are; null clears what may be empty.
+#[derive(InputObject)]
+pub struct UpdateAgentInput {
+    /// The agent.
+    agent_id: ID,
+    /// Change it only at this version, else `CONFLICT`.
+    expected_version: Option<i32>,
+    /// The name, 1 to 100 characters, unique among its owner's agents.
+    name: MaybeUndefined<String>,
+    /// The character it takes on; `NOT_FOUND` when there is no such persona. Its defaults are not taken again.
+    persona_id: MaybeUndefined<ID>,
+    /// The model it runs on; `NOT_FOUND` when there is no such model.
+    model_id: MaybeUndefined<ID>,
+    /// What it is told before it begins, at most 20,000 characters.
+    system_prompt: MaybeUndefined<String>,
+    /// What it is like; at most 50 words of at most 100 characters.
+    traits: MaybeUndefined<Vec<String>>,
+    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    competencies: MaybeUndefined<Vec<String>>,
+    /// What it knows best; at most 50 words of at most 100 characters.
+    specializations: MaybeUndefined<Vec<String>>,
+    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    review_types: MaybeUndefined<Vec<String>>,
+    /// How it talks, at most 50 characters.
+    communication_style: MaybeUndefined<String>,
+    /// How hard it is to please as a reviewer, from 0 to 1.
+    review_strictness: MaybeUndefined<f64>,
+    /// The sampling temperature of its answers, from 0 to 2.
+    temperature: MaybeUndefined<f64>,
+    /// How many tokens it may write in one answer, at least 1; null for the model's own limit.
+    max_tokens: MaybeUndefined<i32>,
+    /// `OFFLINE` takes it out of work. `IDLE` brings it back: it is `BUSY` at once when a task of it is `IN_PROGRESS`. An agent
+    /// turns `BUSY` by its work alone (`INVALID`).
+    status: MaybeUndefined<AgentStatus>,
+}
+
+impl CreateAgentInput {
+    /// The row, with the faults of the input added.
+    fn row(&self, change: &Change<'_>, id: Uuid, check: &mut Check) -> agent::Model {
+        let (name, name_key) = check.name("name", &self.name, MAX_NAME);
+        let prompt = self.system_prompt.as_deref();
+        let style = self.communication_style.as_deref();
+        let mut list = |field, words: &Option<Vec<String>>| {
+            let words = words.as_deref().unwrap_or_default();
+            check.list(field, words, MAX_LIST, MAX_ENTRY)
+        };
+        let traits = list("traits", &self.traits);
+        let specializations = list("specializations", &self.specializations);
+        let competencies = self.competencies.as_deref().unwrap_or_default();
+        let reviews = self.review_types.as_deref().unwrap_or_default();
+        let temperature = self.temperature.unwrap_or(USUAL_TEMPERATURE);
+        agent::Model {
+            id,
+            created_at: change.now,
+            updated_at: change.now,
+            version: 1,
+            owner_id: change.viewer.id(),
+            name,
+            name_key,
+            persona_id: None,
+            model_id: None,
+            system_prompt: check.optional_text("systemPrompt", prompt, MAX_PROMPT),
+            traits,
+            competencies: check.words("competencies", competencies, MAX_LIST, MAX_ENTRY),
+            specializations,
+            review_types: reviewing(check, "reviewTypes", reviews),
+            communication_style: check.optional_line("communicationStyle", style, MAX_STYLE),
+            competency_scores: json!({}),
+            review_strictness: check.range("reviewStrictness", self.review_strictness, STRICTNESS),
+            temperature: check.range("temperature", temperature, TEMPERATURE),
+            max_tokens: max_tokens(check, self.max_tokens),
+            status: agent::AgentStatus::Idle,
+            reviews_total: 0,
+            reviews_approved: 0,
+            last_active_at: change.now,
+        }
+    }
+}
+
+impl UpdateAgentInput {
+    /// Sets what is different, and adds the faults of the input. The state and what the agent refers to are not part of it.
+    fn apply(&self, new: &mut agent::ActiveModel, check: &mut Check, edits: &mut Edits) {
+        let name = check.if_given("name", &self.name);
+        let name = name.map(|name| check.name("name", name, MAX_NAME));
+        let (name, name_key) = name.unzip();
+        edits.set("name", &mut new.name, name);
+        if let Some(key) = name_key {
+            new.name_key = Set(key);
+        }
+        let prompt = self.system_prompt.as_opt_deref();
+        let prompt = prompt.map(|text| check.optional_text("systemPrompt", text, MAX_PROMPT));
+        edits.set("systemPrompt", &mut new.system_prompt, prompt);
+        let mut list =
+            |field, words: &MaybeUndefined<Vec<String>>, column: &mut ActiveValue<List>| {
+                let words = entries(words);
+                let words = words.map(|words| check.list(field, words, MAX_LIST, MAX_ENTRY));
+                edits.set(field, column, words);
+            };
+        list("traits", &self.traits, &mut new.traits);
+        list(
+            "specializations",
+            &self.specializations,
+            &mut new.specializations,
+        );
+        let words = entries(&self.competencies)
+            .map(|words| check.words("competencies", words, MAX_LIST, MAX_ENTRY));
+        edits.set("competencies", &mut new.competencies, words);
+        let words = entries(&self.review_types).map(|words| reviewing(check, "reviewTypes", words));
+        edits.set("reviewTypes", &mut new.review_types, words);
+        let style = self.communication_style.as_opt_deref();
+        let style = style.map(|line| check.optional_line("communicationStyle", line, MAX_STYLE));
+        edits.set("communicationStyle", &mut new.communication_style, style);
+        let mut number = |field,
+                          value: &MaybeUndefined<f64>,
+                          bounds: RangeInclusive<f64>,
+                          column: &mut ActiveValue<f64>| {
+            let value = check.if_given(field, value);
+            let value = value.map(|value| check.range(field, *value, bounds));
+            edits.set(field, column, value);
+        };
+        number(
+            "reviewStrictness",
+            &self.review_strictness,
+            STRICTNESS,
+            &mut new.review_strictness,
+        );
+        number(
+            "temperature",
+            &self.temperature,
+            TEMPERATURE,
+            &mut new.temperature,
+        );
+        let tokens = self.max_tokens.as_opt_ref();
+        let tokens = tokens.map(|tokens| max_tokens(check, tokens.copied()));
+        edits.set("maxTokens", &mut new.max_tokens, tokens);
+    }
+}
+
+/// Changes of agents.
+#[derive(Default)]
+pub struct AgentMutation;
+
+#[Object]
+impl AgentMutation {
+    /// Makes an agent of the signed-in user. Codes of `userErrors` beside those of the input: `TAKEN` for the name.
+    async fn create_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateAgentInput,
+    ) -> Result<AgentPayload, Error> {
+        let persona = Kind::Persona.parse_opt(input.persona_id.as_ref(), "personaId")?;
+        let model = Kind::Model.parse_opt(input.model_id.as_ref(), "modelId")?;
+        let id = Uuid::now_v7();
+        let outcome = change(ctx, async |mut change| {
+            let persona = change.lock_reference::<persona::Entity>(persona, "personaId");
+            let persona = persona.await?;
+            let preferred = persona
+                .as_ref()
+                .and_then(|persona| persona.default_model_id);
+            let model = model.or(preferred);
+            change
+                .lock_reference::<model::Entity>(model, "modelId")
+                .await?;
+            let mut check = Check::default();
+            let mut row = input.row(&change, id, &mut check);
+            row.model_id = model;
+            if let Some(persona) = persona {
+                row.persona_id = Some(persona.id);
+                row.temperature = input.temperature.unwrap_or(persona.default_temperature);
+            }
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            let insert = agent::Entity::insert(row.clone().into_active_model());
+            match insert.exec_without_returning(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(None, name_taken()));
+                }
+                done => done?,
+            };
+            change.append(fact("agent.created", &row, &[]));
+            change.commit(vec![id]).await
+        });
+        AgentPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Changes an agent. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
+    /// name, `CONFLICT` for the version.
+    async fn update_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: UpdateAgentInput,
+    ) -> Result<AgentPayload, Error> {
+        let id = Kind::Agent.parse(&input.agent_id, "agentId")?;
+        let persona = Kind::Persona.parse_new(&input.persona_id, "personaId")?;
+        let model = Kind::Model.parse_new(&input.model_id, "modelId")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = &change.viewer.rules().agent;
+            let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
+            change.check_agent(&row)?;
+            if let Err(conflict) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
+            let character =
+                change.lock_reference::<persona::Entity>(persona.flatten(), "personaId");
+            character.await?;
+            let engine = change.lock_reference::<model::Entity>(model.flatten(), "modelId");
+            engine.await?;
+
+            let (from, version) = (row.status, row.version);
+            let mut new = row.into_active_model();
+            let (mut check, mut edits) = (Check::default(), Edits::default());
+            input.apply(&mut new, &mut check, &mut edits);
+            edits.set("personaId", &mut new.persona_id, persona);
+            edits.set("modelId", &mut new.model_id, model);
+            let status = check.if_given("status", &input.status).copied();
+            if status == Some(AgentStatus::Busy) {
+                let message = "An agent turns BUSY by its work alone.";
+                check.fault("status", UserErrorCode::Invalid, message);
+            }
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(Some(id), faults));
+            }
+
+            let to = change.status(id, from, status).await?;
+            if edits.is_empty() && to == from {
+                return change.commit(vec![id]).await;
+            }
+            new.status = Set(to);
+            new.version = Set(version + 1);
+            new.updated_at = Set(change.now);
+            let row = match new.update(&change.transaction).await {
+                Err(error) if is_taken(&error) => {
+                    return Ok(Outcome::fault(Some(id), name_taken()));
+                }
+                done => done?,
+            };
+            if !edits.is_empty() {
+                change.append(fact("agent.updated", &row, edits.names()));
+            }
+            if to != from {
+                change.append(status_changed(&row, from));
+            }
+            change.commit(vec![id]).await
+        });
+        AgentPayload::new(ctx, outcome.await?).await
+    }
+
+    /// Deletes an agent; it leaves its circles, and what it wrote stays. For its owner and administrators. Codes of
+    /// `userErrors`: `CONFLICT` for the version; `IN_USE` while it has a task that is neither PENDING nor ended, or takes part
+    /// in a conversation that has not ended.
+    async fn delete_agent(
+        &self,
+        ctx: &Context<'_>,
+        input: DeleteInput,
+    ) -> Result<DeletePayload, Error> {
+        let id = Kind::Agent.parse(&input.id, "id")?;
+        let outcome = change(ctx, async |mut change| {
+            let rule = &change.viewer.rules().agent;
+            let row = change
+                .lock_for_delete::<agent::Entity>(rule, id, "id")
+                .await?;
+            change.check_agent(&row)?;
+            if let Err(conflict) = check_version(input.expected_version, row.version) {
+                return Ok(Outcome::fault(Some(id), conflict));
+            }
+            if change.any::<task::Entity>(in_hand(id)).await? {
+                let message =
+                    "The agent has tasks in hand. Give them to others, or end them, first.";
+                return Ok(Outcome::fault(Some(id), in_use(message)));
+            }
+            if change.any::<conversation::Entity>(talks_in(id)).await? {
+                let message =
+                    "The agent takes part in conversations that have not ended. End them first.";
+                return Ok(Outcome::fault(Some(id), in_use(message)));
+            }
+            change.leave_circles(id).await?;
+            change.append(fact("agent.deleted", &row, &[]));
+            row.delete(&change.transaction).await?;
+            change.commit(vec![]).await
+        });
+        DeletePayload::new(ctx, Kind::Agent, id, outcome.await?).await
+    }
+}
+
+impl Change<'_> {
+    /// # Errors
+    /// `FORBIDDEN` for an agent that the viewer may read, but not change.
+    fn check_agent(&self, row: &agent::Model) -> Result<(), Error> {
+        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
+            Ok(())
+        } else {
+            Err(self.forbidden(Kind::Agent, row.id))
+        }
+    }
+
+    /// Tells the readers of the circles that an agent is in that it leaves them, since it is deleted.
+    async fn leave_circles(&mut self, agent: Uuid) -> Result<(), Error> {
+        // Locked, so that nobody else tells of the same.
+        let members = member::Entity::find()
+            .filter(member::Column::AgentId.eq(agent))
+            .filter(member::Column::IsActive.eq(true))
+            .order_by_asc(member::Column::Id)
+            .lock(LockType::Update)
+            .all(&self.transaction)
+            .await?;
+        let backend = self.transaction.get_database_backend();
+        let ids: Vec<_> = members.iter().map(|row| row.circle_id).collect();
+        let circles = circle::Entity::find()
+            .filter(is_among(backend, circle::Column::Id.as_column_ref(), &ids))
+            .all(&self.transaction)
+            .await?;
+        for mut row in members {
+            row.updated_at = self.now;
+            if let Some(circle) = circles.iter().find(|circle| circle.id == row.circle_id) {
+                self.append(removed(circle, &row));
+            }
+        }
+        Ok(())
+    }
+
+    /// What an agent does once its owner has taken it out of work, or brought it back.
+    async fn status(
+        &self,
+        agent: Uuid,
+        from: agent::AgentStatus,
+        wanted: Option<AgentStatus>,
+    ) -> Result<agent::AgentStatus, Error> {
+        use agent::AgentStatus::{Busy, Idle, Offline};
+        Ok(match wanted {
+            Some(AgentStatus::Offline) => Offline,
+            Some(AgentStatus::Idle) if from == Offline => {
+                let in_progress = task::Column::AssigneeId
+                    .eq(agent)
+                    .and(task::Column::Status.eq(task::TaskStatus::InProgress));
+                let is_busy = self.any::<task::Entity>(in_progress).await?;
+                if is_busy { Busy } else { Idle }
+            }
+            _ => from,
+        })
+    }
+}
+
+/// Tasks that an agent has and that have not ended.
+fn in_hand(agent: Uuid) -> Expr {
+    use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
+    let open = [Assigned, InProgress, InReview, ChangesRequested, Blocked];
+    task::Column::AssigneeId
+        .eq(agent)
+        .and(task::Column::Status.is_in(open))
+}
+
+/// Conversations in which an agent takes part and that have not ended.
+fn talks_in(agent: Uuid) -> Expr {
+    use conversation::ConversationStatus::{Active, Paused, Pending};
+    let parts = participant::Entity::find()
+        .select_only()
+        .column(participant::Column::ConversationId)
+        .filter(participant::Column::AgentId.eq(agent))
+        .into_query();
+    conversation::Column::Id
+        .in_subquery(parts)
+        .and(conversation::Column::Status.is_in([Pending, Active, Paused]))
+}
+
+fn max_tokens(check: &mut Check, value: Option<i32>) -> Option<i32> {
+    value.map(|value| check.range("maxTokens", value, 1..=i32::MAX))
+}
+
+fn name_taken() -> UserError {
+    let message = "Another of the owner's agents has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
+}
+
+fn fact(kind: &'static str, row: &agent::Model, changed: &[&str]) -> NewEvent {
+    let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
+    NewEvent::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
+}
+
+/// An agent does something else than before.
+fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> NewEvent {
+    let payload = json!({
+        "name": row.name,
+        "fromStatus": from.to_value(),
+        "toStatus": row.status.to_value(),
+        "version": row.version,
+    });
+    NewEvent::new("agent.status_changed", row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
+}

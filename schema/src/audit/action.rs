@@ -1,0 +1,72 @@
+//! What the audit log records.
+
+use gathering_entity::audit::AuditSeverity;
+
+/// What can be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AuditAction {
+    Registered,
+    LoginSucceeded,
+    LoginFailed,
+    Locked,
+    Refreshed,
+    RefreshReused,
+    LoggedOut,
+    SessionRevoked,
+    PasswordChanged,
+    TokenRejected,
+    Refused,
+    RateLimited,
+    UserCreated,
+    UserChanged,
+    CatalogueChanged,
+}
+
+impl AuditAction {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Registered => "auth.registered",
+            Self::LoginSucceeded => "auth.login_succeeded",
+            Self::LoginFailed => "auth.login_failed",
+            Self::Locked => "auth.locked",
+            Self::Refreshed => "auth.refreshed",
+            Self::RefreshReused => "auth.refresh_reused",
+            Self::LoggedOut => "auth.logged_out",
+            Self::SessionRevoked => "auth.session_revoked",
+            Self::PasswordChanged => "auth.password_changed",
+            Self::TokenRejected => "auth.token_rejected",
+            Self::Refused => "auth.refused",
+            Self::RateLimited => "rate.limited",
+            Self::UserCreated => "user.created",
+            Self::UserChanged => "user.changed",
+            Self::CatalogueChanged => "catalogue.changed",
+        }
+    }
+
+    pub(super) fn severity(self) -> AuditSeverity {
+        match self {
+            Self::Registered
+            | Self::LoginSucceeded
+            | Self::Refreshed
+            | Self::LoggedOut
+            | Self::SessionRevoked
+            | Self::CatalogueChanged => AuditSeverity::Info,
+            Self::LoginFailed
+            | Self::TokenRejected
+            | Self::Refused
+            | Self::RateLimited
+            | Self::PasswordChanged
+            | Self::UserCreated
+            | Self::UserChanged => AuditSeverity::Warning,
+            Self::Locked | Self::RefreshReused => AuditSeverity::High,
+        }
+    }
+
+    /// Whether one client can cause it as often as it likes.
+    pub(super) fn is_repetitive(self) -> bool {
+        matches!(
+            self,
+            Self::TokenRejected | Self::Refused | Self::RateLimited
+        )
+    }
+}

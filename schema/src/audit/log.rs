@@ -1,0 +1,341 @@
+//! The audit trail: from what happens to rows of `audit_log`, without anybody waiting for it.
+//!
+//! An entry goes into a bounded queue and is written with the others that are there. What one address can cause at will
+//! (bad tokens, refused fields) is written once a minute for each address, with a count. An entry that finds the queue
+//! full is lost to the table, but neither to the log nor to the count that the next batch brings along.
+
+use crate::audit::AuditAction;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use gathering_entity::audit::{self, AuditSeverity};
+use sea_orm::{DatabaseConnection, EntityTrait, IntoActiveModel, sea_query::OnConflict};
+use serde_json::{Map, Value, json};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    error::{Code, Error},
+    id::Kind,
+    text,
+};
+
+/// Most rows of one statement.
+const BATCH: usize = 256;
+
+/// How long repetitions are counted before they are written.
+const COUNTED: Duration = Duration::from_mins(1);
+
+/// Most different repetitions that are counted at once.
+const COUNTERS: usize = 1_000;
+
+/// Longest pause between attempts to write.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Who sends a request, as far as the connection and its headers tell.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// The address it comes from.
+    pub address: Option<IpAddr>,
+    /// What it says it is.
+    pub user_agent: Option<String>,
+    /// Names the request in logs, in the audit log and in `INTERNAL` errors.
+    pub request_id: String,
+}
+
+impl Client {
+    pub(crate) fn ip(&self) -> Option<String> {
+        self.address
+            .map(|address| address.to_canonical().to_string())
+    }
+
+    pub(crate) fn program(&self) -> Option<String> {
+        let program = self.user_agent.as_ref()?;
+        Some(program.chars().take(255).collect())
+    }
+}
+
+/// Takes entries.
+#[derive(Clone)]
+pub(crate) struct AuditLog {
+    queue: mpsc::Sender<(AuditAction, audit::Model)>,
+    lost: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+/// Writes entries.
+pub struct AuditWriter {
+    queue: mpsc::Receiver<(AuditAction, audit::Model)>,
+    lost: Arc<AtomicU64>,
+    clock: Clock,
+    db: DatabaseConnection,
+    repeated: HashMap<Repeated, (audit::Model, u64)>,
+}
+
+/// What was repeated, its details, and by whom: a network, and a user. With it goes the first of them, and how many came
+/// after it.
+type Repeated = (AuditAction, String, Option<String>, Option<Uuid>);
+
+/// A trail of which at most so many entries wait to be written.
+pub(crate) fn audit_log(
+    db: DatabaseConnection,
+    waiting: usize,
+    clock: Clock,
+) -> (AuditLog, AuditWriter) {
+    let (sender, receiver) = mpsc::channel(waiting);
+    let lost = Arc::default();
+    let trail = AuditLog {
+        queue: sender,
+        lost: Arc::clone(&lost),
+        clock: Arc::clone(&clock),
+    };
+    let recorder = AuditWriter {
+        queue: receiver,
+        lost,
+        clock,
+        db,
+        repeated: HashMap::new(),
+    };
+    (trail, recorder)
+}
+
+impl AuditLog {
+    /// Records what `actor` did, to a user when one is named.
+    pub(crate) fn record(
+        &self,
+        act: AuditAction,
+        client: &Client,
+        actor: Option<Uuid>,
+        target: Option<Uuid>,
+        details: Value,
+    ) {
+        let target = target.map(|user| (Kind::User, user));
+        self.record_of(act, client, actor, target, details);
+    }
+
+    /// Records what `actor` did, to a row when one is named.
+    pub(crate) fn record_of(
+        &self,
+        act: AuditAction,
+        client: &Client,
+        actor: Option<Uuid>,
+        target: Option<(Kind, Uuid)>,
+        details: Value,
+    ) {
+        let entry = audit::Model {
+            id: Uuid::now_v7(),
+            created_at: (self.clock)().trunc_subsecs(6),
+            action: act.name().to_owned(),
+            severity: act.severity(),
+            actor_id: actor,
+            client_ip: client.ip(),
+            user_agent: client.program(),
+            request_id: Some(client.request_id.clone()).filter(|id| !id.is_empty()),
+            target_type: target.map(|(kind, _)| kind.prefix().to_owned()),
+            target_id: target.map(|(_, id)| id),
+            details,
+        };
+        if self.queue.try_send((act, entry)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                action = act.name(),
+                "an entry of the audit log found no room"
+            );
+        }
+    }
+}
+
+impl AuditWriter {
+    /// Writes what is recorded until `stop`, then what is left.
+    pub async fn run(mut self, stop: impl Future<Output = ()> + Send) {
+        let mut stop = std::pin::pin!(stop);
+        let mut entries = Vec::with_capacity(BATCH);
+        let mut repeated_until = None;
+        loop {
+            let minute = async {
+                match repeated_until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                count = self.queue.recv_many(&mut entries, BATCH) => if count == 0 { break },
+                () = minute => {}
+                () = &mut stop, if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+            }
+            let due = repeated_until.is_some_and(|until| until <= Instant::now());
+            let mut rows = if due || self.repeated.len() >= COUNTERS {
+                repeated_until = None;
+                self.repetitions()
+            } else {
+                Vec::new()
+            };
+            rows.extend(
+                entries
+                    .drain(..)
+                    .filter_map(|(act, entry)| self.first(act, entry)),
+            );
+            if !self.repeated.is_empty() {
+                repeated_until.get_or_insert(Instant::now() + COUNTED);
+            }
+            self.write(rows).await;
+        }
+        let rest = self.repetitions();
+        self.write(rest).await;
+    }
+
+    /// Lets an entry pass unless it repeats one of the last minute.
+    fn first(&mut self, act: AuditAction, entry: audit::Model) -> Option<audit::Model> {
+        if !act.is_repetitive() {
+            return Some(entry);
+        }
+        let address = entry.client_ip.as_ref().and_then(|ip| ip.parse().ok());
+        let details = entry.details.to_string();
+        let repeated = (act, details, address.map(text::network), entry.actor_id);
+        match self.repeated.entry(repeated) {
+            Entry::Occupied(mut known) => {
+                known.get_mut().1 += 1;
+                None
+            }
+            Entry::Vacant(place) => {
+                place.insert((entry.clone(), 0));
+                Some(entry)
+            }
+        }
+    }
+
+    /// What was repeated, each with its count.
+    fn repetitions(&mut self) -> Vec<audit::Model> {
+        let now = (self.clock)().trunc_subsecs(6);
+        let repeated = self.repeated.drain().map(|(_, repeated)| repeated);
+        repeated
+            .filter(|(_, count)| *count > 0)
+            .map(|(first, count)| counted(first, count, now))
+            .collect()
+    }
+
+    /// Writes entries, for as long as it takes. One that the database refuses must not keep the others.
+    async fn write(&self, mut entries: Vec<audit::Model>) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            entries.push(self.loss(lost));
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let mut pause = Duration::from_millis(50);
+        while let Err(error) = self.insert(&entries).await {
+            if error.code == Code::Internal {
+                return self.write_each(&entries, lost).await;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Writes entries one by one, those that can be. The last of them tells of so many that were lost before, if any were.
+    async fn write_each(&self, entries: &[audit::Model], lost: u64) {
+        for (place, entry) in entries.iter().enumerate() {
+            if self.insert(std::slice::from_ref(entry)).await.is_ok() {
+                continue;
+            }
+            let action = &entry.action;
+            tracing::error!(action, "an entry of the audit log was refused");
+            let tells_of_lost = lost > 0 && place + 1 == entries.len();
+            let count = if tells_of_lost { lost } else { 1 };
+            self.lost.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    async fn insert(&self, entries: &[audit::Model]) -> Result<(), Error> {
+        let rows = entries
+            .iter()
+            .cloned()
+            .map(IntoActiveModel::into_active_model);
+        // An attempt that was not answered may have written them.
+        audit::Entity::insert_many(rows)
+            .on_conflict(
+                OnConflict::column(audit::Column::Id)
+                    .do_nothing()
+                    .to_owned(),
+            )
+            .exec_without_returning(&self.db)
+            .await?;
+        Ok(())
+    }
+
+    fn loss(&self, count: u64) -> audit::Model {
+        audit::Model {
+            id: Uuid::now_v7(),
+            created_at: (self.clock)().trunc_subsecs(6),
+            action: "audit.entries_lost".to_owned(),
+            severity: AuditSeverity::Critical,
+            actor_id: None,
+            client_ip: None,
+            user_agent: None,
+            request_id: None,
+            target_type: None,
+            target_id: None,
+            details: json!({ "count": count }),
+        }
+    }
+}
+
+fn counted(first: audit::Model, count: u64, now: DateTime<Utc>) -> audit::Model {
+    let mut details = match first.details {
+        Value::Object(details) => details,
+        _ => Map::new(),
+    };
+    details.insert("count".to_owned(), json!(count));
+    audit::Model {
+        id: Uuid::now_v7(),
+        created_at: now,
+        request_id: None,
+        details: details.into(),
+        ..first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_database_refuses_is_counted_and_not_tried_for_ever() {
+        // A database without the table.
+        let db = sea_orm::Database::connect("sqlite::memory:").await;
+        let clock: Clock = Arc::new(|| DateTime::UNIX_EPOCH);
+        let (trail, recorder) = audit_log(db.expect("opens"), 10, clock);
+        trail.lost.fetch_add(4, Ordering::Relaxed);
+        for _ in 0..3 {
+            trail.record(
+                AuditAction::LoginFailed,
+                &Client::default(),
+                None,
+                None,
+                json!({}),
+            );
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(30), recorder.run(ready(())));
+        assert!(ended.await.is_ok());
+        assert_eq!(trail.lost.load(Ordering::Relaxed), 4 + 3);
+    }
+}

@@ -1,0 +1,183 @@
+//! The audit log: who did what to accounts and to the server.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Enum, ID, InputObject, Object, connection::EmptyFields};
+use gathering_entity::{audit, user};
+use sea_orm::{ColumnTrait, Condition};
+use serde_json::Value;
+
+use crate::{
+    data::{Connection, Listed, Order, Page},
+    error::Error,
+    id::Kind,
+    request::RequestExt,
+    scalar::DateTime,
+    user::User,
+};
+
+/// How much an entry of the audit log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "audit::AuditSeverity")]
+pub enum AuditSeverity {
+    /// As it should be.
+    Info,
+    /// Worth a look when it comes often.
+    Warning,
+    /// Worth a look.
+    High,
+    /// To be looked at now.
+    Critical,
+}
+
+/// One entry of the audit log.
+pub struct AuditEntry(pub(crate) Arc<audit::Model>);
+
+/// One entry of the audit log: a sign-in, a refusal, an administrative act. For administrators.
+#[Object]
+impl AuditEntry {
+    /// The id of the entry, `audit_…`.
+    pub(crate) async fn id(&self) -> ID {
+        Kind::Audit.id(self.0.id)
+    }
+
+    /// What was done, such as `auth.login_failed`; at most 100 characters.
+    async fn action(&self) -> &str {
+        &self.0.action
+    }
+
+    /// How much it matters.
+    async fn severity(&self) -> AuditSeverity {
+        self.0.severity.into()
+    }
+
+    /// Who did it; null when nobody was signed in.
+    async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        let Some(id) = self.0.actor_id else {
+            return Ok(None);
+        };
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
+    }
+
+    /// The address it came from.
+    async fn client_ip(&self) -> Option<&str> {
+        self.0.client_ip.as_deref()
+    }
+
+    /// What the client said it is, at most 255 characters.
+    async fn user_agent(&self) -> Option<&str> {
+        self.0.user_agent.as_deref()
+    }
+
+    /// The request in which it was done, as in the header `X-Request-Id`.
+    async fn request_id(&self) -> Option<&str> {
+        self.0.request_id.as_deref()
+    }
+
+    /// What it was done to.
+    async fn target_id(&self) -> Option<ID> {
+        let kind = Kind::from_prefix(self.0.target_type.as_deref()?)?;
+        Some(kind.id(self.0.target_id?))
+    }
+
+    /// More about it; never a secret.
+    async fn details(&self) -> &Value {
+        &self.0.details
+    }
+
+    /// When it was done.
+    async fn created_at(&self) -> DateTime {
+        self.0.created_at.into()
+    }
+}
+
+/// Entries of the audit log as a list.
+pub struct AuditEntries;
+
+impl Listed for AuditEntries {
+    type Entity = audit::Entity;
+    type Node = AuditEntry;
+    type Extra = EmptyFields;
+    const NAME: &'static str = "Audit";
+
+    async fn nodes(
+        _: &Context<'_>,
+        rows: &[Arc<audit::Model>],
+    ) -> Result<Vec<Option<AuditEntry>>, Error> {
+        Ok(rows
+            .iter()
+            .map(|row| Some(AuditEntry(Arc::clone(row))))
+            .collect())
+    }
+
+    fn extra(_: &Arc<audit::Model>) -> EmptyFields {
+        EmptyFields
+    }
+}
+
+/// Narrows the audit log. All given conditions must hold; an empty list matches nothing.
+#[derive(InputObject)]
+pub struct AuditFilter {
+    /// Only entries of exactly this action, at most 100 characters.
+    action: Option<String>,
+    /// Only entries of one of these severities.
+    severity: Option<Vec<AuditSeverity>>,
+    /// Only what this user did.
+    actor_id: Option<ID>,
+    /// Only what was done to this.
+    target_id: Option<ID>,
+}
+
+impl AuditFilter {
+    fn condition(self) -> Result<Condition, Error> {
+        use audit::Column::{Action, ActorId, Severity, TargetId};
+        let action = self
+            .action
+            .map(|action| crate::db::filter(&action, "action"))
+            .transpose()?;
+        let severity = self.severity.map(|severity| {
+            Severity.is_in(crate::db::distinct(
+                severity.into_iter().map(audit::AuditSeverity::from),
+            ))
+        });
+        let actor = Kind::User.parse_opt(self.actor_id.as_ref(), "actorId")?;
+        let target = match self.target_id {
+            Some(id) => match crate::id::parse(&id) {
+                Some((_, uuid)) => Some(uuid),
+                None => return Err(Error::bad_input("`targetId` must be an id.").field("targetId")),
+            },
+            None => None,
+        };
+        Ok(Condition::all()
+            .add_option(action.map(|action| Action.eq(action)))
+            .add_option(severity)
+            .add_option(actor.map(|id| ActorId.eq(id)))
+            .add_option(target.map(|id| TargetId.eq(id))))
+    }
+}
+
+/// Queries about the audit log.
+#[derive(Default)]
+pub struct AuditQuery;
+
+#[Object]
+impl AuditQuery {
+    /// What was done to accounts and to the server, newest first. For administrators.
+    async fn audit_log(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        filter: Option<AuditFilter>,
+    ) -> Result<Connection<AuditEntries>, Error> {
+        ctx.request().admin()?;
+        let condition = filter.map(AuditFilter::condition).transpose()?;
+        Connection::new(
+            condition.unwrap_or_else(Condition::all),
+            Order::descending([audit::Column::Id]),
+            &Page::new(first, after, last, before)?,
+        )
+    }
+}

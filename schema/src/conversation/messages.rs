@@ -1,0 +1,575 @@
+//! Messages: numbered contributions to a conversation.
+
+use std::sync::Arc;
+
+use async_graphql::{
+    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
+};
+use futures_util::future::try_join_all;
+use gathering_entity::{List, agent, conversation, message, model, user};
+use sea_orm::{
+    ActiveEnum, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect, Set, sea_query::Expr,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    agent::Agent,
+    catalogue::model::Model,
+    conversation::{
+        Conversation, EventScope,
+        turns::{self, Participant, Said, Talk},
+    },
+    data::{Change, Listed, Outcome, change},
+    error::Error,
+    events::NewEvent,
+    id::Kind,
+    input::{Check, UserError, UserErrorCode},
+    request::RequestExt,
+    scalar::DateTime,
+    text,
+    user::User,
+};
+
+/// Most characters of a message.
+const MAX_CONTENT: usize = 100_000;
+/// Most characters of a message that its event tells.
+const MAX_EXCERPT: usize = 200;
+
+/// In what part a message was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "message::MessageRole")]
+pub enum MessageRole {
+    /// By a user.
+    User,
+    /// By an agent.
+    Assistant,
+    /// By the server.
+    System,
+    /// By a tool an agent called.
+    Tool,
+}
+
+/// One contribution to a conversation.
+pub struct Message(pub(crate) Arc<message::Model>);
+
+/// One numbered contribution to a conversation. Read by whoever may read the conversation.
+#[Object]
+impl Message {
+    /// The id of the message, `message_…`.
+    pub(crate) async fn id(&self) -> ID {
+        Kind::Message.id(self.0.id)
+    }
+
+    /// The conversation it belongs to.
+    async fn conversation(&self, ctx: &Context<'_>) -> Result<Conversation, Error> {
+        let row = ctx
+            .request()
+            .row::<conversation::Entity>(self.0.conversation_id)
+            .await?;
+        row.map(Conversation)
+            .ok_or_else(|| Error::not_found("conversation"))
+    }
+
+    /// Its number in the conversation, from 1 without gaps.
+    async fn seq(&self) -> i32 {
+        self.0.seq
+    }
+
+    /// In what part it was written.
+    async fn role(&self) -> MessageRole {
+        self.0.role.into()
+    }
+
+    /// The agent who wrote it.
+    async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
+        Agent::readable(ctx, self.0.agent_id).await
+    }
+
+    /// The user who wrote it.
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        let Some(id) = self.0.user_id else {
+            return Ok(None);
+        };
+        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
+    }
+
+    /// The name of its author when it was written, at most 200 characters.
+    async fn author_name(&self) -> &str {
+        &self.0.author_name
+    }
+
+    /// What it says, at most 100,000 characters.
+    async fn content(&self, ctx: &Context<'_>) -> Result<&str, Error> {
+        ctx.request().text(self.0.content.as_str())
+    }
+
+    /// The participants it mentions and the viewer may read, in the order of appearance; at most 20.
+    async fn mentions(&self, ctx: &Context<'_>) -> Result<Vec<Agent>, Error> {
+        let ids = self
+            .0
+            .mentions
+            .0
+            .iter()
+            .filter_map(|id| Uuid::parse_str(id).ok());
+        let agents = try_join_all(ids.map(|id| Agent::readable(ctx, Some(id)))).await?;
+        Ok(agents.into_iter().flatten().collect())
+    }
+
+    /// The message it answers.
+    async fn parent(&self, ctx: &Context<'_>) -> Result<Option<Self>, Error> {
+        let Some(id) = self.0.parent_id else {
+            return Ok(None);
+        };
+        Self::readable(ctx, id).await
+    }
+
+    /// Whether it was marked as worth keeping in sight.
+    async fn is_pinned(&self) -> bool {
+        self.0.is_pinned
+    }
+
+    /// The model that wrote it.
+    async fn model(&self, ctx: &Context<'_>) -> Result<Option<Model>, Error> {
+        let Some(id) = self.0.model_id else {
+            return Ok(None);
+        };
+        Ok(ctx.request().row::<model::Entity>(id).await?.map(Model))
+    }
+
+    /// How many tokens the model took in.
+    async fn tokens_input(&self) -> Option<i32> {
+        self.0.tokens_input
+    }
+
+    /// How many tokens the model wrote.
+    async fn tokens_output(&self) -> Option<i32> {
+        self.0.tokens_output
+    }
+
+    /// When it was written.
+    async fn created_at(&self) -> DateTime {
+        self.0.created_at.into()
+    }
+}
+
+impl Message {
+    /// The message with this row id, as far as the viewer may read it.
+    pub(crate) async fn readable(ctx: &Context<'_>, id: Uuid) -> Result<Option<Self>, Error> {
+        let rule = &ctx.request().viewer()?.rules().message;
+        Ok(ctx
+            .request()
+            .readable::<message::Entity>(rule, id)
+            .await?
+            .map(Self))
+    }
+}
+
+/// Messages as a list.
+pub struct Messages;
+
+impl Listed for Messages {
+    type Entity = message::Entity;
+    type Node = Message;
+    type Extra = EmptyFields;
+    const NAME: &'static str = "Message";
+
+    async fn nodes(
+        _: &Context<'_>,
+        rows: &[Arc<message::Model>],
+    ) -> Result<Vec<Option<Message>>, Error> {
+        Ok(rows
+            .iter()
+            .map(|row| Some(Message(Arc::clone(row))))
+            .collect())
+    }
+
+    fn extra(_: &Arc<message::Model>) -> EmptyFields {
+        EmptyFields
+    }
+}
+
+/// Narrows a list of messages. All given conditions must hold; an empty list matches nothing.
+#[derive(InputObject)]
+pub struct MessageFilter {
+    /// Only messages written in one of these parts.
+    role: Option<Vec<MessageRole>>,
+    /// Only messages of this agent.
+    agent_id: Option<ID>,
+    /// Only pinned messages, or only the others.
+    is_pinned: Option<bool>,
+}
+
+impl MessageFilter {
+    pub(crate) fn condition(filter: Option<Self>) -> Result<Condition, Error> {
+        use message::Column::{AgentId, IsPinned, Role};
+        let Some(filter) = filter else {
+            return Ok(Condition::all());
+        };
+        let agent = Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?;
+        let role = filter.role.map(|role| {
+            Role.is_in(crate::db::distinct(
+                role.into_iter().map(message::MessageRole::from),
+            ))
+        });
+        Ok(Condition::all()
+            .add_option(role)
+            .add_option(agent.map(|id| AgentId.eq(id)))
+            .add_option(filter.is_pinned.map(|is_pinned| IsPinned.eq(is_pinned))))
+    }
+}
+
+/// The outcome of a change of a message.
+#[derive(SimpleObject)]
+pub struct MessagePayload {
+    /// The message as it is now; null when there is none to show.
+    message: Option<Message>,
+    /// What was wrong with the input.
+    user_errors: Vec<UserError>,
+}
+
+impl MessagePayload {
+    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
+        Ok(Self {
+            message: outcome.row::<message::Entity>(ctx).await?.map(Message),
+            user_errors: outcome.errors,
+        })
+    }
+}
+
+/// A message that is to be written.
+#[derive(InputObject)]
+pub struct PostMessageInput {
+    /// The conversation.
+    conversation_id: ID,
+    /// The content, 1 to 100,000 characters. `@` followed by a participant's name mentions the participant, except in
+    /// code, URLs and e-mail addresses.
+    content: String,
+    /// The participant whose turn this is; without one it is a message of the user.
+    agent_id: Option<ID>,
+    /// The message of the same conversation that it answers.
+    parent_id: Option<ID>,
+}
+
+/// A message that is to be kept in sight, or no longer.
+#[derive(InputObject)]
+pub struct PinMessageInput {
+    /// The message.
+    message_id: ID,
+    /// Whether it is worth keeping in sight.
+    is_pinned: bool,
+}
+
+/// Changes of messages.
+#[derive(Default)]
+pub struct MessageMutation;
+
+#[Object]
+impl MessageMutation {
+    /// Writes a message: the user's, while the conversation is ACTIVE or PAUSED, or, with `agentId`, an agent's turn,
+    /// while it is ACTIVE. The turn `maxTurns` ends the conversation, and so does an agent's message with `[DONE]`,
+    /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. For editors of the conversation's circle; without one, for its owner and
+    /// administrators. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for an agent that takes no part,
+    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `BAD_TRANSITION`.
+    async fn post_message(
+        &self,
+        ctx: &Context<'_>,
+        input: PostMessageInput,
+    ) -> Result<MessagePayload, Error> {
+        let id = Uuid::now_v7();
+        let conversation = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
+        let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
+        let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
+        let outcome = change(ctx, async |mut change| {
+            let held = change.conversation(conversation, "conversationId").await?;
+            let (row, place) = match held {
+                Ok(held) => held,
+                Err(fault) => return Ok(Outcome::fault(None, fault)),
+            };
+            let mut check = Check::default();
+            let content = check.text("content", &input.content, MAX_CONTENT);
+            let participants = change.participants(row.id).await?;
+            let speaker = match agent {
+                Some(agent) => check_speaker(&mut check, &row, &participants, agent),
+                None => None,
+            };
+            change.check_parent(&mut check, row.id, parent).await?;
+            if let Err(faults) = check.faults() {
+                return Ok(Outcome::refused(None, faults));
+            }
+            if let Err(fault) = check_state(&row, agent.is_some()) {
+                return Ok(Outcome::fault(None, fault));
+            }
+            let words = text::fold(&content);
+            let mentions = turns::mentions(&words, &participants);
+            let last_turn = match agent {
+                Some(agent) => Some(agent),
+                None => change.last_turn(&row).await?,
+            };
+            let said = Said {
+                author: agent,
+                last_turn,
+                words: &words,
+                mentions: &mentions,
+            };
+            let progress = Progress::of(&row, &participants, &said);
+            let message = message::Model {
+                id,
+                created_at: change.now,
+                conversation_id: row.id,
+                seq: row.last_seq + 1,
+                role: match speaker {
+                    Some(_) => message::MessageRole::Assistant,
+                    None => message::MessageRole::User,
+                },
+                agent_id: agent,
+                user_id: agent.is_none().then(|| change.viewer.id()),
+                author_name: match speaker {
+                    Some(speaker) => speaker.name.clone(),
+                    None => change.viewer.user.name.clone(),
+                },
+                content,
+                mentions: List(mentions.iter().map(Uuid::to_string).collect()),
+                parent_id: parent,
+                is_pinned: false,
+                model_id: speaker.and_then(|speaker| speaker.model_id),
+                tokens_input: None,
+                tokens_output: None,
+                thinking_ms: None,
+                tool_calls: None,
+                tool_results: None,
+            };
+            change.add(&row, place, message, &progress).await?;
+            change.commit(vec![id]).await
+        });
+        MessagePayload::new(ctx, outcome.await?).await
+    }
+
+    /// Marks a message as worth keeping in sight, or no longer, whatever state its conversation is in. For editors of the
+    /// conversation's circle; without one, for its owner and administrators. Code of `userErrors`: `BAD_TRANSITION` in an
+    /// archived circle.
+    async fn pin_message(
+        &self,
+        ctx: &Context<'_>,
+        input: PinMessageInput,
+    ) -> Result<MessagePayload, Error> {
+        let id = Kind::Message.parse(&input.message_id, "messageId")?;
+        let outcome = change(ctx, async |mut change| {
+            let row = change.message(id, "messageId").await?;
+            let held = change
+                .conversation(row.conversation_id, "messageId")
+                .await?;
+            let (conversation, place) = match held {
+                Ok(held) => held,
+                Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
+            };
+            let pinned = message::Entity::update_many()
+                .col_expr(message::Column::IsPinned, input.is_pinned.into())
+                .filter(message::Column::Id.eq(id))
+                .filter(message::Column::IsPinned.ne(input.is_pinned))
+                .exec(&change.transaction)
+                .await?;
+            if pinned.rows_affected > 0 {
+                let payload = json!({
+                    "conversationId": Kind::Conversation.id(conversation.id),
+                    "seq": row.seq,
+                    "role": row.role.to_value(),
+                    "excerpt": excerpt(&row.content),
+                    "isPinned": input.is_pinned,
+                });
+                let fact = place.fact("message.pinned", id, payload);
+                change.append(fact.agent(row.agent_id));
+            }
+            change.commit(vec![id]).await
+        });
+        MessagePayload::new(ctx, outcome.await?).await
+    }
+}
+
+/// What a message does to its conversation.
+struct Progress {
+    turns_taken: i32,
+    next_index: i32,
+    next_speaker: Option<Uuid>,
+    /// Why it ends with this message, if it does.
+    end: Option<&'static str>,
+}
+
+impl Progress {
+    fn of(row: &conversation::Model, participants: &[Participant], said: &Said<'_>) -> Self {
+        let mut talk = Talk::of(row, participants);
+        let mut end = None;
+        if said.author.is_some() {
+            let places = i32::try_from(participants.len()).unwrap_or(i32::MAX);
+            talk.turns += 1;
+            talk.pointer = (talk.pointer + 1) % places;
+            if turns::is_final(said.words) {
+                end = Some("marker");
+            } else if talk.turns >= row.max_turns {
+                end = Some("max_turns");
+            }
+        }
+        Self {
+            turns_taken: talk.turns,
+            next_index: talk.pointer,
+            next_speaker: if end.is_none() { talk.next(said) } else { None },
+            end,
+        }
+    }
+}
+
+/// The participant whose turn it is.
+fn check_speaker<'p>(
+    check: &mut Check,
+    row: &conversation::Model,
+    participants: &'p [Participant],
+    agent: Uuid,
+) -> Option<&'p Participant> {
+    let speaker = participants.iter().find(|one| one.id == agent);
+    let is_free = row.turn_strategy == conversation::TurnStrategy::FreeForm;
+    if speaker.is_none() {
+        let message = "The agent takes no part in the conversation.";
+        check.fault("agentId", UserErrorCode::NotMember, message);
+    } else if row.status == conversation::ConversationStatus::Active
+        && !is_free
+        && row.next_speaker_id != Some(agent)
+    {
+        let message = "It is the turn of another participant: the conversation's `nextSpeaker`.";
+        check.fault("agentId", UserErrorCode::Invalid, message);
+    }
+    speaker
+}
+
+/// How a message begins, as its events tell it.
+fn excerpt(content: &str) -> String {
+    content.chars().take(MAX_EXCERPT).collect()
+}
+
+/// Whether a message, or a turn, may be added in this state.
+fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
+    use conversation::ConversationStatus::{Active, Paused};
+    let what = if is_turn { "turns" } else { "messages" };
+    match row.status {
+        Active => Ok(()),
+        Paused if !is_turn => Ok(()),
+        other => Err(UserError::bad_transition(format!(
+            "A {} conversation takes no {what}.",
+            other.to_value()
+        ))),
+    }
+}
+
+impl Change<'_> {
+    /// A message that the viewer may read.
+    async fn message(&self, id: Uuid, field: &str) -> Result<message::Model, Error> {
+        let rule = &self.viewer.rules().message;
+        let row = message::Entity::find_by_id(id).filter(rule.condition());
+        let row = row.one(&self.transaction).await?;
+        row.ok_or_else(|| Error::not_found(field))
+    }
+
+    /// What a message answers belongs to the same conversation.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    async fn check_parent(
+        &self,
+        check: &mut Check,
+        conversation: Uuid,
+        parent: Option<Uuid>,
+    ) -> Result<(), Error> {
+        let Some(parent) = parent else { return Ok(()) };
+        if self.message(parent, "parentId").await?.conversation_id != conversation {
+            let message = "A message answers one of the same conversation.";
+            check.fault("parentId", UserErrorCode::Invalid, message);
+        }
+        Ok(())
+    }
+
+    /// The agent who took the last turn.
+    async fn last_turn(&self, row: &conversation::Model) -> Result<Option<Uuid>, Error> {
+        let speakers = message::Entity::find()
+            .select_only()
+            .column(message::Column::AgentId)
+            .filter(message::Column::ConversationId.eq(row.id))
+            .filter(message::Column::AgentId.is_not_null())
+            .order_by_desc(message::Column::Seq)
+            .limit(1);
+        Ok(speakers.into_tuple().one(&self.transaction).await?)
+    }
+
+    /// Adds a message to its conversation.
+    async fn add(
+        &mut self,
+        row: &conversation::Model,
+        place: EventScope,
+        message: message::Model,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let now = self.now;
+        let mut new = conversation::ActiveModel {
+            last_seq: Set(message.seq),
+            last_message_at: Set(Some(now)),
+            updated_at: Set(now),
+            next_speaker_id: Set(progress.next_speaker),
+            next_index: Set(progress.next_index),
+            turns_taken: Set(progress.turns_taken),
+            ..Default::default()
+        };
+        let ended = progress.end.map(|reason| conversation::Model {
+            status: conversation::ConversationStatus::Completed,
+            version: row.version + 1,
+            end_reason: Some(reason.to_owned()),
+            ended_at: Some(now),
+            ..row.clone()
+        });
+        if let Some(ended) = &ended {
+            new.status = Set(ended.status);
+            new.version = Set(ended.version);
+            new.end_reason = Set(ended.end_reason.clone());
+            new.ended_at = Set(ended.ended_at);
+        }
+        conversation::Entity::update_many()
+            .set(new)
+            .filter(conversation::Column::Id.eq(row.id))
+            .exec(&self.transaction)
+            .await?;
+
+        let agent = message.agent_id;
+        let by = |fact: NewEvent| match agent {
+            Some(agent) => fact.agent(agent).by_agent(),
+            None => fact,
+        };
+        let payload = json!({
+            "conversationId": Kind::Conversation.id(row.id),
+            "seq": message.seq,
+            "role": message.role.to_value(),
+            "excerpt": excerpt(&message.content),
+        });
+        self.append(by(place.fact("message.added", message.id, payload)));
+        message::Entity::insert(message.into_active_model())
+            .exec_without_returning(&self.transaction)
+            .await?;
+        let Some(agent) = agent else { return Ok(()) };
+
+        let next = progress.next_speaker.map(|id| Kind::Agent.id(id));
+        let payload = json!({ "turn": progress.turns_taken, "nextSpeakerId": next });
+        self.append(by(place.told("conversation.turn_completed", row, payload)));
+        if let Some(ended) = &ended {
+            let payload = json!({
+                "fromStatus": row.status.to_value(),
+                "toStatus": ended.status.to_value(),
+                "reason": ended.end_reason,
+            });
+            self.append(by(place.told("conversation.ended", ended, payload)));
+        }
+        agent::Entity::update_many()
+            .col_expr(agent::Column::LastActiveAt, Expr::value(now))
+            .col_expr(agent::Column::UpdatedAt, Expr::value(now))
+            .filter(agent::Column::Id.eq(agent))
+            .exec(&self.transaction)
+            .await?;
+        Ok(())
+    }
+}

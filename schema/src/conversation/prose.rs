@@ -1,0 +1,187 @@
+//! What of a text is said, and what is quoted: code and web addresses name participants without speaking to them.
+//!
+//! Code is what Markdown takes for it: fenced blocks, and spans between runs of as many backticks. One pass, no nesting.
+
+use std::ops::Range;
+
+/// What stands for a part that was left out: no letter, no space and no punctuation mark.
+pub(crate) const LEFT_OUT: char = '\u{fffc}';
+
+/// The text without its code and web addresses; one character stands in the place of each.
+pub(crate) fn strip_code_and_urls(text: &str) -> String {
+    let mut strip_code_and_urls = String::with_capacity(text.len());
+    let mut end = 0;
+    for Range { start, end: after } in code(text) {
+        without_addresses(&text[end..start], &mut strip_code_and_urls);
+        strip_code_and_urls.push(LEFT_OUT);
+        end = after;
+    }
+    without_addresses(&text[end..], &mut strip_code_and_urls);
+    strip_code_and_urls
+}
+
+/// Adds a text in which an address, from its scheme to the next white space, is one character.
+fn without_addresses(text: &str, strip_code_and_urls: &mut String) {
+    for word in text.split_inclusive(char::is_whitespace) {
+        let Some(at) = word.find("://") else {
+            strip_code_and_urls.push_str(word);
+            continue;
+        };
+        let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        let before = word[..at].trim_end_matches(is_scheme);
+        let space = word.trim_end_matches(char::is_whitespace).len();
+        strip_code_and_urls.push_str(before);
+        strip_code_and_urls.push(LEFT_OUT);
+        strip_code_and_urls.push_str(&word[space..]);
+    }
+}
+
+/// The places of fenced blocks and code spans, in order.
+fn code(text: &str) -> Vec<Range<usize>> {
+    let mut places = Vec::new();
+    let mut paragraph = 0..0;
+    let mut fence: Option<(usize, &str)> = None;
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let end = start + line.len();
+        let content = content(line);
+        match fence {
+            Some((opened, opening)) => {
+                let closing = run(content);
+                if closing.starts_with(opening) && content[closing.len()..].trim().is_empty() {
+                    places.push(opened..start + line.trim_end_matches('\n').len());
+                    fence = None;
+                }
+                paragraph = end..end;
+            }
+            None if content.trim().is_empty() => {
+                spans(text, &paragraph, &mut places);
+                paragraph = end..end;
+            }
+            None => match opening(content) {
+                Some(opening) => {
+                    spans(text, &paragraph, &mut places);
+                    fence = Some((start, opening));
+                }
+                None => paragraph.end = end,
+            },
+        }
+        start = end;
+    }
+    match fence {
+        Some((opened, _)) => places.push(opened..text.len()),
+        None => spans(text, &paragraph, &mut places),
+    }
+    places
+}
+
+/// A line without its indentation and the marks of the quotation or list that it stands in.
+fn content(line: &str) -> &str {
+    let mut rest = line.trim_start();
+    loop {
+        let number = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let inner = match rest.len() - number.len() {
+            0 => rest.strip_prefix('>').or_else(|| {
+                rest.strip_prefix("- ")
+                    .or_else(|| rest.strip_prefix("* "))
+                    .or_else(|| rest.strip_prefix("+ "))
+            }),
+            _ => number
+                .strip_prefix(". ")
+                .or_else(|| number.strip_prefix(") ")),
+        };
+        match inner {
+            Some(inner) => rest = inner.trim_start(),
+            None => return rest,
+        }
+    }
+}
+
+/// The run of fence characters at the beginning of a line.
+fn run(line: &str) -> &str {
+    let fence = line.chars().next().filter(|c| matches!(c, '`' | '~'));
+    let rest = fence.map_or(line, |fence| line.trim_start_matches(fence));
+    &line[..line.len() - rest.len()]
+}
+
+/// What opens a fenced block on this line, if anything does.
+fn opening(line: &str) -> Option<&str> {
+    let fence = run(line);
+    let is_span = fence.starts_with('`') && line[fence.len()..].contains('`');
+    (fence.len() >= 3 && !is_span).then_some(fence)
+}
+
+/// Adds the code spans of a paragraph.
+fn spans(text: &str, paragraph: &Range<usize>, places: &mut Vec<Range<usize>>) {
+    let words = &text[paragraph.clone()];
+    // Runs of backticks: where each begins, how long it is, and whether it may open a span.
+    let mut runs: Vec<(usize, usize, bool)> = Vec::new();
+    let mut is_escaped = false;
+    for (at, letter) in words.char_indices() {
+        match runs.last_mut() {
+            Some((start, length, _)) if letter == '`' && *start + *length == at => *length += 1,
+            _ if letter == '`' => runs.push((at, 1, !is_escaped)),
+            _ => {}
+        }
+        is_escaped = letter == '\\' && !is_escaped;
+    }
+    let mut next = 0;
+    while let Some(&(start, length, opens)) = runs.get(next) {
+        // The first backtick of an escaped run is a letter; the others may open a span.
+        let (start, length) = if opens {
+            (start, length)
+        } else {
+            (start + 1, length - 1)
+        };
+        let closing = runs[next + 1..]
+            .iter()
+            .position(|(_, other, _)| *other == length);
+        next += 1;
+        if let Some(closing) = closing.filter(|_| length > 0) {
+            let (end, length, _) = runs[next + closing];
+            places.push(paragraph.start + start..paragraph.start + end + length);
+            next += closing + 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_addresses_are_left_out() {
+        for (text, expected) in [
+            ("", ""),
+            ("plain ` text", "plain ` text"),
+            ("a `b` c", "a _ c"),
+            ("a `` b ` c `` d", "a _ d"),
+            ("`a ``b`` c", "`a _ c"),
+            (r"\`a\`", r"\`a\`"),
+            (r"a `b\` c", r"a _ c"),
+            (r"\``a` b", r"\`_ b"),
+            ("`a\nb` c", "_ c"),
+            ("`a\n\nb` c", "`a\n\nb` c"),
+            ("a\n```\nb\n```\nc", "a\n_\nc"),
+            ("```rust\nb\n\nc\n````\nd", "_\nd"),
+            ("~~~\nb\n```\nc\n~~~\nd", "_\nd"),
+            ("  ```\nb\n  ```", "_"),
+            ("> ```\n> b\n> ```\nc", "_\nc"),
+            ("- ```\n  b\n  ```\nc", "_\nc"),
+            ("1. ~~~\n   b\n   ~~~\nc", "_\nc"),
+            ("```\nb\n\nc", "_"),
+            ("```a``` b", "_ b"),
+            ("~~a~~ b", "~~a~~ b"),
+            ("see https://host/x?y, z", "see _ z"),
+            ("(git+ssh://a@host/b) c\td", "(_ c\td"),
+            ("[a](https://host/b)\nc", "[a](_\nc"),
+            ("a://b://c d", "_ d"),
+        ] {
+            assert_eq!(
+                strip_code_and_urls(text),
+                expected.replace('_', "\u{fffc}"),
+                "{text}"
+            );
+        }
+    }
+}

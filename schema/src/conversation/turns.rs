@@ -1,0 +1,544 @@
+//! Turns: who is mentioned, who speaks next, and which words end a talk. No database and no clock: the same talk gives
+//! the same answer on every instance.
+
+use gathering_entity::conversation::TurnStrategy;
+use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
+use sea_orm::FromQueryResult;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{conversation::prose, text};
+
+/// What an agent writes to end its conversation, folded.
+const MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
+
+/// An agent that takes part, as far as it matters to who speaks.
+#[derive(Clone, Debug, FromQueryResult)]
+pub(crate) struct Participant {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    /// The model that it speaks through.
+    pub(crate) model_id: Option<Uuid>,
+}
+
+/// A conversation, as far as it matters to who speaks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Talk<'a> {
+    pub(crate) conversation: Uuid,
+    pub(crate) strategy: TurnStrategy,
+    pub(crate) facilitator: Option<Uuid>,
+    /// In the order of their positions.
+    pub(crate) participants: &'a [Participant],
+    /// How many turns were taken.
+    pub(crate) turns: i32,
+    /// The position to which the round has come: one further with each turn.
+    pub(crate) pointer: i32,
+}
+
+/// What was said last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said<'a> {
+    /// The agent who said it; `None` for a user.
+    pub(crate) author: Option<Uuid>,
+    /// The agent who took the last turn.
+    pub(crate) last_turn: Option<Uuid>,
+    /// The words, folded.
+    pub(crate) words: &'a str,
+    /// The participants that it mentions, in the order of appearance.
+    pub(crate) mentions: &'a [Uuid],
+}
+
+/// A place in a text where a participant's name stands.
+struct Naming<'t> {
+    who: Uuid,
+    before: &'t str,
+    after: &'t str,
+}
+
+/// The participants that a folded text mentions with `@` and their name, each once, in the order of appearance. Code, web
+/// and e-mail addresses mention nobody.
+pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
+    let words = prose::strip_code_and_urls(words);
+    let mut mentioned = Vec::new();
+    for naming in namings(&words, participants) {
+        if naming.is_mention() && !mentioned.contains(&naming.who) {
+            mentioned.push(naming.who);
+        }
+    }
+    mentioned
+}
+
+/// Who opens, under every strategy: whoever leads, else the first; `None` when nobody takes part.
+pub(crate) fn opening(
+    facilitator: Option<Uuid>,
+    participants: &mut dyn Iterator<Item = Uuid>,
+) -> Option<Uuid> {
+    facilitator.or_else(|| participants.next())
+}
+
+/// Whether an agent that says this, folded, ends the conversation.
+pub(crate) fn is_final(words: &str) -> bool {
+    MARKERS.iter().any(|marker| words.contains(marker))
+}
+
+impl Talk<'_> {
+    /// Whose turn it is after what was said; `None` when nobody takes part.
+    pub(crate) fn next(&self, said: &Said<'_>) -> Option<Uuid> {
+        let mut others = said.mentions.iter().filter(|id| Some(**id) != said.author);
+        match self.strategy {
+            TurnStrategy::RoundRobin => self.in_round(said.last_turn),
+            TurnStrategy::MentionBased => match others.next() {
+                Some(id) => Some(*id),
+                None => self.in_round(said.last_turn),
+            },
+            TurnStrategy::FreeForm => match others.next() {
+                Some(id) => Some(*id),
+                None => self.at_random(said.last_turn),
+            },
+            TurnStrategy::FacilitatorLed => {
+                let takes_part = |id: &Uuid| self.participants.iter().any(|one| one.id == *id);
+                match self.facilitator.filter(takes_part) {
+                    Some(facilitator) if said.author == Some(facilitator) => {
+                        Some(self.called(said.words, facilitator).unwrap_or(facilitator))
+                    }
+                    Some(facilitator) => Some(facilitator),
+                    None => self.in_round(said.last_turn),
+                }
+            }
+        }
+    }
+
+    /// Whoever the round has come to, other than who took the last turn if there is anybody else.
+    fn in_round(&self, last: Option<Uuid>) -> Option<Uuid> {
+        let all = self.participants;
+        let pointer = usize::try_from(self.pointer).unwrap_or_default();
+        let mut round = all.iter().cycle().skip(pointer % all.len().max(1));
+        let first = round.next()?;
+        if Some(first.id) == last {
+            round.next().map(|next| next.id)
+        } else {
+            Some(first.id)
+        }
+    }
+
+    /// One of those who did not take the last turn: by the look of it any, and for the same turn always the same.
+    fn at_random(&self, last: Option<Uuid>) -> Option<Uuid> {
+        if self.turns == 0 {
+            return self.participants.first().map(|first| first.id);
+        }
+        let all = || self.participants.iter().map(|one| one.id);
+        let mut others: Vec<_> = all().filter(|id| Some(*id) != last).collect();
+        if others.is_empty() {
+            others.extend(all());
+        }
+        let hash = Sha256::new()
+            .chain_update(self.conversation.as_bytes())
+            .chain_update(self.turns.to_be_bytes())
+            .finalize();
+        let hash = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let number = usize::try_from(hash).unwrap_or_default();
+        others.get(number % others.len().max(1)).copied()
+    }
+
+    /// Whom the facilitator calls upon.
+    fn called(&self, words: &str, facilitator: Uuid) -> Option<Uuid> {
+        let words = prose::strip_code_and_urls(words);
+        let mut namings = namings(&words, self.participants);
+        let called = namings.find(|naming| naming.who != facilitator && naming.is_call())?;
+        Some(called.who)
+    }
+}
+
+impl Naming<'_> {
+    /// Whether an `@` stands before it that is no part of an address: at the start, or behind white space, an opening or
+    /// separating mark, or quotation or emphasis marks that stand there.
+    fn is_mention(&self) -> bool {
+        let Some(before) = self.before.strip_suffix('@') else {
+            return false;
+        };
+        // `@ada@example.social` is an address on the whole.
+        let is_address = |mark: char| {
+            let host = self.after.strip_prefix(mark);
+            host.is_some_and(|host| host.starts_with(char::is_alphanumeric))
+        };
+        let before = before.trim_end_matches(['\'', '"', '*', '_', '~', '`']);
+        let is_open = match before.chars().next_back() {
+            None => true,
+            Some(prose::LEFT_OUT) => false,
+            Some(letter) if letter.is_ascii() => {
+                letter.is_ascii_whitespace() || "([{<>}])|,;:".contains(letter)
+            }
+            Some(letter) if is_unspaced(letter) => !is_address('.'),
+            Some(letter) => !letter.is_alphanumeric(),
+        };
+        is_open && !is_address('@')
+    }
+
+    /// Whether it is a mention, or one of "ask N", "hear from N", "N should", "N can", "N,", "N?".
+    fn is_call(&self) -> bool {
+        if self.before.ends_with('@') {
+            return self.is_mention();
+        }
+        if self.after.starts_with([',', '?']) {
+            return true;
+        }
+        let mut next = self.after.split_whitespace();
+        let follows = self.after.starts_with(char::is_whitespace)
+            && next.next().is_some_and(|word| {
+                matches!(
+                    word.trim_end_matches(|letter: char| !letter.is_alphanumeric()),
+                    "should" | "can"
+                )
+            });
+        if follows {
+            return true;
+        }
+        if !self.before.ends_with(char::is_whitespace) {
+            return false;
+        }
+        let mut words = self.before.split_whitespace().rev();
+        let mut before = || {
+            let word = words.next()?;
+            Some(word.trim_start_matches(|letter: char| !letter.is_alphanumeric()))
+        };
+        match before() {
+            Some("ask") => true,
+            Some("from") => before() == Some("hear"),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a letter is of a script that puts no space between words, so that a mention may follow it directly.
+fn is_unspaced(letter: char) -> bool {
+    const SCRIPT: CodePointMapDataBorrowed<Script> = CodePointMapData::new();
+    matches!(
+        SCRIPT.get(letter),
+        Script::Han
+            | Script::Hiragana
+            | Script::Katakana
+            | Script::Khmer
+            | Script::Lao
+            | Script::Myanmar
+            | Script::Thai
+    )
+}
+
+/// Where participants are named in a folded text, from its start. Where several names fit, the longest counts; a name
+/// begins and ends where a word does.
+fn namings<'t>(
+    words: &'t str,
+    participants: &[Participant],
+) -> impl Iterator<Item = Naming<'t>> + use<'t> {
+    let mut names: Vec<_> = participants
+        .iter()
+        .map(|participant| (text::fold(&participant.name), participant.id))
+        .filter(|(name, _)| !name.is_empty())
+        .collect();
+    // Of participants with the same name the first in order counts: the sort is stable.
+    names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    let mut is_within = false;
+    // What belongs to a name that was found already.
+    let mut taken = 0;
+    words.char_indices().filter_map(move |(at, letter)| {
+        let begins = !is_within && at >= taken;
+        is_within = letter.is_alphanumeric();
+        if !begins {
+            return None;
+        }
+        let (before, rest) = words.split_at(at);
+        let (who, after) = names.iter().find_map(|(name, who)| {
+            let after = rest.strip_prefix(name.as_str())?;
+            (!after.starts_with(char::is_alphanumeric)).then_some((*who, after))
+        })?;
+        taken = words.len() - after.len();
+        Some(Naming { who, before, after })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::fold;
+
+    const NAMES: [&str; 4] = ["Ada", "Ada Lovelace", "Élan", "Bob"];
+    const ADA: Uuid = id(0);
+    const LOVELACE: Uuid = id(1);
+    const ELAN: Uuid = id(2);
+    const BOB: Uuid = id(3);
+
+    const fn id(n: u128) -> Uuid {
+        Uuid::from_u128(n + 1)
+    }
+
+    fn people(names: &[&str]) -> Vec<Participant> {
+        let person = |(n, name): (u128, &&str)| Participant {
+            id: id(n),
+            name: (*name).to_owned(),
+            model_id: None,
+        };
+        (0..).zip(names).map(person).collect()
+    }
+
+    fn mentioned(text: &str) -> Vec<Uuid> {
+        mentions(&fold(text), &people(&NAMES))
+    }
+
+    /// A talk between all of them, led by Ada where it is led.
+    struct Stage {
+        people: Vec<Participant>,
+        strategy: TurnStrategy,
+        turns: i32,
+        pointer: i32,
+        last: Option<Uuid>,
+    }
+
+    impl Stage {
+        fn new(strategy: TurnStrategy) -> Self {
+            Self {
+                people: people(&NAMES),
+                strategy,
+                turns: 0,
+                pointer: 0,
+                last: None,
+            }
+        }
+
+        /// Somebody says something; answers whose turn it is then.
+        fn says(&mut self, author: Option<Uuid>, text: &str) -> Uuid {
+            let words = fold(text);
+            if author.is_some() {
+                self.turns += 1;
+                self.pointer = (self.pointer + 1) % i32::try_from(self.people.len()).expect("few");
+                self.last = author;
+            }
+            let talk = Talk {
+                conversation: Uuid::from_u128(7),
+                strategy: self.strategy,
+                facilitator: Some(ADA),
+                participants: &self.people,
+                turns: self.turns,
+                pointer: self.pointer,
+            };
+            let said = Said {
+                author,
+                last_turn: self.last,
+                words: &words,
+                mentions: &mentions(&words, &self.people),
+            };
+            talk.next(&said).expect("somebody")
+        }
+    }
+
+    #[test]
+    fn a_mention_is_an_at_sign_and_the_longest_name_that_fits() {
+        assert_eq!(mentioned("@Ada and @bob"), [ADA, BOB]);
+        assert_eq!(mentioned("@Bob, then @Ada, then @Bob"), [BOB, ADA]);
+        assert_eq!(mentioned("@ada lovelace!"), [LOVELACE]);
+        assert_eq!(mentioned("@Ada Loveland"), [ADA]);
+        assert_eq!(mentioned("@ADA\nlovelace"), [ADA]);
+        assert_eq!(mentioned("(@Ada)@Bob"), [ADA, BOB]);
+        assert!(mentioned("Ada, Bob: @ Ada").is_empty());
+        assert!(mentioned("").is_empty());
+    }
+
+    #[test]
+    fn an_address_mentions_nobody() {
+        for text in [
+            "mail ada@example.com",
+            "mail x@ada.example, please",
+            "mail bob@ada",
+            "bob.@ada bob+@ada bob-@ada bob_@ada bob%@ada",
+            "mailto:x@ada",
+            "\"x y\"@ada",
+            "ДА@ada",
+            "@ada@example.social",
+            "用户@ada.example",
+            "https://host/@ada",
+            "see <https://host/x,@ada> and (https://host/(@ada))",
+            "https://@ada/x https://x:@ada/y ssh://git@ada/z",
+            "www.example.com/@ada?x=@bob&y=@bob#@bob",
+        ] {
+            assert!(mentioned(text).is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn code_mentions_nobody() {
+        for text in [
+            "`@ada`",
+            "a `x @ada` b ``@bob ` @ada``",
+            "```\n@ada\n```",
+            "~~~ text\n@ada\n\n@bob",
+            "> ```\n> @ada\n> ```",
+        ] {
+            assert!(mentioned(text).is_empty(), "{text}");
+        }
+        assert_eq!(mentioned("`x` @ada\n```\n@élan\n```\n@bob"), [ADA, BOB]);
+        assert_eq!(mentioned("` @ada"), [ADA]);
+    }
+
+    #[test]
+    fn a_mention_may_stand_behind_space_and_marks() {
+        for text in [
+            "@ada",
+            "hey\n@ada",
+            "hey\u{a0}@ada",
+            "(@ada) [x",
+            "[@ada](https://host/@bob)",
+            "{@ada}",
+            "<@ada>",
+            "\"@ada\" '@ada'",
+            "“@ada”",
+            "«@ada»",
+            "¿@ada?",
+            "**@ada** _@ada_",
+            "hey,@ada",
+            "cc:@ada",
+            "问：@ada",
+            "你好@ada",
+            "👋@ada",
+            "—@ada",
+            "|@ada|",
+            "https://host/x @ada",
+        ] {
+            assert_eq!(mentioned(text), [ADA], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_ends_where_the_word_does() {
+        assert!(mentioned("@Adam @Bob2 @Bobé").is_empty());
+        assert_eq!(mentioned("@Ada_x @Bob's @Ada's"), [ADA, BOB]);
+    }
+
+    #[test]
+    fn names_are_compared_folded() {
+        assert_eq!(mentioned("@e\u{301}lan"), [ELAN]);
+        assert_eq!(mentioned("＠ＢＯＢ"), [BOB]);
+        assert!(mentioned("@elan").is_empty());
+    }
+
+    #[test]
+    fn of_two_with_the_same_name_the_first_is_mentioned() {
+        assert_eq!(mentions("@ada", &people(&["Bob", "Ada", "ADA"])), [id(1)]);
+    }
+
+    #[test]
+    fn a_marker_ends_a_talk_in_any_case_wherever_it_stands() {
+        for text in [
+            "[DONE]",
+            "All is said.[done] Really.",
+            "[Complete]",
+            "[fin]",
+            "[TERMINÉ]",
+            "[termine\u{301}]",
+        ] {
+            assert!(is_final(&fold(text)), "{text}");
+        }
+        for text in ["DONE", "[ done ]", "[finished]", "[TERMINE]", ""] {
+            assert!(!is_final(&fold(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_round_goes_from_one_to_the_next() {
+        let mut stage = Stage::new(TurnStrategy::RoundRobin);
+        let mut speaker = ADA;
+        for expected in [LOVELACE, ELAN, BOB, ADA, LOVELACE] {
+            speaker = stage.says(Some(speaker), "@Bob, what do you say?");
+            assert_eq!(speaker, expected);
+            assert_eq!(stage.says(None, "@Bob, and you?"), expected);
+        }
+    }
+
+    #[test]
+    fn whoever_spoke_last_is_passed_over_while_there_are_others() {
+        let mut stage = Stage::new(TurnStrategy::MentionBased);
+        assert_eq!(stage.says(Some(ADA), "Well, @Élan?"), ELAN);
+        assert_eq!(stage.says(Some(ELAN), "Yes."), BOB);
+        stage.pointer = 1;
+        assert_eq!(stage.says(Some(ELAN), "And again."), BOB);
+        assert_eq!(stage.says(None, "I see."), BOB);
+
+        let mut alone = Stage::new(TurnStrategy::RoundRobin);
+        alone.people.truncate(1);
+        assert_eq!(alone.says(Some(ADA), "Only me."), ADA);
+        alone.strategy = TurnStrategy::FreeForm;
+        assert_eq!(alone.says(Some(ADA), "Only me."), ADA);
+    }
+
+    #[test]
+    fn who_is_mentioned_speaks_next_but_not_who_mentions_themselves() {
+        for strategy in [TurnStrategy::MentionBased, TurnStrategy::FreeForm] {
+            let mut stage = Stage::new(strategy);
+            assert_eq!(stage.says(None, "@Bob or @Ada?"), BOB);
+            assert_eq!(stage.says(Some(BOB), "I, @Bob, ask @Élan and @Ada."), ELAN);
+        }
+        let mut stage = Stage::new(TurnStrategy::MentionBased);
+        assert_eq!(stage.says(Some(ADA), "I am @Ada."), LOVELACE);
+    }
+
+    #[test]
+    fn anyone_but_the_last_may_come_next_in_free_form_and_each_time_the_same() {
+        let mut one = Stage::new(TurnStrategy::FreeForm);
+        let mut other = Stage::new(TurnStrategy::FreeForm);
+        assert_eq!(one.says(None, "Who begins?"), ADA);
+        let mut speaker = ADA;
+        let mut heard = Vec::new();
+        for _ in 0..40 {
+            let next = one.says(Some(speaker), "Hm.");
+            assert_eq!(other.says(Some(speaker), "Hm."), next);
+            assert_eq!(one.says(None, "Hm?"), next);
+            assert_ne!(next, speaker);
+            heard.push(next);
+            speaker = next;
+        }
+        for id in [ADA, LOVELACE, ELAN, BOB] {
+            assert!(heard.contains(&id));
+        }
+        // What one version of the server chooses, the next does too.
+        assert_eq!(heard[..4], [ELAN, LOVELACE, ELAN, ADA]);
+    }
+
+    #[test]
+    fn the_facilitator_calls_upon_whom_it_names_and_comes_back() {
+        let mut stage = Stage::new(TurnStrategy::FacilitatorLed);
+        for (text, next) in [
+            ("What does @Bob say?", BOB),
+            ("Let me ask Bob about it.", BOB),
+            ("Now, ask\nÉlan.", ELAN),
+            ("I want to hear from Ada Lovelace first.", LOVELACE),
+            ("Bob should begin.", BOB),
+            ("Élan can, if Bob should not.", ELAN),
+            ("Bob, please.", BOB),
+            ("Bob?", BOB),
+            ("Bob was right, Élan?", ELAN),
+            ("Mail x@ada lovelace, or `ask bob`: Élan?", ELAN),
+            ("As I, Ada, said: Bob, go on.", BOB),
+            ("The task Bob has is from Bob. Bob shoulders it.", ADA),
+            ("Ask yourselves. Bob did.", ADA),
+            ("Where is it from Bob", ADA),
+            ("Rob, Bobby? Go.", ADA),
+            ("Nobody, then.", ADA),
+        ] {
+            assert_eq!(stage.says(Some(ADA), text), next, "{text}");
+            assert_eq!(stage.says(Some(BOB), "@Élan, what do you think?"), ADA);
+            assert_eq!(stage.says(None, "@Élan?"), ADA);
+        }
+    }
+
+    #[test]
+    fn a_talk_whose_facilitator_is_gone_goes_round() {
+        let mut stage = Stage::new(TurnStrategy::FacilitatorLed);
+        stage.people.remove(0);
+        assert_eq!(stage.says(Some(LOVELACE), "@Bob?"), ELAN);
+    }
+
+    #[test]
+    fn whoever_leads_opens_and_else_the_first() {
+        let opening = |leader| opening(leader, &mut [ADA, BOB].into_iter());
+        assert_eq!(opening(Some(BOB)), Some(BOB));
+        assert_eq!(opening(None), Some(ADA));
+    }
+}

@@ -1,0 +1,285 @@
+//! Changes: each in a transaction of its own that is there as a whole or not at all, together with the events that tell
+//! of it.
+
+use crate::db::WriterGuard;
+use crate::db::retry_on_conflict;
+use async_graphql::Context;
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    DatabaseTransaction, EntityTrait, PrimaryKeyTrait, QueryFilter, QuerySelect, TransactionTrait,
+    sea_query::{Expr, LockType},
+};
+use serde_json::{Value as Json, json};
+use std::sync::Arc;
+use uuid::Uuid;
+
+use crate::{
+    access::Viewer,
+    audit::AuditAction,
+    db::Rule,
+    error::{Code, Error},
+    events::{Ended, NewEvent, append},
+    id::Kind,
+    input::UserError,
+    request::{Request, RequestExt},
+};
+
+/// What a change came to: the rows that its payload shows, or what was wrong with the input.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    /// The ids of the rows, the most important first.
+    pub(crate) rows: Vec<Uuid>,
+    pub(crate) errors: Vec<UserError>,
+    /// Whether the change was made by an earlier request, so that the viewer may no longer read the rows.
+    pub(crate) is_past: bool,
+}
+
+impl Outcome {
+    /// The input was refused, and nothing has changed. `row` is what it is about, if there is such a thing.
+    pub(crate) fn refused(row: Option<Uuid>, errors: Vec<UserError>) -> Self {
+        Self {
+            rows: row.into_iter().collect(),
+            errors,
+            is_past: false,
+        }
+    }
+
+    /// As [`Outcome::refused`], for one reason.
+    pub(crate) fn fault(row: Option<Uuid>, error: UserError) -> Self {
+        Self::refused(row, vec![error])
+    }
+
+    /// The first row as it is now.
+    pub(crate) async fn row<E>(&self, ctx: &Context<'_>) -> Result<Option<Arc<E::Model>>, Error>
+    where
+        E: EntityTrait<Model: Send + Sync>,
+    {
+        match self.rows.first() {
+            Some(id) => self.load::<E>(ctx, *id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// A row as it is now.
+    pub(crate) async fn load<E>(
+        &self,
+        ctx: &Context<'_>,
+        id: Uuid,
+    ) -> Result<Option<Arc<E::Model>>, Error>
+    where
+        E: EntityTrait<Model: Send + Sync>,
+    {
+        let request = ctx.request();
+        let rule = if self.is_past {
+            let rules = request.viewer()?.rules();
+            rules.of_table(E::default().table_name())
+        } else {
+            Rule::default()
+        };
+        request.readable::<E>(&rule, id).await
+    }
+}
+
+/// Makes the change of a mutation: `work` runs in a transaction, and again when it lost against others at the same time.
+/// What it returns without [`Change::commit`] has not happened.
+///
+/// # Errors
+/// Those of the work; `CONFLICT` when others won each time.
+pub(crate) async fn change<'a, F>(
+    ctx: &'a Context<'a>,
+    work: impl Fn(Change<'a>) -> F,
+) -> Result<Outcome, Error>
+where
+    F: Future<Output = Result<Outcome, Error>>,
+{
+    let request = ctx.request();
+    let viewer = request.viewer()?;
+    retry_on_conflict(|| async {
+        let (transaction, turn) = request.services.writer.begin().await?;
+        let now = request.now();
+        if let Some(key) = &request.key
+            && let Some(rows) = key.begin(ctx, &transaction).await?
+        {
+            return Ok(Outcome {
+                rows,
+                is_past: true,
+                ..Outcome::default()
+            });
+        }
+        let change = Change {
+            transaction,
+            now,
+            viewer,
+            ctx,
+            request,
+            facts: Vec::new(),
+            notes: Vec::new(),
+            ended: Vec::new(),
+            _turn: turn,
+        };
+        let outcome = work(change).await?;
+        if let Some(key) = request.key.as_ref().filter(|_| outcome.errors.is_empty()) {
+            key.made();
+        }
+        Ok(outcome)
+    })
+    .await
+}
+
+/// A change under way.
+pub(crate) struct Change<'a> {
+    /// Where all of it is read and written.
+    pub(crate) transaction: DatabaseTransaction,
+    /// When it happens.
+    pub(crate) now: DateTime<Utc>,
+    /// Who makes it.
+    pub(crate) viewer: &'a Viewer,
+    ctx: &'a Context<'a>,
+    request: &'a Request,
+    facts: Vec<NewEvent>,
+    notes: Vec<(AuditAction, Kind, Uuid, Json)>,
+    ended: Vec<Ended>,
+    _turn: WriterGuard,
+}
+
+impl Change<'_> {
+    /// Adds an event, written with the commit, in the order of the calls.
+    pub(crate) fn append(&mut self, fact: NewEvent) {
+        self.facts.push(fact);
+    }
+
+    /// Adds an entry to the audit log, made after the commit: what was done to which row, and more about it.
+    pub(crate) fn note(&mut self, act: AuditAction, kind: Kind, id: Uuid, details: Json) {
+        self.notes.push((act, kind, id, details));
+    }
+
+    /// Adds sessions that end with the commit.
+    pub(crate) fn end(&mut self, ended: Ended) {
+        self.ended.push(ended);
+    }
+
+    /// Makes everything that was written stand, and tells those who listen.
+    pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Error> {
+        let bus = &self.request.services.bus;
+        let origin = (
+            Some(self.viewer.id()),
+            self.request.client.request_id.as_str(),
+        );
+        let window = bus.window();
+        let duplicates = append(&self.transaction, origin, self.facts, self.now, window).await?;
+        if let Some(key) = &self.request.key {
+            key.note(self.ctx, &self.transaction, &rows).await?;
+        }
+        let writer = &self.request.services.writer;
+        writer.commit(self.transaction).await?;
+        if let Some(key) = &self.request.key {
+            key.made();
+        }
+        for ended in self.ended {
+            self.request.accounts().ended(ended);
+        }
+        bus.committed(duplicates);
+        let (trail, client) = (&self.request.accounts().trail, &self.request.client);
+        for (act, kind, id, details) in self.notes {
+            let actor = Some(self.viewer.id());
+            trail.record_of(act, client, actor, Some((kind, id)), details);
+        }
+        Ok(Outcome {
+            rows,
+            ..Outcome::default()
+        })
+    }
+
+    /// A row that `rule` lets the viewer read. Nobody else changes it until this change is done.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`.
+    pub(crate) async fn row<E>(&self, rule: &Rule, id: Uuid, field: &str) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        self.locked::<E>(LockType::NoKeyUpdate, rule, id, field)
+            .await
+    }
+
+    /// As [`Change::row`], of a row that is to be deleted: nothing comes to refer to it until this change is done.
+    pub(crate) async fn lock_for_delete<E>(
+        &self,
+        rule: &Rule,
+        id: Uuid,
+        field: &str,
+    ) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        self.locked::<E>(LockType::Update, rule, id, field).await
+    }
+
+    /// A row that everyone may read and that is to be referred to; it stays until this change is done. `None` without an
+    /// id.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`.
+    pub(crate) async fn lock_reference<E>(
+        &self,
+        id: Option<Uuid>,
+        field: &str,
+    ) -> Result<Option<E::Model>, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        let Some(id) = id else { return Ok(None) };
+        let rule = Rule::default();
+        let row = self.locked::<E>(LockType::KeyShare, &rule, id, field);
+        row.await.map(Some)
+    }
+
+    async fn locked<E>(
+        &self,
+        lock: LockType,
+        rule: &Rule,
+        id: Uuid,
+        field: &str,
+    ) -> Result<E::Model, Error>
+    where
+        E: EntityTrait,
+        Uuid: Into<<E::PrimaryKey as PrimaryKeyTrait>::ValueType>,
+    {
+        let select = E::find_by_id(id).filter(rule.condition());
+        let row = select.lock(lock).one(&self.transaction).await?;
+        row.ok_or_else(|| Error::not_found(field))
+    }
+
+    /// Whether there is a row like this.
+    pub(crate) async fn any<E: EntityTrait>(&self, condition: Expr) -> Result<bool, Error> {
+        let row = E::find()
+            .select_only()
+            .expr(Expr::val(1))
+            .filter(condition)
+            .limit(1)
+            .into_tuple::<i32>()
+            .one(&self.transaction);
+        Ok(row.await?.is_some())
+    }
+
+    /// `FORBIDDEN`: the viewer may read this, but not do that to it. Goes into the audit log.
+    pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
+        let trail = &self.request.accounts().trail;
+        let (actor, target) = (Some(self.viewer.id()), kind.id(id));
+        let details = json!({ "target": target.as_str() });
+        trail.record(
+            AuditAction::Refused,
+            &self.request.client,
+            actor,
+            None,
+            details,
+        );
+        Error::new(
+            Code::Forbidden,
+            format!("You may see this {}, but not do that.", kind.prefix()),
+        )
+    }
+}

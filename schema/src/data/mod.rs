@@ -1,0 +1,17 @@
+//! What nouns are built from: pages of a connection, and changes in one transaction.
+
+mod change;
+mod cursor;
+mod directive;
+mod edits;
+mod order;
+mod page;
+
+pub(crate) use change::{Change, Outcome, change};
+pub(crate) use cursor::Order;
+pub(crate) use directive::list_size;
+pub(crate) use edits::{Edits, check_version};
+pub use order::{NamedOrder, NamedOrderField, SortDirection};
+pub(crate) use page::DEFAULT_PAGE;
+pub(crate) use page::Page;
+pub use page::{Connection, Edge, Listed, MAX_PAGE};

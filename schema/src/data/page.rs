@@ -1,0 +1,258 @@
+//! Relay connections with keyset cursors, at every depth.
+//!
+//! A cursor holds the values by which its list is ordered, so that a page begins in the right place whatever was added
+//! or removed before it. A connection loads its rows when its rows are asked for and counts when its count is.
+
+use crate::data::Order;
+use std::{borrow::Cow, marker::PhantomData, sync::Arc};
+
+use async_graphql::{
+    Context, Object, ObjectType, OutputType, SimpleObject, TypeName, connection::PageInfo,
+};
+use sea_orm::{
+    ColumnTrait, Condition, EntityName, EntityTrait, FromQueryResult, ModelTrait, QueryFilter,
+    QueryTrait,
+    sea_query::{ExprTrait, SelectStatement},
+};
+use uuid::Uuid;
+
+use crate::{
+    db::{ColumnOf, Count, PageQuery, Totals},
+    error::Error,
+    request::RequestExt,
+};
+
+/// Rows of a page when the client names no number.
+pub(crate) const DEFAULT_PAGE: u64 = 20;
+/// Most rows of a page.
+pub const MAX_PAGE: u64 = 100;
+
+/// What a connection lists.
+pub trait Listed: Send + Sync + 'static {
+    /// The rows.
+    type Entity: EntityTrait<Model: Send + Sync + FromQueryResult>;
+    /// What a row is shown as.
+    type Node: OutputType;
+    /// What an edge says beside its node; [`async_graphql::connection::EmptyFields`] when nothing.
+    type Extra: ObjectType;
+    /// The first part of the names of the connection and its edge.
+    const NAME: &'static str;
+
+    /// Shows rows, in order; `None` for a row whose node has gone in the meantime.
+    fn nodes(
+        ctx: &Context<'_>,
+        rows: &[Arc<RowOf<Self>>],
+    ) -> impl Future<Output = Result<Vec<Option<Self::Node>>, Error>> + Send;
+
+    /// What a row's edge says beside its node.
+    fn extra(row: &Arc<RowOf<Self>>) -> Self::Extra;
+}
+
+pub(crate) type RowOf<L> = <<L as Listed>::Entity as EntityTrait>::Model;
+type ColOf<L> = <<L as Listed>::Entity as EntityTrait>::Column;
+
+/// Which part of a list is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    size: u64,
+    backward: bool,
+    after: Option<String>,
+    before: Option<String>,
+}
+
+impl Page {
+    /// A page from the arguments of a connection field.
+    pub(crate) fn new(
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+    ) -> Result<Self, Error> {
+        let size = |number: i32, field: &str| match u64::try_from(number) {
+            Ok(size @ 1..=MAX_PAGE) => Ok(size),
+            _ => Err(
+                Error::bad_input(format!("`{field}` must be from 1 to {MAX_PAGE}.")).field(field),
+            ),
+        };
+        let (size, backward) = match (first, last) {
+            (Some(_), Some(_)) => {
+                return Err(Error::bad_input("Give `first` or `last`, not both.").field("last"));
+            }
+            (None, Some(last)) => (size(last, "last")?, true),
+            (Some(first), None) => (size(first, "first")?, false),
+            (None, None) => (DEFAULT_PAGE, false),
+        };
+        Ok(Self {
+            size,
+            backward,
+            after,
+            before,
+        })
+    }
+}
+
+/// One page of a list. Rows and count are loaded when they are asked for.
+pub struct Connection<L: Listed> {
+    list: &'static str,
+    all: SelectStatement,
+    page: SelectStatement,
+    parent: Option<ColumnOf>,
+    key: Uuid,
+    order: Order<ColOf<L>>,
+    size: usize,
+    backward: bool,
+    /// Whether the client came from the other side, so that there is something there.
+    continued: bool,
+    listed: PhantomData<fn() -> L>,
+}
+
+impl<L: Listed> Connection<L> {
+    /// A page of all rows that fulfil a condition.
+    pub(crate) fn new(
+        condition: Condition,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        Self::select(
+            L::Entity::find().filter(condition).into_query(),
+            None,
+            order,
+            page,
+        )
+    }
+
+    /// A page of those rows of a parent that fulfil a condition.
+    pub(crate) fn of(
+        column: ColOf<L>,
+        parent: Uuid,
+        condition: Condition,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        let select = L::Entity::find().filter(condition).into_query();
+        Self::select(select, Some((column.as_column_ref(), parent)), order, page)
+    }
+
+    /// A page of a select over the entity's columns, which may join the table that holds the parent.
+    pub(crate) fn select(
+        all: SelectStatement,
+        parent: Option<(ColumnOf, Uuid)>,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        let mut select = all.clone();
+        if let Some(after) = &page.after {
+            select.and_where(order.beyond(order.values(after, "after")?, true));
+        }
+        if let Some(before) = &page.before {
+            select.and_where(order.beyond(order.values(before, "before")?, false));
+        }
+        for column in &order.columns {
+            select.order_by(column.as_column_ref(), order.direction(page.backward));
+        }
+        // One row more than asked for tells whether there is a next page.
+        select.limit(page.size + 1);
+        let (parent, key) = parent.unzip();
+        Ok(Self {
+            list: L::Entity::default().table_name(),
+            all,
+            page: select,
+            parent,
+            key: key.unwrap_or_default(),
+            order,
+            size: usize::try_from(page.size).unwrap_or(usize::MAX),
+            backward: page.backward,
+            continued: if page.backward {
+                page.before.is_some()
+            } else {
+                page.after.is_some()
+            },
+            listed: PhantomData,
+        })
+    }
+
+    /// The rows of the page in the list's order, and whether there are more in the direction of paging.
+    async fn rows(&self, ctx: &Context<'_>) -> Result<(Vec<Arc<RowOf<L>>>, bool), Error> {
+        let pages = PageQuery::<RowOf<L>>::new(self.list, self.page.clone(), self.parent.clone());
+        let rows = ctx.request().load(pages, self.key).await?;
+        let mut page: Vec<_> = rows.iter().take(self.size).cloned().collect();
+        if self.backward {
+            page.reverse();
+        }
+        Ok((page, rows.len() > self.size))
+    }
+}
+
+impl<L: Listed> TypeName for Connection<L> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Connection", L::NAME).into()
+    }
+}
+
+/// One page of a list, as the [Relay connection specification](https://relay.dev/graphql/connections.htm) has it.
+#[Object(name_type)]
+impl<L: Listed> Connection<L> {
+    /// The entries of the page, each with its cursor.
+    async fn edges(&self, ctx: &Context<'_>) -> Result<Vec<Edge<L>>, Error> {
+        let (rows, _) = self.rows(ctx).await?;
+        let nodes = L::nodes(ctx, &rows).await?;
+        Ok(rows
+            .iter()
+            .zip(nodes)
+            .filter_map(|(row, node)| {
+                Some(Edge {
+                    cursor: self.order.cursor(&**row),
+                    node: node?,
+                    extra: L::extra(row),
+                })
+            })
+            .collect())
+    }
+
+    /// The nodes of the page, without their cursors.
+    async fn nodes(&self, ctx: &Context<'_>) -> Result<Vec<L::Node>, Error> {
+        let (rows, _) = self.rows(ctx).await?;
+        Ok(L::nodes(ctx, &rows).await?.into_iter().flatten().collect())
+    }
+
+    /// Where the page lies in the list.
+    async fn page_info(&self, ctx: &Context<'_>) -> Result<PageInfo, Error> {
+        let (rows, more) = self.rows(ctx).await?;
+        let (has_previous_page, has_next_page) = if self.backward {
+            (more, self.continued)
+        } else {
+            (self.continued, more)
+        };
+        Ok(PageInfo {
+            has_previous_page,
+            has_next_page,
+            start_cursor: rows.first().map(|row| self.order.cursor(&**row)),
+            end_cursor: rows.last().map(|row| self.order.cursor(&**row)),
+        })
+    }
+
+    /// How many entries the whole list has under its filter, whatever the page. Counted only when selected.
+    async fn total_count(&self, ctx: &Context<'_>) -> Result<i32, Error> {
+        let totals = Totals::<Count>::count(self.list, self.all.clone(), self.parent.clone());
+        let total = ctx.request().load(totals, self.key).await?;
+        Ok(i32::try_from(total.count).unwrap_or(i32::MAX))
+    }
+}
+
+/// One entry of a list.
+#[derive(SimpleObject)]
+#[graphql(name_type)]
+pub struct Edge<L: Listed> {
+    /// Marks this entry's place in the list: give it as `after` or `before` to go on from here.
+    cursor: String,
+    /// The entry.
+    node: L::Node,
+    #[graphql(flatten)]
+    extra: L::Extra,
+}
+
+impl<L: Listed> TypeName for Edge<L> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Edge", L::NAME).into()
+    }
+}

@@ -1,0 +1,648 @@
+//! The one loader between resolvers and the database.
+//!
+//! Resolvers ask for one key at a time; what leaves is one statement for all keys that wait. Keys of *all* requests
+//! wait together: while [`IN_FLIGHT`] statements of a kind are under way, new keys gather and leave together in the
+//! next (group commit). No timer is involved: a request's keys leave when its execution has nothing left to do but
+//! wait ([`Gather`] sees that moment exactly), so that alone it takes one statement per edge, whatever the number of
+//! parents.
+//!
+//! Nothing is kept after it was answered, so nothing can be stale. Keys are ids and nothing else: a rule about who may
+//! read is part of the [`Batch`], and batches with different rules never share a statement. Reads inside a transaction
+//! do not come here.
+
+use std::{
+    any::{Any, TypeId},
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    mem,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, QueryResult,
+    sea_query::SelectStatement,
+};
+
+use crate::error::{self, Error};
+
+/// Most statements of one kind under way at once.
+const IN_FLIGHT: usize = 2;
+
+/// Most keys of one statement; a full batch leaves without waiting for its requests.
+pub(crate) const BATCH_KEYS: usize = 1_000;
+
+/// Most batches of one kind that may wait; one more is refused with `UNAVAILABLE`.
+const WAITING_BATCHES: usize = 256;
+
+/// How often a request's execution is polled again at once because it woke itself. A future that does so for ever must
+/// not keep a worker thread.
+const SPINS: usize = 1_000;
+
+/// A way to answer many keys with one statement. Equal batches are answered together.
+pub(crate) trait Batch: Clone + PartialEq + Send + Sync + 'static {
+    /// What is asked for.
+    type Key: Copy + Eq + Hash + Send + Sync + Unpin + 'static;
+    /// What is answered; a key without an answer gets the default.
+    type Value: Clone + Default + Send + Sync + 'static;
+
+    /// What the batch reads, for reports: `circles by id`.
+    fn name(&self) -> String;
+
+    /// Answers the keys, at most [`BATCH_KEYS`] and each once.
+    fn run(
+        &self,
+        db: &Reader,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>, Error>> + Send;
+}
+
+/// Runs the statements of one batch, and counts them.
+pub(crate) struct Reader {
+    db: DatabaseConnection,
+    statements: AtomicU64,
+    rows: AtomicU64,
+}
+
+impl Reader {
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.db.get_database_backend()
+    }
+
+    /// The rows of a statement. A connection that turns out to be gone is replaced, and the statement sent once more.
+    pub(crate) async fn rows(&self, select: &SelectStatement) -> Result<Vec<QueryResult>, Error> {
+        let send = || {
+            self.statements.fetch_add(1, Ordering::Relaxed);
+            self.db.query_all_raw(self.backend().build(select))
+        };
+        let rows = match send().await {
+            Err(cause) if error::is_disconnect(&cause) => send().await?,
+            answer => answer?,
+        };
+        self.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
+        Ok(rows)
+    }
+
+    /// As [`Reader::rows`], each row read into a struct.
+    pub(crate) async fn all<R: FromQueryResult>(
+        &self,
+        select: &SelectStatement,
+    ) -> Result<Vec<R>, Error> {
+        let rows = self.rows(select).await?;
+        rows.iter()
+            .map(|row| R::from_query_result(row, "").map_err(Error::from))
+            .collect()
+    }
+}
+
+/// What one operation cost.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Usage {
+    /// Statements that the operation waited for, also those it shared with others.
+    pub(crate) statements: u64,
+    /// Rows that those statements answered.
+    pub(crate) rows: u64,
+    /// Each batch: what it read, how many keys it had in all, and how many statements.
+    pub(crate) batches: Vec<(String, usize)>,
+}
+
+/// The loader: one for the process, shared by all requests.
+pub(crate) struct Loader {
+    db: DatabaseConnection,
+    lanes: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl Loader {
+    pub(crate) fn new(db: DatabaseConnection) -> Self {
+        Self {
+            db,
+            lanes: RwLock::default(),
+        }
+    }
+
+    /// The answer for a key, on behalf of a request whose execution runs inside [`Gather`].
+    pub(crate) async fn load<B: Batch>(
+        &self,
+        request: &Arc<PendingBatches>,
+        batch: B,
+        key: B::Key,
+    ) -> Result<B::Value, Error> {
+        let lane = self.lane::<B>();
+        let pending = BatchQueue::join(&lane, request, batch, key)?;
+        Load {
+            pending,
+            request,
+            key,
+            slot: None,
+        }
+        .await
+    }
+
+    /// The answer for a key outside of any operation.
+    pub(crate) async fn load_alone<B: Batch>(
+        &self,
+        batch: B,
+        key: B::Key,
+    ) -> Result<B::Value, Error> {
+        let waiting = PendingBatches::new(false);
+        DispatchWhenIdle::new(&waiting, self.load(&waiting, batch, key)).await
+    }
+
+    fn lane<B: Batch>(&self) -> Arc<BatchQueue<B>> {
+        let id = TypeId::of::<B>();
+        let known = self
+            .lanes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned();
+        let lane = known.unwrap_or_else(|| {
+            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+            let lane = lanes.entry(id).or_insert_with(|| {
+                Arc::new(BatchQueue::<B> {
+                    db: self.db.clone(),
+                    groups: Mutex::default(),
+                })
+            });
+            Arc::clone(lane)
+        });
+        lane.downcast()
+            .unwrap_or_else(|_| unreachable!("a lane is kept under its own type"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here leaves a value half-changed, so a panic elsewhere while it was locked does no harm.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All that waits or is under way for one type of batch.
+struct BatchQueue<B: Batch> {
+    db: DatabaseConnection,
+    groups: Mutex<Vec<Group<B>>>,
+}
+
+/// What waits or is under way for equal batches.
+struct Group<B: Batch> {
+    batch: B,
+    /// Batches that wait, oldest first; keys join the last.
+    waiting: Vec<Arc<Pending<B>>>,
+    in_flight: usize,
+}
+
+type Outcome<B> = Result<HashMap<<B as Batch>::Key, <B as Batch>::Value>, Error>;
+
+/// A batch that gathers keys, is under way, or is answered.
+struct Pending<B: Batch> {
+    keys: Mutex<HashSet<B::Key>>,
+    /// Whether a request that wants one of the keys does nothing but wait.
+    ready: AtomicBool,
+    outcome: OnceLock<Outcome<B>>,
+    waiters: Mutex<Vec<(Arc<PendingBatches>, Waker)>>,
+}
+
+impl<B: Batch> BatchQueue<B> {
+    fn join(
+        lane: &Arc<Self>,
+        request: &Arc<PendingBatches>,
+        batch: B,
+        key: B::Key,
+    ) -> Result<Arc<Pending<B>>, Error> {
+        let mut groups = lock(&lane.groups);
+        let at = groups
+            .iter()
+            .position(|group| group.batch == batch)
+            .unwrap_or_else(|| {
+                groups.push(Group {
+                    batch,
+                    waiting: Vec::new(),
+                    in_flight: 0,
+                });
+                groups.len() - 1
+            });
+        let group = &mut groups[at];
+        let open = group.waiting.last().filter(|pending| {
+            let keys = lock(&pending.keys);
+            keys.len() < BATCH_KEYS || keys.contains(&key)
+        });
+        let pending = if let Some(pending) = open {
+            Arc::clone(pending)
+        } else {
+            if group.waiting.len() >= WAITING_BATCHES {
+                return Err(Error::unavailable(
+                    "The server is busy. Try again in a moment.",
+                ));
+            }
+            let pending = Arc::new(Pending {
+                keys: Mutex::default(),
+                ready: AtomicBool::new(false),
+                outcome: OnceLock::new(),
+                waiters: Mutex::default(),
+            });
+            group.waiting.push(Arc::clone(&pending));
+            pending
+        };
+        let full = {
+            let mut keys = lock(&pending.keys);
+            keys.insert(key);
+            keys.len() >= BATCH_KEYS
+        };
+        if full {
+            pending.ready.store(true, Ordering::Relaxed);
+            Self::dispatch(lane, group);
+        } else {
+            request.touch(lane, &pending);
+        }
+        Ok(pending)
+    }
+
+    /// Sends what is ready, as far as the group's share of statements goes.
+    fn dispatch(lane: &Arc<Self>, group: &mut Group<B>) {
+        while group.in_flight < IN_FLIGHT
+            && group
+                .waiting
+                .first()
+                .is_some_and(|next| next.ready.load(Ordering::Relaxed))
+        {
+            let pending = group.waiting.remove(0);
+            group.in_flight += 1;
+            let journey = BatchRun {
+                lane: Arc::clone(lane),
+                batch: group.batch.clone(),
+                pending,
+                reader: Reader {
+                    db: lane.db.clone(),
+                    statements: AtomicU64::new(0),
+                    rows: AtomicU64::new(0),
+                },
+            };
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a batch belongs to no single request; at most IN_FLIGHT run"
+            )]
+            tokio::spawn(journey.run());
+        }
+    }
+}
+
+/// One batch under way. However it ends, also by a panic, its keys are answered.
+struct BatchRun<B: Batch> {
+    lane: Arc<BatchQueue<B>>,
+    batch: B,
+    pending: Arc<Pending<B>>,
+    reader: Reader,
+}
+
+impl<B: Batch> BatchRun<B> {
+    async fn run(self) {
+        let keys: Vec<_> = lock(&self.pending.keys).iter().copied().collect();
+        let outcome = self.batch.run(&self.reader, &keys).await;
+        let _ = self.pending.outcome.set(outcome);
+    }
+}
+
+impl<B: Batch> Drop for BatchRun<B> {
+    fn drop(&mut self) {
+        if self.pending.outcome.get().is_none() {
+            tracing::error!(batch = self.batch.name(), "a batch ended without an answer");
+            let _ = self.pending.outcome.set(Err(Error::internal()));
+        }
+        {
+            let mut groups = lock(&self.lane.groups);
+            if let Some(at) = groups.iter().position(|group| group.batch == self.batch) {
+                let group = &mut groups[at];
+                group.in_flight -= 1;
+                BatchQueue::dispatch(&self.lane, group);
+                if group.in_flight == 0 && group.waiting.is_empty() {
+                    groups.swap_remove(at);
+                }
+            }
+        }
+        let mut requests: Vec<(Arc<PendingBatches>, Vec<Waker>)> = Vec::new();
+        for (request, waker) in mem::take(&mut *lock(&self.pending.waiters)) {
+            match requests
+                .iter_mut()
+                .find(|(known, _)| Arc::ptr_eq(known, &request))
+            {
+                Some((_, wakers)) => wakers.push(waker),
+                None => requests.push((request, vec![waker])),
+            }
+        }
+        for (request, wakers) in requests {
+            request.answered(wakers, || {
+                (
+                    self.batch.name(),
+                    lock(&self.pending.keys).len(),
+                    self.reader.statements.load(Ordering::Relaxed),
+                    self.reader.rows.load(Ordering::Relaxed),
+                )
+            });
+        }
+    }
+}
+
+/// One resolver waiting for its key.
+struct Load<'a, B: Batch> {
+    pending: Arc<Pending<B>>,
+    request: &'a Arc<PendingBatches>,
+    key: B::Key,
+    slot: Option<usize>,
+}
+
+impl<B: Batch> Future for Load<'_, B> {
+    type Output = Result<B::Value, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let pending = Arc::clone(&self.pending);
+        let mut waiters = lock(&pending.waiters);
+        if let Some(outcome) = pending.outcome.get() {
+            return Poll::Ready(match outcome {
+                Ok(values) => Ok(values.get(&self.key).cloned().unwrap_or_default()),
+                Err(error) => Err(error.clone()),
+            });
+        }
+        let waker = context.waker();
+        if let Some((_, known)) = self.slot.and_then(|slot| waiters.get_mut(slot)) {
+            known.clone_from(waker);
+        } else {
+            self.slot = Some(waiters.len());
+            waiters.push((Arc::clone(self.request), waker.clone()));
+        }
+        Poll::Pending
+    }
+}
+
+/// What a request waits for. One for each operation under way.
+#[derive(Default)]
+pub(crate) struct PendingBatches {
+    /// Wakes the task in which the request runs.
+    task: AtomicWaker,
+    /// Whether its execution is being polled, and whether something in it was woken since that began.
+    polling: AtomicBool,
+    woken: AtomicBool,
+    /// Batches that were joined since the request last came to rest.
+    joined: Mutex<Vec<Arc<dyn Departure>>>,
+    /// Resolvers whose batch is answered. They are woken together, from inside the request's own task: a request that
+    /// saw half of a batch would send the next edge in two statements.
+    answered: Mutex<Vec<Waker>>,
+    usage: Option<Mutex<Usage>>,
+}
+
+/// A batch that one of its requests may send off.
+trait Departure: Send + Sync {
+    fn is(&self, pending: *const ()) -> bool;
+    fn dispatch(&self);
+}
+
+struct Joined<B: Batch> {
+    lane: Arc<BatchQueue<B>>,
+    pending: Arc<Pending<B>>,
+}
+
+impl<B: Batch> Departure for Joined<B> {
+    fn is(&self, pending: *const ()) -> bool {
+        Arc::as_ptr(&self.pending).cast() == pending
+    }
+
+    fn dispatch(&self) {
+        let mut groups = lock(&self.lane.groups);
+        self.pending.ready.store(true, Ordering::Relaxed);
+        let group = groups.iter_mut().find(|group| {
+            group
+                .waiting
+                .iter()
+                .any(|pending| Arc::ptr_eq(pending, &self.pending))
+        });
+        if let Some(group) = group {
+            BatchQueue::dispatch(&self.lane, group);
+        }
+    }
+}
+
+impl PendingBatches {
+    /// `usage` asks for an account of what the request costs.
+    pub(crate) fn new(usage: bool) -> Arc<Self> {
+        Arc::new(Self {
+            usage: usage.then(Mutex::default),
+            ..Self::default()
+        })
+    }
+
+    /// What the request has cost so far, if an account was asked for.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.usage.as_ref().map(|usage| lock(usage).clone())
+    }
+
+    fn touch<B: Batch>(&self, lane: &Arc<BatchQueue<B>>, pending: &Arc<Pending<B>>) {
+        let mut joined = lock(&self.joined);
+        let address = Arc::as_ptr(pending).cast();
+        if !joined.iter().any(|known| known.is(address)) {
+            joined.push(Arc::new(Joined {
+                lane: Arc::clone(lane),
+                pending: Arc::clone(pending),
+            }));
+        }
+    }
+
+    fn dispatch(&self) {
+        let joined = mem::take(&mut *lock(&self.joined));
+        for batch in joined {
+            batch.dispatch();
+        }
+    }
+
+    fn answered(&self, wakers: Vec<Waker>, account: impl FnOnce() -> (String, usize, u64, u64)) {
+        if let Some(usage) = &self.usage {
+            let (name, keys, statements, rows) = account();
+            let mut usage = lock(usage);
+            usage.statements += statements;
+            usage.rows += rows;
+            usage.batches.push((name, keys));
+        }
+        lock(&self.answered).extend(wakers);
+        self.task.wake();
+    }
+}
+
+impl Wake for PendingBatches {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        // Whoever polls looks at `woken` after it has cleared `polling`, so one of the two always sees the other.
+        if !self.polling.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+}
+
+/// Runs a request's execution and sends its keys off whenever it has come to rest.
+///
+/// Whatever it joined leaves at the latest when it is dropped: a batch that nobody sends off would wait for ever.
+pub(crate) struct DispatchWhenIdle<'a, T> {
+    execution: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
+    waiting: &'a Arc<PendingBatches>,
+    waker: Waker,
+}
+
+impl<'a, T> DispatchWhenIdle<'a, T> {
+    pub(crate) fn new(
+        waiting: &'a Arc<PendingBatches>,
+        execution: impl Future<Output = T> + Send + 'a,
+    ) -> Self {
+        Self {
+            execution: Box::pin(execution),
+            waiting,
+            waker: Waker::from(Arc::clone(waiting)),
+        }
+    }
+}
+
+impl<T> Future for DispatchWhenIdle<'_, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let this = &mut *self;
+        let waiting = this.waiting;
+        waiting.task.register(context.waker());
+        let mut inner = Context::from_waker(&this.waker);
+        for _ in 0..SPINS {
+            waiting.polling.store(true, Ordering::SeqCst);
+            waiting.woken.store(false, Ordering::SeqCst);
+            for waker in mem::take(&mut *lock(&waiting.answered)) {
+                waker.wake();
+            }
+            let state = this.execution.as_mut().poll(&mut inner);
+            waiting.polling.store(false, Ordering::SeqCst);
+            if state.is_ready() {
+                return state;
+            }
+            // Joined futures wake themselves when they have polled their share; only an execution that did not is at rest.
+            if !waiting.woken.swap(false, Ordering::SeqCst) && lock(&waiting.answered).is_empty() {
+                waiting.dispatch();
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<T> Drop for DispatchWhenIdle<'_, T> {
+    fn drop(&mut self) {
+        self.waiting.dispatch();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::error::Code;
+
+    /// Answers a number with its double, and says how many keys came together.
+    #[derive(Clone, PartialEq)]
+    struct Doubles {
+        fails: bool,
+    }
+
+    impl Batch for Doubles {
+        type Key = u64;
+        type Value = (u64, usize);
+
+        fn name(&self) -> String {
+            "doubles".to_owned()
+        }
+
+        async fn run(&self, _: &Reader, keys: &[u64]) -> Result<HashMap<u64, Self::Value>, Error> {
+            tokio::task::yield_now().await;
+            assert!(!self.fails, "this batch panics");
+            Ok(keys
+                .iter()
+                .map(|key| (*key, (2 * key, keys.len())))
+                .collect())
+        }
+    }
+
+    const DOUBLES: Doubles = Doubles { fails: false };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn siblings_leave_together_at_every_level_and_each_key_once() {
+        for _ in 0..500 {
+            let loader = Loader::new(DatabaseConnection::default());
+            let waiting = PendingBatches::new(true);
+            let child = async |number: u64| {
+                let (double, together) = loader.load(&waiting, DOUBLES, number % 50).await?;
+                let (_, below) = loader.load(&waiting, DOUBLES, 1_000 + double).await?;
+                Ok::<_, Error>((together, below))
+            };
+            // Joined futures of more than thirty wake themselves, and so do those within them.
+            let children =
+                join_all((0..10).map(|part| join_all((0..40).map(move |n| child(40 * part + n)))));
+            let answers = DispatchWhenIdle::new(&waiting, children).await;
+            for answer in answers.into_iter().flatten() {
+                assert_eq!(answer.map_err(|error| error.code), Ok((50, 50)));
+            }
+            let batches = waiting.usage().map(|usage| usage.batches.len());
+            assert_eq!(batches, Some(2));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_fails_its_keys_and_nothing_else() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = PendingBatches::new(false);
+        for _ in 0..3 {
+            let both =
+                join_all([true, false].map(|fails| loader.load(&waiting, Doubles { fails }, 7)));
+            let answers = DispatchWhenIdle::new(&waiting, both).await;
+            let codes = answers
+                .into_iter()
+                .map(|answer| answer.map_err(|error| error.code));
+            assert_eq!(
+                codes.collect::<Vec<_>>(),
+                [Err(Code::Internal), Ok((14, 1))]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_a_largest_size() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = PendingBatches::new(false);
+        let keys = 2 * BATCH_KEYS as u64 + 5;
+        let all = join_all((0..keys).map(|key| loader.load(&waiting, DOUBLES, key)));
+        let answers = DispatchWhenIdle::new(&waiting, all).await;
+        for (key, answer) in (0..).zip(answers) {
+            let (double, together) = answer.unwrap_or_default();
+            assert_eq!(double, 2 * key);
+            assert!(together <= BATCH_KEYS);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_went_away_leaves_nothing_behind() {
+        let loader = Loader::new(DatabaseConnection::default());
+        let waiting = PendingBatches::new(false);
+        let mut gather = DispatchWhenIdle::new(&waiting, async {
+            let forgotten = loader.load(&waiting, DOUBLES, 1);
+            futures_util::future::select(std::pin::pin!(forgotten), std::future::ready(())).await;
+        });
+        futures_util::future::poll_fn(|context| Pin::new(&mut gather).poll(context)).await;
+        drop(gather);
+        let other = PendingBatches::new(false);
+        let answer = DispatchWhenIdle::new(&other, loader.load(&other, DOUBLES, 2)).await;
+        assert_eq!(answer.map_err(|error| error.code), Ok((4, 1)));
+        while !lock(&loader.lane::<Doubles>().groups).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}

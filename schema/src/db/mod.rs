@@ -1,0 +1,13 @@
+//! Database access: the loader with its batches, the writer's transactions, retries.
+
+mod batch;
+mod loader;
+mod search;
+mod writer;
+
+pub(crate) use batch::{
+    ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among,
+};
+pub(crate) use loader::{Batch, DispatchWhenIdle, Loader, PendingBatches, Reader, Usage};
+pub(crate) use search::{contains, filter};
+pub(crate) use writer::{Writer, WriterGuard, is_taken, retry_on_conflict};

@@ -1,0 +1,38 @@
+//! Text that a client searches for, as a condition.
+
+use crate::error::Error;
+use crate::text::fold;
+use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
+
+/// Most characters of a filter's text.
+const MAX_FILTER: usize = 100;
+
+/// A filter's text, checked.
+pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
+    if text.chars().count() > MAX_FILTER {
+        return Err(Error::bad_input(format!(
+            "`{field}` must have at most {MAX_FILTER} characters."
+        ))
+        .field(field));
+    }
+    if text.contains('\0') {
+        return Err(
+            Error::bad_input(format!("`{field}` must not contain the character U+0000."))
+                .field(field),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// `column`, a folded one, contains what `search` looks for.
+pub(crate) fn contains(column: Expr, search: &str) -> Result<Expr, Error> {
+    let mut pattern = String::from("%");
+    for letter in fold(&filter(search, "search")?).chars() {
+        if matches!(letter, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern.push('%');
+    Ok(column.like(LikeExpr::new(pattern).escape('\\')))
+}

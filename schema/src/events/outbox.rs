@@ -1,0 +1,226 @@
+//! The outbox: a change writes what it announces in its own transaction.
+//!
+//! A row without a position is not announced yet. Positions are given after the commit, so whoever reads everything
+//! behind a position misses nothing, however long another transaction takes.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use gathering_entity::event;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::events::relay::CHANNEL;
+use crate::{db::is_among, error::Error};
+
+/// Which version of the payloads this is.
+const VERSION: i32 = 1;
+
+/// Most rows of one statement.
+const ROWS: usize = 1_000;
+
+/// What a change announces.
+#[derive(Clone, Debug)]
+pub(crate) struct NewEvent {
+    kind: &'static str,
+    subject: Uuid,
+    owner: Option<Uuid>,
+    circle: Option<Uuid>,
+    project: Option<Uuid>,
+    agent: Option<Uuid>,
+    by_agent: bool,
+    payload: Value,
+}
+
+impl NewEvent {
+    /// What happened, as a dotted name such as `task.created`, to which row, and what is to be said of it: an object;
+    /// never a secret, a prompt or a whole message.
+    pub(crate) fn new(kind: &'static str, subject: Uuid, payload: Value) -> Self {
+        Self {
+            kind,
+            subject,
+            owner: None,
+            circle: None,
+            project: None,
+            agent: None,
+            by_agent: false,
+            payload,
+        }
+    }
+
+    /// Whose it is: they are told.
+    pub(crate) fn owner(self, owner: Uuid) -> Self {
+        Self {
+            owner: Some(owner),
+            ..self
+        }
+    }
+
+    /// In which circle it happened: its readers are told.
+    pub(crate) fn circle(self, circle: impl Into<Option<Uuid>>) -> Self {
+        Self {
+            circle: circle.into(),
+            ..self
+        }
+    }
+
+    /// In which project it happened.
+    pub(crate) fn project(self, project: impl Into<Option<Uuid>>) -> Self {
+        Self {
+            project: project.into(),
+            ..self
+        }
+    }
+
+    /// Which agent it concerns.
+    pub(crate) fn agent(self, agent: impl Into<Option<Uuid>>) -> Self {
+        Self {
+            agent: agent.into(),
+            ..self
+        }
+    }
+
+    /// The agent it concerns has done it, be it that a user had it do so.
+    pub(crate) fn by_agent(self) -> Self {
+        Self {
+            by_agent: true,
+            ..self
+        }
+    }
+
+    fn into_row(self, user: Option<Uuid>, request: &str, now: DateTime<Utc>) -> event::Model {
+        let mut payload = self.payload;
+        if let Value::Object(payload) = &mut payload {
+            payload.insert("v".to_owned(), json!(VERSION));
+        }
+        let subject_type = self.kind.split('.').next().unwrap_or_default();
+        event::Model {
+            id: Uuid::now_v7(),
+            position: None,
+            kind: self.kind.to_owned(),
+            subject_type: subject_type.to_owned(),
+            subject_id: self.subject,
+            owner_id: self.owner,
+            circle_id: self.circle,
+            project_id: self.project,
+            agent_id: self.agent,
+            actor_user_id: user,
+            actor_agent_id: self.agent.filter(|_| self.by_agent),
+            payload,
+            request_id: Some(request.to_owned()).filter(|id| !id.is_empty()),
+            occurred_at: now,
+        }
+    }
+}
+
+/// Adds facts to the transaction that makes them true: who made the change, if not the server itself, and in which
+/// request. Answers how many were left out because the latest event of the same subject says the same and is younger
+/// than `window`.
+pub(crate) async fn append(
+    transaction: &DatabaseTransaction,
+    (user, request): (Option<Uuid>, &str),
+    facts: Vec<NewEvent>,
+    now: DateTime<Utc>,
+    window: Duration,
+) -> Result<u64, Error> {
+    if facts.is_empty() {
+        return Ok(0);
+    }
+    let all = facts.len();
+    let mut latest = latest(transaction, &facts, now, window).await?;
+    let mut rows = Vec::with_capacity(all);
+    for fact in facts {
+        let row = fact.into_row(user, request, now);
+        let before = latest.get(&row.subject_id);
+        if !before.is_some_and(|before| says_the_same(before, &row)) {
+            latest.insert(row.subject_id, row.clone());
+            rows.push(row);
+        }
+    }
+    let duplicates = all - rows.len();
+    // Databases bound how many values a statement may have.
+    for rows in rows.chunks(ROWS) {
+        let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
+        event::Entity::insert_many(rows)
+            .exec_without_returning(transaction)
+            .await?;
+    }
+    Ok(duplicates as u64)
+}
+
+/// The latest event of each subject that is to have another, as far as it is younger than `window`.
+async fn latest(
+    transaction: &DatabaseTransaction,
+    facts: &[NewEvent],
+    now: DateTime<Utc>,
+    window: Duration,
+) -> Result<HashMap<Uuid, event::Model>, Error> {
+    // What was only just made has no events yet, and what tells its version tells something new.
+    let may_repeat = |fact: &&NewEvent| {
+        !fact.kind.ends_with(".created") && fact.payload.get("version").is_none()
+    };
+    let subjects: Vec<Uuid> = facts
+        .iter()
+        .filter(may_repeat)
+        .map(|fact| fact.subject)
+        .collect();
+    if window.is_zero() || subjects.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let backend = transaction.get_database_backend();
+    let mut latest = HashMap::new();
+    for subjects in subjects.chunks(ROWS) {
+        let column = event::Column::SubjectId.as_column_ref();
+        let rows = event::Entity::find()
+            .filter(is_among(backend, column, subjects))
+            .filter(event::Column::OccurredAt.gt(now - window))
+            .order_by_asc(event::Column::Id)
+            .all(transaction)
+            .await?;
+        latest.extend(rows.into_iter().map(|row| (row.subject_id, row)));
+    }
+    Ok(latest)
+}
+
+fn says_the_same(one: &event::Model, other: &event::Model) -> bool {
+    one.kind == other.kind
+        && one.circle_id == other.circle_id
+        && one.actor_user_id == other.actor_user_id
+        && one.actor_agent_id == other.actor_agent_id
+        && one.payload == other.payload
+}
+
+/// Gives positions to what is committed and has none, in the order in which it was written; a subject's later change is
+/// written later. Other instances are told by `own`, which is the name of this one. Answers whether there may be more.
+pub(super) async fn number(transaction: &DatabaseTransaction, own: Uuid) -> Result<bool, Error> {
+    const MOST: u64 = 1_000;
+    let order = match transaction.get_database_backend() {
+        DbBackend::Postgres => {
+            // One instance numbers at a time. The lock is let go with the commit.
+            transaction
+                .execute_unprepared("SELECT pg_advisory_xact_lock(4741749311)")
+                .await?;
+            "written"
+        }
+        _ => "rowid",
+    };
+    let numbered = transaction
+        .execute_unprepared(&format!(
+            "UPDATE events SET position = fresh.position FROM ( \
+               SELECT id, (SELECT coalesce(max(position), 0) FROM events) + row_number() OVER (ORDER BY {order}) AS position \
+               FROM events WHERE position IS NULL ORDER BY {order} LIMIT {MOST} \
+             ) AS fresh WHERE events.id = fresh.id"
+        ))
+        .await?
+        .rows_affected();
+    if numbered > 0 && transaction.get_database_backend() == DbBackend::Postgres {
+        transaction
+            .execute_unprepared(&format!("NOTIFY {CHANNEL}, '{own}'"))
+            .await?;
+    }
+    Ok(numbered == MOST)
+}

@@ -1,0 +1,258 @@
+//! The relay: numbers events and appends them to the bus.
+
+use crate::{db::Writer, error::Error};
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use gathering_entity::event;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait},
+    sqlx::{
+        self,
+        postgres::{PgListener, PgPoolOptions},
+    },
+};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use uuid::Uuid;
+
+use crate::events::{BATCH, Bus, Ended, Handler, outbox};
+
+/// Numbers events and hands them out.
+pub struct Relay {
+    /// Tells this instance from others.
+    pub(super) id: Uuid,
+    pub(super) bus: Arc<Bus>,
+    pub(super) db: DatabaseConnection,
+    pub(super) writer: Writer,
+    pub(super) handlers: Vec<Handler>,
+    /// Another instance may have told of new positions.
+    pub(super) told: Arc<Notify>,
+    /// Whether something may have happened that was not told.
+    pub(super) is_behind: bool,
+}
+
+impl Relay {
+    /// Adds something that handles events.
+    pub(crate) fn handle(&mut self, handler: Handler) {
+        self.handlers.push(handler);
+    }
+
+    /// Hands out events until it is dropped, from those that are announced from now on. An instance that cannot write does
+    /// not number them.
+    pub async fn run(mut self, numbers: bool) {
+        let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
+        // They end with this set.
+        let mut helpers = JoinSet::new();
+        for handler in self.handlers.drain(..) {
+            let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
+            helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
+        }
+        if self.db.get_database_backend() == DbBackend::Postgres {
+            let (bus, told) = (Arc::clone(&self.bus), Arc::clone(&self.told));
+            helpers.spawn(listen(self.db.clone(), self.id, bus, told));
+        }
+        let mut pause = Duration::ZERO;
+        loop {
+            let began = Instant::now();
+            let Err(Failed) = self.go_on(numbers).await;
+            pause = longer(pause, began);
+            sleep(pause).await;
+            self.is_behind = true;
+        }
+    }
+
+    /// Finds out where events stand, and hands out what was left behind: who listens from now on is told of what happens
+    /// from now on. What fails is tried again by [`Relay::run`].
+    pub async fn catch_up(&mut self, numbers: bool) {
+        // The cause has been logged.
+        let _ = self.begin(numbers).await;
+    }
+
+    async fn begin(&mut self, numbers: bool) -> Result<(), Failed> {
+        if self.bus.latest.borrow().is_none() {
+            self.bus.latest.send_replace(Some(self.newest().await?));
+        }
+        self.hand_out(numbers).await?;
+        self.is_behind = false;
+        Ok(())
+    }
+
+    /// Hands out events until the database fails.
+    async fn go_on(&mut self, numbers: bool) -> Result<Infallible, Failed> {
+        if self.is_behind {
+            self.begin(numbers).await?;
+        }
+        loop {
+            let began = Instant::now();
+            let is_mine = tokio::select! {
+                () = self.bus.changed.notified() => true,
+                () = sleep(self.bus.settings.poll) => self.has_unnumbered().await?,
+                () = self.told.notified() => false,
+            };
+            // The first of a burst is not kept waiting; the rest of it goes out together.
+            sleep(BURST.saturating_sub(began.elapsed())).await;
+            self.hand_out(is_mine && numbers).await?;
+        }
+    }
+
+    async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
+        let numbered = if numbers { self.number().await } else { Ok(()) };
+        // What others have numbered is told nevertheless.
+        self.read().await?;
+        numbered
+    }
+
+    /// Whether something that other hands have written waits for its position.
+    async fn has_unnumbered(&self) -> Result<bool, Failed> {
+        let waiting = event::Entity::find()
+            .select_only()
+            .column(event::Column::Id)
+            .filter(event::Column::Position.is_null())
+            .into_tuple::<Uuid>()
+            .one(&self.db)
+            .await?;
+        Ok(waiting.is_some())
+    }
+
+    async fn newest(&self) -> Result<i64, Failed> {
+        let newest: Option<Option<i64>> = event::Entity::find()
+            .select_only()
+            .expr(Expr::col(event::Column::Position).max())
+            .into_tuple()
+            .one(&self.db)
+            .await?;
+        Ok(newest.flatten().unwrap_or_default())
+    }
+
+    async fn number(&self) -> Result<(), Failed> {
+        loop {
+            let (transaction, _turn) = self.writer.begin().await?;
+            let has_more = outbox::number(&transaction, self.id).await?;
+            self.writer.commit(transaction).await?;
+            if !has_more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), Failed> {
+        loop {
+            let latest = (*self.bus.latest.borrow()).unwrap_or_default();
+            let rows = event::Entity::find()
+                .filter(event::Column::Position.gt(latest))
+                .order_by_asc(event::Column::Position)
+                .limit(BATCH as u64)
+                .all(&self.db)
+                .await?;
+            let is_last = rows.len() < BATCH;
+            self.bus.append(rows);
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How long a burst is gathered.
+const BURST: Duration = Duration::from_millis(10);
+
+/// Pauses after the database has failed.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tells other instances that sessions have ended, as soon as the transaction is committed.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) async fn notify_ended(db: &impl ConnectionTrait, ended: Ended) -> Result<(), DbErr> {
+    if db.get_database_backend() == DbBackend::Postgres {
+        let notice = ended.to_notice();
+        db.execute_unprepared(&format!("NOTIFY {ENDED}, '{notice}'"))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Wakes the relay when another instance tells of new positions, and ends what belongs to a session that another
+/// instance has ended. The relay does not wait for this: positions that are not heard of are found by the poll, sessions
+/// by the looks of the streams.
+async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, told: Arc<Notify>) {
+    let own = own.to_string();
+    let mut pause = Duration::ZERO;
+    loop {
+        let began = Instant::now();
+        if let Err(cause) = hear(&db, &own, &bus, &told).await {
+            tracing::warn!(%cause, "cannot listen for events of other instances");
+        }
+        pause = longer(pause, began);
+        sleep(pause).await;
+    }
+}
+
+async fn hear(
+    db: &DatabaseConnection,
+    own: &str,
+    bus: &Bus,
+    told: &Notify,
+) -> Result<(), sqlx::Error> {
+    // A connection that only listens is no use to anybody else, so the pool is left its own.
+    let options = db.get_postgres_connection_pool().connect_options();
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(LONGEST_PAUSE)
+        .connect_with((*options).clone());
+    let mut listener = PgListener::connect_with(&pool.await?).await?;
+    listener.listen_all([CHANNEL, ENDED]).await?;
+    loop {
+        while let Some(notification) = listener.try_recv().await? {
+            let payload = notification.payload();
+            if notification.channel() == ENDED {
+                if let Some(ended) = Ended::from_notice(payload) {
+                    bus.watches.end(ended);
+                }
+            } else if payload != own {
+                told.notify_one();
+            }
+        }
+        // The connection broke and was begun anew. What was told meanwhile was not heard.
+        told.notify_one();
+    }
+}
+
+/// How long to wait before something that failed is tried again: ever longer, unless it went well for long.
+fn longer(pause: Duration, began: Instant) -> Duration {
+    let pause = if began.elapsed() > LONGEST_PAUSE {
+        Duration::ZERO
+    } else {
+        pause * 2
+    };
+    pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
+/// Events could not be handed out for now. The cause has been logged.
+struct Failed;
+
+impl From<Error> for Failed {
+    fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+impl From<DbErr> for Failed {
+    fn from(cause: DbErr) -> Self {
+        Error::from(cause).into()
+    }
+}
+
+/// The channel on which instances tell each other of new positions (PostgreSQL).
+pub(super) const CHANNEL: &str = "gathering_events";
+
+/// The channel on which instances tell each other of sessions that have ended (PostgreSQL).
+const ENDED: &str = "gathering_sign_outs";

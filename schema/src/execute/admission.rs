@@ -1,0 +1,183 @@
+//! Decides whether an operation may run, and on whose behalf.
+
+use async_graphql::{Name, parser::types::OperationType};
+use chrono::Utc;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    access::Viewer,
+    audit::{AuditAction, Client},
+    auth::TokenClaims,
+    error::Error,
+    events::Watch,
+    execute::Usage,
+    idempotency::{Key, RequestedKey},
+    operation::Operation,
+    rate_limit::{Decision, RateKey},
+    request::Services,
+    response::Answer,
+};
+
+/// Who sends an operation, and what is to be reported.
+#[derive(Debug, Default)]
+pub struct Caller<'a> {
+    /// The access token that was sent, if any.
+    pub token: Option<&'a str>,
+    /// Who sends it, signed in or not.
+    pub client: Client,
+    /// Whether the answer shall carry `extensions.usage`.
+    pub usage: Usage,
+    /// The cursor of the event behind which a subscription goes on, whatever the operation says.
+    pub after: Option<String>,
+    /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
+    pub idempotency_key: Option<String>,
+    /// The place of the operation in a batch that shares the idempotency key: each entry has a key of its own.
+    pub batch_entry: Option<usize>,
+}
+
+/// Whoever has presented an access token.
+#[derive(Clone, Debug)]
+pub struct Bearer {
+    /// The session of the token, as long as a connection relies on it.
+    pub watch: Option<Watch>,
+    /// The user's row id.
+    pub user: Uuid,
+    /// When the token expires.
+    pub expires_at: chrono::DateTime<Utc>,
+}
+
+/// An operation that may run, on whose behalf, and what of it may not.
+pub(crate) struct Run {
+    pub(crate) operation: Operation,
+    pub(crate) client: Client,
+    pub(crate) viewer: Option<Viewer>,
+    pub(crate) rate_key: RateKey,
+    /// The session that a subscription belongs to.
+    pub(crate) watch: Option<Watch>,
+    pub(crate) usage: bool,
+    pub(crate) after: Option<String>,
+    /// The idempotency key that the client has sent, and the same when the request was written down under it.
+    pub(crate) wanted_key: Option<RequestedKey>,
+    pub(crate) key: Option<Key>,
+    /// The response keys of refused root fields.
+    pub(crate) refused: Vec<Name>,
+}
+
+/// Decides whether an operation may run, and finds out who asks.
+///
+/// # Errors
+/// A request error, ready to be sent.
+pub(crate) async fn admit(
+    services: &Services,
+    operation: Operation,
+    caller: Caller<'_>,
+) -> Result<(Run, Decision), Answer> {
+    let client = &caller.client;
+    let own_key = operation
+        .idempotency_key
+        .clone()
+        .map(|text| RequestedKey { text, entry: None });
+    let wanted_key = own_key.or(caller.idempotency_key.map(|text| RequestedKey {
+        text,
+        entry: caller.batch_entry,
+    }));
+    let token = caller.token.filter(|_| !operation.signs_in());
+    let presented = token.map(|token| services.accounts.read(token));
+    let rate_key = match presented.as_ref().and_then(TokenClaims::claimed) {
+        Some(user) => RateKey::User(user),
+        None => RateKey::Network(client.address),
+    };
+    let whole = operation.kind() != OperationType::Query;
+    let charge = services
+        .limiter
+        .charge(&rate_key, client.address, &operation.roots, whole);
+    let mut verdict = charge.await;
+    record_refusals(services, &verdict, &rate_key, client);
+    if verdict.is_refused {
+        return Err(Answer::limited(verdict));
+    }
+    let is_stream = operation.kind() == OperationType::Subscription;
+    let watched = presented.as_ref().filter(|_| is_stream);
+    let watch = watched.and_then(|presented| services.accounts.watch(presented));
+    let viewer = match presented {
+        Some(presented) => match authenticate(services, presented, client).await {
+            Ok(viewer) => Some(viewer),
+            Err(error) => {
+                let answer = Answer::failed(error, &client.request_id);
+                if matches!(rate_key, RateKey::User(_)) {
+                    // Whoever the token names did not ask. The address pays.
+                    services.limiter.refund(&mut verdict).await;
+                    let rate_key = RateKey::Network(client.address);
+                    let limiter = &services.limiter;
+                    let charge = limiter.charge(&rate_key, client.address, &operation.roots, whole);
+                    verdict = charge.await;
+                    record_refusals(services, &verdict, &rate_key, client);
+                    if verdict.is_refused {
+                        return Err(Answer::limited(verdict));
+                    }
+                }
+                return Err(answer.with_standings(verdict.standings));
+            }
+        },
+        None => None,
+    };
+    let run = Run {
+        usage: match caller.usage {
+            Usage::Off => false,
+            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
+            Usage::On => true,
+        },
+        operation,
+        client: caller.client,
+        after: caller.after,
+        wanted_key,
+        key: None,
+        viewer,
+        rate_key,
+        watch,
+        refused: verdict
+            .refused
+            .iter()
+            .map(|(field, _)| field.key.clone())
+            .collect(),
+    };
+    Ok((run, verdict))
+}
+
+pub(crate) fn record_refusals(
+    services: &Services,
+    verdict: &Decision,
+    rate_key: &RateKey,
+    client: &Client,
+) {
+    let actor = match rate_key {
+        RateKey::User(user) => Some(*user),
+        RateKey::Network(_) => None,
+    };
+    for standing in &verdict.standings {
+        if standing.retry_in.is_some() {
+            let details = json!({ "field": standing.field });
+            let trail = &services.accounts.trail;
+            trail.record(AuditAction::RateLimited, client, actor, None, details);
+        }
+    }
+}
+
+/// Finds out who presents an access token.
+///
+/// # Errors
+/// The token is not valid, or its user may not sign in.
+pub(crate) async fn authenticate(
+    services: &Services,
+    presented: TokenClaims,
+    client: &Client,
+) -> Result<Viewer, Error> {
+    let found = services
+        .accounts
+        .authenticate(&services.loader, presented, client);
+    match found.await {
+        Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &services.rulebook)),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,205 @@
+//! Runs an admitted operation.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
+
+use async_graphql::{Pos, Request, Response, parser::types::OperationType};
+use chrono::SubsecRound;
+use tokio::{runtime::Handle, sync::Semaphore};
+use tracing::Instrument;
+
+use crate::{
+    access::Viewer,
+    db::{DispatchWhenIdle, PendingBatches},
+    error::Error,
+    execute::{admission::Run, usage},
+    idempotency::{self, Key, Known, RequestedKey, Turn},
+    operation::{self, Measure, Plan, Timings},
+    request::{self, Progress, Services},
+    response::Answer,
+    roots::Schema,
+};
+
+/// An operation that the executor can run.
+pub(crate) struct Execution {
+    pub(crate) request: Request,
+    pub(crate) known: Arc<request::Request>,
+    pub(crate) waiting: Arc<PendingBatches>,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) measure: Measure,
+    pub(crate) timings: Timings,
+    pub(crate) is_long: bool,
+}
+
+/// Runs operations.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    pub(crate) schema: Schema,
+    pub(crate) services: Arc<Services>,
+    /// Operations that read much of the schema run here one at a time, off the async threads.
+    pub(crate) long: Arc<Semaphore>,
+}
+
+impl Engine {
+    /// A change that was begun is finished, and recorded, also when its client has gone.
+    pub(crate) async fn execute_to_the_end(&self, run: Run) -> Answer {
+        let graph = self.clone();
+        let work = async move { graph.execute_as_first(run).await };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is bounded by the time limits of an operation and of the database"
+        )]
+        let task = tokio::spawn(work.in_current_span());
+        task.await
+            .unwrap_or_else(|failure| match failure.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Error::unavailable("The server is shutting down.").into(),
+            })
+    }
+
+    /// What the executor is given to run an operation.
+    pub(crate) fn execution(&self, run: Run) -> Execution {
+        let Run {
+            operation,
+            client,
+            viewer,
+            rate_key,
+            watch: _,
+            usage,
+            after,
+            key,
+            refused,
+            wanted_key: _,
+        } = run;
+        // What goes on without an end has no account of its cost.
+        let usage = usage && operation.kind() != OperationType::Subscription;
+        let waiting = PendingBatches::new(usage);
+        let mut request = Request::new("");
+        let document = operation::bind(&operation.plan, &operation.variables, &refused);
+        request.set_parsed_query(document);
+        let known = Arc::new(request::Request {
+            services: Arc::clone(&self.services),
+            viewer,
+            client,
+            rate_key,
+            waiting: Arc::clone(&waiting),
+            key,
+            progress: Progress::new(after),
+            text: AtomicU64::new(0),
+        });
+        request.data.insert(Arc::clone(&known));
+        Execution {
+            request,
+            known,
+            waiting,
+            plan: operation.plan,
+            measure: operation.measure,
+            timings: operation.timings,
+            is_long: operation.is_long,
+        }
+    }
+
+    /// Executes an operation, or answers what it was answered when it was first sent under its idempotency key.
+    async fn execute_as_first(&self, mut run: Run) -> Answer {
+        let Some(wanted) = run.wanted_key.take() else {
+            return self.execute(run).await;
+        };
+        let (key, _turn) = match self.claim(&run, &wanted).await {
+            Ok((Known::Nothing(key), turn)) => (key, turn),
+            Ok((Known::Answer(known), _)) => return Answer::again(&known),
+            Err(error) => return Answer::failed(error, &run.client.request_id),
+        };
+        run.key = Some(key.clone());
+        let mut answer = self.execute(run).await;
+        let writer = &self.services.writer;
+        if key.is_replayed() {
+            answer.mark_replayed();
+        }
+        if !key.is_used() {
+            key.release(writer).await;
+        } else if answer.has_data() {
+            let codes: Vec<_> = answer.codes().collect();
+            if let Some(whole) = answer.to_keep() {
+                key.keep(writer, whole, &codes).await;
+            }
+        }
+        answer
+    }
+
+    /// What is known of a request that may be sent again, and its turn among those under the same key.
+    async fn claim(&self, run: &Run, wanted: &RequestedKey) -> Result<(Known, Turn), Error> {
+        let operation = &run.operation;
+        let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
+        let name = operation.name.as_deref();
+        let fingerprint = idempotency::fingerprint(&operation.text, name, &variables);
+        let fields = operation.roots.iter().map(|field| &field.name);
+        let services = &*self.services;
+        let now = (services.clock)().trunc_subsecs(6);
+        let user = run.viewer.as_ref().map(Viewer::id);
+        let key = Key::new(user, wanted, fingerprint, fields, now)?;
+        let claim = async {
+            let turn = services.turns.take(&key).await;
+            Ok((key.claim(&services.writer).await?, turn))
+        };
+        let claimed = tokio::time::timeout(services.limits.timeout, claim).await;
+        claimed.unwrap_or_else(|_| Err(Error::timeout()))
+    }
+
+    pub(crate) async fn execute(&self, run: Run) -> Answer {
+        let kind = run.operation.kind();
+        let Execution {
+            request,
+            known,
+            waiting,
+            plan,
+            measure,
+            timings,
+            is_long,
+        } = self.execution(run);
+        let began = Instant::now();
+        let timeout = self.services.limits.timeout;
+        let execution = async {
+            if is_long {
+                self.execute_aside(request, Arc::clone(&waiting)).await
+            } else {
+                DispatchWhenIdle::new(&waiting, self.schema.execute(request)).await
+            }
+        };
+        let Ok(response) = tokio::time::timeout(timeout, execution).await else {
+            return match kind {
+                OperationType::Mutation => Error::change_timeout().into(),
+                OperationType::Query | OperationType::Subscription => Error::timeout().into(),
+            };
+        };
+        let took = began.elapsed();
+        let mut answer = Answer::of(response, plan, &known.client.request_id);
+        if let Some(usage) = waiting.usage() {
+            let account = usage::account(&usage, measure, timings, took);
+            answer.extend("usage", account);
+        }
+        answer
+    }
+
+    /// Executes an operation that reads much of the schema, which the executor does without a pause, on a thread of its
+    /// own.
+    async fn execute_aside(&self, request: Request, waiting: Arc<PendingBatches>) -> Response {
+        let shutting_down = || {
+            let error =
+                async_graphql::Error::from(Error::unavailable("The server is shutting down."));
+            Response::from_errors(vec![error.into_server_error(Pos::default())])
+        };
+        let Ok(permit) = Arc::clone(&self.long).acquire_owned().await else {
+            return shutting_down();
+        };
+        let (schema, runtime) = (self.schema.clone(), Handle::current());
+        let work = tokio::task::spawn_blocking(move || {
+            let response =
+                runtime.block_on(DispatchWhenIdle::new(&waiting, schema.execute(request)));
+            drop(permit);
+            response
+        });
+        work.await.unwrap_or_else(|_| shutting_down())
+    }
+}

@@ -1,0 +1,312 @@
+//! The graph: the facade that every transport calls.
+//!
+//! No extension of async-graphql is used: with any extension every field and list item is boxed, which costs more than
+//! the rest of the execution.
+
+use crate::rate_limit::RateKey;
+use crate::subscribe::Live;
+use std::collections::VecDeque;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_graphql::{ValidationMode, parser::types::OperationType};
+use gathering_entity::journal;
+use sea_orm::{DatabaseConnection, EntityTrait};
+use tokio::sync::Semaphore;
+
+use crate::{
+    access::Rulebook,
+    audit::{AuditWriter, Client},
+    auth::{self, Accounts},
+    cache::CacheStats,
+    clock::{Clock, MonotonicClock},
+    db::{Loader, Writer},
+    error::Code,
+    events::{self, Bus, Relay},
+    execute::{self, Bearer, Caller, Engine},
+    health::Probe,
+    idempotency,
+    limits::Limits,
+    operation::{Operation, Params, Preparer, TrustedDocuments},
+    rate_limit::{Limiter, QuotaStatus, Rates, Store, TierCount},
+    request::Services,
+    response::Answer,
+    roots,
+    subscribe::{self, Answers},
+};
+
+/// What a graph is made with.
+pub struct Settings {
+    /// Bounds on one operation.
+    pub limits: Limits,
+    /// The documents that the server's operator knows.
+    pub trusted: TrustedDocuments,
+    /// How accounts are kept.
+    pub accounts: auth::Settings,
+    /// How often root fields may be asked for.
+    pub rates: Rates,
+    /// Where that is kept.
+    pub buckets: Store,
+    /// What tells the time.
+    pub clock: Clock,
+    /// What tells how much time has passed.
+    pub steady: MonotonicClock,
+    /// How live events are handed out.
+    pub events: events::Settings,
+}
+
+/// What a graph needs to run beside its requests, as long as it is used.
+pub struct BackgroundTasks {
+    /// Writes the audit log.
+    pub recorder: AuditWriter,
+    /// Hands out live events.
+    pub relay: Relay,
+}
+
+/// The graph: cheap to clone, shared by every request.
+#[derive(Clone)]
+pub struct Graph(Arc<Inner>);
+
+struct Inner {
+    preparer: Preparer,
+    engine: Engine,
+}
+
+impl Graph {
+    /// The graph over a database, and what is to run beside it.
+    ///
+    /// # Errors
+    /// The accounts' settings cannot be used, or the database cannot be read; the text says why.
+    pub async fn new(
+        db: DatabaseConnection,
+        settings: Settings,
+    ) -> Result<(Self, BackgroundTasks), String> {
+        let Settings {
+            limits,
+            trusted,
+            accounts,
+            rates,
+            buckets,
+            clock,
+            steady,
+            events,
+        } = settings;
+        // The validator has validated what the executor gets.
+        let schema = roots::schema()
+            .validation_mode(ValidationMode::Fast)
+            .limit_recursive_depth(usize::MAX)
+            .finish();
+        let preparer = Preparer::new(&schema.sdl(), trusted, limits.clone())?;
+        let tiers = preparer.tiers().clone();
+        let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
+        let writer = Writer::new(db.clone());
+        let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
+        let epoch = journal::Entity::find().one(&db).await;
+        let epoch = epoch.map_err(|error| error.to_string())?;
+        let epoch = epoch
+            .ok_or("the database has lost the name of its history")?
+            .epoch;
+        let told = Some(Arc::clone(&bus));
+        let (accounts, recorder) = Accounts::new(
+            db.clone(),
+            writer.clone(),
+            accounts,
+            Arc::clone(&clock),
+            told,
+        )?;
+        let services = Arc::new(Services {
+            backend: db.get_database_backend(),
+            loader: Loader::new(db.clone()),
+            rulebook: Rulebook::new(db.get_database_backend()),
+            db,
+            writer,
+            turns: Arc::default(),
+            epoch,
+            bus,
+            limits,
+            look: Probe::default(),
+            started_at: clock(),
+            began: Instant::now(),
+            clock,
+            accounts,
+            limiter,
+        });
+        relay.handle(subscribe::watch_sign_outs(Arc::clone(&services)));
+        let engine = Engine {
+            schema,
+            services,
+            long: Arc::new(Semaphore::new(1)),
+        };
+        let graph = Self(Arc::new(Inner { preparer, engine }));
+        Ok((graph, BackgroundTasks { recorder, relay }))
+    }
+
+    /// The schema in the schema definition language.
+    pub fn sdl() -> String {
+        roots::schema().finish().sdl()
+    }
+
+    /// What the caches hold and have done, by name.
+    pub fn caches(&self) -> [(&'static str, CacheStats); 6] {
+        let services = self.services();
+        let [parsed, plans, persisted] = self.0.preparer.stats();
+        [
+            ("rate_buckets", services.limiter.buckets()),
+            ("viewer_rules", services.rulebook.stats()),
+            ("revoked_tokens", services.accounts.revoked()),
+            ("parsed_documents", parsed),
+            ("operation_plans", plans),
+            ("persisted_queries", persisted),
+        ]
+    }
+
+    fn services(&self) -> &Arc<Services> {
+        &self.0.engine.services
+    }
+
+    /// Finds, parses and bounds the document and picks its operation; runs nothing and touches no database.
+    ///
+    /// # Errors
+    /// A request error, ready to be sent.
+    pub fn prepare(&self, params: Params) -> Result<Operation, Answer> {
+        Ok(self.0.preparer.prepare(params)?)
+    }
+
+    /// Lets a request in that asks for a route, before anything of it is looked at. Answers how its client stands, or why
+    /// it is not let in.
+    ///
+    /// # Errors
+    /// `RATE_LIMITED`, ready to be sent.
+    pub async fn admit(
+        &self,
+        client: &Client,
+        route: &'static str,
+    ) -> Result<Vec<QuotaStatus>, Answer> {
+        let services = self.services();
+        let verdict = services.limiter.enter(client.address, route).await;
+        if verdict.is_refused {
+            execute::record_refusals(
+                services,
+                &verdict,
+                &RateKey::Network(client.address),
+                client,
+            );
+            return Err(Answer::limited(verdict));
+        }
+        Ok(verdict.standings)
+    }
+
+    /// Decides whether a query or mutation may run, finds out who asks, and runs it.
+    pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
+        let engine = &self.0.engine;
+        let is_mutation = operation.kind() == OperationType::Mutation;
+        let (run, mut verdict) = match execute::admit(self.services(), operation, caller).await {
+            Ok(entered) => entered,
+            Err(answer) => return answer,
+        };
+        let mut answer = if is_mutation {
+            engine.execute_to_the_end(run).await
+        } else {
+            engine.execute(run).await
+        };
+        if answer.has_data() {
+            answer.refuse(&verdict);
+        } else if answer.code() == Some(Code::ValidationFailed) {
+            self.services().limiter.refund(&mut verdict).await;
+        }
+        answer.with_standings(verdict.standings)
+    }
+
+    /// Decides whether a subscription may start, finds out who asks, and starts it.
+    ///
+    /// # Errors
+    /// A request error, ready to be sent: nothing was started.
+    pub async fn subscribe(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+    ) -> Result<Answers, Answer> {
+        let (run, verdict) = execute::admit(self.services(), operation, caller).await?;
+        let engine = &self.0.engine;
+        let watch = run.watch.clone();
+        let execution = engine.execution(run);
+        let live = Live {
+            responses: engine.schema.execute_stream(execution.request),
+            request: execution.known,
+            waiting: execution.waiting,
+            plan: execution.plan,
+            watch,
+            ready: VecDeque::new(),
+        };
+        live.start(verdict).await
+    }
+
+    /// Who presents an access token.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account.
+    pub async fn verify_token(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
+        let services = self.services();
+        let accounts = &services.accounts;
+        let presented = accounts.read(token);
+        let watch = accounts.watch(&presented);
+        let viewer = execute::authenticate(services, presented, client)
+            .await
+            .map_err(|error| Answer::failed(error, &client.request_id))?;
+        Ok(Bearer {
+            watch,
+            user: viewer.id(),
+            expires_at: viewer.expires_at(),
+        })
+    }
+
+    /// Replaces the rates from here on.
+    pub fn set_rates(&self, rates: Rates) {
+        self.services().limiter.set_rates(rates);
+    }
+
+    /// What passed the rate limiter and what did not, by tier.
+    pub fn tier_counts(&self) -> [TierCount; 4] {
+        self.services().limiter.counts()
+    }
+
+    /// What this instance has done with live events.
+    pub fn event_counts(&self) -> events::Counts {
+        self.services().bus.counts()
+    }
+
+    /// Whether this instance limits by itself because Redis does not answer; `None` where no Redis is configured.
+    pub fn limits_alone(&self) -> Option<bool> {
+        self.services().limiter.is_alone()
+    }
+
+    /// An access token for a user that lasts as long as its reader wants, for the server's operator.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn operator_token(
+        &self,
+        email: &str,
+        lifetime: Duration,
+    ) -> Result<Option<String>, Answer> {
+        Ok(self
+            .services()
+            .accounts
+            .operator_token(email, lifetime)
+            .await?)
+    }
+
+    /// Deletes expired revocations, sessions, lockouts, audit entries and events. To be called now and then.
+    ///
+    /// # Errors
+    /// The database cannot be written; the cause is logged.
+    pub async fn purge(&self) -> Result<(), Answer> {
+        self.services().accounts.purge().await?;
+        let services = self.services();
+        let now = (services.clock)();
+        idempotency::purge(&services.db, now).await?;
+        Ok(services.bus.purge(&services.db, now).await?)
+    }
+}

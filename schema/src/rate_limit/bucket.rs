@@ -1,0 +1,162 @@
+//! The rate algorithm: GCRA, the generic cell rate algorithm, as the `governor` crate has it.
+//!
+//! A bucket is one number, its debt: how long it takes until nothing that was spent is missing any more. Each cost adds
+//! its interval to the debt; time takes it away; what would raise the debt above the window does not fit. The store in
+//! memory and the script in Redis make the same step, in whole microseconds.
+
+/// How long a spent bucket takes to be full again, in microseconds.
+pub(super) const WINDOW: i64 = 60_000_000;
+
+/// What an operation asks of one bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Acquire {
+    /// Names the bucket.
+    pub(super) key: String,
+    /// How much the bucket holds.
+    pub(super) limit: u32,
+    /// How much is to be taken; below zero it is given back, and nothing only looks.
+    pub(super) cost: i64,
+}
+
+/// What a bucket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// How much was taken of what was asked for.
+    pub(super) granted: i64,
+    /// The debt afterwards, in microseconds.
+    pub(super) debt: i64,
+}
+
+impl Acquire {
+    /// How long the bucket takes to regain one.
+    pub(super) fn interval(&self) -> i64 {
+        WINDOW / i64::from(self.limit)
+    }
+
+    /// The debt of a bucket that is spent.
+    pub(super) fn most(&self) -> i64 {
+        self.interval() * i64::from(self.limit)
+    }
+
+    /// What a bucket with this debt gives.
+    pub(super) fn of(&self, debt: i64) -> Granted {
+        // A clock that was set back leaves no more than a full window behind.
+        let debt = debt.clamp(0, self.most());
+        let granted = self.cost.min((self.most() - debt) / self.interval());
+        Granted {
+            granted,
+            debt: (debt + granted * self.interval()).max(0),
+        }
+    }
+
+    /// What buckets with these debts give together; with `whole`, all that is asked for or nothing.
+    pub(super) fn of_all(asks: &[Self], debts: &[i64], whole: bool) -> Vec<Granted> {
+        let given = |asks: &[Self]| -> Vec<_> {
+            let both = asks.iter().zip(debts);
+            both.map(|(ask, debt)| ask.of(*debt)).collect()
+        };
+        let all = given(asks);
+        let fits = asks
+            .iter()
+            .zip(&all)
+            .all(|(ask, given)| given.granted >= ask.cost);
+        if fits || !whole {
+            return all;
+        }
+        let nothing = asks.iter().map(|ask| Self {
+            cost: 0,
+            ..ask.clone()
+        });
+        given(&nothing.collect::<Vec<_>>())
+    }
+
+    /// What is left in a bucket with this debt.
+    pub(super) fn remaining(&self, debt: i64) -> u32 {
+        let left = (self.most() - debt.max(0)).max(0) / self.interval();
+        u32::try_from(left).unwrap_or(self.limit)
+    }
+
+    /// How long it takes until this much fits into a bucket with this debt; for more than the bucket holds, until it is
+    /// full.
+    pub(super) fn wait(&self, debt: i64, cost: i64) -> i64 {
+        let cost = cost.min(i64::from(self.limit));
+        (debt + cost * self.interval() - self.most()).max(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
+
+    use super::*;
+    use crate::rate_limit::schedule::Schedule;
+
+    #[test]
+    fn verdicts_are_those_of_governor() {
+        for limit in [1, 5, 6, 30, 120, 300] {
+            let clock = FakeRelativeClock::default();
+            let quota = Quota::per_minute(NonZeroU32::new(limit).expect("not zero"));
+            let oracle = RateLimiter::direct_with_clock(quota, clock.clone());
+            let ask = Acquire {
+                key: String::new(),
+                limit,
+                cost: 1,
+            };
+            let (mut now, mut full_at) = (0, 0);
+            let mut schedule = Schedule::new(u64::from(limit));
+            let mut refused = 0;
+            for step in 0..5_000 {
+                let pause = schedule.below(3 * ask.interval() / 2);
+                now += pause;
+                clock.advance(Duration::from_micros(pause.unsigned_abs()));
+                let given = ask.of(full_at - now);
+                full_at = now + given.debt;
+                let expected = oracle.check().is_ok();
+                assert_eq!(given.granted == 1, expected, "limit {limit}, step {step}");
+                refused += u32::from(!expected);
+            }
+            assert!(refused > 100, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_says_what_is_left_and_how_long_to_wait() {
+        let ask = |cost| Acquire {
+            key: String::new(),
+            limit: 5,
+            cost,
+        };
+        let second = 1_000_000;
+        let three = ask(3).of(0);
+        assert_eq!(
+            three,
+            Granted {
+                granted: 3,
+                debt: 36 * second
+            }
+        );
+        assert_eq!(ask(0).remaining(three.debt), 2);
+        assert_eq!(
+            ask(3).of(three.debt),
+            Granted {
+                granted: 2,
+                debt: 60 * second
+            }
+        );
+        assert_eq!(ask(0).wait(60 * second, 1), 12 * second);
+        assert_eq!(ask(0).wait(60 * second - 1, 1), 12 * second - 1);
+        assert_eq!(ask(0).wait(60 * second, 6), 60 * second);
+        assert_eq!(ask(-2).of(three.debt).debt, 12 * second);
+        assert_eq!(ask(-9).of(three.debt).debt, 0);
+        // The clock was set back by an hour.
+        assert_eq!(
+            ask(1).of(3_600 * second),
+            Granted {
+                granted: 0,
+                debt: 60 * second
+            }
+        );
+    }
+}

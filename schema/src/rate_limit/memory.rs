@@ -1,0 +1,212 @@
+//! Buckets of this instance alone.
+//!
+//! Their number is bounded. When there is no room, full buckets leave: they are as good as new ones. When there are
+//! none, further clients share one bucket for each limit: whatever arrives, no debt is forgotten and no memory is taken.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::cache::CacheStats;
+use crate::rate_limit::bucket::{Acquire, Granted};
+
+/// The part of the buckets that must have left for another attempt to be worth while at once.
+const SHARE: usize = 10;
+
+/// How long no room is made after there was little to make, in microseconds.
+const PAUSE: i64 = 100_000;
+
+pub(super) struct Memory {
+    capacity: usize,
+    buckets: Mutex<Buckets>,
+    hashers: [RandomState; 2],
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+#[derive(Default)]
+struct Buckets {
+    /// By the hash of their keys: when each is full again.
+    full_at: HashMap<u128, i64>,
+    /// No room is made before this moment.
+    next_attempt: i64,
+}
+
+impl Buckets {
+    /// Where a bucket is, or will be. Without room it is the one that all share whose limit is the same.
+    fn place(&self, key: u128, limit: u32, has_room: bool) -> u128 {
+        if has_room || self.full_at.contains_key(&key) {
+            key
+        } else {
+            u128::from(limit)
+        }
+    }
+
+    fn debt(&self, place: u128, now: i64) -> Option<i64> {
+        self.full_at.get(&place).map(|full_at| full_at - now)
+    }
+}
+
+impl Memory {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            buckets: Mutex::default(),
+            hashers: [RandomState::new(), RandomState::new()],
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+        }
+    }
+
+    fn hash(&self, key: &str) -> u128 {
+        let [high, low] = &self.hashers;
+        u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
+    }
+
+    /// Takes from all buckets at one moment; with `whole`, from all or from none.
+    pub(super) fn take(&self, asks: &[Acquire], whole: bool, now: i64) -> Vec<Granted> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.full_at.len() + asks.len() > self.capacity && now >= buckets.next_attempt {
+            self.make_room(&mut buckets, now);
+        }
+        let has_room = buckets.full_at.len() + asks.len() <= self.capacity;
+        let places: Vec<_> = asks
+            .iter()
+            .map(|ask| buckets.place(self.hash(&ask.key), ask.limit, has_room))
+            .collect();
+        let debts = places.iter().map(|place| {
+            let debt = buckets.debt(*place, now);
+            let counter = if debt.is_some() {
+                &self.hits
+            } else {
+                &self.misses
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            debt.unwrap_or_default()
+        });
+        let given = Acquire::of_all(asks, &debts.collect::<Vec<_>>(), whole);
+        for ((ask, place), given) in asks.iter().zip(places).zip(&given) {
+            if given.granted != 0 {
+                // Two of an operation may share one, and then owe both.
+                let full_at = buckets.full_at.entry(place).or_insert(now);
+                let owed = (*full_at).clamp(now, now + ask.most());
+                *full_at = (owed + given.granted * ask.interval()).max(now);
+            }
+        }
+        given
+    }
+
+    fn make_room(&self, buckets: &mut Buckets, now: i64) {
+        let before = buckets.full_at.len();
+        buckets.full_at.retain(|_, full_at| *full_at > now);
+        let gone = before - buckets.full_at.len();
+        if gone < self.capacity / SHARE {
+            // Trying again for every newcomer would cost more than it frees.
+            buckets.next_attempt = now + PAUSE;
+        }
+        self.evictions.fetch_add(gone as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self) -> CacheStats {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        CacheStats {
+            size: buckets.full_at.len() as u64,
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn ask(key: &(impl ToString + ?Sized), limit: u32, cost: i64) -> Acquire {
+        Acquire {
+            key: key.to_string(),
+            limit,
+            cost,
+        }
+    }
+
+    #[test]
+    fn a_flood_of_a_million_addresses_forgets_no_debt_and_takes_no_memory() {
+        let memory = Memory::new(50_000);
+        let victim = ask("victim", 5, 5);
+        assert_eq!(memory.take(&[victim], true, 0)[0].granted, 5);
+        for address in 0..1_000_000_i64 {
+            // A million in ten seconds.
+            let now = address * 10;
+            let given = memory.take(&[ask(&address, 300, 1)], true, now);
+            assert_eq!(given[0].granted, 1, "{address}");
+            if address % 1_000 == 0 {
+                let given = memory.take(&[ask("victim", 5, 0)], true, now);
+                assert_eq!(given[0].debt, 60_000_000 - now);
+            }
+        }
+        let stats = memory.stats();
+        assert!(stats.size <= 50_000, "{}", stats.size);
+        assert!(stats.evictions > 900_000, "{}", stats.evictions);
+    }
+
+    #[test]
+    fn when_every_bucket_is_spent_further_clients_share_one() {
+        let memory = Memory::new(1_000);
+        for address in 0..1_000 {
+            assert_eq!(memory.take(&[ask(&address, 5, 5)], true, 0)[0].granted, 5);
+        }
+        let newcomers: i64 = (1_000..2_000)
+            .map(|address| memory.take(&[ask(&address, 5, 1)], true, 1)[0].granted)
+            .sum();
+        assert_eq!(newcomers, 5);
+        assert_eq!(memory.take(&[ask(&7, 5, 1)], true, 1)[0].granted, 0);
+        assert!(memory.stats().size <= 1_001, "and the shared one");
+    }
+
+    #[test]
+    fn of_a_thousand_at_once_exactly_as_many_pass_as_there_is_room_for() {
+        let memory = Memory::new(1_000);
+        let passed = thread::scope(|scope| {
+            let threads = (0..8).map(|_| {
+                scope.spawn(|| {
+                    (0..125)
+                        .map(|_| memory.take(&[ask("one", 120, 1)], true, 0)[0].granted)
+                        .sum::<i64>()
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("ends"))
+                .sum::<i64>()
+        });
+        assert_eq!(passed, 120);
+    }
+
+    #[test]
+    fn what_is_asked_for_as_a_whole_leaves_no_trace_where_it_does_not_fit() {
+        let memory = Memory::new(1_000);
+        let asks = [ask("a", 5, 2), ask("b", 5, 6)];
+        assert!(memory.take(&asks, true, 0).iter().all(|given| *given
+            == Granted {
+                granted: 0,
+                debt: 0
+            }));
+        let part: Vec<_> = memory
+            .take(&asks, false, 0)
+            .iter()
+            .map(|given| given.granted)
+            .collect();
+        assert_eq!(part, [2, 5]);
+    }
+}

@@ -1,0 +1,535 @@
+//! Rate tiers: how often each root field may be asked for.
+//!
+//! A tier is declared once, on the field, and shows in the schema as `@rateLimit`; a root field that declares none has
+//! the tier of its root. What an operation asks for is decided once, before anything of it runs, and in one step for all
+//! its buckets; the verdict is then kept by the root fields themselves.
+
+mod bucket;
+mod memory;
+mod redis;
+mod report;
+#[cfg(test)]
+mod schedule;
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    slice::from_ref,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_graphql::{Enum, Name, Pos, TypeDirective};
+use chrono::{DateTime, TimeDelta, Utc};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    cache::CacheStats,
+    clock::{Clock, MonotonicClock},
+    root_field::properties,
+    text,
+};
+use bucket::{Acquire, Granted};
+use memory::Memory;
+use redis::Shared;
+pub(crate) use report::refused;
+
+/// How often a root field may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
+pub enum Tier {
+    /// Signing in and up: 5 a minute by default, for an address and for an account.
+    Auth,
+    /// Changes: 30 a minute by default.
+    Write,
+    /// Queries, introspection, and the start of a subscription: 120 a minute by default.
+    Read,
+    /// Health, and the number of requests as such: 300 a minute by default.
+    Health,
+}
+
+impl Tier {
+    /// All tiers.
+    pub const ALL: [Self; 4] = [Self::Auth, Self::Write, Self::Read, Self::Health];
+
+    /// The name in headers and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auth => "auth",
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Health => "health",
+        }
+    }
+
+    /// The tier that a directive names.
+    pub(crate) fn declared(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|tier| name.eq_ignore_ascii_case(tier.name()))
+    }
+
+    fn place(self) -> usize {
+        match self {
+            Self::Auth => 0,
+            Self::Write => 1,
+            Self::Read => 2,
+            Self::Health => 3,
+        }
+    }
+}
+
+/// How often a root field may be asked for. Each occurrence costs one, aliases and fragments included.
+#[TypeDirective(name = "rateLimit", location = "FieldDefinition")]
+pub(crate) fn rate_limit(#[graphql(desc = "The rate tier of the field.")] tier: Tier) {}
+
+/// What has a bucket of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Each root field.
+    #[default]
+    Field,
+    /// Each tier.
+    Tier,
+}
+
+/// What becomes of what does not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It is counted and reported, and passes.
+    Observe,
+    /// Nothing is counted.
+    Off,
+}
+
+/// How much may be asked for. Can be replaced while the server runs.
+#[derive(Clone, Debug)]
+pub struct Rates {
+    /// For each tier, in the order of [`Tier::ALL`]: how much a minute, and at once.
+    pub per_minute: [u32; 4],
+    /// What has a bucket of its own.
+    pub scope: Scope,
+    /// What becomes of what does not fit.
+    pub mode: Mode,
+}
+
+/// Where buckets are kept.
+pub struct Store {
+    /// Most buckets in memory.
+    pub capacity: usize,
+    /// The Redis that all instances share, if there are several.
+    pub redis: Option<String>,
+}
+
+/// A root field of an operation, as often as it occurs.
+#[derive(Clone, Debug)]
+pub(crate) struct RootField {
+    /// The key of its answer.
+    pub(crate) key: Name,
+    pub(crate) name: Name,
+    pub(crate) place: Pos,
+    /// The e-mail address of the account that it signs in to, folded.
+    pub(crate) account: Option<String>,
+}
+
+/// For whom buckets are kept.
+#[derive(Clone, Debug)]
+pub(crate) enum RateKey {
+    User(Uuid),
+    Network(Option<IpAddr>),
+}
+
+/// How a client stands with one root field.
+#[derive(Clone, Debug)]
+pub struct QuotaStatus {
+    /// The root field, or the route.
+    pub field: String,
+    /// Its tier.
+    pub tier: Tier,
+    /// How much its bucket holds, and regains in a minute.
+    pub limit: u32,
+    /// What was asked for.
+    pub cost: u32,
+    /// What is left.
+    pub remaining: u32,
+    /// When nothing that was spent is missing any more.
+    pub reset_at: DateTime<Utc>,
+    /// The same in microseconds from now.
+    pub reset_in: i64,
+    /// How long to wait before asking again, in microseconds, where something was refused.
+    pub retry_in: Option<i64>,
+}
+
+impl QuotaStatus {
+    /// Whole seconds until `reset_at`; where something was refused, until it may be asked for again.
+    pub fn seconds(&self) -> u64 {
+        let micros = self.retry_in.unwrap_or(self.reset_in);
+        u64::try_from(micros.max(0))
+            .unwrap_or_default()
+            .div_ceil(1_000_000)
+    }
+}
+
+/// What an operation was given.
+#[derive(Debug, Default)]
+pub(crate) struct Decision {
+    /// How the client stands with each root field.
+    pub(crate) standings: Vec<QuotaStatus>,
+    /// The occurrences of root fields that must not run, each with the place of its standing.
+    pub(crate) refused: Vec<(RootField, usize)>,
+    /// Whether nothing may run.
+    pub(crate) is_refused: bool,
+    /// What was taken, as it is given back.
+    taken: Vec<Acquire>,
+}
+
+/// What passed and what did not, by tier.
+#[derive(Clone, Copy, Debug)]
+pub struct TierCount {
+    /// The tier.
+    pub tier: Tier,
+    /// What passed.
+    pub allowed: u64,
+    /// What was refused; in the mode [`Mode::Observe`], what would have been.
+    pub refused: u64,
+}
+
+#[derive(Default)]
+struct Counter {
+    allowed: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The limiter.
+pub(crate) struct Limiter {
+    rates: RwLock<Arc<Rates>>,
+    /// By root field.
+    tiers: HashMap<String, Tier>,
+    memory: Memory,
+    shared: Option<Shared>,
+    counters: [Counter; 4],
+    clock: Clock,
+    steady: MonotonicClock,
+}
+
+impl Limiter {
+    /// # Errors
+    /// The URL of Redis cannot be read.
+    pub(crate) fn new(
+        rates: Rates,
+        store: Store,
+        tiers: HashMap<String, Tier>,
+        clock: Clock,
+        steady: MonotonicClock,
+    ) -> Result<Self, String> {
+        let shared = store.redis.map(|url| Shared::new(&url)).transpose();
+        let shared = shared.map_err(|error| format!("REDIS_URL cannot be used: {error}"))?;
+        Ok(Self {
+            rates: RwLock::new(Arc::new(rates)),
+            tiers,
+            memory: Memory::new(store.capacity),
+            shared,
+            counters: Default::default(),
+            clock,
+            steady,
+        })
+    }
+
+    fn rates(&self) -> Arc<Rates> {
+        Arc::clone(&self.rates.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the rates from here on.
+    pub(crate) fn set_rates(&self, rates: Rates) {
+        *self.rates.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rates);
+    }
+
+    /// Whether Redis does not answer; `None` where none is configured.
+    pub(crate) fn is_alone(&self) -> Option<bool> {
+        self.shared.as_ref().map(Shared::is_away)
+    }
+
+    /// Buckets in memory.
+    pub(crate) fn buckets(&self) -> CacheStats {
+        self.memory.stats()
+    }
+
+    /// What passed and what did not.
+    pub(crate) fn counts(&self) -> [TierCount; 4] {
+        Tier::ALL.map(|tier| {
+            let counter = &self.counters[tier.place()];
+            TierCount {
+                tier,
+                allowed: counter.allowed.load(Ordering::Relaxed),
+                refused: counter.refused.load(Ordering::Relaxed),
+            }
+        })
+    }
+
+    /// A root field's tier. The introspection system's fields are queries.
+    fn tier(&self, field: &str) -> Tier {
+        self.tiers.get(field).copied().unwrap_or(Tier::Read)
+    }
+
+    /// Lets a request in that asks for a route, before anything of it is looked at.
+    pub(crate) async fn enter(&self, address: Option<IpAddr>, route: &'static str) -> Decision {
+        let rates = self.rates();
+        if rates.mode == Mode::Off {
+            return Decision::default();
+        }
+        let field = RootField {
+            key: Name::new(route),
+            name: Name::new(route),
+            place: Pos::default(),
+            account: None,
+        };
+        let rate_key = RateKey::Network(address);
+        let mut charges = Charges::default();
+        charges.add(&rates, &field, Tier::Health, &[rate_key.bucket()]);
+        self.decide(&rates, charges, true).await
+    }
+
+    /// Decides about all root fields of an operation. With `whole`, none runs unless all may.
+    pub(crate) async fn charge(
+        &self,
+        rate_key: &RateKey,
+        address: Option<IpAddr>,
+        fields: &[RootField],
+        whole: bool,
+    ) -> Decision {
+        let rates = self.rates();
+        if rates.mode == Mode::Off {
+            return Decision::default();
+        }
+        let network = RateKey::Network(address).bucket();
+        let client = rate_key.bucket();
+        let mut charges = Charges::default();
+        let mut is_some_free = false;
+        for field in fields {
+            let name = field.name.as_str();
+            if properties(name).is_free {
+                is_some_free = true;
+                continue;
+            }
+            let tier = self.tier(name);
+            // Whoever signs in is nobody yet: the address pays, and the account that is tried.
+            let account = field.account.as_ref().map(|account| {
+                let hash = Sha256::digest(account);
+                format!("account:{}", text::hex(&hash[..16]))
+            });
+            match (tier, account) {
+                (Tier::Auth, Some(account)) => {
+                    charges.add(&rates, field, tier, &[network.clone(), account]);
+                }
+                (Tier::Auth, None) => charges.add(&rates, field, tier, from_ref(&network)),
+                _ => charges.add(&rates, field, tier, from_ref(&client)),
+            }
+        }
+        if charges.asks.is_empty() {
+            return Decision::default();
+        }
+        let mut verdict = self.decide(&rates, charges, whole).await;
+        // In a query, what is free is served beside what is refused.
+        verdict.is_refused &= whole || !is_some_free;
+        verdict
+    }
+
+    async fn decide(&self, rates: &Rates, charges: Charges, whole: bool) -> Decision {
+        let Charges { asks, fields } = charges;
+        let enforces = rates.mode == Mode::Enforce;
+        let given = self.take(&asks, whole && enforces).await;
+        let wait = |place: usize| {
+            let (ask, given) = (&asks[place], &given[place]);
+            // Until the same fits as a whole: that is what will be asked for again.
+            (given.granted < ask.cost).then(|| ask.wait(given.debt, ask.cost))
+        };
+        let longest = (0..asks.len()).filter_map(wait).max();
+        let is_refused = whole && enforces && longest.is_some();
+        let mut left: Vec<_> = given.iter().map(|given| given.granted).collect();
+        let now = (self.clock)();
+        let mut standings: Vec<QuotaStatus> = Vec::new();
+        let mut refused = Vec::new();
+        for (field, tier, places) in fields {
+            let remaining = |place: &usize| asks[*place].remaining(given[*place].debt);
+            let Some(place) = places.iter().copied().min_by_key(remaining) else {
+                continue;
+            };
+            let (remaining, debt) = (remaining(&place), given[place].debt);
+            let known = standings
+                .iter()
+                .position(|known| known.field == field.name.as_str());
+            let known = known.unwrap_or_else(|| {
+                standings.push(QuotaStatus {
+                    field: field.name.to_string(),
+                    tier,
+                    limit: asks[place].limit,
+                    cost: 0,
+                    remaining,
+                    reset_at: now + TimeDelta::microseconds(debt),
+                    reset_in: debt,
+                    retry_in: None,
+                });
+                standings.len() - 1
+            });
+            let standing = &mut standings[known];
+            standing.cost += 1;
+            if remaining < standing.remaining {
+                // Another account that the same field signs in to.
+                standing.remaining = remaining;
+                standing.reset_at = now + TimeDelta::microseconds(debt);
+                standing.reset_in = debt;
+            }
+            let short = places.iter().find(|place| left[**place] < 1);
+            let counter = &self.counters[tier.place()];
+            if short.is_none() && !is_refused {
+                counter.allowed.fetch_add(1, Ordering::Relaxed);
+                for place in places {
+                    left[place] -= 1;
+                }
+                continue;
+            }
+            counter.refused.fetch_add(1, Ordering::Relaxed);
+            if enforces {
+                standing.retry_in = if is_refused {
+                    longest
+                } else {
+                    short.and_then(|place| wait(*place))
+                };
+                refused.push((field, known));
+            }
+        }
+        let taken = asks.into_iter().zip(&given).map(|(ask, given)| Acquire {
+            cost: -given.granted,
+            ..ask
+        });
+        let ran = standings
+            .iter()
+            .map(|standing| standing.cost as usize)
+            .sum::<usize>();
+        Decision {
+            is_refused: is_refused || (ran > 0 && refused.len() == ran),
+            standings,
+            refused,
+            taken: taken.filter(|ask| ask.cost < 0).collect(),
+        }
+    }
+
+    async fn take(&self, asks: &[Acquire], whole: bool) -> Vec<Granted> {
+        let steady = (self.steady)();
+        if let Some(shared) = &self.shared
+            && let Some(given) = shared.take(asks, whole, steady).await
+        {
+            return given;
+        }
+        self.memory.take(asks, whole, steady)
+    }
+
+    /// Gives back what an operation was given that then did not run.
+    pub(crate) async fn refund(&self, verdict: &mut Decision) {
+        let asks = std::mem::take(&mut verdict.taken);
+        if !asks.is_empty() {
+            self.take(&asks, false).await;
+        }
+    }
+
+    /// How a client stands with each root field that it has asked for lately, at no cost.
+    pub(crate) async fn look(
+        &self,
+        rate_key: &RateKey,
+        address: Option<IpAddr>,
+    ) -> Vec<QuotaStatus> {
+        let rates = self.rates();
+        if rates.mode == Mode::Off {
+            return Vec::new();
+        }
+        let [client, network] = [rate_key.bucket(), RateKey::Network(address).bucket()];
+        let mut fields: Vec<_> = self.tiers.iter().collect();
+        fields.sort_unstable_by_key(|(field, _)| *field);
+        let mut asks: Vec<Acquire> = Vec::new();
+        let mut places = Vec::with_capacity(fields.len());
+        for (field, tier) in &fields {
+            let owner = if **tier == Tier::Auth {
+                &network
+            } else {
+                &client
+            };
+            let ask = ask(&rates, owner, field, **tier);
+            let known = asks.iter().position(|known| known.key == ask.key);
+            places.push(known.unwrap_or(asks.len()));
+            if known.is_none() {
+                asks.push(ask);
+            }
+        }
+        let given = self.take(&asks, false).await;
+        let now = (self.clock)();
+        let standings = fields
+            .into_iter()
+            .zip(places)
+            .map(|((field, tier), place)| {
+                let (ask, debt) = (&asks[place], given[place].debt);
+                QuotaStatus {
+                    field: field.clone(),
+                    tier: *tier,
+                    limit: ask.limit,
+                    cost: 0,
+                    remaining: ask.remaining(debt),
+                    reset_at: now + TimeDelta::microseconds(debt),
+                    reset_in: debt,
+                    retry_in: None,
+                }
+            });
+        standings.filter(|standing| standing.reset_in > 0).collect()
+    }
+}
+
+/// What an operation asks of its buckets, and which of them each occurrence of a root field needs.
+#[derive(Default)]
+struct Charges {
+    asks: Vec<Acquire>,
+    fields: Vec<(RootField, Tier, Vec<usize>)>,
+}
+
+impl Charges {
+    fn add(&mut self, rates: &Rates, field: &RootField, tier: Tier, owners: &[String]) {
+        let places = owners.iter().map(|owner| {
+            let ask = ask(rates, owner, &field.name, tier);
+            let known = self.asks.iter().position(|known| known.key == ask.key);
+            let place = known.unwrap_or_else(|| {
+                self.asks.push(ask);
+                self.asks.len() - 1
+            });
+            self.asks[place].cost += 1;
+            place
+        });
+        let places = places.collect();
+        self.fields.push((field.clone(), tier, places));
+    }
+}
+
+/// The bucket that an owner has for a root field, or for its tier; nothing is asked of it yet.
+fn ask(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
+    let bucket = match rates.scope {
+        Scope::Field => field,
+        Scope::Tier => tier.name(),
+    };
+    Acquire {
+        key: format!("{owner}/{bucket}"),
+        limit: rates.per_minute[tier.place()].max(1),
+        cost: 0,
+    }
+}
+
+impl RateKey {
+    fn bucket(&self) -> String {
+        match self {
+            Self::User(id) => format!("user:{}", id.simple()),
+            Self::Network(None) => "network:".to_owned(),
+            Self::Network(Some(address)) => format!("network:{}", text::network(*address)),
+        }
+    }
+}

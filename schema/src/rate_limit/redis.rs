@@ -1,0 +1,212 @@
+//! Buckets that all instances share, in Redis.
+//!
+//! All buckets of an operation are taken by one script in one round trip, by Redis's own clock. Their keys have one hash
+//! tag, so that a cluster keeps them in one place and the script may touch them together. When Redis does not answer in
+//! time the instance goes on with buckets of its own, and one request a second tries whether it is back.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::Duration,
+};
+
+use redis::{
+    Client, RedisError, Script,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use tokio::time::timeout;
+
+use crate::rate_limit::bucket::{Acquire, Granted};
+
+/// Longest wait for Redis.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long Redis is left alone after it has not answered, in microseconds.
+const REST: i64 = 1_000_000;
+
+const PREFIX: &str = "{gathering-limits}:";
+
+const TAKE: &str = r"
+local now = tonumber(ARGV[2])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+local debts, intervals, costs, granted, fits = {}, {}, {}, {}, true
+for i = 1, #KEYS do
+  local limit, interval, cost = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
+  local most = limit * interval
+  local debt = tonumber(redis.call('GET', KEYS[i]) or now) - now
+  debt = math.max(0, math.min(debt, most))
+  debts[i], intervals[i], costs[i] = debt, interval, cost
+  granted[i] = math.min(cost, math.floor((most - debt) / interval))
+  fits = fits and granted[i] >= cost
+end
+local answer = {}
+for i = 1, #KEYS do
+  local taken = granted[i]
+  if ARGV[1] == 'whole' and not fits then
+    taken = 0
+  end
+  local debt = math.max(0, debts[i] + taken * intervals[i])
+  if taken ~= 0 then
+    if debt > 0 then
+      redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', math.ceil(debt / 1000))
+    else
+      redis.call('DEL', KEYS[i])
+    end
+  end
+  answer[2 * i - 1], answer[2 * i] = taken, debt
+end
+return answer
+";
+
+pub(super) struct Shared {
+    connection: ConnectionManager,
+    script: Script,
+    /// When Redis may be asked again, by the steady clock.
+    rests_until: AtomicI64,
+    is_away: AtomicBool,
+}
+
+impl Shared {
+    /// Buckets in the Redis at this URL, which need not answer yet.
+    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(Duration::from_secs(1)))
+            .set_number_of_retries(1);
+        let client = Client::open(url)?;
+        Ok(Self {
+            connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            script: Script::new(TAKE),
+            rests_until: AtomicI64::new(i64::MIN),
+            is_away: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether Redis did not answer the last time.
+    pub(super) fn is_away(&self) -> bool {
+        self.is_away.load(Ordering::Relaxed)
+    }
+
+    /// Takes from all buckets at one moment; with `whole`, from all or from none. `None` when Redis cannot be asked.
+    pub(super) async fn take(
+        &self,
+        asks: &[Acquire],
+        whole: bool,
+        steady: i64,
+    ) -> Option<Vec<Granted>> {
+        if self.is_away() {
+            let until = self.rests_until.load(Ordering::Relaxed);
+            let next = steady + REST;
+            let order = Ordering::Relaxed;
+            let may_try = steady >= until
+                && self
+                    .rests_until
+                    .compare_exchange(until, next, order, order)
+                    .is_ok();
+            if !may_try {
+                return None;
+            }
+        }
+        let answer = timeout(PATIENCE, self.ask(asks, whole, None)).await;
+        let why = match answer {
+            Ok(Ok(given)) => {
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("Redis is back: rate limits are shared again");
+                }
+                return Some(given);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        self.rests_until.store(steady + REST, Ordering::Relaxed);
+        if !self.is_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(why, "Redis is away: this instance limits by itself");
+        }
+        None
+    }
+
+    /// `now` is Redis's own clock unless it is given.
+    async fn ask(
+        &self,
+        asks: &[Acquire],
+        whole: bool,
+        now: Option<i64>,
+    ) -> Result<Vec<Granted>, RedisError> {
+        let mut call = self.script.prepare_invoke();
+        call.arg(if whole { "whole" } else { "part" });
+        call.arg(now.map(|now| now.to_string()).unwrap_or_default());
+        for ask in asks {
+            call.key(format!("{PREFIX}{}", ask.key));
+            call.arg(ask.limit).arg(ask.interval()).arg(ask.cost);
+        }
+        let mut connection = self.connection.clone();
+        let answer: Vec<i64> = call.invoke_async(&mut connection).await?;
+        Ok(answer
+            .chunks_exact(2)
+            .map(|pair| Granted {
+                granted: pair[0],
+                debt: pair[1],
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::rate_limit::{memory::Memory, schedule::Schedule};
+
+    /// A Redis for tests; without one there is nothing to hold against the memory.
+    fn redis() -> Option<Shared> {
+        #[expect(clippy::disallowed_methods, reason = "tests read where Redis is")]
+        let url = std::env::var("GATHERING_TEST_REDIS_URL").ok()?;
+        Some(Shared::new(&url).expect("a URL"))
+    }
+
+    #[tokio::test]
+    async fn redis_gives_exactly_what_the_memory_gives() {
+        let Some(redis) = redis() else {
+            return;
+        };
+        let memory = Memory::new(1_000);
+        let run = Uuid::now_v7();
+        let mut schedule = Schedule::new(42);
+        // Keys expire by Redis's own clock; this one runs ahead of it.
+        let mut now = 1_800_000_000_000_000_i64;
+        let (mut granted, mut refused) = (0, 0);
+        for step in 0..4_000 {
+            now += schedule.below(400_000);
+            let first = schedule.below(6);
+            let asks = (0..=schedule.below(3)).map(|more| {
+                let bucket = (first + more) % 6;
+                Acquire {
+                    key: format!("{run}/{bucket}"),
+                    limit: [1, 5, 7, 30, 120, 300][usize::try_from(bucket).expect("small")],
+                    cost: schedule.below(12) - 3,
+                }
+            });
+            let asks: Vec<_> = asks.collect();
+            let whole = schedule.below(2) == 0;
+            let ours = memory.take(&asks, whole, now);
+            let theirs = redis
+                .ask(&asks, whole, Some(now))
+                .await
+                .expect("Redis answers");
+            assert_eq!(ours, theirs, "step {step}: {asks:?}");
+            granted += ours.iter().filter(|given| given.granted > 0).count();
+            refused += ours
+                .iter()
+                .zip(&asks)
+                .filter(|(given, ask)| given.granted < ask.cost)
+                .count();
+        }
+        assert!(
+            granted > 500 && refused > 500,
+            "{granted} granted, {refused} refused"
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! The error of a refused root field.
+
+use crate::{
+    error::{Code, Error},
+    rate_limit::QuotaStatus,
+    scalar::DateTime,
+};
+use async_graphql::ScalarType;
+
+/// `RATE_LIMITED`, with when to come back.
+pub(crate) fn refused(standing: &QuotaStatus) -> Error {
+    let (field, seconds) = (&standing.field, standing.seconds().max(1));
+    let most = standing.limit;
+    let message = if standing.cost > most {
+        format!(
+            "`{field}` may be asked for {most} times a minute, and not {} times at once.",
+            standing.cost
+        )
+    } else {
+        format!("`{field}` may be asked for {most} times a minute. Come back in {seconds} s.")
+    };
+    let milliseconds = (standing.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
+    Error::new(Code::RateLimited, message)
+        .with("tier", standing.tier.name().to_uppercase())
+        .with("limit", most)
+        .with("windowSeconds", 60)
+        .with("remaining", 0)
+        .with("retryAfter", seconds)
+        .with("retryAfterMs", milliseconds)
+        .with("resetAt", DateTime(standing.reset_at).to_value())
+}

@@ -1,0 +1,282 @@
+//! The answer that a client gets.
+
+use std::sync::Arc;
+
+use async_graphql::{PathSegment, Pos, Response, ServerError, Value};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, json, value::RawValue};
+
+use crate::{
+    error::{Code, Error, Refusal},
+    operation::Plan,
+    rate_limit::{self, Decision, QuotaStatus},
+    response::propagate_nulls,
+    scalar::DateTime,
+};
+use async_graphql::ScalarType;
+
+/// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
+#[derive(Debug)]
+pub struct Answer {
+    data: Option<Box<Data>>,
+    errors: Vec<ServerError>,
+    extensions: Map<String, serde_json::Value>,
+    standings: Vec<QuotaStatus>,
+    cursor: Option<String>,
+}
+
+/// The data of a response.
+#[derive(Debug)]
+enum Data {
+    /// Of an operation that was executed.
+    Fresh(Value, Arc<Plan>),
+    /// The stored text of an earlier response.
+    Kept(Box<RawValue>),
+}
+
+impl Serialize for Data {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Fresh(data, plan) => plan.order(data).serialize(serializer),
+            Self::Kept(text) => text.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.errors.is_empty() {
+            map.serialize_entry("errors", &self.errors)?;
+        }
+        if let Some(data) = &self.data {
+            map.serialize_entry("data", data)?;
+        }
+        if !self.extensions.is_empty() {
+            map.serialize_entry("extensions", &self.extensions)?;
+        }
+        map.end()
+    }
+}
+
+impl Answer {
+    /// A request error: nothing ran.
+    pub fn refusal(code: Code, message: impl Into<String>) -> Self {
+        Error::new(code, message.into()).into()
+    }
+
+    /// What a stream or connection gets whose session has ended.
+    pub fn session_ended() -> Self {
+        Error::token_revoked().into()
+    }
+
+    /// A request error: the rate limiter let nothing of it run.
+    pub(crate) fn limited(verdict: Decision) -> Self {
+        let errors = verdict.refused.iter().map(|(field, place)| {
+            let error = rate_limit::refused(&verdict.standings[*place]);
+            let mut refused = ServerError::new(error.message.clone(), None);
+            refused.extensions = Some(error.extension_values());
+            // A request that is not let in asks for a route, which is no part of an answer.
+            if field.place != Pos::default() {
+                refused.path = vec![PathSegment::Field(field.key.to_string())];
+            }
+            refused
+        });
+        Self::refused(errors.collect()).with_standings(verdict.standings)
+    }
+
+    /// A request error, named by its request where it is our fault.
+    pub(crate) fn failed(error: Error, request_id: &str) -> Self {
+        let is_ours = error.code == Code::Internal;
+        Self::from(if is_ours {
+            error.with("requestId", request_id)
+        } else {
+            error
+        })
+    }
+
+    pub(crate) fn refused(errors: Vec<ServerError>) -> Self {
+        Self {
+            data: None,
+            errors,
+            extensions: Map::new(),
+            standings: Vec::new(),
+            cursor: None,
+        }
+    }
+
+    /// How the client stands with what was asked for.
+    pub fn standings(&self) -> &[QuotaStatus] {
+        &self.standings
+    }
+
+    /// Says how the client stands.
+    #[must_use]
+    pub fn with_standings(mut self, standings: Vec<QuotaStatus>) -> Self {
+        let account = standings.iter().map(|standing| {
+            json!({
+                "field": standing.field,
+                "tier": standing.tier.name().to_uppercase(),
+                "limit": standing.limit,
+                "cost": standing.cost,
+                "remaining": standing.remaining,
+                "resetAt": DateTime(standing.reset_at).to_value(),
+            })
+        });
+        if !standings.is_empty() {
+            self.extensions
+                .insert("rateLimit".to_owned(), account.collect());
+        }
+        self.standings = standings;
+        self
+    }
+
+    /// The cursor of the event that one answer of a subscription is about: the place to go on from.
+    pub fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+
+    #[must_use]
+    pub(crate) fn at(self, cursor: Option<String>) -> Self {
+        Self { cursor, ..self }
+    }
+
+    /// The answer as a request error: what failed was to begin.
+    #[must_use]
+    pub(crate) fn without_data(self) -> Self {
+        Self { data: None, ..self }
+    }
+
+    /// Whether execution began, so that the answer has a `data` key.
+    pub fn has_data(&self) -> bool {
+        self.data.is_some()
+    }
+
+    /// The code of each error, in order.
+    pub(crate) fn codes(&self) -> impl Iterator<Item = Option<Code>> {
+        self.errors.iter().map(code_of)
+    }
+
+    /// Adds an entry to `extensions`.
+    pub(crate) fn extend(&mut self, name: &str, value: serde_json::Value) {
+        self.extensions.insert(name.to_owned(), value);
+    }
+
+    /// The code of the first error.
+    pub fn code(&self) -> Option<Code> {
+        self.errors.first().and_then(code_of)
+    }
+
+    /// An answer that was given before.
+    pub(crate) fn again(known: &serde_json::Value) -> Self {
+        let part = |name: &str| known.get(name).cloned().unwrap_or_default();
+        let data = match part("data") {
+            serde_json::Value::String(text) => text,
+            data => data.to_string(),
+        };
+        let data = RawValue::from_string(data).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        let extensions = match part("extensions") {
+            serde_json::Value::Object(extensions) => extensions,
+            _ => Map::new(),
+        };
+        let mut again = Self {
+            data: Some(Box::new(Data::Kept(data))),
+            errors: serde_json::from_value(part("errors")).unwrap_or_default(),
+            extensions,
+            standings: Vec::new(),
+            cursor: None,
+        };
+        again.mark_replayed();
+        again
+    }
+
+    /// The response as it is stored. The database keeps no order of an object's members, so the data is text.
+    pub(crate) fn to_keep(&self) -> Option<serde_json::Value> {
+        let data = serde_json::to_string(self.data.as_ref()?).ok()?;
+        Some(json!({ "data": data, "errors": self.errors, "extensions": self.extensions }))
+    }
+
+    /// Says that what is answered was done when the request was sent before.
+    pub(crate) fn mark_replayed(&mut self) {
+        let mark = json!({ "isReplayed": true });
+        self.extensions.insert("idempotency".to_owned(), mark);
+    }
+
+    /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
+    pub fn retry_after(&self) -> Option<u64> {
+        let seconds = self.errors.iter().filter_map(|error| {
+            match error.extensions.as_ref()?.get("retryAfter")? {
+                Value::Number(seconds) => seconds.as_u64(),
+                _ => None,
+            }
+        });
+        seconds.max()
+    }
+
+    pub(crate) fn of(response: Response, plan: Arc<Plan>, request_id: &str) -> Self {
+        // Only an error in a resolver has a path. With errors that have none, and without data, nothing ran.
+        let ran = response.data != Value::Null
+            || response.errors.is_empty()
+            || response.errors.iter().any(|error| !error.path.is_empty());
+        let mut errors = response.errors;
+        for error in &mut errors {
+            let extensions = error.extensions.get_or_insert_default();
+            if extensions.get("code").is_none() {
+                let code = if error.path.is_empty() {
+                    Code::ValidationFailed
+                } else {
+                    Code::BadUserInput
+                };
+                extensions.set("code", code.as_str());
+            }
+            if extensions.get("code") == Some(&Value::from(Code::Internal.as_str())) {
+                extensions.set("requestId", request_id);
+            }
+        }
+        let mut data = response.data;
+        propagate_nulls(&plan, &mut data, &errors);
+        Self {
+            data: ran.then(|| Box::new(Data::Fresh(data, plan))),
+            errors,
+            extensions: Map::new(),
+            standings: Vec::new(),
+            cursor: None,
+        }
+    }
+}
+
+impl Answer {
+    /// Puts null and an error in the place of each root field that was refused, also where null is not allowed: what is
+    /// refused is the asking, and must not take the rest along.
+    pub(crate) fn refuse(&mut self, verdict: &Decision) {
+        for (field, place) in &verdict.refused {
+            if let Some(Data::Fresh(Value::Object(data), _)) = self.data.as_deref_mut() {
+                data.insert(field.key.clone(), Value::Null);
+            }
+            let error = rate_limit::refused(&verdict.standings[*place]);
+            let mut refused = ServerError::new(error.message.clone(), Some(field.place));
+            refused.path = vec![PathSegment::Field(field.key.to_string())];
+            refused.extensions = Some(error.extension_values());
+            self.errors.push(refused);
+        }
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(Refusal(errors): Refusal) -> Self {
+        Self::refused(errors)
+    }
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        Refusal::from(error).into()
+    }
+}
+
+fn code_of(error: &ServerError) -> Option<Code> {
+    let Value::String(code) = error.extensions.as_ref()?.get("code")? else {
+        return None;
+    };
+    Code::ALL.into_iter().find(|known| known.as_str() == code)
+}

@@ -1,0 +1,7 @@
+//! Responses: the answer as it is sent, in the order of the document, with nulls propagated.
+
+mod answer;
+mod null_propagation;
+
+pub use answer::Answer;
+pub(crate) use null_propagation::propagate_nulls;

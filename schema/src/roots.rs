@@ -1,0 +1,203 @@
+//! The root types of the schema.
+
+use std::{borrow::Cow, pin::Pin};
+
+use async_graphql::{
+    ContainerType, Context, ContextSelectionSet, MergedObject, ObjectType, OutputType, Positioned,
+    Response, SchemaBuilder, ServerResult, SubscriptionType, TypeDirective, Value,
+    parser::types::Field,
+    registry::{MetaType, Registry},
+};
+use futures_util::Stream;
+
+use crate::{
+    agent, audit_entry as audit,
+    catalogue::{model, persona, provider},
+    circle::{self, members as member},
+    conversation::{self, messages as message},
+    dashboard,
+    data::{DEFAULT_PAGE, list_size},
+    event, node, project,
+    rate_limit::{Tier, rate_limit},
+    request::RequestExt,
+    root_field::properties,
+    server, session,
+    subscribe::Subscription,
+    task, user,
+};
+
+/// All that can be asked.
+#[derive(Default, MergedObject)]
+pub struct Query(
+    node::NodeQuery,
+    server::ServerQuery,
+    user::UserQuery,
+    dashboard::DashboardQuery,
+    provider::ProviderQuery,
+    model::ModelQuery,
+    persona::PersonaQuery,
+    agent::AgentQuery,
+    project::ProjectQuery,
+    circle::CircleQuery,
+    task::TaskQuery,
+    conversation::ConversationQuery,
+    event::EventQuery,
+    session::SessionQuery,
+    audit::AuditQuery,
+);
+
+/// All that can be changed.
+#[derive(Default, MergedObject)]
+pub struct Mutation(
+    session::SessionMutation,
+    user::UserMutation,
+    provider::ProviderMutation,
+    model::ModelMutation,
+    persona::PersonaMutation,
+    agent::AgentMutation,
+    project::ProjectMutation,
+    circle::CircleMutation,
+    member::MemberMutation,
+    conversation::ConversationMutation,
+    message::MessageMutation,
+    task::TaskMutation,
+);
+
+/// A root. Its schema is completed with the tiers of fields that declare none of their own, with the sizes of connections,
+/// and with the descriptions of the arguments that many fields share.
+#[derive(Default)]
+pub(crate) struct Root<T>(T);
+
+pub(crate) type Schema = async_graphql::Schema<Root<Query>, Root<Mutation>, Root<Subscription>>;
+
+pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, Root<Subscription>> {
+    Schema::build(Root::default(), Root::default(), Root::default())
+}
+
+impl<T: ObjectType> ContainerType for Root<T> {
+    async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
+        // Who may change something is somebody, whatever they say.
+        if T::type_name() == "Mutation" && !properties(&ctx.item.node.name.node).is_public {
+            let viewer = ctx.request().viewer().map_err(async_graphql::Error::from);
+            let place = ctx.item.pos;
+            viewer.map_err(|error| ctx.set_error_path(error.into_server_error(place)))?;
+        }
+        self.0.resolve_field(ctx).await
+    }
+}
+
+impl<T: ObjectType> ObjectType for Root<T> {}
+
+impl<T: ObjectType> OutputType for Root<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        let name = T::create_type_info(registry);
+        complete(registry, &T::type_name());
+        name
+    }
+
+    async fn resolve(
+        &self,
+        ctx: &ContextSelectionSet<'_>,
+        field: &Positioned<Field>,
+    ) -> ServerResult<Value> {
+        self.0.resolve(ctx, field).await
+    }
+}
+
+impl<T: SubscriptionType> SubscriptionType for Root<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        let name = T::create_type_info(registry);
+        complete(registry, &T::type_name());
+        name
+    }
+
+    fn create_field_stream<'a>(
+        &'a self,
+        ctx: &'a Context<'_>,
+    ) -> Option<Pin<Box<dyn Stream<Item = Response> + Send + 'a>>> {
+        self.0.create_field_stream(ctx)
+    }
+}
+
+/// Completes the fields of a root, and the descriptions of arguments.
+fn complete(registry: &mut Registry, root: &str) {
+    rate_limit.register(registry);
+    list_size.register(registry);
+    let tier = if root == "Mutation" {
+        Tier::Write
+    } else {
+        Tier::Read
+    };
+    if let Some(MetaType::Object { fields, .. }) = registry.types.get_mut(root) {
+        for field in fields.values_mut() {
+            let declared = &mut field.directive_invocations;
+            if !declared
+                .iter()
+                .any(|directive| directive.name == "rateLimit")
+            {
+                declared.push(rate_limit::apply(tier));
+            }
+            // The directive shows in the SDL alone; what GraphiQL shows is the description.
+            let tier = declared
+                .iter()
+                .find_map(|directive| directive.args.get("tier"));
+            let (Some(text), Some(tier)) = (&mut field.description, tier) else {
+                continue;
+            };
+            let said = format!("\n\nRate tier: {tier}.");
+            if !text.ends_with(&said) {
+                text.push_str(&said);
+            }
+        }
+    }
+    for ty in registry.types.values_mut() {
+        let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
+            continue;
+        };
+        for field in fields.values_mut() {
+            let is_connection = field.args.contains_key("first") && field.args.contains_key("last");
+            let declared = &mut field.directive_invocations;
+            if is_connection
+                && !declared
+                    .iter()
+                    .any(|directive| directive.name == "listSize")
+            {
+                let names = |names: [&str; 2]| Some(names.map(str::to_owned).to_vec());
+                let assumed = u32::try_from(DEFAULT_PAGE).ok();
+                let sized = names(["nodes", "edges"]);
+                declared.push(list_size::apply(assumed, names(["first", "last"]), sized));
+            }
+        }
+        for argument in fields
+            .values_mut()
+            .flat_map(|field| field.args.values_mut())
+        {
+            let description = argument_description(&argument.name).map(ToOwned::to_owned);
+            argument.description = argument.description.take().or(description);
+        }
+    }
+}
+
+fn argument_description(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "first" => {
+            "How many entries from the start, from 1 to 100; 20 when neither `first` nor `last` is given."
+        }
+        "after" => "Only entries behind this cursor.",
+        "last" => "How many entries from the end, from 1 to 100; not together with `first`.",
+        "before" => "Only entries before this cursor.",
+        "filter" => "Narrows the list.",
+        "orderBy" => "Orders the list.",
+        "input" => "What is to be done.",
+        "id" => "The id, of the type that the field returns.",
+        _ => return None,
+    })
+}

@@ -1,0 +1,23 @@
+//! Ends the streams of users whose tokens were revoked on another instance.
+
+use crate::{events::Handler, request::Services};
+use std::sync::Arc;
+
+/// Looks at the sessions of a user whose tokens were revoked, perhaps on another instance, and ends their streams.
+pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
+    Handler {
+        name: "sign-outs",
+        handle: Arc::new(move |event| {
+            let services = Arc::clone(&services);
+            Box::pin(async move {
+                if event.kind == "user.tokens_revoked" {
+                    let Services {
+                        accounts, loader, ..
+                    } = &*services;
+                    accounts.look(loader, event.subject_id).await?;
+                }
+                Ok(())
+            })
+        }),
+    }
+}

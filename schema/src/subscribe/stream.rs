@@ -1,0 +1,193 @@
+//! Subscriptions as they run: one answer for each thing that happens, as long as whoever asked is still signed in.
+
+use std::{
+    collections::VecDeque,
+    future::{pending, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_graphql::Response;
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
+
+use crate::subscribe::burst::{split, weight};
+use crate::{
+    db::{DispatchWhenIdle, PendingBatches},
+    error::{Code, Error},
+    events::Watch,
+    operation::Plan,
+    rate_limit::{Decision, QuotaStatus},
+    request::Request,
+    response::Answer,
+};
+
+/// How often it is looked whether a subscriber is still signed in. What ends a session on this instance ends its streams
+/// by itself; this finds what another instance, or another program, has done.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A subscription that has begun. No more than a burst of it is kept for who does not ask for the next answer.
+pub struct Answers {
+    stream: BoxStream<'static, Answer>,
+    standings: Vec<QuotaStatus>,
+    watch: Option<Watch>,
+}
+
+impl Answers {
+    /// The session that the subscription belongs to. When it has ended, no event that was taken out before may be sent any
+    /// more; the stream says why it ends.
+    pub fn watch(&self) -> Option<Watch> {
+        self.watch.clone()
+    }
+
+    /// How the client stands with what was asked for.
+    pub fn standings(&self) -> &[QuotaStatus] {
+        &self.standings
+    }
+}
+
+impl Stream for Answers {
+    type Item = Answer;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+        self.stream.poll_next_unpin(context)
+    }
+}
+
+/// A subscription under way.
+pub(crate) struct Live {
+    pub(crate) responses: BoxStream<'static, Response>,
+    pub(crate) request: Arc<Request>,
+    pub(crate) waiting: Arc<PendingBatches>,
+    pub(crate) plan: Arc<Plan>,
+    /// The session that it belongs to.
+    pub(crate) watch: Option<Watch>,
+    /// Answers that were not asked for yet.
+    pub(crate) ready: VecDeque<Answer>,
+}
+
+impl Live {
+    /// Starts it: what its arguments say is looked at before anything is answered.
+    ///
+    /// # Errors
+    /// A request error: nothing was started.
+    pub(crate) async fn start(mut self, mut verdict: Decision) -> Result<Answers, Answer> {
+        let (responses, progress) = (&mut self.responses, &self.request.progress);
+        let first = poll_fn(|context| match responses.poll_next_unpin(context) {
+            Poll::Pending if progress.is_started() => Poll::Ready(None),
+            Poll::Ready(first) => Poll::Ready(Some(first)),
+            Poll::Pending => Poll::Pending,
+        });
+        let services = Arc::clone(&self.request.services);
+        let first = DispatchWhenIdle::new(&self.waiting, first);
+        let first = match tokio::time::timeout(services.limits.timeout, first).await {
+            Err(_) => Err(Error::timeout().into()),
+            Ok(None) => Ok(()),
+            Ok(Some(None)) => Err(Error::internal().into()),
+            Ok(Some(Some(response))) => {
+                self.take_in(response);
+                if self.request.progress.is_started() {
+                    Ok(())
+                } else {
+                    let refusal = self.ready.pop_front();
+                    Err(refusal.map_or_else(|| Error::internal().into(), Answer::without_data))
+                }
+            }
+        };
+        if let Err(answer) = first {
+            if answer.code() == Some(Code::ValidationFailed) {
+                services.limiter.refund(&mut verdict).await;
+            }
+            return Err(answer.with_standings(verdict.standings));
+        }
+        // All look at the same moments, so that few statements serve them all.
+        let passed = services.began.elapsed().as_secs();
+        let next = services.began + Duration::from_secs(passed) + LOOK;
+        let mut looks = interval_at(next.into(), LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watch = self.watch.clone();
+        let answers = stream::unfold(Some((self, looks)), |state| async {
+            let (mut live, mut looks) = state?;
+            let (answer, goes_on) = live.next(&mut looks).await?;
+            Some((answer, goes_on.then_some((live, looks))))
+        });
+        // The first answer tells how the client stands since it asked.
+        let mut untold = Some(verdict.standings.clone());
+        let answers = answers.map(move |answer| match untold.take() {
+            Some(standings) => answer.with_standings(standings),
+            None => answer,
+        });
+        Ok(Answers {
+            stream: answers.boxed(),
+            standings: verdict.standings,
+            watch,
+        })
+    }
+
+    /// The next answer, and whether there may be another.
+    async fn next(&mut self, looks: &mut Interval) -> Option<(Answer, bool)> {
+        let watch = self.watch.clone();
+        let ended = async {
+            match &watch {
+                Some(watch) => watch.ended().await,
+                None => pending().await,
+            }
+        };
+        let mut ended = pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut ended => return Some((Error::token_revoked().into(), false)),
+                _ = looks.tick() => {}
+                answer = self.answer() => {
+                    let answer = answer?;
+                    if answer.cursor().is_some() {
+                        self.request.services.bus.given();
+                    }
+                    return Some((answer, !self.request.progress.has_failed()));
+                }
+            }
+            while let Err(error) = self.request.still_signed_in().await {
+                if !error.is_transient() {
+                    return Some((error.into(), false));
+                }
+                // Nothing is sent as long as it is not known whether it may be.
+                tokio::select! {
+                    () = &mut ended => return Some((Error::token_revoked().into(), false)),
+                    _ = looks.tick() => {}
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> Option<Answer> {
+        if self.ready.is_empty() {
+            let response = DispatchWhenIdle::new(&self.waiting, self.responses.next()).await?;
+            self.take_in(response);
+        }
+        self.ready.pop_front()
+    }
+
+    fn take_in(&mut self, response: Response) {
+        let request_id = &self.request.client.request_id;
+        let mut cursors = self.request.progress.take_cursors().into_iter();
+        let has_failed = self.request.progress.has_failed();
+        let responses = split(response);
+        let weight = responses.iter().map(|response| weight(&response.data));
+        self.request.progress.weighed(responses.len(), weight.sum());
+        let answers = responses.into_iter().map(|response| {
+            let answer = Answer::of(response, Arc::clone(&self.plan), request_id);
+            if has_failed {
+                answer.without_data()
+            } else {
+                answer.at(cursors.next().flatten())
+            }
+        });
+        self.ready.extend(answers);
+    }
+}

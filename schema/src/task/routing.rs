@@ -1,0 +1,718 @@
+//! Routing: which member gets a task, and who reviews it.
+//!
+//! Whoever routes holds the circle's row, so that of two changes the later one sees what the earlier one gave out.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use gathering_entity::{List, agent, circle, member, task};
+use sea_orm::{
+    ActiveEnum, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, JoinType, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait,
+    prelude::Json,
+    sea_query::{CaseStatement, Expr, ExprTrait, Query, SelectStatement},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    data::Change,
+    db::is_among,
+    error::Error,
+    events::NewEvent,
+    id::Kind,
+    input::{UserError, UserErrorCode},
+    text,
+};
+
+/// The load with which an agent has no time left.
+const FULL_LOAD: f64 = 5.0;
+
+/// The strength of an agent in what nobody has measured.
+const UNKNOWN_STRENGTH: f64 = 0.5;
+
+/// How many waiting tasks are looked at, the most pressing first, so that many that nobody can do cost no more than this.
+const MOST_LOOKED_AT: u64 = 500;
+
+/// Where an agent's tasks weigh on it.
+const LOADING: [task::TaskStatus; 3] = [
+    task::TaskStatus::Assigned,
+    task::TaskStatus::InProgress,
+    task::TaskStatus::ChangesRequested,
+];
+
+/// Where a task is in hand: so many of a circle's may be before no more are routed.
+const IN_HAND: [task::TaskStatus; 4] = [
+    task::TaskStatus::Assigned,
+    task::TaskStatus::InProgress,
+    task::TaskStatus::InReview,
+    task::TaskStatus::ChangesRequested,
+];
+
+/// Whether a task is in hand.
+pub(crate) fn is_in_hand(status: task::TaskStatus) -> bool {
+    IN_HAND.contains(&status)
+}
+
+/// What routing asks of a task.
+struct Work<'a> {
+    required: &'a List,
+    priority_rank: i32,
+    /// Never becomes the assignee.
+    reviewer: Option<Uuid>,
+}
+
+/// A member who may get work, as it is read.
+#[derive(Clone, FromQueryResult)]
+struct Row {
+    member: Uuid,
+    agent: Uuid,
+    joined_at: DateTime<Utc>,
+    role: member::MemberRole,
+    member_competencies: List,
+    agent_competencies: List,
+    member_review_types: List,
+    agent_review_types: List,
+    competency_scores: Json,
+    reviews_total: i32,
+    reviews_approved: i32,
+    load: i64,
+}
+
+/// A member who may get work.
+#[derive(Clone, Debug)]
+struct Candidate {
+    agent: Uuid,
+    takes_work: bool,
+    competencies: HashSet<String>,
+    review_types: List,
+    /// From 0 to 1, by folded name.
+    scores: HashMap<String, f64>,
+    /// How much of its work was approved, from 0 to 1.
+    approval: f64,
+    /// Tasks that weigh on it, in all circles.
+    load: u32,
+}
+
+impl From<Row> for Candidate {
+    fn from(row: Row) -> Self {
+        let unless_empty = |List(own), List(others)| if own.is_empty() { others } else { own };
+        let scores = row.competency_scores.as_object().into_iter().flatten();
+        let scores = scores.filter_map(|(name, score)| Some((text::fold(name), score.as_f64()?)));
+        Self {
+            agent: row.agent,
+            takes_work: !matches!(
+                row.role,
+                member::MemberRole::Reviewer | member::MemberRole::Observer
+            ),
+            competencies: unless_empty(row.member_competencies, row.agent_competencies)
+                .into_iter()
+                .collect(),
+            review_types: List(unless_empty(
+                row.member_review_types,
+                row.agent_review_types,
+            )),
+            scores: scores.collect(),
+            approval: if row.reviews_total > 0 {
+                f64::from(row.reviews_approved) / f64::from(row.reviews_total)
+            } else {
+                0.0
+            },
+            load: u32::try_from(row.load).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl Candidate {
+    fn availability(&self) -> f64 {
+        (1.0 - f64::from(self.load) / FULL_LOAD).max(0.0)
+    }
+
+    /// How well it fits, if it may get the task at all.
+    fn score(&self, work: &Work<'_>) -> Option<f64> {
+        let List(required) = work.required;
+        if !self.takes_work || work.reviewer == Some(self.agent) {
+            return None;
+        }
+        let matched = required
+            .iter()
+            .filter(|&name| self.competencies.contains(name));
+        let (mut count, mut strengths) = (0.0, 0.0);
+        for name in matched {
+            count += 1.0;
+            strengths += self.scores.get(name).unwrap_or(&UNKNOWN_STRENGTH);
+        }
+        let (competency, strength) = match required.len() {
+            0 => (1.0, UNKNOWN_STRENGTH),
+            _ if count == 0.0 => return None,
+            all => (
+                count / f64::from(u32::try_from(all).ok()?),
+                strengths / count,
+            ),
+        };
+        let fit = competency * strength * 0.5 + self.availability() * 0.3 + self.approval * 0.2;
+        let score = fit * (1.0 + f64::from(10 - work.priority_rank) * 0.05);
+        // What is equal on paper must not differ by how it was added up.
+        Some((score * 1e9).round() / 1e9)
+    }
+}
+
+/// The active members of a circle whose agents are not OFFLINE, in the order in which they joined: of equals, the first
+/// is taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Team(Vec<Candidate>);
+
+impl Team {
+    fn new(mut rows: Vec<Row>) -> Self {
+        rows.sort_by_key(|row| (row.joined_at, row.member));
+        Self(rows.into_iter().map(Candidate::from).collect())
+    }
+
+    /// The member who fits a task best, and how well.
+    fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
+        let scores = self.0.iter().map(|one| (one.agent, one.score(work)));
+        first_best(scores.filter_map(|(agent, score)| Some((agent, score?))))
+    }
+
+    /// Who reviews the work of an assignee: the one with most time of those who do reviews of this type.
+    pub(crate) fn reviewer(
+        &self,
+        review_type: task::ReviewType,
+        assignee: Option<Uuid>,
+    ) -> Option<Uuid> {
+        let name = text::fold(&review_type.to_value());
+        let does = |one: &&Candidate| {
+            let List(types) = &one.review_types;
+            Some(one.agent) != assignee && types.iter().any(|own| *own == name || own == "all")
+        };
+        let reviewers = self.0.iter().filter(does);
+        let best = first_best(reviewers.map(|one| (one.agent, one.availability())));
+        best.map(|(agent, _)| agent)
+    }
+
+    /// One more or one fewer task weighs on an agent.
+    fn weigh(&mut self, agent: Uuid, tasks: i32) {
+        for one in self.0.iter_mut().filter(|one| one.agent == agent) {
+            one.load = one.load.saturating_add_signed(tasks);
+        }
+    }
+}
+
+/// The one with the highest number; of equals, the first.
+fn first_best(mut all: impl Iterator<Item = (Uuid, f64)>) -> Option<(Uuid, f64)> {
+    let first = all.next()?;
+    Some(all.fold(
+        first,
+        |best, next| if next.1 > best.1 { next } else { best },
+    ))
+}
+
+/// A task that waits to be routed.
+#[derive(FromQueryResult)]
+struct Pending {
+    id: Uuid,
+    title: String,
+    required_competencies: List,
+    priority_rank: i32,
+    reviewer_id: Option<Uuid>,
+    version: i32,
+    /// How many of the circle's tasks are in hand.
+    in_hand: i64,
+}
+
+/// A task that weighs on an agent who leaves.
+#[derive(FromQueryResult)]
+struct Held {
+    id: Uuid,
+    title: String,
+    status: task::TaskStatus,
+    version: i32,
+}
+
+/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new, and
+/// with the agent it left, if there was one.
+pub(crate) fn assigned(
+    circle: &circle::Model,
+    (id, title, version): (Uuid, &str, i32),
+    from: Option<task::TaskStatus>,
+    (agent, score): (Uuid, Option<f64>),
+    left: Option<Uuid>,
+) -> NewEvent {
+    let mut payload = json!({
+        "title": title,
+        "fromStatus": from.map(|status| status.to_value()),
+        "toStatus": task::TaskStatus::Assigned.to_value(),
+        "assigneeId": Kind::Agent.id(agent),
+        "routingScore": score,
+        "version": version,
+    });
+    if let Some(left) = left {
+        payload["fromAssigneeId"] = json!(Kind::Agent.id(left));
+    }
+    about(circle, NewEvent::new("task.assigned", id, payload)).agent(agent)
+}
+
+/// Tells of a task that was taken from an agent and waits again.
+pub(crate) fn unassigned(
+    circle: &circle::Model,
+    (id, title, version): (Uuid, &str, i32),
+    (from, agent): (task::TaskStatus, Option<Uuid>),
+    note: Option<&str>,
+) -> NewEvent {
+    let payload = json!({
+        "title": title,
+        "fromStatus": from.to_value(),
+        "toStatus": task::TaskStatus::Pending.to_value(),
+        "assigneeId": null,
+        "routingScore": null,
+        "note": note,
+        "version": version,
+    });
+    about(circle, NewEvent::new("task.unassigned", id, payload)).agent(agent)
+}
+
+/// A fact about something in a circle: whoever reads the circle is told.
+pub(crate) fn about(circle: &circle::Model, fact: NewEvent) -> NewEvent {
+    fact.owner(circle.owner_id)
+        .circle(circle.id)
+        .project(circle.project_id)
+}
+
+/// How many tasks of an agent whose row is at hand weigh on it.
+fn load() -> SelectStatement {
+    let own = Expr::col(task::Column::AssigneeId.as_column_ref())
+        .equals(agent::Column::Id.as_column_ref());
+    Query::select()
+        .expr(Expr::col(task::Column::Id.as_column_ref()).count())
+        .from(task::Entity)
+        .and_where(own)
+        .and_where(task::Column::Status.is_in(LOADING))
+        .take()
+}
+
+impl Change<'_> {
+    /// Routes the circle's PENDING tasks, the most pressing first, as long as there is room for more in hand; nothing
+    /// when the circle is not RUNNING or does not route. To be called last, with the circle locked and as it is from now
+    /// on: what it writes follows from what was written before. Takes at most three statements, however many tasks wait.
+    pub(crate) async fn route_pending(&mut self, circle: &circle::Model) -> Result<(), Error> {
+        if circle.status != circle::CircleStatus::Running || !circle.auto_route {
+            return Ok(());
+        }
+        let waiting = self.pending(circle).await?;
+        let Some(first) = waiting.first() else {
+            return Ok(());
+        };
+        let room = i64::from(circle.max_concurrent_tasks) - first.in_hand;
+        let room = usize::try_from(room).unwrap_or_default();
+        let mut team = self.team(circle.id).await?;
+        let mut routed = Vec::new();
+        for one in &waiting {
+            if routed.len() == room {
+                break;
+            }
+            let work = Work {
+                required: &one.required_competencies,
+                priority_rank: one.priority_rank,
+                reviewer: one.reviewer_id,
+            };
+            if let Some((agent, score)) = team.best(&work) {
+                team.weigh(agent, 1);
+                routed.push((one, agent, score));
+            }
+        }
+        if routed.is_empty() {
+            return Ok(());
+        }
+        self.give(routed.iter().map(|(task, agent, _)| (task.id, *agent)))
+            .await?;
+        for (task, agent, score) in routed {
+            let subject = (task.id, task.title.as_str(), task.version + 1);
+            let to = (agent, Some(score));
+            let from = Some(task::TaskStatus::Pending);
+            self.append(assigned(circle, subject, from, to, None));
+        }
+        Ok(())
+    }
+
+    /// Takes what an agent has in a circle from it, because it leaves: what it has not begun, and what is blocked or came
+    /// back from a review, waits again and is routed. Reviews stay where they are: a task that is submitted later gets
+    /// another reviewer when the one it has is no longer a member.
+    ///
+    /// To be called with the circle locked, after the membership was deactivated, so that nothing is routed back. When
+    /// the agent is refused leave (`IN_USE`, while it has work in progress or in review), the change can only be dropped.
+    pub(crate) async fn release_tasks(
+        &mut self,
+        circle: &circle::Model,
+        agent: Uuid,
+    ) -> Result<Result<(), UserError>, Error> {
+        use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
+        let held = task::Entity::find()
+            .select_only()
+            .columns([
+                task::Column::Id,
+                task::Column::Title,
+                task::Column::Status,
+                task::Column::Version,
+            ])
+            .filter(task::Column::CircleId.eq(circle.id))
+            .filter(task::Column::AssigneeId.eq(agent))
+            .filter(task::Column::Status.is_in([
+                Assigned,
+                Blocked,
+                ChangesRequested,
+                InProgress,
+                InReview,
+            ]))
+            .order_by_asc(task::Column::Id)
+            .into_model::<Held>()
+            .all(&self.transaction)
+            .await?;
+        if held
+            .iter()
+            .any(|task| matches!(task.status, InProgress | InReview))
+        {
+            let message = "The agent has work in progress or in review in this circle.";
+            return Ok(Err(UserError::general(UserErrorCode::InUse, message)));
+        }
+        if !held.is_empty() {
+            task::Entity::update_many()
+                .col_expr(
+                    task::Column::Status,
+                    Expr::value(task::TaskStatus::Pending.to_value()),
+                )
+                .col_expr(task::Column::AssigneeId, Expr::value(None::<Uuid>))
+                .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
+                .col_expr(
+                    task::Column::Version,
+                    Expr::col(task::Column::Version).add(1),
+                )
+                .col_expr(task::Column::UpdatedAt, Expr::value(self.now))
+                .filter(task::Column::CircleId.eq(circle.id))
+                .filter(task::Column::AssigneeId.eq(agent))
+                .filter(task::Column::Status.is_in([Assigned, Blocked, ChangesRequested]))
+                .exec(&self.transaction)
+                .await?;
+            for task in &held {
+                let subject = (task.id, task.title.as_str(), task.version + 1);
+                let from = (task.status, Some(agent));
+                self.append(unassigned(circle, subject, from, None));
+            }
+            self.route_pending(circle).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// The member who fits a task best, and how well. The task itself weighs on nobody.
+    pub(crate) async fn fitting(
+        &self,
+        task: &task::Model,
+    ) -> Result<Option<(Uuid, Option<f64>)>, Error> {
+        let mut team = self.team(task.circle_id).await?;
+        if let Some(agent) = task.assignee_id.filter(|_| LOADING.contains(&task.status)) {
+            team.weigh(agent, -1);
+        }
+        let work = Work {
+            required: &task.required_competencies,
+            priority_rank: task.priority_rank,
+            reviewer: task.reviewer_id,
+        };
+        let best = team.best(&work);
+        Ok(best.map(|(agent, score)| (agent, Some(score))))
+    }
+
+    /// The members of a circle who may get work, with what weighs on them everywhere.
+    pub(crate) async fn team(&self, circle: Uuid) -> Result<Team, Error> {
+        use {agent::Column as Of, member::Column as In};
+        let agents = member::Entity::belongs_to(agent::Entity)
+            .from(In::AgentId)
+            .to(Of::Id);
+        let rows = member::Entity::find()
+            .select_only()
+            .column_as(In::Id, "member")
+            .column_as(In::AgentId, "agent")
+            .columns([In::JoinedAt, In::Role])
+            .column_as(In::Competencies, "member_competencies")
+            .column_as(Of::Competencies, "agent_competencies")
+            .column_as(In::ReviewTypes, "member_review_types")
+            .column_as(Of::ReviewTypes, "agent_review_types")
+            .columns([Of::CompetencyScores, Of::ReviewsTotal, Of::ReviewsApproved])
+            .expr_as(Expr::from(load()), "load")
+            .join(JoinType::InnerJoin, agents.into())
+            .filter(In::CircleId.eq(circle))
+            .filter(In::IsActive.eq(true))
+            .filter(Of::Status.ne(agent::AgentStatus::Offline))
+            .into_model::<Row>()
+            .all(&self.transaction)
+            .await?;
+        Ok(Team::new(rows))
+    }
+
+    /// The tasks that wait, the most pressing first; none when there is no room for any.
+    async fn pending(&self, circle: &circle::Model) -> Result<Vec<Pending>, Error> {
+        use task::Column::{
+            CircleId, Id, PriorityRank, RequiredCompetencies, ReviewerId, Status, Title, Version,
+        };
+        let in_hand = task::Entity::find()
+            .select_only()
+            .expr(Expr::col(Id).count())
+            .filter(CircleId.eq(circle.id))
+            .filter(Status.is_in(IN_HAND))
+            .into_query();
+        Ok(task::Entity::find()
+            .select_only()
+            .columns([Id, Title, RequiredCompetencies, PriorityRank, ReviewerId])
+            .column(Version)
+            .expr_as(Expr::from(in_hand.clone()), "in_hand")
+            .filter(CircleId.eq(circle.id))
+            .filter(Status.eq(task::TaskStatus::Pending))
+            .filter(Expr::from(in_hand).lt(circle.max_concurrent_tasks))
+            .order_by_asc(PriorityRank)
+            .order_by_asc(Id)
+            .limit(MOST_LOOKED_AT)
+            .into_model::<Pending>()
+            .all(&self.transaction)
+            .await?)
+    }
+
+    /// Gives PENDING tasks to agents, in one statement.
+    async fn give(&self, tasks: impl Iterator<Item = (Uuid, Uuid)>) -> Result<(), Error> {
+        let mut ids = Vec::new();
+        let mut to = CaseStatement::new();
+        for (task, agent) in tasks {
+            ids.push(task);
+            to = to.case(task::Column::Id.eq(task), Expr::val(agent));
+        }
+        let backend = self.transaction.get_database_backend();
+        let given = task::Entity::update_many()
+            .col_expr(
+                task::Column::Status,
+                Expr::value(task::TaskStatus::Assigned.to_value()),
+            )
+            .col_expr(task::Column::AssigneeId, to.into())
+            .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
+            .col_expr(
+                task::Column::Version,
+                Expr::col(task::Column::Version).add(1),
+            )
+            .col_expr(task::Column::UpdatedAt, Expr::value(self.now))
+            .filter(is_among(backend, task::Column::Id.as_column_ref(), &ids))
+            .filter(task::Column::Status.eq(task::TaskStatus::Pending))
+            .exec(&self.transaction)
+            .await?;
+        if given.rows_affected == ids.len() as u64 {
+            Ok(())
+        } else {
+            Err(Error::conflict())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLES: [member::MemberRole; 5] = [
+        member::MemberRole::Lead,
+        member::MemberRole::Member,
+        member::MemberRole::Specialist,
+        member::MemberRole::Reviewer,
+        member::MemberRole::Observer,
+    ];
+
+    fn list(words: &[&str]) -> List {
+        List(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    fn row(n: u128) -> Row {
+        Row {
+            member: Uuid::from_u128(n),
+            agent: Uuid::from_u128(1_000 + n),
+            joined_at: DateTime::UNIX_EPOCH,
+            role: member::MemberRole::Member,
+            member_competencies: List::default(),
+            agent_competencies: List::default(),
+            member_review_types: List::default(),
+            agent_review_types: List::default(),
+            competency_scores: json!({}),
+            reviews_total: 0,
+            reviews_approved: 0,
+            load: 0,
+        }
+    }
+
+    fn score(row: Row, required: &[&str], priority_rank: i32) -> Option<f64> {
+        let work = Work {
+            required: &list(required),
+            priority_rank,
+            reviewer: None,
+        };
+        Candidate::from(row).score(&work)
+    }
+
+    #[test]
+    fn a_score_is_what_the_reference_says() {
+        let example = || Row {
+            agent_competencies: list(&["rust", "sql"]),
+            load: 1,
+            reviews_total: 2,
+            reviews_approved: 1,
+            ..row(1)
+        };
+        assert_eq!(score(example(), &["rust", "sql"], 5), Some(0.7375));
+        assert_eq!(
+            score(example(), &[], 5),
+            Some(0.7375),
+            "nothing is asked for"
+        );
+        // (0.5 · 0.5 · 0.5 + 0.24 + 0.10) · 1.25
+        assert_eq!(score(example(), &["rust", "design"], 5), Some(0.58125));
+        assert_eq!(score(example(), &["design"], 5), None);
+        for (rank, factor) in [(1, 1.45), (3, 1.35), (5, 1.25), (8, 1.1)] {
+            let expected = (0.59 * factor * 1e9_f64).round() / 1e9;
+            assert_eq!(score(example(), &["rust"], rank), Some(expected));
+        }
+        let measured = Row {
+            competency_scores: json!({ "Rust": 0.9 }),
+            ..example()
+        };
+        // s is the mean of 0.9 and 0.5.
+        assert_eq!(score(measured, &["rust", "sql"], 5), Some(0.8625));
+        let replaced = Row {
+            member_competencies: list(&["design"]),
+            ..example()
+        };
+        assert_eq!(score(replaced, &["rust"], 5), None);
+        let full = Row {
+            load: 7,
+            ..example()
+        };
+        assert_eq!(score(full, &[], 5), Some(0.4375), "no less than no time");
+        let takes = ROLES.map(|role| score(Row { role, ..row(1) }, &[], 5).is_some());
+        assert_eq!(takes, [true, true, true, false, false]);
+    }
+
+    /// Numbers that look random, the same every time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % sides
+        }
+
+        fn small(&mut self, sides: u64) -> i32 {
+            i32::try_from(self.roll(sides)).unwrap_or_default()
+        }
+
+        fn words(&mut self) -> List {
+            let all = ["rust", "sql", "design", "all", "code"];
+            let some = all.iter().filter(|_| self.roll(3) == 0);
+            List(some.map(|word| (*word).to_owned()).collect())
+        }
+
+        fn team(&mut self) -> Vec<Row> {
+            let size = self.roll(8);
+            let mut rows: Vec<_> = (0..size)
+                .map(|n| {
+                    let total = self.small(3);
+                    Row {
+                        role: ROLES[usize::try_from(self.roll(5)).unwrap_or_default()],
+                        joined_at: DateTime::UNIX_EPOCH
+                            + chrono::TimeDelta::days(self.small(3).into()),
+                        agent_competencies: self.words(),
+                        member_competencies: self.words(),
+                        agent_review_types: self.words(),
+                        reviews_total: total,
+                        reviews_approved: self.small(3).clamp(0, total),
+                        load: i64::from(self.small(3) * 3),
+                        ..row(u128::from(n))
+                    }
+                })
+                .collect();
+            for n in 1..rows.len() {
+                let other = self.roll(n as u64 + 1);
+                rows.swap(n, usize::try_from(other).unwrap_or_default());
+            }
+            rows
+        }
+    }
+
+    fn copy(rows: &[Row]) -> Vec<(Uuid, DateTime<Utc>, Uuid, Candidate)> {
+        let all = rows.iter().cloned();
+        all.map(|row| (row.agent, row.joined_at, row.member, row.into()))
+            .collect()
+    }
+
+    #[test]
+    fn the_highest_score_wins_and_of_equals_the_one_who_joined_first() {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let mut ties = 0;
+        for _ in 0..5_000 {
+            let rows = dice.team();
+            let required = dice.words();
+            let reviewer = Some(Uuid::from_u128(1_000 + u128::from(dice.roll(8))));
+            let work = Work {
+                required: &required,
+                priority_rank: 5,
+                reviewer,
+            };
+            let all = copy(&rows);
+            let best = Team::new(rows).best(&work);
+            let scored: Vec<_> = all
+                .iter()
+                .filter_map(|(agent, joined, member, one)| {
+                    Some((*agent, *joined, *member, one.score(&work)?))
+                })
+                .collect();
+            let Some((agent, score)) = best else {
+                assert!(scored.is_empty());
+                continue;
+            };
+            assert_ne!(Some(agent), reviewer);
+            let winner = scored.iter().find(|one| one.0 == agent);
+            let winner = winner.expect("is one of them");
+            for other in scored.iter().filter(|other| other.0 != agent) {
+                assert!(other.3 <= score);
+                if other.3.total_cmp(&score).is_eq() {
+                    ties += 1;
+                    assert!((winner.1, winner.2) < (other.1, other.2));
+                }
+            }
+        }
+        assert!(ties > 100, "{ties} ties try nothing");
+    }
+
+    #[test]
+    fn the_reviewer_is_another_who_reviews_this_and_has_most_time() {
+        let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+        let mut found = 0;
+        for _ in 0..5_000 {
+            let rows = dice.team();
+            let all = copy(&rows);
+            let assignee = Some(Uuid::from_u128(1_000 + u128::from(dice.roll(8))));
+            let reviewer = Team::new(rows).reviewer(task::ReviewType::Code, assignee);
+            let able: Vec<_> = all
+                .iter()
+                .filter(|(agent, _, _, one)| {
+                    let List(types) = &one.review_types;
+                    Some(*agent) != assignee
+                        && (types.contains(&"all".to_owned()) || types.contains(&"code".to_owned()))
+                })
+                .collect();
+            let Some(reviewer) = reviewer else {
+                assert!(able.is_empty());
+                continue;
+            };
+            found += 1;
+            let one = able.iter().find(|one| one.0 == reviewer);
+            let one = one.expect("is one of them");
+            for other in &able {
+                let (mine, theirs) = (one.3.load.clamp(0, 5), other.3.load.clamp(0, 5));
+                assert!((mine, one.1, one.2) <= (theirs, other.1, other.2));
+            }
+        }
+        assert!(found > 500);
+    }
+}
