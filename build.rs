@@ -1,11 +1,11 @@
-//! Builds the playground's front end (`web/`) where Node can, and hands its files to `src/playground.rs`.
+//! Builds the playground's front end (`web/`) if Node is installed, and embeds its files for `src/playground.rs`.
 //!
-//! The server never fails to build for want of Node or of the npm registry: it is then built without the playground,
-//! which is said here and in the place where it would be.
+//! The build of the server does not fail without Node or the npm registry: the server is then built without the
+//! playground. A warning of the build and the page of the playground say so.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "a build script is told everything by its environment"
+    reason = "a build script gets its input from environment variables"
 )]
 
 use std::env;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// What the front end is made from.
+/// Sources of the front end.
 const SOURCES: [&str; 5] = [
     "index.html",
     "package-lock.json",
@@ -26,7 +26,7 @@ const SOURCES: [&str; 5] = [
     "vite.config.js",
 ];
 
-/// What a compressed copy has behind its name.
+/// Suffix of a compressed copy.
 const PACKED: &str = ".gz";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed=web/{source}");
     }
 
-    // An editor's check and a build by hand may come here at once; npm must not.
+    // A build in an editor and one on the command line may run at the same time; npm must not.
     let lock = File::open(web.join("package.json"))?;
     lock.lock()?;
     let sources = SOURCES.iter().filter_map(|name| modified(&web.join(name)));
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         && let Err(reason) = build(&web)
     {
         println!("cargo::warning=The playground could not be built: {reason}");
-        // Once it is built by hand, the next build takes it in.
+        // Rebuild the crate after a manual build of the front end.
         fs::create_dir_all(&dist)?;
         println!("cargo::rerun-if-changed=web/dist");
     }
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// When a file, or anything in a folder, was last changed.
+/// The latest modification time of a file, or of any file in a folder.
 fn modified(path: &Path) -> Option<SystemTime> {
     if path.is_dir() {
         let entries = fs::read_dir(path).ok()?;
@@ -83,10 +83,11 @@ fn npm(web: &Path, args: &[&str]) -> Result<(), String> {
     let said = String::from_utf8_lossy(&output.stderr);
     let cause = said.lines().skip_while(|line| !line.contains("rror"));
     let cause = cause.take(2).collect::<Vec<_>>().join(" ");
-    Err(format!("`npm {}` in web/ says: {cause}", args.join(" ")))
+    Err(format!("`npm {}` in web/ failed: {cause}", args.join(" ")))
 }
 
-/// Copies the built files to where the compiler finds them whatever becomes of `dist`, and writes their table.
+/// Copies the built files to `OUT_DIR`, so that the crate does not depend on `dist` at compile time, and writes their
+/// table.
 fn embed(dist: &Path, out: &Path) -> io::Result<()> {
     let copy = out.join("playground");
     if copy.exists() {

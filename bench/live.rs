@@ -1,15 +1,16 @@
-//! Load for live events: see `bench/live.sh`.
+//! Load generator for live events; run by `bench/live.sh`.
 //!
-//! `live fanout URL TOKEN PID SUBSCRIBERS SILENT CIRCLES`: subscribers listen to everything, some without ever reading;
-//! then circles of 100 members each are made, 101 events each.
-//! `live steady URL TOKEN SUBSCRIBERS RATE SECONDS`: subscribers listen while projects are renamed so often a second.
-//! `live abort URL TOKEN PID CONNECTS`: connections are broken off at each stage of the handshake.
-//! `live storm URL TOKEN SECONDS`: projects are renamed as fast as the server lets; prints each name that was acknowledged.
+//! - `live fanout URL TOKEN PID SUBSCRIBERS SILENT CIRCLES`: subscribers receive every event; SILENT of them do not
+//!   read. Meanwhile, circles of 100 members each are created: 101 events per circle.
+//! - `live steady URL TOKEN SUBSCRIBERS RATE SECONDS`: subscribers receive every event while projects are renamed RATE
+//!   times a second.
+//! - `live abort URL TOKEN PID CONNECTS`: connections are reset at each stage of the handshake.
+//! - `live storm URL TOKEN SECONDS`: projects are renamed as fast as the server allows; prints each acknowledged name.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "this is a program that measures: it prints, and it asks the clock"
+    reason = "a benchmark prints its results and reads the clock"
 )]
 
 use std::env;
@@ -33,10 +34,10 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 /// Members of each circle.
 const MEMBERS: usize = 100;
 
-/// The delay of one event in so many is measured.
+/// One in this many events is sampled for its delay.
 const SAMPLE: u64 = 64;
 
-/// Requests that change something at the same time.
+/// Number of concurrent mutations.
 const WRITERS: u64 = 16;
 
 const PUBLISHED: &str = "gathering_events_published_total";
@@ -47,7 +48,7 @@ struct Api {
     client: Client,
     url: String,
     token: String,
-    /// What subscribers want to know of an event, beside when it was.
+    /// Fields that subscribers select on an event, in addition to `cursor` and `occurredAt`.
     fields: String,
 }
 
@@ -61,7 +62,7 @@ impl Api {
         Some(answer["data"].clone())
     }
 
-    /// A number of `/metrics`.
+    /// The value of a metric in `/metrics`.
     async fn metric(&self, name: &str) -> f64 {
         let response = self.client.get(format!("{}/metrics", self.url)).send();
         let text = response.await.expect("an answer").text().await;
@@ -71,14 +72,15 @@ impl Api {
         number.trim().parse().expect("a number")
     }
 
-    /// Waits until so many events were handed out since the start of the server.
+    /// Waits until the server has published this many events since its start.
     async fn handed_out(&self, events: f64) {
         while self.metric(PUBLISHED).await < events {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Has subscribers listen until each has heard so many events; the first do not read until all is done.
+    /// Subscribes with `subscribers` connections, each of which receives `events` events. The first `silent` of them do
+    /// not read until `done` is set.
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     async fn listen(
         &self,
@@ -154,7 +156,7 @@ async fn send(socket: &mut WebSocketStream<TcpStream>, message: &Value) {
     sent.expect("is sent");
 }
 
-/// The memory of a process that is in use, in MiB.
+/// The resident memory of a process, in MiB.
 fn memory(pid: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -165,7 +167,7 @@ fn memory(pid: &str) -> u64 {
         / 1024
 }
 
-/// The value below which so many hundredths of the values are.
+/// The given percentile of sorted values.
 fn percentile(sorted: &[f64], percent: usize) -> f64 {
     sorted[(sorted.len() - 1) * percent / 100]
 }
@@ -180,7 +182,7 @@ fn print_delays(mut delays: Vec<f64>) {
     );
 }
 
-/// Makes circles, and answers how long that took.
+/// Creates circles and returns the elapsed time.
 async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
     let query =
         "{ agents(first: 100, orderBy: { field: CREATED_AT, direction: ASC }) { nodes { id } } }";
@@ -227,16 +229,16 @@ async fn publish(api: &Api, run: &str, circles: u64) -> Duration {
     began.elapsed()
 }
 
-/// What a subscriber has heard.
+/// The result of one subscriber.
 struct Heard {
     count: u64,
-    /// The code with which the connection was closed before all was heard.
+    /// The close code, if the connection was closed before all events arrived.
     closed: Option<u16>,
-    /// Milliseconds from the change to its arrival, of one event in so many.
+    /// Milliseconds from the change to its arrival, of the sampled events.
     delays: Vec<f64>,
 }
 
-/// Listens until so many events are heard, or the server ends it.
+/// Receives until `events` events have arrived or the server closes the connection.
 async fn hear(socket: &mut WebSocketStream<TcpStream>, events: u64, sample: Option<u64>) -> Heard {
     let mut heard = Heard {
         count: 0,
@@ -278,7 +280,7 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
     let before = api.metric(PUBLISHED).await;
     let alone = publish(&api, "alone", circles).await;
     let rate = |took: Duration| events as f64 / took.as_secs_f64();
-    println!("published, nobody there: {:>8.0} events/s", rate(alone));
+    println!("published, no listeners: {:>8.0} events/s", rate(alone));
 
     api.handed_out(before + events as f64).await;
     let done = Arc::new(AtomicBool::new(false));
@@ -296,7 +298,7 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
     let began = Instant::now();
     let took = publish(&api, "together", circles).await;
     println!(
-        "published, all there:    {:>8.0} events/s ({:.2} of alone)",
+        "published, all listen:   {:>8.0} events/s ({:.2} of the rate without listeners)",
         rate(took),
         alone.as_secs_f64() / took.as_secs_f64()
     );
@@ -322,7 +324,7 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
                 subscribers - silent
             );
             println!(
-                "memory, at most:         {:>8} MiB",
+                "memory, peak:            {:>8} MiB",
                 peak.load(Ordering::Relaxed)
             );
             done.store(true, Ordering::Relaxed);
@@ -330,13 +332,13 @@ async fn fanout(api: Api, pid: String, subscribers: u64, silent: u64, circles: u
     }
     sampling.abort();
     print_delays(delays);
-    println!("those who did not read (events received afterwards, close code): {told:?}");
+    println!("silent subscribers (events received afterwards, close code): {told:?}");
     while api.metric(SUBSCRIBERS).await > 0.0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let published = api.metric(PUBLISHED).await - before;
     println!(
-        "events handed out:       {published:>8.0} of {}",
+        "events published:        {published:>8.0} of {}",
         2 * events
     );
     println!("memory after:            {:>8} MiB", memory(&pid));
@@ -353,7 +355,7 @@ async fn steady(api: Api, subscribers: u64, rate: u64, seconds: u64) {
         let made = create_project(&api, &format!("steady {writer}")).await;
         projects.push(made.expect("an answer"));
     }
-    // What was there before is told before, and none of what is measured.
+    // Wait for the earlier events, so that only the measured ones reach the subscribers.
     api.handed_out(WRITERS as f64).await;
     let done = Arc::default();
     let listeners = api.listen(subscribers, 0, WRITERS * changes, &done).await;
@@ -386,7 +388,9 @@ async fn steady(api: Api, subscribers: u64, rate: u64, seconds: u64) {
         .iter()
         .filter(|heard| heard.count == WRITERS * changes)
         .count();
-    println!("changes:                 {rate:>8.0} a second, heard by {complete} of {subscribers}");
+    println!(
+        "changes:                 {rate:>8.0} a second, received completely by {complete} of {subscribers}"
+    );
     print_delays(heard.into_iter().flat_map(|heard| heard.delays).collect());
 }
 
@@ -413,7 +417,7 @@ async fn abort(api: Api, pid: String, connects: u64) {
         let api = api.clone();
         at_once.spawn(async move {
             let break_off = |stream: &TcpStream| {
-                // A reset, as of a machine that went away.
+                // Close with a TCP reset, like a crashed client.
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
             };
             match n % STAGES {
@@ -437,7 +441,7 @@ async fn abort(api: Api, pid: String, connects: u64) {
                         send(&mut socket, &message).await;
                     }
                     if stage >= 6 {
-                        // The beginning of a frame.
+                        // An incomplete frame.
                         let _ = socket.get_mut().write_all(&[0x81, 0xfe, 0x10]).await;
                     }
                     break_off(socket.get_ref());
@@ -456,12 +460,12 @@ async fn abort(api: Api, pid: String, connects: u64) {
     let began = Instant::now();
     for name in names {
         while api.metric(name).await > 0.0 {
-            assert!(began.elapsed() < Duration::from_mins(1), "{name} is left");
+            assert!(began.elapsed() < Duration::from_mins(1), "{name} is not 0");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
     println!(
-        "{connects} connections broken off; nothing left after {:.1} s",
+        "{connects} connections aborted; all closed after {:.1} s",
         began.elapsed().as_secs_f64()
     );
     println!("memory after:  {:>6} MiB", memory(&pid));
@@ -517,6 +521,6 @@ async fn main() {
         "steady" => steady(api, number(3), number(4), number(5)).await,
         "abort" => abort(api, arguments[3].clone(), number(4)).await,
         "storm" => storm(api, number(3)).await,
-        other => panic!("no such load: {other}"),
+        other => panic!("unknown load: {other}"),
     }
 }

@@ -1,8 +1,8 @@
-//! The configuration: the only place that reads the environment, and the one list of what can be set.
+//! The configuration: the only module that reads the environment, and the single list of settings.
 //!
 //! A value comes from its default, the TOML file, a well-known variable such as `DATABASE_URL`, or
-//! `GATHERING__SECTION__KEY`; the later one wins. What the program does not know it refuses: a typing error must
-//! not turn into a default.
+//! `GATHERING__SECTION__KEY`; a later source overrides an earlier one. Unknown keys are errors, so that a typing error
+//! does not silently leave the default.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,14 +17,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::StartError;
 
-/// Variables with a name of their own, and the keys that they set.
+/// Variables with names outside the scheme `GATHERING__SECTION__KEY`, and the keys that they set.
 const ALIASES: [(&str, &str); 3] = [
     ("DATABASE_URL", "database.url"),
     ("REDIS_URL", "redis.url"),
     ("GATHERING_DEMO_PASSWORD", "demo.password"),
 ];
 
-/// One key while it is read, checked or shown.
+/// A key while it is read, checked or shown.
 struct Key<'a> {
     section: &'static str,
     name: &'static str,
@@ -33,7 +33,7 @@ struct Key<'a> {
     bounds: Option<[Box<dyn Setting>; 2]>,
 }
 
-/// Declares sections and keys once: types, documentation, defaults and bounds.
+/// Declares each section and key once, with type, documentation, default and bounds.
 macro_rules! settings {
     ($(
         $(#[doc = $about:literal])*
@@ -41,7 +41,7 @@ macro_rules! settings {
             $( $(#[doc = $doc:literal])* $key:ident: $type:ty = $default:expr $(, from $low:expr, to $high:expr)?; )*
         }
     )*) => {
-        /// Everything that can be set, by section.
+        /// All settings, by section.
         #[derive(Clone, Debug, Default)]
         pub struct Config {
             $( $(#[doc = $about])* pub $section: $Section, )*
@@ -81,163 +81,168 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The HTTP side.
+    /// The HTTP server.
     server: Server {
         /// Address and port to listen on; port 0 picks a free one.
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8000));
-        /// Longest request body, in bytes.
+        /// Maximum size of a request body, in bytes.
         body_limit: usize = 1 << 20, from 1 << 10, to 64 << 20;
-        /// Most connections open at once; further ones wait. The default fits under the usual limit of 1024 open files.
+        /// Maximum number of open connections; further ones wait. The default fits the usual limit of 1024 open files.
         max_connections: usize = 900, from 1, to 100_000;
-        /// Longest wait for the header of a request, and so the longest rest of an idle connection.
+        /// Maximum time to receive the header of a request; therefore also the idle timeout of a connection.
         header_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
-        /// Longest wait for the body of a request.
+        /// Maximum time to receive the body of a request.
         body_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
-        /// Longest wait for a client to take what it was sent.
+        /// Maximum time for a client to receive the data sent to it.
         write_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
-        /// After SIGTERM, how long new requests are still served while `/health/ready` already answers 503.
+        /// After SIGTERM, how long new requests are still served while `/health/ready` answers 503.
         grace: Duration = seconds(5), from seconds(0), to seconds(600);
-        /// After the grace period, the longest wait for requests in flight.
+        /// After the grace period, maximum time for running requests to finish.
         drain: Duration = seconds(20), from seconds(0), to seconds(600);
-        /// Proxies in front of the server, as networks such as `10.0.0.0/8`, separated by commas: their word on where a request comes from, in `Forwarded` or `X-Forwarded-For`, is taken.
+        /// Trusted proxies in front of the server, as networks such as `10.0.0.0/8`, separated by commas. The client's
+        /// address is read from their headers `Forwarded` and `X-Forwarded-For`.
         trusted_proxies: Networks = Networks(Vec::new());
-        /// Web sites whose scripts may call this server (CORS), separated by commas, such as `https://app.example.com`; `*` is every site.
+        /// Origins allowed to call this server (CORS), separated by commas, such as `https://app.example.com`; `*`
+        /// allows all.
         cors_origins: Origins = Origins(Vec::new());
-        /// Whether a browser that opens `/graphql` gets the playground.
+        /// Whether the playground is served to browsers at `/graphql`.
         playground: bool = true;
     }
 
-    /// The database and the one pool of connections to it.
+    /// The database and its connection pool.
     database: Database {
         /// `sqlite://path` or `postgres://user:password@host/database`; empty means `gathering.db` in the data directory.
         url: DatabaseUrl = DatabaseUrl(String::new());
-        /// Connections that are kept open.
+        /// Minimum number of open connections.
         min_connections: u32 = 4, from 0, to 1000;
-        /// Most connections open at once.
+        /// Maximum number of open connections.
         max_connections: u32 = 20, from 1, to 1000;
-        /// Longest wait for a connection; a request that waits longer is answered `UNAVAILABLE`.
+        /// Maximum wait for a connection of the pool; after that, a request fails with `UNAVAILABLE`.
         acquire_timeout: Duration = seconds(3), from Duration::from_millis(10), to seconds(60);
-        /// Longest run of one statement (PostgreSQL).
+        /// Maximum execution time of one statement (PostgreSQL).
         statement_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
-        /// A connection that has rested for longer is tested before it is used.
+        /// Idle time after which a connection is tested before use.
         ping_after: Duration = seconds(30), from seconds(0), to seconds(600);
     }
 
     /// Live events.
     events: Events {
-        /// How many of the latest events are kept in memory; who listens and is further behind is served from the database.
+        /// Number of recent events kept in memory; subscribers that are further behind are served from the database.
         history: usize = 1_000, from 64, to 1_000_000;
-        /// How long an event counts as a duplicate of the latest one of its subject, if it says the same; 0s lets all pass.
+        /// Time within which an event is dropped if it equals the latest event of its subject; 0s disables this.
         window: Duration = seconds(1), from seconds(0), to seconds(60);
-        /// How often the database is asked for new events without being told of any.
+        /// Interval at which the database is polled for new events, in addition to notifications.
         poll: Duration = seconds(1), from Duration::from_millis(10), to hours(1);
-        /// Most events that the server's own handlers handle at once.
+        /// Maximum number of events that the server's internal handlers process at the same time.
         handlers: usize = 100, from 1, to 10_000;
-        /// How long events are kept, and subscriptions can be resumed.
+        /// How long events are kept, and therefore how long a subscription can be resumed.
         retention: Duration = hours(30 * 24), from hours(1), to hours(3650 * 24);
     }
 
-    /// What several instances share beside the database.
+    /// State shared by several instances, in addition to the database.
     redis: Redis {
-        /// `redis://host` or `rediss://user:password@host`; empty when there is one instance.
+        /// `redis://host` or `rediss://user:password@host`; leave empty for a single instance.
         url: Secret = Secret(String::new());
     }
 
-    /// How often root fields may be asked for; read again on SIGHUP.
+    /// Rate limits of root fields; reloaded on SIGHUP.
     limits: Limits {
-        /// Sign-ins and registrations a minute, for an address and for an account.
+        /// Sign-ins and registrations per minute, per address and per account.
         auth: u32 = 5, from 1, to 1_000_000;
-        /// Changes a minute, for each field.
+        /// Mutations per minute, per field.
         write: u32 = 30, from 1, to 1_000_000;
-        /// Queries a minute, for each field.
+        /// Queries per minute, per field.
         read: u32 = 120, from 1, to 1_000_000;
-        /// Health questions a minute, for each field; and requests a minute from an address, whatever they ask.
+        /// Health queries per minute, per field; also the requests of any kind per minute, per address.
         health: u32 = 300, from 1, to 1_000_000;
-        /// Whether each `field` has a bucket of its own, or each `tier`.
+        /// Whether the limits apply per root field (`field`) or to all fields of a tier together (`tier`).
         scope: Scope = Scope::Field;
-        /// Whether what is too much is refused (`enforce`), or only counted (`observe`), or not even that (`off`).
+        /// Whether requests above a limit are refused (`enforce`) or only counted (`observe`); `off` counts nothing.
         mode: Mode = Mode::Enforce;
-        /// Most buckets kept in memory; read at start.
+        /// Maximum number of buckets kept in memory; read at start only.
         buckets: usize = 100_000, from 1_000, to 100_000_000;
     }
 
-    /// What one GraphQL operation may ask for.
+    /// Limits of one GraphQL operation.
     graphql: Graphql {
-        /// Longest document, in bytes.
+        /// Maximum size of a document, in bytes.
         document_bytes: u64 = 32 << 10, from 1 << 10, to 1 << 20;
-        /// Most tokens in a document.
+        /// Maximum number of tokens in a document.
         tokens: u64 = 4_000, from 100, to 100_000;
-        /// Most root fields in an operation, with fragments expanded.
+        /// Maximum number of root fields in an operation, with fragments expanded.
         root_fields: u64 = 20, from 1, to 1_000;
-        /// Most aliased fields in an operation, with fragments expanded.
+        /// Maximum number of aliased fields in an operation, with fragments expanded.
         aliases: u64 = 100, from 1, to 10_000;
-        /// Deepest nesting of fields; the standard introspection query needs 15.
+        /// Maximum nesting depth of fields; the standard introspection query needs 15.
         depth: u64 = 16, from 1, to 100;
-        /// Highest complexity: a field costs 1 plus its selection, a list multiplies its selection by its size.
+        /// Maximum complexity: a field costs 1 plus its selection; a list multiplies its selection by its size.
         complexity: u64 = 20_000, from 100, to 10_000_000;
         /// Maximum text in a response, in bytes. Text fields beyond the limit fail.
         text_bytes: u64 = 16 << 20, from 64 << 10, to 1 << 30;
-        /// Longest execution of a query or mutation.
+        /// Maximum execution time of a query or mutation.
         timeout: Duration = seconds(15), from Duration::from_millis(10), to seconds(600);
-        /// Most operations in one batched request; 0 refuses batches.
+        /// Maximum number of operations in a batch; 0 disables batches.
         batch: usize = 0, from 0, to 10;
         /// Capacity of the document cache and of the plan cache. A document takes one slot, plus one for each KiB of its text.
         parsed_documents: u64 = 1_000, from 1, to 100_000;
-        /// Most automatic persisted queries kept in memory; 0 turns them off.
+        /// Maximum number of automatic persisted queries kept in memory; 0 disables them.
         persisted_queries: u64 = 1_000, from 0, to 100_000;
-        /// Whether clients may read the schema.
+        /// Whether introspection is allowed.
         introspection: bool = true;
-        /// Who gets `extensions.usage` with the header `X-Gathering-Usage: 1`.
+        /// Which callers may request `extensions.usage` with the header `X-Gathering-Usage: 1`.
         usage: Usage = Usage::Everyone;
-        /// Whether only the operations of the manifest may run; `audit` serves the others too, and logs them.
+        /// Whether only operations of the manifest may run (`enforce`); `audit` also runs the others and logs them.
         trusted_documents: TrustedDocuments = TrustedDocuments::Off;
         /// JSON file of the trusted documents: an object from id to document.
         manifest: PathBuf = PathBuf::new();
     }
 
-    /// What stays open: WebSocket connections, and streams of answers over HTTP.
+    /// Long-lived connections: WebSocket connections and response streams over HTTP.
     subscriptions: Subscriptions {
-        /// Most WebSocket connections and streams open at once. The default leaves room for requests within `server.max_connections`.
+        /// Maximum number of WebSocket connections and streams. The default leaves room for requests within
+        /// `server.max_connections`.
         connections: usize = 500, from 1, to 100_000;
-        /// Most of them from one address (IPv6: from one /64).
+        /// Maximum number of them from one address (IPv6: from one /64).
         connections_per_client: usize = 10, from 1, to 100_000;
-        /// Most operations under way at once on one WebSocket connection.
+        /// Maximum number of concurrent operations on one WebSocket connection.
         operations: usize = 20, from 1, to 1_000;
-        /// Longest message that a WebSocket client may send, in bytes.
+        /// Maximum size of a message from a WebSocket client, in bytes.
         message_bytes: usize = 64 << 10, from 1 << 10, to 64 << 20;
-        /// Longest wait for `connection_init` on a new WebSocket connection.
+        /// Maximum wait for `connection_init` on a new WebSocket connection.
         init_timeout: Duration = seconds(10), from Duration::from_millis(10), to seconds(600);
-        /// How long nothing is sent before a sign of life is. A WebSocket client that leaves two of them unanswered is cut off in place of the third.
+        /// Interval of keep-alives: pings on a WebSocket connection, or an idle time on a stream. A WebSocket client
+        /// that answers neither of two pings is disconnected when the third is due.
         keep_alive: Duration = seconds(20), from Duration::from_millis(10), to seconds(600);
     }
 
-    /// Accounts: who may sign in, and for how long.
+    /// Accounts, tokens and the audit log.
     auth: Auth {
-        /// Key that signs access tokens: at least 32 random bytes, such as from `openssl rand -base64 48`, the same on all instances. Empty means one that is made and kept in the data directory, which SQLite alone allows.
+        /// Key that signs access tokens: at least 32 random bytes, such as the output of `openssl rand -base64 48`, the
+        /// same on all instances. If empty, a key is generated and kept in the data directory (SQLite only).
         signing_key: Secret = Secret(String::new());
-        /// Further keys whose tokens are believed, separated by commas: the former one, or the next, while one takes over.
+        /// Further keys whose tokens are accepted, separated by commas: the previous or the next key during a rotation.
         verification_keys: Secret = Secret(String::new());
-        /// Who gives the tokens out (the claim `iss`).
+        /// The issuer of the tokens (the claim `iss`).
         issuer: String = "gathering".to_owned();
-        /// Whom the tokens are for (the claim `aud`).
+        /// The audience of the tokens (the claim `aud`).
         audience: String = "gathering".to_owned();
-        /// How long an access token is good.
+        /// Lifetime of an access token.
         access_lifetime: Duration = seconds(15 * 60), from seconds(1), to seconds(3600);
-        /// How long a session lasts without being refreshed.
+        /// Lifetime of a session that is not refreshed.
         refresh_lifetime: Duration = hours(30 * 24), from seconds(1), to hours(365 * 24);
-        /// Whether people may make accounts for themselves.
+        /// Whether users may register themselves.
         registration: bool = true;
-        /// Memory of one argon2id hash, in KiB; no less than OWASP asks for.
+        /// Memory of one argon2id hash, in KiB; at least the minimum that OWASP recommends.
         hash_memory: u32 = 19_456, from 19_456, to 1 << 20;
-        /// Passes of one argon2id hash over its memory; no fewer than OWASP asks for.
+        /// Passes of one argon2id hash over its memory; at least the minimum that OWASP recommends.
         hash_passes: u32 = 2, from 2, to 100;
-        /// Most passwords that are hashed at once; each takes its memory and a processor.
+        /// Maximum number of passwords hashed at the same time; each uses its memory and one processor.
         hash_parallel: usize = 2, from 1, to 256;
-        /// Most revocations of access tokens kept in memory; all are in the database.
+        /// Maximum number of revoked access tokens cached in memory; all are in the database.
         revoked_tokens: u64 = 10_000, from 1, to 10_000_000;
-        /// Most entries of the audit log that wait to be written.
+        /// Maximum number of audit log entries that wait to be written.
         audit_queue: usize = 10_000, from 100, to 1_000_000;
-        /// How long the audit log is kept.
+        /// How long entries of the audit log are kept.
         audit_retention: Duration = hours(365 * 24), from hours(1), to hours(3650 * 24);
     }
 
@@ -247,17 +252,17 @@ settings! {
         dir: PathBuf = PathBuf::new();
     }
 
-    /// The demo data of `seed` and `demo`.
+    /// The demo data of the commands `seed` and `demo`.
     demo: Demo {
         /// Password of the demo users, 8 to 128 characters.
         password: Secret = Secret("gathering-demo".to_owned());
     }
 
-    /// What is written to standard error.
+    /// The log on standard error.
     log: Log {
-        /// Which events are logged: `error`, `warn`, `info`, `debug`, or by module such as `info,gathering=debug`.
+        /// Logged levels: `error`, `warn`, `info`, `debug`, or by module such as `info,gathering=debug`.
         filter: String = "info,sea_orm_migration=warn,sqlx=warn".to_owned();
-        /// One event a line, for people or for programs.
+        /// One event per line: `text` for people, `json` for programs.
         format: LogFormat = LogFormat::Text;
     }
 }
@@ -270,19 +275,19 @@ const fn hours(n: u64) -> Duration {
     seconds(n * 3600)
 }
 
-/// A value that can be written as text; TOML values and environment variables share the notation.
+/// A value with a text notation, shared by the TOML file and environment variables.
 trait Setting {
-    /// What the value must be, to follow "must be".
+    /// Describes valid values, to follow "must be".
     fn expected(&self) -> String;
-    /// Takes the value from its text; false leaves the old one.
+    /// Parses and sets the value; returns false and keeps the old value if the text is invalid.
     fn take(&mut self, text: &str) -> bool;
-    /// The value for people to see.
+    /// The value for display, with secrets masked.
     fn show(&self) -> Value;
     /// The value for comparison with its bounds.
     fn magnitude(&self) -> u128 {
         0
     }
-    /// Whether a refused text must not be repeated.
+    /// Whether an invalid text must not appear in an error message.
     fn is_secret(&self) -> bool {
         false
     }
@@ -396,7 +401,7 @@ impl Setting for Duration {
     }
 }
 
-/// Declares an enum whose variants are written as words.
+/// Declares an enum with a word for each variant.
 macro_rules! choice {
     ($(#[doc = $about:literal])* $name:ident { $( $(#[doc = $doc:literal])* $variant:ident = $word:literal, )* }) => {
         $(#[doc = $about])*
@@ -424,45 +429,45 @@ macro_rules! choice {
 }
 
 choice! {
-    /// Who may ask what an operation cost.
+    /// Which callers may request the usage of an operation.
     Usage {
-        /// Everyone.
+        /// All callers.
         Everyone = "everyone",
         /// Administrators.
         Admin = "admin",
-        /// Nobody.
+        /// No caller.
         Off = "off",
     }
 }
 
 choice! {
-    /// What has a rate bucket of its own.
+    /// The scope of a rate limit bucket.
     Scope {
-        /// Each root field.
+        /// One bucket per root field.
         Field = "field",
-        /// Each tier.
+        /// One bucket per tier.
         Tier = "tier",
     }
 }
 
 choice! {
-    /// What becomes of requests that are too many.
+    /// The treatment of requests above a rate limit.
     Mode {
         /// They are refused.
         Enforce = "enforce",
-        /// They are counted and reported, and pass.
+        /// They are counted and reported, but allowed.
         Observe = "observe",
-        /// Nothing is counted.
+        /// Rate limits are off: nothing is counted.
         Off = "off",
     }
 }
 
 choice! {
-    /// How operations that are not in the manifest are treated.
+    /// The treatment of operations that are not in the manifest.
     TrustedDocuments {
-        /// There is no manifest.
+        /// No manifest is used.
         Off = "off",
-        /// They are served, and logged.
+        /// They run and are logged.
         Audit = "audit",
         /// They are refused.
         Enforce = "enforce",
@@ -470,16 +475,16 @@ choice! {
 }
 
 choice! {
-    /// How a log event is written.
+    /// The format of the log.
     LogFormat {
-        /// For people.
+        /// Text for people.
         Text = "text",
-        /// One JSON object a line.
+        /// One JSON object per line.
         Json = "json",
     }
 }
 
-/// Web sites, as browsers name them in `Origin`.
+/// Origins, as browsers send them in the header `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins(pub Vec<String>);
 
@@ -507,7 +512,7 @@ impl Setting for Origins {
     }
 }
 
-/// Networks, as addresses with the number of bits that count.
+/// IP networks in CIDR notation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Networks(pub Vec<IpNet>);
 
@@ -533,7 +538,7 @@ impl Setting for Networks {
     }
 }
 
-/// A text that is never shown.
+/// A text that is never displayed.
 #[derive(Clone)]
 pub struct Secret(String);
 
@@ -572,7 +577,7 @@ impl Setting for Secret {
     }
 }
 
-/// Where the database is. Shown and debugged without its password.
+/// The location of the database. Displayed without its password.
 #[derive(Clone)]
 pub struct DatabaseUrl(String);
 
@@ -591,7 +596,7 @@ impl DatabaseUrl {
         url::Url::parse(&self.0).ok()
     }
 
-    /// The SQLite database in a file.
+    /// The SQLite database in this file.
     pub fn sqlite(file: &Path) -> Self {
         // SQLx decodes percent signs and ends the path at a question mark.
         let path = file.display().to_string();
@@ -607,7 +612,8 @@ impl std::str::FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let url = Self(text.to_owned());
-        // A sign in the password that is not percent-encoded would cut the URL elsewhere and show a part of it.
+        // A special character in the password that is not percent-encoded would split the URL in another place and
+        // reveal a part of the password.
         let is_whole = |parsed: url::Url| {
             let rest = [Some(parsed.path()), parsed.query()];
             parsed.fragment().is_none() && !rest.iter().flatten().any(|part| part.contains('@'))
@@ -656,8 +662,8 @@ impl fmt::Debug for DatabaseUrl {
 
 impl Setting for DatabaseUrl {
     fn expected(&self) -> String {
-        "sqlite:// with the path of a file, or a URL such as postgres://user:password@host/database with signs like \
-         # and / in the password percent-encoded"
+        "sqlite:// with the path of a file, or a URL such as postgres://user:password@host/database with characters \
+         like # and / in the password percent-encoded"
             .to_owned()
     }
     fn take(&mut self, text: &str) -> bool {
@@ -672,14 +678,14 @@ impl Setting for DatabaseUrl {
 }
 
 impl Config {
-    /// Reads the file, `GATHERING_CONFIG` if none is named, and the environment, and checks every value.
+    /// Reads the TOML file (`GATHERING_CONFIG` if `file` is `None`) and the environment, and checks every value.
     ///
     /// # Errors
-    /// The file cannot be read, a key is unknown, or a value does not fit.
+    /// The file cannot be read, a key is unknown, or a value is invalid.
     pub fn load(file: Option<&Path>) -> Result<Self, StartError> {
         #[expect(
             clippy::disallowed_methods,
-            reason = "the environment is read here, once"
+            reason = "the environment is read only here"
         )]
         Self::read(file, std::env::vars_os())
     }
@@ -705,7 +711,7 @@ impl Config {
             }
         }
         for (name, value) in &environment {
-            // Variables with one underscore are left alone: Kubernetes sets some for a service of this name.
+            // Variables with one underscore are ignored: Kubernetes sets some for a service of this name.
             if let Some(path) = name.strip_prefix("GATHERING__") {
                 config.apply_variable(name, &path.to_lowercase().replace("__", "."), value)?;
             }
@@ -834,7 +840,7 @@ impl Config {
             && self.graphql.manifest.as_os_str().is_empty()
         {
             return refuse(
-                "graphql.trusted_documents needs graphql.manifest, the file of the documents",
+                "graphql.trusted_documents requires graphql.manifest, the file of the documents",
             );
         }
         if !(8..=128).contains(&self.demo.password.expose().chars().count()) {
@@ -853,7 +859,7 @@ impl Config {
     pub fn show(&self) -> String {
         let mut shown = self.clone();
         let mut lines = vec![
-            "# A key is set in the file of --config or GATHERING_CONFIG, or as GATHERING__SECTION__KEY.".to_owned(),
+            "# Set a key in the file of --config or GATHERING_CONFIG, or with the variable GATHERING__SECTION__KEY.".to_owned(),
         ];
         let mut section = "";
         for key in shown.keys() {
@@ -868,19 +874,19 @@ impl Config {
     }
 }
 
-/// A value as it was found.
+/// A value from one source.
 enum Given {
-    /// In the file, where the type must be the key's own.
+    /// From the file: the type must be that of the key.
     Typed(Value),
-    /// In the environment, where everything is text.
+    /// From the environment: always text.
     Text(String),
 }
 
-/// Why one key cannot be set.
+/// Why a key cannot be set.
 enum Problem {
-    /// There is no such key; perhaps this one was meant.
+    /// The key is unknown; the text is the most similar key.
     Unknown(Option<String>),
-    /// The value does not fit; the text follows the key's name.
+    /// The value is invalid; the text follows the key's name.
     Unfit(String),
 }
 
@@ -903,7 +909,7 @@ impl Key<'_> {
     }
 }
 
-/// The key that was probably meant: the most similar path, or the same name in another section.
+/// The most similar key: by path, or by name in any section.
 fn nearest(path: &str, keys: &[Key<'_>]) -> Option<String> {
     let name = path.rsplit('.').next().unwrap_or(path);
     let likeness = |key: &Key<'_>| {

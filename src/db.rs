@@ -1,8 +1,8 @@
-//! The database: one pool, opened at start and closed last.
+//! The database: one connection pool, opened at start and closed last.
 //!
-//! The rule: what goes wrong at start is one line that says what to do, and what goes wrong later heals by itself. A
-//! connection is tested before use when it has rested for long, or since a statement last failed; one to a SQLite
-//! file that is no longer in its place is dropped, and so is one that is given back inside a transaction.
+//! Errors at start are one line that says what to do; later failures recover without a restart. A connection is tested
+//! before use after a long idle time, and after a failed statement. A connection is dropped if its SQLite file was
+//! moved or replaced, or if it is released inside a transaction.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -23,52 +23,52 @@ use sea_orm::{DatabaseConnection, SqlxPostgresConnector, SqlxSqliteConnector};
 
 use crate::{StartError, config};
 
-/// How long the first connection may take: longer than in a running server, since its database may just be waking up.
+/// Timeout of the first connection: longer than for later ones, since the database may still be starting.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long SQLite waits for another process to release its lock.
+/// How long SQLite waits for the lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open database. Cheap to clone; all clones share the one pool.
+/// An open database. Cheap to clone; all clones share one pool.
 #[derive(Clone)]
 pub struct Database {
     connection: DatabaseConnection,
     pulse: Arc<Pulse>,
-    /// How a SQLite file is opened.
+    /// Options of the SQLite file.
     file: Option<SqliteConnectOptions>,
     read_only: bool,
 }
 
-/// What came of the last look at the database.
+/// The result of a check of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// It answered.
+    /// The database answered.
     Pass,
-    /// It answers others; every connection of the pool is taken.
+    /// All connections of the pool are in use, and statements succeed.
     Busy,
-    /// It did not answer.
+    /// The database did not answer.
     Fail,
 }
 
-/// What came of an attempt to write.
+/// The result of a write probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// It was written, and taken back.
+    /// The write succeeded and was rolled back.
     Pass,
     /// Another connection or process holds the lock.
     Locked,
-    /// It could not be written.
+    /// The write failed.
     Fail,
-    /// The attempt itself is not allowed, or there is no connection for it.
+    /// The probe itself was not allowed, or no connection was available.
     Undecided,
 }
 
 impl Database {
-    /// Opens the pool. A SQLite file and its directory are made when missing; one that cannot be written is opened for
-    /// reading.
+    /// Opens the pool. A missing SQLite file and its directory are created; a file that cannot be written is opened
+    /// read-only.
     ///
     /// # Errors
-    /// The database cannot be reached, or refuses us.
+    /// The database cannot be reached, or rejects the connection.
     pub async fn open(settings: &config::Database) -> Result<Self, StartError> {
         let pulse = Arc::new(Pulse::new());
         let (mut connection, file, read_only) = if settings.url.is_postgres() {
@@ -87,22 +87,23 @@ impl Database {
         })
     }
 
-    /// The connection for statements and transactions; each takes one from the pool.
+    /// The pool for statements and transactions.
     pub fn connection(&self) -> &DatabaseConnection {
         &self.connection
     }
 
-    /// Whether this is a SQLite file that cannot be written.
+    /// Whether the database is a SQLite file that cannot be written.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// How many statements have been sent through this pool; BEGIN, COMMIT and tests of connections are not counted.
+    /// Number of statements sent through this pool, without BEGIN, COMMIT and connection tests.
     pub fn statements(&self) -> u64 {
         self.pulse.statements.load(Ordering::Relaxed)
     }
 
-    /// Whether the database answers within `timeout`. A full pool whose statements succeed is busy, not out of reach.
+    /// Checks whether the database answers within `timeout`. A full pool whose statements succeed is busy, not
+    /// unreachable.
     pub async fn reach(&self, timeout: Duration) -> Reach {
         let before = self.pulse.successes.load(Ordering::Relaxed);
         match tokio::time::timeout(timeout, self.connection.ping()).await {
@@ -140,7 +141,7 @@ impl Database {
         }
     }
 
-    /// Has every connection that is open now replaced before it is used again.
+    /// Replaces every connection that is open now before its next use.
     pub fn renew(&self) {
         self.pulse.renew();
     }
@@ -148,19 +149,19 @@ impl Database {
     /// Closes every connection, after waiting for those in use.
     pub async fn close(self) {
         if let Err(error) = self.connection.close().await {
-            tracing::warn!(%error, "the pool did not close");
+            tracing::warn!(%error, "the pool could not be closed");
         }
     }
 }
 
-/// What the statements tell about the database.
+/// Health of the pool, as observed from its statements.
 struct Pulse {
     started: Instant,
     statements: AtomicU64,
     successes: AtomicU64,
-    /// When a statement last failed, in nanoseconds after `started`; 0 is never.
+    /// When a statement last failed, in nanoseconds after `started`; 0 means never.
     failed: AtomicU64,
-    /// When connections were last to be replaced, likewise.
+    /// When the replacement of connections was last requested, in nanoseconds after `started`; 0 means never.
     renewed: AtomicU64,
 }
 
@@ -230,7 +231,7 @@ fn pool<DB: sqlx::Database>(
             let pulse = Arc::clone(&pulse);
             Box::pin(async move {
                 if suspect && !stale {
-                    // The others that rested as long are then suspects too.
+                    // Then test the other idle connections too.
                     connection.ping().await.inspect_err(|_| pulse.fail())?;
                 }
                 Ok(!stale)
@@ -239,12 +240,12 @@ fn pool<DB: sqlx::Database>(
         .after_release(|connection: &mut DB::Connection, _| Box::pin(is_settled(connection)))
 }
 
-/// Whether a connection that is given back is outside of a transaction. SQLite takes a transaction back by itself when
-/// the disk is full or fails; the driver's ROLLBACK then fails, the driver counts the transaction as open, and further
-/// transactions on the connection would be parts of one that nothing commits.
+/// Whether a released connection is outside of a transaction. SQLite rolls a transaction back on its own when the disk
+/// is full or fails. The driver's ROLLBACK then fails, and the driver still counts the transaction as open: later
+/// transactions on the connection would be nested in one that is never committed.
 async fn is_settled<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Error> {
     if connection.is_in_transaction() {
-        // A ROLLBACK may still be queued.
+        // Run a queued ROLLBACK first.
         connection.ping().await?;
     }
     let is_settled = !connection.is_in_transaction();
@@ -254,12 +255,12 @@ async fn is_settled<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Err
     Ok(is_settled)
 }
 
-/// Writes 256 KiB into a table that is dropped with the commit of the same statement.
+/// Writes 256 KiB into a table that is dropped at the commit of the same statement.
 const FILL_TABLE: &str = "CREATE TEMPORARY TABLE gathering_attempt ON COMMIT DROP AS \
     SELECT repeat('x', 256) AS filler FROM generate_series(1, 1024)";
 
-/// Writes 256 KiB and takes them back. The cache has no room for them, so SQLite writes them to the file's log before it
-/// knows that they will not be committed.
+/// Writes 256 KiB and rolls back. The cache is too small for them, so SQLite writes them to the write-ahead log before
+/// the rollback.
 async fn fill_file(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
     connection
@@ -271,14 +272,14 @@ async fn fill_file(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     connection.close().await
 }
 
-/// Opens the connections that are to be kept. One that is late is no reason not to start.
+/// Opens the minimum number of connections. A timeout does not prevent the start.
 async fn fill<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Result<(), sqlx::Error> {
     let kept = pool.options().get_min_connections();
     for opened in join_all((0..kept).map(|_| pool.acquire())).await {
         match opened {
             Err(sqlx::Error::PoolTimedOut) => {
                 tracing::warn!(
-                    "the database gives fewer connections than database.min_connections"
+                    "the database allows fewer connections than database.min_connections"
                 );
             }
             opened => drop(opened?),
@@ -292,20 +293,22 @@ async fn open_postgres(
     pulse: &Arc<Pulse>,
 ) -> Result<DatabaseConnection, StartError> {
     let url = &settings.url;
-    let options: PgConnectOptions = url.expose().parse().map_err(|error| {
-        StartError::new(format!("the database URL {url} cannot be read: {error}"))
-    })?;
+    let options: PgConnectOptions = url
+        .expose()
+        .parse()
+        .map_err(|error| StartError::new(format!("the database URL {url} is invalid: {error}")))?;
     let milliseconds = settings.statement_timeout.as_millis().to_string();
     let options = options
         .application_name("gathering")
-        // One that holds locks and has stopped is ended by the database, so that the others can go on.
+        // PostgreSQL ends a session that holds locks and is idle in a transaction, so that others can continue.
         .options([
             ("idle_in_transaction_session_timeout", milliseconds.clone()),
             ("statement_timeout", milliseconds),
         ])
         .disable_statement_logging();
 
-    // The pool would repeat a refused connection until its timeout, and then say only that it was late.
+    // Connect once without the pool: it would retry a rejected connection until its timeout and then report only the
+    // timeout.
     let at = format!(
         "PostgreSQL at {}:{}",
         options.get_host(),
@@ -339,19 +342,19 @@ fn explain_postgres(
         .and_then(sqlx::error::DatabaseError::code);
     match (code.as_deref(), error) {
         (Some("28P01"), _) => format!(
-            "{at} refuses the password of user \"{user}\": correct it in DATABASE_URL ({url})"
+            "{at} rejected the password of user \"{user}\": correct it in DATABASE_URL ({url})"
         ),
         (Some("28000"), _) => format!(
-            "{at} does not let user \"{user}\" in: create the user, or correct DATABASE_URL ({url})"
+            "{at} rejected user \"{user}\": create the user, or correct DATABASE_URL ({url})"
         ),
         (Some("3D000"), _) => format!(
             "{at} has no database \"{database}\": create it with `createdb {database}`, or correct DATABASE_URL ({url})"
         ),
         (Some("42501"), _) => format!(
-            "{at} does not let user \"{user}\" connect to database \"{database}\": grant CONNECT, or correct DATABASE_URL ({url})"
+            "{at} does not allow user \"{user}\" to connect to database \"{database}\": grant CONNECT, or correct DATABASE_URL ({url})"
         ),
         (Some("53300"), _) => format!(
-            "{at} has no connection left: raise its max_connections, or lower database.max_connections"
+            "{at} has no free connection: raise its max_connections, or lower database.max_connections"
         ),
         (Some("57P03"), _) => {
             format!("{at} is starting up or shutting down: try again in a moment")
@@ -359,9 +362,9 @@ fn explain_postgres(
         (_, sqlx::Error::Io(error)) => {
             format!("cannot reach {at} ({error}): start it, or correct DATABASE_URL ({url})")
         }
-        (_, sqlx::Error::Tls(error)) => format!(
-            "{at} and this server do not agree on TLS ({error}): see sslmode in DATABASE_URL ({url})"
-        ),
+        (_, sqlx::Error::Tls(error)) => {
+            format!("cannot agree on TLS with {at} ({error}): see sslmode in DATABASE_URL ({url})")
+        }
         (_, error) => format!("cannot use {at}: {error}"),
     }
 }
@@ -372,12 +375,12 @@ async fn open_sqlite(
 ) -> Result<(DatabaseConnection, SqliteConnectOptions, bool), StartError> {
     let options: SqliteConnectOptions = (settings.url.expose().parse()).map_err(|error| {
         StartError::new(format!(
-            "the database URL {} cannot be read: {error}",
+            "the database URL {} is invalid: {error}",
             settings.url
         ))
     })?;
     let options = options
-        // Made at start or never: later a missing file is one that somebody took away.
+        // The file is created only at start: if it is missing later, it was removed.
         .create_if_missing(false)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
@@ -404,7 +407,7 @@ async fn open_sqlite(
         },
     };
     if read_only {
-        tracing::warn!(file = %file.display(), "the database cannot be written: serving reads only");
+        tracing::warn!(file = %file.display(), "the database is not writable: serving reads only");
     }
 
     let pool: SqlitePoolOptions = pool(settings, pulse, Some(Place::new(file.clone())));
@@ -415,17 +418,17 @@ async fn open_sqlite(
     Ok((connection, options, read_only))
 }
 
-/// Makes a folder that only its owner may look into: what is in it are password hashes and keys.
+/// Creates a folder with access for its owner only: it contains password hashes and keys.
 pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Opens the file for writing, and leaves it with a write-ahead log.
+/// Opens the file for writing, and enables its write-ahead log.
 async fn make_writable(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     let started = Instant::now();
     loop {
         match try_writing(options).await {
-            // While another process turns the log on, SQLite says so at once, whatever it was told to wait.
+            // While another process enables the log, SQLite reports busy immediately, regardless of the timeout.
             Err(error) if sqlite_code(&error) == Some(BUSY) && started.elapsed() < BUSY_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -434,7 +437,7 @@ async fn make_writable(options: &SqliteConnectOptions) -> Result<(), sqlx::Error
     }
 }
 
-/// Begins a write and takes it back. BEGIN alone would succeed on a file that cannot be written.
+/// Begins a write and rolls it back. BEGIN alone would succeed on a file that cannot be written.
 async fn try_writing(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
     let begun = connection
@@ -444,7 +447,7 @@ async fn try_writing(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> 
         Ok(_) => {
             connection.execute("ROLLBACK").await?;
         }
-        // Another process is writing, so that it can be written.
+        // Another process is writing, so the file is writable.
         Err(error) if sqlite_code(&error) == Some(BUSY) => {}
         Err(error) => return Err(error),
     }
@@ -459,14 +462,14 @@ async fn try_reading(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> 
     connection.close().await
 }
 
-/// The way to read a file that could not be written. Where its directory cannot be written either, SQLite must be told
-/// that nobody changes the file.
+/// Returns options to read a file that cannot be written. If its directory cannot be written either, SQLite must open
+/// the file as immutable.
 async fn find_readable(
     options: SqliteConnectOptions,
     error: &sqlx::Error,
     file: &Path,
 ) -> Option<SqliteConnectOptions> {
-    // Without its locks a file must not be read because another process holds them.
+    // If another process holds the locks, the file must not be read without them.
     let kept_from_writing = matches!(sqlite_code(error), Some(READ_ONLY | CANNOT_OPEN));
     if !kept_from_writing || !file.is_file() {
         return None;
@@ -492,7 +495,7 @@ fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
 
 fn explain_sqlite(error: &sqlx::Error, file: &Path) -> String {
     let name = file.display();
-    let elsewhere = "or name another place in DATABASE_URL";
+    let elsewhere = "or set another path in DATABASE_URL";
     match (sqlite_code(error), error) {
         (Some(BUSY | 6), _) => {
             format!("the database {name} is locked by another process: end it, {elsewhere}")
@@ -502,27 +505,27 @@ fn explain_sqlite(error: &sqlx::Error, file: &Path) -> String {
         }
         (Some(11), _) => format!("the database {name} is damaged: restore a backup, {elsewhere}"),
         (Some(13), _) => {
-            format!("there is no room left for the database {name}: free some, {elsewhere}")
+            format!("the disk of the database {name} is full: free some space, {elsewhere}")
         }
         (Some(CANNOT_OPEN), _) if file.is_dir() => {
-            format!("{name} is a directory: name a file in DATABASE_URL")
+            format!("{name} is a directory: set the path of a file in DATABASE_URL")
         }
         (Some(CANNOT_OPEN), _) => format!(
-            "the database {name} cannot be opened: check that its directory can be written, {elsewhere}"
+            "the database {name} cannot be opened: check that its directory is writable, {elsewhere}"
         ),
         (Some(26), _) => format!("{name} is not a SQLite database: move it away, {elsewhere}"),
         (_, sqlx::Error::Io(error)) => format!(
-            "the directory of the database {name} cannot be made ({error}): check its permissions, {elsewhere}"
+            "the directory of the database {name} cannot be created ({error}): check its permissions, {elsewhere}"
         ),
         (_, error) => format!("cannot use the database {name}: {error}"),
     }
 }
 
-/// Where a SQLite file lies. A connection reads on from a file that was moved away or replaced, for ever; so each is
-/// held against what is in that place now.
+/// The path of a SQLite file. A connection keeps reading from a file that was moved or replaced, so its age is compared
+/// with the time of the last change.
 struct Place {
     path: PathBuf,
-    /// The file that was there, and since when.
+    /// The device and inode of the file, and since when it has been there.
     seen: Mutex<(Option<(u64, u64)>, Instant)>,
 }
 
@@ -535,7 +538,7 @@ impl Place {
         }
     }
 
-    /// Whether the file is gone, or is another one than a connection of this age has opened.
+    /// Whether the file is missing, or was replaced during the lifetime of a connection of this age.
     fn changed_within(&self, age: Duration) -> bool {
         let Ok(file) = identity(&self.path) else {
             return true;

@@ -1,8 +1,9 @@
-//! What is written on an HTTP connection, and what must not be written any more.
+//! Guards the writes of an HTTP connection against events of an ended session.
 //!
-//! The rule: events that hyper holds for a socket are not written once the answer to the end of their session may have
-//! been sent. They cannot be taken back one by one, so the connection breaks. A stream gives hyper no more before it has
-//! written what it was given, so this meets clients that read too slowly, and others by a rare chance.
+//! hyper may hold events in its buffer that are not written yet. They must not be written once the response that ended
+//! their session may have been sent. They cannot be removed one by one, so the connection is aborted. A stream passes
+//! its next events to hyper only after the previous ones are written, so this affects clients that read slowly, and
+//! others rarely.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -17,21 +18,21 @@ use gathering_schema::Watch;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The guard of a connection's writes, shared by its socket and by the stream that is sent on it.
+/// The guard of a connection's writes, shared by its socket and the stream that is sent on it.
 #[derive(Clone, Default)]
 pub(crate) struct WriteGuard(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// The events that were given and not written yet.
+    /// Events passed to hyper and not yet written.
     held: Option<Held>,
-    /// Waits until they are written.
+    /// Wakes the stream once they are written.
     stream: Option<Waker>,
 }
 
 struct Held {
     watch: Watch,
-    /// Wakes a write that waits for the socket when the session ends.
+    /// Wakes a blocked write when the session ends.
     ended: Option<BoxFuture<'static, ()>>,
 }
 
@@ -40,7 +41,7 @@ impl WriteGuard {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called when events of a session are given to hyper.
+    /// Registers events of a session; call it when they are passed to hyper.
     pub(crate) fn hold(&self, watch: &Watch) {
         self.lock().held = Some(Held {
             watch: watch.clone(),
@@ -48,7 +49,7 @@ impl WriteGuard {
         });
     }
 
-    /// Waits until the events that were given have been written.
+    /// Waits until all registered events are written.
     pub(crate) async fn written(&self) {
         poll_fn(|context| {
             let mut state = self.lock();
@@ -61,7 +62,7 @@ impl WriteGuard {
         .await;
     }
 
-    /// Writes, unless that would send events of a session that has ended.
+    /// Writes, unless this would send events of an ended session.
     fn pass<T>(
         &self,
         context: &mut Context<'_>,
@@ -87,7 +88,7 @@ impl WriteGuard {
         written
     }
 
-    /// All that hyper was given has been written.
+    /// Called once hyper's buffer is written completely.
     fn flushed(&self) {
         let stream = {
             let mut state = self.lock();
@@ -106,7 +107,7 @@ impl fmt::Debug for WriteGuard {
     }
 }
 
-/// A socket whose writes are guarded.
+/// A socket with guarded writes.
 pub(crate) struct GuardedStream {
     pub(crate) stream: TcpStream,
     pub(crate) guard: WriteGuard,
@@ -150,7 +151,7 @@ impl AsyncWrite for GuardedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes when it has written everything.
+        // hyper flushes once its buffer is written.
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if let Poll::Ready(Ok(())) = flushed {
             self.guard.flushed();

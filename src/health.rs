@@ -1,7 +1,8 @@
-//! `/health`: whether the process lives, whether it wants requests, and how its parts are.
+//! `/health`: whether the process is alive, whether it is ready for requests, and the status of its components.
 //!
-//! The rule: asking costs nothing. The database is looked at once a second at most, however often one asks, and no
-//! internal text is shown. Only after writes have failed does a look write something, until that works again.
+//! Health checks are cheap: the database is checked at most once a second, regardless of the number of requests.
+//! Responses contain no internal text. The check writes to the database only after a write has failed, until writes
+//! work again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,10 +20,10 @@ use tokio::sync::Mutex;
 
 use crate::db::{Attempt, Database, Reach};
 
-/// How long one look at the database holds, and how long it may take.
+/// How long the result of a database check is reused, and the timeout of a check.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The state of this process.
+/// The health of this process.
 pub struct Health {
     started: Instant,
     /// Set when the server has started.
@@ -31,7 +32,7 @@ pub struct Health {
     last: Mutex<Option<Look>>,
 }
 
-/// One look at the database.
+/// The result of a database check.
 #[derive(Clone, Copy)]
 struct Look {
     at: Instant,
@@ -40,17 +41,17 @@ struct Look {
     writes: Writes,
 }
 
-/// What one look knows of writes.
+/// The state of writes at the time of a check.
 #[derive(Clone, Copy)]
 struct Writes {
     fail: bool,
-    /// How many had failed and how many changes had been committed by then.
+    /// Number of failed writes and of committed changes at that time.
     failures: u64,
     commits: u64,
 }
 
 impl Writes {
-    /// What is to be known before the first look.
+    /// The state before the first check.
     fn new() -> Self {
         Self {
             fail: false,
@@ -59,7 +60,7 @@ impl Writes {
         }
     }
 
-    /// Looks anew. Other writers may hold the lock the whole time; when they have committed, writes work.
+    /// Checks again. Other writers may hold the lock for the whole time; if they have committed, writes work.
     async fn look(self, database: &Database) -> Self {
         let (failures, commits) = (storage::failures(), storage::commits());
         let is_suspect = self.fail || failures > self.failures;
@@ -76,10 +77,10 @@ impl Writes {
             Attempt::Undecided => self.fail && !has_committed,
         };
         if self.fail && !fail {
-            // Those that were opened meanwhile may be unable to write.
+            // Connections opened in the meantime may be unable to write.
             database.renew();
         }
-        // Changes that were committed before the lock was taken say nothing: the next look decides.
+        // A commit before the lock was taken proves nothing: the next check decides.
         let is_open = attempt == Attempt::Locked && !fail;
         Self {
             fail,
@@ -101,7 +102,7 @@ impl Writes {
 #[serde(rename_all = "lowercase")]
 enum Status {
     Pass,
-    /// It works at its limit, or only in part.
+    /// At its limit, or degraded.
     Warn,
     Fail,
     Starting,
@@ -142,17 +143,17 @@ impl Health {
         })
     }
 
-    /// From now on the process wants requests.
+    /// Marks the process as ready for requests.
     pub fn started(&self, database: Database, graph: Graph) {
         self.parts.get_or_init(|| (database, graph));
     }
 
-    /// From now on the process wants no further requests.
+    /// Marks the process as not ready: no further requests should be sent.
     pub fn draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// `/health/live`, `/health/ready` and `/health`.
+    /// The routes `/health/live`, `/health/ready` and `/health`.
     pub fn routes(self: &Arc<Self>) -> Router {
         Router::new()
             .route("/health/live", get(live))
@@ -198,7 +199,7 @@ impl Health {
 }
 
 impl Look {
-    /// While changes fail, reads are served: the process still wants requests.
+    /// Failing writes are a warning only: reads are served, so the process stays ready.
     fn status(self) -> Status {
         match Status::from(self.reach) {
             Status::Pass if self.writes.fail => Status::Warn,
@@ -252,7 +253,7 @@ async fn report(State(health): State<Arc<Health>>) -> Response {
         status: look.writes.status(),
         latency_ms: None,
     });
-    // Redis is looked at by whoever needs it; without it the server works, each instance by itself.
+    // Redis is not checked here: the rate limiter reports its state. Without Redis, each instance limits on its own.
     let alone = health
         .parts
         .get()

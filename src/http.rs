@@ -1,9 +1,9 @@
-//! GraphQL over HTTP at `/graphql`: from a request's bytes to the graph's answer and back.
+//! GraphQL over HTTP at `/graphql`: parses requests, runs operations and writes responses.
 //!
-//! The rule: whatever is sent, what comes back is a GraphQL response whose wording is ours. An answer with status 200
-//! has the media type that the client prefers; any other status goes as `application/graphql-response+json`, because
-//! popular clients drop the body of a failed response that is plain `application/json`. What can be refused is refused
-//! before it costs anything: first by headers, then by size, then by shape, and only then by the graph.
+//! Every response is a GraphQL response with our own messages. With status 200, it has the media type that the client
+//! prefers. With any other status, it is `application/graphql-response+json`, because popular clients drop the body of
+//! a failed response of type `application/json`. Invalid requests are refused as early as possible: first by header,
+//! then by size, then by structure, and only then by the graph.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -45,9 +45,9 @@ use crate::rate::{self, Standings};
 use crate::seat::{Full, Seats};
 use crate::{stream, ws};
 
-/// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which leads a browser there.
+/// The routes of the graph: `/graphql`, the playground's assets below it, and `/`, which redirects browsers there.
 ///
-/// With `sign_in`, whoever opens the playground is signed in as that user.
+/// With `sign_in`, the playground signs its users in as that user.
 pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>, seats: Seats) -> Router {
     let mut routes = Router::new().route("/graphql", any(graphql));
     if config.server.playground {
@@ -64,8 +64,8 @@ pub fn routes(graph: Graph, config: Config, sign_in: Option<&SignIn>, seats: Sea
     }))
 }
 
-/// Lets the scripts of the configured web sites call the server. Tokens are sent as headers, never as cookies, so a
-/// browser adds nothing by itself that would have to be guarded.
+/// Allows scripts of the configured origins to call the server. Tokens are sent in headers, never in cookies, so a
+/// browser adds no credentials on its own.
 pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
     let origins = match origins.0.as_slice() {
         [] => return None,
@@ -87,7 +87,7 @@ pub fn cors(origins: &config::Origins) -> Option<CorsLayer> {
     )
 }
 
-/// Gives a response the security headers it does not have: nothing is sniffed, framed, referred to or embedded.
+/// Adds missing security headers: no sniffing, no framing, no referrer, no embedding.
 pub async fn harden(mut response: Response) -> Response {
     const HEADERS: [(HeaderName, &str); 4] = [
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -110,10 +110,10 @@ pub async fn harden(mut response: Response) -> Response {
     response
 }
 
-/// How long a browser may rely on what it was told about CORS.
+/// How long a browser may cache the result of a CORS preflight.
 const PREFLIGHT_AGE: Duration = Duration::from_hours(1);
 
-/// Headers that a browser sends to another site only after it has asked.
+/// Headers that require a CORS preflight.
 const PREFLIGHTED: [&str; 4] = [
     "graphql-require-preflight",
     "apollo-require-preflight",
@@ -121,8 +121,8 @@ const PREFLIGHTED: [&str; 4] = [
     "authorization",
 ];
 
-/// Headers that a script of another site may send: those that the server reads, and those that GraphQL clients and
-/// tracing libraries add by themselves. Not among them is what a proxy would say, such as `X-Forwarded-For`.
+/// Headers that cross-origin scripts may send: those that the server reads, and those that GraphQL clients and tracing
+/// libraries add. Headers of proxies, such as `X-Forwarded-For`, are not among them.
 const ALLOWED: [&str; 31] = [
     "accept",
     "authorization",
@@ -157,30 +157,30 @@ const ALLOWED: [&str; 31] = [
     "x-datadog-trace-id",
 ];
 
-/// The key under which a mutation may be sent again.
+/// The idempotency key of a mutation.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The last event that a client of a stream has seen.
+/// The header with the id of the last event that the client of a stream received.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// Asks what an answer has cost.
+/// The header that requests the usage of an operation.
 const USAGE: &str = "x-gathering-usage";
 
-/// What the transports of the graph have in common.
+/// State shared by the transports of the graph.
 pub(crate) struct Endpoint {
     pub(crate) graph: Graph,
     pub(crate) config: Config,
     pub(crate) seats: Seats,
-    /// Whether the page signs everybody in, so that only this machine may be asked for it.
+    /// Whether the playground signs every visitor in, so that only requests to a local address are accepted.
     is_local: bool,
     page: Page,
 }
 
-/// The address of a connection's other end.
+/// The peer address of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// The access token of a request, from its header alone: a URL ends up in logs and histories.
+/// The access token, from the header only: URLs end up in logs and browser histories.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (given.next(), given.next()) else {
@@ -198,8 +198,8 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         .ok_or_else(|| Refusal::unauthenticated(NO_BEARER))
 }
 
-/// The text of a header that is sent at most once. Bytes that are no text become replacement characters: the value is
-/// then refused as any other that nobody gave out, and not taken for absent.
+/// The value of a header that may occur once. Bytes that are not UTF-8 become replacement characters, so that the value
+/// is refused as unknown instead of being treated as absent.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {
     let mut given = headers.get_all(name).iter();
     match (given.next(), given.next()) {
@@ -209,10 +209,10 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, 
     }
 }
 
-/// What is wrong with an authorization that has no token in it.
-pub(crate) const NO_BEARER: &str = "Authorization must be `Bearer` and an access token.";
+/// The error message for an authorization without a token.
+pub(crate) const NO_BEARER: &str = "Authorization must be `Bearer` followed by an access token.";
 
-/// The token in `Bearer` and a token.
+/// The token of a `Bearer` authorization.
 pub(crate) fn token_in(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.split_once(' ')?;
     let token = token.trim();
@@ -236,8 +236,9 @@ async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Res
     }
 }
 
-/// Throws a little of a refused body away. Most clients write all before they read: one that is cut off in the middle
-/// sees a broken connection and no answer. A client that waits to be asked for its body is not asked.
+/// Reads and discards a part of a refused request's body. Most clients send the whole body before they read the
+/// response; closing the connection early would hide it from them. A client that sent `Expect` waits for permission to
+/// send its body, so nothing is read.
 async fn discard(headers: &HeaderMap, body: &mut BodyDataStream) {
     const MOST: usize = 8 << 20;
     const LONGEST: Duration = Duration::from_secs(1);
@@ -255,10 +256,11 @@ async fn discard(headers: &HeaderMap, body: &mut BodyDataStream) {
 }
 
 impl Endpoint {
-    /// Refuses a WebSocket that nobody here may open.
+    /// Refuses a WebSocket from a page that may not connect.
     ///
     /// # Errors
-    /// The page that asks for it is of another site, or the server is called by a name that is not its own.
+    /// The page is of another origin, or the request names a host that is not local although only local ones are
+    /// accepted.
     pub(crate) fn may_connect(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         if self.is_local {
             must_be_local(headers)?;
@@ -307,7 +309,7 @@ impl Endpoint {
         }
     }
 
-    /// Reads a body within the bounds of size and time.
+    /// Reads a body within the limits of size and time.
     async fn read(&self, body: &mut BodyDataStream) -> Result<Vec<u8>, Refusal> {
         let limit = self.config.server.body_limit;
         let too_large = || {
@@ -335,12 +337,15 @@ impl Endpoint {
             .unwrap_or_else(|_| {
                 Err(Refusal {
                     code: Code::Timeout,
-                    ..Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body took too long.")
+                    ..Refusal::new(
+                        StatusCode::REQUEST_TIMEOUT,
+                        "The body was not received in time.",
+                    )
                 })
             })
     }
 
-    /// Runs one operation and answers in the form that the client prefers: at once, or as a stream.
+    /// Runs one operation and responds in the client's preferred media type: with a single response or a stream.
     async fn single(
         &self,
         params: Params,
@@ -381,7 +386,7 @@ impl Endpoint {
         })
     }
 
-    /// The response that one outcome makes.
+    /// The response for one outcome.
     fn reply(&self, outcome: Outcome, media: Media) -> Response {
         let is_stream = STREAMS.contains(&media) && outcome.status(media) == StatusCode::OK;
         match outcome {
@@ -395,7 +400,7 @@ impl Endpoint {
         }
     }
 
-    /// Runs the operations of a batch side by side; none unless each is well formed.
+    /// Runs the operations of a batch concurrently, or none if one of them is malformed.
     async fn batch(
         &self,
         entries: Vec<Members>,
@@ -410,12 +415,12 @@ impl Endpoint {
         let (count, most) = (entries.len(), self.config.graphql.batch);
         if most == 0 {
             return Err(Refusal::bad(
-                "This server takes one operation per request, not a batch.",
+                "This server accepts one operation per request, not a batch.",
             ));
         }
         if !(1..=most).contains(&count) {
             return Err(Refusal::bad(format!(
-                "A batch holds 1 to {most} operations, not {count}."
+                "A batch must contain 1 to {most} operations, not {count}."
             )));
         }
         let mut operations = Vec::with_capacity(count);
@@ -429,7 +434,7 @@ impl Endpoint {
                 .map(|(entry, params)| self.run(params, entry, head)),
         )
         .await;
-        // Where nothing ran, the whole is a refusal, and the first entry says why.
+        // If no operation ran, the whole batch is refused with the status of its first entry.
         let status = match outcomes.first() {
             Some(first) if !outcomes.iter().any(Outcome::ran) => first.status(media),
             _ => StatusCode::OK,
@@ -464,16 +469,16 @@ impl Endpoint {
         }
     }
 
-    /// Prepares an operation where its kind fits the method.
+    /// Prepares an operation, and checks that its type is allowed for the HTTP method.
     fn prepare(&self, params: Params, head: &Parts) -> Result<Operation, Outcome> {
         let operation = self.graph.prepare(params)?;
         if operation.kind() == OperationType::Mutation && head.method != Method::POST {
-            return Err(Refusal::method("POST", "Send a mutation by POST.").into());
+            return Err(Refusal::method("POST", "Mutations require the method POST.").into());
         }
         Ok(operation)
     }
 
-    /// Who sends an operation, by the headers of its request.
+    /// The caller of an operation, from the headers of its request.
     fn caller<'a>(&self, operation: &Operation, head: &'a Parts) -> Result<Caller<'a>, Refusal> {
         let text = |name| text(&head.headers, name);
         let token = match bearer(&head.headers) {
@@ -491,7 +496,7 @@ impl Endpoint {
         })
     }
 
-    /// Whether the answer says what it cost, when this is what the client said to that.
+    /// Whether the response contains the usage, given the value of the client's usage header.
     pub(crate) fn usage(&self, asked: Option<&str>) -> Usage {
         match self.config.graphql.usage {
             config::Usage::Everyone if asked == Some("1") => Usage::On,
@@ -536,39 +541,39 @@ impl Endpoint {
     }
 }
 
-/// An operation under way.
+/// A started operation.
 pub(crate) enum Started {
-    /// It is done already, or was refused.
+    /// It has completed or was refused.
     One(Outcome),
-    /// It goes on until its stream ends.
+    /// It continues until its stream ends.
     Many {
         answers: BoxStream<'static, Outcome>,
-        /// How the client stands.
+        /// The client's quotas.
         standings: Vec<QuotaStatus>,
-        /// The session that it belongs to.
+        /// The session of the subscription.
         watch: Option<Watch>,
     },
 }
 
-/// A panic ends its own request, as `INTERNAL`, and no other.
+/// Converts a panic into an `INTERNAL` error of its own request.
 async fn guarded<T>(work: impl Future<Output = T>, request_id: String) -> Result<T, Refusal> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     done.map_err(|_| Refusal::internal(request_id))
 }
 
-/// The methods of `/graphql`.
+/// The allowed methods of `/graphql`.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Why a request is turned away before the graph answers it.
+/// An error of a request that did not reach the graph.
 pub(crate) struct Refusal {
     status: StatusCode,
     code: Code,
     message: Cow<'static, str>,
-    /// For 405: the methods that are taken.
+    /// For 405: the allowed methods.
     allow: Option<&'static str>,
-    /// Seconds after which it may be let in.
+    /// Seconds after which the client may retry.
     retry_after: Option<u64>,
-    /// For `INTERNAL`: what to look for in the log.
+    /// For `INTERNAL`: the id to search for in the log.
     request_id: Option<String>,
 }
 
@@ -602,15 +607,15 @@ impl Refusal {
         }
     }
 
-    /// A subscription was sent like a query.
+    /// The client does not accept a stream for a subscription.
     fn many_answers() -> Self {
         Self::new(
             StatusCode::NOT_ACCEPTABLE,
-            "A subscription has more answers than one: accept text/event-stream or multipart/mixed;subscriptionSpec=1.0, or connect by WebSocket (graphql-transport-ws).",
+            "A subscription returns a stream of responses: accept text/event-stream or multipart/mixed;subscriptionSpec=1.0, or connect by WebSocket (graphql-transport-ws).",
         )
     }
 
-    /// Too much stays open already.
+    /// The limit of connections is reached.
     fn full(full: Full) -> Self {
         Self {
             code: Code::Unavailable,
@@ -619,7 +624,7 @@ impl Refusal {
         }
     }
 
-    /// What is wrong, for people.
+    /// The human-readable message.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
@@ -630,13 +635,13 @@ impl Refusal {
             request_id: Some(request_id),
             ..Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "Something went wrong on our side. Tell us the request id.",
+                "Internal server error. Please report the request id.",
             )
         }
     }
 }
 
-/// Seconds after which it makes sense to look for a seat again: what stays open stays for long.
+/// Seconds after which a client should retry to open a connection; open connections last long.
 const FULL_RETRY: u64 = 5;
 
 impl Serialize for Refusal {
@@ -681,7 +686,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// What became of an operation, or of one event of a subscription.
+/// The result of an operation, or one event of a subscription.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(crate) enum Outcome {
@@ -717,7 +722,7 @@ impl Outcome {
         }
     }
 
-    /// From where the subscription goes on behind it.
+    /// The cursor after which the subscription can be resumed.
     pub(crate) fn cursor(&self) -> Option<&str> {
         match self {
             Self::Answered(answer) => answer.cursor(),
@@ -725,7 +730,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it has a `data` key.
+    /// Whether it has a `data` entry.
     pub(crate) fn ran(&self) -> bool {
         matches!(self, Self::Answered(answer) if answer.has_data())
     }
@@ -755,15 +760,15 @@ fn answered(answer: &Answer, media: Media) -> Response {
     response
 }
 
-/// The answer to a request that was not let in.
+/// The response to a request that the rate limiter refused.
 pub async fn refused(request: Request, answer: &Answer) -> Response {
     let (head, body) = request.into_parts();
     discard(&head.headers, &mut body.into_data_stream()).await;
     answered(answer, Media::Response)
 }
 
-/// The status of an answer: what ran is 200; a request error says why to clients of
-/// `application/graphql-response+json`, and to all where caches, proxies and retrying clients must know.
+/// The status of a response. With data, it is 200. A request error has its own status for clients of
+/// `application/graphql-response+json`, and for all clients if caches, proxies or retries depend on it.
 fn status(answer: &Answer, media: Media) -> StatusCode {
     if answer.has_data() {
         return StatusCode::OK;
@@ -775,13 +780,13 @@ fn status(answer: &Answer, media: Media) -> StatusCode {
         Some(Code::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Some(Code::Timeout) => StatusCode::GATEWAY_TIMEOUT,
         Some(Code::Internal) => StatusCode::INTERNAL_SERVER_ERROR,
-        // A stream of events begins also to say that it cannot go on, as GraphQL over SSE has it.
+        // In GraphQL over SSE, the stream also carries request errors.
         _ if matches!(media, Media::Json | Media::Events) => StatusCode::OK,
         _ => StatusCode::BAD_REQUEST,
     }
 }
 
-/// What a refused token is answered with (RFC 6750).
+/// The challenge for an invalid token (RFC 6750).
 const CHALLENGE: &str = r#"Bearer realm="gathering", error="invalid_token""#;
 
 fn respond(
@@ -798,7 +803,7 @@ fn respond(
     let body = match serde_json::to_vec(answer) {
         Ok(body) => body,
         Err(error) => {
-            tracing::error!(%error, "an answer cannot be written as JSON");
+            tracing::error!(%error, "a response cannot be serialized as JSON");
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
     };
@@ -822,7 +827,7 @@ fn respond(
     response
 }
 
-/// The forms in which `/graphql` answers.
+/// The media types of responses at `/graphql`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Media {
     Json,
@@ -830,11 +835,11 @@ pub(crate) enum Media {
     Html,
     /// Server-Sent Events.
     Events,
-    /// Parts of one response, as Apollo's subscriptions over HTTP have them.
+    /// Parts of one response, as in Apollo's multipart subscriptions.
     Multipart,
 }
 
-/// What an operation can be answered with.
+/// Media types for a query or mutation.
 const OFFERS: [Media; 4] = [
     Media::Json,
     Media::Response,
@@ -842,7 +847,7 @@ const OFFERS: [Media; 4] = [
     Media::Multipart,
 ];
 
-/// What a subscription can be answered with.
+/// Media types for a subscription.
 const STREAMS: [Media; 2] = [Media::Events, Media::Multipart];
 
 impl Media {
@@ -866,12 +871,12 @@ impl Media {
         }
     }
 
-    /// How exactly a media range names this type: 3 in full, 2 by its first half, 1 as `*/*`. A stream has to be named in
-    /// full: whoever takes everything does not expect one.
+    /// How precisely a media range matches this type: 3 for the full name, 2 for `type/*`, 1 for `*/*`. Streams match
+    /// only by their full name: a client that accepts everything does not expect a stream.
     fn matched_by(self, range: &str, parameters: &str) -> Option<u8> {
         let essence = self.essence();
         if range.eq_ignore_ascii_case(essence) {
-            // Of parts there are other kinds.
+            // `multipart/mixed` has other uses.
             let fits =
                 self != Self::Multipart || parameter(parameters, "subscriptionSpec") == Some("1.0");
             return fits.then_some(3);
@@ -889,10 +894,10 @@ impl Media {
     }
 }
 
-/// Picks the offer that `Accept` weighs highest; of equals the one that it names more exactly, then the one that it
-/// names first, then the earlier offer.
+/// Picks the offer with the highest weight in `Accept`. Ties are resolved by the more specific range, then by the
+/// earlier range, then by the earlier offer.
 fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
-    // What is no text names no type, but is no reason to take everything.
+    // A value that is not text matches no type, but is not the same as a missing header.
     let lines: Vec<_> = headers
         .get_all(ACCEPT)
         .iter()
@@ -913,7 +918,7 @@ fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
                 .filter_map(|(place, &(range, parameters, weight))| {
                     Some((offer.matched_by(range, parameters)?, Reverse(place), weight))
                 });
-        // The range that names the type most exactly has the say, be it to refuse.
+        // The most specific range decides, even if it refuses the type.
         let (exact, place, weight) = matches.max_by_key(|&(exact, place, _)| (exact, place))?;
         (weight > 0.0).then_some((offer, weight, (exact, place)))
     };
@@ -928,7 +933,7 @@ fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
         })
 }
 
-/// A media range of `Accept`, its parameters and its weight, `q`.
+/// A media range of `Accept`, with its parameters and its weight `q`.
 fn weighed(item: &str) -> (&str, &str, f32) {
     let (range, parameters) = item.split_once(';').unwrap_or((item, ""));
     let weight = parameter(parameters, "q");
@@ -946,13 +951,13 @@ fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.trim().trim_matches('"'))
 }
 
-/// Refuses what a browser may have sent on behalf of another site without asking first (by a CORS preflight).
+/// Refuses a request that a browser may have sent for another origin without a CORS preflight (CSRF).
 ///
-/// A POST needs no such check: it must be JSON, and browsers never send JSON to another site unasked. A GET runs queries
-/// alone, so a forged one changes nothing and its answer stays hidden from the other site; but it would still spend its
-/// victim's work and budget. Browsers say where a request comes from, in `Sec-Fetch-Site` or at least in `Origin`. Other
-/// programs say nothing, and may use plain GET, as the GraphQL-over-HTTP specification has it. A header that cannot be
-/// set without a preflight shows that there was one.
+/// A POST is safe: it must be JSON, which requires a preflight. A GET only runs queries, so a forged one changes
+/// nothing and its response stays hidden from the other origin; but it would use resources and the rate limit of its
+/// victim. Browsers state the origin of a request in `Sec-Fetch-Site` or at least in `Origin`. Other programs send
+/// neither and may use plain GET, as in the GraphQL-over-HTTP specification. A header that requires a preflight proves
+/// that there was one.
 fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
     if is_own(headers)
         || PREFLIGHTED.iter().any(|name| headers.contains_key(*name))
@@ -964,12 +969,12 @@ fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
         code: Code::Forbidden,
         ..Refusal::new(
             StatusCode::FORBIDDEN,
-            "A GET from another site needs the header GraphQL-Require-Preflight.",
+            "A cross-site GET requires the header GraphQL-Require-Preflight.",
         )
     })
 }
 
-/// Whether a request comes from a page of this server, or from no page at all.
+/// Whether a request comes from a page of this server, or from a client other than a browser.
 fn is_own(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     match (text("sec-fetch-site"), text("origin")) {
@@ -979,11 +984,11 @@ fn is_own(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Refuses a WebSocket that a page of another site asks for, unless its scripts may call this server.
+/// Refuses a WebSocket from another origin, unless that origin is allowed by CORS.
 ///
-/// No cookie is ever read, so such a page could act as nobody but itself. But browsers hold no WebSocket to CORS: what
-/// is refused here a page could read nevertheless, on its visitor's budget and from behind the visitor's firewall. So a
-/// site can connect exactly where it can send a request.
+/// The server reads no cookies, so such a page has no credentials of its visitor. But CORS does not apply to WebSocket
+/// connections: the page could read responses, using the rate limit of its visitor and from behind the visitor's
+/// firewall. Therefore an origin may connect exactly if it may send requests.
 fn must_be_allowed(headers: &HeaderMap, allowed: &config::Origins) -> Result<(), Refusal> {
     let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     let is_listed = |listed: &String| listed == "*" || Some(listed.as_str()) == origin;
@@ -994,16 +999,16 @@ fn must_be_allowed(headers: &HeaderMap, allowed: &config::Origins) -> Result<(),
         code: Code::Forbidden,
         ..Refusal::new(
             StatusCode::FORBIDDEN,
-            "The scripts of this web site may not call this server.",
+            "This origin is not allowed to call this server.",
         )
     })
 }
 
-/// Refuses a request that was addressed by a name other than `localhost`.
+/// Refuses a request to a host name other than `localhost` (DNS rebinding).
 ///
-/// A server that signs everybody in listens on this machine alone, but the browser on it reads pages from everywhere. A
-/// page whose own name is made to point here would be of the same origin as the server, so names are not
-/// trusted; addresses cannot be made to point elsewhere.
+/// A server that signs its visitors in listens on a local address, but a browser on this machine also runs pages of
+/// other sites. A page whose host name resolves to this machine would have the same origin as the server. Therefore
+/// host names are refused; IP addresses cannot be rebound.
 fn must_be_local(headers: &HeaderMap) -> Result<(), Refusal> {
     let host = headers
         .get(HOST)
@@ -1021,12 +1026,12 @@ fn must_be_local(headers: &HeaderMap) -> Result<(), Refusal> {
         code: Code::Forbidden,
         ..Refusal::new(
             StatusCode::MISDIRECTED_REQUEST,
-            "Call this server by its IP address or as localhost.",
+            "The host name must be localhost or an IP address.",
         )
     })
 }
 
-/// Refuses a body that is not JSON in UTF-8, sent as it is.
+/// Refuses a body that is not JSON in UTF-8 without content encoding.
 fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let content_type = match (types.next(), types.next()) {
@@ -1042,7 +1047,7 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
         .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))
         .all(|(_, charset)| {
             let charset = charset.trim().trim_matches('"');
-            // The second is no registered name, but the Encoding Standard's other label, and common.
+            // `utf8` is not a registered name, but a label of the Encoding Standard, and common.
             ["utf-8", "utf8"]
                 .iter()
                 .any(|utf8| charset.eq_ignore_ascii_case(utf8))
@@ -1061,7 +1066,7 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// A body's JSON before its members are checked.
+/// The JSON of a body, before its members are checked.
 enum Payload {
     One(Members),
     Batch(Vec<Members>),
@@ -1083,18 +1088,18 @@ impl Payload {
             }
             let (line, column) = (error.line(), error.column());
             Refusal::bad(format!(
-                "The body must be valid JSON; it is not at line {line}, column {column}."
+                "The body is not valid JSON: syntax error at line {line}, column {column}."
             ))
         })
     }
 }
 
-/// A text of JSON without the byte-order mark that it may begin with.
+/// A JSON text without its optional byte-order mark.
 pub(crate) fn unmarked(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// What a request says, in its order and with repetitions.
+/// The members of a request in order, including duplicates.
 pub(crate) struct Members(pub(crate) Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -1146,9 +1151,9 @@ impl Members {
         Ok(Self(members))
     }
 
-    /// Checks what the members hold; `place` stands before their names in errors. Unknown ones are passed over, as the
-    /// specification keeps them for its future; a repeated one is refused, as two readers could disagree on it. An empty
-    /// string is as good as nothing, whatever the transport: a URL's parameter cannot say it otherwise.
+    /// Validates the members; `place` is the prefix of their names in errors. Unknown members are ignored: the
+    /// specification reserves them. A duplicate is refused, because parsers may disagree on which one counts. An empty
+    /// string counts as absent on every transport, because a URL parameter cannot be null.
     pub(crate) fn into_params(self, place: &str) -> Result<Params, Refusal> {
         let [
             mut query,
@@ -1167,7 +1172,9 @@ impl Members {
                 _ => continue,
             };
             if slot.replace(value).is_some() {
-                return Err(Refusal::bad(format!("`{place}{name}` is given twice.")));
+                return Err(Refusal::bad(format!(
+                    "`{place}{name}` occurs more than once."
+                )));
             }
         }
         let is_absent = |value: &Value| value.is_null() || value == "";
@@ -1213,7 +1220,7 @@ mod tests {
         assert_eq!(refusal.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(
             serde_json::to_string(&refusal).expect("JSON"),
-            r#"{"errors":[{"message":"Something went wrong on our side. Tell us the request id.","extensions":{"code":"INTERNAL","requestId":"7f"}}]}"#
+            r#"{"errors":[{"message":"Internal server error. Please report the request id.","extensions":{"code":"INTERNAL","requestId":"7f"}}]}"#
         );
     }
 }

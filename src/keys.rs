@@ -1,7 +1,7 @@
-//! The keys that sign access tokens: configured, or made and kept where SQLite keeps its data.
+//! The keys that sign access tokens: configured, or generated and stored in the data directory (SQLite).
 //!
-//! Several instances must share their keys, so beside PostgreSQL they are configured. A file holds one key a line, the
-//! one that signs first; it is replaced as a whole, so whoever reads it finds all of it.
+//! Several instances must share their keys, so with PostgreSQL they must be configured. The file has one key per line;
+//! the first one signs. It is replaced atomically, so readers never see a partial file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ const FILE: &str = "signing-keys";
 
 const HOW: &str = "at least 32 random bytes, such as the output of `openssl rand -base64 48`";
 
-/// The keys for a server.
+/// Loads the keys of a server.
 ///
 /// # Errors
 /// A key is missing or weak, or the file cannot be used.
@@ -34,7 +34,7 @@ pub fn load(config: &Config) -> Result<Keys, StartError> {
         return Keys::new(signing.as_bytes(), &further).map_err(|weak| {
             let why = match weak {
                 WeakKey::Short => "too short",
-                WeakKey::Monotonous => "too easily guessed",
+                WeakKey::Monotonous => "too easy to guess",
             };
             StartError::new(format!(
                 "auth.signing_key or one of auth.verification_keys is {why}: use {HOW}"
@@ -55,15 +55,15 @@ pub fn load(config: &Config) -> Result<Keys, StartError> {
         .map_err(|_| unusable(&config.data.dir, "one of its keys is weak"))
 }
 
-/// Puts a new key into the file, to sign from the next start on; tokens of the former one stay good.
+/// Adds a new key to the file, which signs from the next start on; tokens of the previous key stay valid.
 ///
 /// # Errors
 /// The keys are configured, or the file cannot be written.
 pub fn rotate(config: &Config) -> Result<(), StartError> {
     if !config.auth.signing_key.expose().is_empty() || config.database.url.is_postgres() {
         return Err(StartError::new(
-            "the keys of this server are configured: move auth.signing_key to auth.verification_keys, set a new one, \
-             and restart one instance after the other; first let all of them believe the new key",
+            "the keys of this server are configured, not generated: add the new key to auth.verification_keys on all instances \
+             and restart them, then make it auth.signing_key and the old key a verification key, and restart them again",
         ));
     }
     let folder = &config.data.dir;
@@ -86,7 +86,7 @@ fn read_or_make(folder: &Path) -> Result<Vec<String>, StartError> {
         }
         make_folder(folder)?;
         let file = write(folder, &format!("{}\n", make()?))?;
-        // Where another process was quicker, its key it is.
+        // If another process was faster, its key is used.
         match file.persist_noclobber(&path) {
             Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
             _ => read(),
@@ -96,7 +96,7 @@ fn read_or_make(folder: &Path) -> Result<Vec<String>, StartError> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// A file that only its owner may read.
+/// A temporary file that only its owner may read.
 fn write(folder: &Path, text: &str) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(text.as_bytes())?;
@@ -113,7 +113,7 @@ fn make() -> io::Result<String> {
 fn unusable(folder: &Path, why: &str) -> StartError {
     let path = folder.join(FILE);
     StartError::new(format!(
-        "the signing key in {} cannot be used ({why}): name another folder in data.dir, or set auth.signing_key",
+        "the signing key in {} cannot be used ({why}): set another folder in data.dir, or set auth.signing_key",
         path.display()
     ))
 }

@@ -1,4 +1,4 @@
-//! Gathering, the GraphQL API server for teams of AI agents: the process around the graph.
+//! Gathering, a GraphQL API server for teams of AI agents: the process around the graph.
 #![recursion_limit = "256"]
 
 pub mod config;
@@ -19,12 +19,12 @@ mod ws;
 
 use std::fmt;
 
-/// Why a command cannot do its work, as one line that says what to do about it.
+/// An error of a command: one line that says what to do about it.
 #[derive(Debug)]
 pub struct StartError(String);
 
 impl StartError {
-    /// An error with this line.
+    /// Creates an error with this line.
     pub fn new(line: impl Into<String>) -> Self {
         Self(line.into().replace('\n', " "))
     }
@@ -42,7 +42,7 @@ impl From<sea_orm::DbErr> for StartError {
     fn from(error: sea_orm::DbErr) -> Self {
         match error {
             sea_orm::DbErr::Migration(line) | sea_orm::DbErr::Custom(line) => Self::new(line),
-            error => Self::new(format!("the database failed: {error}")),
+            error => Self::new(format!("database error: {error}")),
         }
     }
 }

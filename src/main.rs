@@ -1,4 +1,4 @@
-//! The command line: reads the configuration, does one thing, and says in one line why it could not.
+//! The command line: loads the configuration, runs one command, and reports an error as one line.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -22,30 +22,30 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const EXAMPLES: &str = "\
 Examples:
-  gathering demo                                  A throw-away server with demo data
+  gathering demo                                  Start a temporary server with demo data
   gathering serve                                 Serve the SQLite database in the data directory
   gathering serve --listen 127.0.0.1:0            Serve on a free port
   DATABASE_URL=postgres://me:secret@localhost/gathering gathering serve --migrate
   GATHERING__LOG__FILTER=debug gathering serve    Set one key of the configuration
   gathering user create --email me@example.com --admin
-                                                  Make the first administrator
-  gathering config                                Show every key, its meaning and its value
+                                                  Create the first administrator
+  gathering config                                Print every key with its description and value
 
 Environment:
   DATABASE_URL             sqlite://path or postgres://user:password@host/database
-  REDIS_URL                redis://host, which several instances share for their rate limits
-  GATHERING_CONFIG         The TOML file of the configuration
+  REDIS_URL                redis://host, shared by several instances for rate limits
+  GATHERING_CONFIG         TOML file of the configuration
   GATHERING__SECTION__KEY  One key of it, such as GATHERING__SERVER__LISTEN
-  GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` make";
+  GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` create";
 
 const TO_TRY: &str = r#"
-Three queries worth trying in the playground, which a browser finds at the address above:
+Three example queries for the playground at the address above:
 
-  # The team: twenty members, what they run on, and what they did last
+  # A circle: its members, their models and their recent activity
   { circle(id: "circle_01ke6p4zk8e03r000000000001") { name members(first: 20) { edges { membership { role }
     node { name status model { displayName provider { name isLocal } } recentActivity { totalMessages completedTasks } } } } } }
 
-  # The desk: what is going on now
+  # The dashboard: agents, circles and tasks
   { viewer { name } dashboard { agents { total busy idle } circles { total running } tasks { open inReview } } }
 
   # The board: the first tasks of every running circle, in a handful of statements
@@ -56,7 +56,7 @@ Three queries worth trying in the playground, which a browser finds at the addre
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The TOML file of the configuration, instead of the one in `GATHERING_CONFIG`
+    /// TOML file of the configuration, instead of the one in `GATHERING_CONFIG`
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -65,61 +65,61 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve the database
+    /// Start the server
     ///
-    /// A SQLite database is made and brought up to date first. A PostgreSQL database must be up to date, unless
-    /// --migrate is given; several servers may then start at the same time. Beside PostgreSQL `auth.signing_key` must be
-    /// set; beside SQLite a key is made and kept in the data directory.
+    /// A SQLite database is created and migrated first. A PostgreSQL database must be up to date, unless --migrate is
+    /// given; several servers may then start at the same time. With PostgreSQL, `auth.signing_key` must be set; with
+    /// SQLite, a key is generated and kept in the data directory.
     ///
-    /// SIGTERM ends the server politely: /health/ready answers 503 at once, new requests are served for `server.grace`
-    /// more, those in flight have `server.drain` to finish. Ctrl-C leaves out the grace; a second signal ends at once.
-    /// SIGHUP has the rate limits of the configuration read again.
+    /// SIGTERM starts a graceful shutdown: /health/ready answers 503 immediately, new requests are served for
+    /// `server.grace`, then running requests have `server.drain` to finish. Ctrl-C skips the grace period; a second
+    /// signal stops the server immediately. SIGHUP reloads the rate limits from the configuration.
     Serve {
         /// Address and port to listen on; port 0 picks a free one
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: Option<SocketAddr>,
-        /// Bring a PostgreSQL database up to date first
+        /// Migrate a PostgreSQL database first
         #[arg(long)]
         migrate: bool,
     },
-    /// Bring the database up to date, or back
+    /// Apply or revert migrations of the database
     Migrate {
         #[command(subcommand)]
         direction: Option<Direction>,
     },
-    /// Fill the database with the demo data; doing it again changes nothing
+    /// Fill the database with the demo data; no effect if it is already there
     Seed,
-    /// Serve throw-away demo data: needs nothing, leaves nothing behind
+    /// Start a temporary server with demo data
     ///
-    /// The database is a SQLite file in a directory that is removed at the end. The playground signs itself in as the
-    /// demo user. Where port 8000 is taken, a free one is used.
+    /// The database is a SQLite file in a temporary directory that is removed at the end. The playground signs its
+    /// visitors in as the demo user. If port 8000 is in use, a free port is used instead.
     Demo {
         /// Address and port to listen on; port 0 picks a free one
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: Option<SocketAddr>,
     },
-    /// Make and change accounts: the way to the first administrator
+    /// Create and change accounts, such as the first administrator
     User {
         #[command(subcommand)]
         act: Act,
     },
-    /// Sign access tokens with a new key from the next start on; those of the present one stay good
+    /// Generate a new key to sign access tokens from the next start on; tokens of the current key stay valid
     RotateKey,
     /// Print the GraphQL schema
     Schema,
-    /// Print every key of the configuration, its meaning and its value, secrets masked
+    /// Print every key of the configuration with its description and value; secrets are masked
     Config,
 }
 
 #[derive(Clone, Copy, Subcommand)]
 enum Direction {
-    /// Apply what is pending (the default)
+    /// Apply pending migrations (the default)
     Up,
-    /// Say how many migrations are pending
+    /// Print the number of pending migrations
     Status,
-    /// Take every migration back; all data is lost
+    /// Revert all migrations; all data is lost
     Down {
-        /// Yes, delete all data
+        /// Confirm that all data is deleted
         #[arg(long, required = true)]
         delete_all_data: bool,
     },
@@ -127,44 +127,44 @@ enum Direction {
 
 #[derive(Subcommand)]
 enum Act {
-    /// Make an account
+    /// Create an account
     ///
-    /// The password is read from standard input, where it is not echoed; without a terminal, its first line.
+    /// The password is read from standard input: without echo from a terminal, otherwise from the first line.
     Create {
-        /// The e-mail address to sign in with
+        /// E-mail address to sign in with
         #[arg(long)]
         email: String,
-        /// The name shown to others [default: the part of the e-mail address before the @]
+        /// Display name [default: the part of the e-mail address before the @]
         #[arg(long)]
         name: Option<String>,
-        /// Make an administrator
+        /// Create an administrator
         #[arg(long)]
         admin: bool,
     },
-    /// Keep a user from signing in, and end all their sessions
+    /// Deactivate an account and end all its sessions
     Disable {
-        /// The e-mail address of the account
+        /// E-mail address of the account
         #[arg(long)]
         email: String,
     },
-    /// Let a disabled user sign in again
+    /// Reactivate an account
     Enable {
-        /// The e-mail address of the account
+        /// E-mail address of the account
         #[arg(long)]
         email: String,
     },
-    /// Make a user an administrator, or a plain user again
+    /// Change the role of a user
     SetRole {
-        /// The e-mail address of the account
+        /// E-mail address of the account
         #[arg(long)]
         email: String,
-        /// What the user may do from now on
+        /// The new role
         #[arg(long)]
         role: Role,
     },
-    /// Give a user a new password, read from standard input, and end all their sessions
+    /// Set a new password, read from standard input, and end all sessions of the user
     SetPassword {
-        /// The e-mail address of the account
+        /// E-mail address of the account
         #[arg(long)]
         email: String,
     },
@@ -172,7 +172,7 @@ enum Act {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Role {
-    /// Works with what is theirs and what is shared with them
+    /// May use their own objects and those shared with them
     User,
     /// May read and change everything
     Admin,
@@ -183,7 +183,7 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when standard error is closed.
+            // Writing fails if standard error is closed.
             let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
@@ -219,18 +219,18 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
         }
         Command::RotateKey => {
             keys::rotate(&start()?)?;
-            print("the next start signs with a new key; tokens of the present one stay good\n");
+            print("the next start signs with a new key; tokens of the current key stay valid\n");
         }
         Command::Seed => {
             let config = start()?;
             on_database(&config, async |database| fill(database, &config).await).await?;
-            print("the demo data is in place\n");
+            print("the database contains the demo data\n");
         }
     }
     Ok(())
 }
 
-/// Opens the database for one piece of work.
+/// Opens the database, runs one task and closes it.
 async fn on_database(
     config: &Config,
     work: impl AsyncFnOnce(&Database) -> Result<(), StartError>,
@@ -268,7 +268,9 @@ async fn demo(
     let directory = tempfile::Builder::new()
         .prefix("gathering-demo-")
         .tempdir()
-        .map_err(|error| StartError::new(format!("cannot make a temporary directory: {error}")))?;
+        .map_err(|error| {
+            StartError::new(format!("cannot create a temporary directory: {error}"))
+        })?;
     config.database.url = DatabaseUrl::sqlite(&directory.path().join("demo.db"));
     directory.path().clone_into(&mut config.data.dir);
     let password = config.demo.password.expose().to_owned();
@@ -283,9 +285,9 @@ async fn demo(
     let wanted = config.server.listen;
     config.server.listen = listen.unwrap_or(wanted);
     if listen.is_none() && is_taken(wanted) {
-        // Whoever tries the demo wants to see it, not to look for the program that has the port.
+        // The demo should start even if its port is in use.
         config.server.listen.set_port(0);
-        tracing::warn!("{wanted} is taken, a free port is used instead");
+        tracing::warn!("{wanted} is in use; using a free port instead");
     }
 
     let mut signals = Signals::new()?;
@@ -307,7 +309,7 @@ async fn demo(
     Ok(())
 }
 
-/// How long the token is good that `demo` prints: as long as anybody tries it.
+/// Lifetime of the token that `demo` prints: longer than a demo runs.
 const DEMO_TOKEN: Duration = Duration::from_hours(30 * 24);
 
 fn is_taken(address: SocketAddr) -> bool {
@@ -315,7 +317,7 @@ fn is_taken(address: SocketAddr) -> bool {
         .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
-/// Brings the database up to date if it is SQLite, and seeds it.
+/// Migrates a SQLite database, and fills the database with the demo data.
 async fn fill(database: &Database, config: &Config) -> Result<(), StartError> {
     let connection = database.connection();
     if config.database.url.is_postgres() && gathering_migration::pending(connection).await? > 0 {
@@ -328,7 +330,7 @@ async fn fill(database: &Database, config: &Config) -> Result<(), StartError> {
     seeded.map_err(|error| StartError::new(error.to_string()))
 }
 
-/// Makes or changes an account.
+/// Runs a command on an account.
 async fn operate(database: &Database, config: &Config, act: Act) -> Result<(), StartError> {
     let connection = database.connection();
     if gathering_migration::pending(connection).await? > 0 {
@@ -356,30 +358,30 @@ async fn apply(operator: &Operator, act: Act) -> Result<String, StartError> {
             let local = || email.split('@').next().unwrap_or_default();
             let name = name.unwrap_or_else(|| local().chars().take(100).collect());
             let made = operator.create(&email, &name, &password, admin).await;
-            made.map(|id| format!("made {}", id.as_str()))
+            made.map(|id| format!("created {}", id.as_str()))
         }
         Act::Disable { email } => {
             let done = operator.set_active(&email, false).await;
-            done.map(|()| "the user can no longer sign in".to_owned())
+            done.map(|()| "the account is disabled".to_owned())
         }
         Act::Enable { email } => {
             let done = operator.set_active(&email, true).await;
-            done.map(|()| "the user can sign in".to_owned())
+            done.map(|()| "the account is enabled".to_owned())
         }
         Act::SetRole { email, role } => {
             let done = operator.set_role(&email, matches!(role, Role::Admin)).await;
-            done.map(|()| "the user has the new role".to_owned())
+            done.map(|()| "the role is changed".to_owned())
         }
         Act::SetPassword { email } => {
             let password = read_password()?;
             let done = operator.set_password(&email, &password).await;
-            done.map(|()| "the user has the new password".to_owned())
+            done.map(|()| "the password is changed".to_owned())
         }
     };
     done.map_err(StartError::new)
 }
 
-/// A password, typed without an echo, or the first line of what is piped in. As an argument it would be in the
+/// Reads a password without echo from a terminal, or the first line of a pipe. An argument would be visible in the
 /// shell's history and in the list of processes.
 fn read_password() -> Result<String, StartError> {
     let read = if io::stdin().is_terminal() {
@@ -408,13 +410,13 @@ async fn turn(database: &Database, direction: Direction) -> Result<(), StartErro
         }
         Direction::Down { .. } => {
             gathering_migration::down(connection).await?;
-            print("took every migration back\n");
+            print("all migrations are reverted\n");
         }
     }
     Ok(())
 }
 
-/// SIGTERM and Ctrl-C, heard from when this is made: before anybody can know that there is something to end.
+/// Handlers of SIGTERM, Ctrl-C and SIGHUP. Created before the server starts, so that no signal is lost.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -434,7 +436,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal.
+    /// Waits for SIGTERM or Ctrl-C.
     async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
@@ -442,7 +444,7 @@ impl Signals {
         }
     }
 
-    /// Does the work unless a signal comes before its end.
+    /// Runs the work until it completes or a signal arrives.
     async fn before<T>(
         &mut self,
         work: impl Future<Output = Result<T, StartError>>,
@@ -453,8 +455,8 @@ impl Signals {
         }
     }
 
-    /// Runs the server until a signal comes, and ends it politely, unless a second one comes. SIGHUP has it take the rate
-    /// limits of the configuration as it is then; one that cannot be read changes nothing.
+    /// Runs the server until a signal arrives, then shuts it down gracefully, unless a second signal arrives. SIGHUP
+    /// reloads the rate limits; if the configuration is invalid, nothing changes.
     async fn end(
         &mut self,
         server: Server,
@@ -468,9 +470,9 @@ impl Signals {
                 _ = self.hangup.recv() => match configure() {
                     Ok(config) => {
                         server.set_rates(&config.limits);
-                        tracing::info!("took the rate limits of the configuration");
+                        tracing::info!("reloaded the rate limits");
                     }
-                    Err(error) => tracing::error!(%error, "the configuration cannot be read"),
+                    Err(error) => tracing::error!(%error, "the configuration cannot be read; the rate limits are unchanged"),
                 },
             }
         };
@@ -482,7 +484,7 @@ impl Signals {
     }
 }
 
-/// Writes to standard output at once. A reader who has gone is not an error of ours.
+/// Writes to standard output and flushes. A closed pipe is not an error.
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

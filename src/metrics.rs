@@ -1,4 +1,4 @@
-//! `/metrics`: what the process has done and holds, in the text format of Prometheus.
+//! `/metrics`: counters and gauges of the process, in the Prometheus text format.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 use crate::db::Database;
 use crate::seat::{Gauge, Seats};
 
-/// `/metrics`.
+/// The route `/metrics`.
 pub fn routes(graph: Graph, database: Database, seats: Seats) -> Router {
     let mut registry = Registry::with_prefix("gathering");
     registry.register_collector(Box::new(Process {
@@ -37,7 +37,7 @@ pub fn routes(graph: Graph, database: Database, seats: Seats) -> Router {
 async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &registry) {
-        tracing::error!(%error, "the metrics cannot be written");
+        tracing::error!(%error, "the metrics cannot be encoded");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
@@ -57,7 +57,8 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
         .into_response()
 }
 
-/// The same in the format before `OpenMetrics`, in which a counter is described by its whole name.
+/// Converts the text to the Prometheus format before `OpenMetrics`, in which the HELP and TYPE lines of a counter have
+/// its full name.
 fn older(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let counters: Vec<&str> = lines
@@ -81,7 +82,7 @@ fn older(text: &str) -> String {
     older
 }
 
-/// Reads the numbers where they are kept, whenever somebody asks.
+/// Reads the current values on each scrape.
 struct Process {
     graph: Graph,
     database: Database,
@@ -114,7 +115,7 @@ impl Process {
     fn rates(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut fields = encoder.encode_descriptor(
             "rate_limit_fields",
-            "Root fields and requests that the rate limiter decided about",
+            "Decisions of the rate limiter on root fields and requests",
             None,
             MetricType::Counter,
         )?;
@@ -126,7 +127,7 @@ impl Process {
         }
         let alone = encoder.encode_descriptor(
             "rate_limit_alone",
-            "1 while Redis is configured and does not answer, so that this instance limits by itself",
+            "1 while Redis is configured but does not answer, so that this instance limits on its own",
             None,
             MetricType::Gauge,
         )?;
@@ -146,9 +147,9 @@ impl Process {
             ConstGauge::new(size).encode(entries.encode_family(&[("cache", *name)])?)?;
         }
         for (metric, help, of) in [
-            ("cache_hits", "Look-ups that found an entry", 0),
-            ("cache_misses", "Look-ups that found none", 1),
-            ("cache_evictions", "Entries put out to make room", 2),
+            ("cache_hits", "Lookups that found an entry", 0),
+            ("cache_misses", "Lookups that found no entry", 1),
+            ("cache_evictions", "Entries evicted to free space", 2),
         ] {
             let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
             for (name, stats) in &caches {
@@ -162,14 +163,14 @@ impl Process {
     fn streams(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let connections = encoder.encode_descriptor(
             "websocket_connections",
-            "WebSocket connections open now",
+            "Open WebSocket connections",
             None,
             MetricType::Gauge,
         )?;
         ConstGauge::new(self.seats.counted(Gauge::Connections)).encode(connections)?;
         let mut streams = encoder.encode_descriptor(
             "streams",
-            "Streams of answers open now; over WebSocket, all operations under way",
+            "Open response streams; for WebSocket, all running operations",
             None,
             MetricType::Gauge,
         )?;
@@ -183,7 +184,7 @@ impl Process {
         }
         let mut ends = encoder.encode_descriptor(
             "websocket_closes",
-            "WebSocket connections that have ended, by the server's close code, by the client or by a failure",
+            "Closed WebSocket connections, by the server's close code, by the client, or lost",
             None,
             MetricType::Counter,
         )?;
@@ -196,25 +197,29 @@ impl Process {
     fn events(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let events = self.graph.event_counts();
         for (metric, help, number) in [
-            ("events_published", "Events handed out", events.published),
+            (
+                "events_published",
+                "Events distributed by this instance, including those of other instances",
+                events.published,
+            ),
             (
                 "events_delivered",
-                "Events given to subscribers, for each of them",
+                "Events delivered to subscribers, counted per subscriber",
                 events.delivered,
             ),
             (
                 "events_deduplicated",
-                "Events left out as duplicates",
+                "Events dropped as duplicates",
                 events.deduplicated,
             ),
             (
                 "events_lagged",
-                "How often a subscriber was so slow that it went on from the database",
+                "Times a slow subscriber fell back to reading from the database",
                 events.lagged,
             ),
             (
                 "event_handler_errors",
-                "How often something in the server that listens has failed",
+                "Errors of internal event handlers",
                 events.handler_errors,
             ),
         ] {
@@ -224,7 +229,7 @@ impl Process {
         for (metric, help, number) in [
             (
                 "event_subscribers",
-                "Subscriptions to events",
+                "Open event subscriptions",
                 events.subscribers,
             ),
             ("event_history", "Events held in memory", events.history),

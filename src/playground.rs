@@ -1,7 +1,7 @@
-//! The playground: `GraphiQL` at the graph's own address, from this binary alone.
+//! The playground: `GraphiQL` at `/graphql`, served from the binary.
 //!
-//! Its page may load nothing but its own assets and talk to nobody but its own server. A server that was built without
-//! Node has no assets; it then says so where the playground would be.
+//! Its page may load only its own assets and connect only to its own server. A server that was built without Node has
+//! no assets and serves a page that says so.
 
 use axum::body::Bytes;
 use axum::extract::Path;
@@ -12,36 +12,36 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use serde_json::json;
 
-/// A file of the front end, as built.
+/// A file of the built front end.
 struct Asset {
-    /// Its path below the front end's root.
+    /// The path relative to the front end's root.
     path: &'static str,
     plain: &'static [u8],
     gzip: Option<&'static [u8]>,
 }
 
-// `ASSETS`, sorted by path and empty when the front end was not built.
+// `ASSETS`, sorted by path; empty if the front end was not built.
 include!(concat!(env!("OUT_DIR"), "/playground.rs"));
 
 const MISSING: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>Gathering</title>\
-    <h1>The playground is not in this build</h1>\
-    <p>This server was built on a machine without Node, or without a way to the npm registry. \
-    The API itself is here and complete: send it <code>POST /graphql</code>.</p>\
-    <p>To have the playground, install Node 20.19 or newer and run, in the project's folder:</p>\
+    <h1>The playground is not included in this build</h1>\
+    <p>This server was built without Node, or without access to the npm registry. \
+    The API is complete: send requests to <code>POST /graphql</code>.</p>\
+    <p>To build the playground, install Node 20.19 or newer and run in the project's folder:</p>\
     <pre>npm --prefix web ci\nnpm --prefix web run build\ncargo build --release</pre>";
 
-/// The editor sets the sizes and places of its lines in `style` attributes and adds its theme as `<style>` elements:
-/// hence inline styles. Scripts come from files alone.
+/// The editor positions its lines with `style` attributes and adds its theme as `<style>` elements, so inline styles
+/// are allowed. Scripts are loaded only from files.
 const POLICY: &str = "default-src 'none'; script-src 'self'; worker-src 'self'; connect-src 'self'; \
     style-src 'self' 'unsafe-inline'; font-src 'self' data:; img-src 'self' data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Leads a browser to the playground.
+/// Redirects a browser to the playground.
 pub async fn home() -> Redirect {
     Redirect::temporary("/graphql")
 }
 
-/// A user as whom the playground signs everybody in: for throw-away servers.
+/// The user as whom the playground signs its visitors in; for temporary servers.
 #[derive(Clone, Debug)]
 pub struct SignIn {
     /// The e-mail address.
@@ -50,11 +50,11 @@ pub struct SignIn {
     pub password: String,
 }
 
-/// The playground's page, or one that says why there is none.
+/// The page of the playground, or a page that explains why it is missing.
 #[derive(Clone)]
 pub struct Page(Bytes);
 
-/// The page, with what its script needs to sign in.
+/// Builds the page, with the credentials for its script to sign in.
 pub fn page(sign_in: Option<&SignIn>) -> Page {
     let plain = find("index.html").map_or(MISSING.as_bytes(), |page| page.plain);
     let (Some(sign_in), Ok(text)) = (sign_in, str::from_utf8(plain)) else {
@@ -70,7 +70,7 @@ pub fn page(sign_in: Option<&SignIn>) -> Page {
 }
 
 impl Page {
-    /// The page as a response.
+    /// Returns the page as a response.
     pub fn response(&self) -> Response {
         let headers = [
             (CONTENT_SECURITY_POLICY, POLICY),
@@ -85,7 +85,7 @@ impl Page {
     }
 }
 
-/// A file that the page loads. Its name holds a hash of its content, so it may be kept for ever.
+/// Serves a file of the page. Its name contains a hash of its content, so it may be cached forever.
 pub async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     let Some(asset) = find(&format!("assets/{name}")) else {
         return StatusCode::NOT_FOUND.into_response();

@@ -1,8 +1,8 @@
-//! Rate limits over HTTP: who sends a request, whether it is let in, and the headers that say how its client stands.
+//! Rate limits over HTTP: the client's address, the limit per address, and the response headers.
 //!
-//! Every request takes from the bucket of its address before anything of it is looked at. `X-RateLimit-*` tell of the
-//! tightest bucket that a response has touched; `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)
-//! of the tightest of each tier.
+//! Every request takes a token from the bucket of its address before any other work. `X-RateLimit-*` describe the
+//! bucket with the least remaining tokens among those that the request used; `RateLimit` and `RateLimit-Policy`
+//! (draft-ietf-httpapi-ratelimit-headers) describe that of each tier.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::telemetry::RequestId;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The headers that tell of rate limits.
+/// The rate limit headers.
 pub const HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("x-ratelimit-limit"),
     HeaderName::from_static("x-ratelimit-remaining"),
@@ -30,22 +30,22 @@ pub const HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("ratelimit-policy"),
 ];
 
-/// Most hops of a forwarding header that are looked at, from the nearest on.
+/// Maximum number of hops read from a forwarding header, starting with the nearest.
 const MOST_HOPS: usize = 32;
 
-/// Lets requests in.
+/// The rate limit per address.
 pub struct Gate {
-    /// What decides.
+    /// The graph, with the rate limiter.
     pub graph: Graph,
-    /// Proxies whose word on where a request comes from is taken.
+    /// Trusted proxies, whose forwarding headers are used.
     pub trusted: Vec<IpNet>,
 }
 
-/// How a client stands with what a response has touched.
+/// The quotas that a response has used.
 #[derive(Clone)]
 pub struct Standings(pub Vec<QuotaStatus>);
 
-/// Lets a request in, or answers it 429.
+/// Admits a request, or responds with 429.
 pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let client = gate.client(&request);
     let route = match request.uri().path() {
@@ -59,7 +59,7 @@ pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
             let mut response = next.run(request).await;
             let touched = response.extensions_mut().remove::<Standings>();
             let mut standings = touched.map(|touched| touched.0).unwrap_or_default();
-            // The bucket of all requests is told of where it comes to its end first.
+            // The bucket of the address is reported only if it has the least remaining tokens.
             let is_refused = standings.iter().any(|standing| standing.retry_in.is_some());
             let left = standings.iter().map(|standing| standing.remaining).min();
             let is_tighter =
@@ -79,7 +79,7 @@ pub async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
 }
 
 impl Gate {
-    /// Who sends a request.
+    /// The client that sent a request.
     fn client(&self, request: &Request) -> Client {
         let headers = request.headers();
         let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
@@ -98,10 +98,11 @@ impl Gate {
     }
 }
 
-/// Where a request comes from: the nearest hop that is no trusted proxy. What lies behind that one is its own word.
+/// The client's address: that of the nearest hop that is not a trusted proxy. Entries before that hop are not
+/// trustworthy.
 ///
-/// A proxy appends to one of the two headers and passes the other on as its client sent it. Where there are both, only
-/// what they agree on is the proxy's word; else the request counts as the proxy's own.
+/// A proxy appends to one of the two headers and forwards the other one unchanged. If both are present and disagree,
+/// the proxy's own address is used.
 fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
@@ -112,7 +113,7 @@ fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         headers.contains_key(name).then(|| {
             let mut nearest = peer;
             for hop in hops(headers, name).take(MOST_HOPS) {
-                // A hop that hides or garbles its address is not followed further.
+                // Stop at a hop without a valid address.
                 let Some(address) = node(hop) else {
                     break;
                 };
@@ -133,17 +134,17 @@ fn origin(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     }
 }
 
-/// The entries of a list header, the last first.
+/// The entries of a list header, last one first.
 fn hops<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines: Vec<_> = headers.get_all(name).iter().collect();
-    // What a client garbled says nothing of what a proxy has added behind it.
+    // An invalid entry from a client must not hide the valid ones that proxies appended.
     lines.into_iter().rev().flat_map(|line| {
         let entries = line.as_bytes().rsplit(|byte| *byte == b',');
         entries.map(|entry| str::from_utf8(entry).unwrap_or("?"))
     })
 }
 
-/// The address of a hop of `Forwarded` (RFC 7239).
+/// The address in an entry of `Forwarded` (RFC 7239).
 fn forwarded_for(hop: &str) -> Option<IpAddr> {
     let node = hop.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -162,7 +163,7 @@ fn address(node: &str) -> Option<IpAddr> {
     bare.or_else(|| node.rsplit_once(':')?.0.parse().ok())
 }
 
-/// Writes the headers.
+/// Writes the rate limit headers.
 fn tell(standings: &[QuotaStatus], headers: &mut HeaderMap) {
     let Some(tightest) = standings.iter().min_by_key(|standing| standing.remaining) else {
         return;

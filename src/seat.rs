@@ -1,7 +1,7 @@
-//! What stays open: WebSocket connections, and streams of answers over HTTP.
+//! The limit of long-lived connections: WebSocket connections, and response streams over HTTP.
 //!
-//! The rule: each has a seat, and seats are counted, for each client and for the whole server. A seat is given back when
-//! it is dropped, whatever ended it, so nothing can be left behind. Whoever sits is told when the server drains.
+//! Each of them holds a permit. Permits are counted per client and for the whole server, and are released on drop, so
+//! none can leak. Holders are notified when the server drains.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::config;
 
-/// The seats of a server; clones share them.
+/// The connection limit of a server; clones share it.
 #[derive(Clone, Debug)]
 pub struct Seats(Arc<Inner>);
 
@@ -22,23 +22,23 @@ pub struct Seats(Arc<Inner>);
 struct Inner {
     most: usize,
     most_per_client: usize,
-    /// How many each client has. Who has none is not in here.
+    /// Number of permits per client; clients without one are not in the map.
     taken: Mutex<HashMap<Option<IpAddr>, usize>>,
     gauges: [AtomicI64; Gauge::ALL.len()],
     ends: [AtomicU64; ENDS.len()],
     draining: watch::Sender<bool>,
 }
 
-/// What is counted while it is open.
+/// A gauge of open connections or operations.
 #[derive(Clone, Copy, Debug)]
 pub enum Gauge {
     /// WebSocket connections.
     Connections,
-    /// Operations under way on WebSocket connections.
+    /// Running operations on WebSocket connections.
     WebSocket,
     /// Streams of Server-Sent Events.
     Events,
-    /// Streams of multipart answers.
+    /// Streams of multipart responses.
     Multipart,
 }
 
@@ -51,52 +51,53 @@ impl Gauge {
     ];
 }
 
-/// How a WebSocket connection can end: the code that it is closed with, or that the client closes it, or that it breaks.
+/// How a WebSocket connection can end: the server's close code, `client` (closed by the client), `lost` (connection
+/// lost) or `other`.
 const ENDS: [&str; 16] = [
     "1002", "1007", "1009", "1011", "1012", "1013", "4400", "4401", "4403", "4406", "4408", "4409",
     "4429", "client", "lost", "other",
 ];
 
-/// Why there is no seat.
+/// Why no permit is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// The client has as many as one may have.
+    /// The client has reached its limit.
     Client(usize),
-    /// The server has no more.
+    /// The server has reached its limit.
     Server,
-    /// The server is about to stop.
+    /// The server is shutting down.
     Draining,
 }
 
 impl Full {
-    /// The reason for people, short enough for a WebSocket's close frame.
+    /// The message, short enough for a WebSocket close frame.
     pub fn reason(self) -> String {
         match self {
             Self::Client(most) => {
-                format!("Your address has {most} connections open, and may not have more.")
+                format!("Connection limit reached: {most} connections from your address.")
             }
-            Self::Server => "The server has no room for further connections now.".to_owned(),
+            Self::Server => "Connection limit of the server reached.".to_owned(),
             Self::Draining => RESTART.to_owned(),
         }
     }
 }
 
-/// What whoever sits is told when the server drains.
-pub const RESTART: &str = "The server is restarting. Connect again.";
+/// The close reason when the server drains.
+pub const RESTART: &str = "The server is restarting. Please reconnect.";
 
-/// A place among what stays open.
+/// A permit for one connection; released on drop.
 #[derive(Debug)]
 pub struct Seat {
     seats: Seats,
     client: Option<IpAddr>,
 }
 
-/// Counts something as long as it is kept.
+/// Counts one unit of a gauge until it is dropped.
 #[derive(Debug)]
 pub struct Counted(Seats, Gauge);
 
 impl Seats {
-    /// All seats, free.
+    /// Creates the limit with no permits in use.
     pub fn new(settings: &config::Subscriptions) -> Self {
         Self(Arc::new(Inner {
             most: settings.connections,
@@ -108,10 +109,10 @@ impl Seats {
         }))
     }
 
-    /// Gives a client a seat.
+    /// Acquires a permit for a client.
     ///
     /// # Errors
-    /// There is none for this client now.
+    /// No permit is available for this client.
     pub fn take(&self, client: &Client) -> Result<Seat, Full> {
         let inner = &*self.0;
         if *inner.draining.borrow() {
@@ -133,13 +134,13 @@ impl Seats {
         })
     }
 
-    /// Counts one more until what is returned is dropped.
+    /// Increments a gauge until the returned value is dropped.
     pub fn count(&self, gauge: Gauge) -> Counted {
         self.0.gauges[gauge as usize].fetch_add(1, Ordering::Relaxed);
         Counted(self.clone(), gauge)
     }
 
-    /// How many there are now.
+    /// The current value of a gauge.
     pub fn counted(&self, gauge: Gauge) -> i64 {
         self.0.gauges[gauge as usize].load(Ordering::Relaxed)
     }
@@ -151,22 +152,22 @@ impl Seats {
         self.0.ends[place].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often WebSocket connections have ended, by how.
+    /// Number of ended WebSocket connections, by how they ended.
     pub fn ends(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let numbers = self.0.ends.iter().map(|n| n.load(Ordering::Relaxed));
         ENDS.into_iter().zip(numbers)
     }
 
-    /// Tells whoever sits that the server is about to stop, and gives no further seats.
+    /// Notifies all holders that the server is shutting down, and grants no further permits.
     pub fn drain(&self) {
         self.0.draining.send_replace(true);
     }
 
-    /// Ends when the server drains.
+    /// Completes when the server drains.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut draining = self.0.draining.subscribe();
         async move {
-            // Without a sender there is no server any more.
+            // If the sender is dropped, the server is gone.
             let _ = draining.wait_for(|draining| *draining).await;
         }
     }
@@ -191,7 +192,7 @@ impl Drop for Counted {
     }
 }
 
-/// What one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
+/// The network that one party usually controls: an IPv4 address, or the first 64 bits of an IPv6 address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

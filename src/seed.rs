@@ -1,8 +1,7 @@
-//! The demo data: the same rows every time, so that guides, tests and benchmarks can count on them.
+//! The demo data: the same rows in every database, so that guides, tests and benchmarks can rely on them.
 //!
-//! Row n of a table, from 1, was made n seconds after `start` and has the UUID of that moment, with
-//! the table's number and n in the places that are random elsewhere. What is not set here has the
-//! column's default.
+//! Row n of a table, starting at 1, was created n seconds after `start`. Its UUID has that timestamp, and the table's
+//! number and n instead of the random bits. Columns that are not set have their default.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -26,15 +25,15 @@ use sea_orm::{
 };
 use serde_json::{Value, json};
 
-/// The e-mail of the user who owns the demo data.
+/// The e-mail address of the user who owns the demo data.
 pub const DEMO_EMAIL: &str = "demo@example.com";
 
 const DEMO_NAME: &str = "Dana Demo";
 
-/// Why a database was not filled.
+/// Why the demo data was not inserted.
 #[derive(Debug)]
 pub enum SeedError {
-    /// It holds users other than those of the demo data; nothing was written.
+    /// The database has users that are not part of the demo data; nothing was written.
     Occupied,
     /// The password cannot be hashed.
     Password,
@@ -45,9 +44,9 @@ pub enum SeedError {
 impl fmt::Display for SeedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Occupied => f.write_str(
-                "the database already holds users; demo data goes only into a database of its own",
-            ),
+            Self::Occupied => {
+                f.write_str("the database already has users; the demo data needs an empty database")
+            }
             Self::Password => f.write_str("the demo password cannot be hashed; choose another"),
             Self::Database(error) => write!(f, "the demo data could not be written: {error}"),
         }
@@ -62,11 +61,11 @@ impl From<DbErr> for SeedError {
     }
 }
 
-/// Fills a migrated database with the demo data, all or nothing; one that has it already is left as
-/// it is. All demo users get this password.
+/// Inserts the demo data into a migrated database in one transaction; does nothing if it is already there. All demo
+/// users get this password.
 ///
 /// # Errors
-/// When the database holds other users, and when it cannot be written.
+/// If the database has other users, or cannot be written.
 pub async fn seed(db: &DatabaseConnection, password: &str) -> Result<(), SeedError> {
     let transaction = db
         .begin_with_options(TransactionOptions {
@@ -75,7 +74,7 @@ pub async fn seed(db: &DatabaseConnection, password: &str) -> Result<(), SeedErr
         })
         .await?;
     if transaction.get_database_backend() == DbBackend::Postgres {
-        // A second seeding at the same time waits here, and then finds the first one's users.
+        // A concurrent run waits here and then finds the users of the first one.
         transaction
             .execute_unprepared("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
             .await?;
@@ -92,8 +91,8 @@ pub async fn seed(db: &DatabaseConnection, password: &str) -> Result<(), SeedErr
     Ok(())
 }
 
-/// One hash for each user, each with its own salt. The crate's defaults are what OWASP asks for:
-/// argon2id with 19 MiB, two passes and one lane.
+/// Returns one hash per user, each with its own salt. The crate's defaults are those that OWASP recommends: argon2id
+/// with 19 MiB, two passes and one lane.
 async fn hashes(password: &str) -> Result<[String; 3], SeedError> {
     let password = password.to_owned();
     let hash = move || {
@@ -125,7 +124,7 @@ async fn fill(db: &DatabaseTransaction, hashes: [String; 3]) -> Result<(), DbErr
     insert(db, events).await
 }
 
-/// Inserts rows which set the same columns, in batches that keep within what either database binds.
+/// Inserts rows that set the same columns, in batches below the limit of bound parameters of either database.
 async fn insert<A: ActiveModelTrait>(
     db: &DatabaseTransaction,
     rows: impl IntoIterator<Item = A>,
@@ -139,7 +138,7 @@ async fn insert<A: ActiveModelTrait>(
     Ok(())
 }
 
-/// A table, by its number in the ids of its rows.
+/// A table, with its number in the ids of its rows.
 #[derive(Clone, Copy)]
 enum Table {
     User = 1,
@@ -174,7 +173,7 @@ fn start() -> DateTimeUtc {
     DateTimeUtc::UNIX_EPOCH + seconds(1_767_603_600)
 }
 
-/// When row n of any table was made.
+/// When row n of a table was created.
 fn made(n: u32) -> DateTimeUtc {
     start() + seconds(n)
 }
@@ -183,7 +182,7 @@ fn seconds(n: u32) -> TimeDelta {
     TimeDelta::seconds(n.into())
 }
 
-/// The user who owns everything that has an owner.
+/// The owner of all demo objects.
 fn demo() -> Uuid {
     Table::User.id(2)
 }
@@ -217,7 +216,7 @@ struct Provider {
     models: &'static [Model],
 }
 
-/// Name, display name, and the prices of a million tokens read and written, in cents.
+/// Name, display name, and the prices of a million input and output tokens, in cents.
 type Model = (&'static str, &'static str, i64, i64);
 
 const PROVIDERS: [Provider; 8] = [
@@ -293,7 +292,7 @@ const PROVIDERS: [Provider; 8] = [
     },
 ];
 
-/// The models that new agents should not choose: the last of two providers.
+/// The deprecated models: the last ones of two providers.
 const DEPRECATED: [&str; 2] = ["o3-mini", "groq-mixtral"];
 
 fn providers() -> impl Iterator<Item = provider::ActiveModel> {
@@ -340,44 +339,39 @@ const PERSONAS: [[&str; 4]; 12] = [
         "architect",
         "Architect",
         "tech",
-        "Designs systems and the seams between them",
+        "Designs systems and their interfaces",
     ],
     [
         "reviewer",
         "Reviewer",
         "tech",
-        "Reads changes and says what is missing",
+        "Reviews changes and reports problems",
     ],
     [
         "analyst",
         "Analyst",
         "business",
-        "Turns numbers into findings",
+        "Analyses data and reports findings",
     ],
     [
         "strategist",
         "Strategist",
         "business",
-        "Weighs options and plans ahead",
+        "Compares options and plans ahead",
     ],
-    [
-        "writer",
-        "Writer",
-        "creative",
-        "Puts things into plain words",
-    ],
+    ["writer", "Writer", "creative", "Writes clear documentation"],
     [
         "designer",
         "Designer",
         "creative",
-        "Shapes what people see and touch",
+        "Designs user interfaces",
     ],
-    ["mentor", "Mentor", "coaching", "Helps others to grow"],
+    ["mentor", "Mentor", "coaching", "Trains and supports others"],
     [
         "facilitator",
         "Facilitator",
         "coaching",
-        "Keeps a talk on course",
+        "Moderates discussions",
     ],
     [
         "counsel",
@@ -389,20 +383,10 @@ const PERSONAS: [[&str; 4]; 12] = [
         "auditor",
         "Auditor",
         "legal",
-        "Checks that the rules are kept",
+        "Checks that rules are followed",
     ],
-    [
-        "researcher",
-        "Researcher",
-        "research",
-        "Finds out what is known",
-    ],
-    [
-        "librarian",
-        "Librarian",
-        "research",
-        "Keeps what is known in order",
-    ],
+    ["researcher", "Researcher", "research", "Researches facts"],
+    ["librarian", "Librarian", "research", "Organizes knowledge"],
 ];
 
 fn personas() -> impl Iterator<Item = persona::ActiveModel> {
@@ -436,7 +420,7 @@ const COMPETENCIES: [&str; 12] = [
     "legal", "data", "support",
 ];
 
-/// The element at an index, counted round and round.
+/// The element at an index modulo the length.
 fn nth<T: Copy>(elements: &[T], index: u32) -> T {
     elements[index as usize % elements.len()]
 }
@@ -500,7 +484,7 @@ fn projects() -> impl Iterator<Item = project::ActiveModel> {
 struct Circle {
     name: &'static str,
     status: CircleStatus,
-    /// Active members.
+    /// Number of active members.
     members: u32,
     tasks: u32,
 }
@@ -536,12 +520,12 @@ fn project_of(circle: u32) -> Option<Uuid> {
     (circle <= 4).then(|| Table::Project.id(circle))
 }
 
-/// The agent that is the jth member of a circle, from 0.
+/// The agent of member j of a circle, from 0.
 fn member_agent(circle: u32, j: u32) -> u32 {
     (7 * circle + j) % AGENTS + 1
 }
 
-/// A circle was started a minute after it was made, stopped after a day, and archived after two.
+/// A circle was started a minute after its creation, stopped after a day, and archived after two days.
 fn circles() -> impl Iterator<Item = circle::ActiveModel> {
     use CircleStatus::{Archived, Created, Stopped};
     (1..).zip(CIRCLES).map(|(n, circle)| {
@@ -567,7 +551,7 @@ fn circles() -> impl Iterator<Item = circle::ActiveModel> {
     })
 }
 
-/// When row n last changed: the latest of these moments, else when it was made.
+/// When row n was last changed: the latest of these times, or its creation time.
 fn latest<const N: usize>(n: u32, moments: [Option<DateTimeUtc>; N]) -> DateTimeUtc {
     moments
         .into_iter()
@@ -590,7 +574,7 @@ fn collaborators() -> impl Iterator<Item = collaborator::ActiveModel> {
         })
 }
 
-/// Row n of the members: the jth of its circle, from 0.
+/// Row n of the members: member j of its circle, from 0.
 struct Seat {
     n: u32,
     circle: u32,
@@ -629,7 +613,7 @@ impl Seat {
         }
     }
 
-    /// Whoever left did so an hour after joining.
+    /// Members who left did so an hour after joining.
     fn row(&self) -> member::ActiveModel {
         let joined_at = start() + TimeDelta::minutes(self.j.into());
         let left_at = (!self.is_active).then(|| joined_at + TimeDelta::hours(1));
@@ -648,12 +632,12 @@ impl Seat {
     }
 }
 
-/// Row n of the tasks: the ith of its circle, from 0.
+/// Row n of the tasks: task i of its circle, from 0.
 struct Job {
     n: u32,
     circle: u32,
     i: u32,
-    /// Active members of the circle.
+    /// Number of active members of the circle.
     members: u32,
 }
 
@@ -736,8 +720,8 @@ impl Job {
             .then(|| member_agent(self.circle, (self.i + 1) % self.members))
     }
 
-    /// A task was started ten minutes after it was made, submitted after one to eight hours, and
-    /// completed half an hour later.
+    /// A task was started ten minutes after its creation, submitted one to eight hours later, and completed half an
+    /// hour after that.
     fn row(&self) -> task::ActiveModel {
         let status = self.status();
         let is_completed = status == TaskStatus::Completed;
@@ -753,12 +737,12 @@ impl Job {
         let completed_at = is_completed.then(|| start + seconds(cycle));
 
         let note = match status {
-            TaskStatus::Blocked => Some("Waits for an answer from outside."),
-            TaskStatus::Failed => Some("Cannot be done with what is there."),
+            TaskStatus::Blocked => Some("Waiting for an external answer."),
+            TaskStatus::Failed => Some("Not possible with the available data."),
             _ => None,
         };
         let review = (status == TaskStatus::ChangesRequested)
-            .then_some("The idea is right; the details need another look.");
+            .then_some("The approach is right; the details need more work.");
         let (priority, priority_rank) = self.priority();
         task::ActiveModel {
             id: Set(Table::Task.id(self.n)),
@@ -799,32 +783,32 @@ struct Talk {
 }
 
 const TOPICS: [&str; 10] = [
-    "What the next release holds",
-    "How we review each other",
-    "Where the time goes",
-    "What new users stumble over",
-    "Which numbers we watch",
-    "How we name things",
+    "Scope of the next release",
+    "How we review each other's work",
+    "Where time is spent",
+    "Common problems of new users",
+    "Which metrics we track",
+    "Naming conventions",
     "What to leave out",
     "How to test the import",
-    "Who answers at night",
+    "On-call schedule",
     "What we learned last week",
 ];
 
 const REMARKS: [&str; 7] = [
-    "I would begin with the smallest step that can be shown to somebody.",
-    "The usual case is covered; the empty and the very large one are not yet.",
-    "Two of the open points are settled, the third needs a word from the owner.",
-    "Let us keep the interface and change what is behind it.",
-    "The numbers agree with the last run, so the change can stay.",
-    "Before we go on, we should write down what was decided and why.",
-    "A draft is ready; remarks until tomorrow are welcome.",
+    "I would start with the smallest step that can be demonstrated.",
+    "The usual case is covered; the empty and the very large cases are not yet.",
+    "Two of the open questions are settled; the third needs a decision by the owner.",
+    "Let us keep the interface and change the implementation.",
+    "The numbers match the last run, so the change can stay.",
+    "Before we continue, we should write down the decision and its reasons.",
+    "A draft is ready; please comment by tomorrow.",
 ];
 
 const QUESTIONS: [&str; 3] = [
-    "What is left before this can be shown to others?",
-    "Which of the two ways would you take, and why?",
-    "Where do we stand, in one sentence?",
+    "What is missing before this can be published?",
+    "Which of the two options do you prefer, and why?",
+    "What is the status, in one sentence?",
 ];
 
 fn talks() -> Vec<Talk> {
@@ -867,7 +851,7 @@ fn talks() -> Vec<Talk> {
         .collect()
 }
 
-/// How many of the first messages are turns: every fourth is a user's.
+/// How many of the first messages are turns of agents: every fourth message is by a user.
 fn turns(messages: u32) -> u32 {
     messages - messages / 4
 }
@@ -877,7 +861,7 @@ impl Talk {
         nth(&TOPICS, self.n)
     }
 
-    /// The agent who speaks, or is to speak, after so many turns.
+    /// The agent whose turn it is after this number of turns.
     fn speaker(&self, turns: u32) -> u32 {
         let position = turns % self.participants;
         match self.circle {
@@ -886,7 +870,7 @@ impl Talk {
         }
     }
 
-    /// It was started with its first message, and ended with its last.
+    /// A conversation was started with its first message, and ended with its last one.
     fn row(&self) -> conversation::ActiveModel {
         use ConversationStatus::{Active, Cancelled, Completed, Paused};
         let is_started = self.messages > 0;
@@ -960,10 +944,10 @@ impl Talk {
     }
 }
 
-/// What an event tells, beside what all of them share.
+/// The fields of an event that differ between events.
 #[derive(Default)]
 struct Fact {
-    /// Starts with what its subject is.
+    /// The event type; its prefix is the subject's type.
     kind: &'static str,
     subject: Uuid,
     circle: Option<u32>,
@@ -972,7 +956,7 @@ struct Fact {
     payload: Value,
 }
 
-/// One for each thing that came to be, with positions in the same order.
+/// One event for each created row, with positions in the same order.
 fn events(
     seats: &[Seat],
     jobs: &[Job],

@@ -1,7 +1,7 @@
-//! The server: from a configuration to a listening address, and back down.
+//! The server: start from a configuration, and shutdown.
 //!
-//! The rule: it listens before it is ready and is unready before it stops listening. Whatever a connection does, it is
-//! bounded: in its header, in its time, in its number. The pool is opened at start and closed last.
+//! The server listens before it is ready, and becomes unready before it stops listening. Every connection is limited in
+//! header size, in time and in number. The pool is opened at start and closed last.
 
 use std::io;
 use std::net::SocketAddr;
@@ -40,13 +40,13 @@ use crate::seat::Seats;
 use crate::ws::Afterwards;
 use crate::{StartError, http, keys, metrics, rate, telemetry};
 
-/// Longest header of a request, start line included, in bytes: a query by GET fits.
+/// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
 
-/// Longest wait for the pool to close.
+/// Maximum wait for the pool to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A running server. Dropping it ends it at once.
+/// A running server. Dropping it stops it immediately.
 pub struct Server {
     address: SocketAddr,
     database: Database,
@@ -60,21 +60,21 @@ pub struct Server {
     _relaying: Task,
 }
 
-/// How a server is started, beside its configuration.
+/// Options of a start that are not part of the configuration.
 pub struct Options {
-    /// Whether PostgreSQL is brought up to date too.
+    /// Whether a PostgreSQL database is migrated too.
     pub migrate: bool,
-    /// As whom the playground signs everybody in, if at all.
+    /// The user as whom the playground signs its visitors in.
     pub sign_in: Option<SignIn>,
-    /// What tells the time.
+    /// Returns the current time.
     pub clock: Clock,
-    /// What tells how much time has passed, whatever becomes of the clock on the wall.
+    /// The monotonic clock, unaffected by changes of the system time.
     pub steady: MonotonicClock,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+        #[expect(clippy::disallowed_methods, reason = "this is the system clock")]
         let clock: Clock = Arc::new(Utc::now);
         let started = Instant::now();
         Self {
@@ -88,7 +88,7 @@ impl Default for Options {
     }
 }
 
-/// A task that ends with its handle.
+/// A task that is aborted when its handle is dropped.
 struct Task(JoinHandle<()>);
 
 impl Drop for Task {
@@ -98,10 +98,11 @@ impl Drop for Task {
 }
 
 impl Server {
-    /// Listens, opens the database, brings it up to date and serves. SQLite is always migrated.
+    /// Binds the address, opens the database, migrates it (SQLite always, PostgreSQL if `options.migrate` is set) and
+    /// serves.
     ///
     /// # Errors
-    /// The address is taken, the database cannot be used or waits for migrations, or a signing key is missing.
+    /// The address is in use, the database cannot be used or has pending migrations, or a signing key is missing.
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let listen = config.server.listen;
         let listener = TcpListener::bind(listen)
@@ -120,7 +121,7 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,
-            reason = "the task belongs to the server, which ends it"
+            reason = "the server owns the task and ends it"
         )]
         let accepting = Task(tokio::spawn(accept(
             listener,
@@ -134,7 +135,7 @@ impl Server {
         let has_key = !config.auth.signing_key.expose().is_empty();
         let is_read_only = database.is_read_only();
         let keys = if is_read_only && !has_key {
-            // Nobody can sign in, here or elsewhere.
+            // Sign-in is impossible with a read-only database, so a temporary key is sufficient.
             Keys::random().map_err(|error| StartError::new(error.to_string()))?
         } else {
             keys::load(&config)?
@@ -169,12 +170,12 @@ impl Server {
         health.started(database.clone(), graph.clone());
         let (stop_recording, recording_stopped) = oneshot::channel();
         let stopped = async {
-            // A server that is dropped stops recording too.
+            // If the server is dropped, the sender is too: stop then as well.
             let _ = recording_stopped.await;
         };
         #[expect(
             clippy::disallowed_methods,
-            reason = "the tasks belong to the server, which ends them"
+            reason = "the server owns the tasks and ends them"
         )]
         let (recording, purging, relaying) = (
             Task(tokio::spawn(works.recorder.run(stopped))),
@@ -195,22 +196,22 @@ impl Server {
         })
     }
 
-    /// Where the server listens.
+    /// The address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many statements the server has sent to its database.
+    /// Number of statements sent to the database.
     pub fn statements(&self) -> u64 {
         self.database.statements()
     }
 
-    /// Replaces the rates by those of a configuration that was read again.
+    /// Replaces the rate limits by those of a reloaded configuration.
     pub fn set_rates(&self, settings: &config::Limits) {
         self.graph.set_rates(rates(settings));
     }
 
-    /// Deletes what has expired, which the server does by itself every hour.
+    /// Deletes expired rows; the server also does this every hour.
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
@@ -218,10 +219,10 @@ impl Server {
         self.graph.purge().await
     }
 
-    /// An access token of a user, for whoever runs the server.
+    /// Creates an access token for a user, on behalf of the operator.
     ///
     /// # Errors
-    /// There is no such user, or the database cannot be read.
+    /// The user does not exist, or the database cannot be read.
     pub async fn operator_token(
         &self,
         email: &str,
@@ -237,12 +238,13 @@ impl Server {
             .ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
     }
 
-    /// Ends the server: unready now, no new connections after `grace`, then subscriptions are told and requests in flight
-    /// finish as long as the configuration lets them, the audit log is written, and the pool closes last.
+    /// Shuts the server down gracefully. It is unready immediately. After `grace` it accepts no new connections,
+    /// notifies subscriptions, and lets running requests finish within the configured time. Then the audit log is
+    /// written, and the pool is closed last.
     pub async fn shut_down(mut self, grace: Duration) {
         self.health.draining();
         tokio::time::sleep(grace).await;
-        // The other end is gone only if the task is, and then there is nothing to stop.
+        // The receiver is dropped only if the task has ended.
         let _ = self.stop.send(());
         let _ = (&mut self.accepting.0).await;
         let _ = self.stop_recording.send(());
@@ -250,7 +252,7 @@ impl Server {
             .await
             .is_err()
         {
-            tracing::error!("the audit log could not be written to its end");
+            tracing::error!("the audit log could not be written completely");
         }
         if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
             .await
@@ -261,25 +263,25 @@ impl Server {
     }
 }
 
-/// How long after its start a server deletes what has expired, and how often then.
+/// The first deletion of expired rows after the start, and the interval afterwards.
 const FIRST_PURGE: Duration = Duration::from_mins(5);
 const PURGE: Duration = Duration::from_hours(1);
 
-/// What answers a connection's requests.
+/// The service of all connections.
 struct App {
-    /// Until the graph is there.
+    /// Used until the graph is ready.
     starting: Router,
     serving: OnceLock<Router>,
 }
 
-/// What every response passes.
+/// Adds the middleware of every response.
 fn outer(routes: Router) -> Router {
     routes
         .layer(map_response(http::harden))
         .layer(from_fn(telemetry::observe))
 }
 
-/// What a configuration says about the graph.
+/// The settings of the graph from a configuration.
 ///
 /// # Errors
 /// The manifest of trusted documents cannot be read.
@@ -327,7 +329,7 @@ fn limits(settings: &config::Graphql) -> Limits {
     }
 }
 
-/// How accounts are kept, with these keys.
+/// The settings of accounts, with these keys.
 pub fn accounts(settings: &config::Auth, keys: Keys) -> auth::Settings {
     auth::Settings {
         keys,
@@ -375,7 +377,7 @@ fn store(config: &Config) -> Store {
     }
 }
 
-/// Deletes what has expired, now and then; what fails is tried again the next time.
+/// Deletes expired rows periodically; retries sooner after a failure.
 async fn purge(graph: Graph) {
     let mut pause = FIRST_PURGE;
     loop {
@@ -417,7 +419,7 @@ async fn bring_up_to_date(
     }
     if database.is_read_only() {
         return Err(StartError::new(format!(
-            "the database {} is not up to date and cannot be written: change its permissions",
+            "the database {} is not up to date and not writable: change its permissions",
             config.database.url,
         )));
     }
@@ -427,14 +429,14 @@ async fn bring_up_to_date(
         )));
     }
     gathering_migration::up(connection).await?;
-    tracing::info!(migrations = pending, "brought the database up to date");
+    tracing::info!(migrations = pending, "migrated the database");
     Ok(())
 }
 
 fn cannot_listen(listen: SocketAddr, error: &io::Error) -> StartError {
     StartError::new(match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "cannot listen on {listen}: the port is taken; end the program that has it, or choose another with --listen {}:0 (0 picks a free one)",
+            "cannot listen on {listen}: the port is in use; end the program that uses it, or choose another with --listen {}:0 (0 picks a free one)",
             listen.ip(),
         ),
         _ => format!("cannot listen on {listen} ({error}): choose another address with --listen"),
@@ -456,12 +458,12 @@ async fn starting() -> Response {
 async fn nowhere() -> Response {
     (
         StatusCode::NOT_FOUND,
-        "Nothing is here. The API is at /graphql.\n",
+        "Not found. The API is at /graphql.\n",
     )
         .into_response()
 }
 
-/// Takes connections until told to stop, then tells them, and lets their requests finish.
+/// Accepts connections until the stop signal, then notifies them and lets their requests finish.
 async fn accept(
     listener: TcpListener,
     app: Arc<App>,
@@ -487,8 +489,8 @@ async fn accept(
             (permit, accepted) = next => match accepted {
                 Ok((stream, peer)) => (permit, stream, peer),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot take a connection");
-                    // Out of files or memory: others must finish first.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of file descriptors or memory: wait for other connections to close.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -537,12 +539,13 @@ async fn accept(
     }
 }
 
-/// A connection that sends at once, and that the system cuts off when what was sent is not taken in time.
+/// Configures a connection: data is sent without delay, and the operating system closes the connection if the client
+/// does not acknowledge it in time.
 fn io(stream: TcpStream, guard: WriteGuard, write_timeout: Duration) -> TokioIo<GuardedStream> {
     let socket = SockRef::from(&stream);
     let set = socket.set_tcp_nodelay(true);
     if let Err(error) = set.and_then(|()| socket.set_tcp_user_timeout(Some(write_timeout))) {
-        tracing::debug!(%error, "a connection keeps its defaults");
+        tracing::debug!(%error, "cannot set the options of a connection");
     }
     TokioIo::new(GuardedStream { stream, guard })
 }

@@ -1,9 +1,9 @@
-//! Answers one after another in one HTTP response: Server-Sent Events (GraphQL over SSE, distinct connections mode) and
-//! Apollo's multipart subscriptions.
+//! Response streams over HTTP: Server-Sent Events (GraphQL over SSE, distinct connections mode) and Apollo's multipart
+//! subscriptions.
 //!
-//! The rule: nothing is read ahead. The body is asked for its next piece when the socket has taken the ones before, and
-//! only then is the subscription asked for its next answer. A stream that came to its end says so; one that ends because
-//! the server does stops without a word, so that clients connect again, and go on where they were.
+//! Nothing is read ahead: the body is polled for its next chunk when the socket has accepted the previous ones, and
+//! only then is the subscription polled for its next response. A stream that completes sends a final message; a stream
+//! that ends because of a shutdown does not, so that clients reconnect and resume.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::http::{Endpoint, Media, Outcome};
 use crate::rate::Standings;
 use crate::seat::{Counted, Gauge, Seat};
 
-/// How long a browser that lost its stream waits before it connects again, in milliseconds.
+/// How long a browser waits before it reconnects a lost stream, in milliseconds.
 const RETRY: u64 = 2_000;
 
-/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
+/// Size up to which data that is ready is combined into one write, in bytes.
 const GATHERED: usize = 8 << 10;
 
 struct Stream {
@@ -37,7 +37,7 @@ struct Stream {
     stage: Stage,
     keep_alive: Duration,
     draining: BoxFuture<'static, ()>,
-    /// The session that the answers belong to, and what keeps them when it has ended.
+    /// The session of the stream, and the guard that holds back its events once the session has ended.
     session: Option<(Watch, WriteGuard)>,
     _seat: Option<Seat>,
     _counted: Counted,
@@ -56,8 +56,8 @@ enum Stage {
     Ended,
 }
 
-/// The response whose body is these answers. The seat is kept as long as the body is; when the session has ended, no event
-/// is sent any more.
+/// Builds the response whose body streams these answers. The permit is held as long as the body; after the session has
+/// ended, no event is sent.
 pub(crate) fn response(
     endpoint: &Endpoint,
     media: Media,
@@ -87,7 +87,7 @@ pub(crate) fn response(
         (CONTENT_TYPE, media.content_type()),
         (CACHE_CONTROL, "no-store"),
         (VARY, "Accept"),
-        // Proxies that collect a response before they pass it on are asked not to.
+        // Disables the response buffering of proxies.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     let body = Body::from_stream(pieces.map(Ok::<_, axum::Error>));
@@ -99,7 +99,7 @@ pub(crate) fn response(
 }
 
 impl Stream {
-    /// The next piece of the body.
+    /// The next chunk of the body.
     async fn next(&mut self) -> Option<Bytes> {
         match self.stage {
             Stage::Begins => {
@@ -121,7 +121,7 @@ impl Stream {
     }
 }
 
-/// Waits for an answer, and takes what is ready with it.
+/// Waits for an answer, and adds all answers that are ready.
 async fn gather(
     answers: &mut BoxStream<'static, Outcome>,
     form: Form,
@@ -154,7 +154,7 @@ async fn gather(
         }
         if let Some((watch, guard)) = session.filter(|_| !piece.is_empty()) {
             if watch.has_ended() {
-                // What comes behind these events says that the session has ended.
+                // The last message, after these events, says that the session has ended.
                 piece.clear();
             } else {
                 guard.hold(watch);
@@ -179,7 +179,7 @@ impl Form {
         match self {
             Self::Events => event(outcome),
             Self::Multipart if outcome.ran() => part(&Part { payload: outcome }),
-            // What is no event of the subscription ends it.
+            // An error ends the stream.
             Self::Multipart => part(&Failure {
                 payload: (),
                 error: outcome,
@@ -202,13 +202,13 @@ impl Form {
     }
 }
 
-/// An answer of a subscription, as Apollo's protocol wraps it.
+/// An event of a subscription, in the envelope of Apollo's protocol.
 #[derive(Serialize)]
 struct Part<'a> {
     payload: &'a Outcome,
 }
 
-/// Why a subscription cannot go on.
+/// The error that ends a subscription.
 #[derive(Serialize)]
 struct Failure<'a> {
     payload: (),
@@ -216,10 +216,10 @@ struct Failure<'a> {
     error: &'a Outcome,
 }
 
-/// An event, named by the cursor from which a client can go on.
+/// Formats an event, with the cursor for resuming as its id.
 fn event(outcome: &Outcome) -> Bytes {
     let mut text = Vec::new();
-    // A line break would begin another field.
+    // A line break would start another field.
     let cursor = outcome
         .cursor()
         .filter(|id| !id.contains(['\r', '\n', '\0']));
@@ -232,7 +232,7 @@ fn event(outcome: &Outcome) -> Bytes {
     text.into()
 }
 
-/// A part, with the boundary behind it: only that tells a reader that the part is complete.
+/// Formats a part followed by the boundary, which tells the client that the part is complete.
 fn part(content: &impl Serialize) -> Bytes {
     let mut text = b"\r\nContent-Type: application/json\r\n\r\n".to_vec();
     text.extend(json(content));
@@ -242,7 +242,7 @@ fn part(content: &impl Serialize) -> Bytes {
 
 fn json(content: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(content).unwrap_or_else(|error| {
-        tracing::error!(%error, "an answer cannot be written as JSON");
+        tracing::error!(%error, "a response cannot be serialized as JSON");
         b"{}".to_vec()
     })
 }

@@ -1,6 +1,6 @@
-//! Logs, and the id that ties them to a request.
+//! Logs and request ids.
 //!
-//! The rule: an event is logged once, where it is handled, and never holds a token, a variable or an e-mail address.
+//! An event is logged once, where it is handled, and never contains a token, a variable or an e-mail address.
 
 use std::io::{self, IsTerminal};
 use std::panic;
@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use crate::StartError;
 use crate::config::{self, LogFormat};
 
-/// Names one request, in the logs, in `INTERNAL` errors and in the response header `X-Request-Id`.
+/// The id of a request, in logs, in `INTERNAL` errors and in the response header `X-Request-Id`.
 #[derive(Clone, Debug)]
 pub struct RequestId(HeaderValue);
 
@@ -27,7 +27,7 @@ impl RequestId {
         self.0.to_str().unwrap_or_default()
     }
 
-    /// The caller's own id when it is well-formed, else a new one.
+    /// The client's id if it is valid, otherwise a new one.
     fn of(request: &Request) -> Self {
         let well_formed = |id: &&HeaderValue| {
             let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
@@ -42,10 +42,10 @@ impl RequestId {
     }
 }
 
-/// Writes events to standard error from here on, panics included.
+/// Starts logging events and panics to standard error.
 ///
 /// # Errors
-/// The filter cannot be read.
+/// The filter is invalid.
 pub fn start(settings: &config::Log) -> Result<(), StartError> {
     let filter = EnvFilter::try_new(&settings.filter)
         .map_err(|error| StartError::new(format!("log.filter: {error}")))?;
@@ -65,7 +65,7 @@ pub fn start(settings: &config::Log) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Gives a request its id, its span and, at the level `debug`, a line in the log.
+/// Adds a request id and a span to a request, and logs it at the level `debug`.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
     let (method, path) = (request.method(), request.uri().path());

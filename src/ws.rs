@@ -1,9 +1,9 @@
-//! GraphQL over WebSocket: the sub-protocol `graphql-transport-ws`, to the letter.
+//! GraphQL over WebSocket: the sub-protocol `graphql-transport-ws`.
 //!
-//! The rule: a connection is one task, that of the HTTP connection which it was, and holds all that belongs to it: what
-//! ends the one ends the other. Everything about it is bounded: the size and the number of its messages, its operations,
-//! its silence, and what it was sent and has not taken. The next answers of a subscription are asked for when the socket
-//! has taken those before.
+//! A connection is one task, the task of the original HTTP connection, and owns all its state; both end together.
+//! Everything is bounded: the size and rate of its messages, the number of operations, the time without an answer, and
+//! the data that the client has not read. The next events of a subscription are polled when the socket has accepted the
+//! previous ones.
 
 mod outgoing;
 
@@ -46,26 +46,26 @@ use crate::http::{Endpoint, Members, NO_BEARER, Outcome, Refusal, Started, token
 use crate::seat::{Counted, Full, Gauge, RESTART, Seat};
 use outgoing::{FRAGMENT, GATHERED, Outbox, Outgoing};
 
-/// The one sub-protocol.
+/// The supported sub-protocol.
 const PROTOCOL: &str = "graphql-transport-ws";
 
-/// The version of WebSocket itself.
+/// The version of the WebSocket protocol.
 const VERSION: &str = "13";
 
-/// Most outcomes that are passed on before anything else has its turn.
+/// Maximum number of results sent before other branches of the loop run.
 const BURST: usize = 64;
 
-/// Longest id of an operation, in characters.
+/// Maximum length of an operation's id, in characters.
 const LONGEST_ID: usize = 100;
 
-/// Longest reason of a close frame, in bytes (RFC 6455).
+/// Maximum length of a close reason, in bytes (RFC 6455).
 const LONGEST_REASON: usize = 123;
 
-/// Longest wait for a client to take its leave.
+/// Maximum wait for the client to complete the closing handshake.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What becomes of a connection when HTTP is done with it: left here by the request that asked for the WebSocket, and run
-/// by the task that served the connection until then.
+/// The WebSocket session to run after the HTTP upgrade: set by the upgrade request, and run by the task that served the
+/// HTTP connection.
 #[derive(Clone, Default)]
 pub(crate) struct Afterwards(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
 
@@ -74,7 +74,7 @@ impl Afterwards {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
     }
 
-    /// What was left, if anything.
+    /// Takes the session, if the connection was upgraded.
     pub(crate) fn take(&self) -> Option<BoxFuture<'static, ()>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -82,14 +82,14 @@ impl Afterwards {
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Whether a request asks for a WebSocket.
+/// Whether a request is a WebSocket upgrade.
 pub(crate) fn is_asked_for(head: &Parts) -> bool {
     head.method == Method::GET
         && names(head, &UPGRADE, "websocket")
         && names(head, &CONNECTION, "upgrade")
 }
 
-/// Whether a list header names this.
+/// Whether a list header contains this name.
 fn names(head: &Parts, header: &HeaderName, name: &str) -> bool {
     let lines = head.headers.get_all(header).iter();
     let mut entries = lines
@@ -98,10 +98,10 @@ fn names(head: &Parts, header: &HeaderName, name: &str) -> bool {
     entries.any(|entry| entry.trim().eq_ignore_ascii_case(name))
 }
 
-/// Opens a WebSocket.
+/// Upgrades a connection to WebSocket.
 ///
-/// A browser's script cannot read why it was refused one. So what a client could do something about is said by closing
-/// the WebSocket that it got.
+/// A script in a browser cannot read the response of a failed upgrade. Therefore errors that a client can handle are
+/// sent as a close code after the upgrade.
 pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response, Refusal> {
     endpoint.may_connect(&head.headers)?;
     let key = head.headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
@@ -117,7 +117,7 @@ pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response
     ) else {
         let refusal = Refusal::new(
             StatusCode::UPGRADE_REQUIRED,
-            "Connect with version 13 of WebSocket, by HTTP/1.1.",
+            "WebSocket version 13 over HTTP/1.1 is required.",
         );
         return Ok(([(SEC_WEBSOCKET_VERSION, VERSION)], refusal).into_response());
     };
@@ -131,7 +131,7 @@ pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response
     };
     let endpoint = Arc::clone(endpoint);
     let work = async move {
-        // Who has gone before the answer came has left nothing behind.
+        // The client disconnected before the upgrade.
         let Ok(io) = upgrade.await else {
             return;
         };
@@ -174,15 +174,15 @@ async fn open(endpoint: &Endpoint, io: Upgraded) -> Socket {
 
 /// How a connection ends.
 enum End {
-    /// We close it.
+    /// The server closes it.
     Close(Close),
-    /// The client has closed it.
+    /// The client closed it.
     Closed,
-    /// It broke, or nothing comes from it any more.
+    /// It was lost, or the client stopped responding.
     Lost,
 }
 
-/// Why we close a connection.
+/// The close code and reason.
 struct Close {
     code: u16,
     reason: Cow<'static, str>,
@@ -196,7 +196,7 @@ impl Close {
         }
     }
 
-    /// A message that the protocol does not know.
+    /// An invalid message.
     fn invalid(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(4400, reason)
     }
@@ -209,17 +209,17 @@ impl Close {
         Self::new(code, full.reason())
     }
 
-    /// The session of the connection has ended.
+    /// The session was revoked or has ended.
     fn revoked() -> Self {
         let (_, message) = errors(&Answer::session_ended().into());
         Self::new(4403, message)
     }
 
     fn slow() -> Self {
-        Self::new(1013, "You read too slowly. Connect again and go on.")
+        Self::new(1013, "Client too slow. Reconnect and resume.")
     }
 
-    /// What the library found wrong, in our words; nothing when the connection just broke.
+    /// The close code for an error of the library; `None` if the connection was lost.
     fn of(error: &Error, longest: usize) -> Option<Self> {
         match error {
             Error::Capacity(_) => Some(Self::new(
@@ -227,10 +227,10 @@ impl Close {
                 format!("A message must not be longer than {longest} bytes."),
             )),
             Error::Utf8(_) => Some(Self::new(1007, "A message must be valid UTF-8.")),
-            // The client has just gone.
+            // The client disconnected without a closing handshake.
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-            Error::Protocol(_) => Some(Self::new(1002, "This is not WebSocket.")),
-            // The system was quicker than we in cutting off who does not read.
+            Error::Protocol(_) => Some(Self::new(1002, "WebSocket protocol error.")),
+            // The operating system's write timeout expired before ours.
             Error::Io(error) if error.kind() == ErrorKind::TimedOut => Some(Self::slow()),
             _ => None,
         }
@@ -243,7 +243,7 @@ impl From<Close> for End {
     }
 }
 
-/// What a client says.
+/// A message from the client.
 enum Incoming {
     Init(Map<String, Value>),
     Ping(Option<Value>),
@@ -265,7 +265,9 @@ impl Incoming {
             return Err(Close::invalid("A message must be a JSON object."));
         };
         let Some(Value::String(kind)) = message.remove("type") else {
-            return Err(Close::invalid("A message must have a `type`, a string."));
+            return Err(Close::invalid(
+                "A message must have a `type` of type string.",
+            ));
         };
         let payload = message.remove("payload");
         match kind.as_str() {
@@ -311,17 +313,17 @@ fn id(message: &mut Map<String, Value>) -> Result<String, Close> {
     }
 }
 
-/// As whom a client has introduced itself.
+/// The authenticated session of a connection.
 #[derive(Default)]
 struct Session {
     token: Option<String>,
     usage: Usage,
 }
 
-/// An operation under way: its outcomes, and `None` behind the last; and whether it is a subscription.
+/// A running operation: a stream of its outcomes that ends with `None`, and whether it is a subscription.
 struct Running {
     outcomes: BoxStream<'static, Option<Outcome>>,
-    /// Whether it has no end of its own.
+    /// Whether it runs until it is stopped.
     is_subscription: bool,
     _counted: Counted,
 }
@@ -340,12 +342,12 @@ struct Connection {
     endpoint: Arc<Endpoint>,
     client: Client,
     outbox: Outbox,
-    /// Set once the client has introduced itself and was acknowledged.
+    /// Set after `connection_init` is acknowledged.
     session: Option<Arc<Session>>,
     running: StreamMap<String, Running>,
-    /// Set when the token has come to its end: why. The connection ends when its operations have.
+    /// The reason, if the token has expired. The connection closes when its operations have completed.
     expired: Option<String>,
-    /// How many of our pings the client has left without any sign of life.
+    /// Number of consecutive pings without any message from the client.
     silence: u8,
     _seat: Seat,
     _counted: Counted,
@@ -368,16 +370,16 @@ impl Connection {
 
     async fn run(mut self) {
         let Err(end) = self.serve().await;
-        // What runs ends here, whatever the client does from now on.
+        // Stop all operations immediately.
         self.running.clear();
         if let End::Close(_) = end {
-            // What was said before is said before the farewell, if the client takes it.
+            // Send pending messages before the close frame, if the client reads them.
             let _ = timeout(FAREWELL, self.flush()).await;
         }
         part(&self.endpoint, self.outbox.socket, end).await;
     }
 
-    /// Listens and answers until one side ends it.
+    /// Handles messages and events until one side ends the connection.
     async fn serve(&mut self) -> Result<Never, End> {
         let settings = &self.endpoint.config.subscriptions;
         let deadline = Instant::now() + settings.init_timeout;
@@ -385,8 +387,8 @@ impl Connection {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining = std::pin::pin!(self.endpoint.seats.draining());
         loop {
-            // None of these comes first: neither a client that never stops talking nor a subscription that never stops
-            // keeps the others from their turn.
+            // The branches are polled in random order, so that neither a busy client nor a busy subscription starves
+            // the others.
             tokio::select! {
                 () = &mut draining => return self.drain().await,
                 () = ended(self.outbox.watch.as_ref()) => return self.dismiss().await,
@@ -417,8 +419,8 @@ impl Connection {
         }
     }
 
-    /// Asks whether the client is there, unless it has not answered twice, and whether it is still signed in, unless what
-    /// runs would say so.
+    /// Sends a ping, or ends the connection if two pings are unanswered. Without running operations, which would detect
+    /// it, also checks that the token is still valid.
     async fn beat(&mut self) -> Result<(), End> {
         if self.silence == 2 {
             return Err(End::Lost);
@@ -441,19 +443,19 @@ impl Connection {
         self.silence = 0;
         match message {
             Message::Close(_) => return Err(End::Closed),
-            // What we asked for costs nothing.
+            // The answer to our ping is not rate limited.
             Message::Pong(_) if is_answer => return Ok(()),
             _ => {}
         }
         if let Err(answer) = self.endpoint.graph.admit(&self.client, "/graphql").await {
             let seconds = answer.retry_after().unwrap_or(1);
-            let reason = format!("Too many messages. Come back in {seconds} s.");
+            let reason = format!("Too many messages. Retry in {seconds} s.");
             return Err(Close::new(1013, reason).into());
         }
         match message {
             Message::Text(text) => self.obey(Incoming::parse(&text)?).await,
             Message::Binary(_) => Err(Close::invalid("A message must be text.").into()),
-            // The library has answered a ping.
+            // The library has already answered the ping.
             _ => Ok(()),
         }
     }
@@ -479,7 +481,7 @@ impl Connection {
         }
     }
 
-    /// Finds out who introduces itself so.
+    /// Authenticates the client from the payload of `connection_init`.
     async fn verify_token(&mut self, payload: &Map<String, Value>) -> Result<Session, End> {
         let given = |name: &str| {
             let name = name.to_owned();
@@ -499,7 +501,7 @@ impl Connection {
             let bearer = greeted.map_err(|answer| {
                 let code = match answer.code() {
                     Some(Code::Unauthenticated | Code::Forbidden) => 4403,
-                    // To come back later helps, unless it is our fault.
+                    // A retry helps, except after an internal error.
                     Some(Code::Internal) => 1011,
                     _ => 1013,
                 };
@@ -527,7 +529,7 @@ impl Connection {
         let most = self.endpoint.config.subscriptions.operations;
         let refused = if self.running.len() >= most {
             Refusal::bad(format!(
-                "At most {most} operations at once on one connection."
+                "At most {most} concurrent operations per connection."
             ))
             .into()
         } else {
@@ -543,7 +545,7 @@ impl Connection {
         self.tell(&id, false, Some(refused)).await
     }
 
-    /// Begins an operation, which goes on whenever the connection looks after it.
+    /// Starts an operation, which runs when the connection polls it.
     fn start(&self, operation: Operation, session: Arc<Session>) -> Running {
         let endpoint = Arc::clone(&self.endpoint);
         let client = self.client.clone();
@@ -569,7 +571,7 @@ impl Connection {
         }
     }
 
-    /// Passes on what became of an operation: an event of a subscription, or something else.
+    /// Sends an outcome of an operation: an event, an error or the completion.
     async fn tell(
         &mut self,
         id: &str,
@@ -587,7 +589,7 @@ impl Connection {
             }
             outcome => outcome,
         };
-        // It is over before the client knows: the id may be used again.
+        // Remove it before the client is notified, so that the client may reuse the id.
         self.running.remove(id);
         let Some(outcome) = outcome else {
             self.send(&Outgoing::Complete { id }).await?;
@@ -603,7 +605,7 @@ impl Connection {
         self.leave_if_expired()
     }
 
-    /// A connection whose token has come to its end is of no more use when nothing runs on it.
+    /// Closes the connection if its token has expired and no operation is running.
     fn leave_if_expired(&mut self) -> Result<(), End> {
         match self.expired.take_if(|_| self.running.is_empty()) {
             Some(reason) => Err(Close::new(4403, reason).into()),
@@ -611,13 +613,13 @@ impl Connection {
         }
     }
 
-    /// Ends what has no end, waits for the rest, and closes.
+    /// Completes all subscriptions, waits for the other operations, and closes.
     async fn drain(&mut self) -> Result<Never, End> {
         self.finish(|| None).await?;
         Err(Close::new(1012, RESTART).into())
     }
 
-    /// Ends the streams of a session that has ended, waits for what else had begun, and closes.
+    /// Ends the subscriptions of an ended session with an error, waits for the other operations, and closes.
     async fn dismiss(&mut self) -> Result<Never, End> {
         self.finish(|| Some(Answer::session_ended().into())).await?;
         Err(Close::revoked().into())
@@ -643,13 +645,13 @@ impl Connection {
         self.outbox.send(config, message, false).await
     }
 
-    /// Waits until the socket has taken all that was written.
+    /// Waits until the socket has accepted all messages.
     async fn flush(&mut self) -> Result<(), End> {
         self.outbox.flush(&self.endpoint.config).await
     }
 }
 
-/// Waits until a session has ended.
+/// Completes when a session has ended; never without a session.
 async fn ended(watch: Option<&Watch>) {
     match watch {
         Some(watch) => watch.ended().await,
@@ -657,10 +659,10 @@ async fn ended(watch: Option<&Watch>) {
     }
 }
 
-/// What never is.
+/// The uninhabited type.
 enum Never {}
 
-/// The errors of an outcome, and what the first of them says.
+/// The errors of an outcome, and the message of the first one.
 fn errors(outcome: &Outcome) -> (Value, String) {
     let mut answer = serde_json::to_value(outcome).unwrap_or_default();
     let errors = answer.get_mut("errors").map(Value::take);
@@ -670,17 +672,17 @@ fn errors(outcome: &Outcome) -> (Value, String) {
     (errors, message)
 }
 
-/// Takes leave of a client.
+/// Closes the connection.
 ///
-/// Who is cut off while they send may never read the reason. So we say it, send no more, and throw away what still comes
-/// until the client has closed its side too, or has had its time.
+/// A client that is still sending might never read the reason if the socket were closed. Therefore the server sends the
+/// close frame, shuts down its side, and discards incoming data until the client closes too or the timeout expires.
 async fn part(endpoint: &Endpoint, mut socket: Socket, end: End) {
     let how = match &end {
         End::Close(close) => close.code.to_string(),
         End::Closed => "client".to_owned(),
         End::Lost => "lost".to_owned(),
     };
-    tracing::debug!(how, "a WebSocket connection ends");
+    tracing::debug!(how, "a WebSocket connection ended");
     endpoint.seats.ended(&how);
     let leave = async {
         match end {
@@ -692,7 +694,7 @@ async fn part(endpoint: &Endpoint, mut socket: Socket, end: End) {
                 };
                 socket.send(Message::Close(Some(frame))).await.ok()?;
             }
-            // The library has the answer ready.
+            // The library has queued the close frame.
             End::Closed => socket.flush().await.ok()?,
             End::Lost => return None,
         }

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 
 use crate::List;
 
-/// What an agent is doing.
+/// The status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -12,11 +12,11 @@ use crate::List;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum AgentStatus {
-    /// Free for work.
+    /// Available for work.
     Idle,
-    /// At work on a task.
+    /// Working on a task.
     Busy,
-    /// Kept out of routing by its owner.
+    /// Excluded from routing by its owner.
     Offline,
 }
 
@@ -24,57 +24,57 @@ pub enum AgentStatus {
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "agents")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Grows by one with every edit and state transition.
+    /// Incremented by each edit and state transition; used for optimistic locking.
     pub version: i32,
-    /// Whose it is.
+    /// The user who owns it.
     pub owner_id: Uuid,
     /// 1 to 100 characters.
     pub name: String,
     /// The folded name; unique per owner.
     pub name_key: String,
-    /// Its character.
+    /// The persona.
     pub persona_id: Option<Uuid>,
-    /// The model that speaks for it.
+    /// The default model.
     pub model_id: Option<Uuid>,
-    /// What it is told beyond its persona, at most 20,000 characters.
+    /// Instructions in addition to those of the persona, at most 20,000 characters.
     pub system_prompt: Option<String>,
-    /// How it is.
+    /// The character traits.
     pub traits: List,
-    /// What it can do, folded.
+    /// The competencies, folded.
     pub competencies: List,
-    /// What it does best.
+    /// The specializations.
     pub specializations: List,
-    /// The reviews it does: values of `ReviewType`, folded, or `all`.
+    /// The reviews that the agent can do: folded values of `ReviewType`, or `all`.
     pub review_types: List,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     pub communication_style: Option<String>,
-    /// How good it is at each competency: an object of numbers from 0 to 1.
+    /// The level of each competency: an object of numbers from 0 to 1.
     #[sea_orm(column_type = "JsonBinary")]
     pub competency_scores: Json,
-    /// 0 to 1.
+    /// From 0 to 1.
     pub review_strictness: f64,
-    /// 0 to 2.
+    /// From 0 to 2.
     pub temperature: f64,
-    /// Most tokens of an answer, if fewer than the model's.
+    /// Maximum number of tokens in an answer; NULL means the model's limit.
     pub max_tokens: Option<i32>,
-    /// What it is doing.
+    /// The status.
     pub status: AgentStatus,
-    /// Reviews of its work.
+    /// Number of reviews of its work.
     pub reviews_total: i32,
-    /// Reviews that approved its work.
+    /// Number of reviews that approved its work.
     pub reviews_approved: i32,
-    /// When it last did anything.
+    /// When it was last active.
     pub last_active_at: DateTimeUtc,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,8 +1,8 @@
-//! A sign-in, a refusal or an administrative act, for the record.
+//! An audit log entry: a sign-in, a refused request or an administrative action.
 
 use sea_orm::entity::prelude::*;
 
-/// How much attention an audit entry deserves.
+/// The severity of an audit log entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -10,13 +10,13 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum AuditSeverity {
-    /// Everyday.
+    /// Normal operation.
     Info,
-    /// Worth a look.
+    /// Needs attention.
     Warning,
-    /// Needs a look.
+    /// Needs attention soon.
     High,
-    /// Needs a look now.
+    /// Needs immediate attention.
     Critical,
 }
 
@@ -24,33 +24,33 @@ pub enum AuditSeverity {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "audit_log")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
-    /// A dotted name such as `auth.login_failed`.
+    /// The action: a dotted name such as `auth.login_failed`.
     pub action: String,
-    /// How much attention it deserves.
+    /// The severity.
     pub severity: AuditSeverity,
-    /// The user who acted, if one was signed in.
+    /// The authenticated user who acted; NULL without one.
     pub actor_id: Option<Uuid>,
-    /// The address of the client.
+    /// The client's IP address.
     pub client_ip: Option<String>,
-    /// The program of the client.
+    /// The client's `User-Agent`.
     pub user_agent: Option<String>,
-    /// The request in which it happened.
+    /// The id of the request that caused it.
     pub request_id: Option<String>,
-    /// The public prefix of what was acted on.
+    /// The id prefix of the target, such as `user`.
     pub target_type: Option<String>,
-    /// The row that was acted on.
+    /// The id of the target.
     pub target_id: Option<Uuid>,
-    /// More about it, a JSON object.
+    /// Further details, a JSON object.
     #[sea_orm(column_type = "JsonBinary")]
     pub details: Json,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -2,7 +2,7 @@
 
 use sea_orm::entity::prelude::*;
 
-/// Where a circle stands in its life.
+/// The status of a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -10,15 +10,15 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum CircleStatus {
-    /// Never started.
+    /// Created, never started.
     Created,
-    /// Routing work.
+    /// Running: tasks are routed to members.
     Running,
-    /// No new routing; work in hand goes on.
+    /// Paused: no new tasks are routed; tasks in progress continue.
     Paused,
-    /// At rest.
+    /// Stopped: no work is done.
     Stopped,
-    /// Read-only; its name is free.
+    /// Archived: read-only. Its name may be reused.
     Archived,
 }
 
@@ -26,18 +26,18 @@ pub enum CircleStatus {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "circles")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Grows by one with every edit and state transition.
+    /// Incremented by each edit and state transition; used for optimistic locking.
     pub version: i32,
-    /// Whose it is.
+    /// The user who owns it.
     pub owner_id: Uuid,
-    /// What it works for.
+    /// The project.
     pub project_id: Option<Uuid>,
     /// 1 to 100 characters.
     pub name: String,
@@ -47,25 +47,25 @@ pub struct Model {
     pub display_name: Option<String>,
     /// At most 10,000 characters.
     pub description: Option<String>,
-    /// Where it stands in its life.
+    /// The status.
     pub status: CircleStatus,
-    /// Whether its tasks are reviewed unless they say otherwise.
+    /// Whether tasks require a review by default.
     pub require_review: bool,
-    /// Whether its tasks find their agents by themselves.
+    /// Whether its tasks are assigned to agents automatically.
     pub auto_route: bool,
-    /// Most active members, 1 to 500.
+    /// Maximum number of active members, 1 to 500.
     pub max_members: i32,
-    /// Most tasks that routing keeps in hand, 1 to 100.
+    /// Maximum number of tasks that routing keeps assigned at the same time, 1 to 100.
     pub max_concurrent_tasks: i32,
-    /// The latest start.
+    /// When it was last started.
     pub started_at: Option<DateTimeUtc>,
-    /// The latest stop.
+    /// When it was last stopped.
     pub stopped_at: Option<DateTimeUtc>,
     /// When it was archived.
     pub archived_at: Option<DateTimeUtc>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

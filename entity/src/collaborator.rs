@@ -1,8 +1,8 @@
-//! Another user with whom a circle is shared.
+//! A user with whom the owner shares a circle.
 
 use sea_orm::entity::prelude::*;
 
-/// What a collaborator may do in a circle.
+/// The role of a collaborator in a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -10,9 +10,9 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum CollaboratorRole {
-    /// Read everything.
+    /// May read everything in the circle.
     Viewer,
-    /// Also change members, tasks and conversations, and start, pause or stop it.
+    /// May also change its members, tasks and conversations, and start, pause or stop it.
     Editor,
 }
 
@@ -20,24 +20,24 @@ pub enum CollaboratorRole {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "circle_collaborators")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
     /// The circle; unique together with the user.
     pub circle_id: Uuid,
-    /// With whom it is shared.
+    /// The collaborator.
     pub user_id: Uuid,
-    /// What the user may do there.
+    /// The collaborator's role.
     pub role: CollaboratorRole,
-    /// Who shared it.
+    /// The user who shared the circle.
     pub added_by: Option<Uuid>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

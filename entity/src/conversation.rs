@@ -1,8 +1,8 @@
-//! An ordered talk between agents, and users, under a turn strategy.
+//! An ordered conversation between agents, and users, with a turn strategy.
 
 use sea_orm::entity::prelude::*;
 
-/// Who speaks next.
+/// The turn strategy, which selects the next speaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -10,17 +10,17 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum TurnStrategy {
-    /// Each in turn.
+    /// Participants take turns in order.
     RoundRobin,
-    /// Whoever is mentioned, else each in turn.
+    /// The mentioned participant; without a mention, participants take turns in order.
     MentionBased,
-    /// Whoever is mentioned, else any of the others.
+    /// The mentioned participant; without a mention, any other participant.
     FreeForm,
-    /// Whoever the facilitator calls on.
+    /// The participant that the facilitator names.
     FacilitatorLed,
 }
 
-/// Where a conversation stands.
+/// The status of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -28,17 +28,17 @@ pub enum TurnStrategy {
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum ConversationStatus {
-    /// Not started.
+    /// Created, not started.
     Pending,
-    /// Under way.
+    /// In progress.
     Active,
-    /// Halted for now.
+    /// Paused.
     Paused,
-    /// Came to its end.
+    /// Completed.
     Completed,
-    /// Broke off.
+    /// Failed.
     Failed,
-    /// Called off.
+    /// Cancelled.
     Cancelled,
 }
 
@@ -46,54 +46,54 @@ pub enum ConversationStatus {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "conversations")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Grows by one with every edit and state transition.
+    /// Incremented by each edit and state transition; used for optimistic locking.
     pub version: i32,
-    /// Whose it is.
+    /// The user who owns it.
     pub owner_id: Uuid,
-    /// Where it is held.
+    /// The circle.
     pub circle_id: Option<Uuid>,
-    /// What it is about.
+    /// The task that is discussed.
     pub task_id: Option<Uuid>,
     /// 1 to 500 characters.
     pub topic: String,
-    /// What the participants are told first, at most 20,000 characters.
+    /// The initial prompt for the participants, at most 20,000 characters.
     pub initial_prompt: Option<String>,
-    /// Who speaks next.
+    /// The turn strategy, which selects the next speaker.
     pub turn_strategy: TurnStrategy,
-    /// The participant who leads, under `FACILITATOR_LED`.
+    /// The facilitator, for the strategy `FACILITATOR_LED`.
     pub facilitator_id: Option<Uuid>,
-    /// The turn that ends it, 1 to 200.
+    /// Maximum number of turns, 1 to 200; the last one ends the conversation.
     pub max_turns: i32,
-    /// Agents' messages so far.
+    /// Number of messages by agents so far.
     pub turns_taken: i32,
-    /// The position to which the round has come.
+    /// The position of the next participant in the round.
     pub next_index: i32,
     /// The participant whose turn it is.
     pub next_speaker_id: Option<Uuid>,
     /// The number of its latest message.
     pub last_seq: i32,
-    /// Where it stands.
+    /// The status.
     pub status: ConversationStatus,
-    /// What came of it, at most 20,000 characters.
+    /// The result, at most 20,000 characters.
     pub summary: Option<String>,
-    /// Why it ended, at most 500 characters.
+    /// The reason for the end, at most 500 characters.
     pub end_reason: Option<String>,
     /// When it was started.
     pub started_at: Option<DateTimeUtc>,
-    /// When its latest message was written.
+    /// When its latest message was created.
     pub last_message_at: Option<DateTimeUtc>,
     /// When it ended.
     pub ended_at: Option<DateTimeUtc>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

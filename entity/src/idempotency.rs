@@ -1,4 +1,4 @@
-//! What was done under an idempotency key.
+//! The stored result of a request with an idempotency key.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,25 +6,25 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "idempotency_keys")]
 pub struct Model {
-    /// Whose request it was.
+    /// The user who sent the request.
     #[sea_orm(primary_key, auto_increment = false)]
     pub user_id: Uuid,
     /// The key, 1 to 255 characters.
     #[sea_orm(primary_key, auto_increment = false)]
     pub key: String,
-    /// The root field, as a hash of the key of its answer; empty for the request as a whole.
+    /// A hash of the response key of the root field; empty in the row for the whole request.
     #[sea_orm(primary_key, auto_increment = false)]
     pub field: String,
-    /// The request as a whole: the SHA-256 of what was asked, in lower-case hexadecimal.
+    /// Row of the request: SHA-256 of its content, in lower-case hexadecimal. NULL in rows of root fields.
     pub fingerprint: Option<String>,
-    /// The request as a whole: its answer. A root field: what its change came to.
+    /// Row of the request: its response. Row of a root field: the result of its change.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub outcome: Option<Json>,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,4 +1,4 @@
-//! The history of this database, told from that of others.
+//! The identity of this database's event history.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,12 +6,12 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "journal")]
 pub struct Model {
-    /// Random; made with the database.
+    /// Random; generated when the database is created.
     #[sea_orm(primary_key, auto_increment = false)]
     pub epoch: Uuid,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

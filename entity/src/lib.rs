@@ -1,7 +1,7 @@
-//! Gathering's rows: one file per table, named for one row of it, and the enumerations its columns take.
+//! The tables of Gathering: one file per table, named after one row, and the enumerations of its columns.
 //!
-//! Rows and nothing else: what may be done with them is the graph's to say. A test holds every
-//! entity against the migrated database.
+//! The crate has no behavior: permissions and changes are in the crate `gathering-schema`. A test compares every entity
+//! with the migrated database.
 
 pub mod agent;
 pub mod audit;
@@ -27,6 +27,6 @@ pub mod user;
 use sea_orm::FromJsonQueryResult;
 use serde::{Deserialize, Serialize};
 
-/// A list of strings, kept as a JSON array.
+/// A list of strings, stored as a JSON array.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct List(pub Vec<String>);

@@ -1,4 +1,4 @@
-//! Failed sign-ins of one account, one network, or one account as seen from one network.
+//! Failed sign-ins, counted per account, per network, and per account and network.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,18 +6,18 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "lockouts")]
 pub struct Model {
-    /// What the failures are counted for, as two hashes in hexadecimal: of the account, and of the rest.
+    /// The subject of the counter, as two hexadecimal hashes: of the account, and of the other parts.
     #[sea_orm(primary_key, auto_increment = false)]
     pub key: String,
-    /// Failures in a row.
+    /// Number of consecutive failures.
     pub failures: i32,
-    /// No attempt before this moment.
+    /// Sign-in attempts are refused until this time.
     pub locked_until: Option<DateTimeUtc>,
-    /// When the row loses its meaning.
+    /// When the row may be deleted.
     pub expires_at: DateTimeUtc,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 
 use crate::List;
 
-/// An agent's part in a circle.
+/// The role of an agent in a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -12,15 +12,15 @@ use crate::List;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum MemberRole {
-    /// Leads, and takes work.
+    /// Leads the circle. Tasks are routed to it.
     Lead,
-    /// Takes work.
+    /// A regular member. Tasks are routed to it.
     Member,
-    /// Takes work of its kind.
+    /// A specialist. Tasks are routed to it.
     Specialist,
-    /// Judges the others' work.
+    /// Reviews the work of other members.
     Reviewer,
-    /// Watches.
+    /// Observes; takes no tasks.
     Observer,
 }
 
@@ -28,10 +28,10 @@ pub enum MemberRole {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "circle_members")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
@@ -39,21 +39,21 @@ pub struct Model {
     pub circle_id: Uuid,
     /// The agent.
     pub agent_id: Uuid,
-    /// Its part in the circle.
+    /// The role in the circle.
     pub role: MemberRole,
-    /// What it can do here, folded; if any, instead of the agent's own.
+    /// Competencies in this circle, folded; if not empty, they replace the agent's own.
     pub competencies: List,
-    /// The reviews it does here, folded; if any, instead of the agent's own.
+    /// Review types in this circle, folded; if not empty, they replace the agent's own.
     pub review_types: List,
-    /// False once removed; adding it again revives the row.
+    /// False after removal; adding the agent again reactivates the row.
     pub is_active: bool,
-    /// When it joined, or joined again.
+    /// When it last joined.
     pub joined_at: DateTimeUtc,
     /// When it was removed.
     pub left_at: Option<DateTimeUtc>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

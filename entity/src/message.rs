@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 
 use crate::List;
 
-/// In what capacity a message was said.
+/// The role of the author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -12,13 +12,13 @@ use crate::List;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum MessageRole {
-    /// By a user.
+    /// Written by a user.
     User,
-    /// By an agent.
+    /// Written by an agent.
     Assistant,
-    /// By the server.
+    /// Written by the server.
     System,
-    /// By a tool.
+    /// Written by a tool.
     Tool,
 }
 
@@ -26,48 +26,48 @@ pub enum MessageRole {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "messages")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
-    /// Where it was said; unique together with `seq`.
+    /// The conversation; unique together with `seq`.
     pub conversation_id: Uuid,
-    /// Its number in the conversation, from 1.
+    /// Its number in the conversation, starting at 1.
     pub seq: i32,
-    /// In what capacity it was said.
+    /// The role of the author.
     pub role: MessageRole,
-    /// The agent who said it.
+    /// The author, if it is an agent.
     pub agent_id: Option<Uuid>,
-    /// The user who said it.
+    /// The author, if it is a user.
     pub user_id: Option<Uuid>,
-    /// The author's name at the time, 1 to 200 characters.
+    /// The author's name when the message was written, 1 to 200 characters.
     pub author_name: String,
     /// 1 to 100,000 characters.
     pub content: String,
-    /// The agents it mentions, as hyphenated UUIDs in order of appearance.
+    /// The mentioned agents, as hyphenated UUIDs in order of appearance.
     pub mentions: List,
-    /// The message it answers.
+    /// The message it replies to.
     pub parent_id: Option<Uuid>,
-    /// Whether it is kept in view.
+    /// Whether it is pinned.
     pub is_pinned: bool,
-    /// The model that wrote it.
+    /// The model that generated it.
     pub model_id: Option<Uuid>,
-    /// Tokens the model read for it.
+    /// Number of input tokens.
     pub tokens_input: Option<i32>,
-    /// Tokens the model wrote for it.
+    /// Number of output tokens.
     pub tokens_output: Option<i32>,
-    /// Milliseconds the model thought about it.
+    /// Thinking time of the model, in milliseconds.
     pub thinking_ms: Option<i32>,
-    /// The tools it called.
+    /// The tool calls.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub tool_calls: Option<Json>,
-    /// What the tools answered.
+    /// The results of the tool calls.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub tool_results: Option<Json>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

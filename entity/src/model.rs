@@ -7,47 +7,47 @@ use sea_orm::entity::prelude::*;
 #[sea_orm(table_name = "models")]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a capability of its own, and a column"
+    reason = "each flag is an independent capability with its own column"
 )]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Who runs it.
+    /// The provider.
     pub provider_id: Uuid,
-    /// What the provider's API is sent, 1 to 100 characters; unique per provider.
+    /// The model's name in the provider's API, 1 to 100 characters; unique per provider.
     pub name: String,
     /// 1 to 200 characters.
     pub display_name: String,
-    /// Millionths of a US dollar per million tokens read.
+    /// Price of a million input tokens, in millionths of a US dollar.
     pub price_input: i64,
-    /// Millionths of a US dollar per million tokens written.
+    /// Price of a million output tokens, in millionths of a US dollar.
     pub price_output: i64,
-    /// Millionths of a US dollar per million tokens read from the cache.
+    /// Price of a million tokens read from the prompt cache, in millionths of a US dollar.
     pub price_cache_read: i64,
-    /// Millionths of a US dollar per million tokens written to the cache.
+    /// Price of a million tokens written to the prompt cache, in millionths of a US dollar.
     pub price_cache_write: i64,
-    /// Most tokens of a prompt and its answer.
+    /// Size of the context window: maximum number of tokens of a prompt and its answer.
     pub context_window: i32,
-    /// Most tokens of an answer.
+    /// Maximum number of tokens in an answer.
     pub max_output: i32,
-    /// Whether it reads images.
+    /// Whether it accepts images.
     pub supports_vision: bool,
-    /// Whether it calls tools.
+    /// Whether it supports tool calls.
     pub supports_tools: bool,
-    /// Whether it answers piece by piece.
+    /// Whether it supports streaming.
     pub supports_streaming: bool,
-    /// Whether it shows its reasoning.
+    /// Whether it returns its reasoning.
     pub supports_thinking: bool,
-    /// Whether new agents should choose another.
+    /// Whether it is deprecated: new agents should use another model.
     pub is_deprecated: bool,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,4 +1,4 @@
-//! An agent that takes part in a conversation.
+//! An agent that participates in a conversation.
 
 use sea_orm::entity::prelude::*;
 
@@ -12,13 +12,13 @@ pub struct Model {
     /// The agent.
     #[sea_orm(primary_key, auto_increment = false)]
     pub agent_id: Uuid,
-    /// Its place in the round, from 0; unique per conversation.
+    /// Its position in the round, from 0; unique per conversation.
     pub position: i32,
-    /// When it came to take part.
+    /// When it joined.
     pub joined_at: DateTimeUtc,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -8,10 +8,10 @@ use crate::List;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "personas")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
@@ -21,9 +21,9 @@ pub struct Model {
     pub name_key: String,
     /// 1 to 200 characters.
     pub display_name: String,
-    /// What it does, 1 to 200 characters.
+    /// What an agent of this persona does, 1 to 200 characters.
     pub role: String,
-    /// The shelf it stands on, at most 50 characters.
+    /// The category in the catalogue, at most 50 characters.
     pub category: Option<String>,
     /// At most 10,000 characters.
     pub description: Option<String>,
@@ -31,27 +31,27 @@ pub struct Model {
     pub icon: Option<String>,
     /// At most 500 characters.
     pub motto: Option<String>,
-    /// What an agent of this persona is told, at most 20,000 characters.
+    /// Instructions for agents of this persona, at most 20,000 characters.
     pub prompt: Option<String>,
-    /// How it is.
+    /// The character traits.
     pub traits: List,
-    /// What it can do, folded.
+    /// The competencies, folded.
     pub competencies: List,
-    /// What it does best.
+    /// The specializations.
     pub specializations: List,
-    /// What it speaks.
+    /// The languages it speaks.
     pub languages: List,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     pub communication_style: Option<String>,
-    /// The model of agents that name none.
+    /// The model of agents that do not set one.
     pub default_model_id: Option<Uuid>,
-    /// 0 to 2.
+    /// From 0 to 2.
     pub default_temperature: f64,
-    /// Whether it came with the program and cannot be deleted.
+    /// Whether it is part of the distribution and cannot be deleted.
     pub is_builtin: bool,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,10 +1,10 @@
-//! What circles work for.
+//! A project that circles work on.
 
 use sea_orm::entity::prelude::*;
 
 use crate::List;
 
-/// Whether a project is still worked on.
+/// The status of a project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -12,9 +12,9 @@ use crate::List;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum ProjectStatus {
-    /// Worked on.
+    /// Active: not archived.
     Active,
-    /// Put away; its name is free.
+    /// Archived. Its name may be reused.
     Archived,
 }
 
@@ -22,14 +22,14 @@ pub enum ProjectStatus {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "projects")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Whose it is.
+    /// The user who owns it.
     pub owner_id: Uuid,
     /// 1 to 200 characters.
     pub name: String,
@@ -41,17 +41,17 @@ pub struct Model {
     pub repository_url: Option<String>,
     /// 1 to 100 characters.
     pub default_branch: String,
-    /// What it is built with.
+    /// The technologies it uses.
     pub tech_stack: List,
-    /// What it is written in.
+    /// The programming languages it uses.
     pub languages: List,
-    /// What it is built on.
+    /// The frameworks it uses.
     pub frameworks: List,
-    /// Whether it is still worked on.
+    /// The status.
     pub status: ProjectStatus,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -6,10 +6,10 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "providers")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
@@ -17,13 +17,13 @@ pub struct Model {
     pub name: String,
     /// 1 to 100 characters.
     pub display_name: String,
-    /// Where its API answers, unless that is known from the name.
+    /// The base URL of its API; NULL means the default for its name.
     pub api_base_url: Option<String>,
-    /// Whether it runs on the same premises.
+    /// Whether it runs on-premises.
     pub is_local: bool,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,4 +1,4 @@
-//! A refresh token, usable once; the token itself is never stored.
+//! A refresh token, usable once; only its hash is stored.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,32 +6,32 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "refresh_tokens")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
-    /// Whose it is.
+    /// The user who owns it.
     pub user_id: Uuid,
-    /// Shared by all tokens that descend from one sign-in.
+    /// The session: shared by all tokens that descend from one sign-in.
     pub family_id: Uuid,
     /// SHA-256 of the token, in hexadecimal; unique.
     pub token_hash: String,
-    /// No use after this moment.
+    /// Invalid after this time.
     pub expires_at: DateTimeUtc,
-    /// When it was exchanged.
+    /// When it was used.
     pub used_at: Option<DateTimeUtc>,
-    /// The token it was exchanged for.
+    /// The token that replaced it.
     pub replaced_by: Option<Uuid>,
-    /// When its family was revoked.
+    /// When its session was revoked.
     pub revoked_at: Option<DateTimeUtc>,
-    /// The address it was given to.
+    /// The IP address of the client that received it.
     pub client_ip: Option<String>,
-    /// The program it was given to.
+    /// The `User-Agent` of the client that received it.
     pub user_agent: Option<String>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,4 +1,4 @@
-//! Access tokens that must be refused although they have not expired.
+//! Access tokens that are refused before they expire.
 
 use sea_orm::entity::prelude::*;
 
@@ -10,13 +10,13 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum RevocationReason {
-    /// Its user signed out.
+    /// The user signed out.
     Logout,
-    /// Its user's password was changed.
+    /// The user's password was changed.
     PasswordChanged,
     /// An administrator revoked it.
     Admin,
-    /// A used refresh token of its family was presented again.
+    /// A used refresh token of the session was presented again.
     Reuse,
 }
 
@@ -24,14 +24,14 @@ pub enum RevocationReason {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "revoked_tokens")]
 pub struct Model {
-    /// The session whose tokens they are: they name it as `sid`.
+    /// The session of the revoked tokens: their claim `sid`.
     #[sea_orm(primary_key, auto_increment = false)]
     pub jti: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
-    /// Whose it was.
+    /// The user.
     pub user_id: Uuid,
-    /// When the last of the tokens has expired, and this row loses its meaning.
+    /// When the last of the tokens expires; the row may then be deleted.
     pub expires_at: DateTimeUtc,
     /// When it was revoked.
     pub revoked_at: DateTimeUtc,
@@ -39,7 +39,7 @@ pub struct Model {
     pub reason: RevocationReason,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,10 +1,10 @@
-//! A piece of work in a circle.
+//! A unit of work in a circle.
 
 use sea_orm::entity::prelude::*;
 
 use crate::List;
 
-/// How pressing a task is.
+/// The priority of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -12,17 +12,17 @@ use crate::List;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum Priority {
-    /// Can wait.
+    /// Low priority.
     Low,
-    /// In its turn.
+    /// Medium priority.
     Medium,
-    /// Before others.
+    /// High priority.
     High,
-    /// Before everything.
+    /// The highest priority.
     Critical,
 }
 
-/// Where a task stands.
+/// The status of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -30,27 +30,27 @@ pub enum Priority {
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum TaskStatus {
-    /// Nobody has it.
+    /// Not assigned to an agent.
     Pending,
-    /// An agent has it and has not begun.
+    /// Assigned to an agent, not started.
     Assigned,
-    /// Being done.
+    /// In progress.
     InProgress,
-    /// Submitted, to be judged.
+    /// Submitted, waiting for review.
     InReview,
-    /// Judged, to be done again.
+    /// Reviewed; the assignee must revise it.
     ChangesRequested,
-    /// Cannot go on for now.
+    /// Blocked: work cannot continue for now.
     Blocked,
-    /// Done.
+    /// Completed.
     Completed,
-    /// Given up.
+    /// Failed: the work was given up.
     Failed,
-    /// No longer wanted.
+    /// Cancelled: no longer needed.
     Cancelled,
 }
 
-/// How a task is judged.
+/// The type of review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -58,17 +58,17 @@ pub enum TaskStatus {
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum ReviewType {
-    /// As code.
+    /// Review of code.
     Code,
-    /// As a design.
+    /// Review of a design.
     Architecture,
-    /// For its security.
+    /// Security review.
     Security,
-    /// As a text.
+    /// Review of a text.
     Documentation,
-    /// For its quality as a whole.
+    /// Review of the overall quality.
     Quality,
-    /// Before it is delivered.
+    /// Final review before delivery.
     Final,
 }
 
@@ -76,60 +76,60 @@ pub enum ReviewType {
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "tasks")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// Grows by one with every edit and state transition.
+    /// Incremented by each edit and state transition; used for optimistic locking.
     pub version: i32,
-    /// Where it is to be done.
+    /// The circle.
     pub circle_id: Uuid,
-    /// The task of which this is a part.
+    /// The parent task.
     pub parent_id: Option<Uuid>,
     /// 1 to 500 characters.
     pub title: String,
     /// At most 20,000 characters.
     pub description: Option<String>,
-    /// What its agent must be able to do, folded.
+    /// Competencies that the assignee needs, folded.
     pub required_competencies: List,
-    /// How pressing it is.
+    /// The priority.
     pub priority: Priority,
-    /// The priority as a number, the most pressing first: `CRITICAL` 1, `HIGH` 3, `MEDIUM` 5, `LOW` 8.
+    /// The priority as a number, most urgent first: `CRITICAL` 1, `HIGH` 3, `MEDIUM` 5, `LOW` 8.
     pub priority_rank: i32,
-    /// Where it stands.
+    /// The status.
     pub status: TaskStatus,
-    /// The agent who does it.
+    /// The agent who works on it.
     pub assignee_id: Option<Uuid>,
-    /// The agent who judges it; never the assignee.
+    /// The agent who reviews it; never the assignee.
     pub reviewer_id: Option<Uuid>,
-    /// The user who asked for it.
+    /// The user who created it.
     pub created_by: Option<Uuid>,
-    /// Whether it is judged before it is completed.
+    /// Whether it must be reviewed before it is completed.
     pub requires_review: bool,
-    /// How it is judged.
+    /// The type of review.
     pub review_type: ReviewType,
-    /// How often it was submitted for review.
+    /// How many times it was submitted for review.
     pub review_round: i32,
-    /// What the latest review said, at most 10,000 characters.
+    /// The note of the latest review, at most 10,000 characters.
     pub review_note: Option<String>,
-    /// Why it stands where it stands, at most 2,000 characters.
+    /// The reason for its status, at most 2,000 characters.
     pub status_note: Option<String>,
-    /// What came of it, at most 50,000 characters.
+    /// The result, at most 50,000 characters.
     pub result: Option<String>,
-    /// What it left behind: addresses or paths.
+    /// The artifacts: URLs or paths.
     pub artifacts: List,
     /// 0 or more.
     pub estimated_hours: Option<f64>,
     /// 0 or more.
     pub actual_hours: Option<f64>,
-    /// When it should be done.
+    /// When it is due.
     pub due_at: Option<DateTimeUtc>,
-    /// The first start.
+    /// When it was first started.
     pub started_at: Option<DateTimeUtc>,
-    /// The latest submission.
+    /// When it was last submitted for review.
     pub submitted_at: Option<DateTimeUtc>,
     /// When it was completed.
     pub completed_at: Option<DateTimeUtc>,
@@ -137,7 +137,7 @@ pub struct Model {
     pub cycle_seconds: Option<i32>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

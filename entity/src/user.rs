@@ -10,9 +10,9 @@ use sea_orm::entity::prelude::*;
     rename_all = "SCREAMING_SNAKE_CASE"
 )]
 pub enum UserRole {
-    /// Own things and what is shared.
+    /// May use their own objects and those shared with them.
     User,
-    /// Everything, everywhere.
+    /// May read and change everything.
     Admin,
 }
 
@@ -20,32 +20,32 @@ pub enum UserRole {
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "users")]
 pub struct Model {
-    /// UUID v7; creation order is id order.
+    /// UUID v7; ids sort by creation time.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// When the row was made.
+    /// When the row was created.
     pub created_at: DateTimeUtc,
     /// When the row was last changed.
     pub updated_at: DateTimeUtc,
-    /// As typed, 3 to 254 characters.
+    /// The e-mail address as entered, 3 to 254 characters.
     pub email: String,
     /// The folded e-mail; unique.
     pub email_key: String,
     /// 1 to 100 characters.
     pub name: String,
-    /// PHC string.
+    /// The password hash, a PHC string.
     pub password_hash: String,
-    /// What the user may do beyond their own things.
+    /// The role.
     pub role: UserRole,
-    /// False once deactivated; users are never deleted.
+    /// False after deactivation; users are never deleted.
     pub is_active: bool,
-    /// Tokens made under an earlier number are void.
+    /// Tokens issued under a lower number are invalid.
     pub token_version: i32,
-    /// The latest sign-in.
+    /// When the user last signed in.
     pub last_login_at: Option<DateTimeUtc>,
 }
 
-/// Empty: a query that joins says so itself.
+/// Empty: joins are written in the queries.
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,7 +1,7 @@
-//! The history of Gathering's database: one chain of migrations for SQLite and PostgreSQL.
+//! The migrations of Gathering's database: one chain for SQLite and PostgreSQL.
 //!
-//! It imports nothing of the other crates, so that what once was applied stays what it was. The
-//! whole chain is one transaction, and only one process at a time is in it, whichever the database.
+//! The crate does not depend on the other crates, so that later changes to them cannot alter an applied migration. The
+//! whole chain runs in one transaction, and on both databases only one process at a time runs it.
 
 mod m0001_team;
 mod m0002_lockouts;
@@ -31,18 +31,18 @@ impl MigratorTrait for Chain {
     }
 }
 
-/// Brings the database up to date: all pending migrations, or none when one of them fails.
-/// Processes that call it at the same time take turns, and the later ones find nothing left to do.
+/// Applies all pending migrations, or none if one of them fails. Concurrent processes run one after another; the later
+/// ones find no pending migrations.
 ///
 /// # Errors
-/// When the database cannot be reached or written, or was migrated by a newer Gathering.
+/// If the database cannot be reached or written, or was migrated by a newer version of Gathering.
 pub async fn up(db: &DatabaseConnection) -> Result<(), DbErr> {
     let transaction = alone(db).await?;
     Chain::up(&transaction, None).await.map_err(explain)?;
     transaction.commit().await
 }
 
-/// Takes every migration back, and all data with it: the database is left empty.
+/// Reverts every migration and deletes all data: the database is empty afterwards.
 ///
 /// # Errors
 /// As for [`up`].
@@ -52,21 +52,21 @@ pub async fn down(db: &DatabaseConnection) -> Result<(), DbErr> {
     transaction.commit().await
 }
 
-/// How many migrations [`up`] would apply; 0 when the database is current. It writes nothing.
+/// Returns how many migrations [`up`] would apply; 0 when the database is up to date. Writes nothing.
 ///
 /// # Errors
-/// When the database cannot be reached, or was migrated by a newer Gathering.
+/// If the database cannot be reached, or was migrated by a newer version of Gathering.
 pub async fn pending(db: &DatabaseConnection) -> Result<usize, DbErr> {
     let pending = Chain::get_pending_migrations_read_only(db).await;
     Ok(pending.map_err(explain)?.len())
 }
 
-/// Begins a transaction that waits until no other migrating process is in one. The lock belongs to
-/// the transaction, so it is held on the very connection that does the work, and until the commit.
+/// Begins a transaction once no other process has a migration transaction open. The lock belongs to the transaction, so
+/// it is held by the connection that runs the migrations until the commit.
 async fn alone(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     let transaction = db
         .begin_with_options(TransactionOptions {
-            // What the process before us committed must be visible once the lock is ours.
+            // The commit of the previous holder of the lock must be visible once the lock is acquired.
             isolation_level: (db.get_database_backend() == DbBackend::Postgres)
                 .then_some(IsolationLevel::ReadCommitted),
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
@@ -74,7 +74,7 @@ async fn alone(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
         })
         .await?;
     if db.get_database_backend() == DbBackend::Postgres {
-        // The number is arbitrary: it only has to be the same in every version of this program.
+        // The number is arbitrary, but must be the same in every version of this program.
         transaction
             .execute_unprepared(
                 "SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(4741749310)",
@@ -84,11 +84,12 @@ async fn alone(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     Ok(transaction)
 }
 
-/// The one error of the library that is not the database's: an applied migration it does not know.
+/// Explains an applied migration that is unknown to this version: the only error of the library that does not come from
+/// the database.
 fn explain(error: DbErr) -> DbErr {
     match error {
         DbErr::Custom(_) => DbErr::Migration(
-            "the database was migrated by a newer Gathering; run that version, or restore a backup"
+            "the database was migrated by a newer version of Gathering; run that version, or restore a backup"
                 .to_owned(),
         ),
         other => other,

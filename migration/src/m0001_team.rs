@@ -1,5 +1,5 @@
-//! Identity and team: users and their tokens, the audit log, the catalogue of providers, models and
-//! personas, agents, projects, circles, work, talk, and the events that tell of it all.
+//! Users and their tokens, the audit log, the catalogue of providers, models and personas, agents, projects, circles,
+//! tasks, conversations, and the events about them.
 
 use sea_orm_migration::prelude::{
     DbErr, DeriveMigrationName, MigrationTrait, SchemaManager, async_trait,
@@ -30,7 +30,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// In an order in which each table refers to earlier ones only.
+/// Ordered so that each table references only earlier ones.
 fn tables() -> [Table; 17] {
     [
         users(),
@@ -494,7 +494,7 @@ fn messages() -> Table {
         .index("model_id")
 }
 
-/// No foreign keys: history outlives its subjects.
+/// No foreign keys: events are kept after their subjects are deleted.
 fn events() -> Table {
     Table::keyed("events", "id")
         .columns([

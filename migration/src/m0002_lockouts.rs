@@ -1,4 +1,4 @@
-//! Failed sign-ins are counted for accounts and networks alike, whether the account exists or not.
+//! Counters of failed sign-ins, for existing and unknown accounts and for networks.
 
 use sea_orm_migration::prelude::{
     DbErr, DeriveMigrationName, MigrationTrait, SchemaManager, async_trait,

@@ -1,5 +1,5 @@
-//! What live events and repeated requests need: the order in which events were written, a name for the history of this
-//! database, and what was answered under an idempotency key.
+//! Tables for live events and idempotent requests: the order in which events were written, an identity for the history
+//! of this database, and the results stored under idempotency keys.
 
 use sea_orm_migration::{
     prelude::{DbErr, DeriveMigrationName, MigrationTrait, SchemaManager, async_trait},
@@ -19,7 +19,7 @@ impl MigrationTrait for Migration {
         let connection = manager.get_connection();
         let random = match manager.get_database_backend() {
             DbBackend::Postgres => {
-                // SQLite's `rowid` is there by itself.
+                // SQLite has `rowid` for this.
                 connection
                     .execute_unprepared(
                         "ALTER TABLE events ADD COLUMN written bigint GENERATED ALWAYS AS IDENTITY",
@@ -44,13 +44,13 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// One row: what tells the events of this database from those of another.
+/// One row: the identity of this database's event history.
 fn journal() -> Table {
     Table::keyed("journal", "epoch").columns([uuid("epoch")])
 }
 
-/// What was done under an idempotency key: a row for the request as a whole, whose `field` is empty, and one for each of
-/// its root fields that has made its change.
+/// The results stored under idempotency keys: one row for the request, whose `field` is empty, and one for each root
+/// field that has made its change.
 fn idempotency() -> Table {
     Table::keyed("idempotency_keys", "user_id, key, field")
         .columns([

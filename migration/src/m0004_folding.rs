@@ -1,7 +1,7 @@
-//! Folded names, e-mail addresses and words follow full case folding and leave out invisible characters.
+//! Applies full case folding to folded names, e-mail addresses and words, and removes invisible characters.
 //!
-//! Names that were different may be the same now, and no row is lost for it: where a unique index has another row with the
-//! new key, a row keeps the former one. No folded text is equal to it, so it is in nobody's way.
+//! Different names may become equal. No row is deleted: where a unique index already has a row with the new key, the
+//! row keeps its former key. The former key is not a folded text, so no new name collides with it.
 
 use icu_casemap::{CaseMapper, CaseMapperBorrowed};
 use icu_properties::{
@@ -14,10 +14,11 @@ use sea_orm_migration::{
 };
 use unicode_normalization::UnicodeNormalization;
 
-/// Rows that are read at once.
+/// Rows per read.
 const PAGE: u32 = 1_000;
 
-/// Texts and their keys: table, text, key, most characters of the key, and what the unique index is about.
+/// Texts and their folded keys: table, text, key, maximum length of the key in characters, and the scope of the unique
+/// index.
 const KEYS: [Keys; 5] = [
     Keys {
         table: "users",
@@ -86,7 +87,7 @@ impl MigrationTrait for Migration {
         Ok(())
     }
 
-    /// Words stay as they are: what they were before cannot be told from them.
+    /// Words are not reverted: their former spelling is not stored.
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for keys in KEYS {
             keys.refold(manager, former_fold).await?;
@@ -100,9 +101,9 @@ struct Keys {
     text: &'static str,
     key: &'static str,
     most: usize,
-    /// Whether the key is unique for each owner.
+    /// Whether the key is unique per owner.
     owned: bool,
-    /// The status of the rows among which the key is unique.
+    /// The status condition of the rows among which the key is unique.
     status: Option<&'static str>,
 }
 
@@ -173,7 +174,7 @@ async fn refold_words(manager: &SchemaManager<'_>, table: &str, column: &str) ->
     }
 }
 
-/// A list of words, folded anew and each once; `None` where nothing changes.
+/// A list of words, folded again and without duplicates; `None` if it does not change.
 fn refolded(list: &str) -> Option<String> {
     let words: Vec<String> = serde_json::from_str(list).ok()?;
     let mut new: Vec<String> = Vec::with_capacity(words.len());
@@ -187,7 +188,7 @@ fn refolded(list: &str) -> Option<String> {
     (new != words).then(|| serde_json::Value::from(new).to_string())
 }
 
-/// The rows behind an id: the id and, from 1, these columns.
+/// The rows after an id: column 0 is the id, followed by `columns`.
 async fn page(
     manager: &SchemaManager<'_>,
     table: &str,
@@ -234,7 +235,7 @@ fn fold(text: &str) -> String {
     folded.trim().to_owned()
 }
 
-/// As names were folded before.
+/// The folding before this migration.
 fn former_fold(text: &str) -> String {
     let folded: String = text
         .nfkc()

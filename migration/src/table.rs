@@ -1,7 +1,7 @@
-//! What a table is, written once, and the SQL that makes it on either database.
+//! A description of a table, and the SQL that creates it on SQLite and PostgreSQL.
 //!
-//! SQLite's tables are `STRICT`, and checks stand in for the types it lacks, so that both databases
-//! refuse the same rows. Columns are NOT NULL unless they say otherwise.
+//! SQLite's tables are `STRICT`, and checks replace the types that SQLite lacks, so that both databases refuse the same
+//! rows. Columns are NOT NULL unless declared nullable.
 
 use std::{fmt::Write, ops::RangeInclusive};
 
@@ -10,7 +10,7 @@ use sea_orm_migration::{
     sea_orm::{ConnectionTrait, DbBackend, DbErr},
 };
 
-/// What becomes of a row when the row it refers to is deleted.
+/// The action on a row when the row it references is deleted.
 #[derive(Clone, Copy)]
 pub(crate) enum OnDelete {
     Cascade,
@@ -33,7 +33,7 @@ enum Kind {
     Json,
 }
 
-/// A column, and what its values must hold to.
+/// A column with its constraints.
 pub(crate) struct Column {
     name: &'static str,
     kind: Kind,
@@ -71,7 +71,7 @@ impl Column {
         }
     }
 
-    /// Demands a condition, the SQL that follows the column's name, such as `> 0`.
+    /// Adds a check: the SQL that follows the column's name, such as `> 0`.
     pub(crate) fn check(self, condition: &str) -> Self {
         Self {
             check: Some(format!("{} {condition}", self.name)),
@@ -79,7 +79,7 @@ impl Column {
         }
     }
 
-    /// Refers to the `id` of another table.
+    /// References the `id` of another table.
     pub(crate) fn to(self, table: &'static str, on_delete: OnDelete) -> Self {
         Self {
             reference: Some((table, on_delete)),
@@ -116,7 +116,7 @@ impl Column {
 }
 
 impl Kind {
-    /// The type, and the check that makes it as narrow as it is meant.
+    /// The type in PostgreSQL, and a check if the type is wider than the kind.
     fn postgres(self, name: &str) -> (&'static str, Option<String>) {
         match self {
             Self::Uuid => ("uuid", None),
@@ -133,7 +133,7 @@ impl Kind {
         }
     }
 
-    /// The type, and the check that makes it what PostgreSQL's type is by itself.
+    /// The type in SQLite, and a check that emulates PostgreSQL's type.
     fn sqlite(self, name: &str) -> (&'static str, Option<String>) {
         match self {
             Self::Uuid => ("BLOB", Some(format!("length({name}) = 16"))),
@@ -145,8 +145,8 @@ impl Kind {
             Self::Big => ("INTEGER", None),
             Self::Real => ("REAL", None),
             Self::Bool => ("INTEGER", Some(format!("{name} IN (FALSE, TRUE)"))),
-            // Text in this one form, fraction cut to microseconds and left out when zero, sorts by
-            // time: '+' comes before '.', and '.' before the digits.
+            // Text in this form, with the fraction cut to microseconds and omitted when zero, sorts by time: '+' sorts
+            // before '.', and '.' before the digits.
             Self::Time => (
                 "TEXT",
                 Some(format!(
@@ -160,7 +160,7 @@ impl Kind {
     }
 }
 
-/// SQLite's check for JSON of one type; `json_type` alone would fail on text that is no JSON.
+/// SQLite's check for JSON of one type; `json_type` alone would fail on text that is not JSON.
 fn json(name: &str, kind: &str) -> String {
     format!(
         "CASE WHEN json_valid({name}) THEN json_type({name}) = '{kind}' ELSE {name} IS NULL END"
@@ -172,7 +172,7 @@ pub(crate) fn uuid(name: &'static str) -> Column {
     Column::new(name, Kind::Uuid)
 }
 
-/// Text of so many characters.
+/// Text with a length in characters.
 pub(crate) fn text(name: &'static str, length: RangeInclusive<u32>) -> Column {
     let check = match (length.start(), length.end()) {
         (0, most) => format!("length({name}) <= {most}"),
@@ -184,7 +184,7 @@ pub(crate) fn text(name: &'static str, length: RangeInclusive<u32>) -> Column {
     }
 }
 
-/// Folded text of at most so many characters, compared byte by byte.
+/// Folded text with a maximum length in characters, compared byte by byte.
 pub(crate) fn key(name: &'static str, most: u32) -> Column {
     Column {
         kind: Kind::Key,
@@ -192,7 +192,7 @@ pub(crate) fn key(name: &'static str, most: u32) -> Column {
     }
 }
 
-/// One of these words.
+/// A text that is one of these words.
 pub(crate) fn one_of(name: &'static str, words: &[&str]) -> Column {
     Column::new(name, Kind::Text).check(&format!("IN ('{}')", words.join("', '")))
 }
@@ -207,22 +207,22 @@ pub(crate) fn big(name: &'static str) -> Column {
     Column::new(name, Kind::Big)
 }
 
-/// Money: millionths of a US dollar, not negative.
+/// An amount of money: millionths of a US dollar, not negative.
 pub(crate) fn micros(name: &'static str) -> Column {
     big(name).default("0").check(">= 0")
 }
 
-/// A double.
+/// A double-precision number.
 pub(crate) fn real(name: &'static str) -> Column {
     Column::new(name, Kind::Real)
 }
 
-/// A truth value.
+/// A boolean.
 pub(crate) fn bool(name: &'static str) -> Column {
     Column::new(name, Kind::Bool)
 }
 
-/// A moment in UTC, to the microsecond.
+/// A point in time in UTC, with microseconds.
 pub(crate) fn time(name: &'static str) -> Column {
     Column::new(name, Kind::Time)
 }
@@ -251,12 +251,12 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table whose primary key is `id` and which knows when a row was made.
+    /// A table with the primary key `id` and the creation time `created_at`.
     pub(crate) fn new(name: &'static str) -> Self {
         Self::keyed(name, "id").columns([uuid("id"), time("created_at")])
     }
 
-    /// A table with a primary key of its own.
+    /// A table with another primary key.
     pub(crate) fn keyed(name: &'static str, primary_key: &str) -> Self {
         Self {
             name,
@@ -282,28 +282,28 @@ impl Table {
         self
     }
 
-    /// Demands a condition of the row as a whole.
+    /// Adds a check on the whole row.
     pub(crate) fn check(mut self, condition: &str) -> Self {
         self.constraints.push(format!("CHECK ({condition})"));
         self
     }
 
-    /// Adds an index over columns, separated by `, `.
+    /// Adds an index on columns, separated by `, `.
     pub(crate) fn index(self, columns: &str) -> Self {
         self.indexed("INDEX", columns, "idx", "")
     }
 
-    /// Adds an index over the rows that meet a condition.
+    /// Adds an index on the rows that meet a condition.
     pub(crate) fn index_where(self, columns: &str, condition: &str) -> Self {
         self.indexed("INDEX", columns, "part", &format!(" WHERE {condition}"))
     }
 
-    /// Demands that no two rows agree in these columns.
+    /// Adds a unique index on columns, separated by `, `.
     pub(crate) fn unique(self, columns: &str) -> Self {
         self.indexed("UNIQUE INDEX", columns, "key", "")
     }
 
-    /// Demands that no two rows that meet a condition agree in these columns.
+    /// Adds a unique index on the rows that meet a condition.
     pub(crate) fn unique_where(self, columns: &str, condition: &str) -> Self {
         let condition = format!(" WHERE {condition}");
         self.indexed("UNIQUE INDEX", columns, "key", &condition)
@@ -318,7 +318,7 @@ impl Table {
         self
     }
 
-    /// Adds a column to the table as it is.
+    /// Adds a column to the existing table.
     pub(crate) async fn add(
         &self,
         manager: &SchemaManager<'_>,
@@ -329,7 +329,7 @@ impl Table {
             .await
     }
 
-    /// Takes a column out of the table as it is.
+    /// Drops a column of the existing table.
     pub(crate) async fn remove(
         &self,
         manager: &SchemaManager<'_>,
@@ -345,7 +345,7 @@ impl Table {
         Ok(())
     }
 
-    /// Drops the table, and its indexes with it.
+    /// Drops the table with its indexes.
     pub(crate) async fn drop(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         let statement = format!("DROP TABLE {}", self.name);
         let connection = manager.get_connection();
@@ -353,7 +353,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes the table and its indexes.
+    /// Creates the table and its indexes.
     pub(crate) async fn create(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         let backend = manager.get_database_backend();
         let columns = self.columns.iter().map(|column| column.sql(backend));

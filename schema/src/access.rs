@@ -1,8 +1,7 @@
-//! Who is asking, and which rows they may read.
+//! The signed-in user, and which rows they may read.
 //!
-//! Every rule exists twice: as a condition on a row that was named by its id, which is cheap to check for few rows, and
-//! as a condition for lists, which goes out from the viewer's circles. What a viewer may not read does not exist for
-//! them.
+//! Every rule exists twice: as a condition on a row given by its id, which is cheap for few rows, and as a condition
+//! for lists, which starts from the viewer's circles. A row that the viewer may not read is treated as nonexistent.
 
 use std::sync::Arc;
 
@@ -21,7 +20,7 @@ use crate::{
     db::Rule,
 };
 
-/// Most users whose rules are kept.
+/// Maximum number of users whose rules are cached.
 const RULES_KEPT: u64 = 1_000;
 
 /// The types of the events that every signed-in user may read.
@@ -38,7 +37,7 @@ pub struct Viewer {
     backend: DbBackend,
 }
 
-/// Who may read a row that was named by its id.
+/// The rules for reading a row given by its id.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     pub(crate) agent: Rule,
@@ -51,8 +50,8 @@ pub(crate) struct Rules {
     pub(crate) event: Rule,
 }
 
-/// The rules of the users who ask. They are made of ids alone, so they never change; making them for every request would
-/// cost more than many a query.
+/// The rules per user, cached: they contain only ids, so they never become stale, and building them for every request
+/// would cost more than many queries.
 pub(crate) struct Rulebook {
     rules: Cache<Uuid, Arc<Rules>>,
     of_admins: Arc<Rules>,
@@ -106,7 +105,7 @@ impl Viewer {
         self.user.id
     }
 
-    /// The session that the user asks from.
+    /// The session of the request.
     pub(crate) fn session(&self) -> Uuid {
         self.session
     }
@@ -192,13 +191,13 @@ impl Viewer {
         self.unless_admin(|id| Condition::all().add(self.in_circles(&column, id)))
     }
 
-    /// `column` names one of the circles that a user may read.
+    /// Condition: `column` is the id of a circle that the user may read.
     fn in_circles(&self, column: &impl ColumnTrait, user: Uuid) -> Expr {
         self.among(column, circle_ids(user))
     }
 
-    /// `column` is one of the selected ids. PostgreSQL takes a sub-select for a join and may read the whole table for
-    /// it; an array of the ids it looks up in an index.
+    /// Condition: `column` is one of the selected ids. PostgreSQL may plan a subquery as a join that reads the whole
+    /// table; it looks up an array of ids in an index.
     fn among(&self, column: &impl ColumnTrait, ids: SelectStatement) -> Expr {
         if self.backend == DbBackend::Postgres {
             let array = Func::cust("ARRAY").arg(Expr::from(ids));
@@ -234,7 +233,7 @@ fn circle_ids(user: Uuid) -> SelectStatement {
 }
 
 impl Rules {
-    /// The rule of the rows of a table; what everybody may read has the empty one.
+    /// The rule for the rows of a table; empty for tables that everyone may read.
     pub(crate) fn of_table(&self, table: &str) -> Rule {
         match table {
             "agents" => self.agent.clone(),
@@ -260,7 +259,7 @@ impl Rules {
             )
         };
         let same = |one: (_, _), other: (_, _)| Expr::col(one).equals(other);
-        // Of a circle whose row is at hand.
+        // For the circle in the outer query.
         let mine = || {
             let shared = exists(
                 "circle_collaborators",

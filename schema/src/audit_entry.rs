@@ -1,4 +1,4 @@
-//! The audit log: who did what to accounts and to the server.
+//! The audit log: sign-ins, refused requests and administrative actions.
 
 use std::sync::Arc;
 
@@ -16,24 +16,24 @@ use crate::{
     user::User,
 };
 
-/// How much an entry of the audit log matters.
+/// The severity of an audit log entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "audit::AuditSeverity")]
 pub enum AuditSeverity {
-    /// As it should be.
+    /// Normal operation.
     Info,
-    /// Worth a look when it comes often.
+    /// Needs attention when it is frequent.
     Warning,
-    /// Worth a look.
+    /// Needs attention.
     High,
-    /// To be looked at now.
+    /// Needs immediate attention.
     Critical,
 }
 
-/// One entry of the audit log.
+/// An audit log entry.
 pub struct AuditEntry(pub(crate) Arc<audit::Model>);
 
-/// One entry of the audit log: a sign-in, a refusal, an administrative act. For administrators.
+/// An audit log entry: a sign-in, a refused request or an administrative action. For administrators.
 #[Object]
 impl AuditEntry {
     /// The id of the entry, `audit_…`.
@@ -41,17 +41,17 @@ impl AuditEntry {
         Kind::Audit.id(self.0.id)
     }
 
-    /// What was done, such as `auth.login_failed`; at most 100 characters.
+    /// The action, such as `auth.login_failed`; at most 100 characters.
     async fn action(&self) -> &str {
         &self.0.action
     }
 
-    /// How much it matters.
+    /// The severity.
     async fn severity(&self) -> AuditSeverity {
         self.0.severity.into()
     }
 
-    /// Who did it; null when nobody was signed in.
+    /// The user who performed the action; null if the caller was not authenticated.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
         let Some(id) = self.0.actor_id else {
             return Ok(None);
@@ -59,39 +59,39 @@ impl AuditEntry {
         Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
-    /// The address it came from.
+    /// The IP address of the client.
     async fn client_ip(&self) -> Option<&str> {
         self.0.client_ip.as_deref()
     }
 
-    /// What the client said it is, at most 255 characters.
+    /// The `User-Agent` header of the client, at most 255 characters.
     async fn user_agent(&self) -> Option<&str> {
         self.0.user_agent.as_deref()
     }
 
-    /// The request in which it was done, as in the header `X-Request-Id`.
+    /// The id of the request, as in the header `X-Request-Id`.
     async fn request_id(&self) -> Option<&str> {
         self.0.request_id.as_deref()
     }
 
-    /// What it was done to.
+    /// The id of the affected object.
     async fn target_id(&self) -> Option<ID> {
         let kind = Kind::from_prefix(self.0.target_type.as_deref()?)?;
         Some(kind.id(self.0.target_id?))
     }
 
-    /// More about it; never a secret.
+    /// Further details as JSON; never contains a secret.
     async fn details(&self) -> &Value {
         &self.0.details
     }
 
-    /// When it was done.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
 }
 
-/// Entries of the audit log as a list.
+/// A connection of audit log entries.
 pub struct AuditEntries;
 
 impl Listed for AuditEntries {
@@ -115,16 +115,16 @@ impl Listed for AuditEntries {
     }
 }
 
-/// Narrows the audit log. All given conditions must hold; an empty list matches nothing.
+/// Filters the audit log. All conditions must hold; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct AuditFilter {
-    /// Only entries of exactly this action, at most 100 characters.
+    /// Only entries with exactly this action; at most 100 characters.
     action: Option<String>,
-    /// Only entries of one of these severities.
+    /// Only entries with one of these severities.
     severity: Option<Vec<AuditSeverity>>,
-    /// Only what this user did.
+    /// Only actions of this user.
     actor_id: Option<ID>,
-    /// Only what was done to this.
+    /// Only actions on the object with this id.
     target_id: Option<ID>,
 }
 
@@ -162,7 +162,7 @@ pub struct AuditQuery;
 
 #[Object]
 impl AuditQuery {
-    /// What was done to accounts and to the server, newest first. For administrators.
+    /// The audit log: sign-ins, refused requests and administrative actions, newest first. For administrators.
     async fn audit_log(
         &self,
         ctx: &Context<'_>,

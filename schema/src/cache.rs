@@ -1,4 +1,4 @@
-//! The only way to make a cache: always bounded, least recently used out first, always measured.
+//! The only module that creates caches: always bounded, with LRU eviction and statistics.
 
 use std::{
     borrow::Borrow,
@@ -26,16 +26,16 @@ struct Counts {
     evictions: AtomicU64,
 }
 
-/// What a cache holds and has done since the process began.
+/// The size of a cache, and its counters since the start of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Entries held now.
+    /// The number of entries.
     pub size: u64,
-    /// Look-ups that found an entry.
+    /// Lookups that found an entry.
     pub hits: u64,
-    /// Look-ups that found none.
+    /// Lookups that found no entry.
     pub misses: u64,
-    /// Entries put out to make room.
+    /// Entries evicted to make room.
     pub evictions: u64,
 }
 
@@ -44,19 +44,19 @@ where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// A cache of at most `capacity` entries, each kept for at most `ttl` when one is given.
+    /// Creates a cache of at most `capacity` entries, each kept for at most `ttl` if it is given.
     pub fn new(capacity: u64, ttl: Option<Duration>) -> Self {
         Self::build(capacity, ttl, |_, _| 0)
     }
 
-    /// A cache of at most `capacity` entries, where an entry takes the place of as many others as `weigh` says.
+    /// Creates a cache of at most `capacity` entries, where an entry counts as many times as `weigh` returns.
     pub fn weighed(capacity: u64, weigh: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
         Self::build(capacity, None, weigh)
     }
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "every other cache comes from here"
+        reason = "the only place that creates caches"
     )]
     fn build(
         capacity: u64,
@@ -85,7 +85,7 @@ where
         }
     }
 
-    /// The entry of a key, which becomes the most recently used.
+    /// Returns the entry of a key and marks it as the most recently used.
     pub fn get<Q>(&self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -101,12 +101,12 @@ where
         found
     }
 
-    /// Keeps an entry, putting out the least recently used one when the cache is full.
+    /// Stores an entry, evicting the least recently used one if the cache is full.
     pub fn insert(&self, key: K, value: V) {
         self.entries.insert(key, value);
     }
 
-    /// What the cache holds and has done.
+    /// The size and the counters of the cache.
     pub fn stats(&self) -> CacheStats {
         self.entries.run_pending_tasks();
         CacheStats {

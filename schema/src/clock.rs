@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-/// What tells the time.
+/// Returns the current time.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
-/// Microseconds of a clock that never jumps.
+/// A monotonic clock, in microseconds.
 pub type MonotonicClock = Arc<dyn Fn() -> i64 + Send + Sync>;

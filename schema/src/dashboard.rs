@@ -1,4 +1,4 @@
-//! The dashboard: what the viewer may read, counted.
+//! The dashboard: totals of the objects that the viewer may read.
 
 use async_graphql::{Context, Object, SimpleObject};
 use chrono::NaiveTime;
@@ -15,13 +15,13 @@ use crate::{
     request::RequestExt,
 };
 
-/// What the viewer may read, counted.
+/// Totals of the agents, circles, tasks and conversations that the viewer may read.
 pub struct Dashboard;
 
-/// What the viewer may read, counted. Each part is counted only when selected.
+/// Totals of the objects that the viewer may read. Each part is computed only if it is selected.
 #[Object]
 impl Dashboard {
-    /// Agents.
+    /// Totals of agents.
     async fn agents(&self, ctx: &Context<'_>) -> Result<AgentTotals, Error> {
         use agent::{AgentStatus, Column::Status};
         let select = agent::Entity::find()
@@ -37,7 +37,7 @@ impl Dashboard {
             .await
     }
 
-    /// Circles.
+    /// Totals of circles.
     async fn circles(&self, ctx: &Context<'_>) -> Result<CircleTotals, Error> {
         use circle::{CircleStatus, Column::Status};
         let select = circle::Entity::find()
@@ -51,7 +51,7 @@ impl Dashboard {
             .await
     }
 
-    /// Tasks.
+    /// Totals of tasks.
     async fn tasks(&self, ctx: &Context<'_>) -> Result<TaskTotals, Error> {
         use task::{
             Column::{CompletedAt, DueAt, Status},
@@ -78,7 +78,7 @@ impl Dashboard {
             .await
     }
 
-    /// Conversations.
+    /// Totals of conversations.
     async fn conversations(&self, ctx: &Context<'_>) -> Result<ConversationTotals, Error> {
         use conversation::{Column::Status, ConversationStatus};
         let select = conversation::Entity::find()
@@ -93,57 +93,57 @@ impl Dashboard {
     }
 }
 
-/// Agents, counted.
+/// The number of agents, in total and by status.
 #[derive(Clone, Default, FromQueryResult, SimpleObject)]
 pub struct AgentTotals {
-    /// All agents.
+    /// The number of agents.
     total: i64,
-    /// Agents ready for work.
+    /// The number of `IDLE` agents.
     idle: i64,
-    /// Agents at work.
+    /// The number of `BUSY` agents.
     busy: i64,
-    /// Agents taken out of work.
+    /// The number of `OFFLINE` agents.
     offline: i64,
 }
 
-/// Circles, counted.
+/// The number of circles, in total and running.
 #[derive(Clone, Default, FromQueryResult, SimpleObject)]
 pub struct CircleTotals {
-    /// All circles.
+    /// The number of circles.
     total: i64,
-    /// Circles at work.
+    /// The number of `RUNNING` circles.
     running: i64,
 }
 
-/// Tasks, counted.
+/// The number of tasks by status, overdue, and completed today.
 #[derive(Clone, Default, FromQueryResult, SimpleObject)]
 pub struct TaskTotals {
-    /// Tasks that are PENDING, ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
+    /// The number of tasks that are `PENDING`, `ASSIGNED`, `IN_PROGRESS`, `CHANGES_REQUESTED` or `BLOCKED`.
     open: i64,
-    /// Tasks that wait for a review.
+    /// The number of tasks in review.
     in_review: i64,
-    /// Open tasks that should be done by now.
+    /// The number of open tasks that are past their due time.
     overdue: i64,
-    /// Tasks done since midnight in UTC.
+    /// The number of tasks completed since midnight in UTC.
     completed_today: i64,
 }
 
-/// Conversations, counted.
+/// The number of conversations, in total and active.
 #[derive(Clone, Default, FromQueryResult, SimpleObject)]
 pub struct ConversationTotals {
-    /// All conversations.
+    /// The number of conversations.
     total: i64,
-    /// Conversations under way.
+    /// The number of `ACTIVE` conversations.
     active: i64,
 }
 
-/// The dashboard's query.
+/// The dashboard query.
 #[derive(Default)]
 pub struct DashboardQuery;
 
 #[Object]
 impl DashboardQuery {
-    /// What the viewer may read, counted.
+    /// Totals of the agents, circles, tasks and conversations that the viewer may read.
     async fn dashboard(&self, ctx: &Context<'_>) -> Result<Dashboard, Error> {
         ctx.request().viewer()?;
         Ok(Dashboard)

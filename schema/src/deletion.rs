@@ -1,4 +1,4 @@
-//! What all deletions have in common.
+//! Shared by all delete mutations.
 
 use async_graphql::{Context, ID, InputObject, SimpleObject};
 use uuid::Uuid;
@@ -12,23 +12,23 @@ use crate::{
     request::RequestExt,
 };
 
-/// What is to be deleted.
+/// Input for delete mutations.
 #[derive(InputObject)]
 pub struct DeleteInput {
-    /// Its id.
+    /// The id of the object to delete.
     pub(crate) id: ID,
-    /// Delete it only at this version. Counts for tasks, circles, agents and conversations alone.
+    /// Deletes the object only if it has this version. Applies to tasks, circles, agents and conversations only.
     pub(crate) expected_version: Option<i32>,
 }
 
-/// The outcome of a deletion.
+/// Payload of delete mutations.
 #[derive(SimpleObject)]
 pub struct DeletePayload {
-    /// The id of what was deleted; null when nothing was.
+    /// The id of the deleted object; null if nothing was deleted.
     deleted_id: Option<ID>,
-    /// What was to be deleted and was not, as it is now.
+    /// The current state of the object if it was not deleted.
     current: Option<Node>,
-    /// Why it was not deleted.
+    /// The reasons why the object was not deleted; empty when the mutation succeeded.
     user_errors: Vec<UserError>,
 }
 
@@ -53,7 +53,7 @@ impl DeletePayload {
     }
 }
 
-/// Why what others need is not deleted.
+/// The `IN_USE` error for an object that others still refer to.
 pub(crate) fn in_use(message: &str) -> UserError {
     UserError::new("id", UserErrorCode::InUse, message)
 }

@@ -1,6 +1,6 @@
-//! What a client is told when something goes wrong, and where internal causes end.
+//! Errors as sent to clients, and the place where internal causes are logged.
 //!
-//! [`Error`] does not implement `Display`: the blanket conversion into `async_graphql::Error` cannot pick it up, so `?`
+//! [`Error`] does not implement `Display`: the blanket conversion into `async_graphql::Error` does not apply, so `?`
 //! never turns an internal cause into client text. A cause is logged once, here, when it becomes an [`Error`].
 
 use std::borrow::Cow;
@@ -21,31 +21,31 @@ use crate::storage::{self, StorageError};
 /// The stable `extensions.code` of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// No, bad, expired or revoked token.
+    /// The access token is missing, invalid, expired or revoked.
     Unauthenticated,
-    /// Signed in, may read, may not do this.
+    /// The caller is signed in and may read the object, but may not do this.
     Forbidden,
-    /// An id that names nothing the caller can read.
+    /// The id refers to no object that the caller can read.
     NotFound,
-    /// A malformed argument.
+    /// An argument is malformed.
     BadUserInput,
-    /// A write that lost against concurrent writes.
+    /// The write lost against concurrent writes.
     Conflict,
-    /// An empty bucket.
+    /// A rate limit is exceeded.
     RateLimited,
-    /// A document over one of the operation limits.
+    /// The document exceeds an operation limit.
     QueryTooComplex,
-    /// The request ran out of time.
+    /// The request exceeded its time limit.
     Timeout,
-    /// A part the request needs cannot be reached now.
+    /// A component that the request needs cannot be reached.
     Unavailable,
-    /// Anything else; the cause is logged and never sent.
+    /// Any other error. The cause is logged and never sent.
     Internal,
-    /// The document is not GraphQL.
+    /// The document has a syntax error.
     ParseFailed,
-    /// The document does not fit the schema.
+    /// The document does not match the schema.
     ValidationFailed,
-    /// The hash names no document this server keeps.
+    /// The hash refers to no document that this server stores.
     PersistedQueryNotFound,
 }
 
@@ -66,7 +66,7 @@ impl Code {
         Self::PersistedQueryNotFound,
     ];
 
-    /// The code as it is sent.
+    /// The code as sent to clients.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unauthenticated => "UNAUTHENTICATED",
@@ -86,7 +86,7 @@ impl Code {
     }
 }
 
-/// An error as a client may see it.
+/// An error as sent to clients.
 #[derive(Clone, Debug)]
 pub struct Error {
     pub(crate) code: Code,
@@ -95,7 +95,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with a message written for people.
+    /// An error with a human-readable message.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
@@ -113,17 +113,17 @@ impl Error {
     pub(crate) fn not_found(field: &str) -> Self {
         Self::new(
             Code::NotFound,
-            format!("`{field}` names nothing that you can read."),
+            format!("`{field}` refers to no object that you can read."),
         )
         .field(field)
     }
 
     /// `UNAUTHENTICATED`.
     pub(crate) fn unauthenticated() -> Self {
-        Self::new(Code::Unauthenticated, "Sign in to see this.")
+        Self::new(Code::Unauthenticated, "Authentication is required.")
     }
 
-    /// `UNAUTHENTICATED` for a token that nobody here gave out like that.
+    /// `UNAUTHENTICATED` for a token that this server did not issue.
     pub(crate) fn token_invalid() -> Self {
         Self::new(
             Code::Unauthenticated,
@@ -131,7 +131,7 @@ impl Error {
         )
     }
 
-    /// `UNAUTHENTICATED` for a token whose time is over.
+    /// `UNAUTHENTICATED` for an expired token.
     pub(crate) fn token_expired() -> Self {
         Self::new(
             Code::Unauthenticated,
@@ -139,7 +139,7 @@ impl Error {
         )
     }
 
-    /// `UNAUTHENTICATED` for a token whose session was ended.
+    /// `UNAUTHENTICATED` for a token whose session has ended.
     pub(crate) fn token_revoked() -> Self {
         Self::new(
             Code::Unauthenticated,
@@ -147,12 +147,11 @@ impl Error {
         )
     }
 
-    /// `UNAUTHENTICATED` for whoever does not get in, whatever the reason.
+    /// `UNAUTHENTICATED` for every failed sign-in, whatever the reason.
     pub(crate) fn bad_credentials() -> Self {
         Self::new(
             Code::Unauthenticated,
-            "The e-mail address or the password is wrong, or there were too many attempts. After several failures, \
-             wait some minutes.",
+            "Wrong e-mail address or password, or too many attempts. After several failures, wait a few minutes.",
         )
     }
 
@@ -172,28 +171,25 @@ impl Error {
         )
     }
 
-    /// `FORBIDDEN` for everyone who is no administrator.
+    /// `FORBIDDEN` for users who are not administrators.
     pub(crate) fn admins_only() -> Self {
-        Self::new(Code::Forbidden, "Only administrators may see this.")
+        Self::new(Code::Forbidden, "Administrator access is required.")
     }
 
-    /// `INTERNAL`, its cause having been logged.
+    /// `INTERNAL`; the cause has been logged.
     pub(crate) fn internal() -> Self {
         Self::new(
             Code::Internal,
-            "Something went wrong on our side. Tell us the request id.",
+            "Internal server error. Please report the request id.",
         )
     }
 
     /// `CONFLICT`.
     pub(crate) fn conflict() -> Self {
-        Self::new(
-            Code::Conflict,
-            "Others changed the same at the same time. Try again.",
-        )
+        Self::new(Code::Conflict, "Concurrent update. Please retry.")
     }
 
-    /// `UNAVAILABLE`, worth trying again after a second.
+    /// `UNAVAILABLE`; a retry after one second may succeed.
     pub(crate) fn unavailable(message: &'static str) -> Self {
         Self::new(Code::Unavailable, message).with("retryAfter", 1)
     }
@@ -234,18 +230,18 @@ impl Error {
         }
     }
 
-    /// Whether the same may succeed a little later.
+    /// Whether a retry may succeed.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self.code, Code::Timeout | Code::Unavailable)
     }
 
-    /// Names the argument that is wrong.
+    /// Names the invalid argument.
     #[must_use]
     pub(crate) fn field(self, field: &str) -> Self {
         self.with("field", field)
     }
 
-    /// Names the prefix an id should have had.
+    /// Names the expected prefix of an id.
     #[must_use]
     pub(crate) fn expected(self, prefix: &'static str) -> Self {
         self.with("expected", prefix)
@@ -316,9 +312,9 @@ pub(crate) fn is_disconnect(error: &DbErr) -> bool {
     }
 }
 
-/// PostgreSQL ends the connection after an error of the severity FATAL or PANIC: when it shuts down, starts up or has
-/// crashed, when an operator ends the session, when a transaction is idle for too long. Class 08 are connection
-/// exceptions, 40003 is a statement whose completion is unknown.
+/// PostgreSQL closes the connection after an error of the severity FATAL or PANIC: on shutdown, startup or a crash,
+/// when an operator ends the session, and when a transaction is idle for too long. Class 08 contains connection
+/// exceptions; 40003 is a statement whose completion is unknown.
 fn ends_connection(error: &dyn DatabaseError) -> bool {
     let severity = error
         .try_downcast_ref::<PgDatabaseError>()
@@ -362,9 +358,9 @@ impl From<DbErr> for Error {
             _ => Self::internal(),
         };
         if error.code == Code::Internal {
-            tracing::error!(%cause, "a statement failed");
+            tracing::error!(%cause, "statement failed");
         } else {
-            tracing::warn!(%cause, code = error.code.as_str(), "a statement failed");
+            tracing::warn!(%cause, code = error.code.as_str(), "statement failed");
         }
         error
     }

@@ -1,6 +1,6 @@
-//! Events: facts about changes, written with the change.
+//! Events: records of changes, written in the same transaction as the change.
 //!
-//! A row's payload is read leniently: what an older version did not write is null or empty, never an error.
+//! A payload is read leniently: a field that an older version did not write is null or empty, never an error.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -31,26 +31,26 @@ use crate::{
     user::User,
 };
 
-/// What happened.
+/// The type of the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum EventType {
-    /// An agent was made.
+    /// An agent was created.
     AgentCreated,
-    /// An agent was edited.
+    /// An agent was updated.
     AgentUpdated,
-    /// An agent turned idle, busy or offline.
+    /// The status of an agent changed.
     AgentStatusChanged,
     /// An agent was deleted.
     AgentDeleted,
-    /// A project was made.
+    /// A project was created.
     ProjectCreated,
-    /// A project was edited.
+    /// A project was updated.
     ProjectUpdated,
     /// A project was deleted.
     ProjectDeleted,
-    /// A circle was made.
+    /// A circle was created.
     CircleCreated,
-    /// A circle was edited.
+    /// A circle was updated.
     CircleUpdated,
     /// A circle was started.
     CircleStarted,
@@ -58,9 +58,9 @@ pub enum EventType {
     CirclePaused,
     /// A circle was stopped.
     CircleStopped,
-    /// A circle was put away.
+    /// A circle was archived.
     CircleArchived,
-    /// A circle was taken out of the archive.
+    /// A circle was restored from the archive.
     CircleRestored,
     /// A circle was deleted.
     CircleDeleted,
@@ -70,51 +70,51 @@ pub enum EventType {
     CircleUnshared,
     /// A member was added.
     MemberAdded,
-    /// A member was edited.
+    /// A member was updated.
     MemberUpdated,
     /// A member left.
     MemberRemoved,
-    /// A task was made.
+    /// A task was created.
     TaskCreated,
-    /// A task was edited.
+    /// A task was updated.
     TaskUpdated,
-    /// A task was given to an agent.
+    /// A task was assigned to an agent.
     TaskAssigned,
-    /// A task was taken from its agent.
+    /// A task was unassigned from its agent.
     TaskUnassigned,
     /// A task was started.
     TaskStarted,
-    /// A task cannot go on.
+    /// A task was blocked.
     TaskBlocked,
-    /// A task can go on.
+    /// A task was unblocked.
     TaskUnblocked,
     /// A task was submitted.
     TaskSubmitted,
-    /// A task passed its review.
+    /// A task was approved in review.
     TaskApproved,
-    /// A task is to be done again.
+    /// A task was rejected in review.
     TaskRejected,
-    /// A task is done.
+    /// A task was completed.
     TaskCompleted,
-    /// A task was given up.
+    /// A task failed.
     TaskFailed,
-    /// A task is no longer wanted.
+    /// A task was cancelled.
     TaskCancelled,
-    /// A task was taken up again.
+    /// A task was reopened.
     TaskReopened,
     /// A task was deleted.
     TaskDeleted,
-    /// A conversation was made.
+    /// A conversation was created.
     ConversationCreated,
-    /// A conversation was edited.
+    /// A conversation was updated.
     ConversationUpdated,
     /// A conversation was started.
     ConversationStarted,
     /// A conversation was paused.
     ConversationPaused,
-    /// A conversation goes on.
+    /// A conversation was resumed.
     ConversationResumed,
-    /// A conversation had a turn.
+    /// A turn of a conversation was completed.
     ConversationTurnCompleted,
     /// A conversation ended.
     ConversationEnded,
@@ -124,21 +124,21 @@ pub enum EventType {
     MessageAdded,
     /// A message was pinned or unpinned.
     MessagePinned,
-    /// A provider was added, edited or deleted.
+    /// A provider was added, updated or deleted.
     ProviderChanged,
-    /// A model was added, edited or deleted.
+    /// A model was added, updated or deleted.
     ModelChanged,
-    /// A persona was added, edited or deleted.
+    /// A persona was added, updated or deleted.
     PersonaChanged,
     /// A user registered.
     UserRegistered,
-    /// A user was edited.
+    /// A user was updated.
     UserUpdated,
-    /// A user was locked out after repeated failures to sign in.
+    /// A user was locked out after repeated failed sign-ins.
     UserLocked,
-    /// Access tokens of a user were revoked before their time: all of them, or those of a session that was stolen.
+    /// Access tokens of a user were revoked early: all of them, or those of a stolen session.
     UserTokensRevoked,
-    /// Events were no longer kept when a subscription came back for them.
+    /// Events that a subscriber has not received are no longer stored.
     EventsMissed,
 }
 
@@ -150,12 +150,12 @@ impl EventType {
             .map_or("", |item| item.name)
     }
 
-    /// The dotted name a row carries: `TASK_CREATED` is `task.created`.
+    /// The dotted name in the database: `TASK_CREATED` is `task.created`.
     pub(crate) fn dotted(self) -> String {
         self.name().to_ascii_lowercase().replacen('_', ".", 1)
     }
 
-    /// The dotted names of all types about one kind of subject.
+    /// The dotted names of all event types with this kind of subject.
     pub(crate) fn all_of(subject: &str) -> Vec<String> {
         let types = Self::items().iter().map(|item| item.value.dotted());
         types
@@ -172,7 +172,7 @@ impl EventType {
     }
 }
 
-/// Who made a change: a user or an agent. A null actor is the server itself.
+/// The author of a change: a user or an agent. A null actor is the server.
 #[derive(Interface)]
 #[graphql(
     field(name = "id", ty = "ID", desc = "The id of the user or agent."),
@@ -185,7 +185,7 @@ pub enum Actor {
     Agent(Agent),
 }
 
-/// A fact about a change, written with the change and delivered in order.
+/// A record of a change. Written in the transaction of the change and delivered in order.
 #[derive(Interface)]
 #[graphql(
     field(name = "id", ty = "ID", desc = "The id of the event, `event_…`."),
@@ -193,57 +193,57 @@ pub enum Actor {
         name = "type",
         method = "kind",
         ty = "Result<EventType, Error>",
-        desc = "What happened."
+        desc = "The type of the event."
     ),
     field(
         name = "cursor",
         ty = "String",
-        desc = "Marks the event's place in the order of delivery: give it as `after` to go on from here."
+        desc = "The position in the delivery order. Pass it as `after` to resume from here."
     ),
     field(name = "occurred_at", ty = "DateTime", desc = "When it happened."),
     field(
         name = "actor",
         ty = "Result<Option<Actor>, Error>",
-        desc = "Who made the change, as far as the viewer may read them; null for the server itself."
+        desc = "The author of the change; null for the server, or if the viewer may not read the author."
     ),
     field(
         name = "circle",
         ty = "Result<Option<Circle>, Error>",
-        desc = "The circle in which it happened, as far as the viewer may read it."
+        desc = "The circle in which it happened; null if the viewer may not read it."
     ),
     field(
         name = "project",
         ty = "Result<Option<Project>, Error>",
-        desc = "The project in which it happened, as far as the viewer may read it."
+        desc = "The project in which it happened; null if the viewer may not read it."
     )
 )]
 pub enum Event {
-    /// Of an agent.
+    /// An agent event.
     Agent(Of<AgentChange>),
-    /// Of a project.
+    /// A project event.
     Project(Of<ProjectChange>),
-    /// Of a circle.
+    /// A circle event.
     Circle(Of<CircleChange>),
-    /// Of a circle's sharing.
+    /// An event about the sharing of a circle.
     Sharing(Of<SharingChange>),
-    /// Of a member.
+    /// A member event.
     Member(Of<MemberChange>),
-    /// Of a task.
+    /// A task event.
     Task(Of<TaskChange>),
-    /// Of a conversation.
+    /// A conversation event.
     Conversation(Of<ConversationChange>),
-    /// Of a message.
+    /// A message event.
     Message(Of<MessageChange>),
-    /// Of the catalogue.
+    /// A catalogue event.
     Catalogue(Of<CatalogueChange>),
-    /// Of a user.
+    /// A user event.
     User(Of<UserChange>),
-    /// Of what is no longer kept.
+    /// A notice about missed events.
     Missed(EventsMissed),
 }
 
 impl Event {
-    /// The event in the type that shows it; `None` for a type this version does not know.
+    /// Converts a row to its GraphQL type; `None` if this version does not have the event type.
     pub(crate) fn of(row: &Arc<event::Model>) -> Option<Self> {
         EventType::from_dotted(&row.kind)?;
         let (subject, what) = row.kind.split_once('.')?;
@@ -263,13 +263,13 @@ impl Event {
     }
 }
 
-/// What an event of one kind of subject says beside what all events say.
+/// The event fields that are specific to one kind of subject.
 pub trait Change: ObjectType + From<Arc<event::Model>> {
     /// The name of the GraphQL type.
     const NAME: &'static str;
 }
 
-/// An event of one kind of subject.
+/// An event with the fields of one kind of subject.
 pub struct Of<C: Change> {
     row: Arc<event::Model>,
     change: C,
@@ -290,7 +290,7 @@ impl<C: Change> TypeName for Of<C> {
     }
 }
 
-/// A fact about a change of one kind of subject.
+/// An event about a change of one kind of subject.
 #[Object(name_type)]
 impl<C: Change> Of<C> {
     /// The id of the event, `event_…`.
@@ -298,13 +298,13 @@ impl<C: Change> Of<C> {
         Kind::Event.id(self.row.id)
     }
 
-    /// What happened.
+    /// The type of the event.
     #[graphql(name = "type")]
     async fn kind(&self) -> Result<EventType, Error> {
         EventType::from_dotted(&self.row.kind).ok_or_else(Error::internal)
     }
 
-    /// Marks the event's place in the order of delivery: give it as `after` to go on from here.
+    /// The position in the delivery order. Pass it as `after` to resume from here.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
         Events::cursor(ctx.request().services.epoch, &self.row)
     }
@@ -314,9 +314,9 @@ impl<C: Change> Of<C> {
         self.row.occurred_at.into()
     }
 
-    /// Who made the change, as far as the viewer may read them; null for the server itself.
+    /// The author of the change; null for the server, or if the viewer may not read the author.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<Actor>, Error> {
-        // Of an agent that takes its turn the row knows the user, too, who had it do so.
+        // For an agent's turn, the row also names the user who posted it; the agent is the author.
         if let Some(id) = self.row.actor_agent_id {
             let agent = Agent::readable(ctx, Some(id)).await?;
             return Ok(agent.map(Actor::Agent));
@@ -328,7 +328,7 @@ impl<C: Change> Of<C> {
         Ok(user.map(|row| Actor::User(User::new(row))))
     }
 
-    /// The circle in which it happened, as far as the viewer may read it.
+    /// The circle in which it happened; null if the viewer may not read it.
     async fn circle(&self, ctx: &Context<'_>) -> Result<Option<Circle>, Error> {
         let Some(id) = self.row.circle_id else {
             return Ok(None);
@@ -341,7 +341,7 @@ impl<C: Change> Of<C> {
             .map(Circle))
     }
 
-    /// The project in which it happened, as far as the viewer may read it.
+    /// The project in which it happened; null if the viewer may not read it.
     async fn project(&self, ctx: &Context<'_>) -> Result<Option<Project>, Error> {
         let Some(id) = self.row.project_id else {
             return Ok(None);
@@ -360,15 +360,16 @@ impl<C: Change> Of<C> {
     }
 }
 
-/// Tells a subscriber that events which they have not seen are no longer kept. What is kept follows. Comes first when a
-/// subscription is resumed from too far back, and whenever a subscriber has fallen that far behind; never stored.
+/// Reports that events the subscriber has not received are no longer stored. The events that are still stored follow.
+/// Sent first when a subscription resumes from too far back, and whenever a subscriber lags that far. Never stored
+/// itself.
 pub struct EventsMissed {
     oldest: Arc<event::Model>,
     now: chrono::DateTime<Utc>,
 }
 
 impl EventsMissed {
-    /// The cursor just before the oldest event.
+    /// The cursor of the position before the oldest stored event.
     pub(crate) fn before(&self, epoch: Uuid) -> String {
         let mut before = event::Model::clone(&self.oldest);
         before.position = before.position.map(|position| position - 1);
@@ -380,53 +381,54 @@ impl EventsMissed {
     }
 }
 
-/// Tells a subscriber that events which they have not seen are no longer kept. What is kept follows. Comes first when a
-/// subscription is resumed from too far back, and whenever a subscriber has fallen that far behind; never stored.
+/// Reports that events the subscriber has not received are no longer stored. The events that are still stored follow.
+/// Sent first when a subscription resumes from too far back, and whenever a subscriber lags that far. Never stored
+/// itself.
 #[Object]
 impl EventsMissed {
-    /// An id of its own, `event_…`; nothing can be fetched by it.
+    /// A generated id, `event_…`. It cannot be used to fetch the event.
     async fn id(&self) -> ID {
         Kind::Event.id(Uuid::now_v7())
     }
 
-    /// `EVENTS_MISSED`.
+    /// Always `EVENTS_MISSED`.
     #[graphql(name = "type")]
     async fn kind(&self) -> Result<EventType, Error> {
         Ok(EventType::EventsMissed)
     }
 
-    /// The place before the oldest event that is kept: give it as `after` to go on from here.
+    /// The position before the oldest stored event. Pass it as `after` to resume from there.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
         self.before(ctx.request().services.epoch)
     }
 
-    /// When the subscriber was told.
+    /// When the event was sent to the subscriber.
     async fn occurred_at(&self) -> DateTime {
         self.now.into()
     }
 
-    /// Null: the server itself.
+    /// Always null: the author is the server.
     async fn actor(&self) -> Result<Option<Actor>, Error> {
         Ok(None)
     }
 
-    /// Null.
+    /// Always null.
     async fn circle(&self) -> Result<Option<Circle>, Error> {
         Ok(None)
     }
 
-    /// Null.
+    /// Always null.
     async fn project(&self) -> Result<Option<Project>, Error> {
         Ok(None)
     }
 
-    /// The cursor of the oldest event that is kept.
+    /// The cursor of the oldest stored event.
     async fn oldest_kept(&self, ctx: &Context<'_>) -> String {
         Events::cursor(ctx.request().services.epoch, &self.oldest)
     }
 }
 
-/// Reads a payload.
+/// Typed access to an event's payload.
 pub(crate) trait Payload {
     fn payload(&self) -> &Value;
 
@@ -486,29 +488,29 @@ change!(AgentChange, "AgentEvent");
 
 #[Object]
 impl AgentChange {
-    /// The id of the agent, also when it is gone.
+    /// The id of the agent, even if the agent has been deleted.
     async fn agent_id(&self) -> ID {
         Kind::Agent.id(self.0.subject_id)
     }
 
-    /// The agent as it is now, if it is still there and the viewer may read it.
+    /// The agent in its current state; null if it has been deleted or the viewer may not read it.
     async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, Some(self.0.subject_id)).await
     }
 
-    /// The name it had then.
+    /// The name at the time of the event.
     async fn name(&self) -> &str {
         self.0.text("name").unwrap_or_default()
     }
 
-    /// What it was doing before.
+    /// The status before the change.
     async fn from_status(&self) -> Option<AgentStatus> {
         self.0
             .value::<agent::AgentStatus>("fromStatus")
             .map(Into::into)
     }
 
-    /// What it was doing from then on.
+    /// The status after the change.
     async fn to_status(&self) -> Option<AgentStatus> {
         self.0
             .value::<agent::AgentStatus>("toStatus")
@@ -527,12 +529,12 @@ change!(ProjectChange, "ProjectEvent");
 
 #[Object]
 impl ProjectChange {
-    /// The id of the project, also when it is gone.
+    /// The id of the project, even if the project has been deleted.
     async fn project_id(&self) -> ID {
         Kind::Project.id(self.0.subject_id)
     }
 
-    /// The name it had then.
+    /// The name at the time of the event.
     async fn name(&self) -> &str {
         self.0.text("name").unwrap_or_default()
     }
@@ -549,24 +551,24 @@ change!(CircleChange, "CircleEvent");
 
 #[Object]
 impl CircleChange {
-    /// The id of the circle, also when it is gone.
+    /// The id of the circle, even if the circle has been deleted.
     async fn circle_id(&self) -> ID {
         Kind::Circle.id(self.0.subject_id)
     }
 
-    /// The name it had then.
+    /// The name at the time of the event.
     async fn name(&self) -> &str {
         self.0.text("name").unwrap_or_default()
     }
 
-    /// Where it stood before.
+    /// The status before the change.
     async fn from_status(&self) -> Option<CircleStatus> {
         self.0
             .value::<circle::CircleStatus>("fromStatus")
             .map(Into::into)
     }
 
-    /// Where it stood from then on.
+    /// The status after the change.
     async fn to_status(&self) -> Option<CircleStatus> {
         self.0
             .value::<circle::CircleStatus>("toStatus")
@@ -585,12 +587,12 @@ change!(SharingChange, "SharingEvent");
 
 #[Object]
 impl SharingChange {
-    /// The id of the circle, also when it is gone.
+    /// The id of the circle, even if the circle has been deleted.
     async fn circle_id(&self) -> ID {
         Kind::Circle.id(self.0.subject_id)
     }
 
-    /// The user with whom the circle was, or is no longer, shared.
+    /// The user with whom the circle was shared or is no longer shared.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
         let Some(id) = self.0.uuid("userId") else {
             return Ok(None);
@@ -598,7 +600,7 @@ impl SharingChange {
         Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
-    /// What the user may do from then on; null when the circle is no longer shared.
+    /// The role of the user after the change; null if the circle is no longer shared.
     async fn role(&self) -> Option<CollaboratorRole> {
         self.0
             .value::<collaborator::CollaboratorRole>("role")
@@ -612,7 +614,7 @@ change!(MemberChange, "MemberEvent");
 
 #[Object]
 impl MemberChange {
-    /// The id of the circle, also when it is gone.
+    /// The id of the circle, even if the circle has been deleted.
     async fn circle_id(&self) -> Result<ID, Error> {
         self.0
             .circle_id
@@ -625,7 +627,7 @@ impl MemberChange {
         Kind::Member.id(self.0.subject_id)
     }
 
-    /// The id of the agent, also when it is gone.
+    /// The id of the agent, even if the agent has been deleted.
     async fn agent_id(&self) -> Result<ID, Error> {
         self.0
             .agent_id
@@ -634,12 +636,12 @@ impl MemberChange {
             .ok_or_else(Error::internal)
     }
 
-    /// The agent as it is now, if it is still there and the viewer may read it.
+    /// The agent in its current state; null if it has been deleted or the viewer may not read it.
     async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.agent_id.or_else(|| self.0.uuid("agentId"))).await
     }
 
-    /// The agent's part in the circle.
+    /// The role of the agent in the circle.
     async fn role(&self) -> MemberRole {
         self.0
             .value::<member::MemberRole>("role")
@@ -659,49 +661,49 @@ change!(TaskChange, "TaskEvent");
 
 #[Object]
 impl TaskChange {
-    /// The id of the task, also when it is gone.
+    /// The id of the task, even if the task has been deleted.
     async fn task_id(&self) -> ID {
         Kind::Task.id(self.0.subject_id)
     }
 
-    /// The task as it is now, if it is still there.
+    /// The task in its current state; null if it has been deleted.
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>, Error> {
         Task::readable(ctx, Some(self.0.subject_id)).await
     }
 
-    /// The title it had then.
+    /// The title at the time of the event.
     async fn title(&self) -> &str {
         self.0.text("title").unwrap_or_default()
     }
 
-    /// Where it stood before.
+    /// The status before the change.
     async fn from_status(&self) -> Option<TaskStatus> {
         self.0
             .value::<task::TaskStatus>("fromStatus")
             .map(Into::into)
     }
 
-    /// Where it stood from then on.
+    /// The status after the change.
     async fn to_status(&self) -> Option<TaskStatus> {
         self.0.value::<task::TaskStatus>("toStatus").map(Into::into)
     }
 
-    /// The agent who had it from then on, as far as the viewer may read it.
+    /// The assignee after the change; null if there is none or the viewer may not read it.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.uuid("assigneeId")).await
     }
 
-    /// The agent who reviewed it from then on, as far as the viewer may read it.
+    /// The reviewer after the change; null if there is none or the viewer may not read it.
     async fn reviewer(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.uuid("reviewerId")).await
     }
 
-    /// How well the agent fitted when the task was routed.
+    /// The score of the assignee when the task was routed.
     async fn routing_score(&self) -> Option<f64> {
         self.0.payload.get("routingScore")?.as_f64()
     }
 
-    /// What was said about it.
+    /// The note or reason given with the change.
     async fn note(&self) -> Option<&str> {
         self.0.text("note")
     }
@@ -718,29 +720,29 @@ change!(ConversationChange, "ConversationEvent");
 
 #[Object]
 impl ConversationChange {
-    /// The id of the conversation, also when it is gone.
+    /// The id of the conversation, even if the conversation has been deleted.
     async fn conversation_id(&self) -> ID {
         Kind::Conversation.id(self.0.subject_id)
     }
 
-    /// The conversation as it is now, if it is still there.
+    /// The conversation in its current state; null if it has been deleted.
     async fn conversation(&self, ctx: &Context<'_>) -> Result<Option<Conversation>, Error> {
         Conversation::readable(ctx, self.0.subject_id).await
     }
 
-    /// The topic it had then.
+    /// The topic at the time of the event.
     async fn topic(&self) -> &str {
         self.0.text("topic").unwrap_or_default()
     }
 
-    /// Where it stood before.
+    /// The status before the change.
     async fn from_status(&self) -> Option<ConversationStatus> {
         self.0
             .value::<conversation::ConversationStatus>("fromStatus")
             .map(Into::into)
     }
 
-    /// Where it stood from then on.
+    /// The status after the change.
     async fn to_status(&self) -> Option<ConversationStatus> {
         self.0
             .value::<conversation::ConversationStatus>("toStatus")
@@ -752,7 +754,7 @@ impl ConversationChange {
         self.0.number("turn")
     }
 
-    /// Why it ended.
+    /// The reason for the end.
     async fn reason(&self) -> Option<&str> {
         self.0.text("reason")
     }
@@ -769,13 +771,13 @@ change!(MessageChange, "MessageEvent");
 
 #[Object]
 impl MessageChange {
-    /// The id of the conversation, also when it is gone.
+    /// The id of the conversation, even if the conversation has been deleted.
     async fn conversation_id(&self) -> Result<ID, Error> {
         let id = self.0.uuid("conversationId").ok_or_else(Error::internal)?;
         Ok(Kind::Conversation.id(id))
     }
 
-    /// The conversation as it is now, if it is still there.
+    /// The conversation in its current state; null if it has been deleted.
     async fn conversation(&self, ctx: &Context<'_>) -> Result<Option<Conversation>, Error> {
         let Some(id) = self.0.uuid("conversationId") else {
             return Ok(None);
@@ -788,22 +790,22 @@ impl MessageChange {
         Kind::Message.id(self.0.subject_id)
     }
 
-    /// The message, if it is still there.
+    /// The message; null if it has been deleted.
     async fn message(&self, ctx: &Context<'_>) -> Result<Option<Message>, Error> {
         Message::readable(ctx, self.0.subject_id).await
     }
 
-    /// Its number in the conversation.
+    /// The sequence number in the conversation.
     async fn seq(&self) -> i32 {
         self.0.number("seq").unwrap_or_default()
     }
 
-    /// How it begins, at most 200 characters.
+    /// The beginning of the content, at most 200 characters.
     async fn excerpt(&self) -> &str {
         self.0.text("excerpt").unwrap_or_default()
     }
 
-    /// Whether it was to be kept in sight from then on, under `MESSAGE_PINNED`; null under `MESSAGE_ADDED`.
+    /// Whether the message was pinned, with `MESSAGE_PINNED`; null with `MESSAGE_ADDED`.
     async fn is_pinned(&self) -> Option<bool> {
         self.0.flag("isPinned")
     }
@@ -815,7 +817,7 @@ change!(CatalogueChange, "CatalogueEvent");
 
 #[Object]
 impl CatalogueChange {
-    /// The id of the provider, model or persona, also when it is gone.
+    /// The id of the provider, model or persona, even if it has been deleted.
     async fn subject_id(&self) -> ID {
         let kind = match self.0.subject_type.as_str() {
             "provider" => Kind::Provider,
@@ -825,7 +827,7 @@ impl CatalogueChange {
         kind.id(self.0.subject_id)
     }
 
-    /// The name it had then.
+    /// The name at the time of the event.
     async fn name(&self) -> &str {
         self.0.text("name").unwrap_or_default()
     }
@@ -852,7 +854,7 @@ impl UserChange {
         Kind::User.id(self.0.subject_id)
     }
 
-    /// The user as they are now.
+    /// The user in their current state.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
         Ok(ctx
             .request()
@@ -861,8 +863,8 @@ impl UserChange {
             .map(User::new))
     }
 
-    /// Why it happened. For revoked tokens `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a refresh token);
-    /// for a user who was locked out `FAILED_LOGINS`.
+    /// The reason for the event. Revoked tokens: `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a
+    /// refresh token). Locked-out user: `FAILED_LOGINS`.
     async fn reason(&self) -> Option<&str> {
         self.0.text("reason")
     }
@@ -873,7 +875,7 @@ impl UserChange {
     }
 }
 
-/// Events as a list.
+/// Marker type for connections of events.
 pub struct Events;
 
 impl Listed for Events {
@@ -895,7 +897,7 @@ impl Listed for Events {
 }
 
 impl Events {
-    /// Cursors of one database mean nothing to another.
+    /// Newest first. The cursors are bound to the epoch, so that those of another database are rejected.
     fn order(epoch: Uuid) -> Order<event::Column> {
         Order::descending([event::Column::Position]).salted(epoch)
     }
@@ -904,10 +906,10 @@ impl Events {
         Self::order(epoch).cursor(row)
     }
 
-    /// The position that a cursor names.
+    /// The position that a cursor encodes.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for what is no cursor of an event of this database.
+    /// `BAD_USER_INPUT` if it is not the cursor of an event of this database.
     pub(crate) fn position(epoch: Uuid, cursor: &str) -> Result<i64, Error> {
         let values = Self::order(epoch).values(cursor, "after")?;
         match values.first() {
@@ -916,7 +918,7 @@ impl Events {
         }
     }
 
-    /// The announced events of a circle, project or agent that the viewer may read.
+    /// The published events of a circle, project or agent that the viewer may read.
     pub(crate) fn of(
         ctx: &Context<'_>,
         column: event::Column,
@@ -942,7 +944,7 @@ impl Events {
     }
 }
 
-/// Narrows a list of events. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of events. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct EventFilter {
     /// Only events of these types.
@@ -953,12 +955,12 @@ pub struct EventFilter {
     project_id: Option<ID>,
     /// Only events that concern this agent.
     agent_id: Option<ID>,
-    /// Only events of this subject, whatever its type.
+    /// Only events about this subject, an id of any type.
     subject_id: Option<ID>,
 }
 
 impl EventFilter {
-    /// What it lets pass.
+    /// Converts the input to the internal event filter.
     pub(crate) fn wanted(filter: Option<Self>) -> Result<FeedFilter, Error> {
         let Some(filter) = filter else {
             return Ok(FeedFilter::default());
@@ -967,7 +969,9 @@ impl EventFilter {
             Some(id) => match crate::id::parse(&id) {
                 Some((_, uuid)) => Some(uuid),
                 None => {
-                    return Err(Error::bad_input("`subjectId` must be an id.").field("subjectId"));
+                    return Err(
+                        Error::bad_input("`subjectId` must be a valid id.").field("subjectId")
+                    );
                 }
             },
             None => None,
@@ -984,13 +988,13 @@ impl EventFilter {
     }
 }
 
-/// Queries about events.
+/// Event queries.
 #[derive(Default)]
 pub struct EventQuery;
 
 #[Object]
 impl EventQuery {
-    /// The events that the viewer may read, newest first.
+    /// Lists the events that the viewer may read, newest first.
     async fn events(
         &self,
         ctx: &Context<'_>,

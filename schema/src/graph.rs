@@ -37,31 +37,31 @@ use crate::{
     subscribe::{self, Answers},
 };
 
-/// What a graph is made with.
+/// The settings of a graph.
 pub struct Settings {
-    /// Bounds on one operation.
+    /// The limits of an operation.
     pub limits: Limits,
-    /// The documents that the server's operator knows.
+    /// The documents that the server's operator trusts.
     pub trusted: TrustedDocuments,
-    /// How accounts are kept.
+    /// The settings of accounts.
     pub accounts: auth::Settings,
-    /// How often root fields may be asked for.
+    /// The rate limits of root fields.
     pub rates: Rates,
-    /// Where that is kept.
+    /// The storage of the rate limit buckets.
     pub buckets: Store,
-    /// What tells the time.
+    /// Returns the current time.
     pub clock: Clock,
-    /// What tells how much time has passed.
+    /// Returns the monotonic time.
     pub steady: MonotonicClock,
-    /// How live events are handed out.
+    /// The settings of live events.
     pub events: events::Settings,
 }
 
-/// What a graph needs to run beside its requests, as long as it is used.
+/// Background tasks, which must run as long as the graph is used.
 pub struct BackgroundTasks {
     /// Writes the audit log.
     pub recorder: AuditWriter,
-    /// Hands out live events.
+    /// Publishes live events.
     pub relay: Relay,
 }
 
@@ -75,10 +75,10 @@ struct Inner {
 }
 
 impl Graph {
-    /// The graph over a database, and what is to run beside it.
+    /// Creates a graph over a database, and its background tasks.
     ///
     /// # Errors
-    /// The accounts' settings cannot be used, or the database cannot be read; the text says why.
+    /// The settings of the accounts are invalid, or the database cannot be read; the text contains the reason.
     pub async fn new(
         db: DatabaseConnection,
         settings: Settings,
@@ -105,9 +105,7 @@ impl Graph {
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
         let epoch = journal::Entity::find().one(&db).await;
         let epoch = epoch.map_err(|error| error.to_string())?;
-        let epoch = epoch
-            .ok_or("the database has lost the name of its history")?
-            .epoch;
+        let epoch = epoch.ok_or("the database table `journal` is empty")?.epoch;
         let told = Some(Arc::clone(&bus));
         let (accounts, recorder) = Accounts::new(
             db.clone(),
@@ -143,12 +141,12 @@ impl Graph {
         Ok((graph, BackgroundTasks { recorder, relay }))
     }
 
-    /// The schema in the schema definition language.
+    /// The schema in the schema definition language (SDL).
     pub fn sdl() -> String {
         roots::schema().finish().sdl()
     }
 
-    /// What the caches hold and have done, by name.
+    /// The statistics of the caches, by name.
     pub fn caches(&self) -> [(&'static str, CacheStats); 6] {
         let services = self.services();
         let [parsed, plans, persisted] = self.0.preparer.stats();
@@ -166,7 +164,8 @@ impl Graph {
         &self.0.engine.services
     }
 
-    /// Finds, parses and bounds the document and picks its operation; runs nothing and touches no database.
+    /// Finds, parses and validates the document and selects its operation. Executes nothing and does not access the
+    /// database.
     ///
     /// # Errors
     /// A request error, ready to be sent.
@@ -174,8 +173,7 @@ impl Graph {
         Ok(self.0.preparer.prepare(params)?)
     }
 
-    /// Lets a request in that asks for a route, before anything of it is looked at. Answers how its client stands, or why
-    /// it is not let in.
+    /// Charges the client for its route, before the request is read. Returns the quota status of the client.
     ///
     /// # Errors
     /// `RATE_LIMITED`, ready to be sent.
@@ -198,7 +196,7 @@ impl Graph {
         Ok(verdict.standings)
     }
 
-    /// Decides whether a query or mutation may run, finds out who asks, and runs it.
+    /// Charges, authenticates and executes a query or mutation.
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
         let engine = &self.0.engine;
         let is_mutation = operation.kind() == OperationType::Mutation;
@@ -219,7 +217,7 @@ impl Graph {
         answer.with_standings(verdict.standings)
     }
 
-    /// Decides whether a subscription may start, finds out who asks, and starts it.
+    /// Charges, authenticates and starts a subscription.
     ///
     /// # Errors
     /// A request error, ready to be sent: nothing was started.
@@ -243,10 +241,10 @@ impl Graph {
         live.start(verdict).await
     }
 
-    /// Who presents an access token.
+    /// The user who presents an access token.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account.
+    /// `UNAUTHENTICATED` for a token that is not accepted, `FORBIDDEN` for a deactivated account.
     pub async fn verify_token(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
         let services = self.services();
         let accounts = &services.accounts;
@@ -262,27 +260,28 @@ impl Graph {
         })
     }
 
-    /// Replaces the rates from here on.
+    /// Replaces the rates.
     pub fn set_rates(&self, rates: Rates) {
         self.services().limiter.set_rates(rates);
     }
 
-    /// What passed the rate limiter and what did not, by tier.
+    /// Allowed and refused requests, by tier.
     pub fn tier_counts(&self) -> [TierCount; 4] {
         self.services().limiter.counts()
     }
 
-    /// What this instance has done with live events.
+    /// The event statistics of this instance.
     pub fn event_counts(&self) -> events::Counts {
         self.services().bus.counts()
     }
 
-    /// Whether this instance limits by itself because Redis does not answer; `None` where no Redis is configured.
+    /// Whether this instance applies the limits separately because Redis does not respond; `None` if Redis is not
+    /// configured.
     pub fn limits_alone(&self) -> Option<bool> {
         self.services().limiter.is_alone()
     }
 
-    /// An access token for a user that lasts as long as its reader wants, for the server's operator.
+    /// An access token with the given lifetime, for the server's operator; `None` if there is no such user.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -298,7 +297,7 @@ impl Graph {
             .await?)
     }
 
-    /// Deletes expired revocations, sessions, lockouts, audit entries and events. To be called now and then.
+    /// Deletes expired revocations, sessions, lockouts, audit log entries and events. Must be called regularly.
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.

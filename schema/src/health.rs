@@ -6,43 +6,43 @@ use async_graphql::{Enum, SimpleObject};
 
 use crate::cache::Cache;
 
-/// How long one look at the server's parts holds.
+/// How long a health report is cached.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How a part of the server is.
+/// The health of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum HealthStatus {
-    /// As it should be.
+    /// Normal operation.
     Up,
-    /// Working, with restrictions.
+    /// Working with restrictions.
     Degraded,
     /// Not working.
     Down,
 }
 
-/// How the server is.
+/// The health of the server.
 #[derive(Clone, SimpleObject)]
 pub struct HealthReport {
-    /// The worst of all checks.
+    /// The worst status of all checks.
     pub(crate) status: HealthStatus,
-    /// One check for each part.
+    /// The checks, one per component.
     pub(crate) checks: Vec<HealthCheck>,
 }
 
-/// How one part of the server is.
+/// The health of one component.
 #[derive(Clone, SimpleObject)]
 pub struct HealthCheck {
-    /// The part.
+    /// The name of the component.
     pub(crate) name: &'static str,
-    /// How it is.
+    /// The status of the component.
     pub(crate) status: HealthStatus,
-    /// What is wrong with it.
+    /// The problem; null if there is none.
     pub(crate) message: Option<String>,
-    /// How long it took to answer, in milliseconds.
+    /// The response time of the component, in milliseconds.
     pub(crate) latency_ms: Option<f64>,
 }
 
-/// The last look at the server's parts.
+/// The cached health report.
 pub(crate) struct Probe(pub(crate) Cache<(), HealthReport>);
 
 impl Default for Probe {

@@ -1,7 +1,7 @@
-//! Typed public ids: `<prefix>_<26 characters>`, the characters being the row's UUID in base32.
+//! Typed public ids: `<prefix>_<26 characters>`, where the characters are the row's UUID in base32.
 //!
-//! The alphabet is Crockford's in lower case, and the 128 bits are padded on the left to 130, so that ids of one type
-//! sort like their rows do: by creation.
+//! The alphabet is Crockford's in lower case. The 128 bits are padded on the left to 130, so that ids of one type sort
+//! like their rows: by creation.
 
 use async_graphql::{ID, MaybeUndefined};
 use uuid::Uuid;
@@ -100,7 +100,7 @@ impl Kind {
         ID(text)
     }
 
-    /// The row that an id given as `field` names.
+    /// Parses an id given as `field`.
     ///
     /// # Errors
     /// `BAD_USER_INPUT` with `extensions.expected` when the id is malformed or of another type.
@@ -108,7 +108,7 @@ impl Kind {
         match parse(id) {
             Some((kind, uuid)) if kind == self => Ok(uuid),
             _ => Err(Error::bad_input(format!(
-                "`{field}` must be the id of a {prefix}, such as {prefix}_01h455vb4pex5vsknk084sn02q.",
+                "`{field}` must be an id with the prefix `{prefix}`, such as {prefix}_01h455vb4pex5vsknk084sn02q.",
                 prefix = self.prefix()
             ))
             .field(field)
@@ -138,11 +138,11 @@ impl Kind {
     }
 }
 
-/// The type and row an id names, `None` when it is malformed.
+/// The type and the row of an id; `None` if the id is malformed.
 pub fn parse(id: &ID) -> Option<(Kind, Uuid)> {
     let (prefix, digits) = id.rsplit_once('_')?;
     let kind = Kind::from_prefix(prefix)?;
-    // 26 digits hold 130 bits: the first may use only its lower three.
+    // 26 digits hold 130 bits: only the lower three bits of the first one may be set.
     if digits.len() != LENGTH || digits.as_bytes()[0] > b'7' {
         return None;
     }

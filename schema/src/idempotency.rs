@@ -1,13 +1,14 @@
-//! Requests that may be sent again: the same key from the same user gives the first answer again.
+//! Idempotent mutations: a request with the same key from the same user returns the first response again.
 //!
-//! After [draft-ietf-httpapi-idempotency-key-header](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/).
-//! A request is written down under its key before it runs, with what it asks for; its answer when it has run. In between,
-//! each change notes what it came to in its own transaction: a request that was cut off, whenever that was, goes on where
-//! it was, and one that is sent twice at the same time changes once.
+//! Follows
+//! [draft-ietf-httpapi-idempotency-key-header](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/).
+//! A request is recorded under its key before it runs, with its fingerprint; its response is recorded afterwards. In
+//! between, each change records its result in its own transaction: a request that is interrupted at any point resumes
+//! there, and one that is sent twice at the same time applies its changes once.
 //!
-//! A request that changes nothing, because it is refused, fails or is cut off before, leaves its key free for another. A
-//! change locks the row of its request and looks whether the key still belongs to it, so a key is never given away under
-//! a change.
+//! A request that changes nothing, because it is refused, fails or is interrupted before, leaves its key free. A change
+//! locks the row of its request and checks that the key still belongs to it, so a key is never reassigned during a
+//! change.
 
 use std::{
     collections::HashMap,
@@ -37,53 +38,53 @@ use crate::{
     text,
 };
 
-/// Most characters of a key.
+/// Maximum length of a key, in characters.
 const MAX_KEY: usize = 255;
 
-/// How long an answer is kept.
+/// How long a response is stored.
 const KEPT: TimeDelta = TimeDelta::days(1);
 
-/// Longest answer that is kept, in bytes. A longer one is made anew of what the changes came to.
+/// Maximum size of a stored response, in bytes. A larger one is rebuilt from the results of its changes.
 const MAX_ANSWER: usize = 256 << 10;
 
-/// The key of a request.
+/// The idempotency key of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     user: Uuid,
     text: String,
-    /// What the request asks for, as a hash.
+    /// A hash of the request.
     fingerprint: String,
-    /// When the request was first sent; all rows of a request are of the same age.
+    /// When the request was first sent; the same for all of its rows.
     sent_at: DateTime<Utc>,
     done: Arc<Done>,
 }
 
-/// What has been done under a key by one execution.
+/// The state of a key in one execution.
 #[derive(Debug, Default)]
 struct Done {
-    /// A change was made, or there was nothing to change.
+    /// A change was applied, or there was nothing to change.
     made: AtomicBool,
-    /// A change was found that another execution has made.
+    /// A change was found that another execution has applied.
     found: AtomicBool,
 }
 
-/// A key as the client has sent it.
+/// A key as sent by the client.
 pub(crate) struct RequestedKey {
     pub(crate) text: String,
-    /// The place of the operation in a batch that was sent under the key. Each entry has a key of its own.
+    /// The index of the operation in a batch that was sent with the key. Each entry has a separate key.
     pub(crate) entry: Option<usize>,
 }
 
-/// What is known of a request.
+/// The recorded state of a request.
 pub(crate) enum Known {
-    /// It has not been answered.
+    /// It has no response yet.
     Nothing(Key),
-    /// Its answer.
+    /// Its stored response.
     Answer(Value),
 }
 
 impl Key {
-    /// The key of a request.
+    /// Creates the key of a request.
     ///
     /// # Errors
     /// `BAD_USER_INPUT` for an invalid key, or if the response contains a secret and cannot be stored.
@@ -95,23 +96,24 @@ impl Key {
         now: DateTime<Utc>,
     ) -> Result<Self, Error> {
         let key = wanted.text.as_str();
-        // As a string of structured fields (RFC 9651), or bare.
+        // A string of structured fields (RFC 9651), or without quotes.
         let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
         let key = bare.unwrap_or(key);
         let is_key =
             (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|c| c.is_ascii_graphic());
         if !is_key {
             return Err(refuse(format!(
-                "An idempotency key has 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
+                "An idempotency key must have 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
             )));
         }
         if let Some(field) = fields.find(|field| properties(field).is_secret) {
             return Err(refuse(format!(
-                "The answer of `{field}` is a secret and is not kept: send it without an idempotency key."
+                "The response of `{field}` contains a secret and is not stored: send it without an idempotency key."
             )));
         }
         let text = match wanted.entry {
-            // A key with a space is none that a client can send. A batch of one is as good as its request alone.
+            // A client cannot send a key with a space. The first entry keeps the plain key, so that a batch of one
+            // equals a single request.
             Some(place) if place > 0 => {
                 format!("{} {place}", text::hex(&Sha256::digest(key.as_bytes())))
             }
@@ -126,7 +128,7 @@ impl Key {
         })
     }
 
-    /// Writes a request down, or finds what was written down before.
+    /// Records a request, or finds its earlier record.
     ///
     /// # Errors
     /// `BAD_USER_INPUT` for a key that belongs to another request.
@@ -141,22 +143,22 @@ impl Key {
         Ok(row.outcome.map_or(Known::Nothing(self), Known::Answer))
     }
 
-    /// Something was changed under the key, or there was nothing to change: the key is used up.
+    /// Marks the key as used: a change was applied, or there was nothing to change.
     pub(crate) fn made(&self) {
         self.done.made.store(true, Ordering::Relaxed);
     }
 
-    /// Whether this execution has used the key up, or found that it is.
+    /// Whether this execution has used the key, or found it used.
     pub(crate) fn is_used(&self) -> bool {
         self.is_replayed() || self.done.made.load(Ordering::Relaxed)
     }
 
-    /// Whether all that this execution came to was done by another.
+    /// Whether all changes of this execution were applied by another one.
     pub(crate) fn is_replayed(&self) -> bool {
         self.done.found.load(Ordering::Relaxed) && !self.done.made.load(Ordering::Relaxed)
     }
 
-    /// Writes the request down. Answers what was written down under the key before, if anything was.
+    /// Records the request. Returns the earlier record of the key, if there is one.
     async fn write_down(&self, writer: &Writer) -> Result<Option<idempotency::Model>, Error> {
         let (transaction, _turn) = writer.begin().await?;
         self.forget(&transaction).await?;
@@ -166,7 +168,7 @@ impl Key {
         let is_new = insert.exec_without_returning(&transaction).await? == 1;
         let mut known = None;
         if !is_new {
-            // What was in the way may have been released since.
+            // The conflicting row may have been released in the meantime.
             let row = self.lock(&transaction).await?;
             let row = row.ok_or_else(Error::conflict)?;
             let is_other = row.fingerprint.as_ref() != Some(&self.fingerprint);
@@ -176,13 +178,13 @@ impl Key {
                 known = Some(row);
             }
         }
-        // Nothing of the request has run, so this failure leaves nothing unknown.
+        // Nothing of the request has run, so a failed commit has no unknown outcome.
         transaction.commit().await?;
         Ok(known)
     }
 
-    /// Takes the place of another request, which has changed nothing and was never answered. Should it still be under
-    /// way, it is refused when it is about to change something.
+    /// Takes over the key of another request, which has changed nothing and has no response. If that request is still
+    /// running, its next change is refused.
     async fn take_over(&self, transaction: &DatabaseTransaction) -> Result<(), Error> {
         idempotency::Entity::update_many()
             .col_expr(Column::Fingerprint, Expr::value(&self.fingerprint))
@@ -194,7 +196,7 @@ impl Key {
         Ok(())
     }
 
-    /// The row of the request as a whole. No change is made under the key by another until this transaction ends.
+    /// Locks the row of the request. Until the transaction ends, no other change is applied under the key.
     async fn lock(
         &self,
         transaction: &DatabaseTransaction,
@@ -203,7 +205,7 @@ impl Key {
         Ok(row.one(transaction).await?)
     }
 
-    /// The changes that were made under the key.
+    /// Selects the changes that were applied under the key.
     fn changes(&self) -> SelectStatement {
         idempotency::Entity::find()
             .select_only()
@@ -220,8 +222,8 @@ impl Key {
         Ok(changes.one(transaction).await?.is_some())
     }
 
-    /// Keeps the answer of a request, if another attempt could not come to a better one. Without it, the request can
-    /// still be sent again.
+    /// Stores the response of a request unless a retry could get a better one. Without a stored response, the request
+    /// can still be retried.
     pub(crate) async fn keep(self, writer: &Writer, answer: Value, codes: &[Option<Code>]) {
         let is_final = |code: &Option<Code>| {
             !matches!(
@@ -253,16 +255,16 @@ impl Key {
         };
         if kept.await.is_err() {
             // The cause has been logged.
-            tracing::warn!("an answer was not kept for its idempotency key");
+            tracing::warn!("cannot store the response of an idempotency key");
         }
     }
 
-    /// Forgets a request that has changed nothing, so that its key is free for what was meant. Another that has come
-    /// under the key meanwhile stays, and so does one of which another attempt has made a part.
+    /// Deletes the record of a request that has changed nothing, so that its key is free again. Does not delete the
+    /// record of another request that has taken over the key, or one under which another attempt has applied a change.
     pub(crate) async fn release(self, writer: &Writer) {
         let released = async {
             let (transaction, _turn) = writer.begin().await?;
-            // A change that is under way ends first, and is seen by the next statement. Without the lock it would not be.
+            // The lock waits for a running change, so that the next statement sees it.
             if self.lock(&transaction).await?.is_none() {
                 return Ok(());
             }
@@ -279,16 +281,16 @@ impl Key {
         };
         if released.await.is_err() {
             // The cause has been logged.
-            tracing::warn!("an idempotency key was not released");
+            tracing::warn!("cannot release an idempotency key");
         }
     }
 
-    /// What the change of a root field has come to before. If it has not been made, nobody else makes it until this
+    /// The earlier result of a root field's change. If there is none, no other request applies the change until this
     /// transaction ends.
     ///
     /// # Errors
-    /// `CONFLICT` when another request under the same key has made the change in this moment, `BAD_USER_INPUT` when the key
-    /// belongs to another request by now.
+    /// `CONFLICT` if another request with the same key is applying the change, `BAD_USER_INPUT` if the key now belongs
+    /// to another request.
     pub(crate) async fn begin(
         &self,
         ctx: &Context<'_>,
@@ -324,7 +326,7 @@ impl Key {
         Ok(None)
     }
 
-    /// Notes what the change of a root field comes to.
+    /// Records the result of a root field's change.
     pub(crate) async fn note(
         &self,
         ctx: &Context<'_>,
@@ -340,7 +342,7 @@ impl Key {
         Ok(())
     }
 
-    /// Forgets a request that is kept no longer.
+    /// Deletes an expired record.
     async fn forget(&self, transaction: &DatabaseTransaction) -> Result<(), Error> {
         idempotency::Entity::delete_many()
             .filter(self.is_this())
@@ -376,26 +378,26 @@ fn refuse(message: String) -> Error {
     Error::bad_input(message).field("idempotencyKey")
 }
 
-/// The key belongs to another request.
+/// The error for a key that belongs to another request.
 fn another_request() -> Error {
     refuse("Another request was sent under this idempotency key. Choose a new one.".to_owned())
 }
 
-/// Requests under one key take turns on an instance: the second finds the answer of the first. Those of several instances
-/// are kept apart by the database, change by change.
+/// Serializes requests with the same key on an instance: the second one finds the response of the first. Between
+/// instances, the database serializes the changes.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<Waiting>);
 
 /// By user and key.
 type Waiting = HashMap<(Uuid, String), Weak<AsyncMutex<()>>>;
 
-/// A turn under a key, until it is dropped.
+/// An exclusive lock on a key, released on drop.
 pub(crate) struct Turn {
     _guard: OwnedMutexGuard<()>,
     _place: Place,
 }
 
-/// A place among the requests under a key. The last one that leaves takes the entry along.
+/// One of the requests with a key. The last one to be dropped removes the entry.
 struct Place {
     key: (Uuid, String),
     mutex: Option<Arc<AsyncMutex<()>>>,
@@ -403,7 +405,7 @@ struct Place {
 }
 
 impl Turns {
-    /// Waits for a turn.
+    /// Waits for the lock on a key.
     pub(crate) async fn take(self: &Arc<Self>, key: &Key) -> Turn {
         let key = (key.user, key.text.clone());
         let mutex = {
@@ -444,19 +446,19 @@ impl Drop for Place {
     }
 }
 
-/// What a request asks for, as a hash.
+/// A hash of the request.
 pub(crate) fn fingerprint(document: &str, operation: Option<&str>, variables: &Value) -> String {
     let whole = json!([document, operation, variables]).to_string();
     text::hex(&Sha256::digest(whole.as_bytes()))
 }
 
-/// A root field, by the key of its answer, of whatever length.
+/// The root field, as a hash of its response key, which has no maximum length.
 fn field(ctx: &Context<'_>) -> String {
     let key = &ctx.item.node.response_key().node;
     text::hex(&Sha256::digest(key.as_bytes()))
 }
 
-/// Deletes what is kept no longer.
+/// Deletes expired records.
 ///
 /// # Errors
 /// The database cannot be written.

@@ -1,6 +1,6 @@
-//! What a mutation's input must hold to, and how its payload says what does not.
+//! Validation of mutation inputs, and the user errors in mutation payloads.
 //!
-//! All faults of an input are told at once, one for each field.
+//! All errors of an input are reported together, one for each field.
 
 use std::{collections::HashSet, fmt::Display, ops::RangeInclusive};
 
@@ -10,10 +10,10 @@ use url::Url;
 
 use crate::text::{self, MAX_EMAIL};
 
-/// Most characters of a web address.
+/// Maximum length of a URL, in characters.
 const MAX_URL: usize = 2_048;
 
-/// What is wrong with a mutation's input, or with the state of what it is about.
+/// The code of a user error: invalid input, or a state that does not allow the mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum UserErrorCode {
     /// The field must have a value.
@@ -24,39 +24,39 @@ pub enum UserErrorCode {
     TooLong,
     /// The list has too many entries.
     TooMany,
-    /// The number is out of its range.
+    /// The number is out of range.
     OutOfRange,
-    /// The value is not of the form that it must have.
+    /// The value has an invalid format.
     Invalid,
-    /// Another has this value already, and it must be unique.
+    /// The value must be unique and is already in use.
     Taken,
     /// The object has been changed since it was read.
     Conflict,
     /// The object's state does not allow this.
     BadTransition,
-    /// Something else still needs the object.
+    /// The object is still in use by other objects.
     InUse,
     /// A limit has been reached.
     LimitReached,
-    /// The agent is no active member of the circle.
+    /// The agent is not an active member of the circle.
     NotMember,
-    /// The object must not be changed like this.
+    /// The object is protected against this change.
     Protected,
 }
 
-/// An expected failure of a mutation: something that the caller can put right.
+/// An expected failure of a mutation, which the caller can correct.
 #[derive(Clone, Debug, SimpleObject)]
 pub struct UserError {
-    /// The path of the field in the input, such as `["members", "3", "agentId"]`; null when it is about no single field.
+    /// The path of the input field, such as `["members", "3", "agentId"]`. Null if no single field is wrong.
     field: Option<Vec<String>>,
-    /// What is wrong, for programs.
+    /// The machine-readable code.
     code: UserErrorCode,
-    /// What is wrong, for people.
+    /// The human-readable message.
     pub(crate) message: String,
 }
 
 impl UserError {
-    /// A fault of a field, which is named by its path in the input: `members.3.agentId`.
+    /// An error of a field, given by its path in the input: `members.3.agentId`.
     pub(crate) fn new(field: &str, code: UserErrorCode, message: impl Into<String>) -> Self {
         Self {
             field: Some(field.split('.').map(str::to_owned).collect()),
@@ -65,7 +65,7 @@ impl UserError {
         }
     }
 
-    /// A fault of no single field.
+    /// An error of no single field.
     pub(crate) fn general(code: UserErrorCode, message: impl Into<String>) -> Self {
         Self {
             field: None,
@@ -74,12 +74,12 @@ impl UserError {
         }
     }
 
-    /// A transition that the object's state does not allow.
+    /// A `BAD_TRANSITION` error: the object's state does not allow the transition.
     pub(crate) fn bad_transition(message: impl Into<String>) -> Self {
         Self::general(UserErrorCode::BadTransition, message)
     }
 
-    /// As [`UserError::bad_transition`], of a thing that is in a state in which this cannot be done to it.
+    /// As [`UserError::bad_transition`], with a message that names the object, its status and the action.
     pub(crate) fn cannot(thing: &str, status: &str, done: &str) -> Self {
         let article = if status.starts_with(['A', 'I']) {
             "An"
@@ -90,19 +90,19 @@ impl UserError {
     }
 }
 
-/// The list that an update gives: absent leaves it alone, null empties it.
+/// The list in an update: `None` if it is absent, empty if it is null.
 pub(crate) fn entries(values: &MaybeUndefined<Vec<String>>) -> Option<&[String]> {
     values.as_opt_deref().map(Option::unwrap_or_default)
 }
 
-/// The path of an entry of a list.
+/// The path of a list entry.
 pub(crate) fn entry(list: &str, place: usize) -> String {
     format!("{list}.{place}")
 }
 
 /// Whether this is an http or https address with a host and without a user name or password.
 fn is_web_address(address: &str) -> bool {
-    // The parser is as lenient as a browser: it misses no slashes, takes `\` for one, and drops tabs.
+    // The parser is as lenient as a browser: it accepts missing slashes, treats `\` as `/`, and drops tabs.
     let is_strict = address.split_once("://").is_some_and(|(scheme, rest)| {
         ["http", "https"]
             .iter()
@@ -115,26 +115,26 @@ fn is_web_address(address: &str) -> bool {
             .is_ok_and(|url| url.username().is_empty() && url.password().is_none())
 }
 
-/// An entry of a list of lines, with its place in the input, as written and folded.
+/// A list entry with its index in the input, as written and folded.
 struct Line {
     place: usize,
     text: String,
     key: String,
 }
 
-/// Collects the faults of an input.
+/// Collects the errors of an input.
 #[derive(Default)]
 pub(crate) struct Check {
     errors: Vec<UserError>,
 }
 
 impl Check {
-    /// Adds a fault of a field.
+    /// Adds an error of a field.
     pub(crate) fn fault(&mut self, field: &str, code: UserErrorCode, message: impl Into<String>) {
         self.errors.push(UserError::new(field, code, message));
     }
 
-    /// A line of text with something to be seen in it, trimmed.
+    /// Checks a line of text, which must not be blank, and trims it.
     pub(crate) fn line(&mut self, field: &str, value: &str, most: usize) -> String {
         let value = value.trim();
         if text::is_blank(value) {
@@ -148,30 +148,30 @@ impl Check {
         value.to_owned()
     }
 
-    /// A line of text that is compared character by character, so that it must have no invisible characters.
+    /// As [`Check::line`], for text that is compared character by character: refuses invisible characters.
     pub(crate) fn exact_line(&mut self, field: &str, value: &str, most: usize) -> String {
         let faults = self.errors.len();
         let line = self.line(field, value, most);
         if self.errors.len() == faults && line.contains(text::is_invisible) {
-            let message = format!("`{field}` must have no invisible characters.");
+            let message = format!("`{field}` must not contain invisible characters.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
         line
     }
 
-    /// A name, as [`Check::line`], and its folded form, which has no more characters either.
+    /// As [`Check::line`], for a name; returns its folded form too, which has the same maximum length.
     pub(crate) fn name(&mut self, field: &str, value: &str, most: usize) -> (String, String) {
         let faults = self.errors.len();
         let name = self.line(field, value, most);
         let key = text::fold(&name);
         if self.errors.len() == faults && key.chars().nth(most).is_some() {
-            // Some letters fold to several.
+            // Folding can make a text longer.
             self.too_long(field, most);
         }
         (name, key)
     }
 
-    /// A name that programs use: lower-case letters, digits, `_` and `-`.
+    /// Checks an identifier: lower-case letters, digits, `_` and `-`.
     pub(crate) fn identifier(&mut self, field: &str, value: &str, most: usize) -> String {
         let faults = self.errors.len();
         let name = self.line(field, value, most);
@@ -180,14 +180,14 @@ impl Check {
             && name.chars().all(|c| is_plain(c) || matches!(c, '_' | '-'));
         if self.errors.len() == faults && !fits {
             let message = format!(
-                "`{field}` must be lower-case letters, digits, `_` and `-`, and begin with a letter or digit."
+                "`{field}` must contain only lower-case letters, digits, `_` and `-`, and begin with a letter or digit."
             );
             self.fault(field, UserErrorCode::Invalid, message);
         }
         name
     }
 
-    /// A line of text that may be missing; one with nothing to be seen in it is as good as none.
+    /// As [`Check::line`], for an optional line; a blank one counts as absent.
     pub(crate) fn optional_line(
         &mut self,
         field: &str,
@@ -198,7 +198,7 @@ impl Check {
         Some(self.line(field, value, most))
     }
 
-    /// Text of any number of lines with something to be seen in it, trimmed; a line ends with a line feed.
+    /// Checks a text of any number of lines, which must not be blank; trims it and converts CRLF to LF.
     pub(crate) fn text(&mut self, field: &str, value: &str, most: usize) -> String {
         let value = value.trim().replace("\r\n", "\n");
         if text::is_blank(&value) {
@@ -206,13 +206,13 @@ impl Check {
         } else if value.chars().nth(most).is_some() {
             self.too_long(field, most);
         } else if value.contains(|c: char| c.is_control() && c != '\t' && c != '\n') {
-            let message = format!("`{field}` must be without control characters.");
+            let message = format!("`{field}` must not contain control characters.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
         value
     }
 
-    /// Text of any number of lines that may be missing; one with nothing to be seen in it is as good as none.
+    /// As [`Check::text`], for an optional text; a blank one counts as absent.
     pub(crate) fn optional_text(
         &mut self,
         field: &str,
@@ -223,19 +223,20 @@ impl Check {
         Some(self.text(field, value, most))
     }
 
-    /// An http or https address that may be missing. It names nobody: whoever reads it would read a password too.
+    /// Checks an optional http or https address. Refuses user names, because all readers of the address would see a
+    /// password in it.
     pub(crate) fn url(&mut self, field: &str, value: Option<&str>) -> Option<String> {
         let faults = self.errors.len();
         let url = self.optional_line(field, value, MAX_URL)?;
         if self.errors.len() == faults && !is_web_address(&url) {
-            let message =
-                format!("`{field}` must be an http or https address without a user name.");
+            let message = format!("`{field}` must be an http or https URL without a user name.");
             self.fault(field, UserErrorCode::Invalid, message);
         }
         Some(url)
     }
 
-    /// A list of lines: trimmed, each once (folded), in order. The first that is wrong is told.
+    /// Checks a list of lines: trims them and removes duplicates (folded), in order. Only the first invalid line is
+    /// reported.
     pub(crate) fn list(
         &mut self,
         field: &str,
@@ -247,7 +248,7 @@ impl Check {
         List(lines.into_iter().map(|line| line.text).collect())
     }
 
-    /// As [`Check::list`], of words that are kept folded, so that a search for one is exact.
+    /// As [`Check::list`], for words that are stored folded, so that they can be searched exactly.
     pub(crate) fn words(
         &mut self,
         field: &str,
@@ -256,7 +257,7 @@ impl Check {
         length: usize,
     ) -> List {
         let lines = self.lines(field, values, most, length);
-        // Some characters are many when folded.
+        // Folding can make a text longer.
         let long = lines
             .iter()
             .find(|line| line.key.chars().nth(length).is_some());
@@ -295,7 +296,7 @@ impl Check {
         lines
     }
 
-    /// A number within bounds, both included.
+    /// Checks a number against bounds, both inclusive.
     pub(crate) fn range<T>(&mut self, field: &str, value: T, bounds: RangeInclusive<T>) -> T
     where
         T: PartialOrd + Display,
@@ -308,7 +309,7 @@ impl Check {
         value
     }
 
-    /// A field of an update that cannot be cleared: absent leaves it alone, null is a fault.
+    /// Checks a field of an update that cannot be cleared: absent keeps the value, null is an error.
     pub(crate) fn if_given<'v, T>(
         &mut self,
         field: &str,
@@ -320,13 +321,13 @@ impl Check {
         value.as_opt_ref().flatten()
     }
 
-    /// Adds the fault of a field that has no value.
+    /// Adds a `REQUIRED` error of a field.
     pub(crate) fn required(&mut self, field: &str) {
         let message = format!("`{field}` must not be empty.");
         self.fault(field, UserErrorCode::Required, message);
     }
 
-    /// An e-mail address as typed, trimmed, and folded.
+    /// Checks an e-mail address; returns it trimmed, and folded.
     pub(crate) fn email(&mut self, field: &str, value: &str) -> (String, String) {
         let faults = self.errors.len();
         let value = self.exact_line(field, value, MAX_EMAIL);
@@ -357,7 +358,7 @@ impl Check {
         self.fault(field, UserErrorCode::TooLong, message);
     }
 
-    /// The faults, if there are any.
+    /// Returns the collected errors, if there are any.
     pub(crate) fn faults(self) -> Result<(), Vec<UserError>> {
         if self.errors.is_empty() {
             Ok(())

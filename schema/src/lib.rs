@@ -4,7 +4,7 @@
 //! `operation`, `response`, `execute`, `subscribe`, `graph`. A resolver reaches the world through `request` alone.
 #![expect(
     clippy::unused_async,
-    reason = "the macros of async-graphql take resolvers that are async, also those that need not wait"
+    reason = "the macros of async-graphql require async resolvers, even if they do not await"
 )]
 #![recursion_limit = "256"]
 

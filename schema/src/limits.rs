@@ -1,30 +1,30 @@
-//! Bounds on one operation.
+//! The limits of an operation.
 
 use std::time::Duration;
 
-/// Bounds on what one operation may ask for, and on what is kept of documents.
+/// The limits of an operation, and of the document caches.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Longest document, in bytes.
+    /// Maximum size of a document, in bytes.
     pub document_bytes: u64,
-    /// Most tokens of a document, and most selections once its fragments are expanded.
+    /// Maximum number of tokens in a document, and of selections after fragment expansion.
     pub tokens: u64,
-    /// Most root fields of an operation.
+    /// Maximum number of root fields in an operation.
     pub root_fields: u64,
-    /// Most fields under another name than their own.
+    /// Maximum number of fields with an alias that differs from their name.
     pub aliases: u64,
-    /// Deepest nesting of fields.
+    /// The nesting depth of fields.
     pub depth: u64,
-    /// Highest complexity.
+    /// Maximum complexity.
     pub complexity: u64,
     /// Maximum text in a response, in bytes.
     pub text_bytes: u64,
-    /// Longest execution of a query or mutation.
+    /// Maximum execution time of a query or mutation.
     pub timeout: Duration,
-    /// Most parsed documents kept.
+    /// Maximum number of parsed documents in the cache.
     pub parsed_documents: u64,
-    /// Most automatic persisted queries kept; none turns them off.
+    /// Maximum number of automatic persisted queries in the cache; 0 disables them.
     pub persisted_queries: u64,
-    /// Whether clients may read the schema.
+    /// Whether introspection is allowed.
     pub introspection: bool,
 }

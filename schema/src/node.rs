@@ -1,4 +1,4 @@
-//! Everything that can be fetched by its id alone.
+//! Nodes: objects that can be fetched by their global id.
 
 use async_graphql::{Context, ID, Interface, Object};
 use futures_util::future::try_join_all;
@@ -24,16 +24,16 @@ use crate::{
     user::User,
 };
 
-/// Most ids of one `nodes` field.
+/// Maximum number of ids of one `nodes` field.
 const MAX_NODES: usize = 100;
 
-/// Something with an id of its own, as in the
-/// [GraphQL global object identification specification](https://relay.dev/graphql/objectidentification.htm).
+/// An object with a global id. See the [GraphQL global object identification
+/// specification](https://relay.dev/graphql/objectidentification.htm).
 #[derive(Interface)]
 #[graphql(field(
     name = "id",
     ty = "ID",
-    desc = "The typed, opaque id: the type in lower case, `_`, 26 characters."
+    desc = "The global id: the type in lower case, `_`, and 26 characters. Opaque to clients."
 ))]
 pub enum Node {
     /// A user.
@@ -60,25 +60,25 @@ pub enum Node {
     Message(Message),
     /// An entry of the audit log.
     Audit(AuditEntry),
-    /// An event of an agent.
+    /// An agent event.
     AgentEvent(events::Of<events::AgentChange>),
-    /// An event of a project.
+    /// A project event.
     ProjectEvent(events::Of<events::ProjectChange>),
-    /// An event of a circle.
+    /// A circle event.
     CircleEvent(events::Of<events::CircleChange>),
-    /// An event of a circle's sharing.
+    /// An event about the sharing of a circle.
     SharingEvent(events::Of<events::SharingChange>),
-    /// An event of a member.
+    /// A member event.
     MemberEvent(events::Of<events::MemberChange>),
-    /// An event of a task.
+    /// A task event.
     TaskEvent(events::Of<events::TaskChange>),
-    /// An event of a conversation.
+    /// A conversation event.
     ConversationEvent(events::Of<events::ConversationChange>),
-    /// An event of a message.
+    /// A message event.
     MessageEvent(events::Of<events::MessageChange>),
-    /// An event of the catalogue.
+    /// A catalogue event.
     CatalogueEvent(events::Of<events::CatalogueChange>),
-    /// An event of a user.
+    /// A user event.
     UserEvent(events::Of<events::UserChange>),
 }
 
@@ -99,7 +99,7 @@ impl Node {
         })
     }
 
-    /// The thing that an id names, as far as the viewer may read it.
+    /// Loads the object with this id; `None` if it does not exist or the viewer may not read it.
     pub(crate) async fn load(
         request: &Request,
         kind: Kind,
@@ -176,23 +176,23 @@ impl Node {
     }
 }
 
-/// Queries by id alone.
+/// Queries by global id.
 #[derive(Default)]
 pub struct NodeQuery;
 
 #[Object]
 impl NodeQuery {
-    /// The thing with this id, whatever its type.
+    /// Fetches any object by its global id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn node(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Node>, Error> {
         ctx.request().viewer()?;
-        let (kind, key) =
-            id::parse(&id).ok_or_else(|| Error::bad_input("`id` is not an id.").field("id"))?;
+        let (kind, key) = id::parse(&id)
+            .ok_or_else(|| Error::bad_input("`id` is not a valid id.").field("id"))?;
         let node = Node::load(ctx.request(), kind, key).await?;
         node.map(Some).ok_or_else(|| Error::not_found("id"))
     }
 
-    /// The nodes with these ids, in the given order. An entry is null if the node does not exist or the viewer cannot read
-    /// it. A malformed id is null, with a `BAD_USER_INPUT` error at its index.
+    /// Fetches objects by their global ids, in the given order. An entry is null if the object does not exist or the
+    /// viewer may not read it. A malformed id is null, with a `BAD_USER_INPUT` error at its index.
     #[graphql(directive = list_size::apply(None, Some(vec!["ids".to_owned()]), None))]
     async fn nodes(
         &self,

@@ -1,4 +1,4 @@
-//! Projects: what circles work for.
+//! Projects that circles work on.
 
 use std::sync::Arc;
 
@@ -31,30 +31,30 @@ use crate::{
     user::User,
 };
 
-/// Most characters of a project's name.
+/// Maximum length of a project's name, in characters.
 const MAX_NAME: usize = 200;
-/// Most characters of its description.
+/// Maximum length of a description, in characters.
 const MAX_DESCRIPTION: usize = 10_000;
-/// Most characters of the name of a branch.
+/// Maximum length of a branch name, in characters.
 const MAX_BRANCH: usize = 100;
-/// Most entries of each of its lists, and most characters of an entry.
+/// Maximum number of entries of a list field, and maximum length of an entry in characters.
 const MAX_LIST: usize = 50;
 const MAX_ENTRY: usize = 100;
 
-/// Whether a project is worked on.
+/// The status of a project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "project::ProjectStatus")]
 pub enum ProjectStatus {
-    /// Worked on.
+    /// Active: not archived.
     Active,
-    /// Put away; its name is free again.
+    /// Archived. Its name may be reused.
     Archived,
 }
 
-/// What circles work for.
+/// A project that circles work on.
 pub struct Project(pub(crate) Arc<project::Model>);
 
-/// What circles work for. Read by its owner, by readers of a circle linked to it, and by administrators.
+/// A project that circles work on. Visible to its owner, to readers of a linked circle, and to administrators.
 #[Object]
 impl Project {
     /// The id of the project, `project_…`.
@@ -62,7 +62,7 @@ impl Project {
         Kind::Project.id(self.0.id)
     }
 
-    /// Who owns it.
+    /// The owner.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
         row.map(User::new).ok_or_else(|| Error::not_found("owner"))
@@ -73,22 +73,22 @@ impl Project {
         &self.0.name
     }
 
-    /// What it is about, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.description.as_deref())
     }
 
-    /// Where its sources are kept, an http or https address.
+    /// The http or https URL of the source repository.
     async fn repository_url(&self) -> Option<&str> {
         self.0.repository_url.as_deref()
     }
 
-    /// The branch that work starts from, at most 100 characters.
+    /// The default branch, at most 100 characters.
     async fn default_branch(&self) -> &str {
         &self.0.default_branch
     }
 
-    /// Whether it is worked on.
+    /// The status.
     async fn status(&self) -> ProjectStatus {
         self.0.status.into()
     }
@@ -108,7 +108,7 @@ impl Project {
         ctx.request().text(self.0.frameworks.0.as_slice())
     }
 
-    /// When it was made.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
@@ -118,7 +118,7 @@ impl Project {
         self.0.updated_at.into()
     }
 
-    /// The circles that work for it, as far as the viewer may read them; newest first unless `orderBy` says otherwise.
+    /// The linked circles that the caller may read, newest first unless `orderBy` is set.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -145,7 +145,7 @@ impl Project {
         )
     }
 
-    /// What happened in it, as far as the viewer may read it; newest first.
+    /// The events of the project that the caller may read, newest first.
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -165,7 +165,7 @@ impl Project {
     }
 }
 
-/// Projects as a list.
+/// A connection of projects.
 pub struct Projects;
 
 impl Listed for Projects {
@@ -203,12 +203,12 @@ impl Projects {
     }
 }
 
-/// Narrows a list of projects. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of projects. All conditions must hold; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct ProjectFilter {
-    /// Only projects in one of these states.
+    /// Only projects with one of these statuses.
     status: Option<Vec<ProjectStatus>>,
-    /// Only projects whose name contains this text, whatever its case; at most 100 characters.
+    /// Only projects whose name contains this text, ignoring case; at most 100 characters.
     search: Option<String>,
 }
 
@@ -248,7 +248,7 @@ impl ProjectQuery {
         Ok(Some(Project(row)))
     }
 
-    /// The projects that the viewer may read, newest first unless `orderBy` says otherwise.
+    /// The projects that the caller may read, newest first unless `orderBy` is set.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -277,12 +277,12 @@ impl ProjectQuery {
     }
 }
 
-/// The outcome of a change of a project.
+/// Payload of `createProject` and `updateProject`.
 #[derive(SimpleObject)]
 pub struct ProjectPayload {
-    /// The project as it is now; null when there is none to show.
+    /// The project in its current state; null if there is none.
     project: Option<Project>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -295,56 +295,56 @@ impl ProjectPayload {
     }
 }
 
-/// A project that is to be made.
+/// Input for `createProject`.
 #[derive(InputObject)]
 pub struct CreateProjectInput {
-    /// The name, 1 to 200 characters, unique among the user's active projects.
+    /// The name, 1 to 200 characters, unique among the caller's active projects.
     name: String,
-    /// What it is about, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: Option<String>,
-    /// Where its sources are kept, an http or https address without a user name.
+    /// The http or https URL of the source repository, without a user name.
     repository_url: Option<String>,
-    /// The branch that work starts from, 1 to 100 characters.
+    /// The default branch, 1 to 100 characters.
     #[graphql(default = "main")]
     default_branch: String,
-    /// The technologies it uses; at most 50, of at most 100 characters.
+    /// The technologies it uses; at most 50, each of at most 100 characters.
     tech_stack: Option<Vec<String>>,
-    /// The programming languages it uses; at most 50, of at most 100 characters.
+    /// The programming languages it uses; at most 50, each of at most 100 characters.
     languages: Option<Vec<String>>,
-    /// The frameworks it uses; at most 50, of at most 100 characters.
+    /// The frameworks it uses; at most 50, each of at most 100 characters.
     frameworks: Option<Vec<String>>,
 }
 
-/// What is to be different about a project. Fields that are left out stay as they are; null clears what may be empty.
+/// Input for `updateProject`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateProjectInput {
-    /// The project.
+    /// The id of the project.
     project_id: ID,
     /// The name, 1 to 200 characters, unique among its owner's active projects.
     name: MaybeUndefined<String>,
-    /// What it is about, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: MaybeUndefined<String>,
-    /// Where its sources are kept, an http or https address without a user name.
+    /// The http or https URL of the source repository, without a user name.
     repository_url: MaybeUndefined<String>,
-    /// The branch that work starts from, 1 to 100 characters.
+    /// The default branch, 1 to 100 characters.
     default_branch: MaybeUndefined<String>,
-    /// The technologies it uses; at most 50, of at most 100 characters.
+    /// The technologies it uses; at most 50, each of at most 100 characters.
     tech_stack: MaybeUndefined<Vec<String>>,
-    /// The programming languages it uses; at most 50, of at most 100 characters.
+    /// The programming languages it uses; at most 50, each of at most 100 characters.
     languages: MaybeUndefined<Vec<String>>,
-    /// The frameworks it uses; at most 50, of at most 100 characters.
+    /// The frameworks it uses; at most 50, each of at most 100 characters.
     frameworks: MaybeUndefined<Vec<String>>,
-    /// Whether it is worked on.
+    /// The status.
     status: MaybeUndefined<ProjectStatus>,
 }
 
-/// Changes of projects.
+/// Mutations of projects.
 #[derive(Default)]
 pub struct ProjectMutation;
 
 #[Object]
 impl ProjectMutation {
-    /// Makes a project of the signed-in user. Codes of `userErrors` beside those of the input: `TAKEN` for the name.
+    /// Creates a project owned by the caller. `userErrors`: validation codes, and `TAKEN` for the name.
     async fn create_project(
         &self,
         ctx: &Context<'_>,
@@ -402,8 +402,7 @@ impl ProjectMutation {
         ProjectPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a project. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for
-    /// the name.
+    /// Updates a project. For its owner and administrators. `userErrors`: validation codes, and `TAKEN` for the name.
     async fn update_project(
         &self,
         ctx: &Context<'_>,
@@ -464,7 +463,7 @@ impl ProjectMutation {
         ProjectPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a project; its circles stay, without a project. For its owner and administrators.
+    /// Deletes a project. Its circles are kept without a project. For its owner and administrators.
     async fn delete_project(
         &self,
         ctx: &Context<'_>,
@@ -482,7 +481,7 @@ impl ProjectMutation {
 }
 
 impl Change<'_> {
-    /// A project that the viewer may change.
+    /// Loads a project that the viewer may change.
     ///
     /// # Errors
     /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.

@@ -1,4 +1,4 @@
-//! The only door from a resolver to the world: who asks, the loader, the clock.
+//! The request context: the only access from resolvers to the viewer, the loader and the clock.
 
 use crate::db::Loader;
 use crate::db::Writer;
@@ -35,32 +35,32 @@ use crate::{
     rate_limit::RateKey,
 };
 
-/// How long a subscriber waits for a database that does not answer.
+/// How long a subscriber waits before it retries, if the database does not respond.
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
-/// How much the answers that a subscription holds ready may weigh, in bytes, as far as the last ones tell.
+/// Maximum size of the answers that a subscription buffers, in bytes, estimated from the last ones.
 const BURST_BYTES: usize = 256 << 10;
 
-/// How much of what happens is told of at once while nothing is known of its weight.
+/// The size of a burst while the size of its answers is unknown.
 const FIRST_BURST: usize = 8;
 
-/// One operation under way.
+/// A running operation.
 pub(crate) struct Request {
     pub(crate) services: Arc<Services>,
     pub(crate) viewer: Option<Viewer>,
     pub(crate) client: Client,
-    /// Whose rate buckets the operation takes from.
+    /// The owner of the rate limit buckets that the operation takes from.
     pub(crate) rate_key: RateKey,
     pub(crate) waiting: Arc<PendingBatches>,
-    /// Under which key the operation may be sent again.
+    /// The idempotency key of the operation.
     pub(crate) key: Option<Key>,
-    /// How far a subscription has come.
+    /// The progress of a subscription.
     pub(crate) progress: Progress,
     /// The bytes of text in the response so far.
     pub(crate) text: AtomicU64,
 }
 
-/// A text value counted against `graphql.text_bytes`.
+/// A text value that counts against `graphql.text_bytes`.
 pub(crate) trait Text: Copy {
     fn bytes(self) -> usize;
 }
@@ -83,10 +83,10 @@ impl Text for &[String] {
     }
 }
 
-/// How far a subscription has come.
+/// The progress of a subscription.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// The cursor of the event behind which the client wants to go on, whatever the operation says.
+    /// The cursor of the event after which the client resumes; overrides the argument of the operation.
     pub(crate) after: Option<String>,
     is_started: AtomicBool,
     has_failed: AtomicBool,
@@ -103,12 +103,12 @@ impl Progress {
         }
     }
 
-    /// Most of what happens that is told of at once.
+    /// Maximum number of items in a burst.
     pub(crate) fn burst(&self) -> usize {
         self.burst.load(Ordering::Relaxed)
     }
 
-    /// So many answers weigh so much: the next burst is to weigh little enough.
+    /// Adapts the size of the next burst, given the number and the total size of the last answers.
     pub(crate) fn weighed(&self, answers: usize, bytes: usize) {
         let affordable = BURST_BYTES * answers / bytes.max(1);
         let most = BATCH.min(2 * self.burst());
@@ -116,7 +116,7 @@ impl Progress {
             .store(affordable.clamp(1, most), Ordering::Relaxed);
     }
 
-    /// The subscription's arguments are in order, and it waits for its first event.
+    /// Marks the subscription as started: its arguments are valid, and it waits for its first event.
     pub(crate) fn started(&self) {
         self.is_started.store(true, Ordering::Relaxed);
     }
@@ -125,7 +125,7 @@ impl Progress {
         self.is_started.load(Ordering::Relaxed)
     }
 
-    /// The subscription cannot go on; what is answered next says why.
+    /// Marks the subscription as failed: the next answer contains the reason.
     pub(crate) fn failed(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
     }
@@ -134,30 +134,30 @@ impl Progress {
         self.has_failed.load(Ordering::Relaxed)
     }
 
-    /// What is answered next is about the events at these cursors, in order; `None` for what is no event.
+    /// Sets the cursors of the events in the next answers, in order; `None` for an answer without an event.
     pub(crate) fn passed(&self, cursors: Vec<Option<String>>) {
         *self.cursors.lock().unwrap_or_else(PoisonError::into_inner) = cursors;
     }
 
-    /// The cursors of the events that the latest answers are about, once.
+    /// Takes the cursors of the events in the latest answers.
     pub(crate) fn take_cursors(&self) -> Vec<Option<String>> {
         mem::take(&mut *self.cursors.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Opens the door.
+/// Access to the request from a resolver's context.
 pub(crate) trait RequestExt {
-    /// The operation that the resolver is part of.
+    /// The operation that the resolver belongs to.
     fn request(&self) -> &Request;
 
-    /// The same, for what lives longer than the resolver.
+    /// The same as an `Arc`, for values that outlive the resolver.
     fn shared(&self) -> Arc<Request>;
 }
 
 impl RequestExt for Context<'_> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "every other access goes through here"
+        reason = "the only access to the data of the context"
     )]
     fn request(&self) -> &Request {
         self.data_unchecked::<Arc<Request>>()
@@ -165,7 +165,7 @@ impl RequestExt for Context<'_> {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "every other access goes through here"
+        reason = "the only access to the data of the context"
     )]
     fn shared(&self) -> Arc<Request> {
         Arc::clone(self.data_unchecked::<Arc<Request>>())
@@ -173,7 +173,7 @@ impl RequestExt for Context<'_> {
 }
 
 impl Request {
-    /// Adds a text to the size of the response. Complexity alone does not bound the length of texts.
+    /// Adds a text to the size of the response. Complexity does not limit the length of texts.
     ///
     /// # Errors
     /// `QUERY_TOO_COMPLEX` if the response exceeds the limit.
@@ -196,7 +196,7 @@ impl Request {
     /// The signed-in user.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when nobody is.
+    /// `UNAUTHENTICATED` if the caller is not signed in.
     pub(crate) fn viewer(&self) -> Result<&Viewer, Error> {
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
     }
@@ -215,11 +215,11 @@ impl Request {
         Err(Error::admins_only())
     }
 
-    /// Whether who asked may still be answered, long after they began to ask.
+    /// Checks that the viewer may still receive answers, long after the operation started.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when their token has expired or was revoked, `FORBIDDEN` when their account is deactivated, and
-    /// whatever keeps the database from answering.
+    /// `UNAUTHENTICATED` if the token has expired or was revoked, or if the account is deactivated; and database
+    /// errors.
     pub(crate) async fn still_signed_in(&self) -> Result<(), Error> {
         let Some(viewer) = &self.viewer else {
             return Ok(());
@@ -233,17 +233,17 @@ impl Request {
         &self.services.accounts
     }
 
-    /// The time, in the database's precision.
+    /// The current time, in the precision of the database.
     pub(crate) fn now(&self) -> DateTime<Utc> {
         (self.services.clock)().trunc_subsecs(6)
     }
 
-    /// The answer of a batch for one key.
+    /// Loads the value of a key.
     pub(crate) async fn load<B: Batch>(&self, batch: B, key: B::Key) -> Result<B::Value, Error> {
         self.services.loader.load(&self.waiting, batch, key).await
     }
 
-    /// A row whose id came from something the viewer may read, and which may therefore be read too.
+    /// A row that the viewer may read because its id comes from an object that they may read.
     pub(crate) async fn row<E>(&self, id: Uuid) -> Result<Option<Arc<E::Model>>, Error>
     where
         E: EntityTrait<Model: Send + Sync>,
@@ -251,7 +251,7 @@ impl Request {
         self.load(RowsByKey::<E>::by_id(Rule::default()), id).await
     }
 
-    /// A row if a rule lets the viewer read it.
+    /// A row, if the rule lets the viewer read it.
     pub(crate) async fn readable<E>(
         &self,
         rule: &Rule,
@@ -263,8 +263,8 @@ impl Request {
         self.load(RowsByKey::<E>::by_id(rule.clone()), id).await
     }
 
-    /// As [`Request::readable`], for a stream: it waits for a database that does not answer, since what it was about to
-    /// tell would be lost.
+    /// As [`Request::readable`], for a stream: waits while the database does not respond, because the event would be
+    /// lost otherwise.
     pub(crate) async fn readable_later<E>(
         &self,
         rule: &Rule,
@@ -281,10 +281,10 @@ impl Request {
         }
     }
 
-    /// The row that a client asks for by its public id.
+    /// The row with a public id from the client.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for an id of another kind, `NOT_FOUND` where there is nothing that the viewer can read.
+    /// `BAD_USER_INPUT` for an id of another kind, `NOT_FOUND` if there is no such row that the viewer can read.
     pub(crate) async fn look_up<E>(
         &self,
         kind: Kind,
@@ -301,7 +301,7 @@ impl Request {
     }
 }
 
-/// What all operations share.
+/// The services shared by all operations.
 pub(crate) struct Services {
     pub(crate) backend: DbBackend,
     pub(crate) loader: Loader,
@@ -309,7 +309,7 @@ pub(crate) struct Services {
     pub(crate) look: Probe,
     pub(crate) rulebook: Rulebook,
     pub(crate) started_at: DateTime<Utc>,
-    /// The same moment, by a clock that does not jump.
+    /// The start time on a monotonic clock.
     pub(crate) began: Instant,
     pub(crate) clock: Clock,
     pub(crate) accounts: Accounts,
@@ -317,8 +317,8 @@ pub(crate) struct Services {
     pub(crate) bus: Arc<Bus>,
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
-    /// Requests under one idempotency key.
+    /// Serializes requests with the same idempotency key.
     pub(crate) turns: Arc<Turns>,
-    /// Tells the history of this database from that of others.
+    /// Identifies the event history of this database. Cursors of another history are rejected.
     pub(crate) epoch: Uuid,
 }

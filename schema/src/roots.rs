@@ -26,7 +26,7 @@ use crate::{
     task, user,
 };
 
-/// All that can be asked.
+/// The root of all queries.
 #[derive(Default, MergedObject)]
 pub struct Query(
     node::NodeQuery,
@@ -46,7 +46,7 @@ pub struct Query(
     audit::AuditQuery,
 );
 
-/// All that can be changed.
+/// The root of all mutations.
 #[derive(Default, MergedObject)]
 pub struct Mutation(
     session::SessionMutation,
@@ -63,8 +63,8 @@ pub struct Mutation(
     task::TaskMutation,
 );
 
-/// A root. Its schema is completed with the tiers of fields that declare none of their own, with the sizes of connections,
-/// and with the descriptions of the arguments that many fields share.
+/// A root type. Its schema is completed with default rate tiers, `@listSize` directives for connections, and
+/// descriptions of shared arguments.
 #[derive(Default)]
 pub(crate) struct Root<T>(T);
 
@@ -76,7 +76,7 @@ pub(crate) fn schema() -> SchemaBuilder<Root<Query>, Root<Mutation>, Root<Subscr
 
 impl<T: ObjectType> ContainerType for Root<T> {
     async fn resolve_field(&self, ctx: &Context<'_>) -> ServerResult<Option<Value>> {
-        // Who may change something is somebody, whatever they say.
+        // Every mutation except sign-in needs an authenticated caller.
         if T::type_name() == "Mutation" && !properties(&ctx.item.node.name.node).is_public {
             let viewer = ctx.request().viewer().map_err(async_graphql::Error::from);
             let place = ctx.item.pos;
@@ -127,7 +127,7 @@ impl<T: SubscriptionType> SubscriptionType for Root<T> {
     }
 }
 
-/// Completes the fields of a root, and the descriptions of arguments.
+/// Adds missing directives to the fields of a root, and missing descriptions to arguments.
 fn complete(registry: &mut Registry, root: &str) {
     rate_limit.register(registry);
     list_size.register(registry);
@@ -145,7 +145,7 @@ fn complete(registry: &mut Registry, root: &str) {
             {
                 declared.push(rate_limit::apply(tier));
             }
-            // The directive shows in the SDL alone; what GraphiQL shows is the description.
+            // Directives show in the SDL only; GraphiQL shows the description.
             let tier = declared
                 .iter()
                 .find_map(|directive| directive.args.get("tier"));
@@ -189,15 +189,15 @@ fn complete(registry: &mut Registry, root: &str) {
 fn argument_description(name: &str) -> Option<&'static str> {
     Some(match name {
         "first" => {
-            "How many entries from the start, from 1 to 100; 20 when neither `first` nor `last` is given."
+            "The number of entries from the start, 1 to 100; 20 when neither `first` nor `last` is set."
         }
-        "after" => "Only entries behind this cursor.",
-        "last" => "How many entries from the end, from 1 to 100; not together with `first`.",
-        "before" => "Only entries before this cursor.",
-        "filter" => "Narrows the list.",
+        "after" => "Returns the entries after this cursor.",
+        "last" => "The number of entries from the end, 1 to 100; not together with `first`.",
+        "before" => "Returns the entries before this cursor.",
+        "filter" => "Filters the list.",
         "orderBy" => "Orders the list.",
-        "input" => "What is to be done.",
-        "id" => "The id, of the type that the field returns.",
+        "input" => "The input of the mutation.",
+        "id" => "The global id, of the type that the field returns.",
         _ => return None,
     })
 }

@@ -1,14 +1,14 @@
-//! The scalars of the schema that GraphQL does not bring along.
+//! The custom scalars.
 
 use async_graphql::{InputValueError, InputValueResult, Pos, Scalar, ScalarType, Value};
 use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, Timelike, Utc};
 
-/// An instant in UTC, in microseconds.
+/// An instant in UTC with microsecond precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DateTime(pub ChronoDateTime<Utc>);
 
-/// An instant in UTC as an [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339) string with microseconds, such as
-/// `2026-01-05T09:00:01.000000Z`. Input may use any offset and is cut to microseconds.
+/// A date and time in UTC with microseconds, such as `2026-01-05T09:00:01.000000Z`. Follows [RFC
+/// 3339](https://www.rfc-editor.org/rfc/rfc3339). Input may use any offset and is truncated to microseconds.
 #[Scalar(specified_by_url = "https://www.rfc-editor.org/rfc/rfc3339")]
 impl ScalarType for DateTime {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -18,7 +18,7 @@ impl ScalarType for DateTime {
         ChronoDateTime::parse_from_rfc3339(text)
             .ok()
             .map(|instant| instant.with_timezone(&Utc))
-            // No leap second.
+            // Leap seconds are refused.
             .filter(|instant| is_storable(*instant) && instant.nanosecond() < 1_000_000_000)
             .map(|instant| Self(instant.trunc_subsecs(6)))
             .ok_or_else(|| {
@@ -39,7 +39,7 @@ impl From<ChronoDateTime<Utc>> for DateTime {
     }
 }
 
-/// Whether both databases can hold an instant and order it: its year has four digits.
+/// Whether both databases can store and order the instant: its year must have four digits.
 pub(crate) fn is_storable(instant: ChronoDateTime<Utc>) -> bool {
     (0..=9_999).contains(&instant.year())
 }
@@ -82,7 +82,7 @@ impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {
         let text = match &value {
             Value::String(text) => text.clone(),
-            // Any other number is a double by now, whatever was written.
+            // Other numbers were parsed as doubles and may have lost digits.
             Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
             Value::Number(_) => {
                 return Err(InputValueError::custom(
@@ -106,7 +106,7 @@ impl ScalarType for Decimal {
     }
 }
 
-/// Why a scalar of that name does not accept a value; `None` if it does.
+/// The reason why the custom scalar of that name rejects a value; `None` if it accepts the value.
 pub(crate) fn misfit(name: &str, value: Value) -> Option<String> {
     fn message<T: ScalarType + async_graphql::InputType>(value: Value) -> Option<String> {
         let error = <T as ScalarType>::parse(value).err()?;

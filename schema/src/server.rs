@@ -1,4 +1,4 @@
-//! The server itself: what it is and how it is.
+//! Server information, health, rate limits and statistics.
 
 use std::time::Instant;
 
@@ -16,55 +16,55 @@ use crate::{
     scalar::DateTime,
 };
 
-/// What the server is and which bounds it sets.
+/// The name, the version and the limits of the server.
 #[derive(SimpleObject)]
 pub struct ServerInfo {
-    /// The name of the product.
+    /// The product name.
     name: &'static str,
-    /// Its version, as in [semantic versioning](https://semver.org).
+    /// The version, following [semantic versioning](https://semver.org).
     version: &'static str,
-    /// When this process began.
+    /// When the process started.
     started_at: DateTime,
-    /// Most entries of a page.
+    /// The maximum page size.
     max_page_size: i32,
-    /// Deepest nesting of a document's fields.
+    /// The maximum nesting depth of fields.
     max_depth: i32,
-    /// Highest complexity of an operation: each field costs one and its selection, a connection's selection as many
-    /// times as its page has entries.
+    /// The maximum complexity of an operation. Each field costs 1 plus the cost of its selection; in a connection, the
+    /// cost of the selection is multiplied by the page size.
     max_complexity: i32,
 }
 
-/// How the client stands with one root field.
+/// The caller's rate limit for one root field.
 #[derive(SimpleObject)]
 pub struct RateLimitState {
-    /// The root field.
+    /// The name of the root field.
     field: String,
-    /// Its rate tier.
+    /// The rate tier of the root field.
     tier: Tier,
-    /// How often it may be asked for in a minute, and at once.
+    /// The number of requests allowed per minute, and in one burst.
     limit: i32,
-    /// How often it may be asked for now.
+    /// The number of requests left.
     remaining: i32,
-    /// When `remaining` is `limit` again.
+    /// When `remaining` equals `limit` again.
     reset_at: DateTime,
 }
 
-/// What an instance has done with live events since it started.
+/// Statistics of an instance's event bus since its start.
 #[derive(SimpleObject)]
 pub struct EventBusStats {
-    /// Events that were handed out.
+    /// The number of events published.
     published: f64,
-    /// Events that subscribers were given; each counts for each of them.
+    /// The number of events delivered; each event counts once per subscriber.
     delivered: f64,
-    /// Events that were left out because the latest one of their subject had just said the same.
+    /// The number of events dropped because they equalled the latest event of their subject.
     deduplicated: f64,
-    /// How often a subscriber was so slow that it had to go on from the database.
+    /// How often a slow subscriber had to continue from the database.
     lagged: f64,
-    /// How often something in the server that listens has failed.
+    /// How often an event handler of the server failed.
     handler_errors: f64,
-    /// Subscriptions that are open.
+    /// The number of open subscriptions.
     subscribers: i32,
-    /// Events that are kept in memory.
+    /// The number of events in memory.
     history_size: i32,
 }
 
@@ -74,7 +74,7 @@ pub struct ServerQuery;
 
 #[Object]
 impl ServerQuery {
-    /// What the server is and which bounds it sets. For everyone.
+    /// The name, the version and the limits of the server. No authentication required.
     #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn server_info(&self, ctx: &Context<'_>) -> ServerInfo {
         let services = &ctx.request().services;
@@ -89,7 +89,7 @@ impl ServerQuery {
         }
     }
 
-    /// How the caller stands with each root field that they have asked for lately. For everyone, and free of charge.
+    /// The caller's rate limits for recently used root fields. No authentication required; not counted.
     #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn rate_limit(&self, ctx: &Context<'_>) -> Vec<RateLimitState> {
         let request = ctx.request();
@@ -108,7 +108,7 @@ impl ServerQuery {
         states.collect()
     }
 
-    /// What this instance has done with live events since it started. For administrators.
+    /// Statistics of this instance's event bus since its start. For administrators.
     #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn event_bus_stats(&self, ctx: &Context<'_>) -> Result<EventBusStats, Error> {
         let request = ctx.request();
@@ -116,7 +116,7 @@ impl ServerQuery {
         let counts = request.services.bus.counts();
         #[expect(
             clippy::cast_precision_loss,
-            reason = "GraphQL has no wider integers, and these are never that large"
+            reason = "GraphQL has no 64-bit integers, and the counts are never that large"
         )]
         let wide = |number: u64| number as f64;
         let bounded = |number: u64| i32::try_from(number).unwrap_or(i32::MAX);
@@ -131,7 +131,7 @@ impl ServerQuery {
         })
     }
 
-    /// How the server is, looked at once a second at most. For administrators.
+    /// The health of the server, checked at most once a second. For administrators.
     #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn health(&self, ctx: &Context<'_>) -> Result<HealthReport, Error> {
         let request = ctx.request();
@@ -167,8 +167,9 @@ impl ServerQuery {
             } else {
                 HealthStatus::Up
             },
-            message:
-                alone.then(|| "Redis does not answer: each instance limits by itself.".to_owned()),
+            message: alone.then(|| {
+                "Redis does not respond: each instance applies the limits separately.".to_owned()
+            }),
             latency_ms: None,
         }));
         let status = match status {

@@ -1,4 +1,4 @@
-//! Signing up, in and out, and the sessions between.
+//! Registration, sign-in, sign-out and sessions.
 
 use crate::auth::MAX_USER_NAME;
 use crate::auth::check_password;
@@ -24,10 +24,10 @@ use crate::{
     user::User,
 };
 
-/// A place where a user is signed in.
+/// A session of a user.
 pub struct Session(Arc<refresh_token::Model>);
 
-/// A place where a user is signed in, until they sign out there or do not come back for long.
+/// A session of a user. Ends by sign-out, by revocation, or if it is not refreshed in time.
 #[Object]
 impl Session {
     /// The id of the session, `signin_…`.
@@ -45,35 +45,35 @@ impl Session {
         self.0.created_at.into()
     }
 
-    /// When the session ends unless it is refreshed before.
+    /// When the session expires unless it is refreshed.
     async fn expires_at(&self) -> DateTime {
         self.0.expires_at.into()
     }
 
-    /// The address from which it was last refreshed.
+    /// The client's IP address at the last refresh.
     async fn client_ip(&self) -> Option<&str> {
         self.0.client_ip.as_deref()
     }
 
-    /// What the client said it is, at most 255 characters.
+    /// The `User-Agent` header of the client, at most 255 characters.
     async fn user_agent(&self) -> Option<&str> {
         self.0.user_agent.as_deref()
     }
 
-    /// Whether this is the session that asks.
+    /// Whether this is the session of the current request.
     async fn is_current(&self, ctx: &Context<'_>) -> bool {
         let viewer = ctx.request().viewer();
         viewer.is_ok_and(|viewer| viewer.session() == self.0.family_id)
     }
 }
 
-/// The moment that is part of an id.
+/// The timestamp of a version 7 UUID.
 fn began(id: Uuid) -> Option<ChronoDateTime<Utc>> {
     let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
     ChronoDateTime::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)
 }
 
-/// Sessions as a list.
+/// A connection of sessions.
 pub struct Sessions;
 
 impl Listed for Sessions {
@@ -97,31 +97,32 @@ impl Listed for Sessions {
     }
 }
 
-/// How revocations are kept.
+/// Statistics of access token revocations.
 #[derive(SimpleObject)]
 pub struct RevocationStats {
-    /// How many this instance holds in memory.
+    /// The number of revocations in this instance's cache.
     cached: i32,
-    /// How many it holds at most; the least recently used make room, and are found in the database.
+    /// The capacity of the cache. Revocations that are evicted from it are found in the database.
     cache_capacity: i32,
-    /// How many the database holds: those of access tokens that have not expired.
+    /// The number of revocations in the database, for access tokens that have not expired.
     stored: i32,
 }
 
-/// The outcome of a sign-in. Without `userErrors` all other fields have a value.
+/// Payload of `register`, `login`, `refreshSession` and `changePassword`. Without `userErrors` all other fields are
+/// set.
 #[derive(Default, SimpleObject)]
 pub struct AuthPayload {
-    /// Goes into the header `Authorization: Bearer …`, for at most 15 minutes by default.
+    /// The access token for the header `Authorization: Bearer …`. Valid for at most 15 minutes by default.
     access_token: Option<String>,
     /// When the access token expires.
     access_token_expires_at: Option<DateTime>,
-    /// Exchanged by `refreshSession` for new tokens, once. Keep it like a password.
+    /// The refresh token, exchanged once by `refreshSession` for new tokens. Store it like a password.
     refresh_token: Option<String>,
     /// When the refresh token expires.
     refresh_token_expires_at: Option<DateTime>,
-    /// Who is signed in.
+    /// The signed-in user.
     viewer: Option<User>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -147,28 +148,28 @@ impl From<SignedIn> for AuthPayload {
     }
 }
 
-/// The outcome of a sign-out.
+/// Payload of `logout`.
 #[derive(SimpleObject)]
 pub struct LogoutPayload {
-    /// How many tokens can no longer be used: the access token that was presented, and each refresh token.
+    /// The number of revoked tokens: the presented access token, and each refresh token.
     revoked_tokens: i32,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// The outcome of ending a session.
+/// Payload of `revokeSession`.
 #[derive(SimpleObject)]
 pub struct RevokeSessionPayload {
-    /// The session that was ended.
+    /// The id of the session that was ended.
     revoked_session_id: Option<ID>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// A new account.
+/// Input for `register`.
 #[derive(InputObject)]
 pub struct RegisterInput {
-    /// The e-mail address, at most 254 characters. Two that differ only in case or in Unicode form are the same.
+    /// The e-mail address, at most 254 characters. Case and Unicode form are ignored in comparisons.
     email: String,
     /// The password, 8 to 128 characters of any kind.
     #[graphql(secret)]
@@ -177,50 +178,50 @@ pub struct RegisterInput {
     name: String,
 }
 
-/// Somebody who signs in.
+/// Input for `login`.
 #[derive(InputObject)]
 pub struct LoginInput {
     /// The e-mail address of the account.
     email: String,
-    /// Its password.
+    /// The password of the account.
     #[graphql(secret)]
     password: String,
 }
 
-/// A session that goes on.
+/// Input for `refreshSession`.
 #[derive(InputObject)]
 pub struct RefreshSessionInput {
-    /// The refresh token that was given out last.
+    /// The latest refresh token of the session.
     #[graphql(secret)]
     refresh_token: String,
 }
 
-/// A new password.
+/// Input for `changePassword`.
 #[derive(InputObject)]
 pub struct ChangePasswordInput {
-    /// The password until now.
+    /// The current password.
     #[graphql(secret)]
     current_password: String,
-    /// The password from now on, 8 to 128 characters of any kind.
+    /// The new password, 8 to 128 characters of any kind.
     #[graphql(secret)]
     new_password: String,
 }
 
-/// Where to sign out.
+/// Input for `logout`.
 #[derive(InputObject)]
 pub struct LogoutInput {
-    /// A refresh token of another session of the same user that is to end too.
+    /// A refresh token of another session of the same user, which ends too.
     #[graphql(secret)]
     refresh_token: Option<String>,
-    /// Whether all sessions of the user end.
+    /// Whether to end all sessions of the user.
     #[graphql(default)]
     everywhere: bool,
 }
 
-/// Which session ends.
+/// Input for `revokeSession`.
 #[derive(InputObject)]
 pub struct RevokeSessionInput {
-    /// The session, one of the signed-in user's own; for administrators, anybody's.
+    /// The id of a session of the caller; administrators may end any session.
     session_id: ID,
 }
 
@@ -230,8 +231,7 @@ pub struct SessionQuery;
 
 #[Object]
 impl SessionQuery {
-    /// The sessions of the signed-in user, or, for administrators, of another; the one that was refreshed last comes
-    /// first.
+    /// The sessions of the caller, last refreshed first. Administrators may list those of another user.
     async fn sessions(
         &self,
         ctx: &Context<'_>,
@@ -239,7 +239,9 @@ impl SessionQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
-        #[graphql(desc = "Another user than the one who asks. For administrators.")]
+        #[graphql(
+            desc = "The user whose sessions are listed; the caller by default. Other users: for administrators."
+        )]
         user_id: Option<ID>,
     ) -> Result<Connection<Sessions>, Error> {
         let request = ctx.request();
@@ -257,7 +259,7 @@ impl SessionQuery {
         )
     }
 
-    /// How revocations of access tokens are kept. For administrators.
+    /// Statistics of access token revocations. For administrators.
     async fn revocation_stats(&self, ctx: &Context<'_>) -> Result<RevocationStats, Error> {
         let request = ctx.request();
         request.admin()?;
@@ -274,14 +276,14 @@ impl SessionQuery {
     }
 }
 
-/// Signing up, in and out.
+/// Mutations of sessions.
 #[derive(Default)]
 pub struct SessionMutation;
 
 #[Object]
 impl SessionMutation {
-    /// Makes an account and signs in to it. For everyone, unless the server's operator has closed registration
-    /// (`FORBIDDEN`). Error codes of `userErrors`: `TAKEN` for an e-mail address that has an account, `REQUIRED`, `TOO_SHORT`,
+    /// Creates an account and signs in to it. No authentication required. `FORBIDDEN` if the server's operator has
+    /// closed registration. `userErrors`: `TAKEN` for an e-mail address that has an account, `REQUIRED`, `TOO_SHORT`,
     /// `TOO_LONG` and `INVALID`.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn register(
@@ -311,14 +313,14 @@ impl SessionMutation {
             None => AuthPayload::refused(vec![UserError::new(
                 "email",
                 UserErrorCode::Taken,
-                "There is an account with this e-mail address already. Sign in instead.",
+                "An account with this e-mail address already exists. Sign in instead.",
             )]),
         })
     }
 
-    /// Signs in. For everyone. A wrong password, an unknown e-mail address and an account that is locked after several
-    /// failures (for a minute, then twice as long each time, up to 15 minutes) are all answered `UNAUTHENTICATED`, in the
-    /// same words and the same time; a deactivated account is `FORBIDDEN`.
+    /// Signs in. No authentication required. `UNAUTHENTICATED` for a wrong password, an unknown e-mail address and a
+    /// locked account, with the same message and response time. Several failures lock an account for one minute, then
+    /// twice as long each time, up to 15 minutes. `FORBIDDEN` for a deactivated account.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn login(&self, ctx: &Context<'_>, input: LoginInput) -> Result<AuthPayload, Error> {
         let request = ctx.request();
@@ -327,8 +329,9 @@ impl SessionMutation {
         Ok(signed_in.await?.into())
     }
 
-    /// Exchanges a refresh token for new tokens. For everyone. A refresh token works once: using it again ends the whole
-    /// session, since one of the two who have it has stolen it. `UNAUTHENTICATED` when it cannot be used.
+    /// Exchanges a refresh token for new tokens. No authentication required. A refresh token can be used once: a second
+    /// use ends the whole session, because the token must have been stolen. `UNAUTHENTICATED` if the token cannot be
+    /// used.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn refresh_session(
         &self,
@@ -342,8 +345,7 @@ impl SessionMutation {
         Ok(refreshed.await?.into())
     }
 
-    /// Ends the session of the access token that is presented, at once and on every instance; with `everywhere` all
-    /// sessions of the user.
+    /// Ends the caller's session, immediately and on every instance. With `everywhere`, ends all sessions of the user.
     async fn logout(&self, ctx: &Context<'_>, input: LogoutInput) -> Result<LogoutPayload, Error> {
         let request = ctx.request();
         let viewer = request.viewer()?;
@@ -360,9 +362,8 @@ impl SessionMutation {
         })
     }
 
-    /// Gives the signed-in user a new password, ends all of their sessions and begins a new one. Error codes of
-    /// `userErrors`: `INVALID` for a wrong current password, `REQUIRED`, `TOO_SHORT` and `TOO_LONG`. Wrong ones count as failed
-    /// sign-ins.
+    /// Changes the caller's password, ends all of their sessions and starts a new one. `userErrors`: `INVALID` for a
+    /// wrong current password, `REQUIRED`, `TOO_SHORT` and `TOO_LONG`. A wrong password counts as a failed sign-in.
     async fn change_password(
         &self,
         ctx: &Context<'_>,
@@ -384,13 +385,12 @@ impl SessionMutation {
             None => AuthPayload::refused(vec![UserError::new(
                 "currentPassword",
                 UserErrorCode::Invalid,
-                "This is not your current password, or there were too many attempts. After several failures, wait some \
-                 minutes.",
+                "Wrong current password, or too many attempts. After several failures, wait a few minutes.",
             )]),
         })
     }
 
-    /// Ends one session, at once and on every instance. `NOT_FOUND` for one that is not the user's own, except for
+    /// Ends one session, immediately and on every instance. `NOT_FOUND` for a session of another user, except for
     /// administrators.
     async fn revoke_session(
         &self,

@@ -25,7 +25,7 @@ pub enum StorageError {
     DiskFull,
     /// Its disk fails, or its files cannot be opened.
     Io,
-    /// It can only be read.
+    /// It is read-only.
     ReadOnly,
 }
 
@@ -86,8 +86,8 @@ pub fn commits() -> u64 {
     COMMITS.load(Ordering::Relaxed)
 }
 
-/// Whether the database was found to be read-only within this time. A connection that was open then may stay read-only
-/// when the database no longer is.
+/// Whether the database was found to be read-only within this time. A connection opened then may stay read-only after
+/// the database has become writable.
 pub fn was_read_only_within(span: Duration) -> bool {
     let at = *READ_ONLY.lock().unwrap_or_else(PoisonError::into_inner);
     at.is_some_and(|at| at.elapsed() <= span)

@@ -1,4 +1,4 @@
-//! Folded text, and the bounds of texts that filters take.
+//! Folded text, and the limits of filter texts.
 
 use std::net::IpAddr;
 
@@ -10,14 +10,13 @@ use icu_properties::{
 use unicode_normalization::UnicodeNormalization;
 
 /// The form in which names and e-mail addresses are compared and searched: Unicode's compatibility caseless form (NFKC,
-/// full case folding), without the characters that cannot be seen, trimmed. Folding a folded text changes
-/// nothing.
+/// full case folding), without invisible characters, trimmed. Folding is idempotent.
 pub fn fold(text: &str) -> String {
     if text.is_ascii() {
         return text.trim().to_ascii_lowercase();
     }
-    // Normalizing makes further letters to be folded, and folding makes further sequences to be normalized. Two rounds
-    // reach the end (Unicode, D146).
+    // Normalizing can create letters to fold, and folding can create sequences to normalize. Two rounds are sufficient
+    // (Unicode, D146).
     let once = case_fold(text.nfd());
     let twice = case_fold(once.nfkc());
     let folded: String = twice.nfkc().collect();
@@ -32,13 +31,13 @@ fn case_fold(letters: impl Iterator<Item = char>) -> String {
 
 const CATEGORY: CodePointMapDataBorrowed<GeneralCategory> = CodePointMapData::new();
 
-/// Whether a character that is no white space cannot be seen: joiners, variation selectors, fillers, marks of direction,
+/// Whether a character other than white space is invisible: joiners, variation selectors, fillers, directional marks,
 /// tags, and other format characters.
 pub(crate) fn is_invisible(letter: char) -> bool {
     const IGNORABLE: CodePointSetDataBorrowed =
         CodePointSetData::new::<DefaultIgnorableCodePoint>();
-    // Letters and symbols by category that have no ink: the empty Braille cell, the null notehead, two Egyptian blanks,
-    // and what stands in for an object that is not there.
+    // Letters and symbols by category that have no glyph: the empty Braille cell, the null notehead, two Egyptian
+    // blanks, and the object replacement character.
     const EMPTY: [char; 5] = [
         '\u{2800}',
         '\u{1d159}',
@@ -51,7 +50,7 @@ pub(crate) fn is_invisible(letter: char) -> bool {
         || EMPTY.contains(&letter)
 }
 
-/// Whether a text has nothing in it that can be seen: no letter, digit, punctuation mark or symbol.
+/// Whether a text has no visible characters: no letter, digit, punctuation mark or symbol.
 pub(crate) fn is_blank(text: &str) -> bool {
     const BASES: GeneralCategoryGroup = GeneralCategoryGroup::Letter
         .union(GeneralCategoryGroup::Number)
@@ -62,8 +61,8 @@ pub(crate) fn is_blank(text: &str) -> bool {
         .any(|letter| BASES.contains(CATEGORY.get(letter)) && !is_invisible(letter))
 }
 
-/// Whether a text is one line in which every character leaves the others as they are: no control characters but tabs,
-/// nothing that breaks the line or sets the writing direction of what follows, no hidden tags, no noncharacters.
+/// Whether a text is one line in which no character affects others: no control characters but tabs, no line breaks, no
+/// characters that set the writing direction of the following text, no hidden tags, no noncharacters.
 pub(crate) fn is_line(text: &str) -> bool {
     let mut before = None;
     text.chars().all(|letter| {
@@ -72,23 +71,23 @@ pub(crate) fn is_line(text: &str) -> bool {
             '\t' => true,
             // Line and paragraph separators.
             '\u{2028}' | '\u{2029}'
-            // Embeddings, overrides and isolates. Marks of direction set no scope and are part of names.
+            // Embeddings, overrides and isolates. Directional marks set no scope and are part of names.
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
             // Deprecated format characters, annotations, the language tag.
             | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}'
             // Noncharacters.
             | '\u{fdd0}'..='\u{fdef}' => false,
-            // Tags spell the region of a flag, and are hidden text anywhere else.
+            // Tags encode the region of a flag, and are hidden text anywhere else.
             '\u{e0020}'..='\u{e007f}' => matches!(before, Some('\u{1f3f4}' | '\u{e0020}'..='\u{e007f}')),
             _ => !letter.is_control() && u32::from(letter) & 0xfffe != 0xfffe,
         }
     })
 }
 
-/// Most characters of an e-mail address.
+/// Maximum length of an e-mail address, in characters.
 pub(crate) const MAX_EMAIL: usize = 254;
 
-/// The form in which an e-mail address names its account; `None` for what cannot be one. What is much longer is not even
+/// The form in which an e-mail address identifies its account; `None` for an invalid address. A much longer text is not
 /// folded.
 pub(crate) fn email_key(email: &str) -> Option<String> {
     let email = email.trim();
@@ -98,8 +97,8 @@ pub(crate) fn email_key(email: &str) -> Option<String> {
     Some(fold(email)).filter(|key| key.chars().nth(MAX_EMAIL).is_none() && !key.contains('\0'))
 }
 
-/// The keys under which the account of an e-mail address may be kept, the better one last. Two accounts whose addresses
-/// became equal when case folding became complete have kept their keys apart: one has the key of the former folding.
+/// The keys under which the account of an e-mail address may be stored, the preferred one last. If the addresses of two
+/// accounts became equal when case folding became complete, one of them still has the key of the former folding.
 pub(crate) fn account_keys(email: &str) -> [String; 2] {
     let former: String = email
         .nfkc()
@@ -110,7 +109,8 @@ pub(crate) fn account_keys(email: &str) -> [String; 2] {
     [fold(email), former.trim().to_owned()]
 }
 
-/// Addresses that one party usually has at its disposal: an IPv4 address, or the first 64 bits of an IPv6 address.
+/// The network of an address, which usually belongs to one party: an IPv4 address, or the first 64 bits of an IPv6
+/// address.
 pub(crate) fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
@@ -173,7 +173,7 @@ mod tests {
             let folded = fold(text);
             assert_eq!(fold(&folded), folded, "{}", text.escape_unicode());
         };
-        // The planes without assigned letters at once, the others letter by letter.
+        // The planes without assigned letters together, the others letter by letter.
         let (few, many): (Vec<char>, Vec<char>) = ('\0'..=char::MAX)
             .partition(|letter| matches!(u32::from(*letter), 0..0x4_0000 | 0xe_0000..0xe_1000));
         for letters in many.chunks(4096) {
@@ -182,7 +182,7 @@ mod tests {
         for letter in few {
             let text = String::from(letter);
             holds(&text);
-            // What changes, changes with what stands beside it.
+            // A letter that folding changes is also tested in combination with others.
             if fold(&text) != text {
                 for (before, after) in [
                     ("", "\u{301}"),
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn capitals_and_small_letters_fold_alike() {
-        // The capital of the dotless letter is that of the dotted one.
+        // The capital of the dotless letter equals that of the dotted one.
         for letter in ('\0'..='\u{1ffff}').filter(|letter| *letter != 'ı') {
             let small: String = letter.to_lowercase().collect();
             let capital: String = letter.to_uppercase().collect();

@@ -1,4 +1,4 @@
-//! Users: the people who sign in.
+//! Users: people with an account.
 
 use crate::auth::MAX_USER_NAME;
 use std::sync::Arc;
@@ -22,20 +22,20 @@ use crate::{
     scalar::DateTime,
 };
 
-/// What a user may do on this server.
+/// The role of a user on this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "user::UserRole")]
 pub enum UserRole {
-    /// Works with what is theirs and what is shared with them.
+    /// May read and change their own objects and those shared with them.
     User,
-    /// May read and change everything, and keeps the catalogue of providers, models and personas.
+    /// May read and change everything, and maintains the catalogue of providers, models and personas.
     Admin,
 }
 
 /// A person with an account.
 pub struct User {
     row: Arc<user::Model>,
-    /// Whether this is known to be who asks, though their request was not signed in when it began.
+    /// Whether the caller has just signed in as this user, in a request that was not authenticated.
     is_self: bool,
 }
 
@@ -52,12 +52,12 @@ impl User {
         &self.row.name
     }
 
-    /// The e-mail address. Null for everyone but the user and administrators.
+    /// The e-mail address. Null unless the caller is the user or an administrator.
     async fn email(&self, ctx: &Context<'_>) -> Option<&str> {
         self.is_private_to(ctx).then_some(&self.row.email)
     }
 
-    /// What the user may do on this server.
+    /// The role, which determines the user's permissions.
     async fn role(&self) -> UserRole {
         self.row.role.into()
     }
@@ -67,12 +67,13 @@ impl User {
         self.row.is_active
     }
 
-    /// When the account was made.
+    /// When the account was created.
     async fn created_at(&self) -> DateTime {
         self.row.created_at.into()
     }
 
-    /// When the user last signed in. Null for everyone but the user and administrators, and before the first time.
+    /// When the user last signed in. Null before the first sign-in, and unless the caller is the user or an
+    /// administrator.
     async fn last_login_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
         self.row
             .last_login_at
@@ -89,7 +90,7 @@ impl User {
         }
     }
 
-    /// Somebody who has just proved who they are.
+    /// The user who has just signed in.
     pub(crate) fn signed_in(row: Arc<user::Model>) -> Self {
         Self { row, is_self: true }
     }
@@ -100,7 +101,7 @@ impl User {
     }
 }
 
-/// Users as a list.
+/// A connection of users.
 pub struct Users;
 
 impl Listed for Users {
@@ -121,14 +122,14 @@ impl Listed for Users {
     }
 }
 
-/// Narrows a list of users. All given conditions must hold.
+/// Filters a list of users. All conditions must hold.
 #[derive(InputObject)]
 pub struct UserFilter {
     /// Only users with this role.
     role: Option<UserRole>,
-    /// Only users who may sign in, or only those who may not.
+    /// Only users who may sign in (true), or only those who may not (false).
     is_active: Option<bool>,
-    /// Only users whose e-mail address contains this text, whatever its case; at most 100 characters.
+    /// Only users whose e-mail address contains this text, ignoring case; at most 100 characters.
     search: Option<String>,
 }
 
@@ -156,17 +157,17 @@ impl UserFilter {
     }
 }
 
-/// The outcome of a change of an account.
+/// Payload of `updateProfile` and `updateUser`.
 #[derive(SimpleObject)]
 pub struct UserPayload {
-    /// The user as they are now; null when there is none to show.
+    /// The user in their current state; null if there is none.
     user: Option<User>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
 impl UserPayload {
-    /// Makes the change, unless the input has faults.
+    /// Applies the change unless the input has errors.
     async fn amended(
         ctx: &Context<'_>,
         user: Uuid,
@@ -202,33 +203,33 @@ impl UserPayload {
     }
 }
 
-/// What the signed-in user changes about themselves. Fields that are left out stay as they are.
+/// Input for `updateProfile`. Omitted fields keep their value.
 #[derive(InputObject)]
 pub struct UpdateProfileInput {
     /// The name shown to others, 1 to 100 characters.
     name: MaybeUndefined<String>,
 }
 
-/// What an administrator changes about a user. Fields that are left out stay as they are.
+/// Input for `updateUser`. Omitted fields keep their value.
 #[derive(InputObject)]
 pub struct UpdateUserInput {
-    /// The user, who must be another than the administrator.
+    /// The id of the user, who must not be the caller.
     user_id: ID,
     /// The name shown to others, 1 to 100 characters.
     name: MaybeUndefined<String>,
-    /// What the user may do from now on. Their access tokens are revoked; refreshed sessions go on with the new role.
+    /// The new role. Revokes the user's access tokens; refreshed sessions continue with the new role.
     role: MaybeUndefined<UserRole>,
-    /// Whether the user may sign in from now on. If not, all their sessions end.
+    /// Whether the user may sign in. If false, all their sessions end.
     is_active: MaybeUndefined<bool>,
 }
 
-/// Changes of accounts.
+/// Mutations of users.
 #[derive(Default)]
 pub struct UserMutation;
 
 #[Object]
 impl UserMutation {
-    /// Changes the signed-in user's own name.
+    /// Updates the caller's name.
     async fn update_profile(
         &self,
         ctx: &Context<'_>,
@@ -245,8 +246,8 @@ impl UserMutation {
         UserPayload::amended(ctx, viewer, amendment, check).await
     }
 
-    /// Changes another user: their name, their role, and whether they may sign in. For administrators. Error codes of
-    /// `userErrors`: `PROTECTED` for the administrator's own account.
+    /// Updates another user: their name, their role, and whether they may sign in. For administrators. `userErrors`:
+    /// validation codes, and `PROTECTED` for the caller's own account.
     async fn update_user(
         &self,
         ctx: &Context<'_>,
@@ -261,7 +262,7 @@ impl UserMutation {
         let is_active = check.if_given("isActive", &input.is_active).copied();
         if user == admin {
             let message =
-                "You cannot change your own account like this. Ask another administrator.";
+                "You cannot change your own account with this mutation. Ask another administrator.";
             check.fault("userId", UserErrorCode::Protected, message);
         }
         let amendment = Amendment {

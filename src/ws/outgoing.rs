@@ -1,5 +1,5 @@
-//! What a connection sends. Messages are gathered and handed to the socket together; events of a session that has ended
-//! are not handed over any more.
+//! The outgoing messages of a connection. Messages are combined into larger writes; events of a session that has ended
+//! are no longer written.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,14 +20,14 @@ use super::{Close, End, Socket, ended};
 use crate::config::Config;
 use crate::http::Outcome;
 
-/// Longest piece of a message that is handed to the socket at once, in bytes. Longer messages go out in pieces: so the
-/// buffer is bounded, and a client that reads slowly, but reads, has its time for each.
+/// Maximum size of a piece of a message, in bytes. Longer messages are sent in pieces, so that the buffer is bounded,
+/// and a slow client has the write timeout for each piece.
 pub(super) const FRAGMENT: usize = 64 << 10;
 
-/// How much of what is ready at the same time is gathered before the socket is given it, in bytes.
+/// Size up to which data that is ready is combined into one write, in bytes.
 pub(super) const GATHERED: usize = 8 << 10;
 
-/// What a client is told.
+/// A message to the client.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
@@ -49,23 +49,23 @@ pub(super) enum Outgoing<'a> {
     },
 }
 
-/// A frame that waits to be handed to the socket.
+/// A frame in the queue.
 struct Waiting {
     message: Message,
     length: usize,
-    /// Whether it belongs to an event, which must not follow the end of the session.
+    /// Whether it is part of an event, which must not be sent after the end of the session.
     is_event: bool,
-    /// Whether the frames before it belong to the same message.
+    /// Whether it continues the message of the previous frame.
     continues: bool,
 }
 
-/// A socket, and what it is to be given.
+/// A socket with its queue of outgoing frames.
 pub(super) struct Outbox {
     pub(super) socket: Socket,
-    /// The session of the connection, once the client has introduced itself with a token.
+    /// The session of the connection, once the client has authenticated with a token.
     pub(super) watch: Option<Watch>,
     waiting: VecDeque<Waiting>,
-    /// How long the frames that wait are, in bytes.
+    /// Total size of the queued frames, in bytes.
     gathered: usize,
 }
 
@@ -79,7 +79,7 @@ impl Outbox {
         }
     }
 
-    /// Adds a message, and hands over what has been gathered when it is enough.
+    /// Queues a message, and flushes if enough is queued.
     pub(super) async fn send(
         &mut self,
         config: &Config,
@@ -88,7 +88,7 @@ impl Outbox {
     ) -> Result<(), End> {
         let text = serde_json::to_vec(message).map_err(|error| {
             tracing::error!(%error, "cannot serialize a message as JSON");
-            Close::new(1011, "Something went wrong on our side.")
+            Close::new(1011, "Internal server error.")
         })?;
         let mut rest = Bytes::from(text);
         let mut kind = Data::Text;
@@ -114,7 +114,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds a ping of the WebSocket itself.
+    /// Queues a ping frame of the WebSocket protocol.
     pub(super) fn ping(&mut self) {
         self.add(Waiting {
             message: Message::Ping(Bytes::new()),
@@ -129,7 +129,7 @@ impl Outbox {
         self.waiting.push_back(frame);
     }
 
-    /// Waits until the socket has taken everything, as long as each piece may take.
+    /// Waits until the socket has accepted all frames. The write timeout applies to each piece.
     pub(super) async fn flush(&mut self, config: &Config) -> Result<(), End> {
         let longest = config.subscriptions.message_bytes;
         let failed = loop {
@@ -143,13 +143,13 @@ impl Outbox {
                 Err(_) => break Close::slow().into(),
             }
         };
-        // What is left belongs behind what could not be handed over.
+        // The remaining frames must not be sent after the failed ones.
         self.waiting.clear();
         self.gathered = 0;
         Err(failed)
     }
 
-    /// Hands the next frames to the socket and waits until it has taken them. Answers whether these were all.
+    /// Writes the next frames and waits until the socket has accepted them. Returns whether the queue is empty.
     async fn hand_over(&mut self) -> Result<bool, Failure> {
         let mut frames = Vec::new();
         let (mut length, mut has_event) = (0, false);
@@ -171,7 +171,7 @@ impl Outbox {
             let Some(watch) = &watch else {
                 return write(socket, &mut frames, context).map(Some);
             };
-            // The session does not end between the look and the write.
+            // The session cannot end between this check and the write.
             let written = watch.unless_ended(|| write(socket, &mut frames, context));
             let Some(written) = written else {
                 return Poll::Ready(None);
@@ -185,8 +185,8 @@ impl Outbox {
         match handed.await {
             Some(Ok(())) => Ok(self.waiting.is_empty()),
             Some(Err(error)) => Err(Failure::Broken(error)),
-            // Part of an event waits in the socket's buffer for a client that reads slowly, and can only be taken back
-            // together with the connection.
+            // Part of an event is in the socket's buffer, because the client reads slowly. Only closing the connection
+            // can discard it.
             None if has_begun => Err(Failure::Ended(End::Lost)),
             None => {
                 for frame in frames.into_iter().rev() {
@@ -198,7 +198,7 @@ impl Outbox {
         }
     }
 
-    /// Leaves out the events that wait. One of which a part was sent can only be ended by closing the connection.
+    /// Removes queued events. If part of an event is already sent, the connection must be closed.
     fn leave_out_events(&mut self) -> Result<bool, Failure> {
         let is_torn = self.waiting.front().is_some_and(|next| next.continues);
         if is_torn {
@@ -210,13 +210,13 @@ impl Outbox {
     }
 }
 
-/// Why frames were not handed over.
+/// Why frames were not written.
 enum Failure {
     Ended(End),
     Broken(Error),
 }
 
-/// Writes frames as far as the socket takes them.
+/// Writes frames until the socket is full.
 fn write(
     socket: &mut Socket,
     frames: &mut VecDeque<Waiting>,

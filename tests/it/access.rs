@@ -1,7 +1,7 @@
-//! Who may call what: the table in `access.md`, made by calling every root field as every kind of caller.
+//! Access control: calls every root field as each kind of caller and compares the outcomes with `access.md`.
 //!
-//! A new root field is in the table by itself. A mutation needs an input below that is harmless when it succeeds: what
-//! is called later must find what was there before.
+//! A new root field gets a row automatically. A mutation needs an input in `World::input` that does no harm if it
+//! succeeds, because later calls use the same data.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,10 +29,10 @@ input has `userErrors` and their code. Made by `UPDATE_SNAPSHOTS=1 cargo test --
 
 ";
 
-/// The circle that all named things belong to.
+/// The circle that all named objects belong to.
 const CIRCLE: &str = "circle_01ke6p4zk8e03r000000000001";
 
-/// An account that is there to be changed.
+/// An account that the mutations under test change.
 const SPARE: &str = "spare@example.com";
 
 const CALLERS: [(&str, Option<&str>); 6] = [
@@ -44,7 +44,7 @@ const CALLERS: [(&str, Option<&str>); 6] = [
     ("admin", Some("admin@example.com")),
 ];
 
-/// Where an event of each type is found.
+/// The event types, each with the kind of event to look for and whether the event belongs to the circle.
 const EVENTS: [(&str, &str, bool); 10] = [
     ("AgentEvent", "AGENT_CREATED", false),
     ("ProjectEvent", "PROJECT_CREATED", false),
@@ -58,11 +58,11 @@ const EVENTS: [(&str, &str, bool); 10] = [
     ("UserEvent", "USER_UPDATED", false),
 ];
 
-/// A server with all callers, and the things that are asked for.
+/// A server with an account for each kind of caller, and the ids of the objects to query.
 struct World {
     server: TestServer,
     schema: Schema,
-    /// A thing of each type that can be asked for by its id.
+    /// The id of one object per type.
     things: BTreeMap<String, String>,
 }
 
@@ -103,7 +103,7 @@ impl World {
         );
     }
 
-    /// Shares the circle with its collaborators.
+    /// Adds the viewer and the editor as collaborators of the circle.
     async fn share(&self) {
         let db = self.server.database().connect().await;
         let circles = circle::Entity::find().order_by_asc(circle::Column::Id);
@@ -158,7 +158,7 @@ impl World {
         thing.unwrap_or_else(|| panic!("find_things finds nothing of the type {ty}"))
     }
 
-    /// The field's name, or how it is called, with the arguments it is called with.
+    /// The calls of a query field, each as its label in the table and its arguments.
     fn calls(&self, field: &Field) -> Vec<(String, Value)> {
         let required: Vec<_> = field
             .required()
@@ -188,7 +188,7 @@ impl World {
                 field.name.clone(),
                 json!({ "conversationId": self.thing("Conversation") }),
             )],
-            _ => panic!("say here how to call the query {}", field.name),
+            _ => panic!("add the arguments of the query {} here", field.name),
         };
         if field.name == "taskUpdated" {
             calls = vec![
@@ -210,7 +210,7 @@ impl World {
         calls
     }
 
-    /// An input that does no harm when it is taken.
+    /// An input that leaves the data usable for later calls if the mutation succeeds.
     async fn input(&self, mutation: &str, caller: &str) -> Value {
         match mutation {
             "register" => {
@@ -258,7 +258,7 @@ impl World {
             "deletePersona" => json!({ "id": self.thing("Persona") }),
             "createProject" | "createAgent" => json!({ "name": format!("new-{caller}") }),
             "updateProject" => json!({ "projectId": self.thing("Project") }),
-            // Whoever may delete projects gets one of their own for it.
+            // A caller who may delete projects gets a new project to delete.
             "deleteProject" if matches!(caller, "owner" | "admin") => {
                 let create = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
                 let input = json!({ "input": { "name": format!("doomed-{caller}") } });
@@ -272,7 +272,7 @@ impl World {
         }
     }
 
-    /// As [`World::input`], for what is done to a circle or in one.
+    /// Like [`World::input`], for mutations of a circle or of its contents.
     async fn input_in_circle(&self, mutation: &str) -> Value {
         match mutation {
             "createConversation" => {
@@ -296,7 +296,7 @@ impl World {
             }
             "pinMessage" => json!({ "messageId": self.thing("Message"), "isPinned": false }),
             "createCircle" => json!({ "name": "A circle" }),
-            // It runs, so that there is nothing to be done.
+            // The circle is running, so none of these changes it.
             "updateCircle" | "startCircle" | "archiveCircle" | "restoreCircle" => {
                 json!({ "circleId": CIRCLE })
             }
@@ -324,11 +324,11 @@ impl World {
             "submitTask" => {
                 json!({ "taskId": self.thing("Task"), "result": "What.", "expectedVersion": 0 })
             }
-            _ => panic!("say here how to call the mutation {mutation}, and do no harm"),
+            _ => panic!("add a harmless input of the mutation {mutation} here"),
         }
     }
 
-    /// Somebody who has left the circle already.
+    /// The id of a member who has already left the circle.
     async fn former_member(&self) -> Value {
         let members = "query ($id: ID!) { circle(id: $id) { members(first: 100, filter: { includeInactive: true }) {
             edges { membership { id isActive } } } } }";
@@ -351,7 +351,7 @@ impl World {
         self.server.ask(None, login, input).await["data"]["login"].clone()
     }
 
-    /// What a caller gets, in a word or two.
+    /// The outcome of a call as one or two words.
     async fn outcome(
         &self,
         email: Option<&str>,
@@ -359,7 +359,7 @@ impl World {
         field: &Field,
         arguments: &Value,
     ) -> String {
-        // Each call has a session of its own, which it may end.
+        // Each call uses a new session, because it may end it.
         let token = match email {
             Some(email) => Some(self.server.token(email).await),
             None => None,
@@ -428,7 +428,7 @@ impl World {
         .to_owned()
     }
 
-    /// The error of a subscription; `None` when it has begun.
+    /// The error of a subscription, or `None` if it started.
     async fn listen(
         &self,
         token: Option<&str>,
@@ -485,7 +485,7 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// The first thing of each type in an answer.
+/// Collects the first object of each type in a response.
 fn find(value: &Value, things: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(object) => {
@@ -502,7 +502,7 @@ fn find(value: &Value, things: &mut BTreeMap<String, String>) {
 }
 
 #[tokio::test]
-async fn every_root_field_answers_each_kind_of_caller_as_the_table_says() {
+async fn every_root_field_answers_each_kind_of_caller_as_documented() {
     let world = World::new().await;
     let table = world.table().await;
     if env::var_os("UPDATE_SNAPSHOTS").is_some() {
@@ -512,8 +512,8 @@ async fn every_root_field_answers_each_kind_of_caller_as_the_table_says() {
     for (line, expected) in table.lines().zip(committed.lines()) {
         assert_eq!(
             line, expected,
-            "if this is as it should be, run it with UPDATE_SNAPSHOTS=1"
+            "if the difference is intended, rerun with UPDATE_SNAPSHOTS=1"
         );
     }
-    assert!(table == committed, "run this test with UPDATE_SNAPSHOTS=1");
+    assert!(table == committed, "rerun with UPDATE_SNAPSHOTS=1");
 }

@@ -1,4 +1,4 @@
-//! Accounts: who gets in, how far, for how long, and what is known about it afterwards.
+//! Accounts: registration, sign-in, sessions, tokens, roles, and the audit log.
 
 pub(crate) mod audit;
 mod credentials;
@@ -17,17 +17,17 @@ use serde_json::{Value, json};
 use crate::database::{Database, PASSWORD};
 use crate::server::TestServer;
 
-/// What a sign-in answers.
+/// The fields selected after a sign-in.
 pub(crate) const SIGNED_IN: &str = "accessToken accessTokenExpiresAt refreshToken refreshTokenExpiresAt \
     viewer { id name email role isActive } userErrors { field code message }";
 
-/// What a change of an account answers.
+/// The fields selected after an account change.
 const CHANGED: &str = "user { id name role isActive } userErrors { field code message }";
 
 const SESSIONS: &str = "query($user: ID) { sessions(userId: $user) { totalCount nodes \
     { id createdAt refreshedAt expiresAt clientIp userAgent isCurrent } } }";
 
-/// Somebody with an address and connections of their own.
+/// A client with its own IP address and its own connections.
 #[derive(Clone)]
 pub(crate) struct Visitor {
     client: Client,
@@ -35,28 +35,28 @@ pub(crate) struct Visitor {
     request_id: Option<String>,
 }
 
-/// What a sign-in gives out.
+/// The tokens of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokens {
     pub(crate) access: String,
     pub(crate) refresh: String,
 }
 
-/// The e-mail address of a token's user, or status and code of what refuses it.
+/// The e-mail address of a token's user, or the status and the code of the refusal.
 type Standing = Result<String, (StatusCode, String)>;
 
 impl Visitor {
-    /// From 127.0.0.1.
+    /// A client at 127.0.0.1.
     pub(crate) fn new(server: &TestServer) -> Self {
         Self::at(server, 1)
     }
 
-    /// From 127.0.0.`host`.
+    /// A client at 127.0.0.`host`.
     pub(crate) fn at(server: &TestServer, host: u8) -> Self {
         Self::to(server.url("/graphql"), host)
     }
 
-    /// From 127.0.0.`host` to an address.
+    /// A client at 127.0.0.`host` that sends its requests to this URL.
     pub(crate) fn to(url: String, host: u8) -> Self {
         let client = Client::builder()
             .no_proxy()
@@ -71,7 +71,7 @@ impl Visitor {
         }
     }
 
-    /// The same one, whose requests have this id.
+    /// The same client, which sends this request id.
     pub(crate) fn named(&self, request_id: &str) -> Self {
         Self {
             request_id: Some(request_id.to_owned()),
@@ -79,7 +79,7 @@ impl Visitor {
         }
     }
 
-    /// The response to an operation, whatever it is.
+    /// The HTTP response to an operation.
     pub(crate) async fn send(
         &self,
         token: Option<&str>,
@@ -97,13 +97,13 @@ impl Visitor {
         request.json(&body).send().await.expect("an answer")
     }
 
-    /// The whole answer to an operation.
+    /// The complete response to an operation.
     pub(crate) async fn ask(&self, token: Option<&str>, query: &str, variables: Value) -> Value {
         let response = self.send(token, query, variables).await;
         response.json().await.expect("JSON")
     }
 
-    /// The whole answer to a mutation, whose input type is named after it.
+    /// The complete response to a mutation whose input type is named after it.
     pub(crate) async fn mutate(
         &self,
         token: Option<&str>,
@@ -117,18 +117,18 @@ impl Visitor {
         self.ask(token, &query, json!({ "input": input })).await
     }
 
-    /// The whole answer to a registration.
+    /// The complete response to a registration.
     pub(crate) async fn try_register(&self, email: &str, password: &str) -> Value {
         let input = json!({ "email": email, "password": password, "name": "Somebody" });
         self.mutate(None, "register", SIGNED_IN, input).await
     }
 
-    /// Makes an account with the password of the demo users.
+    /// Creates an account with the password of the demo users.
     pub(crate) async fn register(&self, email: &str) -> Tokens {
         tokens(&self.try_register(email, PASSWORD).await["data"]["register"])
     }
 
-    /// The whole answer to a sign-in.
+    /// The complete response to a sign-in.
     pub(crate) async fn try_login(&self, email: &str, password: &str) -> Value {
         let input = json!({ "email": email, "password": password });
         self.mutate(None, "login", SIGNED_IN, input).await
@@ -139,18 +139,18 @@ impl Visitor {
         tokens(&self.try_login(email, password).await["data"]["login"])
     }
 
-    /// The whole answer to a refresh.
+    /// The complete response to a refresh.
     pub(crate) async fn try_refresh(&self, token: &str) -> Value {
         let input = json!({ "refreshToken": token });
         self.mutate(None, "refreshSession", SIGNED_IN, input).await
     }
 
-    /// The next tokens of a session.
+    /// Refreshes a session and returns its new tokens.
     pub(crate) async fn refresh(&self, token: &str) -> Tokens {
         tokens(&self.try_refresh(token).await["data"]["refreshSession"])
     }
 
-    /// Whose an access token is.
+    /// The user that an access token authenticates.
     pub(crate) async fn who(&self, token: &str) -> Standing {
         let response = self
             .send(Some(token), "{ viewer { email } }", json!({}))
@@ -185,7 +185,7 @@ impl Visitor {
     }
 }
 
-/// What a payload gives out, if nothing is wrong with the input.
+/// The tokens in a payload. Fails if the payload has user errors.
 #[track_caller]
 pub(crate) fn tokens(payload: &Value) -> Tokens {
     assert_eq!(payload["userErrors"], json!([]), "{payload}");
@@ -202,7 +202,7 @@ pub(crate) fn code(answer: &Value) -> &str {
     code.as_str().unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// Fields and codes of what is wrong with the input.
+/// The fields and codes of the user errors.
 pub(crate) fn faults(payload: &Value) -> Vec<(&str, &str)> {
     let errors = payload["userErrors"].as_array();
     let errors = errors.unwrap_or_else(|| panic!("{payload}"));
@@ -217,20 +217,20 @@ pub(crate) fn faults(payload: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// How a token that is not believed is answered.
+/// The expected result of an invalid token.
 pub(crate) fn unauthenticated() -> Standing {
     Err((StatusCode::UNAUTHORIZED, "UNAUTHENTICATED".to_owned()))
 }
 
-/// How the token of a deactivated user is answered.
+/// The expected result of a token of a deactivated user.
 pub(crate) fn forbidden() -> Standing {
     Err((StatusCode::FORBIDDEN, "FORBIDDEN".to_owned()))
 }
 
-/// How a good token of this user is answered.
+/// The expected result of a valid token of this user.
 #[expect(
     clippy::unnecessary_wraps,
-    reason = "it is compared with what may be a refusal"
+    reason = "compared with results that can be errors"
 )]
 pub(crate) fn user(email: &str) -> Standing {
     Ok(email.to_owned())
@@ -241,7 +241,7 @@ const BOB: &str = "bob@example.com";
 pub(crate) const ADMIN: &str = "admin@example.com";
 
 #[tokio::test]
-async fn who_registers_is_signed_in_at_once() {
+async fn registration_signs_the_user_in() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let input = json!({ "email": " Ada@Example.com ", "password": PASSWORD, "name": "  Ada L.\t" });
@@ -263,7 +263,7 @@ async fn who_registers_is_signed_in_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_registration_is_told_field_by_field() {
+async fn registration_errors_are_reported_per_field() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let long = "x".repeat(101);
@@ -287,7 +287,7 @@ async fn what_is_wrong_with_a_registration_is_told_field_by_field() {
             vec![("email", "INVALID")],
         ),
         ("ada@one@two", PASSWORD, "Ada", vec![("email", "INVALID")]),
-        // Folded, this has two at signs.
+        // The full-width at sign folds to a second `@`.
         (
             "ada\u{ff20}one@two",
             PASSWORD,
@@ -319,18 +319,18 @@ async fn what_is_wrong_with_a_registration_is_told_field_by_field() {
 }
 
 #[tokio::test]
-async fn a_closed_registration_is_forbidden() {
+async fn registering_is_forbidden_when_registration_is_closed() {
     let server = TestServer::with(|config| config.auth.registration = false).await;
     let visitor = Visitor::new(&server);
     let answer = visitor.try_register(ADA, PASSWORD).await;
     assert_eq!(code(&answer), "FORBIDDEN");
-    // Nobody learns who has an account.
+    // The answer must not reveal whether an account exists.
     assert_eq!(visitor.try_register(ADMIN, PASSWORD).await, answer);
     visitor.login(ADMIN, PASSWORD).await;
 }
 
 #[tokio::test]
-async fn an_address_that_is_registered_fifty_times_at_once_is_registered_once() {
+async fn fifty_concurrent_registrations_of_one_address_create_one_account() {
     let server = TestServer::on(Database::empty().await, |config| {
         config.graphql.timeout = std::time::Duration::from_mins(10);
     })
@@ -361,7 +361,7 @@ async fn an_address_that_is_registered_fifty_times_at_once_is_registered_once() 
 }
 
 #[tokio::test]
-async fn a_new_password_ends_every_session_but_its_own() {
+async fn a_password_change_ends_all_sessions_and_starts_a_new_one() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let elsewhere = visitor.register(ADA).await;
@@ -399,7 +399,7 @@ async fn a_new_password_ends_every_session_but_its_own() {
 }
 
 #[tokio::test]
-async fn of_two_new_passwords_at_once_the_first_stays() {
+async fn the_first_of_two_concurrent_password_changes_wins() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -409,7 +409,7 @@ async fn of_two_new_passwords_at_once_the_first_stays() {
             .mutate(Some(&ada.access), "changePassword", SIGNED_IN, input)
             .await
     };
-    // Both know the password and the session that the first of them ends.
+    // Both requests use the old password and the session that the first change ends.
     let answers = join(change("the first one's"), change("the second one's")).await;
     let (won, lost, password) = if answers.0["data"].is_null() {
         (answers.1, answers.0, "the second one's")
@@ -465,7 +465,7 @@ async fn users_change_their_own_name() {
 }
 
 #[tokio::test]
-async fn only_administrators_list_and_change_others() {
+async fn only_administrators_list_and_change_other_users() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -520,7 +520,7 @@ async fn only_administrators_list_and_change_others() {
 }
 
 #[tokio::test]
-async fn a_new_role_counts_at_once() {
+async fn a_role_change_takes_effect_immediately() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -553,7 +553,7 @@ async fn a_new_role_counts_at_once() {
 }
 
 #[tokio::test]
-async fn a_role_that_was_changed_in_the_database_counts_for_the_next_request() {
+async fn a_role_changed_in_the_database_applies_to_the_next_request() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let admin = visitor.login(ADMIN, PASSWORD).await;
@@ -573,7 +573,7 @@ async fn a_role_that_was_changed_in_the_database_counts_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn a_disabled_user_is_out_in_mid_session() {
+async fn deactivating_a_user_revokes_their_tokens() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -599,7 +599,7 @@ async fn a_disabled_user_is_out_in_mid_session() {
         "UNAUTHENTICATED"
     );
 
-    // What was ended stays so.
+    // Reactivation does not restore ended sessions.
     set_active(true).await;
     assert_eq!(visitor.who(&ada.access).await, unauthenticated());
     assert_eq!(
@@ -611,7 +611,7 @@ async fn a_disabled_user_is_out_in_mid_session() {
 }
 
 #[tokio::test]
-async fn who_is_disabled_in_the_database_alone_is_out_too() {
+async fn deactivating_a_user_in_the_database_blocks_their_tokens() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;

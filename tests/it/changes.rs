@@ -1,4 +1,4 @@
-//! What people make, change and delete: what they get, what they are told is wrong, and what is announced of it.
+//! Create, update and delete mutations of agents, projects and the catalogue: results, user errors, and events.
 
 mod agents;
 mod catalogue;
@@ -18,7 +18,7 @@ const ADMIN: &str = "admin@example.com";
 const DEMO: &str = "demo@example.com";
 const GUEST: &str = "guest@example.com";
 
-/// What is asked of a thing that was changed.
+/// The fields selected of a changed object, by type.
 const SHOWN: [(&str, &str); 5] = [
     (
         "Provider",
@@ -50,7 +50,7 @@ const EVENTS: &str = "query($subject: ID!) { events(first: 100, filter: { subjec
     ... on ProjectEvent { projectId name changed project { id } } \
     ... on CatalogueEvent { subjectId name isDeleted changed } } } }";
 
-/// A server with the demo data, and people who change it.
+/// A server with the demo data, and requests of its users.
 struct Team {
     server: TestServer,
 }
@@ -62,20 +62,20 @@ impl Team {
         }
     }
 
-    /// The whole answer to somebody.
+    /// The complete response to a user's request.
     async fn ask(&self, who: &str, query: &str, variables: Value) -> Value {
         let token = self.server.token(who).await;
         self.server.ask(Some(&token), query, variables).await
     }
 
-    /// The data that somebody is answered.
+    /// The data of a user's request, which must not fail.
     async fn data(&self, who: &str, query: &str, variables: Value) -> Value {
         let answer = self.ask(who, query, variables).await;
         assert_eq!(answer.get("errors"), None, "{query}: {answer}");
         answer["data"].clone()
     }
 
-    /// The whole answer to a mutation whose name is a verb and the name of a type.
+    /// The complete response to a mutation named after a verb and a type.
     async fn mutate(&self, who: &str, name: &str, input: Value) -> Value {
         let shown = SHOWN.iter().find(|(ty, _)| name.ends_with(ty));
         let (ty, fields) = shown.expect("a type");
@@ -99,7 +99,7 @@ impl Team {
         answer["data"][name].clone()
     }
 
-    /// The thing that was made or changed, by an input with nothing wrong.
+    /// The created or changed object. Fails on user errors.
     async fn thing(&self, who: &str, name: &str, input: Value) -> Value {
         let payload = self.payload(who, name, input).await;
         assert_eq!(payload["userErrors"], json!([]), "{name}");
@@ -107,12 +107,12 @@ impl Team {
         payload[ty.trim_start_matches("update").to_lowercase()].clone()
     }
 
-    /// Fields and codes of what is wrong with an input.
+    /// The fields and codes of the user errors of a mutation.
     async fn faults(&self, who: &str, name: &str, input: Value) -> Vec<(String, String)> {
         faults(&self.payload(who, name, input).await)
     }
 
-    /// The code of the error that a mutation ends with, and the field that it names.
+    /// The code of the error that a mutation fails with, and the field that it names.
     async fn refusal(&self, who: &str, name: &str, input: Value) -> (String, Value) {
         let answer = self.mutate(who, name, input).await;
         assert!(answer["data"].is_null(), "{name}: {answer}");
@@ -121,7 +121,7 @@ impl Team {
         (code.to_owned(), error["field"].clone())
     }
 
-    /// Deletes what can be deleted.
+    /// Deletes an object, which must succeed.
     async fn delete(&self, who: &str, name: &str, id: &Value) {
         let payload = self.payload(who, name, json!({ "id": id })).await;
         let expected = json!({ "deletedId": id, "current": null, "userErrors": [] });
@@ -134,7 +134,7 @@ impl Team {
         data["viewer"]["id"].clone()
     }
 
-    /// The events of a subject as somebody reads them, oldest first, once there are as many.
+    /// Waits for this many events of a subject and returns them as the user reads them, oldest first.
     async fn events(&self, who: &str, subject: &Value, count: usize) -> Vec<Value> {
         for _ in 0..3_000 {
             let data = self.data(who, EVENTS, json!({ "subject": subject })).await;
@@ -165,7 +165,7 @@ pub(crate) async fn rows(db: &DatabaseConnection, subject: Uuid) -> Vec<event::M
     rows.expect("reads")
 }
 
-/// The row that an id names.
+/// The row id in a public id.
 pub(crate) fn uuid(id: &Value) -> Uuid {
     let id = id.as_str().expect("an id");
     let (_, uuid) = id::parse(&id.into()).expect("an id");
@@ -192,19 +192,19 @@ fn faults(payload: &Value) -> Vec<(String, String)> {
     faults
 }
 
-/// What is expected to be wrong.
+/// The expected user errors, sorted.
 fn wrong<const N: usize>(expected: [(&str, &str); N]) -> Vec<(String, String)> {
     let mut expected = expected.map(|(field, code)| (field.to_owned(), code.to_owned()));
     expected.sort_unstable();
     expected.to_vec()
 }
 
-/// How nothing that could be named is answered.
+/// The expected refusal when an object does not exist.
 fn not_found(field: &str) -> (String, Value) {
     ("NOT_FOUND".to_owned(), json!(field))
 }
 
-/// How somebody is answered who may not do that.
+/// The expected refusal when the user lacks the permission.
 fn forbidden() -> (String, Value) {
     ("FORBIDDEN".to_owned(), Value::Null)
 }

@@ -1,4 +1,4 @@
-//! What is charged is what runs, for whom it runs, and what is refused fits when the answer says so.
+//! Rate limit charges: only fields that run are charged, to the caller they run for, and `retryAfter` is sufficient.
 
 use gathering::config::{Config, Mode};
 use reqwest::StatusCode;
@@ -15,13 +15,13 @@ async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
     .await
 }
 
-/// A field so many times, under names of its own.
+/// The field repeated under this many aliases.
 fn aliases(count: usize, field: &str) -> String {
     let fields: Vec<_> = (0..count).map(|n| format!("a{n}: {field}")).collect();
     fields.join(" ")
 }
 
-/// The fields that an answer was charged for.
+/// The fields that a response was charged for.
 fn charged(answer: &Value) -> Vec<&str> {
     let standings = answer["extensions"]["rateLimit"].as_array();
     let standings = standings.into_iter().flatten();
@@ -95,7 +95,7 @@ async fn a_field_is_charged_exactly_when_it_runs() {
 }
 
 #[tokio::test]
-async fn a_default_does_not_make_sign_ins_free() {
+async fn a_variable_default_does_not_exempt_sign_ins_from_the_limit() {
     let server = serve(|_| ()).await;
     let login = r#"login(input: {email: "demo@example.com", password: "wrong"}) @skip(if: $s) { accessToken }"#;
     let hidden = format!("mutation ($s: Boolean = true) {{ a: {login} b: {login} c: {login} }}");
@@ -117,7 +117,7 @@ async fn a_default_does_not_make_sign_ins_free() {
 }
 
 #[tokio::test]
-async fn an_e_mail_address_as_long_as_a_body_is_not_looked_at() {
+async fn twenty_sign_ins_with_a_very_long_address_are_rate_limited() {
     let server = serve(|_| ()).await;
     let logins = aliases(20, "login(input: $i) { accessToken }");
     let query = format!("mutation ($i: LoginInput!) {{ {logins} }}");
@@ -128,7 +128,7 @@ async fn an_e_mail_address_as_long_as_a_body_is_not_looked_at() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_revoked_spends_nothing_of_its_user() {
+async fn a_revoked_token_is_not_charged_to_its_user() {
     let server = serve(|_| ()).await;
     let login = r#"mutation { login(input: {email: "demo@example.com", password: "gathering-demo"}) { accessToken } }"#;
     let answer = server.ask(None, login, json!({})).await;
@@ -151,7 +151,7 @@ async fn a_token_that_was_revoked_spends_nothing_of_its_user() {
 }
 
 #[tokio::test]
-async fn what_was_refused_fits_as_a_whole_when_the_answer_says_so() {
+async fn a_refused_request_succeeds_completely_after_its_retry_time() {
     let server = serve(|config| config.limits.read = 20).await;
     let viewers = |count| format!("{{ {} }}", aliases(count, "viewer { id }"));
     server.graphql(&viewers(10), json!({})).await;
@@ -167,7 +167,7 @@ async fn what_was_refused_fits_as_a_whole_when_the_answer_says_so() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_several_tiers_waits_for_the_slowest() {
+async fn retry_after_covers_the_slowest_of_several_tiers() {
     let server = serve(|config| {
         config.limits.read = 60;
         config.limits.health = 60;

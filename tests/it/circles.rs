@@ -1,4 +1,4 @@
-//! Circles: how they are made, changed, moved from state to state, shared and deleted, and what they announce.
+//! Circles: creation, updates, state changes, sharing, deletion, and their events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,23 +18,23 @@ use crate::server::{SIGNING_KEY, TestServer};
 
 pub(crate) const OWNER: &str = "demo@example.com";
 pub(crate) const ADMIN: &str = "admin@example.com";
-/// Reads `LIBRARY` and edits `WORKSHOP`.
+/// Can read `LIBRARY` and edit `WORKSHOP`.
 pub(crate) const GUEST: &str = "guest@example.com";
 
 pub(crate) const ATELIER: &str = "Atelier";
 pub(crate) const LIBRARY: &str = "Library";
 pub(crate) const WORKSHOP: &str = "Workshop";
 
-/// What names no row.
+/// A well-formed id without a row.
 const NO_PROJECT: &str = "project_01h455vb4pex5vsknk084sn02q";
 const NOBODY: &str = "user_01h455vb4pex5vsknk084sn02q";
 
-/// What is asked of a circle that was changed.
+/// The fields selected of a changed circle.
 const CIRCLE: &str = "circle { id name displayName description status version requireReview autoRoute maxMembers \
     maxConcurrentTasks startedAt stoppedAt archivedAt updatedAt project { id } members(first: 100) { totalCount nodes { id } } \
     collaborators { edges { role node { id } } } }";
 
-/// People who change things, and the events that tell of it.
+/// A server with the demo data, with helpers for mutations and for the events that they create.
 pub(crate) struct Studio {
     pub(crate) server: TestServer,
 }
@@ -46,20 +46,20 @@ impl Studio {
         }
     }
 
-    /// The whole answer to somebody.
+    /// The complete response to a user's request.
     pub(crate) async fn ask(&self, who: &str, query: &str, variables: Value) -> Value {
         let token = self.server.token(who).await;
         self.server.ask(Some(&token), query, variables).await
     }
 
-    /// The data that somebody gets.
+    /// The data of a user's query, which must not fail.
     pub(crate) async fn read(&self, who: &str, query: &str, variables: Value) -> Value {
         let answer = self.ask(who, query, variables).await;
         assert_eq!(answer.get("errors"), None, "{query}");
         answer["data"].clone()
     }
 
-    /// The whole answer to a mutation.
+    /// The complete response to a mutation.
     pub(crate) async fn mutate(&self, who: &str, name: &str, input: Value) -> Value {
         let (ty, selection) = match name {
             "createCircle" => ("CreateCircleInput", CIRCLE),
@@ -87,26 +87,26 @@ impl Studio {
         self.ask(who, &query, json!({ "input": input })).await
     }
 
-    /// The payload of a mutation that somebody may call.
+    /// The payload of a mutation, which must not fail.
     pub(crate) async fn payload(&self, who: &str, name: &str, input: Value) -> Value {
         let answer = self.mutate(who, name, input).await;
         assert_eq!(answer.get("errors"), None, "{name}: {answer}");
         answer["data"][name].clone()
     }
 
-    /// The payload of a mutation that nothing is wrong with.
+    /// The payload of a mutation, which must have no user errors.
     pub(crate) async fn done(&self, who: &str, name: &str, input: Value) -> Value {
         let payload = self.payload(who, name, input).await;
         assert_eq!(payload["userErrors"], json!([]), "{name}");
         payload
     }
 
-    /// What is wrong with a mutation's input, as `CODE field.path`.
+    /// The user errors of a mutation, as `CODE field.path`.
     pub(crate) async fn faults(&self, who: &str, name: &str, input: Value) -> Vec<String> {
         faults(&self.payload(who, name, input).await)
     }
 
-    /// The code of the error that a mutation ends with, and the field that it names.
+    /// The code of the error that a mutation fails with, and the field that it names.
     pub(crate) async fn refused(&self, who: &str, name: &str, input: Value) -> (Value, Value) {
         let answer = self.mutate(who, name, input).await;
         let error = &answer["errors"][0]["extensions"];
@@ -142,7 +142,7 @@ impl Studio {
         nodes.iter().rev().map(|node| node["id"].clone()).collect()
     }
 
-    /// How the events stand when all that was done so far is announced.
+    /// Waits until all events have a position and returns the cursor of the latest.
     pub(crate) async fn mark(&self) -> String {
         let db = self.server.database().connect().await;
         let waiting = event::Entity::find().filter(event::Column::Position.is_null());
@@ -156,7 +156,8 @@ impl Studio {
         cursor.expect("a cursor").to_owned()
     }
 
-    /// What was announced since then, oldest first, once there are so many: a transaction's events come all at once.
+    /// Waits for this many events after the cursor and returns them, oldest first. The events of a transaction appear
+    /// together.
     pub(crate) async fn events(&self, since: &str, count: usize) -> Vec<Value> {
         const EVENTS: &str = "query ($since: String) { events(last: 100, before: $since) { nodes { type circle { id } project { id } actor { id }
             ... on CircleEvent { name from: fromStatus to: toStatus changed }
@@ -176,14 +177,14 @@ impl Studio {
         panic!("{count} events were not announced");
     }
 
-    /// The types of what was announced since then, oldest first, once there are so many.
+    /// Waits for this many events after the cursor and returns their types, oldest first.
     pub(crate) async fn announced(&self, since: &str, count: usize) -> Vec<String> {
         let events = self.events(since, count).await;
         let types = events.iter().map(|event| event["type"].as_str());
         types.map(|ty| ty.expect("a type").to_owned()).collect()
     }
 
-    /// A new circle of the owner in a state.
+    /// Creates a circle of the owner in this state.
     async fn in_state(&self, name: &str, status: &str) -> Value {
         let input = json!({ "name": name });
         let circle = self.done(OWNER, "createCircle", input).await["circle"]["id"].clone();
@@ -201,7 +202,7 @@ impl Studio {
     }
 }
 
-/// What a payload says is wrong, as `CODE field.path`.
+/// The user errors of a payload, as `CODE field.path`.
 pub(crate) fn faults(payload: &Value) -> Vec<String> {
     let errors = payload["userErrors"].as_array().expect("user errors");
     let texts = errors.iter().map(|error| {
@@ -221,7 +222,7 @@ fn of(circle: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_circle_is_made_with_its_members_and_started_at_once() {
+async fn a_circle_can_be_created_with_members_and_started_in_one_request() {
     let studio = Studio::open().await;
     let (agents, projects) = (studio.agents().await, studio.projects().await);
     let since = studio.mark().await;
@@ -297,7 +298,7 @@ async fn a_circle_is_made_with_its_members_and_started_at_once() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_new_circle_is_told_at_once_and_nothing_is_made() {
+async fn all_input_errors_of_a_new_circle_are_reported_and_nothing_is_created() {
     let studio = Studio::open().await;
     let agents = studio.agents().await;
     let count = "{ circles { totalCount } }";
@@ -340,7 +341,7 @@ async fn all_that_is_wrong_with_a_new_circle_is_told_at_once_and_nothing_is_made
         studio.faults(OWNER, "createCircle", input).await,
         ["LIMIT_REACHED members"]
     );
-    // Some letters are several when they are compared.
+    // Some letters fold to several characters.
     let input = json!({ "name": "ﷺ".repeat(6) });
     assert_eq!(
         studio.faults(OWNER, "createCircle", input).await,
@@ -363,14 +364,14 @@ async fn all_that_is_wrong_with_a_new_circle_is_told_at_once_and_nothing_is_made
         (json!("BAD_USER_INPUT"), json!("members.0.agentId"))
     );
     assert_eq!(studio.read(OWNER, count, json!({})).await, before);
-    // The name of another's circle is free.
+    // Circle names are unique per owner.
     studio
         .done(GUEST, "createCircle", json!({ "name": ATELIER }))
         .await;
 }
 
 #[tokio::test]
-async fn agents_and_projects_of_others_are_not_taken_into_a_circle() {
+async fn a_circle_cannot_use_agents_or_projects_of_other_users() {
     let studio = Studio::open().await;
     let (atelier, projects) = (studio.circle(ATELIER).await, studio.projects().await);
     let input = json!({ "circleId": atelier, "email": GUEST, "role": "EDITOR" });
@@ -430,7 +431,7 @@ async fn agents_and_projects_of_others_are_not_taken_into_a_circle() {
             })
             .await;
     }
-    // What is linked already stays, whoever's it is; another one is not linked.
+    // An existing link to another user's project can be kept, but a new one is refused.
     let mine = studio
         .done(GUEST, "createCircle", json!({ "name": "Mine" }))
         .await["circle"]["id"]
@@ -458,15 +459,15 @@ async fn agents_and_projects_of_others_are_not_taken_into_a_circle() {
 }
 
 #[tokio::test]
-async fn a_new_circle_takes_at_most_eight_statements_whatever_its_size() {
+async fn creating_a_circle_of_any_size_takes_at_most_eight_statements() {
     const CREATE: &str = "mutation W1NewCircle($input: CreateCircleInput!) {
       createCircle(input: $input) { circle { id name status version members { totalCount } } userErrors { field code message } }
     }";
-    /// What it takes to know who asks.
+    /// The statements that authentication takes.
     const AUTHENTICATION: u64 = 1;
     let studio = Studio::open().await;
     let (agents, projects) = (studio.agents().await, studio.projects().await);
-    // A graph whose events are not handed out: what that costs is nothing of the operation's.
+    // A separate graph without event delivery, because its statements would be counted too.
     let statements = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&statements);
     let mut db = studio.server.database().connect().await;
@@ -519,7 +520,7 @@ async fn a_new_circle_takes_at_most_eight_statements_whatever_its_size() {
 }
 
 #[tokio::test]
-async fn a_circle_moves_from_state_to_state_as_the_table_says_and_not_otherwise() {
+async fn circle_transitions_succeed_only_from_their_allowed_states() {
     const STATES: [&str; 5] = ["CREATED", "RUNNING", "PAUSED", "STOPPED", "ARCHIVED"];
     let studio = Studio::open().await;
     for (step, from, to, event, moment) in [
@@ -602,7 +603,7 @@ async fn a_circle_moves_from_state_to_state_as_the_table_says_and_not_otherwise(
 }
 
 #[tokio::test]
-async fn of_two_that_start_the_same_circle_one_does() {
+async fn concurrent_starts_of_a_circle_succeed_once() {
     let studio = Studio::open().await;
     for round in 0..5 {
         let id = studio.in_state(&format!("Round {round}"), "CREATED").await;
@@ -620,12 +621,12 @@ async fn of_two_that_start_the_same_circle_one_does() {
 }
 
 #[tokio::test]
-async fn who_has_seen_an_older_version_changes_nothing() {
+async fn an_outdated_version_prevents_every_change_of_a_circle() {
     let studio = Studio::open().await;
     let id = studio.in_state("Old", "STOPPED").await;
     for (name, mut input) in [
         ("updateCircle", json!({ "circleId": id, "name": "New" })),
-        // Whatever is wrong with the input besides.
+        // The version is checked before the rest of the input.
         (
             "updateCircle",
             json!({ "circleId": id, "name": "", "projectId": NO_PROJECT }),
@@ -649,7 +650,7 @@ async fn who_has_seen_an_older_version_changes_nothing() {
     }
     let input = json!({ "circleId": id, "name": "New", "expectedVersion": 3 });
     studio.done(OWNER, "updateCircle", input).await;
-    // Of two who saw the same, the second is told.
+    // The second of two updates of the same version gets a conflict.
     let input = json!({ "circleId": id, "expectedVersion": 3 });
     assert_eq!(
         studio.faults(OWNER, "startCircle", input).await,
@@ -658,7 +659,7 @@ async fn who_has_seen_an_older_version_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_update_changes_what_it_names_and_tells_of_that_alone() {
+async fn a_circle_update_changes_and_announces_only_the_given_fields() {
     let studio = Studio::open().await;
     let projects = studio.projects().await;
     let input = json!({ "name": "Plain", "displayName": "Plain", "description": "Plain", "projectId": projects[0] });
@@ -758,7 +759,7 @@ async fn an_update_changes_what_it_names_and_tells_of_that_alone() {
 }
 
 #[tokio::test]
-async fn a_circle_that_starts_gives_its_waiting_tasks_to_its_members() {
+async fn starting_a_circle_assigns_its_pending_tasks() {
     let studio = Studio::open().await;
     let id = studio.circle("Pause").await;
     let input = json!({ "circleId": id, "maxConcurrentTasks": 100 });
@@ -775,7 +776,7 @@ async fn a_circle_that_starts_gives_its_waiting_tasks_to_its_members() {
 }
 
 #[tokio::test]
-async fn a_circle_that_stops_holds_its_conversations() {
+async fn stopping_a_circle_pauses_its_conversations() {
     let studio = Studio::open().await;
     let id = studio.circle(ATELIER).await;
     let active = "query ($id: ID!) { circle(id: $id) { conversations(filter: { status: [ACTIVE] }) { totalCount } } }";
@@ -796,7 +797,7 @@ async fn a_circle_that_stops_holds_its_conversations() {
 }
 
 #[tokio::test]
-async fn nothing_in_an_archived_circle_changes_until_it_is_restored() {
+async fn an_archived_circle_cannot_be_changed_until_it_is_restored() {
     let studio = Studio::open().await;
     let (id, agents) = (studio.circle("Archive").await, studio.agents().await);
     let query = "query ($id: ID!) { circle(id: $id) { version members(first: 1) { edges { membership { id } } } } }";
@@ -840,7 +841,7 @@ async fn nothing_in_an_archived_circle_changes_until_it_is_restored() {
     }
     assert_eq!(studio.read(OWNER, query, json!({ "id": id })).await, before);
 
-    // Its name is free until then.
+    // Another circle can use its name until then.
     let other = studio.in_state("Archive", "CREATED").await;
     assert_eq!(
         studio.faults(OWNER, "restoreCircle", of(&id)).await,
@@ -858,7 +859,7 @@ async fn nothing_in_an_archived_circle_changes_until_it_is_restored() {
 }
 
 #[tokio::test]
-async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
+async fn deleting_a_circle_deletes_its_tasks_and_keeps_its_conversations() {
     let studio = Studio::open().await;
     let id = studio.circle("North").await;
     let inside = "query ($id: ID!) { circle(id: $id) { tasks(first: 100) { nodes { id status assignee { id } } }
@@ -879,7 +880,7 @@ async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
     }
     studio.done(OWNER, "stopCircle", of(&id)).await;
 
-    // Agents who were at work there, and nowhere else, are free.
+    // Agents that had work only in this circle become idle.
     let at_work = "{ tasks(first: 100, filter: { status: [IN_PROGRESS] }) { nodes { circle { id } assignee { id status } } } }";
     let data = studio.read(OWNER, at_work, json!({})).await;
     let tasks = data["tasks"]["nodes"].as_array().expect("tasks");
@@ -905,7 +906,7 @@ async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
         json!({ "deletedId": id, "current": null, "userErrors": [] })
     );
     let mut events = studio.events(&since, 1 + freed.len()).await;
-    // What becomes of its conversations is looked at where they are.
+    // The tests of conversations cover these events.
     events.retain(|event| event["type"] != "CONVERSATION_ENDED");
     assert_eq!(events.len(), 1 + freed.len());
     assert_eq!(
@@ -960,7 +961,7 @@ async fn a_deleted_circle_takes_its_tasks_along_and_leaves_its_conversations() {
 }
 
 #[tokio::test]
-async fn a_circle_is_shared_by_e_mail_address_and_left_again() {
+async fn a_circle_is_shared_by_e_mail_address_and_can_be_left() {
     let studio = Studio::open().await;
     let (id, guest) = (studio.circle(ATELIER).await, studio.user(GUEST).await);
     let since = studio.mark().await;
@@ -988,7 +989,7 @@ async fn a_circle_is_shared_by_e_mail_address_and_left_again() {
     let nobody = json!({ "circleId": id, "userId": NOBODY });
     let refused = studio.refused(OWNER, "unshareCircle", nobody).await;
     assert_eq!(refused, (json!("NOT_FOUND"), json!("userId")));
-    // Whoever leaves has nothing to see any more.
+    // After leaving, the guest can no longer read the circle.
     let unshare = json!({ "circleId": id, "userId": guest });
     let payload = studio.done(GUEST, "unshareCircle", unshare.clone()).await;
     assert_eq!(payload["circle"], Value::Null);
@@ -1036,7 +1037,7 @@ async fn a_circle_is_shared_by_e_mail_address_and_left_again() {
 }
 
 #[tokio::test]
-async fn who_may_not_sign_in_is_answered_like_who_has_no_account() {
+async fn sharing_with_a_deactivated_user_fails_like_with_an_unknown_address() {
     let studio = Studio::open().await;
     let id = studio.circle(ATELIER).await;
     let share = |email: &str| json!({ "circleId": id, "email": email, "role": "VIEWER" });
@@ -1062,7 +1063,7 @@ async fn who_may_not_sign_in_is_answered_like_who_has_no_account() {
 }
 
 #[tokio::test]
-async fn what_may_be_done_with_a_circle_goes_by_the_level_of_access() {
+async fn circle_mutations_require_the_matching_access_level() {
     let studio = Studio::open().await;
     let (library, workshop) = (studio.circle(LIBRARY).await, studio.circle(WORKSHOP).await);
     let demo = studio.user(OWNER).await;

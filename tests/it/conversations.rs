@@ -1,4 +1,4 @@
-//! Conversations and messages: who may hold them, how they go on and end, and whose turn it is.
+//! Conversations and messages: permissions, state changes, turns, and events.
 
 use std::collections::BTreeSet;
 use std::slice;
@@ -26,21 +26,21 @@ const MESSAGE: &str = "message { id seq role content authorName isPinned agent {
 
 const DELETED: &str = "deletedId current { __typename id } userErrors { field code message }";
 
-/// The steps of a conversation.
+/// The transitions of a conversation.
 const STEPS: [&str; 5] = ["start", "pause", "resume", "complete", "cancel"];
 
-/// Statements that are counted with those of a mutation: who asks, and what hands out the events of this one and of the
-/// one before.
+/// The most statements counted in addition to a mutation's own: authentication, and the delivery of the events of this
+/// mutation and of the one before.
 const BESIDE: u64 = 7;
 
-/// The demo data, seen by its owner, the guest, an administrator and a stranger.
+/// The demo data, with the tokens of its owner, the guest and an administrator.
 struct Desk {
     server: TestServer,
     db: DatabaseConnection,
     demo: String,
     guest: String,
     admin: String,
-    /// A circle of the demo user of which the guest is an EDITOR.
+    /// A circle of the demo user that the guest can edit.
     workshop: String,
     /// The ids of its members.
     team: Vec<String>,
@@ -63,7 +63,7 @@ impl Desk {
         desk
     }
 
-    /// The data of a query of the demo user.
+    /// The data of a query by the demo user.
     async fn read(&self, query: &str, id: &str) -> Value {
         let answer = self
             .server
@@ -85,7 +85,7 @@ impl Desk {
         (text(&circle["id"]), members.collect())
     }
 
-    /// The whole answer to a mutation.
+    /// The complete response to a mutation.
     async fn ask(&self, token: &str, name: &str, input: Value) -> Value {
         let (kind, selection) = match name {
             "deleteConversation" => ("DeleteInput".to_owned(), DELETED),
@@ -103,19 +103,19 @@ impl Desk {
         answer.await
     }
 
-    /// The payload of a mutation of somebody who may make it.
+    /// The payload of a mutation, which must not fail.
     async fn payload(&self, token: &str, name: &str, input: Value) -> Value {
         let answer = self.ask(token, name, input).await;
         assert_eq!(answer.get("errors"), None, "{answer}");
         answer["data"][name].clone()
     }
 
-    /// The payload of a mutation of the demo user.
+    /// The payload of a mutation by the demo user.
     async fn mutate(&self, name: &str, input: Value) -> Value {
         self.payload(&self.demo, name, input).await
     }
 
-    /// The object of a mutation of the demo user that is done.
+    /// The object in the payload of a mutation by the demo user, which must succeed.
     async fn done(&self, name: &str, input: Value) -> Value {
         let payload = self.mutate(name, input).await;
         assert_eq!(faults(&payload), [""; 0], "{payload}");
@@ -127,12 +127,12 @@ impl Desk {
         payload[key].clone()
     }
 
-    /// What was wrong with a mutation of the demo user.
+    /// The user errors of a mutation by the demo user.
     async fn faults(&self, name: &str, input: Value) -> Vec<String> {
         faults(&self.mutate(name, input).await)
     }
 
-    /// The code of the error, and the field it names.
+    /// The code of the error, and the field that it names.
     async fn refusal(&self, token: &str, name: &str, input: Value) -> String {
         let answer = self.ask(token, name, input).await;
         let said = &answer["errors"][0]["extensions"];
@@ -142,7 +142,7 @@ impl Desk {
         }
     }
 
-    /// A conversation in the workshop between its first members.
+    /// The input for a conversation in the workshop between its first members.
     fn draft(&self, participants: usize) -> Value {
         json!({
             "topic": "What to do next",
@@ -151,7 +151,7 @@ impl Desk {
         })
     }
 
-    /// An ACTIVE one, with what is to be different about it.
+    /// Creates an ACTIVE conversation, with these changes to the input, and returns its id.
     async fn talk(&self, participants: usize, other: Value) -> String {
         let mut input = self.draft(participants);
         input["startNow"] = json!(true);
@@ -159,7 +159,7 @@ impl Desk {
         text(&self.done("createConversation", input).await["id"])
     }
 
-    /// One in a state.
+    /// Creates a conversation in this state and returns its id.
     async fn talk_in(&self, status: &str) -> String {
         let steps: &[&str] = match status {
             "ACTIVE" => &["start"],
@@ -195,7 +195,7 @@ impl Desk {
         json!({ "conversationId": conversation, "content": content, "agentId": self.team[member] })
     }
 
-    /// A member of the team takes a turn; answers whose turn it is then, by their place in the team.
+    /// Posts a turn of a team member and returns the next speaker, as an index into the team.
     async fn takes_turn(&self, conversation: &str, member: usize, content: &str) -> Option<usize> {
         let turn = self.turn(conversation, member, content);
         self.next(&self.done("postMessage", turn).await)
@@ -209,14 +209,14 @@ impl Desk {
         self.team.iter().position(|id| next["id"] == **id)
     }
 
-    /// The latest event.
+    /// The id of the latest event.
     async fn mark(&self) -> Uuid {
         let events = event::Entity::find().order_by_desc(event::Column::Id);
         let latest = events.one(&self.db).await.expect("reads");
         latest.expect("an event").id
     }
 
-    /// What was told since then, oldest first.
+    /// The events after this one, oldest first.
     async fn told(&self, since: Uuid) -> Vec<event::Model> {
         event::Entity::find()
             .filter(event::Column::Id.gt(since))
@@ -226,7 +226,7 @@ impl Desk {
             .expect("reads")
     }
 
-    /// As [`Desk::told`]: the types of the events and their payloads.
+    /// Like [`Desk::told`], as the types and payloads of the events.
     async fn facts(&self, since: Uuid) -> Vec<(String, Value)> {
         let events = self.told(since).await.into_iter();
         events
@@ -266,7 +266,7 @@ fn merge(input: &mut Value, other: Value) {
     }
 }
 
-/// The mutation of a step.
+/// The mutation of a transition.
 fn named(step: &str) -> String {
     format!("{step}Conversation")
 }
@@ -288,7 +288,7 @@ fn faults(payload: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_conversation_is_made_with_its_participants_in_order() {
+async fn creating_a_conversation_keeps_the_order_of_its_participants() {
     let desk = Desk::open().await;
     let mark = desk.mark().await;
     let task =
@@ -347,7 +347,7 @@ async fn a_conversation_is_made_with_its_participants_in_order() {
 }
 
 #[tokio::test]
-async fn a_conversation_may_start_with_its_making() {
+async fn a_conversation_can_be_started_on_creation() {
     let desk = Desk::open().await;
     let mark = desk.mark().await;
     let mut input = desk.draft(3);
@@ -384,7 +384,7 @@ async fn a_conversation_may_start_with_its_making() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_a_new_conversation_is_told_at_once() {
+async fn all_input_errors_of_a_conversation_are_reported_together() {
     let desk = Desk::open().await;
     let mark = desk.mark().await;
     let team = &desk.team;
@@ -450,7 +450,7 @@ async fn everything_that_is_wrong_with_a_new_conversation_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn twenty_take_part_and_the_shortest_and_longest_talks_may_be_asked_for() {
+async fn the_smallest_and_largest_conversations_are_accepted() {
     let desk = Desk::open().await;
     let (circle, crowd) = desk.circle("Assembly").await;
     for (size, turns) in [(2, 1), (20, 50)] {
@@ -462,7 +462,7 @@ async fn twenty_take_part_and_the_shortest_and_longest_talks_may_be_asked_for() 
 }
 
 #[tokio::test]
-async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents() {
+async fn participants_are_active_members_or_outside_circles_the_users_own_agents() {
     let desk = Desk::open().await;
     let all = "query ($id: ID!) { circle(id: $id) { members(first: 100, filter: { includeInactive: true }) {
         edges { membership { isActive } node { id } } } } }";
@@ -471,7 +471,7 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
     let left = list(&members)
         .find(|edge| edge["membership"]["isActive"] == false)
         .map(|edge| edge["node"]["id"].clone())
-        .expect("one who left");
+        .expect("a member who left");
     let input = json!({ "topic": "Who is here", "circleId": atelier,
         "participantIds": [members[0]["node"]["id"], left] });
     assert_eq!(
@@ -479,14 +479,14 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
         ["participantIds.1: NOT_MEMBER"]
     );
 
-    // The guest reads the members of the workshop, and nobody of the atelier alone.
+    // The guest can read the members of the workshop, but not an agent that is only in the atelier.
     let alone = |ids: Value| json!({ "topic": "Alone", "participantIds": ids });
     let create = "createConversation";
     let hidden = list(&members).find(|edge| {
         let id = edge["node"]["id"].as_str().expect("an id");
         !desk.team.iter().any(|member| member == id)
     });
-    let hidden = &hidden.expect("one who is not in the workshop")["node"]["id"];
+    let hidden = &hidden.expect("an agent outside the workshop")["node"]["id"];
     let own = "mutation { createAgent(input: { name: \"Own\" }) { agent { id } } }";
     let own = desk.server.ask(Some(&desk.guest), own, json!({})).await;
     let own = &own["data"]["createAgent"]["agent"]["id"];
@@ -512,7 +512,7 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
         "BAD_USER_INPUT participantIds.0"
     );
 
-    // One's own agent may be alone. Nobody else's is put to work, not even by an administrator.
+    // A user's own agent may be the only participant. Agents of other users are refused, even for an administrator.
     let made = desk.done(create, alone(json!([hidden]))).await;
     assert_eq!(made["circle"], Value::Null);
     assert_eq!(
@@ -523,7 +523,7 @@ async fn in_a_circle_its_active_members_take_part_and_elsewhere_ones_own_agents(
 }
 
 #[tokio::test]
-async fn a_task_belongs_to_the_circle_of_its_conversation() {
+async fn the_task_of_a_conversation_must_belong_to_its_circle() {
     let desk = Desk::open().await;
     let tasks = "query ($id: ID!) { circle(id: $id) { tasks(first: 1) { nodes { id } } } }";
     let atelier = desk.circle("Atelier").await.0;
@@ -547,7 +547,7 @@ async fn a_task_belongs_to_the_circle_of_its_conversation() {
 }
 
 #[tokio::test]
-async fn each_step_is_taken_from_its_states_and_from_no_other() {
+async fn conversation_transitions_succeed_only_from_their_allowed_states() {
     let desk = Desk::open().await;
     for (step, from, to) in [
         ("start", vec!["PENDING"], "ACTIVE"),
@@ -612,7 +612,7 @@ async fn each_step_is_taken_from_its_states_and_from_no_other() {
 }
 
 #[tokio::test]
-async fn why_a_conversation_ended_is_kept_in_the_words_of_who_ended_it() {
+async fn the_end_reason_of_a_conversation_is_stored_as_given() {
     let desk = Desk::open().await;
     for (step, word) in [("complete", "completed"), ("cancel", "cancelled")] {
         let id = desk.talk(2, json!({})).await;
@@ -631,7 +631,7 @@ async fn why_a_conversation_ended_is_kept_in_the_words_of_who_ended_it() {
 }
 
 #[tokio::test]
-async fn two_that_take_the_same_step_give_one_success() {
+async fn concurrent_transitions_of_a_conversation_succeed_once() {
     let desk = Desk::open().await;
     let beside = desk.server.beside(|_| ()).await;
     for (step, from) in [
@@ -664,13 +664,13 @@ async fn two_that_take_the_same_step_give_one_success() {
 }
 
 #[tokio::test]
-async fn a_change_of_another_version_changes_nothing() {
+async fn an_outdated_version_prevents_every_change_of_a_conversation() {
     let desk = Desk::open().await;
     let id = desk.talk_in("PAUSED").await;
     let before = desk.row(&id).await;
     let mark = desk.mark().await;
     let stale = before.version - 1;
-    // Whatever is wrong with the input besides.
+    // The version is checked before the rest of the input.
     let mut calls = vec![(
         "updateConversation".to_owned(),
         json!({ "conversationId": id, "topic": "", "expectedVersion": stale }),
@@ -701,7 +701,7 @@ async fn a_change_of_another_version_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_update_changes_what_it_names_and_tells_what_that_was() {
+async fn a_conversation_update_announces_only_the_changed_fields() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     let mark = desk.mark().await;
@@ -746,7 +746,7 @@ async fn an_update_changes_what_it_names_and_tells_what_that_was() {
         update(json!({ "summary": null })).await["conversation"]["summary"],
         Value::Null
     );
-    // Also what has ended may be summed up.
+    // The summary can also be changed after the end.
     desk.done("completeConversation", json!({ "conversationId": id }))
         .await;
     let summed = update(json!({ "summary": "All of it." })).await;
@@ -769,13 +769,13 @@ async fn an_update_changes_what_it_names_and_tells_what_that_was() {
 }
 
 #[tokio::test]
-async fn a_conversation_does_not_end_before_the_turns_it_took() {
+async fn max_turns_cannot_be_set_below_the_turns_taken() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     desk.takes_turn(&id, 0, "One.").await;
     desk.takes_turn(&id, 1, "Two.").await;
     let most = |turns: i32| json!({ "conversationId": id, "maxTurns": turns });
-    // It would stand there for ever if it had no turn left.
+    // Without a turn left the conversation would never end.
     for turns in [1, 2] {
         let payload = desk.mutate("updateConversation", most(turns)).await;
         assert_eq!(faults(&payload), ["maxTurns: OUT_OF_RANGE"]);
@@ -785,7 +785,7 @@ async fn a_conversation_does_not_end_before_the_turns_it_took() {
     desk.done("updateConversation", most(3)).await;
     assert_eq!(desk.takes_turn(&id, 0, "Three.").await, None);
     assert_eq!(desk.row(&id).await.end_reason.as_deref(), Some("max_turns"));
-    // What has ended takes no more of them.
+    // An ended conversation takes no more turns, so the limit may equal the turns taken.
     desk.done("updateConversation", most(4)).await;
     desk.done("updateConversation", most(3)).await;
     assert_eq!(
@@ -793,7 +793,7 @@ async fn a_conversation_does_not_end_before_the_turns_it_took() {
         ["maxTurns: OUT_OF_RANGE"]
     );
 
-    // What was set before there was a bound stays as it is.
+    // A value from before the bound existed is kept.
     let long = "{ conversations(last: 1) { nodes { id maxTurns turnsTaken topic } } }";
     let long = desk.read(long, "").await["conversations"]["nodes"][0].clone();
     assert_eq!([&long["maxTurns"], &long["turnsTaken"]], [200, 150]);
@@ -807,7 +807,7 @@ async fn a_conversation_does_not_end_before_the_turns_it_took() {
 }
 
 #[tokio::test]
-async fn editors_change_what_is_in_a_circle_and_owners_what_is_in_none() {
+async fn editors_change_conversations_in_a_circle_and_owners_those_outside() {
     let desk = Desk::open().await;
     let talks = "query ($id: ID!) { circle(id: $id) { conversations(first: 1, filter: { status: [ACTIVE, PAUSED, COMPLETED] })
         { nodes { id messages(first: 1) { nodes { id } } } } } }";
@@ -841,7 +841,7 @@ async fn editors_change_what_is_in_a_circle_and_owners_what_is_in_none() {
         calls.extend(STEPS.map(step));
         calls
     };
-    // The guest reads the library, edits the workshop, and sees nothing of the atelier.
+    // The guest can read the library, edit the workshop, and see nothing of the atelier.
     for (name, refusal) in [
         ("Library", Some("FORBIDDEN")),
         ("Workshop", None),
@@ -870,7 +870,7 @@ async fn editors_change_what_is_in_a_circle_and_owners_what_is_in_none() {
                 let events = desk.told(Uuid::nil()).await;
                 let told = events.iter().find(|event| event.subject_id == made.id);
                 let told = told.expect("an event");
-                // What happens in a circle is its owner's to know.
+                // An event in a circle belongs to the circle's owner.
                 assert_eq!(told.actor_user_id, Some(made.owner_id));
                 assert_ne!(told.owner_id, Some(made.owner_id));
             }
@@ -886,7 +886,7 @@ async fn editors_change_what_is_in_a_circle_and_owners_what_is_in_none() {
             }
         }
     }
-    // Nobody but its owner and administrators knows of one that is in no circle.
+    // A conversation outside circles is visible only to its owner and administrators.
     let alone = json!({ "topic": "Alone", "participantIds": [desk.team[0]], "startNow": true });
     let id = desk.done("createConversation", alone).await["id"].clone();
     let message = desk.says(&text(&id), "Hello.").await["id"].clone();
@@ -899,7 +899,7 @@ async fn editors_change_what_is_in_a_circle_and_owners_what_is_in_none() {
 }
 
 #[tokio::test]
-async fn nothing_in_an_archived_circle_changes() {
+async fn conversations_in_an_archived_circle_cannot_be_changed() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     let message = desk.says(&id, "Hello.").await["id"].clone();
@@ -944,7 +944,7 @@ async fn nothing_in_an_archived_circle_changes() {
 }
 
 #[tokio::test]
-async fn a_deleted_conversation_takes_its_messages_along() {
+async fn deleting_a_conversation_deletes_its_messages() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     let first = desk.says(&id, "Hello.").await["id"].clone();
@@ -986,7 +986,7 @@ async fn a_deleted_conversation_takes_its_messages_along() {
 }
 
 #[tokio::test]
-async fn users_write_while_a_conversation_goes_on_or_rests_and_agents_while_it_goes_on() {
+async fn users_post_to_active_or_paused_conversations_and_agents_only_to_active_ones() {
     let desk = Desk::open().await;
     for (status, user, agent) in [
         ("PENDING", vec!["BAD_TRANSITION"], vec!["BAD_TRANSITION"]),
@@ -1012,7 +1012,7 @@ async fn users_write_while_a_conversation_goes_on_or_rests_and_agents_while_it_g
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_message_is_told_at_once_and_adds_nothing() {
+async fn all_input_errors_of_a_message_are_reported_and_nothing_is_added() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     let other = desk.talk(2, json!({})).await;
@@ -1057,7 +1057,7 @@ async fn what_is_wrong_with_a_message_is_told_at_once_and_adds_nothing() {
 }
 
 #[tokio::test]
-async fn a_message_says_who_wrote_it_whom_it_mentions_and_what_it_answers() {
+async fn a_message_has_its_author_mentions_and_parent() {
     let desk = Desk::open().await;
     let id = desk.talk(3, json!({})).await;
     let names = "query ($id: ID!) { circle(id: $id) { members(first: 3) { nodes { name model { id } lastActiveAt } } } }";
@@ -1118,7 +1118,7 @@ async fn a_message_says_who_wrote_it_whom_it_mentions_and_what_it_answers() {
     assert_eq!(told[0].payload, payload(1, "USER", &excerpt));
     assert_eq!(told[0].agent_id, None);
     assert_eq!(told[1].payload, payload(2, "ASSISTANT", "I heard you."));
-    // Who wrote for an agent is kept, too.
+    // The event also names the user who posted for the agent.
     for event in &told {
         assert_eq!(event.actor_user_id, row.user_id);
     }
@@ -1133,7 +1133,7 @@ async fn a_message_says_who_wrote_it_whom_it_mentions_and_what_it_answers() {
 }
 
 #[tokio::test]
-async fn the_last_turn_and_a_marker_end_a_conversation() {
+async fn the_last_turn_or_an_end_marker_completes_a_conversation() {
     let desk = Desk::open().await;
     for (turns, words, reason) in [
         (2, "That is all I know.", "max_turns"),
@@ -1181,7 +1181,7 @@ async fn the_last_turn_and_a_marker_end_a_conversation() {
 }
 
 #[tokio::test]
-async fn each_strategy_says_whose_turn_it_is() {
+async fn each_turn_strategy_selects_the_next_speaker() {
     let desk = Desk::open().await;
     let names = "query ($id: ID!) { circle(id: $id) { members(first: 4) { nodes { name } } } }";
     let people = desk.read(names, &desk.workshop).await["circle"]["members"]["nodes"].clone();
@@ -1198,7 +1198,7 @@ async fn each_strategy_says_whose_turn_it_is() {
     let id = desk.talk(4, strategy("MENTION_BASED")).await;
     assert_eq!(desk.next(&desk.says(&id, &at(2)).await), Some(2));
     assert_eq!(desk.takes_turn(&id, 2, &at(3)).await, Some(3));
-    // The round has come to the second, then the third.
+    // The round robin continues with the second, then the third.
     assert_eq!(desk.next(&desk.says(&id, "Hm.").await), Some(1));
     assert_eq!(desk.takes_turn(&id, 1, &at(1)).await, Some(2));
 
@@ -1228,7 +1228,7 @@ async fn each_strategy_says_whose_turn_it_is() {
 }
 
 #[tokio::test]
-async fn messages_that_come_at_once_are_numbered_without_a_gap() {
+async fn concurrent_messages_are_numbered_without_gaps() {
     const EACH: usize = 12;
     let desk = Desk::open().await;
     let beside = desk.server.beside(|_| ()).await;
@@ -1242,7 +1242,7 @@ async fn messages_that_come_at_once_are_numbered_without_a_gap() {
         let input = json!({ "conversationId": talks[n % 2], "content": format!("Number {n}.") });
         server.ask(Some(&desk.demo), post, json!({ "input": input }))
     });
-    // Meanwhile, the same agent takes its turn many times over.
+    // At the same time, several requests take the turn of the same agent.
     let turns = (0..6).map(|n| {
         let server = if n % 2 == 0 { &beside } else { &desk.server };
         let input = desk.turn(&talks[0], 0, "My turn.");
@@ -1282,7 +1282,7 @@ async fn messages_that_come_at_once_are_numbered_without_a_gap() {
 }
 
 #[tokio::test]
-async fn a_message_takes_a_few_statements_however_large_its_conversation_is() {
+async fn posting_to_a_conversation_of_any_size_takes_few_statements() {
     let desk = Desk::open().await;
     let (assembly, crowd) = desk.circle("Assembly").await;
     let long = "query ($id: ID!) { circle(id: $id) { conversations(last: 1) { nodes { id nextSpeaker { id } } } } }";
@@ -1315,7 +1315,7 @@ async fn a_message_takes_a_few_statements_however_large_its_conversation_is() {
 }
 
 #[tokio::test]
-async fn a_conversation_of_twenty_is_made_in_a_few_statements() {
+async fn creating_a_conversation_of_twenty_takes_few_statements() {
     let desk = Desk::open().await;
     let (assembly, crowd) = desk.circle("Assembly").await;
     let create = "mutation ($input: CreateConversationInput!) { createConversation(input: $input) { conversation { id } userErrors { code } } }";
@@ -1332,7 +1332,7 @@ async fn a_conversation_of_twenty_is_made_in_a_few_statements() {
 }
 
 #[tokio::test]
-async fn a_message_is_pinned_once_however_often_that_is_asked() {
+async fn pinning_a_pinned_message_again_creates_no_event() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     desk.takes_turn(&id, 0, "Remember this.").await;
@@ -1373,7 +1373,7 @@ async fn a_message_is_pinned_once_however_often_that_is_asked() {
 }
 
 #[tokio::test]
-async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
+async fn conversation_events_appear_in_the_feed_of_the_circle() {
     let desk = Desk::open().await;
     let latest = "query ($id: ID!) { circle(id: $id) { events(first: 1) { nodes { cursor } } } }";
     let latest =
@@ -1465,8 +1465,7 @@ async fn a_talk_can_be_followed_in_the_feed_of_its_circle() {
     );
 }
 
-/// A circle of the demo user that the guest may change, with two agents of its own, and the conversations that the guest
-/// holds there, in these states.
+/// A circle of the demo user that the guest can edit, with two agents, and conversations of the guest in these states.
 struct Room {
     circle: Value,
     agents: Vec<Value>,
@@ -1474,7 +1473,7 @@ struct Room {
 }
 
 impl Desk {
-    /// What somebody gets from a mutation that nothing is wrong with.
+    /// The payload of a mutation, which must have no user errors.
     async fn gets(&self, token: &str, name: &str, shown: &str, input: Value) -> Value {
         let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
         let kind = match name {
@@ -1535,7 +1534,7 @@ impl Desk {
 }
 
 #[tokio::test]
-async fn a_circle_that_is_deleted_ends_its_conversations() {
+async fn deleting_a_circle_ends_its_conversations() {
     let desk = Desk::open().await;
     let room = desk
         .room("Gone", &["PENDING", "ACTIVE", "PAUSED", "COMPLETED"])
@@ -1576,7 +1575,7 @@ async fn a_circle_that_is_deleted_ends_its_conversations() {
         (ConversationStatus::Completed, completed.version)
     );
 
-    // Nobody puts the agents of others to work there any more, and their owner may delete them.
+    // Agents of other users can no longer be used there, and their owner can delete them.
     for id in &room.talks {
         let turn = json!({ "conversationId": id, "content": "Go on.", "agentId": room.agents[0] });
         let payload = desk.payload(&desk.guest, "postMessage", turn).await;
@@ -1590,7 +1589,7 @@ async fn a_circle_that_is_deleted_ends_its_conversations() {
 }
 
 #[tokio::test]
-async fn a_circle_is_deleted_in_as_many_statements_however_many_conversations_it_has() {
+async fn deleting_a_circle_with_any_number_of_conversations_takes_few_statements() {
     let desk = Desk::open().await;
     for size in [1, 12] {
         let room = desk
@@ -1606,7 +1605,7 @@ async fn a_circle_is_deleted_in_as_many_statements_however_many_conversations_it
 }
 
 #[tokio::test]
-async fn a_circle_that_is_put_away_holds_its_conversations() {
+async fn archiving_a_circle_pauses_its_conversations() {
     let desk = Desk::open().await;
     let room = desk.room("Away", &["PENDING", "ACTIVE"]).await;
     let mark = desk.mark().await;
@@ -1625,7 +1624,7 @@ async fn a_circle_that_is_put_away_holds_its_conversations() {
 }
 
 #[tokio::test]
-async fn a_conversation_is_changed_though_its_circle_goes_in_the_same_moment() {
+async fn a_conversation_update_succeeds_while_its_circle_is_deleted() {
     let desk = Desk::open().await;
     let id = desk.talk_in("PAUSED").await;
     let gone = desk.db.begin().await.expect("begins");
@@ -1636,7 +1635,7 @@ async fn a_conversation_is_changed_though_its_circle_goes_in_the_same_moment() {
     let input = json!({ "conversationId": id, "topic": "Another" });
     let changed = desk.done("updateConversation", input);
     let goes = async {
-        // Until the change waits for the circle; it gets the same end if it has not begun.
+        // Gives the update time to wait for the circle's row; the result is the same if it has not started.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         gone.commit().await.expect("commits");
     };
@@ -1648,7 +1647,7 @@ async fn a_conversation_is_changed_though_its_circle_goes_in_the_same_moment() {
 }
 
 #[tokio::test]
-async fn who_may_no_longer_read_a_circle_hears_no_more_of_the_conversations_they_hold_there() {
+async fn losing_access_to_a_circle_ends_access_to_its_conversation_events() {
     let desk = Desk::open().await;
     let room = desk.room("Left", &["ACTIVE"]).await;
     let viewer = desk

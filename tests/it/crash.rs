@@ -1,4 +1,5 @@
-//! A server that is killed in the middle of its work: what it had acknowledged is there, once, and told in order.
+//! A server that is killed while it writes: acknowledged changes are stored once, and their events are delivered in
+//! order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,10 +18,10 @@ use crate::process::{Running, gathering};
 /// How many changes are acknowledged before the server is killed.
 const ACKNOWLEDGED: usize = 1_000;
 
-/// How many change at the same time.
+/// The number of concurrent writers.
 const WRITERS: usize = 32;
 
-/// How often each project is changed.
+/// The number of updates of each project.
 const STEPS: usize = 4;
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -49,7 +50,7 @@ impl Visitor {
         visitor
     }
 
-    /// `None` when the server has gone.
+    /// Returns `None` if the server has gone.
     async fn ask(&self, query: &str, variables: &Value) -> Option<Value> {
         let mut request = self.client.post(&self.url);
         if !self.token.is_empty() {
@@ -60,7 +61,7 @@ impl Visitor {
         response.json().await.ok()
     }
 
-    /// Takes the names of project events, and the cursors at which they stand, until `enough` or the server has gone.
+    /// Collects the names and cursors of project events until `enough` returns true or the stream breaks off.
     async fn listen(
         &self,
         after: Option<&str>,
@@ -102,13 +103,13 @@ impl Visitor {
     }
 }
 
-/// What a project's name says of its history: whose it is, and how often it was changed.
+/// Splits a project's name into its key and the number of its updates.
 fn parse(name: &str) -> (String, usize) {
     let (own, step) = name.rsplit_once(' ').expect("a step");
     (own.to_owned(), step.parse().expect("a number"))
 }
 
-/// How often each project was changed.
+/// The number of updates of each project.
 async fn projects(db: &DatabaseConnection) -> HashMap<String, usize> {
     let projects = project::Entity::find().filter(project::Column::Name.starts_with("writer"));
     let projects = projects.all(db).await.expect("reads");
@@ -118,7 +119,7 @@ async fn projects(db: &DatabaseConnection) -> HashMap<String, usize> {
         .collect()
 }
 
-/// The steps that the events of each project tell of, in the order of their positions.
+/// The steps in the events of each project, ordered by position.
 async fn events(db: &DatabaseConnection) -> HashMap<String, Vec<usize>> {
     let rows = event::Entity::find()
         .filter(event::Column::SubjectType.eq("project"))
@@ -127,7 +128,7 @@ async fn events(db: &DatabaseConnection) -> HashMap<String, Vec<usize>> {
     for row in rows.all(db).await.expect("reads") {
         let name = row.payload["name"].as_str().expect("a name");
         if name.starts_with("writer") {
-            assert!(row.position.is_some(), "{name} is announced");
+            assert!(row.position.is_some(), "{name} has a position");
             let (own, step) = parse(name);
             events.entry(own).or_default().push(step);
         }
@@ -136,7 +137,7 @@ async fn events(db: &DatabaseConnection) -> HashMap<String, Vec<usize>> {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_once_and_in_order() {
+async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() {
     let database = Database::seeded().await;
     let serve = || {
         let mut command = gathering("serve --listen 127.0.0.1:0");
@@ -201,7 +202,7 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_on
     let visitor = Visitor::new(&server).await;
     let acknowledged = acknowledged.lock().expect("no panic").clone();
     let before = told.lock().expect("no panic").clone();
-    // What the listener had seen counts as seen: it goes on from there.
+    // Resumes after the last event that the listener had received.
     let seen = before.last().map(|(_, cursor)| cursor.clone());
     let db = database.connect().await;
     let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
@@ -210,13 +211,13 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_on
     let listening = visitor.listen(seen.as_deref(), &told, &began, |told| told.len() >= all);
     tokio::time::timeout(PATIENCE, listening)
         .await
-        .expect("all is told");
+        .expect("all events are delivered");
 
     let (projects, events) = (projects(&db).await, events(&db).await);
     for (project, step) in &acknowledged {
         assert!(
             projects.get(project) >= Some(step),
-            "{project} {step} was acknowledged"
+            "{project} {step} was acknowledged but is not stored"
         );
     }
     let mut heard: BTreeMap<String, Vec<usize>> = BTreeMap::new();
@@ -228,6 +229,9 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_its_events_are_told_on
     for (project, last) in projects {
         let steps: Vec<usize> = (0..=last).collect();
         assert_eq!(events[&project], steps, "one event for each change");
-        assert_eq!(heard[&project], steps, "{project} was told in order");
+        assert_eq!(
+            heard[&project], steps,
+            "the events of {project} arrive once and in order"
+        );
     }
 }

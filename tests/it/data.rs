@@ -1,4 +1,4 @@
-//! What the database holds, refuses and orders, and what the demo data is.
+//! The database schema, its constraints and orderings, and the demo data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ use serde_json::json;
 
 use crate::database::{Database, PASSWORD};
 
-/// Does something for each entity.
+/// Invokes a macro for each entity.
 macro_rules! for_each_entity {
     ($do:ident) => {
         $do!(user);
@@ -56,7 +56,7 @@ macro_rules! for_each_entity {
     };
 }
 
-/// Row n of table t of the demo data.
+/// The id of row `n` of table `table` in the demo data.
 fn id(table: u128, n: u32) -> Uuid {
     let made = u128::from(
         (start() + TimeDelta::seconds(n.into()))
@@ -82,7 +82,7 @@ async fn rows(db: &DatabaseConnection, sql: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Each table's columns with their type and whether they may be NULL, as the database tells it.
+/// The columns of each table with their type and nullability, from the database's catalogue.
 async fn catalogue(db: &DatabaseConnection) -> BTreeMap<String, BTreeMap<String, (String, bool)>> {
     let sql = match db.get_database_backend() {
         DbBackend::Postgres => {
@@ -105,7 +105,7 @@ async fn catalogue(db: &DatabaseConnection) -> BTreeMap<String, BTreeMap<String,
     tables
 }
 
-/// Each table's columns as its entity tells it, in the database's words.
+/// The columns of each table according to its entity, with the database's names of types.
 fn expected(backend: DbBackend) -> BTreeMap<String, BTreeMap<String, (String, bool)>> {
     let mut tables = BTreeMap::new();
     macro_rules! add {
@@ -136,7 +136,7 @@ fn kind(column: &ColumnType, backend: DbBackend) -> &'static str {
         ColumnType::Boolean => ("boolean", "INTEGER"),
         ColumnType::TimestampWithTimeZone => ("timestamp with time zone", "TEXT"),
         ColumnType::Json | ColumnType::JsonBinary => ("jsonb", "TEXT"),
-        other => panic!("no entity has a {other:?}"),
+        other => panic!("no entity has a column of the type {other:?}"),
     };
     match backend {
         DbBackend::Postgres => postgres,
@@ -145,13 +145,13 @@ fn kind(column: &ColumnType, backend: DbBackend) -> &'static str {
 }
 
 #[tokio::test]
-async fn every_table_is_what_its_entity_says() {
+async fn every_table_matches_its_entity() {
     let database = Database::empty().await;
     let db = database.connect().await;
     assert_eq!(catalogue(&db).await, expected(db.get_database_backend()));
 }
 
-/// Everything that the database's catalogue tells of tables, constraints and indexes.
+/// The definitions of all tables, constraints and indexes in the database's catalogue.
 async fn definitions(db: &DatabaseConnection) -> BTreeSet<Vec<String>> {
     let sql = match db.get_database_backend() {
         DbBackend::Postgres => {
@@ -170,12 +170,12 @@ async fn definitions(db: &DatabaseConnection) -> BTreeSet<Vec<String>> {
 }
 
 #[tokio::test]
-async fn down_leaves_nothing_behind_and_up_makes_the_same_again() {
+async fn migrating_down_removes_everything_and_up_creates_it_again() {
     let database = Database::bare().await;
     let db = database.connect().await;
     let nothing = definitions(&db).await;
     assert_eq!(gathering_migration::pending(&db).await, Ok(4));
-    assert_eq!(definitions(&db).await, nothing, "asking writes nothing");
+    assert_eq!(definitions(&db).await, nothing, "`pending` writes nothing");
 
     gathering_migration::up(&db).await.expect("up");
     assert_eq!(gathering_migration::pending(&db).await, Ok(0));
@@ -190,7 +190,7 @@ async fn down_leaves_nothing_behind_and_up_makes_the_same_again() {
 }
 
 #[tokio::test]
-async fn instances_that_migrate_at_the_same_time_all_succeed() {
+async fn concurrent_migrations_all_succeed() {
     let database = Database::bare().await;
     let mut instances = tokio::task::JoinSet::new();
     for _ in 0..6 {
@@ -206,7 +206,7 @@ async fn instances_that_migrate_at_the_same_time_all_succeed() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_version_is_left_alone_with_a_word_what_to_do() {
+async fn a_database_of_a_newer_version_is_refused() {
     let database = Database::empty().await;
     let db = database.connect().await;
     db.execute_unprepared("INSERT INTO seaql_migrations VALUES ('m9999_future', 0)")
@@ -215,11 +215,11 @@ async fn a_database_of_a_newer_version_is_left_alone_with_a_word_what_to_do() {
     let pending = gathering_migration::pending(&db).await.map(drop);
     for refused in [pending, gathering_migration::up(&db).await] {
         let line = refused.expect_err("refused").to_string();
-        assert!(line.contains("newer Gathering"), "{line}");
+        assert!(line.contains("newer version of Gathering"), "{line}");
     }
 }
 
-/// Everything in the database, each row once as text, but for the password hashes.
+/// All rows of the database as text, without the password hashes.
 async fn dump(db: &DatabaseConnection) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     macro_rules! add {
@@ -230,18 +230,18 @@ async fn dump(db: &DatabaseConnection) -> BTreeSet<String> {
                     let (_, tail) = tail.split_once('"').expect("a quote");
                     text = format!("{head}{tail}");
                 }
-                assert!(all.insert(text), "no row is there twice");
+                assert!(all.insert(text), "each row occurs once");
             }
         };
     }
     for_each_entity!(add);
-    // Each database has a history of its own.
+    // The epoch differs between databases.
     all.retain(|row| !row.contains("epoch"));
     all
 }
 
 #[tokio::test]
-async fn seeding_makes_the_same_rows_every_time() {
+async fn seeding_creates_the_same_rows_every_time() {
     let (one, other) = (Database::seeded().await, Database::empty().await);
     let (one, other) = (one.connect().await, other.connect().await);
     seed::seed(&other, "another password").await.expect("seeds");
@@ -254,7 +254,7 @@ async fn seeding_again_changes_nothing() {
     let db = database.connect().await;
     let hashes = || user::Entity::find().order_by_asc(user::Column::Id).all(&db);
     let users = hashes().await.expect("reads");
-    // What people did in the meantime stays.
+    // Changes after the first seeding are kept.
     circle::Entity::delete_by_id(id(7, 4))
         .exec(&db)
         .await
@@ -266,7 +266,7 @@ async fn seeding_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn instances_that_seed_at_the_same_time_all_succeed() {
+async fn concurrent_seeding_all_succeeds() {
     let database = Database::empty().await;
     let (one, other) = (database.connect().await, database.connect().await);
     let both = tokio::join!(seed::seed(&one, PASSWORD), seed::seed(&other, PASSWORD));
@@ -302,7 +302,7 @@ async fn insert_user(db: &DatabaseConnection, email: &str) -> Uuid {
 }
 
 #[tokio::test]
-async fn the_demo_data_has_its_ids_and_counts() {
+async fn the_demo_data_has_the_expected_ids_and_counts() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     assert_eq!(id(7, 1).to_string(), "019b8d62-7e68-7007-8000-000000000001");
@@ -354,7 +354,7 @@ async fn circles(db: &DatabaseConnection) -> Vec<circle::Model> {
 }
 
 #[tokio::test]
-async fn demo_users_have_their_roles_and_the_password() {
+async fn demo_users_have_the_expected_roles_and_password() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let users = user::Entity::find().order_by_asc(user::Column::Id);
@@ -395,7 +395,7 @@ async fn demo_users_have_their_roles_and_the_password() {
 }
 
 #[tokio::test]
-async fn the_demo_catalogue_has_its_models_and_prices() {
+async fn the_demo_catalogue_has_the_expected_models_and_prices() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let models = model::Entity::find().order_by_asc(model::Column::Id);
@@ -451,7 +451,7 @@ async fn the_demo_catalogue_has_its_models_and_prices() {
 }
 
 #[tokio::test]
-async fn demo_agents_are_as_their_numbers_say() {
+async fn demo_agents_have_fields_derived_from_their_numbers() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let agents = agent::Entity::find().order_by_asc(agent::Column::Id);
@@ -489,7 +489,7 @@ async fn demo_agents_are_as_their_numbers_say() {
 }
 
 #[tokio::test]
-async fn demo_circles_have_their_members_and_tasks() {
+async fn demo_circles_have_the_expected_members_and_tasks() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let members = member::Entity::find().order_by_asc(member::Column::Id);
@@ -558,7 +558,7 @@ async fn demo_circles_have_their_members_and_tasks() {
 }
 
 #[tokio::test]
-async fn demo_tasks_are_what_their_state_implies() {
+async fn demo_tasks_have_fields_consistent_with_their_status() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let sizes: [u32; 12] = [20, 100, 1, 0, 8, 8, 5, 5, 5, 10, 10, 10];
@@ -650,7 +650,7 @@ async fn demo_tasks_are_what_their_state_implies() {
     );
 }
 
-/// The conversations, each with its participants and its messages in order.
+/// The conversations, each with its participants and messages in order.
 async fn talks(
     db: &DatabaseConnection,
 ) -> Vec<(conversation::Model, Vec<Uuid>, Vec<message::Model>)> {
@@ -671,7 +671,7 @@ async fn talks(
 }
 
 #[tokio::test]
-async fn demo_conversations_are_held_by_the_first_of_their_circles() {
+async fn demo_conversations_are_between_the_first_members_of_their_circles() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let mut kinds: BTreeMap<_, u32> = BTreeMap::new();
@@ -719,7 +719,7 @@ async fn demo_conversations_are_held_by_the_first_of_their_circles() {
 }
 
 #[tokio::test]
-async fn demo_messages_follow_the_round_and_conversations_agree_with_them() {
+async fn demo_messages_follow_round_robin_and_match_their_conversations() {
     use ConversationStatus::{Active, Cancelled, Completed, Paused};
     let database = Database::seeded().await;
     let db = database.connect().await;
@@ -761,7 +761,7 @@ async fn demo_messages_follow_the_round_and_conversations_agree_with_them() {
 }
 
 #[tokio::test]
-async fn demo_events_tell_of_everything_in_order() {
+async fn demo_events_cover_every_object_in_order() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let events = event::Entity::find().order_by_asc(event::Column::Position);
@@ -796,7 +796,7 @@ async fn demo_events_tell_of_everything_in_order() {
     assert_eq!(of_member.payload["role"], "LEAD");
 }
 
-/// Sets a column of a table's last row, so that no unique index stands in the way.
+/// Sets a column of a table's last row only, so that no unique index is violated.
 async fn set(db: &DatabaseConnection, table: &str, column: &str, value: &str) -> Result<(), DbErr> {
     let last = format!("(SELECT id FROM {table} ORDER BY id DESC LIMIT 1)");
     let statement = format!("UPDATE {table} SET {column} = {value} WHERE id = {last}");
@@ -805,7 +805,7 @@ async fn set(db: &DatabaseConnection, table: &str, column: &str, value: &str) ->
     Ok(())
 }
 
-/// The demo data, and a row in each table that it leaves empty.
+/// The demo data, and a row in each table that the seed leaves empty.
 async fn full() -> Database {
     let database = Database::seeded().await;
     let db = database.connect().await;
@@ -923,11 +923,11 @@ async fn values_of_another_type_are_refused() {
 }
 
 #[tokio::test]
-async fn moments_in_other_forms_are_refused() {
+async fn timestamps_in_other_formats_are_refused() {
     let database = full().await;
     let db = database.connect().await;
     if db.get_database_backend() != DbBackend::Sqlite {
-        return; // PostgreSQL has a type for moments, which has one form.
+        return; // PostgreSQL has a timestamp type with one format.
     }
     for (value, fits) in [
         ("'2026-01-05T09:00:00+00:00'", true),
@@ -950,7 +950,7 @@ fn violation<T: std::fmt::Debug>(result: Result<T, DbErr>) -> SqlErr {
 }
 
 #[tokio::test]
-async fn a_row_cannot_refer_to_what_is_not_there() {
+async fn foreign_keys_must_refer_to_existing_rows() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let nowhere = || Expr::value(Uuid::now_v7());
@@ -982,7 +982,7 @@ async fn a_row_cannot_refer_to_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_cannot_be_deleted() {
+async fn rows_in_use_cannot_be_deleted() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     for refused in [
@@ -998,7 +998,7 @@ async fn what_is_in_use_cannot_be_deleted() {
 }
 
 #[tokio::test]
-async fn what_is_deleted_takes_its_own_along_and_is_forgotten_elsewhere() {
+async fn deleting_a_row_deletes_its_parts_and_clears_other_references() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     project::Entity::delete_by_id(id(6, 1))
@@ -1021,7 +1021,7 @@ async fn what_is_deleted_takes_its_own_along_and_is_forgotten_elsewhere() {
         .one(&db)
         .await
         .expect("reads");
-    assert_eq!(talk.expect("stays with its owner").circle_id, None);
+    assert_eq!(talk.expect("the conversation is kept").circle_id, None);
 
     let speaker = agent::Entity::delete_by_id(id(5, 8)).exec(&db).await;
     assert_eq!(speaker.expect("deletes").rows_affected, 1);
@@ -1039,12 +1039,12 @@ async fn what_is_deleted_takes_its_own_along_and_is_forgotten_elsewhere() {
     assert_eq!(
         event::Entity::find().count(&db).await,
         Ok(820),
-        "history stays"
+        "events are kept"
     );
 }
 
 #[tokio::test]
-async fn a_name_is_taken_until_its_bearer_is_archived() {
+async fn a_name_is_taken_until_its_row_is_archived() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let rename = |to: &str| {
@@ -1060,7 +1060,7 @@ async fn a_name_is_taken_until_its_bearer_is_archived() {
     );
     rename("archive")
         .await
-        .expect("an archived circle frees its name");
+        .expect("the name of an archived circle can be reused");
 
     let project = project::Entity::find_by_id(id(6, 1))
         .one(&db)
@@ -1077,11 +1077,11 @@ async fn a_name_is_taken_until_its_bearer_is_archived() {
     project::Entity::insert(again)
         .exec(&db)
         .await
-        .expect("archived names may repeat");
+        .expect("archived projects may share a name");
 }
 
 #[tokio::test]
-async fn moments_are_stored_in_the_order_of_time() {
+async fn stored_timestamps_sort_chronologically() {
     let database = Database::empty().await;
     let db = database.connect().await;
     let micros = [

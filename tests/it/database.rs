@@ -1,5 +1,5 @@
-//! A database for each test alone: a SQLite file, or, when `GATHERING_TEST_DATABASE_URL` names a
-//! PostgreSQL server by a user who may create databases, one of its databases. It goes with the value.
+//! A database per test: a SQLite file, or a database on the PostgreSQL server that `GATHERING_TEST_DATABASE_URL` names,
+//! whose user must be allowed to create databases. Dropping the value drops the database.
 
 use std::env;
 use std::fs;
@@ -19,7 +19,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 /// The password of the demo users.
 pub(crate) const PASSWORD: &str = "gathering-demo";
 
-/// The server to make databases on; SQLite without one.
+/// The PostgreSQL server to create databases on; `None` for SQLite.
 fn server() -> Option<Url> {
     let url = env::var("GATHERING_TEST_DATABASE_URL").ok()?;
     Some(Url::parse(&url).expect("GATHERING_TEST_DATABASE_URL is a URL"))
@@ -39,7 +39,7 @@ enum Place {
 }
 
 impl Database {
-    /// Without any table.
+    /// Without tables.
     pub(crate) async fn bare() -> Self {
         match server() {
             Some(server) => Self::on(server, "template0").await,
@@ -47,7 +47,7 @@ impl Database {
         }
     }
 
-    /// Migrated, without any row.
+    /// Migrated, without rows.
     pub(crate) async fn empty() -> Self {
         let database = Self::bare().await;
         let db = database.connect().await;
@@ -56,7 +56,7 @@ impl Database {
         database
     }
 
-    /// With the demo data, as a copy of a database that is made once.
+    /// With the demo data, copied from a database that is seeded once.
     pub(crate) async fn seeded() -> Self {
         static DATABASE: OnceCell<Database> = OnceCell::const_new();
         static FILE: OnceCell<Vec<u8>> = OnceCell::const_new();
@@ -109,13 +109,13 @@ impl Database {
         }
     }
 
-    /// Where the server under test finds it.
+    /// The database's URL.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// A listener for a proxy in front of the PostgreSQL server, the URL of the database there, and the address of the
-    /// server.
+    /// A listener for a proxy in front of the PostgreSQL server, the database's URL through the proxy, and the server's
+    /// address.
     pub(crate) async fn proxy(&self) -> (TcpListener, Url, (String, u16)) {
         let mut url = Url::parse(&self.url).expect("a URL");
         let host = url.host_str().expect("a host").to_owned();
@@ -127,7 +127,7 @@ impl Database {
         (listener, url, server)
     }
 
-    /// A pool of its own for the test.
+    /// A new connection pool for the test.
     pub(crate) async fn connect(&self) -> DatabaseConnection {
         connect(&self.url).await.expect("connects")
     }
@@ -152,12 +152,12 @@ async fn execute(server: &Url, statement: &str) -> Result<(), DbErr> {
     db.close().await
 }
 
-/// The name of a database tells when it was made, and sorts by it.
+/// The name of a test database, which sorts by its creation time.
 fn name(id: Uuid) -> String {
     format!("gathering_test_{}", id.simple())
 }
 
-/// Drops what runs that were killed have left on the server. Runs of the last hour may still go on.
+/// Drops the databases that killed runs have left on the server, except those of the last hour, which may be in use.
 async fn sweep(server: &Url) {
     let an_hour_ago = Timestamp::now(NoContext).to_unix().0 - 3600;
     let before = name(Uuid::new_v7(Timestamp::from_unix(
@@ -172,7 +172,7 @@ async fn sweep(server: &Url) {
     let statement = Statement::from_string(DbBackend::Postgres, select);
     for row in db.query_all_raw(statement).await.expect("lists") {
         let name: String = row.try_get_by_index(0).expect("a name");
-        // Another run may be sweeping too.
+        // Another run may drop the same databases.
         let _ = db
             .execute_unprepared(&format!("DROP DATABASE IF EXISTS {name}"))
             .await;
@@ -194,7 +194,7 @@ impl Drop for Database {
                 .block_on(execute(server, &statement))
                 .map_err(io::Error::other)
         };
-        // A runtime cannot wait for another on the same thread. Whatever fails, the next sweep is for it.
+        // A runtime cannot block on another one on the same thread. If dropping fails, the next sweep repeats it.
         thread::scope(|scope| {
             let _ = scope.spawn(drop).join();
         });

@@ -1,4 +1,4 @@
-//! Documents and variables that are small and would cost much, and what the compiler does not refuse.
+//! Edge cases of documents and variables: their cost, invalid values, and directives.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ fn code(answer: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn nested_lists_of_an_interface_are_measured_once() {
+async fn deeply_nested_lists_of_an_interface_are_refused() {
     let server = TestServer::start().await;
     let levels = 20;
     let document = format!(
@@ -26,7 +26,7 @@ async fn nested_lists_of_an_interface_are_measured_once() {
 }
 
 #[tokio::test]
-async fn selections_that_are_merged_in_exponentially_many_ways_are_refused() {
+async fn selections_with_exponentially_many_merges_are_refused() {
     let server = TestServer::start().await;
     let levels = 30;
     let mut document = String::from("{ task(id: 1) { ...Z0 } }");
@@ -52,7 +52,7 @@ async fn selections_that_are_merged_in_exponentially_many_ways_are_refused() {
 }
 
 #[tokio::test]
-async fn a_fragment_counts_in_each_operation() {
+async fn a_fragment_is_counted_in_each_operation() {
     let server = TestServer::start().await;
     let operations = |count: usize| {
         let names = (0..count).map(|number| format!("query Q{number} {{ ...F }} "));
@@ -66,7 +66,7 @@ async fn a_fragment_counts_in_each_operation() {
 }
 
 #[tokio::test]
-async fn a_repeated_value_of_a_filter_counts_once_and_lists_are_bounded() {
+async fn repeated_filter_values_count_once_and_list_lengths_are_limited() {
     let server = TestServer::start().await;
     let query = "query ($s: [TaskStatus!]) { circles { nodes { tasks(filter: { status: $s }) { totalCount } } } }";
     let once = json!({ "s": ["COMPLETED"] });
@@ -92,7 +92,7 @@ async fn a_repeated_value_of_a_filter_counts_once_and_lists_are_bounded() {
 }
 
 #[tokio::test]
-async fn an_error_names_its_variable_and_does_not_repeat_a_long_value() {
+async fn a_variable_error_names_the_variable_and_omits_a_long_value() {
     let server = TestServer::start().await;
     let query =
         "query ($a: String, $b: Int) { agents(first: $b, filter: { search: $a }) { totalCount } }";
@@ -112,7 +112,7 @@ async fn an_error_names_its_variable_and_does_not_repeat_a_long_value() {
 }
 
 #[tokio::test]
-async fn a_condition_of_another_operation_does_not_count() {
+async fn directives_of_other_operations_are_ignored() {
     let server = TestServer::start().await;
     let query = "query A($s: Boolean) { models(filter: { includeDeprecated: $s }) { totalCount } }
         query B($s: Boolean!) { __typename @include(if: $s) }";
@@ -125,7 +125,7 @@ async fn a_condition_of_another_operation_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_value_that_a_custom_scalar_does_not_accept_refuses_the_whole_request() {
+async fn an_invalid_custom_scalar_value_refuses_the_whole_request() {
     let server = TestServer::start().await;
     let create = |name: &str| {
         format!("a: createProject(input: {{ name: \"{name}\" }}) {{ project {{ id }} }}")
@@ -171,7 +171,7 @@ async fn a_value_that_a_custom_scalar_does_not_accept_refuses_the_whole_request(
 }
 
 #[tokio::test]
-async fn a_mutation_of_nothing_but_its_type_name_needs_a_good_token() {
+async fn a_mutation_that_selects_only_typename_needs_a_valid_token() {
     let server = TestServer::start().await;
     let answer = server
         .ask(Some("bad"), "mutation { __typename }", json!({}))

@@ -1,4 +1,4 @@
-//! Streams of a session that ends: nothing follows the answer of the change that ends it, on any transport.
+//! Streams of a session that ends: no event follows the response of the mutation that ends it, on any transport.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ const EVENTS: &str = "subscription { events(filter: { types: [PROVIDER_CHANGED] 
 const SSE: &str = "text/event-stream";
 const MULTIPART: &str = "multipart/mixed;subscriptionSpec=1.0";
 
-/// How long a test waits for what has to come.
+/// How long a test waits for an expected message.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that neither asks its clients for a sign of life nor gives one.
+/// A server that sends no keep-alives during a test.
 async fn serve() -> TestServer {
     TestServer::with(|config| config.subscriptions.keep_alive = Duration::from_hours(1)).await
 }
 
-/// Tells everyone who is signed in something, under a name of its own.
+/// Creates an event that every signed-in user receives, named after `n`.
 async fn publish(server: &TestServer, n: usize) {
     let admin = server.token(ADMIN).await;
     let create = "mutation ($input: CreateProviderInput!) { createProvider(input: $input) { provider { id } } }";
@@ -40,7 +40,7 @@ async fn publish(server: &TestServer, n: usize) {
     );
 }
 
-/// A session's streams, one over each transport.
+/// The streams of a session, one over each transport.
 struct Streams {
     socket: Socket,
     events: Response,
@@ -69,7 +69,8 @@ impl Streams {
         }
     }
 
-    /// The numbers of the events that come before the streams end with `UNAUTHENTICATED`, and the WebSocket with 4403.
+    /// Reads the streams until they end with `UNAUTHENTICATED` and the WebSocket closes with 4403, and returns the
+    /// numbers of the events.
     async fn until_the_end(self) -> Vec<usize> {
         let Self {
             mut socket,
@@ -118,7 +119,7 @@ impl Streams {
         told.iter().map(number).collect()
     }
 
-    /// Waits until the stream over WebSocket tells of this event.
+    /// Waits for this event on the WebSocket stream.
     async fn until(&mut self, n: usize) {
         loop {
             let message = self.socket.next().await;
@@ -130,14 +131,14 @@ impl Streams {
     }
 }
 
-/// Which event an answer is about.
+/// The number of the event in a response.
 fn number(answer: &Value) -> usize {
     let name = answer["data"]["events"]["name"].as_str();
     let name = name.unwrap_or_else(|| panic!("{answer}"));
     name[1..].parse().expect("a number")
 }
 
-/// A change that ends a session, or more.
+/// A mutation that ends one or more sessions.
 #[derive(Clone, Copy, Debug)]
 enum How {
     Logout,
@@ -172,8 +173,8 @@ impl How {
         )
     }
 
-    /// Makes the change, by the session that is to end, another of its user, or an administrator, and waits for its
-    /// answer.
+    /// Runs the mutation as the session to end, as another session of its user, or as an administrator, and waits for
+    /// the response.
     async fn end(self, visitor: &Visitor, ended: &Tokens, other: &Tokens, admin: &Tokens) {
         let session = visitor.session(&ended.access).await;
         let user = visitor.id(&ended.access).await;
@@ -243,7 +244,7 @@ impl How {
 }
 
 #[tokio::test]
-async fn no_event_follows_the_answer_of_what_ends_a_session() {
+async fn no_event_follows_the_response_that_ends_a_session() {
     for how in ALL {
         let server = serve().await;
         let visitor = Visitor::new(&server);
@@ -272,7 +273,7 @@ async fn no_event_follows_the_answer_of_what_ends_a_session() {
 }
 
 #[tokio::test]
-async fn no_event_that_was_made_while_a_session_ended_follows_the_answer() {
+async fn no_event_created_while_a_session_ends_follows_the_response() {
     let server = serve().await;
     let visitor = Visitor::new(&server);
     visitor.register(ADA).await;
@@ -306,7 +307,7 @@ async fn no_event_that_was_made_while_a_session_ended_follows_the_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_that_signs_out_itself_is_answered_and_closed_also_without_streams() {
+async fn a_websocket_that_signs_out_gets_its_response_and_is_closed() {
     let server = serve().await;
     let visitor = Visitor::new(&server);
     visitor.register(ADA).await;
@@ -335,7 +336,7 @@ async fn a_connection_that_signs_out_itself_is_answered_and_closed_also_without_
         assert_eq!(kinds, expected[usize::from(!has_stream)..]);
         assert_eq!(socket.closed().await.0, 4403);
     }
-    // A connection that says nothing is closed as soon as its session is ended elsewhere.
+    // A connection without operations is closed as soon as its session is ended by another connection.
     let ada = visitor.login(ADA, PASSWORD).await;
     let mut socket = Socket::greeted(&server, Some(&ada.access)).await;
     let ended = visitor
@@ -350,7 +351,7 @@ async fn a_connection_that_signs_out_itself_is_answered_and_closed_also_without_
 }
 
 #[tokio::test]
-async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
+async fn a_session_ended_on_one_instance_ends_on_the_others() {
     for how in ALL {
         let one = serve().await;
         let two = one
@@ -366,7 +367,8 @@ async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
         let admin = visitor.login(ADMIN, PASSWORD).await;
         let streams = Streams::open(&two, &ended.access).await;
         let mut others = Streams::open(&two, &other.access).await;
-        // Says nothing. What ends all sessions is told to every instance; what ends one, where the database can.
+        // A connection without operations. Ending all sessions is announced to every instance; ending one only where
+        // the database can notify.
         let mut silent = Socket::greeted(&two, Some(&ended.access)).await;
         how.end(&visitor, &ended, &other, &admin).await;
         streams.until_the_end().await;
@@ -380,7 +382,7 @@ async fn a_session_that_is_ended_on_one_instance_ends_on_the_others() {
     }
 }
 
-/// Waits until no more events are taken out for a stream, because its client does not read.
+/// Waits until no more events are delivered to a stream, because its client does not read.
 async fn until_stuck(server: &TestServer) {
     let delivered = async || metric(server, "gathering_events_delivered_total").await;
     let stuck = async {
@@ -396,7 +398,7 @@ async fn until_stuck(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_slowly_is_not_sent_what_is_held_for_it() {
+async fn buffered_events_of_an_ended_session_are_not_sent_to_a_slow_client() {
     let server = TestServer::with(|config| {
         config.subscriptions.keep_alive = Duration::from_hours(1);
         config.server.write_timeout = Duration::from_hours(1);
@@ -424,7 +426,7 @@ async fn a_client_that_reads_slowly_is_not_sent_what_is_held_for_it() {
         assert_eq!(metric(&server, &streams(transport)).await, 1);
         server.ask(Some(&token), logout, json!({})).await;
         until_metric_is(&server, &streams(transport), 0).await;
-        // The rest cannot be had: the connection has broken.
+        // The connection is broken, so the rest of the body is lost.
         let body = tokio::time::timeout(PATIENCE, response.text()).await;
         body.expect("an end").expect_err("no proper end");
     }

@@ -1,5 +1,5 @@
-//! What the demo data leaves out, so that every edge of the schema leads somewhere and every private field has a value.
-//! Some of it is there to lead astray: into circles that whoever follows it may not read.
+//! Rows that the demo data lacks, so that every edge of the schema has a target and every private field a value. Some
+//! of them link to circles that a caller who follows the link cannot read.
 
 use chrono::{DateTime, Utc};
 use gathering_entity::member::MemberRole;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::database::Database;
 
-/// The demo data and more.
+/// A database with the demo data and the additional rows.
 pub(crate) async fn furnished() -> Database {
     let database = Database::seeded().await;
     let db = database.connect().await;
@@ -53,7 +53,7 @@ async fn furnish(db: &DatabaseConnection) {
     let models = model::Entity::find().order_by_asc(model::Column::Id);
     let model = models.one(db).await.expect("reads").expect("a model");
     let mut events = Vec::new();
-    // One that nobody shares, and the two that the guest reads.
+    // A circle that is not shared, and the two that the guest can read.
     for circle in [&circles[0], &circles[4], &circles[5]] {
         let mut linked = circle.clone().into_active_model();
         linked.project_id = Set(Some(project.id));
@@ -76,7 +76,7 @@ async fn furnish(db: &DatabaseConnection) {
     ]);
     announce(db, events, demo).await;
 
-    // What is shared is part of what is not.
+    // A conversation outside circles, with a task and an agent of a shared circle.
     let shared_task = task::Entity::find().filter(task::Column::CircleId.eq(circles[4].id));
     let shared_task = shared_task.one(db).await.expect("reads");
     let shared_task = shared_task.expect("a task").id;
@@ -120,7 +120,7 @@ async fn furnish(db: &DatabaseConnection) {
     entry.insert(db).await.expect("inserts");
 }
 
-/// Something that happened.
+/// An event to insert.
 struct Fact {
     kind: String,
     subject: Uuid,
@@ -128,11 +128,11 @@ struct Fact {
     circle: Option<Uuid>,
     project: Option<Uuid>,
     agent: Option<Uuid>,
-    /// A user, or else an agent.
+    /// `Ok` for a user, `Err` for an agent.
     actor: Result<Uuid, Uuid>,
 }
 
-/// Fills what is empty in a circle, and tells what happened in it.
+/// Fills the empty columns in a circle and returns the events to insert.
 async fn enrich(
     db: &DatabaseConnection,
     circle: &circle::Model,

@@ -1,4 +1,4 @@
-//! The graph: how many statements it costs, what its pages hold, what it says when asked wrongly, who may read.
+//! The GraphQL API: statement counts, pagination, errors, permissions, and validation.
 
 use std::fs;
 
@@ -10,15 +10,15 @@ use crate::server::TestServer;
 const ATELIER: &str = "circle_01ke6p4zk8e03r000000000001";
 const ASSEMBLY: &str = "circle_01ke6p50jge03r000000000002";
 
-/// The operations that screens are made of.
+/// The operations of typical client screens.
 const OPERATIONS: &str = include_str!("acceptance.graphql");
 
 const TEAM: &str = "query ($id: ID!) { circle(id: $id) { members(first: 100) { nodes { id model { id provider { id } } } } } }";
 
-/// What it takes to know who asks.
+/// The statements that authentication takes.
 const AUTHENTICATION: u64 = 1;
 
-/// Somebody who asks a server.
+/// A server and the token of its caller.
 struct Caller {
     server: TestServer,
     token: String,
@@ -34,14 +34,14 @@ impl Caller {
     }
 }
 
-/// The demo data, and the user with this e-mail address.
+/// Serves the demo data to the user with this e-mail address.
 async fn serve(email: &str) -> Caller {
     let server = TestServer::start().await;
     let token = server.token(email).await;
     Caller { server, token }
 }
 
-/// The data of an operation that must not fail, and what it cost beside the authentication.
+/// The data of an operation, which must not fail, and the number of its statements without authentication.
 async fn ask(caller: &Caller, query: &str, variables: Value) -> (Value, u64) {
     let before = caller.statements();
     let answer = caller.graphql(query, variables).await;
@@ -63,7 +63,7 @@ fn operation(name: &str) -> &'static str {
 }
 
 #[tokio::test]
-async fn who_asks_is_known_after_one_statement_and_who_does_not_say_costs_none() {
+async fn authentication_takes_one_statement_and_anonymous_requests_take_none() {
     let caller = serve("demo@example.com").await;
     let before = caller.statements();
     for statements in 1..=3 {
@@ -80,7 +80,7 @@ async fn who_asks_is_known_after_one_statement_and_who_does_not_say_costs_none()
 }
 
 #[tokio::test]
-async fn a_team_takes_five_statements_whatever_its_size() {
+async fn a_team_of_any_size_takes_at_most_five_statements() {
     for email in ["demo@example.com", "admin@example.com"] {
         let server = serve(email).await;
         let (circles, _) = ask(
@@ -121,7 +121,7 @@ async fn a_team_takes_five_statements_whatever_its_size() {
 }
 
 #[tokio::test]
-async fn the_screens_keep_their_statement_ceilings_for_owner_collaborator_and_administrator() {
+async fn screens_stay_within_their_statement_limits_for_every_role() {
     for email in ["demo@example.com", "guest@example.com", "admin@example.com"] {
         let server = serve(email).await;
         let seen = "{ circles(first: 1) { nodes { id tasks(first: 1, filter: {status: [COMPLETED]}) { nodes { assignee { id } } } } }
@@ -161,7 +161,7 @@ async fn the_screens_keep_their_statement_ceilings_for_owner_collaborator_and_ad
 }
 
 #[tokio::test]
-async fn the_account_of_a_request_is_what_the_database_saw() {
+async fn the_reported_usage_matches_the_statements_sent() {
     let server = serve("demo@example.com").await;
     let before = server.statements();
     let body = json!({ "query": TEAM, "variables": { "id": ATELIER } });
@@ -190,7 +190,7 @@ async fn the_account_of_a_request_is_what_the_database_saw() {
 }
 
 #[tokio::test]
-async fn a_list_is_walked_forward_and_backward_without_a_gap() {
+async fn forward_and_backward_pagination_return_the_same_rows() {
     let server = serve("demo@example.com").await;
     for order in [
         "",
@@ -241,7 +241,7 @@ async fn a_list_is_walked_forward_and_backward_without_a_gap() {
 }
 
 #[tokio::test]
-async fn members_come_in_the_order_in_which_they_joined_and_those_who_left_on_request() {
+async fn members_are_ordered_by_join_time_and_former_members_are_optional() {
     let server = serve("demo@example.com").await;
     let query = "query ($id: ID!) { circle(id: $id) {
         now: members(first: 100) { totalCount edges { membership { role joinedAt } } }
@@ -261,7 +261,7 @@ async fn members_come_in_the_order_in_which_they_joined_and_those_who_left_on_re
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_refused_with_the_argument_that_is_wrong() {
+async fn invalid_arguments_are_refused_by_name() {
     let server = serve("demo@example.com").await;
     let circles = "query ($first: Int, $last: Int, $after: String, $search: String) {
         circles(first: $first, last: $last, after: $after, filter: {search: $search}) { nodes { id } } }";
@@ -339,7 +339,7 @@ async fn names_are_searched_in_any_script_and_case() {
 }
 
 #[tokio::test]
-async fn nodes_keep_their_places() {
+async fn nodes_returns_objects_in_the_order_of_the_ids() {
     let server = serve("guest@example.com").await;
     let (mine, _) = ask(
         &server,
@@ -370,7 +370,7 @@ async fn nodes_keep_their_places() {
 }
 
 #[tokio::test]
-async fn a_collaborator_sees_what_is_shared_and_nothing_else() {
+async fn a_collaborator_sees_only_shared_objects() {
     let server = serve("guest@example.com").await;
     let query = "{ circles { totalCount nodes { name viewerAccess } }
         tasks { totalCount } agents { totalCount nodes { systemPrompt circles { nodes { name } } } }
@@ -416,7 +416,7 @@ async fn a_collaborator_sees_what_is_shared_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_anonymous_caller_gets_public_fields_alone() {
+async fn an_anonymous_caller_gets_only_public_fields() {
     let server = TestServer::start().await;
     let answer = server
         .ask(
@@ -433,7 +433,7 @@ async fn an_anonymous_caller_gets_public_fields_alone() {
 }
 
 #[tokio::test]
-async fn many_requests_at_once_get_their_own_answers() {
+async fn concurrent_requests_get_their_own_responses() {
     let server = serve("demo@example.com").await;
     let before = server.statements();
     let asked = (0..64).map(|place| {
@@ -459,7 +459,7 @@ async fn many_requests_at_once_get_their_own_answers() {
 }
 
 #[tokio::test]
-async fn a_document_that_would_cost_too_much_is_refused_before_it_costs() {
+async fn too_complex_documents_are_refused_without_a_statement() {
     let server = serve("demo@example.com").await;
     let before = server.statements();
     let bomb = (0..28)
@@ -518,13 +518,13 @@ async fn a_document_that_would_cost_too_much_is_refused_before_it_costs() {
         "GRAPHQL_VALIDATION_FAILED"
     );
     assert_eq!(server.statements(), before);
-    // Each fragment counts once, so that doubling them costs nothing.
+    // Each fragment is counted once, so repeated spreads add no cost.
     let (data, _) = ask(&server, &bomb, json!({})).await;
     assert!(data["viewer"]["id"].is_string());
 }
 
 #[tokio::test]
-async fn persisted_queries_are_kept_by_their_hash() {
+async fn persisted_queries_are_stored_by_their_hash() {
     let server = TestServer::start().await;
     let hash = "af44d6f3d1b4d0d70d3fd4a7ee7eb3d9dbb0dfca6ab7e2fb9a3dcb1e0c8ad3e0";
     let send = async |query: Option<&str>, hash: &str| {
@@ -555,7 +555,7 @@ async fn persisted_queries_are_kept_by_their_hash() {
 }
 
 #[tokio::test]
-async fn a_trusted_document_is_not_kept_under_a_hash_that_is_not_its_own() {
+async fn a_trusted_document_is_not_stored_under_a_wrong_hash() {
     let folder = tempfile::tempdir().expect("a folder");
     let manifest = folder.path().join("documents.json");
     fs::write(&manifest, r#"{"one": "{ serverInfo { name } }"}"#).expect("writes");
@@ -596,7 +596,7 @@ async fn a_trusted_document_is_not_kept_under_a_hash_that_is_not_its_own() {
 }
 
 #[test]
-fn the_committed_schema_is_the_served_one() {
+fn the_committed_schema_matches_the_server() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/schema.graphql");
     let committed = fs::read_to_string(path).unwrap_or_default();
     assert!(
@@ -606,7 +606,7 @@ fn the_committed_schema_is_the_served_one() {
 }
 
 #[tokio::test]
-async fn every_type_field_and_argument_says_what_it_is() {
+async fn every_type_field_and_argument_has_a_description() {
     let server = serve("demo@example.com").await;
     let query = "{ __schema { types { name description
         fields { name description args { name description } } inputFields { name description } enumValues { name description } } } }";
@@ -637,7 +637,7 @@ async fn every_type_field_and_argument_says_what_it_is() {
 }
 
 #[tokio::test]
-async fn an_operation_is_accepted_and_answered_as_the_specification_says() {
+async fn operations_are_validated_as_the_graphql_specification_requires() {
     let server = serve("demo@example.com").await;
     let conflict = "{ circles(first: 1, orderBy: {field: NAME, direction: ASC}) { nodes { a: name } } ...F }
         fragment F on Query { circles(first: 1, orderBy: {field: NAME, direction: DESC}) { nodes { b: name } } }";
@@ -688,7 +688,7 @@ async fn an_operation_is_accepted_and_answered_as_the_specification_says() {
 }
 
 #[tokio::test]
-async fn the_schema_can_be_read_and_not_without_end() {
+async fn introspection_is_allowed_within_the_complexity_limits() {
     let server = serve("demo@example.com").await;
     let nested = |levels: usize| {
         format!(
@@ -714,7 +714,7 @@ async fn the_schema_can_be_read_and_not_without_end() {
 }
 
 #[tokio::test]
-async fn an_omitted_variable_leaves_its_field_as_it_is() {
+async fn an_omitted_variable_leaves_its_field_unchanged() {
     let server = serve("demo@example.com").await;
     let create = "mutation { a: createProject(input: {name: \"Once\", description: \"Kept\"}) { project { id } }
         a: createProject(input: {name: \"Once\", description: \"Kept\"}) { userErrors { code } } }";

@@ -1,4 +1,4 @@
-//! `/health`, and what every response and every connection is bound to.
+//! `/health`, request ids, and the limits of every connection.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::server::TestServer;
 
-/// Asks again and again until `/health/ready` has this status.
+/// Polls the URL until it answers with this status.
 pub(crate) async fn until_ready_is(url: &str, status: StatusCode) {
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -26,7 +26,7 @@ pub(crate) async fn until_ready_is(url: &str, status: StatusCode) {
 }
 
 #[tokio::test]
-async fn health_tells_version_uptime_and_checks() {
+async fn health_reports_version_uptime_and_checks() {
     let server = TestServer::start().await;
     let response = server.get("/health").await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -41,7 +41,7 @@ async fn health_tells_version_uptime_and_checks() {
 }
 
 #[tokio::test]
-async fn health_is_read_and_nothing_else() {
+async fn health_endpoints_allow_only_get_and_head() {
     let server = TestServer::start().await;
     for path in ["/health", "/health/live", "/health/ready"] {
         assert_eq!(server.get(path).await.status(), StatusCode::OK, "{path}");
@@ -65,7 +65,7 @@ async fn health_is_read_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_draining_server_is_unready_and_still_serves() {
+async fn a_draining_server_is_not_ready_but_still_serves() {
     let server = TestServer::start().await;
     let (ready, live) = (server.url("/health/ready"), server.url("/health/live"));
     let draining = tokio::spawn(server.shut_down(Duration::from_mins(10)));
@@ -108,7 +108,7 @@ async fn an_unknown_path_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_connection_that_sends_no_header_is_closed() {
+async fn a_connection_without_complete_headers_is_closed() {
     let server = TestServer::with(|config| {
         config.server.header_timeout = Duration::from_millis(100);
     })
@@ -129,14 +129,14 @@ async fn a_connection_that_sends_no_header_is_closed() {
 }
 
 #[tokio::test]
-async fn an_endless_header_is_refused() {
+async fn an_oversized_header_is_refused() {
     let server = TestServer::start().await;
     let mut connection = connect(&server).await;
     let header = format!(
         "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: {}",
         "x".repeat(70_000)
     );
-    // The server may close before it has read all of it.
+    // The server may close the connection before it has read everything.
     let _ = connection.write_all(header.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = connection.read_to_end(&mut answer).await;
@@ -145,7 +145,7 @@ async fn an_endless_header_is_refused() {
 }
 
 #[tokio::test]
-async fn a_connection_over_the_limit_waits_for_another_to_end() {
+async fn a_connection_over_the_limit_waits_until_another_ends() {
     let server = TestServer::with(|config| config.server.max_connections = 1).await;
     let request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut answer = [0; 12];
@@ -161,7 +161,7 @@ async fn a_connection_over_the_limit_waits_for_another_to_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let server = TestServer::with(|config| {
         config.server.max_connections = 1;
         config.server.write_timeout = Duration::from_secs(1);

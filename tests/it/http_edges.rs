@@ -1,5 +1,5 @@
-//! Requests at the edges of `/graphql`: empty members, marks and labels of encodings, headers that are no text, and what
-//! the scripts of other sites may send.
+//! Edge cases of requests to `/graphql`: empty members, charsets and byte order marks, headers that are not text, and
+//! the headers that CORS allows.
 
 use gathering::config::Origins;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
@@ -30,7 +30,7 @@ async fn send(request: RequestBuilder) -> Response {
     request.send().await.expect("an answer")
 }
 
-/// The code of the error that a response is, with its status.
+/// The status and the error code of a refusal.
 async fn refusal(response: Response) -> (StatusCode, String) {
     let status = response.status();
     let body: Value = response.json().await.expect("JSON");
@@ -39,7 +39,7 @@ async fn refusal(response: Response) -> (StatusCode, String) {
     (status, code.expect("a code").to_owned())
 }
 
-/// The text of a header in Latin-1, as no program should send it.
+/// A header value in Latin-1, which is not valid UTF-8.
 fn latin(text: &str) -> HeaderValue {
     let bytes: Vec<u8> = text
         .chars()
@@ -48,7 +48,7 @@ fn latin(text: &str) -> HeaderValue {
     HeaderValue::from_bytes(&bytes).expect("a header")
 }
 
-/// What is answered to these members by each transport: the data, or the first error's message.
+/// The answer to these members over each transport: the data, or the message of the first error.
 async fn everywhere(server: &TestServer, members: &[(&str, &str)]) -> [String; 4] {
     let said = |answer: &Value| match answer["errors"][0]["message"].as_str() {
         Some(message) => message.replace("payload.", ""),
@@ -83,7 +83,7 @@ async fn everywhere(server: &TestServer, members: &[(&str, &str)]) -> [String; 4
 }
 
 #[tokio::test]
-async fn an_empty_member_is_absent_in_every_transport() {
+async fn empty_members_count_as_absent_on_every_transport() {
     let server = TestServer::start().await;
     let query = ("query", "{ __typename }");
     let data = r#"{"__typename":"Query"}"#;
@@ -101,7 +101,7 @@ async fn an_empty_member_is_absent_in_every_transport() {
     let unknown = everywhere(&server, &[several, ("operationName", " ")]).await;
     assert_ne!(unknown, absent);
 
-    // Twice is twice, be it empty.
+    // A repeated member is refused even if one of them is empty.
     let twice = get(&server, &[("query", ""), query]);
     assert_eq!(
         refusal(send(twice).await).await,
@@ -115,7 +115,7 @@ async fn an_empty_member_is_absent_in_every_transport() {
 }
 
 #[tokio::test]
-async fn utf8_may_be_called_by_either_name() {
+async fn both_spellings_of_the_utf8_charset_are_accepted() {
     let server = TestServer::start().await;
     for charset in [
         "utf-8",
@@ -137,7 +137,7 @@ async fn utf8_may_be_called_by_either_name() {
         let status = send(request).await.status();
         assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{charset}");
     }
-    // Of two content types either may be meant.
+    // With two content types, the intended one is ambiguous.
     let request = post(&server, TYPENAME).header(CONTENT_TYPE, "text/plain");
     assert_eq!(
         send(request).await.status(),
@@ -153,7 +153,7 @@ async fn utf8_may_be_called_by_either_name() {
 }
 
 #[tokio::test]
-async fn a_byte_order_mark_before_json_is_passed_over() {
+async fn a_byte_order_mark_before_json_is_ignored() {
     let server = TestServer::start().await;
     for body in [
         format!("\u{feff}{TYPENAME}"),
@@ -186,14 +186,14 @@ async fn a_byte_order_mark_before_json_is_passed_over() {
             "{bad:?}"
         );
     }
-    // Another encoding's mark.
+    // The byte order mark of UTF-16.
     let wide: Vec<u8> = TYPENAME.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let refused = refusal(send(post(&server, [vec![0xff, 0xfe], wide].concat())).await).await;
     assert_eq!(refused.0, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
-async fn scripts_may_send_what_their_clients_add() {
+async fn cors_allows_the_headers_of_common_clients() {
     const APP: &str = "https://app.example.com";
     let server = TestServer::with(|config| {
         config.server.cors_origins = Origins(vec![APP.to_owned()]);
@@ -232,7 +232,7 @@ async fn scripts_may_send_what_their_clients_add() {
             allowed.split(',').any(|allowed| allowed.trim() == name),
             "{name}: {allowed}"
         );
-        // What only a proxy may say is not a script's.
+        // Headers that only a proxy may set are not allowed.
         for other in ["x-forwarded-for", "forwarded", "cookie", "*"] {
             assert!(
                 !allowed.split(',').any(|allowed| allowed.trim() == other),
@@ -243,7 +243,7 @@ async fn scripts_may_send_what_their_clients_add() {
 }
 
 #[tokio::test]
-async fn a_header_that_is_no_text_is_not_taken_for_absent() {
+async fn a_header_that_is_not_text_does_not_count_as_absent() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let subscribe = json!({ "query": EVENTS }).to_string();
@@ -287,7 +287,7 @@ async fn a_header_that_is_no_text_is_not_taken_for_absent() {
         (StatusCode::UNAUTHORIZED, "UNAUTHENTICATED".to_owned())
     );
 
-    // No type is named, or only one of several.
+    // A media type that is not text is not acceptable; a parameter that is not text is ignored.
     let request = post(&server, TYPENAME).header(ACCEPT, latin("text/\u{e9}"));
     assert_eq!(send(request).await.status(), StatusCode::NOT_ACCEPTABLE);
     let request = post(&server, TYPENAME).header(ACCEPT, latin("text/event-stream; x=\"\u{e9}\""));
@@ -301,7 +301,7 @@ async fn a_header_that_is_no_text_is_not_taken_for_absent() {
 }
 
 #[tokio::test]
-async fn a_header_that_says_two_things_is_refused() {
+async fn repeated_headers_with_different_values_are_refused() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     for name in ["idempotency-key", "last-event-id", "x-gathering-usage"] {

@@ -1,4 +1,4 @@
-//! The same key from the same user gives the first answer again, whatever happened in between, and changes once.
+//! Idempotency keys: a repeated request of the same user with the same key changes once and gets the first response.
 
 use futures_util::future::join_all;
 use gathering_entity::{idempotency, project};
@@ -14,7 +14,7 @@ use crate::server::TestServer;
 const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
     project { id name } userErrors { field code } } }";
 
-/// Asks for a project of this name under this key.
+/// Creates a project with this name under this key.
 async fn create(server: &TestServer, token: &str, key: &str, name: &str) -> Value {
     let body = json!({ "query": CREATE, "variables": { "input": { "name": name } } });
     send(server, token, key, &body).await
@@ -27,14 +27,14 @@ async fn send(server: &TestServer, token: &str, key: &str, body: &Value) -> Valu
     response.json().await.expect("JSON")
 }
 
-/// How many projects there are of this name.
+/// The number of projects with this name.
 async fn count(server: &TestServer, name: &str) -> u64 {
     let db = server.database().connect().await;
     let projects = project::Entity::find().filter(project::Column::Name.eq(name));
     projects.count(&db).await.expect("counts")
 }
 
-/// Leaves requests as they are when the server ends before it has answered.
+/// Resets the stored requests to the state in which a crash before the response leaves them.
 async fn forget_answers(db: &DatabaseConnection) {
     let none = Expr::value(Option::<Value>::None);
     let forget = idempotency::Entity::update_many()
@@ -48,7 +48,7 @@ fn is_replayed(answer: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn the_same_key_gives_the_first_answer_again_and_changes_once() {
+async fn the_same_key_replays_the_first_response_and_changes_once() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let first = create(&server, &token, "key-1", "Once").await;
@@ -91,7 +91,7 @@ async fn the_same_key_gives_the_first_answer_again_and_changes_once() {
 }
 
 #[tokio::test]
-async fn another_request_under_the_same_key_is_refused() {
+async fn a_different_request_under_the_same_key_is_refused() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     create(&server, &token, "key", "One").await;
@@ -105,15 +105,14 @@ async fn another_request_under_the_same_key_is_refused() {
     assert_eq!(other["errors"][0]["extensions"]["field"], "idempotencyKey");
     assert_eq!(count(&server, "Two").await, 0);
 
-    // Somebody else's key is another key.
+    // Keys of different users are independent.
     let guest = server.token("guest@example.com").await;
     let theirs = create(&server, &guest, "key", "Two").await;
     assert!(theirs["data"]["createProject"]["project"]["id"].is_string());
 }
 
 #[tokio::test]
-async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and_the_rest_is_made()
-{
+async fn a_retry_after_a_crash_finds_finished_changes_and_makes_the_rest() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let document = "mutation ($a: CreateProjectInput!, $b: CreateProjectInput!) { \
@@ -124,7 +123,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
     let first = send(&server, &token, "key", &body).await;
     assert!(first["data"]["b"]["project"]["id"].is_string(), "{first}");
 
-    // As the process would have left it, had it ended before it answered, or before its second change.
+    // The state after a crash before the response, and after one before the second change.
     let db = server.database().connect().await;
     forget_answers(&db).await;
     let again = send(&server, &token, "key", &body).await;
@@ -167,7 +166,7 @@ async fn after_a_crash_between_the_change_and_its_answer_the_change_is_found_and
 }
 
 #[tokio::test]
-async fn an_account_is_not_changed_again_by_a_request_that_was_cut_off() {
+async fn retrying_an_interrupted_request_does_not_change_an_account_again() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let admin = server.token("admin@example.com").await;
@@ -209,7 +208,7 @@ async fn an_account_is_not_changed_again_by_a_request_that_was_cut_off() {
 }
 
 #[tokio::test]
-async fn sessions_are_ended_side_by_side() {
+async fn sessions_can_be_revoked_concurrently() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let token = server.token("demo@example.com").await;
@@ -231,17 +230,17 @@ async fn sessions_are_ended_side_by_side() {
     }
 }
 
-/// That all answers but one are marked as those of a request that was sent before.
+/// Asserts that all responses but one are marked as replayed.
 fn assert_one_is_first(answers: &[Value]) {
     let first = answers.iter().filter(|answer| !is_replayed(answer)).count();
     assert_eq!(first, 1, "{answers:?}");
 }
 
 #[tokio::test]
-async fn the_same_request_twenty_times_at_once_changes_once() {
+async fn twenty_concurrent_identical_requests_change_once() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
-    // Names may be the same as soon as one of two is archived; so nothing but the key keeps them apart.
+    // Archived projects may share a name, so only the key prevents a second project.
     let document = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
     let body = json!({ "query": document, "variables": { "input": { "name": "Race" } } });
     let answers = join_all((0..20).map(|_| send(&server, &token, "race", &body))).await;
@@ -256,7 +255,7 @@ async fn the_same_request_twenty_times_at_once_changes_once() {
 }
 
 #[tokio::test]
-async fn the_same_request_at_once_on_two_instances_changes_once() {
+async fn concurrent_identical_requests_on_two_instances_change_once() {
     let one = TestServer::start().await;
     let two = one.beside(|_| ()).await;
     let token = one.token("demo@example.com").await;
@@ -277,7 +276,7 @@ async fn the_same_request_at_once_on_two_instances_changes_once() {
 }
 
 #[tokio::test]
-async fn several_changes_of_one_request_are_made_by_one_of_those_who_send_it_at_once() {
+async fn concurrent_identical_requests_with_several_changes_change_once() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let fields = ["A", "B", "C"].map(|name| {
@@ -313,14 +312,14 @@ async fn a_request_that_changed_nothing_leaves_its_key_free() {
     };
     let catalogue = "mutation { createProvider(input: { name: \"p\", displayName: \"P\" }) { provider { id } } }";
     let refused = [
-        // What is wrong with the input, told or not.
+        // Input errors, whether they are selected or not.
         create("Atlas", "userErrors { code }"),
         create("Atlas", "project { id }"),
         create("", "userErrors { code }"),
-        // An id of another kind, and of nothing.
+        // An id of another type, and an id without a row.
         update("agent_00000000000000000000000000"),
         update(none),
-        // For administrators.
+        // Only administrators may do this.
         json!({ "query": catalogue }),
         json!({ "query": "mutation { updateProfile(input: { name: null }) { userErrors { code } } }" }),
         // Several fields of which none changes anything.
@@ -329,7 +328,7 @@ async fn a_request_that_changed_nothing_leaves_its_key_free() {
     ];
     for (n, body) in refused.iter().enumerate() {
         let key = format!("key-{n}");
-        // As often as the client is mistaken.
+        // The client may repeat the mistake.
         for _ in 0..2 {
             let answer = send(&server, &token, &key, body).await;
             assert!(!is_replayed(&answer), "{answer}");
@@ -352,7 +351,7 @@ async fn a_request_that_changed_nothing_leaves_its_key_free() {
 }
 
 #[tokio::test]
-async fn what_was_refused_is_made_when_nothing_stands_against_it_any_more() {
+async fn a_refused_request_can_succeed_later_under_the_same_key() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let first = create(&server, &token, "key", "Atlas").await;
@@ -370,7 +369,7 @@ async fn what_was_refused_is_made_when_nothing_stands_against_it_any_more() {
 }
 
 #[tokio::test]
-async fn a_request_that_changed_a_part_or_had_nothing_to_change_keeps_its_key() {
+async fn a_partly_successful_or_unchanged_request_keeps_its_key() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let part = json!({ "query": "mutation { a: createProject(input: { name: \"Part\" }) { project { id } } \
@@ -393,7 +392,7 @@ async fn a_request_that_changed_a_part_or_had_nothing_to_change_keeps_its_key() 
 }
 
 #[tokio::test]
-async fn equal_and_corrected_requests_at_once_change_once() {
+async fn concurrent_wrong_and_corrected_requests_change_once() {
     let server = TestServer::start().await;
     let other = server.beside(|_| ()).await;
     let token = server.token("demo@example.com").await;
@@ -421,7 +420,7 @@ async fn equal_and_corrected_requests_at_once_change_once() {
 }
 
 #[tokio::test]
-async fn a_crash_before_anything_was_changed_leaves_the_key_free() {
+async fn a_crash_before_any_change_leaves_the_key_free() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     create(&server, &token, "key", "Crashed").await;
@@ -440,13 +439,13 @@ async fn a_crash_before_anything_was_changed_leaves_the_key_free() {
 }
 
 #[tokio::test]
-async fn each_entry_of_a_batch_has_a_key_of_its_own() {
+async fn each_entry_of_a_batch_has_its_own_key() {
     let server = TestServer::with(|config| config.graphql.batch = 10).await;
     let token = server.token("demo@example.com").await;
     let one = |name: &str| json!({ "query": CREATE, "variables": { "input": { "name": name } } });
     let mut own = one("Own");
     own["extensions"] = json!({ "idempotencyKey": "own" });
-    // Two entries that are the same are two changes.
+    // Two equal entries are two changes.
     let update = "mutation { createProject(input: { name: \"Twice\" }) { project { id } userErrors { code } } }";
     let same = json!({ "query": update });
     let batch =
@@ -479,12 +478,12 @@ async fn each_entry_of_a_batch_has_a_key_of_its_own() {
     for name in ["First", "Second", "Own"] {
         assert_eq!(count(&server, name).await, 1);
     }
-    // The first entry has the key itself.
+    // The first entry uses the key of the batch itself.
     let first = create(&server, &token, "key", "First").await;
     assert!(is_replayed(&first), "{first}");
     let own = create(&server, &token, "own", "Own").await;
     assert!(is_replayed(&own), "{own}");
-    // Another batch under the key is refused, entry by entry.
+    // A different batch under the same key is refused entry by entry.
     let other = json!([one("First"), one("Third")]);
     let other = send(&server, &token, "key", &other).await;
     assert!(is_replayed(&other[0]), "{other}");
@@ -493,7 +492,7 @@ async fn each_entry_of_a_batch_has_a_key_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_not_valid_leaves_its_key_free() {
+async fn an_invalid_request_leaves_its_key_free() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mistaken = json!({ "query": CREATE.replace("id name", "id nam"),
@@ -511,7 +510,7 @@ async fn a_request_that_is_not_valid_leaves_its_key_free() {
     let made = create(&server, &token, "key", "Meant").await;
     let id = &made["data"]["createProject"]["project"]["id"];
     assert!(id.is_string(), "{made}");
-    // It is taken now, and stays so when the mistake is sent again.
+    // The key is taken now, and stays taken when the invalid request is repeated.
     let late = send(&server, &token, "key", &mistaken).await;
     let code = &late["errors"][0]["extensions"]["code"];
     assert_eq!(code, "GRAPHQL_VALIDATION_FAILED");
@@ -530,7 +529,7 @@ async fn a_request_that_is_not_valid_leaves_its_key_free() {
 }
 
 #[tokio::test]
-async fn a_key_is_free_again_after_a_day() {
+async fn a_key_expires_after_a_day() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     create(&server, &token, "key", "Day one").await;
@@ -545,7 +544,7 @@ async fn a_key_is_free_again_after_a_day() {
 }
 
 #[tokio::test]
-async fn what_is_no_key_and_what_is_secret_is_refused() {
+async fn malformed_keys_and_keys_on_secret_mutations_are_refused() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     for key in ["", "two words", &"k".repeat(256), "\"\""] {
@@ -559,24 +558,24 @@ async fn what_is_no_key_and_what_is_secret_is_refused() {
     let change = json!({ "query": "mutation { changePassword(input: { currentPassword: \"a\", newPassword: \"b\" }) { accessToken } }" });
     let answer = send(&server, &token, "key", &change).await;
     assert_eq!(answer["errors"][0]["extensions"]["field"], "idempotencyKey");
-    // Nobody is signed in, so there is nobody whose key it could be.
+    // Without a signed-in user the key has no owner.
     let login = json!({ "query": "mutation { login(input: { email: \"a@b\", password: \"c\" }) { accessToken } }" });
     let answer = send(&server, &token, "key", &login).await;
     assert_eq!(
         answer["errors"][0]["extensions"]["code"], "BAD_USER_INPUT",
         "{answer}"
     );
-    // A query changes nothing and takes no notice.
+    // A query changes nothing and ignores the key.
     let query = json!({ "query": "{ viewer { id } }" });
     let answer = send(&server, &token, "two words", &query).await;
     assert!(answer["data"]["viewer"]["id"].is_string());
 }
 
 #[tokio::test]
-async fn a_request_that_was_gone_on_with_late_is_forgotten_as_a_whole() {
+async fn a_request_resumed_late_expires_as_a_whole() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
-    // It was written down, and then the server was killed.
+    // The request was recorded, and then the server was killed.
     create(&server, &token, "key", "Late").await;
     let db = server.database().connect().await;
     let fields = idempotency::Entity::delete_many().filter(idempotency::Column::Field.ne(""));
@@ -584,7 +583,7 @@ async fn a_request_that_was_gone_on_with_late_is_forgotten_as_a_whole() {
     forget_answers(&db).await;
     let made = project::Entity::delete_many().filter(project::Column::Name.eq("Late"));
     made.exec(&db).await.expect("deletes");
-    // It is sent again 20 hours later, and the key is used anew when it is free.
+    // The request is repeated 20 hours later, and the key is used again after it has expired.
     server.pass(20 * 3_600);
     let token = server.token("demo@example.com").await;
     let late = create(&server, &token, "key", "Late").await;
@@ -604,7 +603,7 @@ async fn a_request_that_was_gone_on_with_late_is_forgotten_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_stored_response_is_sent_again_byte_for_byte() {
+async fn a_stored_response_is_replayed_byte_for_byte() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let created = "mutation { createAgent(input: { name: \"Stale\" }) { agent { id } } }";

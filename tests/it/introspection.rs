@@ -1,4 +1,4 @@
-//! The schema as a client sees it: what the tests that walk it are generated from.
+//! The schema as introspection shows it, from which other tests generate operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +11,23 @@ const QUERY: &str = "{ __schema { types { kind name possibleTypes { name } inter
     fields(includeDeprecated: true) { name type { ...T } args { name defaultValue type { ...T } } } } } }
   fragment T on __Type { kind name ofType { kind name ofType { kind name ofType { kind name } } } }";
 
-/// All types by their names.
+/// All types by name.
 pub(crate) struct Schema {
     types: BTreeMap<String, Type>,
 }
 
-/// A type.
+/// A type of the schema.
 pub(crate) struct Type {
     pub(crate) kind: String,
-    /// Of an object or interface.
+    /// The fields of an object or interface.
     pub(crate) fields: Vec<Field>,
-    /// Of an input object.
+    /// The fields of an input object.
     pub(crate) inputs: Vec<Argument>,
-    /// Of an enum.
+    /// The values of an enum.
     values: Vec<String>,
-    /// Of an interface or union.
+    /// The object types of an interface or union.
     pub(crate) possible: Vec<String>,
-    /// Of an object.
+    /// The interfaces of an object.
     pub(crate) interfaces: Vec<String>,
 }
 
@@ -41,12 +41,12 @@ pub(crate) struct Field {
 /// An argument of a field, or a field of an input object.
 pub(crate) struct Argument {
     pub(crate) name: String,
-    /// As the schema definition language has it.
+    /// In the notation of the schema definition language.
     pub(crate) ty: String,
     has_default: bool,
 }
 
-/// The name of a type without what is around it.
+/// The name of a type without its list and non-null wrappers.
 fn named(ty: &str) -> &str {
     ty.trim_matches(['[', ']', '!'])
 }
@@ -57,12 +57,12 @@ impl Field {
         named(&self.ty)
     }
 
-    /// An argument that may be given.
+    /// The argument with this name.
     pub(crate) fn argument(&self, name: &str) -> Option<&Argument> {
         self.arguments.iter().find(|argument| argument.name == name)
     }
 
-    /// The arguments that must be given.
+    /// The required arguments.
     pub(crate) fn required(&self) -> impl Iterator<Item = &Argument> {
         self.arguments
             .iter()
@@ -76,7 +76,7 @@ impl Argument {
         named(&self.ty)
     }
 
-    /// A value of the named type in as many lists as the argument takes.
+    /// The value in as many lists as the argument's type has.
     pub(crate) fn wrapped(&self, value: Value) -> Value {
         let lists = self.ty.matches('[').count();
         (0..lists).fold(value, |value, _| json!([value]))
@@ -119,13 +119,13 @@ impl Schema {
             .unwrap_or_else(|| panic!("no type is called {name}"))
     }
 
-    /// A value of an enum.
+    /// The first value of an enum.
     pub(crate) fn first_value(&self, name: &str) -> &str {
         let first = self.get(name).values.first();
         first.unwrap_or_else(|| panic!("{name} has values"))
     }
 
-    /// What is read of a value of the type: all that takes no argument and has no fields.
+    /// A selection of the type's fields that take no arguments and have no subfields.
     pub(crate) fn selection(&self, name: &str) -> String {
         let fields = self.get(name).fields.iter();
         let plain =
@@ -137,7 +137,7 @@ impl Schema {
         format!("{{ __typename {} {nodes} }}", names.join(" "))
     }
 
-    /// Whether a value of the type has fields.
+    /// Whether the type has fields.
     pub(crate) fn is_composite(&self, name: &str) -> bool {
         matches!(&*self.get(name).kind, "OBJECT" | "INTERFACE" | "UNION")
     }
@@ -146,7 +146,7 @@ impl Schema {
         self.is_composite(name) && self.get(name).kind != "OBJECT"
     }
 
-    /// Whether a value of the type is a thing with an id, which can be asked for by itself.
+    /// Whether the type is abstract or implements `Node`.
     pub(crate) fn is_node(&self, name: &str) -> bool {
         self.is_abstract(name) || self.get(name).interfaces.iter().any(|is| is == "Node")
     }
@@ -155,13 +155,13 @@ impl Schema {
         self.get(ty).fields.iter().find(|field| field.name == name)
     }
 
-    /// The types of the things in a connection's page.
+    /// The type of the nodes of a connection.
     pub(crate) fn node_of(&self, connection: &str) -> Option<&str> {
         let edge = self.field(connection, "edges")?.named();
         Some(self.field(edge, "node")?.named())
     }
 
-    /// The object types that a query can come across.
+    /// The object types that a query can reach.
     pub(crate) fn reachable(&self) -> BTreeSet<&str> {
         let mut reached = BTreeSet::new();
         let mut waiting = vec!["Query"];

@@ -1,7 +1,7 @@
-//! Rate limits: what each client may ask for, what it is told, and what of it several instances share.
+//! Rate limits: the quotas of clients, how they are reported, and how several instances share them.
 //!
-//! The clocks of the server stand still unless a test moves them, so that the verdicts do not depend on how fast the
-//! machine is. Redis alone goes by a clock of its own.
+//! The server's clocks advance only when a test advances them, so the results do not depend on the speed of the
+//! machine. Only Redis uses its own clock.
 
 mod client;
 mod header;
@@ -17,16 +17,16 @@ use serde_json::{Value, json};
 
 use crate::server::TestServer;
 
-/// Two clients.
+/// The addresses of two clients.
 const HERE: &str = "192.0.2.1";
 const THERE: &str = "192.0.2.2";
 
-/// More than any test asks for.
+/// A quota that no test reaches.
 const PLENTY: u32 = 1_000_000;
 
 const VIEWER: &str = "{ viewer { id } }";
 
-/// Serves the demo data with limits, and takes the tests' word on where their requests come from.
+/// Serves the demo data with rate limits, and trusts the client address in the headers of the tests.
 async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
     TestServer::with(|config| {
         config.limits.mode = Mode::Enforce;
@@ -37,11 +37,11 @@ async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
     .await
 }
 
-/// What came back.
+/// A response.
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
-    /// Null where it is no JSON.
+    /// Null if the body is not JSON.
     body: Value,
 }
 
@@ -63,7 +63,7 @@ impl Answer {
             .collect()
     }
 
-    /// Whether nothing of it was let in.
+    /// Whether the whole request was refused.
     fn is_refused(&self) -> bool {
         let is_refused = self.status == StatusCode::TOO_MANY_REQUESTS;
         assert_eq!(
@@ -76,7 +76,7 @@ impl Answer {
         is_refused
     }
 
-    /// A header.
+    /// The value of a header, which must be present.
     fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         let value = value.unwrap_or_else(|| panic!("no {name}: {}", self.body));
@@ -87,23 +87,23 @@ impl Answer {
         self.header(name).parse().expect("a whole number")
     }
 
-    /// How the client stands with a root field.
+    /// The reported quota of a root field.
     fn standing(&self, field: &str) -> &Value {
         let standings = &self.body["extensions"]["rateLimit"];
         let mut known = standings.as_array().expect("standings").iter();
         known
             .find(|standing| standing["field"] == field)
-            .unwrap_or_else(|| panic!("nothing on {field}: {standings}"))
+            .unwrap_or_else(|| panic!("no quota of {field} in {standings}"))
     }
 }
 
-/// A request to `/graphql` from an address.
+/// A request to `/graphql` from this address.
 fn from(server: &TestServer, address: &str) -> RequestBuilder {
     let request = server.request(Method::POST, "/graphql");
     request.header("X-Forwarded-For", address)
 }
 
-/// The answer to an operation that comes from an address.
+/// The response to an operation from this address.
 async fn ask(server: &TestServer, address: &str, token: Option<&str>, query: &str) -> Answer {
     let mut request = from(server, address).json(&json!({ "query": query }));
     if query.starts_with("subscription") {
@@ -115,7 +115,7 @@ async fn ask(server: &TestServer, address: &str, token: Option<&str>, query: &st
     Answer::to(request).await
 }
 
-/// How many of these operations are let in, one after the other.
+/// How many of these operations are allowed, one after the other.
 async fn let_in(
     server: &TestServer,
     address: &str,
@@ -130,18 +130,18 @@ async fn let_in(
     let_in
 }
 
-/// A sign-in with a wrong password, as a field.
+/// A sign-in field with a wrong password.
 fn attempt(email: &str) -> String {
     format!(r#"login(input: {{email: "{email}", password: "not this one"}}) {{ accessToken }}"#)
 }
 
-/// The same field under different names, as a selection.
+/// A selection of the same field under different aliases.
 fn aliases(field: &str, times: usize) -> String {
     let field = |place| format!("a{place}: {field} ");
     format!("{{ {}}}", (0..times).map(field).collect::<String>())
 }
 
-/// That an error refuses for so many seconds, and says all there is to know.
+/// Asserts that an error refuses for this many seconds and has all the extensions.
 fn assert_refusal(error: &Value, tier: &str, limit: u32, wait: u64) {
     let extensions = error["extensions"].as_object().expect("extensions");
     let expected = [

@@ -1,4 +1,4 @@
-//! Live events: everything that was committed, in order, once it is there; and nothing else.
+//! Live events: every committed event is delivered, in order, and nothing else is.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::ws::Socket;
 const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
     project { id } userErrors { code } } }";
 
-/// The row of a project event that somebody else's hands have written.
+/// The row of a catalogue event, to insert as if another process had written it.
 fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
     event::Model {
         id: Uuid::now_v7(),
@@ -54,7 +54,7 @@ async fn insert(db: &impl ConnectionTrait, rows: Vec<event::Model>) {
     }
 }
 
-/// A server that looks for what other hands have written.
+/// A server that polls for events that other processes have written.
 async fn looking() -> TestServer {
     TestServer::with(|config| config.events.poll = Duration::from_millis(20)).await
 }
@@ -72,7 +72,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// Subscribes as the demo user, and waits until it has begun.
+    /// Subscribes as the demo user, and waits until the subscription has started.
     async fn new(server: &TestServer, arguments: &str) -> Self {
         let token = server.token("demo@example.com").await;
         Self::of(server, &token, arguments).await
@@ -128,7 +128,7 @@ async fn refused(server: &TestServer, query: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_is_committed_is_told_and_what_is_not_is_not() {
+async fn only_committed_changes_are_delivered() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     create(&server, "One").await;
@@ -159,7 +159,7 @@ async fn what_is_committed_is_told_and_what_is_not_is_not() {
 }
 
 #[tokio::test]
-async fn a_subscriber_who_comes_back_misses_nothing_also_on_another_instance() {
+async fn a_resumed_subscription_misses_nothing_even_after_a_restart() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     create(&server, "0").await;
@@ -182,7 +182,7 @@ async fn a_subscriber_who_comes_back_misses_nothing_also_on_another_instance() {
 }
 
 #[tokio::test]
-async fn a_filter_lets_only_its_events_pass_also_those_that_are_read_again() {
+async fn a_filter_applies_to_live_and_replayed_events() {
     let server = TestServer::start().await;
     let mut all = Listener::new(&server, "").await;
     let one = create(&server, "One").await;
@@ -201,11 +201,11 @@ async fn a_filter_lets_only_its_events_pass_also_those_that_are_read_again() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_commits_late_is_told_late_and_not_lost() {
+async fn events_of_a_late_commit_are_delivered_late_and_not_lost() {
     let server = looking().await;
     let db = server.database().connect().await;
     if db.get_database_backend() != DbBackend::Postgres {
-        // SQLite has one writer at a time: none can begin before and commit after another.
+        // SQLite has one writer at a time, so no transaction can begin before another and commit after it.
         return;
     }
     let mut listener = Listener::new(&server, "").await;
@@ -217,19 +217,19 @@ async fn a_transaction_that_commits_late_is_told_late_and_not_lost() {
     assert_eq!(second["name"], "2");
     slow.commit().await.expect("commits");
     assert_eq!(listener.names(1).await, ["1"]);
-    // Who had seen no more than the second when the connection broke is told the first.
+    // A subscriber that had received only the second event when the connection broke receives the first.
     let after = format!("(after: {})", second["cursor"]);
     let mut again = Listener::new(&server, &after).await;
     assert_eq!(again.names(1).await, ["1"]);
 }
 
 #[tokio::test]
-async fn what_one_instance_commits_the_others_tell_at_once() {
+async fn events_of_one_instance_reach_the_others_immediately() {
     let one = TestServer::start().await;
     if one.database().connect().await.get_database_backend() != DbBackend::Postgres {
         return;
     }
-    // Nobody looks: they are told.
+    // This instance does not poll: the database notifies it.
     let other = one.beside(|_| ()).await;
     let mut listener = Listener::new(&other, "").await;
     let names: Vec<_> = (0..20).map(|n| n.to_string()).collect();
@@ -240,7 +240,7 @@ async fn what_one_instance_commits_the_others_tell_at_once() {
 }
 
 #[tokio::test]
-async fn events_of_a_subject_keep_their_order_however_many_are_made_at_once() {
+async fn events_of_a_subject_keep_their_order_under_concurrency() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     let names: Vec<_> = (0..8).map(|n| format!("p{n}")).collect();
@@ -275,7 +275,7 @@ async fn events_of_a_subject_keep_their_order_however_many_are_made_at_once() {
 }
 
 #[tokio::test]
-async fn one_who_does_not_read_is_served_from_the_table_later_and_holds_up_nobody() {
+async fn a_slow_subscriber_is_served_from_the_table_and_delays_no_other() {
     const EVENTS: u128 = 20_000;
     let server = TestServer::with(|config| {
         config.events.poll = Duration::from_millis(20);
@@ -297,13 +297,13 @@ async fn one_who_does_not_read_is_served_from_the_table_later_and_holds_up_nobod
 }
 
 #[tokio::test]
-async fn a_cursor_that_cannot_be_of_this_database_is_refused() {
+async fn a_cursor_of_another_database_is_refused() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     create(&server, "One").await;
     let cursor = listener.next().await["cursor"].clone();
 
-    // The same place in the history of another database.
+    // The same position in the history of another database.
     let stranger = Database::empty().await;
     let db = stranger.connect().await;
     gathering::seed::seed(&db, "gathering-demo")
@@ -321,7 +321,7 @@ async fn a_cursor_that_cannot_be_of_this_database_is_refused() {
     let answer = stranger.graphql(&page, json!({})).await;
     assert_eq!(answer["errors"][0]["extensions"]["code"], "BAD_USER_INPUT");
 
-    // A place that this history has not reached: as if a backup had been restored.
+    // A position that this history has not reached, as after the restore of a backup.
     let db = server.database().connect().await;
     let newest = event::Entity::find().order_by_desc(event::Column::Position);
     let newest = newest.one(&db).await.expect("reads").expect("an event");
@@ -343,7 +343,7 @@ async fn a_cursor_that_cannot_be_of_this_database_is_refused() {
 }
 
 #[tokio::test]
-async fn one_who_comes_back_too_late_is_told_so_and_gets_what_is_kept() {
+async fn resuming_too_late_reports_missed_events_and_delivers_the_rest() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     for name in ["One", "Two", "Three"] {
@@ -371,7 +371,7 @@ async fn one_who_comes_back_too_late_is_told_so_and_gets_what_is_kept() {
     assert_eq!(missed["type"], "EVENTS_MISSED");
     assert_eq!(missed["oldestKept"], three["cursor"]);
     assert_eq!(late.names(1).await, ["Three"]);
-    // From the place that it names nothing more is missed, nor from the one before the oldest.
+    // After this cursor, and after the one before the oldest kept event, no more events are missed.
     for cursor in [&missed["cursor"], &two["cursor"]] {
         let mut again = Listener::new(&server, &format!("(after: {cursor})")).await;
         assert_eq!(again.names(1).await, ["Three"]);
@@ -379,7 +379,7 @@ async fn one_who_comes_back_too_late_is_told_so_and_gets_what_is_kept() {
 }
 
 #[tokio::test]
-async fn retention_deletes_what_is_old_and_positions_go_on() {
+async fn retention_deletes_old_events_and_positions_continue() {
     let retention = Duration::from_hours(3_650 * 24);
     let server = TestServer::with(|config| config.events.retention = retention).await;
     let db = server.database().connect().await;
@@ -389,7 +389,7 @@ async fn retention_deletes_what_is_old_and_positions_go_on() {
     assert_eq!(count().await, Ok(820));
     server.pass(3_650 * 86_400);
     server.purge().await;
-    assert_eq!(count().await, Ok(1), "the newest stays");
+    assert_eq!(count().await, Ok(1), "the newest event is kept");
     let mut listener = Listener::new(&server, "").await;
     create(&server, "One").await;
     listener.next().await;
@@ -399,7 +399,7 @@ async fn retention_deletes_what_is_old_and_positions_go_on() {
 }
 
 #[tokio::test]
-async fn a_subscription_has_one_root_field_wherever_it_stands() {
+async fn a_subscription_has_exactly_one_root_field() {
     let server = TestServer::start().await;
     for query in [
         "subscription { a: events { id } b: events { id } }",
@@ -427,7 +427,7 @@ async fn a_subscription_has_one_root_field_wherever_it_stands() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_names_what_cannot_be_read_does_not_begin() {
+async fn a_subscription_to_an_unreadable_object_is_refused() {
     let server = TestServer::start().await;
     let circle = "circle_01h455vb4pex5vsknk084sn02q";
     for (query, code) in [
@@ -454,14 +454,14 @@ async fn a_subscription_that_names_what_cannot_be_read_does_not_begin() {
     assert_eq!(server.subscribers().await, 0);
 }
 
-/// The message of a subscription that comes next, as its field has it.
+/// The field's value in the next message of a subscription.
 async fn told(socket: &mut Socket, field: &str) -> Value {
     let message = socket.next().await;
     assert_eq!(message["type"], "next", "{message}");
     message["payload"]["data"][field].clone()
 }
 
-/// Makes a change that is taken, and answers its payload.
+/// Runs a mutation, which must succeed, and returns its payload.
 async fn change(server: &TestServer, mutation: &str, input: Value) -> Value {
     let name = mutation.split(' ').next().expect("a name");
     let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
@@ -482,7 +482,7 @@ async fn change(server: &TestServer, mutation: &str, input: Value) -> Value {
     payload.clone()
 }
 
-/// Subscribes, and waits until it has begun.
+/// Subscribes, and waits until the subscription has started.
 async fn subscribed(server: &TestServer, email: &str, query: &str) -> Socket {
     let token = server.token(email).await;
     let mut socket = Socket::greeted(server, Some(&token)).await;
@@ -492,7 +492,7 @@ async fn subscribed(server: &TestServer, email: &str, query: &str) -> Socket {
     socket
 }
 
-/// Waits until there are more subscribers.
+/// Waits until there are more subscribers than before.
 pub(crate) async fn until_more_than(server: &TestServer, before: i64) {
     let begun = async {
         while server.subscribers().await <= before {
@@ -503,7 +503,7 @@ pub(crate) async fn until_more_than(server: &TestServer, before: i64) {
     begun.expect("a subscription begins");
 }
 
-/// A circle that the guest may read, and two of its members.
+/// A circle that the guest can read, and two of its members.
 async fn shared_circle(server: &TestServer) -> (String, Vec<String>) {
     let query = "{ circles(filter: { search: \"Workshop\" }) { nodes { id members(first: 2) { nodes { id } } } } }";
     let answer = server.graphql(query, json!({})).await;
@@ -515,7 +515,7 @@ async fn shared_circle(server: &TestServer) -> (String, Vec<String>) {
 }
 
 #[tokio::test]
-async fn who_may_no_longer_read_a_circle_hears_no_more_of_it_in_mid_stream() {
+async fn losing_access_to_a_circle_ends_its_events_in_an_open_stream() {
     let server = TestServer::start().await;
     let (circle, _) = shared_circle(&server).await;
     let query =
@@ -532,7 +532,7 @@ async fn who_may_no_longer_read_a_circle_hears_no_more_of_it_in_mid_stream() {
     let input = json!({ "circleId": circle, "userId": viewer["data"]["viewer"]["id"] });
     change(&server, "unshareCircle circle { id }", input).await;
     change(&server, "createTask task { id }", task("after")).await;
-    // Of their own they hear on; what comes before it would have come before it.
+    // The guest still receives its own events; an earlier event would have arrived before this one.
     let own = json!({ "input": { "name": "Own" } });
     server.ask(Some(&token), CREATE, own).await;
     let mut heard = Vec::new();
@@ -555,7 +555,7 @@ async fn delete_circle(server: &TestServer, id: &str) {
 }
 
 #[tokio::test]
-async fn that_a_circle_is_no_longer_theirs_to_read_is_told_later_and_elsewhere_too() {
+async fn losing_access_to_a_circle_is_also_reported_on_replay_and_in_lists() {
     let server = TestServer::start().await;
     let (circle, members) = shared_circle(&server).await;
     let token = server.token("guest@example.com").await;
@@ -579,7 +579,7 @@ async fn that_a_circle_is_no_longer_theirs_to_read_is_told_later_and_elsewhere_t
         }
     };
     heard(&mut guest).await;
-    // The talk is the guest's alone.
+    // The conversation now belongs to the guest alone, so the owner's stream ends.
     assert_eq!(owner.next().await, json!({ "id": "1", "type": "complete" }));
     drop(guest);
     let server = TestServer::on(server.end().await, |_| ()).await;
@@ -594,13 +594,13 @@ async fn that_a_circle_is_no_longer_theirs_to_read_is_told_later_and_elsewhere_t
 }
 
 #[tokio::test]
-async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
+async fn a_circle_stream_ends_when_access_is_lost() {
     let server = TestServer::start().await;
     let (circle, _) = shared_circle(&server).await;
     let query = format!("subscription {{ circleEvents(circleId: \"{circle}\") {{ type }} }}");
     let mut guest = subscribed(&server, "guest@example.com", &query).await;
     let mut owner = subscribed(&server, "demo@example.com", &query).await;
-    // It ends for those too who want to hear of something else.
+    // A stream that is filtered to other types ends too.
     let tasks = query.replace(')', ", types: [TASK_CREATED])");
     let mut listless = subscribed(&server, "guest@example.com", &tasks).await;
     let ended = async |socket: &mut Socket| {
@@ -623,7 +623,7 @@ async fn the_events_of_a_circle_end_with_the_right_to_read_them() {
 }
 
 #[tokio::test]
-async fn what_happened_at_once_is_read_at_once() {
+async fn a_burst_of_events_is_resolved_in_few_statements() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     create(&server, "Before").await;
@@ -650,13 +650,14 @@ async fn what_happened_at_once_is_read_at_once() {
         let event = told(&mut socket, "events").await;
         assert_eq!(event["circle"]["name"], "Many");
     }
-    // For each of three bursts: actors, circles, agents. And who asks, the events, and what goes on beside that.
+    // For each of three batches the actors, circles and agents, plus authentication, the events, and background
+    // statements.
     let statements = server.statements() - before;
     assert!(statements <= 30, "{statements}");
 }
 
 #[tokio::test]
-async fn an_agents_tasks_are_told_also_when_it_loses_them() {
+async fn task_updates_of_an_assignee_include_reassignments() {
     let server = TestServer::start().await;
     let (circle, members) = shared_circle(&server).await;
     let [one, other] = [&members[0], &members[1]];
@@ -683,7 +684,7 @@ async fn an_agents_tasks_are_told_also_when_it_loses_them() {
         (&lost["id"], &lost["assignee"]["id"]),
         (task, &json!(other))
     );
-    // What the other does with it is of no concern.
+    // Later changes of the task are not delivered, because another agent has it.
     change(&server, "startTask task { id }", json!({ "taskId": task })).await;
     let input = json!({ "circleId": circle, "title": "Another", "assigneeId": one });
     let next = change(&server, "createTask task { id }", input).await;
@@ -694,7 +695,7 @@ async fn an_agents_tasks_are_told_also_when_it_loses_them() {
 }
 
 #[tokio::test]
-async fn an_agent_that_begins_to_work_is_told_to_those_who_may_read_it() {
+async fn agent_status_changes_reach_users_who_can_read_the_agent() {
     let server = TestServer::start().await;
     let (circle, _) = shared_circle(&server).await;
     let query = format!("{{ circle(id: \"{circle}\") {{ members {{ nodes {{ id status }} }} }} }}");
@@ -719,7 +720,7 @@ async fn an_agent_that_begins_to_work_is_told_to_those_who_may_read_it() {
 }
 
 #[tokio::test]
-async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
+async fn a_conversation_can_be_followed_from_any_message_to_its_end() {
     let server = TestServer::start().await;
     let (circle, members) = shared_circle(&server).await;
     let input = json!({ "topic": "A talk", "circleId": circle, "participantIds": members, "startNow": true });
@@ -746,7 +747,7 @@ async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
             "{update}"
         );
     }
-    // What happens elsewhere is not given to them.
+    // Messages of other conversations are not delivered.
     let input = json!({ "topic": "Another", "participantIds": members, "startNow": true });
     let made = change(&server, "createConversation conversation { id }", input).await;
     let input = json!({ "conversationId": made["conversation"]["id"], "content": "elsewhere" });
@@ -781,7 +782,7 @@ async fn a_conversation_is_followed_from_any_of_its_messages_to_its_end() {
 }
 
 #[tokio::test]
-async fn an_event_that_says_the_same_as_the_one_before_it_is_left_out_and_a_b_a_is_three() {
+async fn only_an_event_equal_to_the_previous_one_is_dropped() {
     let server = TestServer::with(|config| config.events.window = Duration::from_mins(1)).await;
     let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { messages(first: 1, filter: { isPinned: false }) { nodes { id } } } } }";
     let answer = server.graphql(query, json!({})).await;
@@ -795,7 +796,7 @@ async fn an_event_that_says_the_same_as_the_one_before_it_is_left_out_and_a_b_a_
     for _ in 0..3 {
         told(&mut socket, "events").await;
     }
-    // Other hands undo the change behind the server's back; so the same happens once more.
+    // The change is undone directly in the database, so the same event occurs again.
     let db = server.database().connect().await;
     db.execute_unprepared("UPDATE messages SET is_pinned = FALSE")
         .await
@@ -807,7 +808,7 @@ async fn an_event_that_says_the_same_as_the_one_before_it_is_left_out_and_a_b_a_
 }
 
 #[tokio::test]
-async fn what_a_client_says_when_it_comes_back_is_newer_than_what_it_said_first() {
+async fn last_event_id_takes_precedence_over_the_after_argument() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
     for name in ["One", "Two", "Three"] {

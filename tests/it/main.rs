@@ -1,9 +1,9 @@
-//! What Gathering promises, module by module, over real HTTP and on a real database: SQLite, or PostgreSQL when
-//! `GATHERING_TEST_DATABASE_URL` names a server. A test that only PostgreSQL can keep says so and passes without it.
+//! Integration tests of Gathering, over real HTTP and on a real database: SQLite, or PostgreSQL when
+//! `GATHERING_TEST_DATABASE_URL` names a server. On SQLite, the tests that need PostgreSQL pass without testing.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "tests read which servers they may use from the environment"
+    reason = "tests read the URLs of their servers from the environment"
 )]
 
 mod database;

@@ -1,4 +1,4 @@
-//! Members: how agents join a circle, change their part in it, and leave it.
+//! Circle members: joining, updates, and leaving.
 
 use futures_util::future::join_all;
 use gathering_entity::{agent, user};
@@ -13,21 +13,21 @@ const MEMBERS: &str =
     edges { membership { id role isActive joinedAt competencies reviewTypes } node { id } } } } }";
 
 impl Studio {
-    /// The edges to all who are or were in a circle, in order.
+    /// The edges to all current and former members of a circle, in order.
     async fn members(&self, circle: &Value) -> Vec<Value> {
         let data = self.read(ADMIN, MEMBERS, json!({ "id": circle })).await;
         let edges = data["circle"]["members"]["edges"].as_array();
         edges.expect("members").clone()
     }
 
-    /// A new circle of the owner's without members.
+    /// Creates a circle of the owner without members.
     async fn empty(&self, name: &str, most: i32) -> Value {
         let input = json!({ "name": name, "maxMembers": most });
         let payload = self.done(OWNER, "createCircle", input).await;
         payload["circle"]["id"].clone()
     }
 
-    /// Gives the guest an agent.
+    /// Creates an agent of the guest.
     async fn agent_of_guest(&self) -> Value {
         let db = self.server.database().connect().await;
         let guest = user::Entity::find().filter(user::Column::Email.eq(GUEST));
@@ -56,7 +56,7 @@ fn join(circle: &Value, agents: &[&Value]) -> Value {
 }
 
 #[tokio::test]
-async fn agents_join_in_the_order_of_the_input_and_each_is_announced() {
+async fn agents_join_in_input_order_with_an_event_each() {
     let studio = Studio::open().await;
     let (circle, agents) = (studio.empty("Empty team", 3).await, studio.agents().await);
     let since = studio.mark().await;
@@ -108,7 +108,7 @@ async fn agents_join_in_the_order_of_the_input_and_each_is_announced() {
 }
 
 #[tokio::test]
-async fn all_agents_join_or_none() {
+async fn adding_members_succeeds_for_all_agents_or_none() {
     let studio = Studio::open().await;
     let (circle, agents) = (studio.empty("Small team", 2).await, studio.agents().await);
     studio
@@ -157,7 +157,7 @@ async fn all_agents_join_or_none() {
 }
 
 #[tokio::test]
-async fn that_the_circle_is_archived_is_told_before_what_is_wrong_with_the_input() {
+async fn an_archived_circle_is_reported_before_input_errors() {
     let studio = Studio::open().await;
     let (circle, agents) = (studio.empty("Archived", 1).await, studio.agents().await);
     let payload = studio
@@ -181,12 +181,12 @@ async fn that_the_circle_is_archived_is_told_before_what_is_wrong_with_the_input
 }
 
 #[tokio::test]
-async fn of_two_that_add_the_same_agent_one_does() {
+async fn concurrent_additions_of_one_agent_succeed_once() {
     let studio = Studio::open().await;
     let agents = studio.agents().await;
     for (round, agent) in agents[..5].iter().enumerate() {
         let circle = studio.empty(&format!("Race {round}"), 50).await;
-        // Joining anew is a race too.
+        // Rejoining is a race too.
         for _ in 0..2 {
             let input = join(&circle, &[agent]);
             let adds = (0..3).map(|_| studio.payload(OWNER, "addCircleMembers", input.clone()));
@@ -203,7 +203,7 @@ async fn of_two_that_add_the_same_agent_one_does() {
 }
 
 #[tokio::test]
-async fn of_two_that_take_the_last_place_one_does() {
+async fn concurrent_additions_for_the_last_place_succeed_once() {
     let studio = Studio::open().await;
     let agents = studio.agents().await;
     for round in 0..5 {
@@ -220,7 +220,7 @@ async fn of_two_that_take_the_last_place_one_does() {
 }
 
 #[tokio::test]
-async fn who_has_left_joins_anew_as_the_same_member() {
+async fn a_former_member_rejoins_with_the_same_id() {
     let studio = Studio::open().await;
     let (circle, agents) = (studio.empty("Again", 2).await, studio.agents().await);
     let input = json!({ "circleId": circle, "members": [
@@ -240,7 +240,7 @@ async fn who_has_left_joins_anew_as_the_same_member() {
         assert_eq!(faults(&payload), ["NOT_MEMBER memberId"], "{name}");
         assert_eq!(payload["member"]["id"], member["memberId"]);
     }
-    // Who has left takes no place, and needs one to come back.
+    // A former member takes no place, and needs a free one to rejoin.
     let full = studio
         .faults(
             OWNER,
@@ -266,7 +266,7 @@ async fn who_has_left_joins_anew_as_the_same_member() {
         (&again["isActive"], &again["leftAt"]),
         (&json!(true), &Value::Null)
     );
-    // The order is that of joining, the last time.
+    // Members are ordered by the time when they last joined.
     let after = studio.members(&circle).await;
     assert_eq!(after.len(), 3);
     assert_eq!(after[0], before[1]);
@@ -280,7 +280,7 @@ async fn who_has_left_joins_anew_as_the_same_member() {
 }
 
 #[tokio::test]
-async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
+async fn a_member_update_without_a_change_creates_no_event() {
     let studio = Studio::open().await;
     let (circle, agents) = (studio.empty("Parts", 50).await, studio.agents().await);
     let payload = studio
@@ -345,9 +345,9 @@ async fn a_members_part_changes_and_nothing_is_told_where_nothing_does() {
 }
 
 #[tokio::test]
-async fn who_leaves_gives_tasks_back_and_does_not_leave_in_the_middle_of_one() {
+async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() {
     let studio = Studio::open().await;
-    // So much is in hand there that nothing is routed anew.
+    // The circle has so many open tasks that returned ones are not routed again.
     let circle = studio.circle(ATELIER).await;
     let tasks = "query ($id: ID!) { circle(id: $id) { tasks(first: 100) { nodes { id status assignee { id } } } } }";
     let tasks = async || {
@@ -399,7 +399,7 @@ async fn who_leaves_gives_tasks_back_and_does_not_leave_in_the_middle_of_one() {
 }
 
 #[tokio::test]
-async fn editors_bring_their_own_agents_and_viewers_none() {
+async fn editors_add_only_their_own_agents_and_viewers_none() {
     let studio = Studio::open().await;
     let (library, workshop) = (studio.circle(LIBRARY).await, studio.circle(WORKSHOP).await);
     let own = studio.agent_of_guest().await;
@@ -416,7 +416,7 @@ async fn editors_bring_their_own_agents_and_viewers_none() {
         .refused(GUEST, "addCircleMembers", join(&atelier, &[&own]))
         .await;
     assert_eq!(refused, (json!("NOT_FOUND"), json!("circleId")));
-    // An editor may read the agents of others there, but not take them elsewhere.
+    // An editor can read the agents of other users in this circle, but cannot add them to another one.
     let others = studio.members(&library).await[0].clone();
     let refused = studio
         .refused(
@@ -426,7 +426,7 @@ async fn editors_bring_their_own_agents_and_viewers_none() {
         )
         .await;
     assert_eq!(refused, (json!("FORBIDDEN"), json!("members.0.agentId")));
-    // The owner of the circle may not take the guest's agent elsewhere either, an administrator may.
+    // The owner of the circle cannot add the guest's agent to another one either, but an administrator can.
     let refused = studio
         .refused(OWNER, "addCircleMembers", join(&library, &[&own]))
         .await;

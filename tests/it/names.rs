@@ -1,4 +1,4 @@
-//! Names: which are the same, which are none, and what becomes of those that were kept under another folding.
+//! Names: equivalent spellings, invalid names, and the migration of rows from the previous folding.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::server::TestServer;
 
 const FAULTS: &str = "userErrors { field code }";
 
-/// The fields and codes of what was wrong with a mutation's input.
+/// The fields and codes of the user errors of a mutation.
 async fn faults(server: &TestServer, token: &str, name: &str, input: Value) -> Vec<String> {
     let kind = match name {
         "startTask" | "cancelTask" => "TaskReasonInput".to_owned(),
@@ -49,7 +49,7 @@ async fn register(server: &TestServer, email: &str) -> Vec<String> {
         .collect()
 }
 
-/// The id of who signs in.
+/// The id of the user who signs in; `None` if the sign-in fails.
 async fn signs_in(server: &TestServer, email: &str, password: &str) -> Option<String> {
     let input = json!({ "email": email, "password": password });
     let query = "mutation ($input: LoginInput!) { login(input: $input) { viewer { id } } }";
@@ -60,7 +60,7 @@ async fn signs_in(server: &TestServer, email: &str, password: &str) -> Option<St
 }
 
 #[tokio::test]
-async fn a_name_is_taken_in_every_way_of_writing_it() {
+async fn a_name_is_taken_in_every_equivalent_spelling() {
     let server = TestServer::start().await;
     let token = server.token("admin@example.com").await;
     let persona = |name: &str| json!({ "name": name, "displayName": "x", "role": "x" });
@@ -122,7 +122,7 @@ async fn a_name_is_taken_in_every_way_of_writing_it() {
         ["INVALID"]
     );
 
-    // Words are found as they are folded.
+    // Competencies are searched in folded form.
     let skilled = json!({ "name": "Skilled", "competencies": ["Maßarbeit", "MASSARBEIT"] });
     assert_eq!(
         faults(&server, &token, "createAgent", skilled).await,
@@ -139,7 +139,7 @@ async fn a_name_is_taken_in_every_way_of_writing_it() {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "the cases are a table")]
-async fn what_cannot_be_seen_is_no_required_text() {
+async fn invisible_text_does_not_satisfy_a_required_field() {
     let server = TestServer::start().await;
     let token = server.token("admin@example.com").await;
     let query = "{ circles(first: 1) { nodes { id name } } models(first: 1) { nodes { id provider { id } } }
@@ -276,7 +276,7 @@ async fn what_cannot_be_seen_is_no_required_text() {
 }
 
 #[tokio::test]
-async fn a_name_neither_reorders_nor_hides_text_and_keeps_its_joiners() {
+async fn names_reject_invisible_controls_and_keep_joiners() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     for bad in [
@@ -336,7 +336,7 @@ async fn a_name_neither_reorders_nor_hides_text_and_keeps_its_joiners() {
 }
 
 #[tokio::test]
-async fn an_address_or_code_in_a_message_is_no_mention() {
+async fn addresses_and_code_in_a_message_are_not_mentions() {
     let server = TestServer::start().await;
     let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { id participants { nodes { name } } } } }";
     let found = server.graphql(query, json!({})).await;
@@ -362,7 +362,7 @@ async fn an_address_or_code_in_a_message_is_no_mention() {
 }
 
 #[tokio::test]
-async fn a_malformed_id_is_an_error_in_its_place_alone() {
+async fn a_malformed_id_fails_only_its_own_entry() {
     let server = TestServer::start().await;
     let viewer = server.graphql("{ viewer { id } }", json!({})).await;
     let viewer = &viewer["data"]["viewer"]["id"];
@@ -396,7 +396,7 @@ async fn a_malformed_id_is_an_error_in_its_place_alone() {
 }
 
 #[tokio::test]
-async fn a_decimal_loses_no_digit_silently() {
+async fn a_decimal_that_would_lose_digits_is_refused() {
     let server = TestServer::start().await;
     let token = server.token("admin@example.com").await;
     let models = server
@@ -443,7 +443,7 @@ async fn a_decimal_loses_no_digit_silently() {
                 "{answer}"
             );
         }
-        // A literal has all its digits, a JSON number has not.
+        // A literal keeps all its digits, a JSON number does not.
         for (price, shown) in [
             ("0.27", "0.270000"),
             ("1.0", "1.000000"),
@@ -491,10 +491,10 @@ async fn texts(db: &DatabaseConnection, sql: &str) -> Vec<String> {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "the cases are a table")]
-async fn rows_of_the_former_folding_are_brought_up_to_date_and_none_is_lost() {
+async fn the_folding_migration_updates_rows_and_loses_none() {
     let database = Database::seeded().await;
     let db = database.connect().await;
-    // The database as the former version left it.
+    // The database as the previous version left it.
     run(
         &db,
         "DELETE FROM seaql_migrations WHERE version = 'm0004_folding'",
@@ -543,7 +543,7 @@ async fn rows_of_the_former_folding_are_brought_up_to_date_and_none_is_lost() {
     )
     .await;
     named("users", "email", 2, "groß@example.com", "groß@example.com").await;
-    // Where the index leaves rows out, they are in nobody's way.
+    // Rows outside the unique index do not conflict.
     run(
         &db,
         "UPDATE projects SET owner_id = (SELECT id FROM users ORDER BY id LIMIT 1)",
@@ -632,7 +632,7 @@ async fn rows_of_the_former_folding_are_brought_up_to_date_and_none_is_lost() {
     );
     db.close().await.expect("closes");
 
-    // Each account is its owner's, and no further one is made between them.
+    // Each user still signs in to their own account, and equivalent addresses cannot be registered.
     let server = TestServer::on(database, |_| ()).await;
     let mut found = Vec::new();
     for email in [

@@ -1,4 +1,4 @@
-//! What the operator of a server does from its command line: the keys that sign, and the accounts.
+//! The operator's commands: signing keys and accounts.
 
 use std::fs;
 use std::io::{Seek, Write};
@@ -23,7 +23,7 @@ const ADA: &str = "ada@example.com";
 const KEY: &str = "GATHERING__AUTH__SIGNING_KEY";
 const FURTHER: &str = "GATHERING__AUTH__VERIFICATION_KEYS";
 
-/// The program with a data directory of its own, and without a key.
+/// The program with its own data directory and without a configured key.
 fn in_folder(folder: &TempDir, arguments: &str) -> Command {
     let mut command = gathering(arguments);
     command
@@ -53,7 +53,7 @@ fn is_private(path: &Path) {
     assert_eq!(mode(path.parent().expect("a folder")) & 0o777, 0o700);
 }
 
-/// Types this into a command.
+/// Gives a command this standard input.
 pub(crate) fn typing<'a>(command: &'a mut Command, input: &str) -> &'a mut Command {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(input.as_bytes()).expect("is written");
@@ -71,7 +71,7 @@ async fn stop(mut server: Running) {
 }
 
 #[tokio::test]
-async fn the_key_is_made_once_and_stays() {
+async fn a_signing_key_is_created_once_and_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = Running::start(&mut serve(&folder)).await;
     let ada = visitor(&server).register(ADA).await;
@@ -92,7 +92,7 @@ async fn the_key_is_made_once_and_stays() {
 }
 
 #[tokio::test]
-async fn a_new_key_signs_and_the_former_one_is_still_believed() {
+async fn after_a_key_rotation_the_former_key_is_still_accepted() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = Running::start(&mut serve(&folder)).await;
     let before = visitor(&server).register(ADA).await;
@@ -103,7 +103,7 @@ async fn a_new_key_signs_and_the_former_one_is_still_believed() {
     is_private(&keys(&folder));
     assert_eq!(rotated[1..], former);
     assert_ne!(rotated[0], former[0]);
-    // Those who run already know nothing of it.
+    // Running servers still use the former key.
     let meanwhile = visitor(&server).login(ADA, PASSWORD).await;
     assert_eq!(key_of(&meanwhile.access), key_of(&before.access));
     stop(server).await;
@@ -116,7 +116,7 @@ async fn a_new_key_signs_and_the_former_one_is_still_believed() {
     }
     stop(server).await;
 
-    // The one before the former is forgotten.
+    // The key before the former one is removed.
     let output = run(&mut in_folder(&folder, "rotate-key")).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(lines(&keys(&folder))[1..], rotated[..1]);
@@ -129,7 +129,7 @@ async fn a_new_key_signs_and_the_former_one_is_still_believed() {
 }
 
 #[tokio::test]
-async fn a_key_can_be_made_anew_before_the_first_start() {
+async fn a_key_can_be_rotated_before_the_first_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = run(&mut in_folder(&folder, "rotate-key")).await;
     assert!(output.status.success(), "{output:?}");
@@ -139,7 +139,7 @@ async fn a_key_can_be_made_anew_before_the_first_start() {
 }
 
 #[tokio::test]
-async fn configured_keys_take_over_from_one_another() {
+async fn configured_keys_can_be_replaced_step_by_step() {
     const FIRST: &str = "the first key: 0123456789 abcdefghijklmnop";
     const SECOND: &str = "the second key: 9876543210 qrstuvwxyz";
     let database = Database::empty().await;
@@ -174,9 +174,9 @@ async fn configured_keys_take_over_from_one_another() {
             assert_eq!(visitor(server).who(&tokens.access).await, expected);
         }
     }
-    // A session outlives its key.
+    // A session remains valid after the key that signed its tokens is removed.
     visitor(&only).refresh(&first.refresh).await;
-    // What is configured is not in a file.
+    // Configured keys are not written to a file.
     assert!(!keys(&folder).exists());
     let mut rotate = in_folder(&folder, "rotate-key");
     let line = refusal(rotate.env("DATABASE_URL", database.url()).env(KEY, FIRST)).await;
@@ -185,19 +185,19 @@ async fn configured_keys_take_over_from_one_another() {
 }
 
 #[tokio::test]
-async fn a_weak_key_is_refused_and_not_repeated() {
+async fn a_weak_key_is_refused_and_not_printed() {
     let database = Database::empty().await;
     let folder = tempfile::tempdir().expect("a folder");
     let good = "a good key: 0123456789 abcdefghijklmnop";
     for (key, further, why) in [
         ("hush-hush-hush", "", "too short"),
-        (&"hush".repeat(16), "", "too easily guessed"),
-        (&"h".repeat(64), "", "too easily guessed"),
+        (&"hush".repeat(16), "", "too easy to guess"),
+        (&"h".repeat(64), "", "too easy to guess"),
         (good, "hush-hush-hush", "too short"),
         (
             good,
             &format!("{good},{}", "hush".repeat(16)),
-            "too easily guessed",
+            "too easy to guess",
         ),
     ] {
         let mut command = serve(&folder);
@@ -216,7 +216,7 @@ async fn a_weak_key_is_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn postgres_is_not_served_without_a_key() {
+async fn postgres_requires_a_configured_key() {
     let database = Database::empty().await;
     if database.url().starts_with("sqlite") {
         return;
@@ -240,7 +240,7 @@ async fn postgres_is_not_served_without_a_key() {
 }
 
 #[tokio::test]
-async fn servers_that_start_at_once_agree_on_a_key() {
+async fn servers_started_concurrently_use_the_same_key() {
     for _ in 0..3 {
         let folder = tempfile::tempdir().expect("a folder");
         let [mut one, mut two] = [serve(&folder), serve(&folder)];
@@ -254,18 +254,18 @@ async fn servers_that_start_at_once_agree_on_a_key() {
 }
 
 #[tokio::test]
-async fn a_key_file_that_cannot_be_used_is_named() {
+async fn an_unusable_key_file_is_named_in_the_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = keys(&folder);
     fs::create_dir_all(path.parent().expect("a folder")).expect("is made");
-    // Without a word about the database, which is made before.
+    // Suppresses the log lines about the database, which is created first.
     let refused = async || refusal(serve(&folder).env("GATHERING__LOG__FILTER", "error")).await;
     for content in ["", "\n", "short\n", &"a".repeat(44)] {
         fs::write(&path, content).expect("is written");
         let line = refused().await;
         assert!(line.contains(&path.display().to_string()), "{line}");
         assert!(!line.contains("aaaa") && !line.contains("short"), "{line}");
-        // It is not replaced: nobody knows which tokens it is for.
+        // The file is not replaced, because valid tokens may depend on it.
         assert_eq!(fs::read_to_string(&path).expect("is read"), *content);
     }
     fs::remove_file(&path).expect("is removed");
@@ -275,7 +275,7 @@ async fn a_key_file_that_cannot_be_used_is_named() {
 }
 
 #[tokio::test]
-async fn the_token_that_the_demo_prints_works() {
+async fn the_token_printed_by_the_demo_is_valid() {
     let temporary = tempfile::tempdir().expect("a folder");
     let mut command = in_folder(&temporary, "demo");
     command
@@ -297,7 +297,7 @@ async fn the_token_that_the_demo_prints_works() {
         .mutate(Some(&token), "logout", "revokedTokens", json!({}))
         .await;
     assert_eq!(visitor.who(&token).await, unauthenticated());
-    // No key is left behind.
+    // The demo leaves no key file behind.
     assert!(!keys(&temporary).exists());
 }
 
@@ -321,14 +321,14 @@ impl Operated {
         command
     }
 
-    /// What a command says that does its work.
+    /// The output of a command, which must succeed.
     async fn said(&self, arguments: &str, input: &str) -> String {
         let output = run(typing(&mut self.command(arguments), input)).await;
         assert!(output.status.success(), "{arguments}: {output:?}");
         text(&output.stdout).to_owned()
     }
 
-    /// The one line that a command is refused with.
+    /// The one-line error of a command, which must fail.
     async fn refused(&self, arguments: &str, input: &str) -> String {
         refusal(typing(&mut self.command(arguments), input)).await
     }
@@ -357,7 +357,7 @@ impl Operated {
 }
 
 #[tokio::test]
-async fn what_happened_is_on_record_when_the_server_has_ended() {
+async fn audit_entries_are_written_before_the_server_exits() {
     let operated = Operated::new().await;
     let mut command = operated.command("serve --listen 127.0.0.1:0");
     let server = Running::start(command.env(KEY, SIGNING_KEY)).await;
@@ -378,7 +378,7 @@ async fn what_happened_is_on_record_when_the_server_has_ended() {
 }
 
 #[tokio::test]
-async fn the_first_administrator_is_made_on_the_command_line() {
+async fn the_first_administrator_is_created_on_the_command_line() {
     let operated = Operated::new().await;
     let said = operated
         .said(
@@ -387,7 +387,7 @@ async fn the_first_administrator_is_made_on_the_command_line() {
         )
         .await;
     assert!(
-        said.starts_with("made user_") && said.lines().count() == 1,
+        said.starts_with("created user_") && said.lines().count() == 1,
         "{said}"
     );
     let root = operated.row("root@example.com").await;
@@ -403,7 +403,7 @@ async fn the_first_administrator_is_made_on_the_command_line() {
     let tokens = visitor.login("root@example.com", "a long password").await;
     assert_eq!(
         visitor.id(&tokens.access).await,
-        said.trim()["made ".len()..]
+        said.trim()["created ".len()..]
     );
     let answer = visitor
         .ask(Some(&tokens.access), "{ users { totalCount } }", json!({}))
@@ -412,7 +412,7 @@ async fn the_first_administrator_is_made_on_the_command_line() {
 }
 
 #[tokio::test]
-async fn a_plain_account_is_made_with_the_password_as_it_is_typed() {
+async fn an_account_is_created_with_the_password_from_standard_input() {
     let operated = Operated::new().await;
     let server = operated.server().await;
     let visitor = Visitor::new(&server);
@@ -432,7 +432,7 @@ async fn a_plain_account_is_made_with_the_password_as_it_is_typed() {
         assert_eq!(row.name, "Ada");
         assert_eq!(row.role, users::UserRole::User);
     }
-    // The name is made from the address, as far as it may go.
+    // The name is taken from the address, up to the maximum length.
     let local = "x".repeat(150);
     operated
         .said(
@@ -447,7 +447,7 @@ async fn a_plain_account_is_made_with_the_password_as_it_is_typed() {
 }
 
 #[tokio::test]
-async fn an_account_that_cannot_be_made_is_one_line_that_says_why() {
+async fn a_refused_account_creation_is_reported_in_one_line() {
     let operated = Operated::new().await;
     operated
         .said(&format!("user create --email {ADA}"), "a long password\n")
@@ -485,7 +485,7 @@ async fn an_account_that_cannot_be_made_is_one_line_that_says_why() {
         assert!(line.contains(why), "{line}");
         assert!(!line.contains("a long password"), "{line}");
     }
-    // A password is no argument: it would be in the shell's history and in the list of processes.
+    // There is no argument for the password, because arguments appear in the shell history and in the process list.
     let mut command =
         operated.command("user create --email bob@example.com --password secret-secret");
     assert_eq!(run(&mut command).await.status.code(), Some(2));
@@ -498,7 +498,7 @@ async fn an_account_that_cannot_be_made_is_one_line_that_says_why() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_cannot_be_changed() {
+async fn changing_an_unknown_account_is_refused() {
     let operated = Operated::new().await;
     for command in ["disable", "enable", "set-role --role admin", "set-password"] {
         let arguments = format!("user {command} --email nobody@example.com");
@@ -513,7 +513,7 @@ async fn who_is_not_there_cannot_be_changed() {
 }
 
 #[tokio::test]
-async fn the_operator_disables_a_user_in_mid_session() {
+async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
     let operated = Operated::new().await;
     let server = operated.server().await;
     let visitor = Visitor::new(&server);
@@ -533,7 +533,7 @@ async fn the_operator_disables_a_user_in_mid_session() {
     let expected = json!({ "changed": ["isActive"], "role": "USER", "isActive": false });
     assert_eq!(entry.details, expected);
 
-    // Once more changes nothing, and is no failure.
+    // Repeating the command changes nothing and succeeds.
     operated
         .said(&format!("user disable --email {ADA}"), "")
         .await;
@@ -546,7 +546,7 @@ async fn the_operator_disables_a_user_in_mid_session() {
 }
 
 #[tokio::test]
-async fn the_operator_gives_a_role_that_counts_at_once() {
+async fn a_role_set_on_the_command_line_takes_effect_immediately() {
     let operated = Operated::new().await;
     let server = operated.server().await;
     let visitor = Visitor::new(&server);
@@ -575,7 +575,7 @@ async fn the_operator_gives_a_role_that_counts_at_once() {
 }
 
 #[tokio::test]
-async fn the_operator_gives_a_password_and_ends_every_session() {
+async fn a_password_set_on_the_command_line_ends_every_session() {
     let operated = Operated::new().await;
     let server = operated.server().await;
     let visitor = Visitor::new(&server);
@@ -602,7 +602,7 @@ async fn the_operator_gives_a_password_and_ends_every_session() {
 }
 
 #[tokio::test]
-async fn a_database_is_brought_up_to_date_before_accounts_are_made() {
+async fn the_database_is_migrated_before_accounts_are_created() {
     let operated = Operated {
         database: Arc::new(Database::bare().await),
         folder: tempfile::tempdir().expect("a folder"),

@@ -1,4 +1,4 @@
-//! The one pool: how wide it is, what a full one says, and that it heals.
+//! The connection pool: its size, its behavior when full, and its recovery.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,20 +16,20 @@ use crate::database::Database;
 use crate::health::until_ready_is;
 use crate::server::TestServer;
 
-/// An operation of one statement, on a table that can be held up.
+/// An operation of one statement, on a table that tests can lock.
 const CIRCLES: &str = "{ circles(first: 1) { nodes { name } } }";
 
-/// The same for another page: equal pages share a statement, these do not.
+/// The same operation for another page size: equal pages would share a statement.
 fn page(number: usize) -> String {
     format!("{{ circles(first: {number}) {{ nodes {{ name }} }} }}")
 }
 
-/// The answers to so many requests at once, each with a statement of its own.
+/// The responses to this many concurrent requests, each with its own statement.
 async fn crowd(server: &TestServer, size: usize) -> Vec<Value> {
     join_all((1..=size).map(async |number| server.graphql(&page(number), json!({})).await)).await
 }
 
-/// Sessions of the server under test that are at work right now.
+/// The number of active database sessions of the server under test.
 const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND application_name = 'gathering' AND state = 'active'";
 
@@ -52,7 +52,7 @@ async fn until_at_work(db: &DatabaseConnection, sessions: i64) {
     }
 }
 
-/// A seeded database on PostgreSQL, if there is one.
+/// A seeded PostgreSQL database; `None` on SQLite.
 async fn postgres() -> Option<Database> {
     let database = Database::seeded().await;
     database.url().starts_with("postgres").then_some(database)
@@ -102,9 +102,9 @@ async fn forty_requests_share_twenty_connections() {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(
     clippy::print_stdout,
-    reason = "what the pool's width is worth is shown: a clock is no promise"
+    reason = "prints durations, which are too unreliable to assert"
 )]
-async fn forty_requests_that_sleep_in_the_database_are_all_served() {
+async fn forty_slow_requests_are_all_served() {
     let Some(database) = postgres().await else {
         return;
     };
@@ -117,7 +117,7 @@ async fn forty_requests_that_sleep_in_the_database_are_all_served() {
         config.database.acquire_timeout = Duration::from_mins(1);
     })
     .await;
-    // Each connection prepares the statement once.
+    // Lets each connection prepare the statement.
     crowd(&server, 40).await;
 
     let started = Instant::now();
@@ -136,7 +136,7 @@ async fn forty_requests_that_sleep_in_the_database_are_all_served() {
 }
 
 #[tokio::test]
-async fn a_full_pool_says_when_to_come_back() {
+async fn a_full_pool_reports_when_to_retry() {
     let Some(database) = postgres().await else {
         return;
     };
@@ -174,7 +174,7 @@ async fn a_full_pool_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn connections_that_the_database_cut_are_replaced() {
+async fn connections_closed_by_the_database_are_replaced() {
     let Some(database) = postgres().await else {
         return;
     };
@@ -183,7 +183,7 @@ async fn connections_that_the_database_cut_are_replaced() {
     crowd(&server, 20).await;
 
     assert!(number(&db, CUT).await >= 4);
-    // One request finds out; it does not fail, or it says that it may be repeated.
+    // The first request succeeds, or fails as unavailable.
     let first = server.graphql(CIRCLES, json!({})).await;
     assert!(
         first["errors"].is_null() || is_unavailable(&first),
@@ -199,13 +199,13 @@ fn is_unavailable(answer: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
+async fn connections_lost_under_load_are_reported_only_as_unavailable() {
     let Some(database) = postgres().await else {
         return;
     };
     let db = database.connect().await;
     let server = TestServer::on(database, |_| ()).await;
-    // The caller is known before connections are cut.
+    // Authenticates the caller before the connections are cut.
     name(&server.graphql(CIRCLES, json!({})).await);
     let load = join_all((0..64).map(async |_| {
         for _ in 0..5 {
@@ -226,7 +226,7 @@ async fn a_database_that_cuts_connections_under_load_is_at_worst_unavailable() {
     name(&server.graphql(CIRCLES, json!({})).await);
 }
 
-/// The way to a database, which can be closed.
+/// The route to a database, which a test can interrupt.
 enum Way {
     File(PathBuf),
     Proxy {
@@ -276,7 +276,7 @@ impl Way {
 }
 
 #[tokio::test]
-async fn a_database_that_goes_and_comes_back_needs_no_restart() {
+async fn the_server_recovers_from_a_database_outage_without_a_restart() {
     let database = Database::seeded().await;
     let way = Way::to(&database).await;
     let url = match &way {
@@ -307,7 +307,7 @@ async fn a_database_that_goes_and_comes_back_needs_no_restart() {
 }
 
 #[tokio::test]
-async fn a_restored_sqlite_file_is_what_is_read() {
+async fn a_restored_sqlite_file_is_read_without_a_restart() {
     let (database, other) = (Database::seeded().await, Database::seeded().await);
     if database.url().starts_with("postgres") {
         return;
@@ -328,7 +328,7 @@ async fn a_restored_sqlite_file_is_what_is_read() {
 }
 
 #[tokio::test]
-async fn sixty_four_readers_and_a_writer_never_meet_a_lock() {
+async fn sixty_four_readers_and_a_writer_do_not_block_each_other() {
     let database = Database::seeded().await;
     let db = database.connect().await;
     let server = TestServer::on(database, |_| ()).await;

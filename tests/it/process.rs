@@ -1,4 +1,4 @@
-//! The program itself: what it prints, refuses, leaves behind, and how it ends.
+//! The program: its output, errors, configuration, signals, and shutdown.
 
 use std::env;
 use std::fs;
@@ -21,10 +21,10 @@ use crate::database::Database;
 use crate::health::until_ready_is;
 use crate::server::{SIGNING_KEY, TestServer};
 
-/// How long a program may take before the test gives up on it.
+/// How long a program may take before the test fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The program, with nothing of this process's environment that could configure it but what signs access tokens.
+/// The program, without the environment variables of this process that could configure it, and with a signing key.
 pub(crate) fn gathering(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gathering"));
     command
@@ -34,7 +34,7 @@ pub(crate) fn gathering(arguments: &str) -> Command {
         command.env_remove(name);
     }
     command.env("GATHERING__AUTH__SIGNING_KEY", SIGNING_KEY);
-    // Tests ask more than people do.
+    // The requests of tests exceed the default rate limits.
     command.env("GATHERING__LIMITS__MODE", "off");
     command
 }
@@ -43,7 +43,7 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("GATHERING") || matches!(name, "DATABASE_URL" | "REDIS_URL")
 }
 
-/// Runs it to its end.
+/// Runs a command to its end.
 pub(crate) async fn run(command: &mut Command) -> Output {
     tokio::time::timeout(PATIENCE, command.output())
         .await
@@ -55,7 +55,7 @@ pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
-/// The one line that a command is refused with.
+/// The one-line error of a command, which must fail.
 pub(crate) async fn refusal(command: &mut Command) -> String {
     let output = run(command).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -67,7 +67,7 @@ pub(crate) async fn refusal(command: &mut Command) -> String {
     line.to_owned()
 }
 
-/// A server that has said that it listens.
+/// A server process that has printed its address.
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -80,7 +80,7 @@ impl Running {
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line())
             .await
-            .expect("says something");
+            .expect("prints its address in time");
         let first = first.expect("is read").expect("a line");
         let url = first
             .strip_prefix("listening on ")
@@ -127,7 +127,7 @@ async fn ends(child: &mut Child) {
 }
 
 #[tokio::test]
-async fn help_teaches_commands_and_variables() {
+async fn help_lists_commands_and_variables() {
     let output = run(&mut gathering("--help")).await;
     assert!(output.status.success());
     let help = text(&output.stdout);
@@ -149,7 +149,7 @@ async fn help_teaches_commands_and_variables() {
 }
 
 #[tokio::test]
-async fn the_configuration_comes_from_file_and_environment_and_shows_no_secret() {
+async fn configuration_comes_from_file_and_environment_and_hides_secrets() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("gathering.toml");
     let toml = "[server]\ngrace = \"7s\"\nlisten = \"127.0.0.1:1\"\n[graphql]\ndepth = 9\n";
@@ -176,7 +176,7 @@ async fn the_configuration_comes_from_file_and_environment_and_shows_no_secret()
 }
 
 #[tokio::test]
-async fn what_the_configuration_does_not_know_is_refused_with_a_suggestion() {
+async fn unknown_settings_are_refused_with_a_suggestion() {
     let variable =
         refusal(gathering("config").env("GATHERING__SERVER__LISEN", "127.0.0.1:0")).await;
     assert!(
@@ -202,7 +202,7 @@ async fn what_the_configuration_does_not_know_is_refused_with_a_suggestion() {
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_fit_is_refused_by_the_name_of_its_key() {
+async fn an_invalid_setting_is_refused_by_name() {
     for (name, value, why) in [
         (
             "GATHERING__SERVER__LISTEN",
@@ -248,7 +248,7 @@ async fn a_value_that_does_not_fit_is_refused_by_the_name_of_its_key() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_used_is_one_line_that_says_what_to_do() {
+async fn an_unusable_database_is_reported_in_one_line_with_a_remedy() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| format!("sqlite://{}/{name}", folder.path().display());
     fs::write(
@@ -264,8 +264,8 @@ async fn a_database_that_cannot_be_used_is_one_line_that_says_what_to_do() {
 
     for (url, why) in [
         (path("text"), "is not a SQLite database: move it away"),
-        (path(""), "is a directory: name a file"),
-        (path("text/below.db"), "cannot be made"),
+        (path(""), "is a directory: set the path of a file"),
+        (path("text/below.db"), "cannot be created"),
         (
             format!("postgres://me:hidden@{free}/gathering"),
             "start it, or correct DATABASE_URL",
@@ -278,7 +278,7 @@ async fn a_database_that_cannot_be_used_is_one_line_that_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn postgres_says_what_it_refuses() {
+async fn refusals_of_postgres_are_reported() {
     let database = Database::empty().await;
     let Ok(url) = url::Url::parse(database.url()) else {
         unreachable!()
@@ -302,7 +302,7 @@ async fn postgres_says_what_it_refuses() {
 }
 
 #[tokio::test]
-async fn a_locked_sqlite_database_is_not_served() {
+async fn a_locked_sqlite_database_is_refused_at_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}/locked.db?mode=rwc", folder.path().display());
     let other = sea_orm::Database::connect(&url).await.expect("connects");
@@ -315,7 +315,7 @@ async fn a_locked_sqlite_database_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_sqlite_database_that_cannot_be_written_is_read() {
+async fn a_read_only_sqlite_database_is_served() {
     let database = Database::seeded().await;
     if database.url().starts_with("postgres") {
         return;
@@ -323,7 +323,7 @@ async fn a_sqlite_database_that_cannot_be_written_is_read() {
     let url = database.url().replace("mode=rwc", "mode=ro");
     let url = url.parse().expect("a database URL");
     let server = TestServer::on(database, |config| config.database.url = url).await;
-    // Nobody can sign in, but tokens that another server gave out with the same key are good.
+    // Signing in would write, but a token that another server has signed with the same key is valid.
     let token = TestServer::start().await.token("demo@example.com").await;
     let answer = server.ask(Some(&token), "{ viewer { name } }", json!({}));
     let answer = answer.await;
@@ -351,7 +351,7 @@ async fn ask_as(token: Option<&str>, url: &str, query: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_manifest_that_cannot_be_used_is_named() {
+async fn an_unusable_manifest_is_named_in_the_error() {
     let database = Database::empty().await;
     let folder = tempfile::tempdir().expect("a folder");
     let manifest = folder.path().join("manifest.json");
@@ -376,7 +376,7 @@ async fn a_manifest_that_cannot_be_used_is_named() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named() {
+async fn a_port_in_use_is_named_in_the_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = taken.local_addr().expect("an address");
     let folder = tempfile::tempdir().expect("a folder");
@@ -384,12 +384,12 @@ async fn a_taken_port_is_named() {
     let line =
         refusal(gathering(&format!("serve --listen {address}")).env("DATABASE_URL", url)).await;
     assert!(
-        line.contains(&format!("cannot listen on {address}: the port is taken")),
+        line.contains(&format!("cannot listen on {address}: the port is in use")),
         "{line}"
     );
 }
 
-/// A demo whose temporary files go to a folder of the test.
+/// A demo that keeps its temporary files in a folder of the test.
 fn demo(temporary: &TempDir) -> Command {
     let mut command = gathering("demo");
     command
@@ -403,7 +403,7 @@ fn is_empty(folder: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn the_demo_needs_nothing_answers_and_leaves_nothing_behind() {
+async fn the_demo_runs_without_setup_and_leaves_no_files_behind() {
     let temporary = tempfile::tempdir().expect("a folder");
     let mut demo = Running::start(&mut demo(&temporary)).await;
     assert_eq!(demo.line().await, "email: demo@example.com");
@@ -412,7 +412,7 @@ async fn the_demo_needs_nothing_answers_and_leaves_nothing_behind() {
     let token = token.strip_prefix("token: ").expect("a token");
     assert!(!is_empty(temporary.path()));
 
-    // Every query that is printed works: a query is an indented block, headed by its title.
+    // Every printed query works. A query is an indented block below its title.
     let mut queries: Vec<String> = Vec::new();
     while queries.len() < 3 || !queries[2].ends_with("} }") {
         let line = demo.line().await;
@@ -436,7 +436,7 @@ async fn the_demo_needs_nothing_answers_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn the_demo_finds_a_port_when_its_own_is_taken() {
+async fn the_demo_uses_another_port_if_its_own_is_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = taken.local_addr().expect("an address").to_string();
     let temporary = tempfile::tempdir().expect("a folder");
@@ -460,7 +460,7 @@ async fn sigterm_lets_a_request_in_flight_finish() {
 
     let body = r#"{"query":"{ viewer { name } }"}"#;
     let mut request = TcpStream::connect(&address).await.expect("connects");
-    // The answer to the expectation says that the request is in the server's hands.
+    // `100 Continue` shows that the server is handling the request.
     let head = format!(
         "POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -488,7 +488,7 @@ async fn sigterm_lets_a_request_in_flight_finish() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_the_grace_short() {
+async fn a_second_signal_ends_the_grace_period() {
     let database = Database::seeded().await;
     let mut command = gathering("serve --listen 127.0.0.1:0");
     command
@@ -508,7 +508,7 @@ async fn a_second_signal_cuts_the_grace_short() {
     server.ends().await;
 }
 
-/// Reads what a server logs until it says this.
+/// Reads the log of a server until a line contains this text.
 async fn until_logged(log: &mut Lines<BufReader<ChildStderr>>, what: &str) {
     let said = async {
         loop {
@@ -523,7 +523,7 @@ async fn until_logged(log: &mut Lines<BufReader<ChildStderr>>, what: &str) {
         .expect("is logged");
 }
 
-/// How much may be asked for a minute, as a server says it, and whether it was let in.
+/// The rate limit policy that the server reports, and the status of a request.
 async fn limit(url: &str) -> (String, StatusCode) {
     let request = reqwest::Client::new().post(format!("{url}/graphql"));
     let request = request.json(&json!({ "query": "{ __typename }" }));
@@ -533,7 +533,7 @@ async fn limit(url: &str) -> (String, StatusCode) {
 }
 
 #[tokio::test]
-async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_nothing() {
+async fn sighup_reloads_the_rate_limits_and_ignores_an_invalid_file() {
     let database = Database::seeded().await;
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("gathering.toml");
@@ -553,7 +553,7 @@ async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_not
 
     write("[limits]\nread = 1\n");
     server.signal("HUP");
-    until_logged(&mut log, "took the rate limits").await;
+    until_logged(&mut log, "reloaded the rate limits").await;
     let (policy, _) = limit(&server.url).await;
     assert!(policy.contains("\"read\";q=1;"), "{policy}");
 
@@ -569,7 +569,7 @@ async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_not
 
     write("[limits]\nmode = \"observe\"\n");
     server.signal("HUP");
-    until_logged(&mut log, "took the rate limits").await;
+    until_logged(&mut log, "reloaded the rate limits").await;
     let (policy, status) = limit(&server.url).await;
     assert!(policy.contains("\"read\";q=120;"), "{policy}");
     assert_eq!(status, StatusCode::OK);
@@ -578,7 +578,7 @@ async fn sighup_takes_the_rate_limits_anew_and_a_file_that_is_broken_changes_not
 }
 
 #[tokio::test]
-async fn a_redis_url_that_cannot_be_used_is_named_and_not_shown() {
+async fn an_invalid_redis_url_is_reported_without_its_value() {
     let database = Database::empty().await;
     for url in [
         "redis://:hidden@127.0.0.1:none",
@@ -598,7 +598,7 @@ async fn a_redis_url_that_cannot_be_used_is_named_and_not_shown() {
 }
 
 #[tokio::test]
-async fn an_unused_connection_does_not_hold_up_the_end() {
+async fn an_idle_connection_does_not_delay_shutdown() {
     let temporary = tempfile::tempdir().expect("a folder");
     let mut command = demo(&temporary);
     let mut demo = Running::start(command.env("GATHERING__SERVER__DRAIN", "10m")).await;
@@ -609,7 +609,7 @@ async fn an_unused_connection_does_not_hold_up_the_end() {
     drop(unused);
 }
 
-/// A server that starts on a SQLite database without tables, and cannot while another writes to it.
+/// A server on a SQLite database without tables, which cannot finish starting while another transaction writes.
 async fn kept_from_starting(database: &Database) -> (Command, String, DatabaseTransaction) {
     let db = database.connect().await;
     let options = TransactionOptions {
@@ -631,7 +631,7 @@ async fn until_alive(url: &str) {
 }
 
 #[tokio::test]
-async fn a_starting_server_lives_and_is_not_ready() {
+async fn a_starting_server_is_live_but_not_ready() {
     let database = Database::bare().await;
     if database.url().starts_with("postgres") {
         return;
@@ -659,7 +659,7 @@ async fn a_starting_server_lives_and_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_starting_server_can_be_ended() {
+async fn a_starting_server_can_be_stopped() {
     let database = Database::bare().await;
     if database.url().starts_with("postgres") {
         return;
@@ -672,7 +672,7 @@ async fn a_starting_server_can_be_ended() {
 }
 
 #[tokio::test]
-async fn two_servers_that_start_at_once_migrate_once() {
+async fn two_servers_started_concurrently_migrate_once() {
     let database = Database::bare().await;
     let serve = || {
         let mut command = gathering("serve --migrate --listen 127.0.0.1:0");
@@ -696,7 +696,7 @@ async fn two_servers_that_start_at_once_migrate_once() {
 }
 
 #[tokio::test]
-async fn postgres_is_migrated_only_when_told() {
+async fn postgres_is_migrated_only_on_request() {
     let database = Database::bare().await;
     if database.url().starts_with("sqlite") {
         return;
@@ -714,18 +714,18 @@ async fn postgres_is_migrated_only_when_told() {
 }
 
 #[tokio::test]
-async fn migrations_go_up_and_down() {
+async fn migrations_can_be_applied_and_reverted() {
     let database = Database::bare().await;
     for (arguments, said) in [
         ("migrate status", "pending migrations: "),
         ("migrate", "applied migrations: "),
         ("migrate up", "applied migrations: 0"),
         ("migrate status", "up to date"),
-        ("seed", "in place"),
-        ("seed", "in place"),
+        ("seed", "contains the demo data"),
+        ("seed", "contains the demo data"),
         (
             "migrate down --delete-all-data",
-            "took every migration back",
+            "all migrations are reverted",
         ),
         ("migrate status", "pending migrations: "),
     ] {

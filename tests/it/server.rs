@@ -1,4 +1,4 @@
-//! A server in this process, asked over HTTP.
+//! A server in the test process, with an HTTP client.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,10 +14,10 @@ use tokio::sync::OnceCell;
 
 use crate::database::{Database, PASSWORD};
 
-/// What signs access tokens in tests.
+/// The key that signs access tokens in tests.
 pub(crate) const SIGNING_KEY: &str = "a key of the tests: 0123456789 ABCDEFGHIJ";
 
-/// A running server with a database of its own. Dropping it ends both.
+/// A running server with its own database. Dropping it ends both.
 pub(crate) struct TestServer {
     server: Server,
     client: Client,
@@ -26,12 +26,12 @@ pub(crate) struct TestServer {
     database: Arc<Database>,
 }
 
-/// What tells a server the time.
+/// The clocks of a server.
 #[derive(Clone, Default)]
 struct Clocks {
-    /// By how many seconds the clock on the wall is ahead.
+    /// The seconds by which the wall clock is ahead.
     wall: Arc<AtomicI64>,
-    /// How many seconds have passed.
+    /// The seconds that have passed on the monotonic clock.
     steady: Arc<AtomicI64>,
 }
 
@@ -41,12 +41,12 @@ impl TestServer {
         Self::with(|_| ()).await
     }
 
-    /// Serves the demo data, configured differently.
+    /// Serves the demo data with a changed configuration.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         Self::on(Database::seeded().await, change).await
     }
 
-    /// Serves the demo data as `gathering demo` does: the playground signs everybody in.
+    /// Serves the demo data as `gathering demo` does: the playground signs every visitor in.
     pub(crate) async fn demo() -> Self {
         let sign_in = SignIn {
             email: "demo@example.com".to_owned(),
@@ -56,7 +56,7 @@ impl TestServer {
         Self::with_all(database, |_| (), Clocks::default(), Some(sign_in)).await
     }
 
-    /// Serves this database, configured differently.
+    /// Serves this database with a changed configuration.
     pub(crate) async fn on(
         database: impl Into<Arc<Database>>,
         change: impl FnOnce(&mut Config),
@@ -64,7 +64,7 @@ impl TestServer {
         Self::with_all(database.into(), change, Clocks::default(), None).await
     }
 
-    /// Another server on the same database, with the same clock.
+    /// Another server on the same database, with the same clocks.
     pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
         let (database, clocks) = (Arc::clone(&self.database), self.clocks.clone());
         Self::with_all(database, change, clocks, None).await
@@ -94,39 +94,39 @@ impl TestServer {
         }
     }
 
-    /// Lets time pass. Rates are reckoned by a clock that stands still otherwise.
+    /// Advances both clocks. Rate limits use the monotonic clock, which does not advance otherwise.
     pub(crate) fn pass(&self, seconds: i64) {
         self.jump(seconds);
         self.clocks.steady.fetch_add(seconds, Ordering::Relaxed);
     }
 
-    /// Sets the clock on the wall forward or back, while no time passes.
+    /// Sets only the wall clock forward or back.
     pub(crate) fn jump(&self, seconds: i64) {
         self.clocks.wall.fetch_add(seconds, Ordering::Relaxed);
     }
 
-    /// The database that is served.
+    /// The database of the server.
     pub(crate) fn database(&self) -> &Database {
         &self.database
     }
 
-    /// An access token that was given out without a sign-in.
+    /// An access token that is issued without a sign-in.
     pub(crate) async fn token(&self, email: &str) -> String {
         let ticket = self.server.ticket(email, Duration::from_hours(1)).await;
         ticket.expect("a user")
     }
 
-    /// The absolute address of a path.
+    /// The absolute URL of a path.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.server.address())
     }
 
-    /// A request to be completed and sent.
+    /// A request, to be completed and sent by the test.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, self.url(path))
     }
 
-    /// The answer to a GET.
+    /// The response to a GET request.
     pub(crate) async fn get(&self, path: &str) -> Response {
         self.request(Method::GET, path)
             .send()
@@ -134,19 +134,19 @@ impl TestServer {
             .expect("an answer")
     }
 
-    /// The whole response to the demo user's operation, whatever its status.
+    /// The complete response to the demo user's operation, whatever its status.
     pub(crate) async fn graphql(&self, query: &str, variables: Value) -> Value {
         let token = self.demo.get_or_init(|| self.token("demo@example.com"));
         self.ask(Some(token.await), query, variables).await
     }
 
-    /// The whole response to an operation of whoever has this token, whatever its status.
+    /// The complete response to an operation with this token, whatever its status.
     pub(crate) async fn ask(&self, token: Option<&str>, query: &str, variables: Value) -> Value {
         let response = self.send(token, query, variables).await;
         response.json().await.expect("JSON")
     }
 
-    /// As [`TestServer::ask`], with status and headers.
+    /// Like [`TestServer::ask`], with status and headers.
     pub(crate) async fn send(
         &self,
         token: Option<&str>,
@@ -161,7 +161,7 @@ impl TestServer {
         request.json(&body).send().await.expect("an answer")
     }
 
-    /// The beginning of the response to a subscription, by Server-Sent Events.
+    /// The response to a subscription over Server-Sent Events, with an unread body.
     pub(crate) async fn listen(
         &self,
         token: Option<&str>,
@@ -177,7 +177,7 @@ impl TestServer {
         request.send().await.expect("an answer")
     }
 
-    /// How many subscriptions are open.
+    /// The number of open subscriptions.
     pub(crate) async fn subscribers(&self) -> i64 {
         let admin = self.token("admin@example.com").await;
         let query = "{ eventBusStats { subscribers } }";
@@ -186,22 +186,22 @@ impl TestServer {
         subscribers.expect("a number")
     }
 
-    /// Deletes what has expired, as the server does every hour.
+    /// Deletes expired rows, as the server does every hour.
     pub(crate) async fn purge(&self) {
         self.server.purge().await.expect("purges");
     }
 
-    /// How many statements the server has sent so far.
+    /// The number of statements that the server has sent.
     pub(crate) fn statements(&self) -> u64 {
         self.server.statements()
     }
 
-    /// Ends the server as SIGTERM does.
+    /// Shuts the server down as SIGTERM does.
     pub(crate) async fn shut_down(self, grace: Duration) {
         self.server.shut_down(grace).await;
     }
 
-    /// Ends the server as SIGTERM does, and keeps its database.
+    /// Shuts the server down as SIGTERM does, and returns its database.
     pub(crate) async fn end(self) -> Arc<Database> {
         self.server.shut_down(Duration::ZERO).await;
         self.database
@@ -213,9 +213,9 @@ async fn start(database: &Database, change: impl FnOnce(&mut Config), options: O
     config.server.listen.set_port(0);
     config.database.url = database.url().parse().expect("a database URL");
     config.auth.signing_key = SIGNING_KEY.to_owned().into();
-    // Tests ask more than people do.
+    // The requests of tests exceed the default rate limits.
     config.limits.mode = Mode::Off;
-    // What they count is not to be mixed with what a server asks by itself.
+    // Polling for events would change the statement counts of tests.
     config.events.poll = Duration::from_hours(1);
     change(&mut config);
     Server::start(config, options).await.expect("starts")

@@ -24,16 +24,16 @@ enum Fate {
     Lost,
     /// The connection breaks when the message is answered, and the answer is lost.
     Unanswered,
-    /// The message arrives when its transaction has been idle for too long.
+    /// The message arrives after its transaction has exceeded the idle timeout.
     Late,
 }
 
 /// The message that the fault applies to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Message {
-    /// The first one that has the name of the project.
+    /// The first message that contains the name of the project.
     Name,
-    /// The commit of the transaction that has it.
+    /// The commit of the transaction with that message.
     Commit,
 }
 
@@ -46,7 +46,7 @@ struct Fault {
 /// The next fault.
 type Plan = Arc<Mutex<Option<Fault>>>;
 
-/// The fate of a message, and whether the fault's name was seen on the connection.
+/// The fault for a message, if it is due. `is_named` remembers that the connection has sent the fault's name.
 fn fate(plan: &Plan, message: &[u8], is_named: &mut bool) -> Option<Fate> {
     let has = |text: &str| {
         message
@@ -185,7 +185,7 @@ fn is_unknown(answer: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn a_commit_without_an_answer_may_have_been_made_and_is_made_once() {
+async fn the_outcome_of_a_commit_without_a_response_is_reported_as_unknown() {
     let Some(broken) = Broken::new().await else {
         return;
     };
@@ -201,7 +201,7 @@ async fn a_commit_without_an_answer_may_have_been_made_and_is_made_once() {
 }
 
 #[tokio::test]
-async fn a_key_makes_a_change_once_whatever_became_of_its_commit() {
+async fn an_idempotency_key_applies_a_change_once_after_a_broken_commit() {
     let Some(broken) = Broken::new().await else {
         return;
     };
@@ -219,7 +219,7 @@ async fn a_key_makes_a_change_once_whatever_became_of_its_commit() {
 }
 
 #[tokio::test]
-async fn a_change_whose_connection_breaks_before_its_commit_leaves_nothing_behind() {
+async fn a_connection_lost_before_the_commit_leaves_no_partial_change() {
     let Some(broken) = Broken::new().await else {
         return;
     };

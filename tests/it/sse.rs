@@ -1,4 +1,4 @@
-//! Streams of answers over HTTP: Server-Sent Events, and Apollo's multipart subscriptions.
+//! Streams over HTTP: Server-Sent Events, and Apollo's multipart subscriptions.
 
 use std::time::Duration;
 
@@ -30,19 +30,19 @@ async fn ask(server: &TestServer, accept: &str, query: &str) -> Response {
     request.send().await.expect("an answer")
 }
 
-/// The text of a body until it holds this so often, and whole events.
+/// Reads a body until it contains `end` this many times and its last event is complete.
 async fn until(response: &mut Response, times: usize, end: &str) -> String {
     let mut text = String::new();
     while text.matches(end).count() < times || !text.ends_with(['\n', 'l', '-']) {
         let piece = tokio::time::timeout(Duration::from_secs(30), response.chunk()).await;
-        let piece = piece.expect("something comes").expect("a piece");
+        let piece = piece.expect("data arrives in time").expect("a piece");
         let piece = piece.unwrap_or_else(|| panic!("the end before {end}: {text}"));
         text.push_str(str::from_utf8(&piece).expect("text"));
     }
     text
 }
 
-/// The answers in a body of Server-Sent Events.
+/// The results in a body of Server-Sent Events.
 fn answers(text: &str) -> Vec<Value> {
     let lines = text.lines();
     let data = lines.filter_map(|line| line.strip_prefix("data: "));
@@ -50,7 +50,7 @@ fn answers(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// What the parts of a multipart body hold.
+/// The contents of the parts of a multipart body.
 fn parts(text: &str) -> Vec<Value> {
     let parts = text.split("\r\n--graphql").skip(1);
     let bodies = parts.filter_map(|part| {
@@ -71,7 +71,7 @@ async fn assert_nothing_is_left(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn a_query_is_one_event_and_the_end() {
+async fn a_query_over_sse_is_one_event_and_the_end() {
     let server = TestServer::start().await;
     let response = ask(&server, SSE, TYPENAME).await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -88,7 +88,7 @@ async fn a_query_is_one_event_and_the_end() {
 }
 
 #[tokio::test]
-async fn a_browser_s_event_source_is_served_by_get() {
+async fn event_source_requests_are_served_by_get() {
     let server = TestServer::start().await;
     let get = |site: &'static str, query: &str| {
         let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
@@ -110,7 +110,7 @@ async fn a_browser_s_event_source_is_served_by_get() {
 }
 
 #[tokio::test]
-async fn a_subscription_is_an_event_for_each_answer() {
+async fn a_subscription_over_sse_sends_one_event_per_result() {
     let server = TestServer::start().await;
     let mut response = ask(&server, SSE, &replay(&server, 3).await).await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -131,13 +131,13 @@ async fn a_subscription_is_an_event_for_each_answer() {
         .collect();
     assert_eq!(ids, cursors);
 
-    // What happens later comes by itself.
+    // Later events arrive on the same stream.
     happen(&server, 1).await;
     until(&mut response, 1, "event: next").await;
     drop(response);
     assert_nothing_is_left(&server).await;
 
-    // A browser that comes back says what it has seen, and goes on behind it.
+    // A browser that reconnects sends the last id it received, and the stream resumes after it.
     let again = request(&server, SSE, EVENTS).await;
     let again = again.header("Last-Event-ID", ids[0]).send().await;
     let text = until(&mut again.expect("an answer"), 3, "event: next").await;
@@ -146,7 +146,7 @@ async fn a_subscription_is_an_event_for_each_answer() {
 }
 
 #[tokio::test]
-async fn a_conversation_goes_on_behind_what_its_reader_has_seen() {
+async fn a_conversation_stream_resumes_after_the_last_event_id() {
     let server = TestServer::start().await;
     let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { id } } }";
     let found = server.graphql(query, json!({})).await;
@@ -180,7 +180,7 @@ async fn a_conversation_goes_on_behind_what_its_reader_has_seen() {
 }
 
 #[tokio::test]
-async fn a_stream_says_how_its_client_stands() {
+async fn streams_have_rate_limit_headers() {
     let server = TestServer::with(|config| config.limits.mode = Mode::Enforce).await;
     for accept in [SSE, MULTIPART] {
         for query in [TYPENAME, EVENTS] {
@@ -194,7 +194,7 @@ async fn a_stream_says_how_its_client_stands() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_operation_is_an_event_and_the_end() {
+async fn an_operation_error_is_sent_as_an_event_and_ends_the_stream() {
     let server = TestServer::start().await;
     for (query, code) in [
         ("{", "GRAPHQL_PARSE_FAILED"),
@@ -217,7 +217,7 @@ async fn what_is_wrong_with_an_operation_is_an_event_and_the_end() {
 }
 
 #[tokio::test]
-async fn who_is_not_let_in_is_told_by_the_status() {
+async fn refused_streams_have_an_error_status() {
     let server = TestServer::with(|config| {
         config.limits.mode = Mode::Enforce;
         config.limits.read = 1;
@@ -240,7 +240,7 @@ async fn who_is_not_let_in_is_told_by_the_status() {
 }
 
 #[tokio::test]
-async fn a_subscription_by_plain_http_is_told_the_ways() {
+async fn a_subscription_over_plain_http_lists_the_supported_transports() {
     let server = TestServer::start().await;
     for accept in [
         "*/*",
@@ -259,7 +259,7 @@ async fn a_subscription_by_plain_http_is_told_the_ways() {
             assert!(message.contains(way), "{message}");
         }
     }
-    // A client that takes either gets what fits.
+    // A client that accepts both media types gets the one that fits the operation.
     let either = "application/json, text/event-stream";
     let plain = ask(&server, either, TYPENAME).await;
     assert_eq!(
@@ -274,7 +274,7 @@ async fn a_subscription_by_plain_http_is_told_the_ways() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_shows_that_it_lives() {
+async fn an_idle_stream_sends_keep_alives() {
     let server = TestServer::with(|config| {
         config.subscriptions.keep_alive = Duration::from_millis(20);
     })
@@ -287,7 +287,7 @@ async fn a_quiet_stream_shows_that_it_lives() {
 }
 
 #[tokio::test]
-async fn what_was_missed_has_a_place_to_go_on_from() {
+async fn a_missed_events_message_has_a_cursor_to_resume_from() {
     let server = TestServer::start().await;
     let mut response = ask(&server, SSE, &replay(&server, 3).await).await;
     let text = until(&mut response, 3, "event: next").await;
@@ -309,7 +309,7 @@ async fn what_was_missed_has_a_place_to_go_on_from() {
 }
 
 #[tokio::test]
-async fn a_multipart_subscription_is_a_part_for_each_answer() {
+async fn a_multipart_subscription_sends_one_part_per_result() {
     let server = TestServer::start().await;
     let mut response = ask(&server, MULTIPART, &replay(&server, 3).await).await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -325,7 +325,7 @@ async fn a_multipart_subscription_is_a_part_for_each_answer() {
     assert!(parts.iter().all(is_event), "{text}");
     assert!(text.starts_with("\r\n--graphql\r\n"), "{text}");
 
-    // A query is one part, and the end.
+    // A query is one part, followed by the end.
     let text = ask(&server, MULTIPART_ALONE, TYPENAME).await.text().await;
     assert_eq!(
         text.expect("text"),
@@ -334,7 +334,7 @@ async fn a_multipart_subscription_is_a_part_for_each_answer() {
 }
 
 #[tokio::test]
-async fn a_token_that_comes_to_its_end_ends_its_stream() {
+async fn an_expired_token_ends_its_stream() {
     let server = TestServer::start().await;
     let query = replay(&server, 1).await;
     let mut events = ask(&server, SSE, &query).await;
@@ -347,7 +347,7 @@ async fn a_token_that_comes_to_its_end_ends_its_stream() {
     let last = last.last().expect("an event");
     assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
     let text = until(&mut multipart, 1, "--graphql--").await;
-    // The boundary before it came with the event.
+    // The boundary before this part arrived with the event.
     let parts = parts(&format!("\r\n--graphql{text}"));
     let last = parts.last().expect("a part");
     assert_eq!(last["payload"], Value::Null);
@@ -355,7 +355,7 @@ async fn a_token_that_comes_to_its_end_ends_its_stream() {
 }
 
 #[tokio::test]
-async fn streams_are_as_few_as_connections() {
+async fn streams_are_limited_like_connections() {
     let server = TestServer::with(|config| {
         let local = "127.0.0.0/8".parse().expect("a network");
         config.server.trusted_proxies = Networks(vec![local]);
@@ -390,7 +390,7 @@ async fn streams_are_as_few_as_connections() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let server = TestServer::with(|config| {
         config.server.write_timeout = Duration::from_secs(5);
     })
@@ -405,7 +405,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_ends_its_streams_without_saying_that_they_are_complete() {
+async fn a_stopping_server_ends_streams_without_a_complete_event() {
     let server = TestServer::start().await;
     let query = replay(&server, 1).await;
     let mut events = ask(&server, SSE, &query).await;

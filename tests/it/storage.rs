@@ -1,5 +1,5 @@
-//! A database whose writes fail: what was answered as made is in the file, what was refused is not, the server says
-//! so in `/health`, and it accepts changes again without a restart.
+//! A database whose writes fail: acknowledged changes are in the file, refused ones are not, `/health` reports the
+//! failure, and the server accepts changes again without a restart.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,10 +20,10 @@ use crate::health::until_ready_is;
 use crate::operate::typing;
 use crate::process::{Running, gathering, run};
 
-/// How long a state may take to come.
+/// How long a test waits for a state.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// More projects than any of the limits below have room for.
+/// More projects than fit within any of the limits below.
 const MANY: usize = 2_000;
 
 const CREATE: &str = "mutation ($input: CreateProjectInput!) { change: createProject(input: $input) { \
@@ -34,7 +34,7 @@ const RENAME: &str = "mutation ($input: UpdateProfileInput!) { change: updatePro
 
 const READ: &str = "{ viewer { name } projects(first: 1) { totalCount } }";
 
-/// A signed-in client of a server that is a process of its own.
+/// A signed-in client of a server in a separate process.
 struct Caller {
     client: Client,
     server: String,
@@ -67,7 +67,8 @@ impl Caller {
         response.json().await.expect("JSON")
     }
 
-    /// Whether a change is answered as made. Otherwise it must be refused as unavailable, in words for clients.
+    /// Whether a change is acknowledged. Otherwise it must be refused as `UNAVAILABLE`, with a message without
+    /// internals.
     async fn change(&self, query: &str, input: Value) -> bool {
         let answer = self.ask(query, &json!({ "input": input })).await;
         if answer["errors"].is_null() {
@@ -97,7 +98,7 @@ impl Caller {
         self.change(RENAME, json!({ "name": name })).await
     }
 
-    /// What sixteen requests at once read, which must be one state.
+    /// The state that sixteen concurrent requests read, which must be the same for all.
     async fn state(&self) -> (String, u64) {
         let none = json!({});
         let answers = join_all((0..16).map(|_| self.ask(READ, &none))).await;
@@ -116,7 +117,7 @@ impl Caller {
         (response.status(), response.json().await.expect("JSON"))
     }
 
-    /// Waits until `/health` says how writes are, and what follows from it for the whole.
+    /// Waits until `/health` reports this status of writes, together with this overall status.
     async fn until_writes_are(&self, writes: &str, whole: &str) {
         let asking = async {
             loop {
@@ -133,7 +134,7 @@ impl Caller {
             }
         };
         let came = tokio::time::timeout(PATIENCE, asking).await;
-        assert!(came.is_ok(), "/health never said that writes are {writes}");
+        assert!(came.is_ok(), "/health never reported writes as {writes}");
     }
 
     async fn is_ready(&self) -> bool {
@@ -168,7 +169,7 @@ fn serve(file: &Path) -> Command {
     command
 }
 
-/// The same command, begun by another program with these arguments.
+/// The same command, started by another program with these arguments.
 fn through(program: &str, arguments: &[&str], command: &Command) -> Command {
     let command = command.as_std();
     let mut outer = Command::new(program);
@@ -183,16 +184,16 @@ fn through(program: &str, arguments: &[&str], command: &Command) -> Command {
     outer
 }
 
-/// Whether a program ends well.
+/// Whether a program succeeds.
 async fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(arguments).stderr(Stdio::null());
     matches!(command.output().await, Ok(output) if output.status.success())
 }
 
-#[expect(clippy::print_stdout, reason = "says what is left out")]
+#[expect(clippy::print_stdout, reason = "reports that the test was skipped")]
 fn left_out(why: &str) {
-    println!("left out: {why}");
+    println!("skipped: {why}");
 }
 
 async fn open(file: &Path) -> DatabaseConnection {
@@ -200,8 +201,8 @@ async fn open(file: &Path) -> DatabaseConnection {
     sea_orm::Database::connect(url).await.expect("opens")
 }
 
-/// Fills what room there is, goes on while there is none, and again when there is some: at the end the file holds
-/// what was answered as made and nothing else.
+/// Fills the available space, continues while there is none, and again when there is some. At the end the file must
+/// hold exactly the acknowledged changes.
 async fn fill_and_heal(mut server: Running, file: &Path, make_room: impl AsyncFnOnce(&Running)) {
     let caller = Caller::of(&server).await;
     let (mut name, before) = caller.state().await;
@@ -237,7 +238,7 @@ async fn fill_and_heal(mut server: Running, file: &Path, make_room: impl AsyncFn
     assert!(caller.is_ready().await);
 
     make_room(&server).await;
-    // Nothing is written by a client meanwhile.
+    // No client writes in the meantime.
     caller.until_writes_are("pass", "pass").await;
     for number in 0..12 {
         let project = format!("healed {number}");
@@ -257,21 +258,25 @@ async fn fill_and_heal(mut server: Running, file: &Path, make_room: impl AsyncFn
         project::Entity::find().filter(names)
     };
     let kept = named(&made).count(&db).await.expect("counts");
-    assert_eq!(kept, made.len() as u64, "what was answered is in the file");
+    assert_eq!(
+        kept,
+        made.len() as u64,
+        "acknowledged changes are in the file"
+    );
     let kept = named(&refused).count(&db).await.expect("counts");
-    assert_eq!(kept, 0, "what was refused is not in the file");
+    assert_eq!(kept, 0, "refused changes are not in the file");
     let named = user::Entity::find().filter(user::Column::Name.eq(name));
     assert_eq!(named.count(&db).await.expect("counts"), 1);
 }
 
-/// Files may not grow beyond a limit, which the operating system tells SQLite as an I/O error.
+/// A file size limit, which SQLite sees as an I/O error.
 #[tokio::test]
-async fn what_is_answered_while_files_cannot_grow_is_in_the_file() {
+async fn acknowledged_changes_survive_a_file_size_limit() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(file) = copy_into(folder.path()).await else {
         return;
     };
-    // Without the trap the system would end the process.
+    // Without the trap, the signal would end the process.
     let script = "trap '' XFSZ; ulimit -S -f 3072; exec \"$0\" \"$@\"";
     let server = Running::start(&mut through("bash", &["-c", script], &serve(&file))).await;
     fill_and_heal(server, &file, async |server| {
@@ -282,11 +287,11 @@ async fn what_is_answered_while_files_cannot_grow_is_in_the_file() {
     .await;
 }
 
-/// A file system in memory, of a size that can be changed.
+/// An in-memory file system whose size can be changed.
 struct Disk(TempDir);
 
 impl Disk {
-    /// `None` where this process may not mount one.
+    /// Returns `None` if this process is not allowed to mount one.
     async fn of(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let size = format!("size={size}");
@@ -305,28 +310,31 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let mut unmount = std::process::Command::new("umount");
-        // A server that is still ending keeps it busy; it goes when the server has gone.
+        // A server that is still shutting down keeps the mount busy, so it is detached lazily.
         let _ = unmount.arg("--lazy").arg(self.0.path()).status();
     }
 }
 
 #[tokio::test]
-async fn what_is_answered_on_a_full_disk_is_in_the_file() {
+async fn acknowledged_changes_survive_a_full_disk() {
     let Some(disk) = Disk::of("12m").await else {
-        return left_out("a full disk needs the right to mount one");
+        return left_out("this process may not mount a file system");
     };
     let Some(file) = copy_into(disk.0.path()).await else {
         return;
     };
     let server = Running::start(&mut serve(&file)).await;
     fill_and_heal(server, &file, async |_| {
-        assert!(disk.remount("size=200m").await, "there is room");
+        assert!(
+            disk.remount("size=200m").await,
+            "the file system is enlarged"
+        );
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_database_that_another_process_locks_is_written_again_when_it_is_let_go() {
+async fn writes_resume_after_another_process_releases_its_lock() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(file) = copy_into(folder.path()).await else {
         return;
@@ -344,7 +352,7 @@ async fn a_database_that_another_process_locks_is_written_again_when_it_is_let_g
     caller.until_writes_are("fail", "warn").await;
     assert!(caller.is_ready().await);
 
-    other.execute("ROLLBACK").await.expect("lets go");
+    other.execute("ROLLBACK").await.expect("unlocks");
     other.close().await.expect("closes");
     caller.until_writes_are("pass", "pass").await;
     for number in 0..12 {
@@ -354,15 +362,15 @@ async fn a_database_that_another_process_locks_is_written_again_when_it_is_let_g
     }
 }
 
-/// A connection that was opened while the file could not be written cannot write it later either.
+/// A connection that was opened while the file was read-only stays read-only.
 #[tokio::test]
-async fn a_file_that_could_only_be_read_is_written_again_when_it_can_be() {
+async fn writes_resume_after_a_read_only_file_becomes_writable() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(file) = copy_into(folder.path()).await else {
         return;
     };
     let command = serve(&file);
-    // Permissions bind root only when it gives up the right to pass over them.
+    // File permissions apply to root only without the capabilities to override them.
     let bound = ["--bounding-set=-dac_override,-dac_read_search"];
     let is_root = succeeds("bash", &["-c", "((EUID == 0))"]).await;
     let mut command = if is_root {
@@ -378,7 +386,7 @@ async fn a_file_that_could_only_be_read_is_written_again_when_it_can_be() {
         let all = ["", "-wal", "-shm"].map(|end| format!("{}{end}", file.display()));
         let all = all.each_ref().map(String::as_str);
         assert!(succeeds("chmod", &[&[mode][..], &all].concat()).await);
-        // The server opens its connections anew.
+        // Makes the server open new connections.
         let (here, away) = (file.as_path(), file.with_extension("away"));
         std::fs::rename(here, &away).expect("is moved");
         caller.health().await;
@@ -387,7 +395,7 @@ async fn a_file_that_could_only_be_read_is_written_again_when_it_can_be() {
     set("0444").await;
     let refused = async { while caller.rename("Refused").await {} };
     let refused = tokio::time::timeout(PATIENCE, refused).await;
-    assert!(refused.is_ok(), "a file that can only be read was written");
+    assert!(refused.is_ok(), "a read-only file was written");
     until_ready_is(&format!("{}/health/ready", caller.server), StatusCode::OK).await;
     caller.until_writes_are("fail", "warn").await;
     assert!(caller.is_ready().await);
@@ -404,9 +412,9 @@ async fn a_file_that_could_only_be_read_is_written_again_when_it_can_be() {
     }
 }
 
-/// What the server's operator does to a full database is done or refused, and said so.
+/// An operator's command on a full disk succeeds or fails, and reports which.
 #[tokio::test]
-async fn a_command_that_finds_no_room_says_so_and_changes_nothing() {
+async fn a_command_on_a_full_disk_fails_and_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(file) = copy_into(folder.path()).await else {
         return;

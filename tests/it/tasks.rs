@@ -1,4 +1,4 @@
-//! Tasks: how they are made, changed and moved, who may do it, and what is told of it.
+//! Tasks: creation, updates, transitions, permissions, and events.
 
 mod budget;
 mod content;
@@ -28,17 +28,17 @@ use crate::server::TestServer;
 
 const DEMO: &str = "demo@example.com";
 
-/// Somebody with whom the circle is not shared, unless a test does.
+/// A user with whom the circle is not shared, unless a test shares it.
 const GUEST: &str = "guest@example.com";
 
 const ADMIN: &str = "admin@example.com";
 
-/// All that a task says of itself.
+/// All fields of a task.
 const TASK: &str = "id title description status version priority requiredCompetencies requiresReview reviewType \
     assignee { id } reviewer { id } parent { id } createdBy { name } reviewRound reviewNote statusNote result artifacts \
     estimatedHours actualHours dueAt startedAt submittedAt completedAt createdAt updatedAt";
 
-/// A server, and a circle of the demo user without anybody and anything in it.
+/// A server, and an empty circle of the demo user.
 struct Studio {
     server: TestServer,
     db: DatabaseConnection,
@@ -68,12 +68,12 @@ fn agent_id(id: Uuid) -> String {
 }
 
 impl Studio {
-    /// A circle that does not run: only people give its tasks to agents.
+    /// A circle that is not running, so tasks are assigned only by users.
     async fn open() -> Self {
         Self::with(|circle| circle.status = CircleStatus::Stopped).await
     }
 
-    /// A running circle that routes up to so many tasks.
+    /// A running circle that routes up to this many tasks.
     async fn routing(most: i32) -> Self {
         Self::with(|circle| circle.max_concurrent_tasks = most).await
     }
@@ -93,7 +93,7 @@ impl Studio {
         studio
     }
 
-    /// Another circle of the demo user.
+    /// Creates another circle of the demo user.
     async fn circle(&self, name: &str, change: impl FnOnce(&mut circle::Model)) -> Uuid {
         let mut row = circle::Model {
             id: Uuid::now_v7(),
@@ -125,7 +125,7 @@ impl Studio {
         id
     }
 
-    /// Changes the circle behind the server's back.
+    /// Changes the circle directly in the database.
     async fn set_circle(&self, column: circle::Column, value: impl Into<sea_orm::Value>) {
         circle::Entity::update_many()
             .col_expr(column, Expr::value(value))
@@ -135,7 +135,7 @@ impl Studio {
             .expect("updates");
     }
 
-    /// A new agent of the demo user, in no circle.
+    /// Creates an agent of the demo user, in no circle.
     async fn agent(&self, name: &str, change: impl FnOnce(&mut agent::Model)) -> Uuid {
         let mut row = agent::Model {
             id: Uuid::now_v7(),
@@ -195,7 +195,7 @@ impl Studio {
             .expect("inserts");
     }
 
-    /// A new agent who is a member of the circle.
+    /// Creates an agent that is a member of the circle.
     async fn member(&self, name: &str) -> Uuid {
         self.member_with(name, |_| (), |_| ()).await
     }
@@ -211,7 +211,7 @@ impl Studio {
         id
     }
 
-    /// A task of the circle, made behind the server's back.
+    /// Inserts a task of the circle directly into the database.
     async fn task(&self, status: TaskStatus, change: impl FnOnce(&mut task::Model)) -> Uuid {
         let mut row = task::Model {
             id: Uuid::now_v7(),
@@ -254,7 +254,7 @@ impl Studio {
         id
     }
 
-    /// Shares the circle.
+    /// Shares the circle, and returns a token of the collaborator.
     async fn share(&self, email: &str, role: CollaboratorRole) -> String {
         let row = collaborator::Model {
             id: Uuid::now_v7(),
@@ -285,7 +285,7 @@ impl Studio {
         row.expect("reads").expect("an agent")
     }
 
-    /// The whole answer to a mutation of tasks.
+    /// The complete response to a mutation of tasks.
     async fn answer(&self, token: &str, name: &str, input: Value) -> Value {
         let ty = match name {
             "createTask" | "updateTask" | "assignTask" | "submitTask" | "approveTask"
@@ -309,14 +309,14 @@ impl Studio {
             .await
     }
 
-    /// The payload of a mutation of the demo user, which must not fail.
+    /// The payload of a mutation by the demo user, which must not fail.
     async fn call(&self, name: &str, input: Value) -> Value {
         let answer = self.answer(&self.token, name, input).await;
         assert_eq!(answer.get("errors"), None, "{answer}");
         answer["data"][name].clone()
     }
 
-    /// The task after a mutation that the demo user may make.
+    /// The task after a mutation by the demo user, which must succeed.
     async fn done(&self, name: &str, input: Value) -> Value {
         let payload = self.call(name, input).await;
         assert_eq!(payload["userErrors"], json!([]), "{name}");
@@ -343,7 +343,7 @@ impl Studio {
         (text(&error["code"]), error["field"].clone())
     }
 
-    /// Waits until no event waits to be announced.
+    /// Waits until every event has a position.
     async fn announced(&self) {
         let waiting = event::Entity::find().filter(event::Column::Position.is_null());
         for _ in 0..3_000 {
@@ -358,7 +358,7 @@ impl Studio {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("an event is never announced");
+        panic!("an event never got a position");
     }
 
     /// All events of the circle, oldest first.

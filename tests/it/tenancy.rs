@@ -1,8 +1,8 @@
-//! Nobody sees what is another's: not by any list, edge, filter, count or id.
+//! Tenant isolation: no list, edge, filter, count or id reveals the data of other users.
 //!
-//! Somebody walks the schema as it is served: every root field, then everything that an administrator can see, by its
-//! id and with all of its edges, and from there one step further. What comes into the schema later is walked by itself.
-//! What may be seen is worked out from the tables, without the server's rules.
+//! The tests traverse the schema as it is served: every root field, then every object that an administrator can see, by
+//! its id and with all its edges, and from there one step further. New parts of the schema are traversed automatically.
+//! The permitted data is computed from the tables, independently of the server's rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,53 +23,53 @@ use crate::furnish::furnished;
 use crate::introspection::{Field, Schema};
 use crate::server::TestServer;
 
-/// Edges that lead nowhere, and why.
+/// Edges that are always null, and why.
 const LEADS_NOWHERE: [(&str, &str); 5] = [
-    // A change of the catalogue or of an account happens in no circle.
+    // A change of the catalogue or of an account does not belong to a circle.
     ("CatalogueEvent", "circle"),
     ("CatalogueEvent", "project"),
     ("UserEvent", "circle"),
     ("UserEvent", "project"),
-    // A project has many circles.
+    // A project can have many circles.
     ("ProjectEvent", "circle"),
 ];
 
-/// The prefixes of what every signed-in user may read.
+/// The id prefixes of objects that every signed-in user can read.
 const PUBLIC: [&str; 4] = ["user", "provider", "model", "persona"];
 
-/// Fields that have a value for the user, or for the owner, and for administrators alone.
+/// Fields that only the user or owner, and administrators, can read.
 const PRIVATE: [(&str, &str); 3] = [
     ("User", "email"),
     ("User", "lastLoginAt"),
     ("Agent", "systemPrompt"),
 ];
 
-/// Ids of one `nodes` field, and entries of one page, at most.
+/// The maximum number of ids of one `nodes` field, and of entries of one page.
 const MOST: usize = 100;
 
-/// Root fields of one document, at most.
+/// The maximum number of root fields of one document.
 const ROOTS: usize = 20;
 
-/// What somebody was shown.
+/// The data that a user has received.
 #[derive(Default)]
 struct Seen {
     /// The types of objects.
     types: BTreeSet<String>,
     /// Fields that had a value.
     fields: BTreeSet<(String, String)>,
-    /// The things themselves, each with its type.
+    /// The objects, each with its type.
     things: BTreeMap<String, String>,
-    /// All ids, wherever they stand.
+    /// All ids, in any field.
     ids: BTreeSet<String>,
-    /// Private fields that had a value, with the id of the thing.
+    /// Private fields that had a value, with the id of the object.
     private: BTreeSet<(String, String)>,
-    /// Row ids as they are in the database.
+    /// Row ids in the form that the database uses.
     bare: BTreeSet<String>,
-    /// What connections counted, and how many entries they had where there were no more.
+    /// The total count of each connection, and the number of its entries if they fit on one page.
     counts: Vec<(String, u64, Option<u64>)>,
-    /// What lists at the root counted and held.
+    /// The total count of each root list, and the number of its entries.
     lists: BTreeMap<String, (u64, u64)>,
-    /// Lists that go on: the thing, the field, and where.
+    /// Lists with further pages: the object, the field, and the cursor.
     unfinished: Vec<(String, String, Value)>,
     /// The codes of errors.
     codes: BTreeSet<String>,
@@ -141,7 +141,7 @@ impl Seen {
     }
 }
 
-/// The prefix and the row of a public id.
+/// The prefix and the row id of a public id.
 fn decoded(id: &str) -> Option<(String, Uuid)> {
     const DIGITS: &str = "0123456789abcdefghjkmnpqrstvwxyz";
     let (prefix, digits) = id.rsplit_once('_')?;
@@ -154,7 +154,7 @@ fn decoded(id: &str) -> Option<(String, Uuid)> {
     Some((prefix.to_owned(), Uuid::from_u128(row)))
 }
 
-/// Somebody who walks.
+/// The traversal of the schema by one user.
 struct Walk<'a> {
     server: &'a TestServer,
     schema: &'a Schema,
@@ -172,7 +172,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The data and the codes of the errors; `None` when the document would cost too much.
+    /// The data and the codes of the errors; `None` if the document is too complex.
     async fn ask(&mut self, document: &str, variables: Value) -> Option<(Value, Vec<String>)> {
         let answer = self
             .server
@@ -196,7 +196,7 @@ impl<'a> Walk<'a> {
         Some((answer["data"].clone(), codes))
     }
 
-    /// A field with all that can be read of it: with `steps`, so many things further than to the next.
+    /// A field with everything that can be selected below it, up to `steps` objects beyond the next one.
     fn field(&self, field: &Field, steps: usize, page: usize) -> String {
         let (name, ty) = (&field.name, field.named());
         if !self.schema.is_composite(ty) {
@@ -214,12 +214,12 @@ impl<'a> Walk<'a> {
         assert_eq!(
             field.required().count(),
             0,
-            "say here how to ask for {name}"
+            "add the arguments of {name} here"
         );
         format!("{name}{} {selection}", listed(&arguments))
     }
 
-    /// The filter with which a list has the most in it.
+    /// The filter that includes the most entries of a list.
     fn widest(&self, field: &Field) -> Vec<String> {
         let filter = field.argument("filter").into_iter();
         let filter = filter.flat_map(|filter| &self.schema.get(filter.named()).inputs);
@@ -243,7 +243,7 @@ impl<'a> Walk<'a> {
             return format!("{{ __typename {} }}", self.fields(ty, "", steps, page));
         }
         let possible = self.schema.get(ty).possible.iter();
-        // Fields of the same name may be of different types.
+        // Fields of the same name may have different types, so they need aliases.
         let possible = possible.map(|ty| {
             let fields = self.fields(ty, &format!("{ty}__"), steps, page);
             format!("... on {ty} {{ {fields} }}")
@@ -266,7 +266,7 @@ impl<'a> Walk<'a> {
         fields.collect::<Vec<_>>().join(" ")
     }
 
-    /// Asks for things of a type by their ids, for the fields as they come out with the page's size.
+    /// Requests objects of a type by their ids, with ever smaller pages until the document is not too complex.
     async fn nodes(&mut self, ty: &str, ids: &[String], fields: impl Fn(&Self, usize) -> String) {
         for ids in ids.chunks(MOST) {
             let mut page = MOST;
@@ -278,13 +278,13 @@ impl<'a> Walk<'a> {
                 if self.ask(&document, json!({ "ids": ids })).await.is_some() {
                     break;
                 }
-                assert_ne!(page, 1, "cannot be asked for: {document}");
+                assert_ne!(page, 1, "too complex: {document}");
                 page = page.div_ceil(2);
             }
         }
     }
 
-    /// Every root field that needs no argument, and lists narrowed to things of this world too.
+    /// Reads every root field without required arguments, and also each list filtered by objects of `world`.
     async fn roots(&mut self, world: &BTreeMap<String, String>) {
         let schema = self.schema;
         for field in &schema.get("Query").fields {
@@ -303,18 +303,18 @@ impl<'a> Walk<'a> {
             for narrowed in self.narrowings(field, world) {
                 self.list(field, &[narrowed], None).await;
             }
-            // The first things of the list, with their edges.
+            // The first objects of the list, with their edges.
             let document = |page| format!("{{ {} }}", self.field(field, 1, page));
             let documents: Vec<_> = [5, 2, 1].map(document).into();
             let mut asked = None;
             for document in documents {
                 asked = asked.or(self.ask(&document, json!({})).await);
             }
-            assert!(asked.is_some(), "{} cannot be asked for", field.name);
+            assert!(asked.is_some(), "{} is too complex", field.name);
         }
     }
 
-    /// A list from its beginning to its end.
+    /// Reads a list from its beginning to its end.
     async fn list(&mut self, field: &Field, arguments: &[String], name: Option<&str>) {
         let arguments = [
             arguments,
@@ -348,7 +348,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What a list can be narrowed to by an id, of things of this world if there are any.
+    /// The arguments that filter a list by the id of an object of `world`, if there is one.
     fn narrowings(&self, field: &Field, world: &BTreeMap<String, String>) -> Vec<String> {
         const EACH: usize = 3;
         let ids = |name: &str| {
@@ -366,7 +366,7 @@ impl<'a> Walk<'a> {
                 .collect();
             assert!(
                 !ids.is_empty(),
-                "nothing is called {prefix}, as {name} would have it"
+                "no id has the prefix {prefix}, which {name} needs"
             );
             ids
         };
@@ -393,7 +393,7 @@ impl<'a> Walk<'a> {
         narrowings
     }
 
-    /// Asks for each thing by its id alone. Answers which were refused.
+    /// Requests each object by its id. An object that is not returned must be `NOT_FOUND`.
     async fn look_up(&mut self, world: &BTreeMap<String, String>) {
         let schema = self.schema;
         for field in &schema.get("Query").fields {
@@ -401,7 +401,7 @@ impl<'a> Walk<'a> {
             if required != ["id"] {
                 assert!(
                     required.is_empty() || required == ["ids"],
-                    "say here how to ask for {}",
+                    "add the arguments of {} here",
                     field.name
                 );
                 continue;
@@ -420,11 +420,7 @@ impl<'a> Walk<'a> {
                 .filter(|(_, of)| of_type(of))
                 .map(|(id, _)| id)
                 .collect();
-            assert!(
-                !ids.is_empty(),
-                "nothing can be asked for by {}",
-                field.name
-            );
+            assert!(!ids.is_empty(), "no object has an id for {}", field.name);
             for ids in ids.chunks(ROOTS) {
                 let lookups = ids.iter().enumerate();
                 let lookups = lookups.map(|(n, id)| {
@@ -443,7 +439,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// All of these things, each with all of its fields, and their lists to the end.
+    /// Reads all fields of these objects, and their lists to the end.
     async fn visit(&mut self, world: &BTreeMap<String, String>) {
         let schema = self.schema;
         for (ty, ids) in by_type(world) {
@@ -461,7 +457,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A few of what was seen of each type, one edge after the other, with all fields of what is at its end.
+    /// Follows each edge of a few received objects per type, and reads all fields of its target.
     async fn go_further(&mut self) {
         const EACH: usize = 8;
         let schema = self.schema;
@@ -469,7 +465,7 @@ impl<'a> Walk<'a> {
             if !schema.is_node(&ty) {
                 continue;
             }
-            // The first and the last, which are unlike each other.
+            // The first and the last ids, because those objects differ most.
             if ids.len() > EACH {
                 ids.drain(EACH / 2..ids.len() - EACH / 2);
             }
@@ -498,7 +494,7 @@ fn by_type(world: &BTreeMap<String, String>) -> BTreeMap<String, Vec<String>> {
     types
 }
 
-/// The server, its schema and all that an administrator can see.
+/// The server and its schema.
 struct World {
     server: TestServer,
     schema: Schema,
@@ -507,9 +503,9 @@ struct World {
 impl World {
     async fn new() -> Self {
         let server = TestServer::on(furnished().await, |config| {
-            // Fragments of many types name their fields apart.
+            // A selection on many types needs many aliases.
             config.graphql.aliases = 10_000;
-            // So that there is something to say about them.
+            // Gives the fields about rate limits a value.
             config.limits.mode = Mode::Observe;
         })
         .await;
@@ -538,7 +534,7 @@ impl World {
         Walk::of(email, &self.server, &self.schema).await
     }
 
-    /// What an administrator sees, going on from each thing to all others.
+    /// Everything that an administrator sees, following every edge.
     async fn seen_by_admin(&self) -> Seen {
         let mut walk = self.walk("admin@example.com").await;
         walk.roots(&BTreeMap::new()).await;
@@ -559,7 +555,7 @@ impl World {
         walk.seen
     }
 
-    /// What somebody sees who tries everything that an administrator can see.
+    /// Everything that a user sees who requests all that an administrator can see.
     async fn seen_by(&self, email: &str, world: &BTreeMap<String, String>) -> Seen {
         let mut walk = self.walk(email).await;
         let nodes = world.iter().filter(|(_, ty)| self.schema.is_node(ty));
@@ -572,7 +568,7 @@ impl World {
     }
 }
 
-/// What somebody may see, worked out from the tables.
+/// What a user may see, computed from the tables.
 struct Rights {
     user: Uuid,
     circles: BTreeSet<Uuid>,
@@ -664,7 +660,7 @@ impl Rights {
         }
     }
 
-    /// Rows that may be seen, by the prefix of their ids.
+    /// The rows that the user may see, by the prefix of their ids.
     fn rows(&self, prefix: &str) -> BTreeSet<Uuid> {
         match prefix {
             "agent" => self.agents.clone(),
@@ -680,13 +676,13 @@ impl Rights {
         }
     }
 
-    /// Whether a thing may be looked at.
+    /// Whether the user may read an object.
     fn allow(&self, id: &str) -> bool {
         let (prefix, row) = decoded(id).expect("an id");
         PUBLIC.contains(&&*prefix) || self.rows(&prefix).contains(&row)
     }
 
-    /// Whether an id may be told: also that of a thing which has left, by an event that tells of it.
+    /// Whether an id may appear in a response: that of a readable object, or of one that a readable event names.
     fn allow_name(&self, id: &str) -> bool {
         let (_, row) = decoded(id).expect("an id");
         let tells = |event: &event::Model| event.subject_id == row || event.agent_id == Some(row);
@@ -706,9 +702,15 @@ impl Rights {
             .iter()
             .filter(|(id, _)| !self.allow(id))
             .collect();
-        assert!(foreign.is_empty(), "is shown: {foreign:?}");
+        assert!(
+            foreign.is_empty(),
+            "readable without permission: {foreign:?}"
+        );
         let foreign: Vec<_> = seen.ids.iter().filter(|id| !self.allow_name(id)).collect();
-        assert!(foreign.is_empty(), "is told: {foreign:?}");
+        assert!(
+            foreign.is_empty(),
+            "ids shown without permission: {foreign:?}"
+        );
         for (id, name) in &seen.private {
             let (_, row) = decoded(id).expect("an id");
             let is_own = row == self.user || self.own_agents.contains(&row);
@@ -736,13 +738,13 @@ impl Rights {
         assert_eq!(seen.codes, refused);
         assert!(
             seen.bare.is_empty(),
-            "ids as they are stored: {:?}",
+            "row ids of the database: {:?}",
             seen.bare
         );
     }
 }
 
-/// The numbers of an answer, each by its way.
+/// The numbers in a response, by their path.
 fn numbers(value: &Value, way: &str, found: &mut BTreeMap<String, u64>) {
     match value {
         Value::Object(object) => object.iter().for_each(|(name, value)| {
@@ -776,17 +778,17 @@ async fn dashboard(walk: &mut Walk<'_>) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test]
-async fn the_walk_comes_to_every_type_and_edge_of_the_schema() {
+async fn the_traversal_reaches_every_type_edge_and_row() {
     let world = World::new().await;
     let seen = world.seen_by_admin().await;
     assert_eq!(
         seen.codes,
         BTreeSet::new(),
-        "an administrator may see everything"
+        "an administrator can read everything"
     );
     let (mut unseen, mut blind) = (Vec::new(), Vec::new());
     for ty in world.schema.reachable() {
-        // What a subscriber has missed is told in subscriptions alone.
+        // `EventsMissed` occurs only in subscriptions.
         if ["Query", "EventsMissed"].contains(&ty) {
             continue;
         }
@@ -801,7 +803,7 @@ async fn the_walk_comes_to_every_type_and_edge_of_the_schema() {
             let is_seen = seen.fields.contains(&(ty.to_owned(), name.to_owned()));
             assert!(
                 !(is_exempt && is_seen),
-                "{ty}.{name} leads somewhere after all"
+                "{ty}.{name} is listed as always null but has a value"
             );
             if is_edge && !is_seen && !is_exempt {
                 blind.push(format!("{ty}.{name}"));
@@ -810,22 +812,22 @@ async fn the_walk_comes_to_every_type_and_edge_of_the_schema() {
     }
     assert!(
         unseen.is_empty() && blind.is_empty(),
-        "never seen: {unseen:?}, lead nowhere: {blind:?}"
+        "types never received: {unseen:?}, edges always null: {blind:?}"
     );
     assert!(
         seen.bare.is_empty(),
-        "ids as they are stored: {:?}",
+        "row ids of the database: {:?}",
         seen.bare
     );
     for (ty, name) in PRIVATE {
         let field = (ty.to_owned(), name.to_owned());
         assert!(
             seen.fields.contains(&field),
-            "{ty}.{name} has no value to be hidden"
+            "{ty}.{name} never has a value"
         );
     }
 
-    // And to every row.
+    // Every row was received, too.
     let db = world.server.database().connect().await;
     let count = |prefix: &str| {
         let start = format!("{prefix}_");
@@ -858,7 +860,7 @@ async fn the_walk_comes_to_every_type_and_edge_of_the_schema() {
 }
 
 #[tokio::test]
-async fn a_stranger_sees_nothing_of_anybody() {
+async fn a_user_without_access_sees_no_data_of_others() {
     let world = World::new().await;
     let all = world.seen_by_admin().await.things;
     let email = "stranger@example.com";
@@ -892,7 +894,7 @@ async fn a_stranger_sees_nothing_of_anybody() {
 }
 
 #[tokio::test]
-async fn a_collaborator_sees_what_is_reached_through_shared_circles_and_nothing_else() {
+async fn a_collaborator_sees_exactly_the_data_of_shared_circles() {
     let world = World::new().await;
     let all = world.seen_by_admin().await.things;
     let email = "guest@example.com";
@@ -902,7 +904,7 @@ async fn a_collaborator_sees_what_is_reached_through_shared_circles_and_nothing_
     assert_eq!(rights.circles.len(), 2);
     let seen = world.seen_by(email, &all).await;
     rights.check(&seen);
-    // Whatever may be seen is seen.
+    // The user receives everything that is permitted.
     for prefix in [
         "agent",
         "project",
@@ -952,7 +954,7 @@ async fn a_collaborator_sees_what_is_reached_through_shared_circles_and_nothing_
         assert_eq!(dashboard[way], count as u64, "{way}");
     }
 
-    // An agent works in circles that are not shared, too; what it does there does not count.
+    // An agent may also work in circles that are not shared; that activity does not count.
     let query = "query ($ids: [ID!]!) { nodes(ids: $ids) { ... on Agent { id recentActivity {
         totalMessages completedTasks activeTasks conversationsParticipated } } } }";
     let ids: Vec<_> = seen

@@ -1,4 +1,4 @@
-//! Values that no database can hold: whatever a client sends, the answer is about the client's input, never `INTERNAL`.
+//! Values that no database can hold: every error concerns the client's input, and none is `INTERNAL`.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use serde_json::{Map, Value, json};
 use crate::introspection::{Argument, Schema};
 use crate::server::TestServer;
 
-/// Mutations that would end what the others need.
+/// Mutations that would invalidate the session or the account of the other calls.
 const LEFT_OUT: [&str; 3] = ["logout", "register", "changePassword"];
 
-/// An instant in microseconds, at the start of a year far from ours.
+/// The approximate start of a year, in microseconds since the epoch.
 fn micros(year: i64) -> i64 {
     (year - 1970) * 31_556_952_000_000
 }
 
-/// The time of a cursor, which stands behind the tag of its list, set to another.
+/// A cursor with another time. The time follows the tag of the list.
 fn forged(cursor: &str, micros: i64) -> String {
     let mut bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).expect("base64");
     bytes[4..12].copy_from_slice(&micros.to_be_bytes());
@@ -32,7 +32,7 @@ fn code(answer: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn a_cursor_holds_no_time_that_the_database_cannot() {
+async fn a_cursor_with_a_time_outside_the_database_range_is_refused() {
     let server = TestServer::start().await;
     for list in [
         "agents(first: 1, orderBy: {field: UPDATED_AT, direction: ASC}",
@@ -70,7 +70,7 @@ async fn a_cursor_holds_no_time_that_the_database_cannot() {
 }
 
 #[tokio::test]
-async fn a_cursor_holds_any_number() {
+async fn a_cursor_accepts_any_number() {
     let server = TestServer::start().await;
     for list in [
         "tasks(first: 1, orderBy: {field: PRIORITY, direction: ASC}",
@@ -90,7 +90,7 @@ async fn a_cursor_holds_any_number() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_an_event_names_a_place_that_there_is() {
+async fn an_event_subscription_refuses_a_nonexistent_cursor() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let query = "{ events(first: 1) { pageInfo { endCursor } } }";
@@ -122,7 +122,7 @@ async fn a_cursor_of_an_event_names_a_place_that_there_is() {
     }
 }
 
-/// Ids by the name of the argument that takes them.
+/// Ids of existing objects, by their type.
 async fn things(server: &TestServer) -> BTreeMap<&'static str, Value> {
     let query = "{ viewer { id } circles(first: 1) { nodes { id owner { id } members(first: 1) { nodes { id } } } }
         tasks(first: 1) { nodes { id } } conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { id
@@ -154,7 +154,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// A value that fits, for what has to be given beside the one that is tried.
+    /// A valid value, for required arguments that are not under test.
     fn plain(&self, field: &str, argument: &Argument) -> Value {
         let value = match argument.named() {
             "String" if argument.name.eq_ignore_ascii_case("email") => json!("x@example.com"),
@@ -174,7 +174,7 @@ impl Walk {
                 let inputs = self.schema.get(input).inputs.iter();
                 self.object(field, inputs.filter(|input| input.is_required()))
             }
-            // An enum: values come as strings.
+            // An enum: variables carry its values as strings.
             _ => json!(self.schema.first_value(argument.named())),
         };
         argument.wrapped(value)
@@ -185,7 +185,7 @@ impl Walk {
         Value::Object(members.collect::<Map<_, _>>())
     }
 
-    /// Each way to give an argument in which one value is not as it should be.
+    /// Values of an argument of which exactly one part is unusual or invalid.
     fn odd(&self, field: &str, argument: &Argument) -> Vec<Value> {
         let values = match argument.named() {
             "String" => vec![
@@ -256,7 +256,7 @@ impl Walk {
 }
 
 #[tokio::test]
-async fn no_value_of_any_argument_is_an_internal_error() {
+async fn no_argument_value_causes_an_internal_error() {
     let server = TestServer::start().await;
     let walk = Walk {
         schema: Schema::of(&server).await,
@@ -312,7 +312,7 @@ async fn no_value_of_any_argument_is_an_internal_error() {
             }
         }
     }
-    // The caller was let in until the end, and much was tried.
+    // The token was valid to the end, and many values were tried.
     let last = server
         .ask(Some(&admin), "{ viewer { id } }", json!({}))
         .await;

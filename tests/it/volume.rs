@@ -1,4 +1,4 @@
-//! The limit on the text of a response.
+//! The limit on the total text of a response.
 
 use serde_json::{Value, json};
 
@@ -32,13 +32,17 @@ fn assert_too_long(answer: &Value) {
 }
 
 #[tokio::test]
-async fn the_text_of_an_answer_is_bounded_whatever_it_is_asked_as() {
+async fn the_text_of_a_response_is_limited_across_aliases_and_lists() {
     let (server, id) = large().await;
     let once = "query ($id: ID!) { project(id: $id) { description } }";
     for _ in 0..3 {
         let answer = server.graphql(once, json!({ "id": id })).await;
         let text = answer["data"]["project"]["description"].as_str();
-        assert_eq!(text.map(str::len), Some(34_000), "each answer has its own");
+        assert_eq!(
+            text.map(str::len),
+            Some(34_000),
+            "each response has its own limit"
+        );
     }
     for (query, fails) in [
         (
@@ -62,7 +66,7 @@ async fn the_text_of_an_answer_is_bounded_whatever_it_is_asked_as() {
 }
 
 #[tokio::test]
-async fn an_object_whose_fields_all_fail_stays_where_they_may_be_null() {
+async fn an_object_whose_nullable_fields_all_fail_is_kept() {
     let (server, id) = large().await;
     let query = "query ($id: ID!) { a: project(id: $id) { description } b: project(id: $id) { description } }";
     let answer = server.graphql(query, json!({ "id": id })).await;
@@ -80,7 +84,7 @@ async fn an_object_whose_fields_all_fail_stays_where_they_may_be_null() {
 }
 
 #[tokio::test]
-async fn a_change_is_answered_also_when_its_text_is_too_long() {
+async fn a_mutation_over_the_text_limit_still_returns_its_other_fields() {
     let (server, id) = large().await;
     let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) {
         project { name a: description b: description } userErrors { code } } }";
@@ -94,7 +98,7 @@ async fn a_change_is_answered_also_when_its_text_is_too_long() {
 }
 
 #[tokio::test]
-async fn each_event_is_answered_with_its_own_text() {
+async fn each_event_has_its_own_text_limit() {
     let (server, id) = large().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;

@@ -1,4 +1,4 @@
-//! GraphQL over WebSocket: what `graphql-transport-ws` promises, what is limited, and how it ends.
+//! GraphQL over WebSocket: the `graphql-transport-ws` protocol, connection limits, and the end of connections.
 
 pub(crate) mod limit;
 mod operation;
@@ -20,16 +20,16 @@ use crate::server::TestServer;
 
 const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "graphql-transport-ws");
 
-/// A subscription to what happens from some time after it was sent.
+/// A subscription to new events, without a cursor to start after.
 pub(crate) const EVENTS: &str = "subscription { events { type cursor } }";
 
-/// How long a test waits for what has to come.
+/// How long a test waits for an expected message.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A client's end of a WebSocket.
+/// The client side of a WebSocket.
 pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
-/// Asks for a WebSocket with these headers.
+/// Opens a WebSocket with these headers.
 async fn ask(
     server: &TestServer,
     headers: &[(&'static str, &str)],
@@ -49,12 +49,12 @@ async fn ask(
 }
 
 impl Socket {
-    /// A connection on which nothing was said yet.
+    /// A connection without messages.
     async fn open(server: &TestServer) -> Self {
         Self::open_from(server, "127.0.0.1").await
     }
 
-    /// As [`Socket::open`], from this address where the server takes our word on it.
+    /// Like [`Socket::open`], from this address if the server trusts the header.
     async fn open_from(server: &TestServer, address: &str) -> Self {
         let headers = [PROTOCOL, ("x-forwarded-for", address)];
         let (socket, response) = ask(server, &headers).await.expect("a WebSocket");
@@ -121,7 +121,7 @@ impl Socket {
         serde_json::from_str(&text.expect("a message")).expect("JSON")
     }
 
-    /// The code and the reason with which the server closes the connection, after whatever else it says.
+    /// The code and the reason with which the server closes the connection, after any other messages.
     pub(crate) async fn closed(&mut self) -> (u16, String) {
         loop {
             match self.frame().await {
@@ -136,10 +136,10 @@ impl Socket {
 
     async fn frame(&mut self) -> Option<Result<Message, Error>> {
         let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
-        next.expect("something comes")
+        next.expect("data arrives in time")
     }
 
-    /// The messages of one operation that is over with them.
+    /// The messages of one operation until its end.
     async fn run(&mut self, id: &str, query: &str) -> Vec<Value> {
         self.subscribe(id, query).await;
         let mut messages = Vec::new();
@@ -155,7 +155,7 @@ impl Socket {
     }
 }
 
-/// Has so many things happen that the demo user may read, and answers the cursor of what was before.
+/// Creates this many events that the demo user can read, and returns the cursor of the event before them.
 pub(crate) async fn happen(server: &TestServer, times: usize) -> String {
     static NAMES: AtomicUsize = AtomicUsize::new(0);
     let latest = "{ events(first: 1) { nodes { cursor } } }";
@@ -174,13 +174,13 @@ pub(crate) async fn happen(server: &TestServer, times: usize) -> String {
     cursor.as_str().expect("a cursor").to_owned()
 }
 
-/// A subscription that begins with so many events.
+/// A subscription that starts with this many past events.
 pub(crate) async fn replay(server: &TestServer, times: usize) -> String {
     let cursor = happen(server, times).await;
     format!("subscription {{ events(after: \"{cursor}\") {{ type cursor }} }}")
 }
 
-/// A subscription that begins with more than any socket takes unread: 20 events of almost a megabyte.
+/// A subscription that starts with more than any socket buffers: 20 events of almost a megabyte each.
 pub(crate) async fn flood(server: &TestServer) -> String {
     let cursor = happen(server, 20).await;
     let field = |n| format!("p{n}: project {{ description }} ");
@@ -188,7 +188,7 @@ pub(crate) async fn flood(server: &TestServer) -> String {
     format!("subscription {{ events(after: \"{cursor}\") {{ {fields} }} }}")
 }
 
-/// A number of `/metrics`.
+/// The value of a metric in `/metrics`.
 pub(crate) async fn metric(server: &TestServer, name: &str) -> u64 {
     let text = server.get("/metrics").await.text().await.expect("text");
     let line = text
@@ -198,7 +198,7 @@ pub(crate) async fn metric(server: &TestServer, name: &str) -> u64 {
     number.parse().expect("a number")
 }
 
-/// Asks again and again until a number of `/metrics` is this.
+/// Polls `/metrics` until a metric has this value.
 pub(crate) async fn until_metric_is(server: &TestServer, name: &str, number: u64) {
     let asking = async {
         while metric(server, name).await != number {
@@ -211,7 +211,7 @@ pub(crate) async fn until_metric_is(server: &TestServer, name: &str, number: u64
     }
 }
 
-/// That nothing is left of any connection.
+/// Asserts that no connection and no stream is left.
 async fn assert_nothing_is_left(server: &TestServer) {
     until_metric_is(server, "gathering_websocket_connections", 0).await;
     until_metric_is(server, r#"gathering_streams{transport="websocket"}"#, 0).await;

@@ -46,44 +46,44 @@ use crate::{
     user::User,
 };
 
-/// Most characters of an agent's name.
+/// Maximum length of an agent's name, in characters.
 const MAX_NAME: usize = 100;
-/// Most characters of what it is told before it begins.
+/// Maximum length of a system prompt, in characters.
 pub(crate) const MAX_PROMPT: usize = 20_000;
-/// Most characters of how it talks.
+/// Maximum length of a communication style, in characters.
 pub(crate) const MAX_STYLE: usize = 50;
-/// Most entries of each of its lists, and most characters of an entry.
+/// Maximum number of entries of a list field, and maximum length of an entry in characters.
 pub(crate) const MAX_LIST: usize = 50;
 pub(crate) const MAX_ENTRY: usize = 100;
-/// The sampling temperatures that there are.
+/// The allowed sampling temperatures.
 pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
-/// The temperature of an agent that names none and has no persona to name one.
+/// The temperature if neither the input nor the persona sets one.
 const USUAL_TEMPERATURE: f64 = 0.7;
-/// How hard a reviewer may be to please.
+/// The allowed review strictness.
 const STRICTNESS: RangeInclusive<f64> = 0.0..=1.0;
 
-/// Most tasks in [`AgentActivity`].
+/// Maximum number of tasks in [`AgentActivity`].
 const RECENT_TASKS: u64 = 10;
-/// Most conversations in [`AgentActivity`].
+/// Maximum number of conversations in [`AgentActivity`].
 const RECENT_CONVERSATIONS: u64 = 5;
 
-/// What an agent is doing.
+/// The status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "agent::AgentStatus")]
 pub enum AgentStatus {
     /// Ready for work.
     Idle,
-    /// At work.
+    /// Working: at least one of its tasks is `IN_PROGRESS`.
     Busy,
-    /// Taken out of work by its owner; nothing is routed to it.
+    /// Taken offline by its owner; no tasks are routed to it.
     Offline,
 }
 
 /// A configured AI worker.
 pub struct Agent(pub(crate) Arc<agent::Model>);
 
-/// A configured AI worker: persona, model, prompt, competencies. Read by its owner, by readers of a circle in which it
-/// is an active member, and by administrators.
+/// A configured AI worker: persona, model, prompt and competencies. Visible to its owner, to readers of the circles in
+/// which it is an active member, and to administrators.
 #[Object]
 impl Agent {
     /// The id of the agent, `agent_…`.
@@ -91,7 +91,7 @@ impl Agent {
         Kind::Agent.id(self.0.id)
     }
 
-    /// Who owns it.
+    /// The owner.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
         row.map(User::new).ok_or_else(|| Error::not_found("owner"))
@@ -102,7 +102,7 @@ impl Agent {
         &self.0.name
     }
 
-    /// The character it takes on.
+    /// The persona it is based on.
     async fn persona(&self, ctx: &Context<'_>) -> Result<Option<Persona>, Error> {
         let Some(id) = self.0.persona_id else {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Agent {
         Ok(ctx.request().row::<persona::Entity>(id).await?.map(Persona))
     }
 
-    /// The model it runs on.
+    /// The language model it runs on.
     async fn model(&self, ctx: &Context<'_>) -> Result<Option<Model>, Error> {
         let Some(id) = self.0.model_id else {
             return Ok(None);
@@ -118,7 +118,7 @@ impl Agent {
         Ok(ctx.request().row::<model::Entity>(id).await?.map(Model))
     }
 
-    /// What it is told before it begins, at most 20,000 characters. Null for everyone but its owner and administrators.
+    /// The system prompt, at most 20,000 characters. Null unless the viewer is its owner or an administrator.
     async fn system_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         let viewer = ctx.request().viewer()?;
         let may_read = viewer.is_admin() || viewer.id() == self.0.owner_id;
@@ -126,57 +126,57 @@ impl Agent {
         ctx.request().text(prompt.filter(|_| may_read))
     }
 
-    /// What it is doing.
+    /// The status.
     async fn status(&self) -> AgentStatus {
         self.0.status.into()
     }
 
-    /// When it last did something.
+    /// When it was last active: it posted a message, or one of its tasks changed status.
     async fn last_active_at(&self) -> DateTime {
         self.0.last_active_at.into()
     }
 
-    /// What it is like; at most 50 words.
+    /// The personality traits, at most 50 entries.
     async fn traits(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.traits.0.as_slice())
     }
 
-    /// What it is able to do; at most 50 words.
+    /// The competencies, at most 50 entries.
     async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.competencies.0.as_slice())
     }
 
-    /// What it knows best; at most 50 words.
+    /// The areas of specialization, at most 50 entries.
     async fn specializations(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.specializations.0.as_slice())
     }
 
-    /// The kinds of review it does, `all` for every kind.
+    /// The review types it handles; `all` means every type.
     async fn review_types(&self) -> &[String] {
         &self.0.review_types.0
     }
 
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     async fn communication_style(&self) -> Option<&str> {
         self.0.communication_style.as_deref()
     }
 
-    /// How hard it is to please as a reviewer, from 0 to 1.
+    /// The strictness as a reviewer, from 0 (lenient) to 1 (strict).
     async fn review_strictness(&self) -> f64 {
         self.0.review_strictness
     }
 
-    /// The sampling temperature of its answers, from 0 to 2.
+    /// The sampling temperature of its responses, from 0 to 2.
     async fn temperature(&self) -> f64 {
         self.0.temperature
     }
 
-    /// How many tokens it may write in one answer; null for the model's own limit.
+    /// The maximum number of output tokens per response; null for the model's limit.
     async fn max_tokens(&self) -> Option<i32> {
         self.0.max_tokens
     }
 
-    /// When it was made.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
@@ -186,17 +186,17 @@ impl Agent {
         self.0.updated_at.into()
     }
 
-    /// Grows by one with every edit; give it as `expectedVersion` to change only what you saw.
+    /// The version, incremented by each edit. Pass it as `expectedVersion` to detect concurrent changes.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// What it has been doing lately, as far as the viewer may read it.
+    /// Recent activity, limited to what the viewer may read.
     async fn recent_activity(&self) -> AgentActivity {
         AgentActivity { agent: self.0.id }
     }
 
-    /// The circles in which it is an active member and which the viewer may read, in the order in which it joined.
+    /// The circles of which it is an active member and that the viewer may read, ordered by join time.
     async fn circles(
         &self,
         ctx: &Context<'_>,
@@ -226,7 +226,7 @@ impl Agent {
         )
     }
 
-    /// The tasks assigned to it that the viewer may read, newest first unless `orderBy` says otherwise.
+    /// The assigned tasks that the viewer may read. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -253,7 +253,7 @@ impl Agent {
         )
     }
 
-    /// The conversations in which it takes part and which the viewer may read, newest first.
+    /// The conversations in which it takes part and that the viewer may read, newest first.
     async fn conversations(
         &self,
         ctx: &Context<'_>,
@@ -272,7 +272,7 @@ impl Agent {
         )
     }
 
-    /// What happened to it, as far as the viewer may read it; newest first.
+    /// The events that concern it and that the viewer may read, newest first.
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -293,7 +293,7 @@ impl Agent {
 }
 
 impl Agent {
-    /// The agent with this row id, as far as the viewer may read it.
+    /// Loads the agent with this row id; `None` if the viewer may not read it.
     pub(crate) async fn readable(
         ctx: &Context<'_>,
         id: Option<Uuid>,
@@ -308,7 +308,7 @@ impl Agent {
     }
 }
 
-/// The conversations that an agent takes part in and the viewer may read, joined to its participation.
+/// Selects the conversations in which an agent takes part and that the viewer may read, joined with the participation.
 fn conversations(viewer: &Viewer, condition: Condition) -> SelectStatement {
     let mut select = conversation::Entity::find()
         .filter(viewer.conversations())
@@ -320,35 +320,35 @@ fn conversations(viewer: &Viewer, condition: Condition) -> SelectStatement {
     select
 }
 
-/// What an agent has been doing lately.
+/// The recent activity of an agent.
 pub struct AgentActivity {
     agent: Uuid,
 }
 
-/// What an agent has been doing lately, as far as the viewer may read it.
+/// The recent activity of an agent: totals, latest conversations and latest tasks. Limited to what the viewer may read.
 #[Object]
 impl AgentActivity {
-    /// Messages the agent wrote.
+    /// The number of messages written by the agent.
     async fn total_messages(&self, ctx: &Context<'_>) -> Result<i64, Error> {
         Ok(self.totals(ctx).await?.messages)
     }
 
-    /// Tasks assigned to the agent that are done.
+    /// The number of completed tasks assigned to the agent.
     async fn completed_tasks(&self, ctx: &Context<'_>) -> Result<i64, Error> {
         Ok(self.totals(ctx).await?.completed)
     }
 
-    /// Tasks assigned to the agent that are `IN_PROGRESS`.
+    /// The number of tasks assigned to the agent that are `IN_PROGRESS`.
     async fn active_tasks(&self, ctx: &Context<'_>) -> Result<i64, Error> {
         Ok(self.totals(ctx).await?.active)
     }
 
-    /// Conversations with a message of the agent.
+    /// The number of conversations with a message from the agent.
     async fn conversations_participated(&self, ctx: &Context<'_>) -> Result<i64, Error> {
         Ok(self.totals(ctx).await?.conversations)
     }
 
-    /// The five conversations it takes part in that began last, those not begun at the end.
+    /// The five most recently started conversations in which it takes part; those not started come last.
     #[graphql(directive = list_size::apply(Some(5), None, None))]
     async fn recent_conversations(
         &self,
@@ -487,18 +487,18 @@ impl FromQueryResult for RecentConversation {
     }
 }
 
-/// A conversation an agent takes part in.
+/// A conversation in which an agent takes part, with message counts.
 #[derive(SimpleObject)]
 pub struct AgentConversation {
     /// The conversation.
     conversation: Conversation,
-    /// Messages in it that the agent wrote.
+    /// The number of messages in it written by the agent.
     own_messages: i64,
-    /// All messages in it.
+    /// The total number of messages in it.
     total_messages: i64,
 }
 
-/// Agents as a list.
+/// Marker type for connections of agents.
 pub struct Agents;
 
 impl Listed for Agents {
@@ -522,25 +522,25 @@ impl Listed for Agents {
     }
 }
 
-/// What agents may be ordered by.
+/// The fields by which agents can be ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum AgentOrderField {
-    /// When it was made.
+    /// When it was created.
     CreatedAt,
     /// When it was last changed.
     UpdatedAt,
-    /// The folded name, character by character.
+    /// The case-folded name, in code point order.
     Name,
-    /// When it last did something.
+    /// When it was last active: it posted a message, or one of its tasks changed status.
     LastActiveAt,
 }
 
-/// An order of agents.
+/// Orders a list of agents.
 #[derive(Clone, Copy, InputObject)]
 pub struct AgentOrder {
-    /// What to order by.
+    /// The field to order by.
     field: AgentOrderField,
-    /// Which end comes first.
+    /// The sort direction.
     #[graphql(default_with = "SortDirection::Desc")]
     direction: SortDirection,
 }
@@ -560,18 +560,18 @@ impl Agents {
     }
 }
 
-/// Narrows a list of agents. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of agents. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct AgentFilter {
-    /// Only agents in one of these states.
+    /// Only agents with one of these statuses.
     status: Option<Vec<AgentStatus>>,
     /// Only agents that run on this model.
     model_id: Option<ID>,
     /// Only agents with this persona.
     persona_id: Option<ID>,
-    /// Only agents with exactly this competency, whatever its case; at most 100 characters.
+    /// Only agents with exactly this competency, case-insensitive; at most 100 characters.
     competency: Option<String>,
-    /// Only agents whose name contains this text, whatever its case; at most 100 characters.
+    /// Only agents whose name contains this text, case-insensitive; at most 100 characters.
     search: Option<String>,
 }
 
@@ -613,7 +613,7 @@ impl AgentFilter {
     }
 }
 
-/// A list column has an entry: the one condition that each database writes in its own way.
+/// Whether a list column contains an entry. PostgreSQL and SQLite need different SQL for it.
 fn has(backend: DbBackend, column: agent::Column, entry: &str) -> Expr {
     let list = Expr::col(column.as_column_ref());
     if backend == DbBackend::Postgres {
@@ -630,13 +630,13 @@ fn has(backend: DbBackend, column: agent::Column, entry: &str) -> Expr {
     }
 }
 
-/// Queries about agents.
+/// Agent queries.
 #[derive(Default)]
 pub struct AgentQuery;
 
 #[Object]
 impl AgentQuery {
-    /// The agent with this id.
+    /// Fetches an agent by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn agent(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Agent>, Error> {
         let rule = &ctx.request().viewer()?.rules().agent;
         let row = ctx
@@ -646,7 +646,7 @@ impl AgentQuery {
         Ok(Some(Agent(row)))
     }
 
-    /// The agents that the viewer may read, newest first unless `orderBy` says otherwise.
+    /// Lists the agents that the viewer may read. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -675,12 +675,12 @@ impl AgentQuery {
     }
 }
 
-/// The outcome of a change of an agent.
+/// Payload of `createAgent` and `updateAgent`.
 #[derive(SimpleObject)]
 pub struct AgentPayload {
-    /// The agent as it is now; null when there is none to show.
+    /// The agent in its current state; null if there is none.
     agent: Option<Agent>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -693,74 +693,74 @@ impl AgentPayload {
     }
 }
 
-/// An agent that is to be made.
+/// Input for `createAgent`.
 #[derive(InputObject)]
 pub struct CreateAgentInput {
-    /// The name, 1 to 100 characters, unique among the user's agents.
+    /// The name, 1 to 100 characters, unique among the caller's agents.
     name: String,
-    /// The character it takes on; `NOT_FOUND` when there is no such persona.
+    /// The persona it is based on. `NOT_FOUND` if there is no such persona.
     persona_id: Option<ID>,
-    /// The model it runs on, its persona's default without one; `NOT_FOUND` when there is no such model.
+    /// The language model; defaults to that of the persona. `NOT_FOUND` if there is no such model.
     model_id: Option<ID>,
-    /// What it is told before it begins, at most 20,000 characters.
+    /// The system prompt, at most 20,000 characters.
     system_prompt: Option<String>,
-    /// What it is like; at most 50 words of at most 100 characters.
+    /// The personality traits; at most 50 entries of at most 100 characters.
     traits: Option<Vec<String>>,
-    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    /// The competencies; at most 50 entries of at most 100 characters, stored in lower case.
     competencies: Option<Vec<String>>,
-    /// What it knows best; at most 50 words of at most 100 characters.
+    /// The areas of specialization; at most 50 entries of at most 100 characters.
     specializations: Option<Vec<String>>,
-    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    /// The review types it handles: at most 10 values of `ReviewType`, or `all`. Stored in lower case.
     review_types: Option<Vec<String>>,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     communication_style: Option<String>,
-    /// How hard it is to please as a reviewer, from 0 to 1.
+    /// The strictness as a reviewer, from 0 (lenient) to 1 (strict).
     #[graphql(default = 0.7)]
     review_strictness: f64,
-    /// The sampling temperature of its answers, from 0 to 2; its persona's default without one, else 0.7.
+    /// The sampling temperature of its responses, from 0 to 2. Defaults to that of the persona, else 0.7.
     temperature: Option<f64>,
-    /// How many tokens it may write in one answer, at least 1; none for the model's own limit.
+    /// The maximum number of output tokens per response, at least 1. Defaults to the model's limit.
     max_tokens: Option<i32>,
 }
 
-/// What is to be different about an agent. Fields that are left out stay as they are; null clears what may be empty.
+/// Input for `updateAgent`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateAgentInput {
     /// The agent.
     agent_id: ID,
-    /// Change it only at this version, else `CONFLICT`.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
     /// The name, 1 to 100 characters, unique among its owner's agents.
     name: MaybeUndefined<String>,
-    /// The character it takes on; `NOT_FOUND` when there is no such persona. Its defaults are not taken again.
+    /// The persona it is based on; its defaults are not applied again. `NOT_FOUND` if there is no such persona.
     persona_id: MaybeUndefined<ID>,
-    /// The model it runs on; `NOT_FOUND` when there is no such model.
+    /// The language model. `NOT_FOUND` if there is no such model.
     model_id: MaybeUndefined<ID>,
-    /// What it is told before it begins, at most 20,000 characters.
+    /// The system prompt, at most 20,000 characters.
     system_prompt: MaybeUndefined<String>,
-    /// What it is like; at most 50 words of at most 100 characters.
+    /// The personality traits; at most 50 entries of at most 100 characters.
     traits: MaybeUndefined<Vec<String>>,
-    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    /// The competencies; at most 50 entries of at most 100 characters, stored in lower case.
     competencies: MaybeUndefined<Vec<String>>,
-    /// What it knows best; at most 50 words of at most 100 characters.
+    /// The areas of specialization; at most 50 entries of at most 100 characters.
     specializations: MaybeUndefined<Vec<String>>,
-    /// The kinds of review it does: at most 10 values of `ReviewType`, or `all`; kept in lower case.
+    /// The review types it handles: at most 10 values of `ReviewType`, or `all`. Stored in lower case.
     review_types: MaybeUndefined<Vec<String>>,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     communication_style: MaybeUndefined<String>,
-    /// How hard it is to please as a reviewer, from 0 to 1.
+    /// The strictness as a reviewer, from 0 (lenient) to 1 (strict).
     review_strictness: MaybeUndefined<f64>,
-    /// The sampling temperature of its answers, from 0 to 2.
+    /// The sampling temperature of its responses, from 0 to 2.
     temperature: MaybeUndefined<f64>,
-    /// How many tokens it may write in one answer, at least 1; null for the model's own limit.
+    /// The maximum number of output tokens per response, at least 1; null for the model's limit.
     max_tokens: MaybeUndefined<i32>,
-    /// `OFFLINE` takes it out of work. `IDLE` brings it back: it is `BUSY` at once when a task of it is `IN_PROGRESS`. An agent
-    /// turns `BUSY` by its work alone (`INVALID`).
+    /// `OFFLINE` stops routing of tasks to the agent; `IDLE` takes it back into service. It becomes `BUSY` immediately
+    /// if one of its tasks is `IN_PROGRESS`. `BUSY` itself is `INVALID`: the server sets it.
     status: MaybeUndefined<AgentStatus>,
 }
 
 impl CreateAgentInput {
-    /// The row, with the faults of the input added.
+    /// Builds the row and adds validation errors to `check`.
     fn row(&self, change: &Change<'_>, id: Uuid, check: &mut Check) -> agent::Model {
         let (name, name_key) = check.name("name", &self.name, MAX_NAME);
         let prompt = self.system_prompt.as_deref();
@@ -803,7 +803,8 @@ impl CreateAgentInput {
 }
 
 impl UpdateAgentInput {
-    /// Sets what is different, and adds the faults of the input. The state and what the agent refers to are not part of it.
+    /// Applies the changed fields and adds validation errors to `check`. The status, the persona and the model are
+    /// handled by the caller.
     fn apply(&self, new: &mut agent::ActiveModel, check: &mut Check, edits: &mut Edits) {
         let name = check.if_given("name", &self.name);
         let name = name.map(|name| check.name("name", name, MAX_NAME));
@@ -861,13 +862,13 @@ impl UpdateAgentInput {
     }
 }
 
-/// Changes of agents.
+/// Agent mutations.
 #[derive(Default)]
 pub struct AgentMutation;
 
 #[Object]
 impl AgentMutation {
-    /// Makes an agent of the signed-in user. Codes of `userErrors` beside those of the input: `TAKEN` for the name.
+    /// Creates an agent owned by the caller. `userErrors` codes besides input validation: `TAKEN` (name).
     async fn create_agent(
         &self,
         ctx: &Context<'_>,
@@ -909,8 +910,8 @@ impl AgentMutation {
         AgentPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes an agent. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
-    /// name, `CONFLICT` for the version.
+    /// Updates an agent. Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN`
+    /// (name); `CONFLICT` (version).
     async fn update_agent(
         &self,
         ctx: &Context<'_>,
@@ -940,7 +941,7 @@ impl AgentMutation {
             edits.set("modelId", &mut new.model_id, model);
             let status = check.if_given("status", &input.status).copied();
             if status == Some(AgentStatus::Busy) {
-                let message = "An agent turns BUSY by its work alone.";
+                let message = "BUSY is set by the server and cannot be requested.";
                 check.fault("status", UserErrorCode::Invalid, message);
             }
             if let Err(faults) = check.faults() {
@@ -971,9 +972,9 @@ impl AgentMutation {
         AgentPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes an agent; it leaves its circles, and what it wrote stays. For its owner and administrators. Codes of
-    /// `userErrors`: `CONFLICT` for the version; `IN_USE` while it has a task that is neither PENDING nor ended, or takes part
-    /// in a conversation that has not ended.
+    /// Deletes an agent. It leaves its circles; its messages are kept. Requires its owner or an administrator.
+    /// `userErrors` codes: `CONFLICT` (version); `IN_USE` while it has a task that is neither `PENDING` nor ended, or
+    /// takes part in a conversation that has not ended.
     async fn delete_agent(
         &self,
         ctx: &Context<'_>,
@@ -990,8 +991,7 @@ impl AgentMutation {
                 return Ok(Outcome::fault(Some(id), conflict));
             }
             if change.any::<task::Entity>(in_hand(id)).await? {
-                let message =
-                    "The agent has tasks in hand. Give them to others, or end them, first.";
+                let message = "The agent has open tasks. Reassign or end them first.";
                 return Ok(Outcome::fault(Some(id), in_use(message)));
             }
             if change.any::<conversation::Entity>(talks_in(id)).await? {
@@ -1019,9 +1019,9 @@ impl Change<'_> {
         }
     }
 
-    /// Tells the readers of the circles that an agent is in that it leaves them, since it is deleted.
+    /// Appends a `member.removed` event for each circle that a deleted agent leaves.
     async fn leave_circles(&mut self, agent: Uuid) -> Result<(), Error> {
-        // Locked, so that nobody else tells of the same.
+        // Locked, so that a concurrent removal does not append the same event.
         let members = member::Entity::find()
             .filter(member::Column::AgentId.eq(agent))
             .filter(member::Column::IsActive.eq(true))
@@ -1044,7 +1044,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// What an agent does once its owner has taken it out of work, or brought it back.
+    /// The new status when the owner takes an agent offline or back into service.
     async fn status(
         &self,
         agent: Uuid,
@@ -1066,7 +1066,7 @@ impl Change<'_> {
     }
 }
 
-/// Tasks that an agent has and that have not ended.
+/// Tasks assigned to an agent that have not ended.
 fn in_hand(agent: Uuid) -> Expr {
     use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
     let open = [Assigned, InProgress, InReview, ChangesRequested, Blocked];
@@ -1093,7 +1093,7 @@ fn max_tokens(check: &mut Check, value: Option<i32>) -> Option<i32> {
 }
 
 fn name_taken() -> UserError {
-    let message = "Another of the owner's agents has this name.";
+    let message = "The owner already has an agent with this name.";
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
@@ -1104,7 +1104,7 @@ fn fact(kind: &'static str, row: &agent::Model, changed: &[&str]) -> NewEvent {
         .agent(row.id)
 }
 
-/// An agent does something else than before.
+/// The event for a changed agent status.
 fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> NewEvent {
     let payload = json!({
         "name": row.name,

@@ -2,7 +2,7 @@
 
 use gathering_entity::audit::AuditSeverity;
 
-/// What can be recorded.
+/// An action in the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum AuditAction {
     Registered,
@@ -62,7 +62,7 @@ impl AuditAction {
         }
     }
 
-    /// Whether one client can cause it as often as it likes.
+    /// Whether one client can cause it as often as it wants.
     pub(super) fn is_repetitive(self) -> bool {
         matches!(
             self,

@@ -1,8 +1,8 @@
-//! The audit trail: from what happens to rows of `audit_log`, without anybody waiting for it.
+//! The audit log: records events as rows of `audit_log` without making the caller wait.
 //!
-//! An entry goes into a bounded queue and is written with the others that are there. What one address can cause at will
-//! (bad tokens, refused fields) is written once a minute for each address, with a count. An entry that finds the queue
-//! full is lost to the table, but neither to the log nor to the count that the next batch brings along.
+//! An entry goes into a bounded queue and is written together with the others in it. Entries that one address can cause
+//! at will (invalid tokens, refused fields) are written once a minute per address, with a count. An entry that does not
+//! fit into the queue is missing in the table, but is logged, and counted by the next batch.
 
 use crate::audit::AuditAction;
 use std::{
@@ -32,26 +32,26 @@ use crate::{
     text,
 };
 
-/// Most rows of one statement.
+/// Maximum number of rows in one statement.
 const BATCH: usize = 256;
 
 /// How long repetitions are counted before they are written.
 const COUNTED: Duration = Duration::from_mins(1);
 
-/// Most different repetitions that are counted at once.
+/// Maximum number of distinct repetitions that are counted at the same time.
 const COUNTERS: usize = 1_000;
 
-/// Longest pause between attempts to write.
+/// Maximum pause between attempts to write.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Who sends a request, as far as the connection and its headers tell.
+/// The origin of a request, according to its connection and headers.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
-    /// The address it comes from.
+    /// The IP address.
     pub address: Option<IpAddr>,
-    /// What it says it is.
+    /// The `User-Agent` header.
     pub user_agent: Option<String>,
-    /// Names the request in logs, in the audit log and in `INTERNAL` errors.
+    /// The request id in logs, in the audit log and in `INTERNAL` errors.
     pub request_id: String,
 }
 
@@ -67,7 +67,7 @@ impl Client {
     }
 }
 
-/// Takes entries.
+/// Accepts audit log entries.
 #[derive(Clone)]
 pub(crate) struct AuditLog {
     queue: mpsc::Sender<(AuditAction, audit::Model)>,
@@ -75,7 +75,7 @@ pub(crate) struct AuditLog {
     clock: Clock,
 }
 
-/// Writes entries.
+/// Writes audit log entries.
 pub struct AuditWriter {
     queue: mpsc::Receiver<(AuditAction, audit::Model)>,
     lost: Arc<AtomicU64>,
@@ -84,11 +84,11 @@ pub struct AuditWriter {
     repeated: HashMap<Repeated, (audit::Model, u64)>,
 }
 
-/// What was repeated, its details, and by whom: a network, and a user. With it goes the first of them, and how many came
-/// after it.
+/// The key of repeated entries: the action, its details, the network and the user. The value is the first entry and the
+/// number of later ones.
 type Repeated = (AuditAction, String, Option<String>, Option<Uuid>);
 
-/// A trail of which at most so many entries wait to be written.
+/// Creates an audit log in which at most `waiting` entries wait to be written.
 pub(crate) fn audit_log(
     db: DatabaseConnection,
     waiting: usize,
@@ -112,7 +112,7 @@ pub(crate) fn audit_log(
 }
 
 impl AuditLog {
-    /// Records what `actor` did, to a user when one is named.
+    /// Records an action of `actor`, on a user if one is given.
     pub(crate) fn record(
         &self,
         act: AuditAction,
@@ -125,7 +125,7 @@ impl AuditLog {
         self.record_of(act, client, actor, target, details);
     }
 
-    /// Records what `actor` did, to a row when one is named.
+    /// Records an action of `actor`, on a row if one is given.
     pub(crate) fn record_of(
         &self,
         act: AuditAction,
@@ -151,14 +151,14 @@ impl AuditLog {
             self.lost.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
                 action = act.name(),
-                "an entry of the audit log found no room"
+                "the audit log queue is full: an entry was dropped"
             );
         }
     }
 }
 
 impl AuditWriter {
-    /// Writes what is recorded until `stop`, then what is left.
+    /// Writes recorded entries until `stop`, then the remaining ones.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) {
         let mut stop = std::pin::pin!(stop);
         let mut entries = Vec::with_capacity(BATCH);
@@ -200,7 +200,7 @@ impl AuditWriter {
         self.write(rest).await;
     }
 
-    /// Lets an entry pass unless it repeats one of the last minute.
+    /// Returns the entry unless it repeats one of the last minute.
     fn first(&mut self, act: AuditAction, entry: audit::Model) -> Option<audit::Model> {
         if !act.is_repetitive() {
             return Some(entry);
@@ -220,7 +220,7 @@ impl AuditWriter {
         }
     }
 
-    /// What was repeated, each with its count.
+    /// The repeated entries, each with its count.
     fn repetitions(&mut self) -> Vec<audit::Model> {
         let now = (self.clock)().trunc_subsecs(6);
         let repeated = self.repeated.drain().map(|(_, repeated)| repeated);
@@ -230,7 +230,7 @@ impl AuditWriter {
             .collect()
     }
 
-    /// Writes entries, for as long as it takes. One that the database refuses must not keep the others.
+    /// Writes entries, and retries as long as necessary. An entry that the database refuses must not block the others.
     async fn write(&self, mut entries: Vec<audit::Model>) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -249,14 +249,14 @@ impl AuditWriter {
         }
     }
 
-    /// Writes entries one by one, those that can be. The last of them tells of so many that were lost before, if any were.
+    /// Writes entries one by one, as far as possible. The last one contains the number of entries lost before, if any.
     async fn write_each(&self, entries: &[audit::Model], lost: u64) {
         for (place, entry) in entries.iter().enumerate() {
             if self.insert(std::slice::from_ref(entry)).await.is_ok() {
                 continue;
             }
             let action = &entry.action;
-            tracing::error!(action, "an entry of the audit log was refused");
+            tracing::error!(action, "the database refused an audit log entry");
             let tells_of_lost = lost > 0 && place + 1 == entries.len();
             let count = if tells_of_lost { lost } else { 1 };
             self.lost.fetch_add(count, Ordering::Relaxed);
@@ -268,7 +268,7 @@ impl AuditWriter {
             .iter()
             .cloned()
             .map(IntoActiveModel::into_active_model);
-        // An attempt that was not answered may have written them.
+        // An attempt without a response may have written them.
         audit::Entity::insert_many(rows)
             .on_conflict(
                 OnConflict::column(audit::Column::Id)

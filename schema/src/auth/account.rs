@@ -1,4 +1,4 @@
-//! Accounts themselves: made, signed in to, changed.
+//! Accounts: registration, sign-in and changes.
 
 use std::time::Duration;
 
@@ -34,10 +34,10 @@ use crate::{
     },
 };
 
-/// Most characters of a user's name.
+/// Maximum length of a user's name, in characters.
 pub(crate) const MAX_USER_NAME: usize = 100;
 
-/// Who somebody is, checked.
+/// The validated profile of a new account.
 pub(crate) struct Profile {
     pub(crate) email: String,
     pub(crate) email_key: String,
@@ -45,7 +45,7 @@ pub(crate) struct Profile {
     pub(crate) role: UserRole,
 }
 
-/// What is to be different about an account.
+/// The changes to an account.
 #[derive(Clone, Default)]
 pub(crate) struct Amendment {
     pub(crate) name: Option<String>,
@@ -54,7 +54,7 @@ pub(crate) struct Amendment {
 }
 
 impl Amendment {
-    /// What of it is different from what a row has.
+    /// Keeps only the changes that differ from the row.
     fn to(&self, row: &user::Model) -> Self {
         Self {
             name: self.name.clone().filter(|name| *name != row.name),
@@ -73,18 +73,18 @@ impl Amendment {
     }
 }
 
-/// An account that was changed, before the change stands.
+/// A changed account, before the commit.
 pub(crate) struct Amended {
     pub(crate) row: user::Model,
-    /// What is to be told.
+    /// The events to append.
     pub(crate) facts: Vec<NewEvent>,
-    /// What is to be recorded; `None` when nothing was different.
+    /// The details for the audit log; `None` if nothing has changed.
     pub(crate) details: Option<Value>,
-    /// The sessions that end with the change.
+    /// The sessions that end with the commit.
     pub(crate) ended: Option<Ended>,
 }
 
-/// The account of an e-mail address.
+/// Finds the account of an e-mail address.
 pub(crate) async fn by_email(
     db: &impl ConnectionTrait,
     email: &str,
@@ -97,10 +97,10 @@ pub(crate) async fn by_email(
 }
 
 impl Accounts {
-    /// Makes an account and signs in to it; `None` when the e-mail address has one.
+    /// Creates an account and signs in to it; `None` if the e-mail address has an account.
     ///
     /// # Errors
-    /// `FORBIDDEN` where people cannot register by themselves.
+    /// `FORBIDDEN` if registration is closed.
     pub(crate) async fn register(
         &self,
         client: &Client,
@@ -110,7 +110,7 @@ impl Accounts {
         if !self.registration {
             return Err(Error::new(
                 Code::Forbidden,
-                "Accounts are made by administrators here. Ask one.",
+                "Registration is closed. Ask an administrator for an account.",
             ));
         }
         let Some(hash) = self.hash_for(profile, password).await? else {
@@ -140,7 +140,7 @@ impl Accounts {
         Ok(registered)
     }
 
-    /// Makes an account, as the server's operator; `None` when the e-mail address has one.
+    /// Creates an account for the server's operator; `None` if the e-mail address has one.
     pub(crate) async fn create(
         &self,
         client: &Client,
@@ -174,7 +174,8 @@ impl Accounts {
         Ok(user)
     }
 
-    /// The hash of a new account's password, unless the address is known to be taken: then it is not worth the time.
+    /// The hash of a new account's password. Skipped if the e-mail address is already taken, because hashing is
+    /// expensive.
     async fn hash_for(&self, profile: &Profile, password: &str) -> Result<Option<String>, Error> {
         if by_email(&self.db, &profile.email_key).await?.is_some() {
             return Ok(None);
@@ -214,17 +215,17 @@ impl Accounts {
         Ok((inserted > 0).then_some(user))
     }
 
-    /// Signs in. The answer to a wrong password, to an unknown e-mail address and to a locked account is the same.
+    /// Signs in. The response is the same for a wrong password, an unknown e-mail address and a locked account.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED`, or `FORBIDDEN` for a deactivated account whose password is right.
+    /// `UNAUTHENTICATED`, or `FORBIDDEN` for a deactivated account whose password is correct.
     pub(crate) async fn sign_in(
         &self,
         client: &Client,
         email: &str,
         password: &str,
     ) -> Result<SignedIn, Error> {
-        // What cannot be an address is nobody's.
+        // An invalid address belongs to no account.
         let (email, key) = match text::email_key(email) {
             Some(key) => (email, key),
             None => ("", String::new()),
@@ -252,7 +253,7 @@ impl Accounts {
         let change = || async {
             let now = self.now();
             let (transaction, _turn) = self.writer.begin().await?;
-            // What was checked must still be so.
+            // The account must not have changed since the password was checked.
             let current = lock(&transaction, user.id)
                 .await?
                 .filter(|current| current.is_active && current.token_version == user.token_version);
@@ -281,7 +282,7 @@ impl Accounts {
         Ok(signed_in)
     }
 
-    /// Checks a password; `None` when it is wrong, or not looked at because of earlier failures.
+    /// Checks a password; `None` if it is wrong, or not checked because of earlier failures.
     async fn attempt(
         &self,
         client: &Client,
@@ -327,8 +328,8 @@ impl Accounts {
         Ok(None)
     }
 
-    /// Tells of a locked account. For one that does not exist the same is written and taken back, since whoever is locked
-    /// out must not learn from the time it takes which of the two it was.
+    /// Writes the event for a locked account. For a nonexistent account the same is written and rolled back, so that
+    /// the response time does not reveal whether the account exists.
     async fn announce_lock(
         &self,
         transaction: &DatabaseTransaction,
@@ -349,8 +350,8 @@ impl Accounts {
         Ok(duplicates)
     }
 
-    /// Gives a viewer a new password, ends all of their sessions and begins a new one; `None` when the current password
-    /// is wrong.
+    /// Changes a viewer's password, ends all of their sessions and starts a new one; `None` if the current password is
+    /// wrong.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -371,9 +372,9 @@ impl Accounts {
         let signed_in = self
             .replace_password(client, user.id, new, Some(viewer))
             .await?;
-        // The password is changed whether or not earlier failures can be forgotten.
+        // The password is changed even if the earlier failures cannot be cleared.
         if let Err(error) = attempt.succeeded(&self.db, self.now()).await {
-            tracing::warn!(cause = %error, "failures to sign in were not forgotten");
+            tracing::warn!(cause = %error, "cannot clear the failed sign-in attempts");
         }
         let id = Some(user.id);
         self.trail
@@ -381,8 +382,8 @@ impl Accounts {
         Ok(signed_in)
     }
 
-    /// Gives a user a new password, as the server's operator, and ends all of their sessions; false when there is no
-    /// such user.
+    /// Changes a user's password for the server's operator, and ends all of their sessions; false if there is no such
+    /// user.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -407,8 +408,8 @@ impl Accounts {
         Ok(true)
     }
 
-    /// Replaces a password, ends all sessions, and begins a new one for a viewer, if there is one; but not for a viewer
-    /// whose session has been ended since the password was checked.
+    /// Replaces a password, ends all sessions, and starts a new one for the viewer, if there is one. Does nothing if
+    /// the viewer's session was ended after the password was checked.
     async fn replace_password(
         &self,
         client: &Client,
@@ -519,7 +520,7 @@ impl Accounts {
         })
     }
 
-    /// Changes an account by its e-mail address, as the server's operator; `None` when there is no such account.
+    /// Changes an account, given by its e-mail address, for the server's operator; `None` if there is no such account.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -566,7 +567,7 @@ impl Accounts {
         Ok(Some(row))
     }
 
-    /// An access token that is not bound to a refresh token, for the server's operator.
+    /// An access token without a refresh token, for the server's operator.
     ///
     /// # Errors
     /// The database cannot be read.

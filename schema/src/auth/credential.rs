@@ -1,4 +1,4 @@
-//! Whether a session and its user still stand: one statement for all requests that ask at the moment.
+//! Whether a session and its user are still valid: one statement for all concurrent requests.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,11 +17,11 @@ use crate::{
     error::Error,
 };
 
-/// A user and a session, as an access token names them.
+/// The user and the session named by an access token.
 #[derive(Clone, PartialEq)]
 pub(super) struct Credential;
 
-/// What the database knows of them.
+/// The user, and whether the session is revoked, as stored in the database.
 #[derive(Clone)]
 pub(super) struct Found {
     pub(super) user: Arc<user::Model>,

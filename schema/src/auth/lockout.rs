@@ -1,13 +1,12 @@
-//! Guessing passwords is slowed down, without locking the rightful owner out.
+//! Slows down password guessing without locking out the owner of the account.
 //!
-//! Failures are counted for the pair of an account and a network, for the network as a whole, and for the account as a
-//! whole; each has its own threshold, from which on every further failure locks it for twice as long, up to 15 minutes.
-//! Somebody who fails therefore locks nobody out but those who share their network. An attack from many networks locks
-//! the account, but not for networks from which its owner has signed in before. Attempts on what is locked are neither
-//! checked nor counted, so a lock always ends.
+//! Failures are counted per pair of account and network, per network, and per account. Each counter has its own
+//! threshold; from then on every further failure doubles the lock time, up to 15 minutes. Failed attempts therefore
+//! lock out only users of the same network. An attack from many networks locks the account, except for networks from
+//! which its owner has signed in before. Attempts during a lock are neither checked nor counted, so every lock ends.
 //!
-//! Accounts that do not exist are counted and locked like others: nothing tells them apart. The table holds hashes, so
-//! that a password which somebody types in place of their e-mail address is not kept.
+//! Nonexistent accounts are counted and locked in the same way, so that they cannot be distinguished. The table
+//! contains hashes, so that a password typed into the e-mail field is not stored.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
@@ -21,32 +20,32 @@ use sha2::{Digest, Sha256};
 
 use crate::text;
 
-/// How long failures are counted together, from the first on.
+/// How long failures are counted together, starting with the first one.
 const MEMORY: Duration = Duration::from_hours(24);
 
-/// How long a network from which a user signed in is known.
+/// How long a network from which a user has signed in remains known.
 const KNOWN: Duration = Duration::from_hours(90 * 24);
 
 const SHORTEST_LOCK: Duration = Duration::from_mins(1);
 const LONGEST_LOCK: Duration = Duration::from_mins(15);
 
-/// What failures are counted for.
+/// The scope of a failure counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Scope {
-    /// An account as seen from a network.
+    /// An account from one network.
     Pair,
-    /// A network, whatever the account.
+    /// A network, for all accounts.
     Network,
-    /// An account, whatever the network.
+    /// An account, from all networks.
     Account,
-    /// Nothing: the mark of a network from which an account's owner has signed in.
+    /// Not a counter: marks a network from which the account's owner has signed in.
     Known,
 }
 
 impl Scope {
     const ALL: [Self; 4] = [Self::Pair, Self::Network, Self::Account, Self::Known];
 
-    /// The failure that locks for the first time.
+    /// The number of failures that causes the first lock.
     fn threshold(self) -> i32 {
         match self {
             Self::Pair => 5,
@@ -57,19 +56,20 @@ impl Scope {
     }
 }
 
-/// Somebody who tries to sign in to an account, by hashes.
+/// A sign-in attempt, identified by hashes.
 pub(super) struct Attempt {
     keys: HashMap<Scope, String>,
 }
 
-/// Whether an attempt may be made.
+/// The lock status of an attempt.
 pub(super) struct LockStatus {
     is_known: bool,
     pub(super) is_locked: bool,
 }
 
 impl Attempt {
-    /// `account` is the folded e-mail address. Without a network, as on a command line, everybody comes from the same.
+    /// `account` is the folded e-mail address. All attempts without an address, as on a command line, belong to one
+    /// network.
     pub(super) fn new(account: &str, address: Option<IpAddr>) -> Self {
         let network = address.map(text::network).unwrap_or_default();
         let key = |scope: Scope| {
@@ -86,7 +86,7 @@ impl Attempt {
         }
     }
 
-    /// Looks up how the attempt stands.
+    /// Reads the lock status of the attempt.
     pub(super) async fn standing(
         &self,
         db: &impl ConnectionTrait,
@@ -111,8 +111,8 @@ impl Attempt {
         })
     }
 
-    /// The queue in which the attempt waits, so that guesses made at once are counted one after the other. Whoever signs
-    /// in from where the owner does not waits with all others who do; the owner does not wait behind them.
+    /// The key of the attempt's queue, which serializes concurrent guesses so that each one is counted. Attempts from
+    /// unknown networks share the queue of the account; attempts from the owner's networks do not wait in it.
     pub(super) fn queue(&self, standing: &LockStatus) -> &str {
         &self.keys[if standing.is_known {
             &Scope::Pair
@@ -121,7 +121,7 @@ impl Attempt {
         }]
     }
 
-    /// Counts a failure. Answers until when it locks the account for this attempt's network, if it does.
+    /// Counts a failure. Returns the end of the lock that it causes for this attempt's network, if any.
     pub(super) async fn failed(
         &self,
         db: &impl ConnectionTrait,
@@ -172,7 +172,7 @@ impl Attempt {
         Ok(lock)
     }
 
-    /// Forgets the account's failures, and knows the network from now on.
+    /// Clears the account's failures, and marks the network as known.
     pub(super) async fn succeeded(
         &self,
         db: &impl ConnectionTrait,
@@ -201,7 +201,7 @@ impl Attempt {
     }
 }
 
-/// Forgets all failures to sign in to an account, from whatever network, and the networks that it knew.
+/// Clears all sign-in failures of an account, from all networks, and its known networks.
 pub(super) async fn forget(db: &impl ConnectionTrait, account: &str) -> Result<(), DbErr> {
     lockout::Entity::delete_many()
         .filter(lockout::Column::Key.starts_with(hashed(account)))
@@ -210,7 +210,7 @@ pub(super) async fn forget(db: &impl ConnectionTrait, account: &str) -> Result<(
     Ok(())
 }
 
-/// Half of a key.
+/// One half of a counter's key.
 fn hashed(text: &str) -> String {
     text::hex(&Sha256::digest(text)[..16])
 }

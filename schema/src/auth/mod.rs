@@ -1,9 +1,9 @@
-//! Accounts: who may sign in, who is asking, and what is known about it afterwards.
+//! Accounts: who may sign in, authentication, and the audit log.
 //!
-//! An access token says who somebody is and nothing else. Whether it still counts (its session and its version), and
-//! what its user may do, is read from the database for every request, in one statement with all other requests of that
-//! moment: nothing about a person is cached that could be out of date, on any instance. Only revocations are cached,
-//! since they are never taken back. When the database cannot say, the request is refused.
+//! An access token contains only the identity of its user. Whether it is still valid (its session and its version) and
+//! what its user may do is read from the database for every request, in one statement together with all concurrent
+//! requests: no user data is cached that could be stale, on any instance. Only revocations are cached, since they are
+//! never undone. If the database does not respond, the request is refused.
 
 mod account;
 mod credential;
@@ -55,46 +55,46 @@ use lockout::Attempt;
 use password::Passwords;
 use token::{Claims, TokenError, TokenSigner};
 
-/// How many accounts may be signed in to at once. Attempts on one account take turns, so that parallel guesses are
-/// counted one after the other.
+/// Maximum number of accounts in concurrent sign-ins. Attempts on one account are serialized, so that parallel guesses
+/// are counted one after the other.
 const TURNS: usize = 1_024;
 
-/// Most rows that are purged by one statement.
+/// Maximum number of rows purged by one statement.
 const PURGED: u64 = 1_000;
 
-/// How long a refresh token is remembered after its end, so that one used twice is still recognised.
+/// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
 
-/// How accounts are kept.
+/// The settings of accounts.
 #[derive(Clone)]
 pub struct Settings {
-    /// The keys of the access tokens.
+    /// The keys for access tokens.
     pub keys: Keys,
-    /// Who gives the tokens out, in their claim `iss`.
+    /// The issuer of access tokens, in the claim `iss`.
     pub issuer: String,
-    /// Whom the tokens are for, in their claim `aud`.
+    /// The audience of access tokens, in the claim `aud`.
     pub audience: String,
-    /// How long an access token is good.
+    /// Lifetime of an access token.
     pub access_lifetime: Duration,
-    /// How long a session lasts without being refreshed.
+    /// Lifetime of a session that is not refreshed.
     pub refresh_lifetime: Duration,
-    /// Whether people may register by themselves.
+    /// Whether users may register.
     pub registration: bool,
-    /// How passwords are hashed.
+    /// The parameters of password hashing.
     pub hashing: Hashing,
-    /// Most revocations kept in memory.
+    /// Maximum number of revocations in memory.
     pub revoked: u64,
-    /// Most entries of the audit log that wait to be written.
+    /// Maximum number of audit log entries that wait to be written.
     pub audit_queue: usize,
-    /// How long the audit log is kept.
+    /// How long entries of the audit log are kept.
     pub audit_retention: Duration,
 }
 
-/// An access token as it was read, believed or not.
+/// A decoded access token: its claims, or why it is not accepted.
 pub(crate) struct TokenClaims(Result<Claims, TokenError>);
 
 impl TokenClaims {
-    /// Who the token says its bearer is, if it is ours and its time has come and is not over.
+    /// The user in the claims, if the token was issued by this server and has not expired.
     pub(crate) fn claimed(&self) -> Option<Uuid> {
         self.0.as_ref().ok().map(|claims| claims.sub)
     }
@@ -111,19 +111,19 @@ pub struct Accounts {
     refresh_lifetime: Duration,
     registration: bool,
     audit_retention: Duration,
-    /// Sessions that were ended before their access tokens were.
+    /// Sessions that were ended before their access tokens expired.
     revoked: Cache<Uuid, ()>,
     capacity: u64,
     turns: Box<[Mutex<()>]>,
     hasher: RandomState,
-    /// Who is told of changes at once; a command line tells nobody, and the server finds them.
+    /// Notified of changes. `None` on a command line: the server then finds the changes by polling.
     bus: Option<Arc<Bus>>,
     pub(crate) trail: AuditLog,
 }
 
 impl Accounts {
     /// # Errors
-    /// The parameters of the hash are out of bounds.
+    /// The hashing parameters are out of bounds.
     pub(crate) fn new(
         db: DatabaseConnection,
         writer: Writer,
@@ -161,7 +161,7 @@ impl Accounts {
         (self.clock)().trunc_subsecs(6)
     }
 
-    /// Writes what a transaction makes true of users. Answers how many events were left out as duplicates.
+    /// Appends the events of a transaction. Returns the number of events dropped as duplicates.
     async fn append(
         &self,
         transaction: &DatabaseTransaction,
@@ -174,14 +174,14 @@ impl Accounts {
         append(transaction, origin, facts, now, window.unwrap_or_default()).await
     }
 
-    /// To be called after a commit that has announced something.
+    /// Must be called after a commit that has appended events.
     fn committed(&self, duplicates: u64) {
         if let Some(bus) = &self.bus {
             bus.committed(duplicates);
         }
     }
 
-    /// Commits a transaction together with what it makes true of users, and tells those who listen.
+    /// Commits a transaction together with its events, and notifies the bus.
     async fn commit(
         &self,
         transaction: DatabaseTransaction,
@@ -205,11 +205,10 @@ impl Accounts {
         Ok(self.turns[place].lock().await)
     }
 
-    /// The user who presents an access token, the session it belongs to, and when it expires.
+    /// The user of an access token, its session, and when it expires.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not believed, `FORBIDDEN` for a deactivated account, and whatever keeps the
-    /// database from answering.
+    /// `UNAUTHENTICATED` for a token that is not accepted, `FORBIDDEN` for a deactivated account, and database errors.
     pub(crate) async fn authenticate(
         &self,
         loader: &Loader,
@@ -251,11 +250,10 @@ impl Accounts {
         Ok((found.user, claims.sid, until))
     }
 
-    /// Whether somebody who was authenticated before still would be.
+    /// Checks that an authenticated viewer is still signed in.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` also for a deactivated account, whose sessions have all ended, and whatever keeps the database
-    /// from answering.
+    /// `UNAUTHENTICATED`, also for a deactivated account, because all of its sessions have ended; and database errors.
     pub(crate) async fn still_signed_in(
         &self,
         loader: &Loader,
@@ -274,7 +272,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// Whether a session is over as the database has it. If so, everything that belongs to it on this instance ends.
+    /// Whether a session has ended according to the database. If so, ends everything on this instance that belongs to
+    /// it.
     fn is_over(&self, found: &Found, session: Uuid, version: i32) -> bool {
         let user = found.user.id;
         if found.is_revoked {
@@ -288,15 +287,15 @@ impl Accounts {
         found.is_revoked || current != version
     }
 
-    /// Watches the session that a token names. To be called before the token is authenticated; `None` for a token that is
-    /// not believed.
+    /// Watches the session of a token. Must be called before the token is authenticated; `None` for a token that is not
+    /// accepted.
     pub(crate) fn watch(&self, presented: &TokenClaims) -> Option<Watch> {
         let claims = presented.0.as_ref().ok()?;
         let watches = self.bus.as_ref()?.watches();
         Some(watches.watch(claims.sub, claims.sid, claims.ver))
     }
 
-    /// Looks whether the watched sessions of a user still stand, and ends what belongs to those that do not.
+    /// Checks whether the watched sessions of a user are still valid, and ends everything that belongs to the others.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -314,22 +313,22 @@ impl Accounts {
         Ok(())
     }
 
-    /// Reads a token that somebody presents. Whether it was revoked is not looked at.
+    /// Decodes an access token. Does not check whether it was revoked.
     pub(crate) fn read(&self, token: &str) -> TokenClaims {
         TokenClaims(self.mint.read(token, self.now()))
     }
 
-    /// What the cache of revocations holds and has done.
+    /// Statistics of the revocation cache.
     pub(crate) fn revoked(&self) -> CacheStats {
         self.revoked.stats()
     }
 
-    /// Most revocations that the cache holds.
+    /// The capacity of the revocation cache.
     pub(crate) fn revoked_capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// Deletes what has lost its meaning. Other instances may do the same at the same time.
+    /// Deletes expired rows. Other instances may do so at the same time.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -365,13 +364,14 @@ impl Accounts {
     }
 }
 
-/// An account was made, or these fields of it were changed.
+/// The event for an account that was created or has changed fields.
 fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "changed": changed, "updatedAt": user.updated_at });
     NewEvent::new(kind, user.id, payload).owner(user.id)
 }
 
-/// Access tokens of a user were revoked: all of them, or those of a session whose refresh token was used twice.
+/// The event for revoked access tokens of a user: all of them, or those of a session whose refresh token was used
+/// twice.
 fn tokens_revoked(
     user: Uuid,
     reason: revoked_token::RevocationReason,
@@ -381,7 +381,7 @@ fn tokens_revoked(
     NewEvent::new("user.tokens_revoked", user, payload).owner(user)
 }
 
-/// The lowest id that a row made at this moment can have.
+/// The lowest possible id of a row created at this time.
 fn first_id(moment: DateTime<Utc>) -> Uuid {
     let milliseconds = u128::try_from(moment.timestamp_millis()).unwrap_or_default();
     Uuid::from_u128(milliseconds << 80)

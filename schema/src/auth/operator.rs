@@ -1,4 +1,4 @@
-//! What the server's operator does to accounts, from a command line instead of a request.
+//! Account operations of the server's operator, from a command line instead of a request.
 
 use crate::auth::MAX_USER_NAME;
 use crate::auth::check_password;
@@ -19,19 +19,19 @@ use crate::{
     auth::{Accounts, Amendment, Profile, Settings},
 };
 
-/// Makes and changes accounts. What it does is in the audit log once it has been [finished](Operator::finish).
+/// Creates and changes accounts. The audit log contains the operations only after [`finish`](Operator::finish).
 pub struct Operator {
     accounts: Accounts,
     recorder: AuditWriter,
     client: Client,
 }
 
-/// Why nothing was done, as one line for people.
+/// A human-readable error message of one line.
 pub type Reason = String;
 
 impl Operator {
     /// # Errors
-    /// The settings cannot be used.
+    /// The settings are invalid.
     pub fn new(db: DatabaseConnection, settings: Settings, clock: Clock) -> Result<Self, Reason> {
         let (accounts, recorder) =
             Accounts::new(db.clone(), Writer::new(db), settings, clock, None)?;
@@ -46,10 +46,10 @@ impl Operator {
         })
     }
 
-    /// Makes an account.
+    /// Creates an account.
     ///
     /// # Errors
-    /// What is wrong with the e-mail address, the name or the password, or the address has an account.
+    /// The e-mail address, the name or the password is invalid, or the address has an account.
     pub async fn create(
         &self,
         email: &str,
@@ -74,7 +74,7 @@ impl Operator {
         Ok(Kind::User.id(user.id))
     }
 
-    /// Lets a user sign in, or not any more; then all their sessions end.
+    /// Activates or deactivates a user. Deactivation ends all of their sessions.
     ///
     /// # Errors
     /// There is no such user.
@@ -86,7 +86,7 @@ impl Operator {
         self.change(email, &amendment).await
     }
 
-    /// Makes a user an administrator, or a plain user again.
+    /// Grants or revokes the role ADMIN.
     ///
     /// # Errors
     /// There is no such user.
@@ -98,10 +98,10 @@ impl Operator {
         self.change(email, &amendment).await
     }
 
-    /// Gives a user a new password and ends all their sessions.
+    /// Changes a user's password and ends all of their sessions.
     ///
     /// # Errors
-    /// The password does not fit, or there is no such user.
+    /// The password is invalid, or there is no such user.
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), Reason> {
         let mut check = Check::default();
         check_password(&mut check, "password", password);
@@ -110,7 +110,7 @@ impl Operator {
         done.await.map_err(line)?.then_some(()).ok_or_else(nobody)
     }
 
-    /// Writes what was done into the audit log.
+    /// Writes the recorded operations to the audit log.
     pub async fn finish(self) {
         drop(self.accounts);
         self.recorder.run(std::future::pending()).await;

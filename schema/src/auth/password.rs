@@ -1,7 +1,7 @@
-//! Passwords: hashed with argon2id, off the async threads, a few at a time.
+//! Passwords: hashed with argon2id, off the async threads, with limited concurrency.
 //!
-//! The least parameters are those of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane. A check takes
-//! as long for an account that does not exist as for one that does.
+//! The minimum parameters are those of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane. A check
+//! takes as long for a nonexistent account as for an existing one.
 
 use std::{
     ops::RangeInclusive,
@@ -21,42 +21,42 @@ use crate::{
     input::{Check, UserErrorCode},
 };
 
-/// Fewest and most characters of a password.
+/// Minimum and maximum length of a password, in characters.
 const LENGTH: RangeInclusive<usize> = 8..=128;
 
-/// Most checks that may wait for their turn; one more is refused with `UNAVAILABLE`.
+/// Maximum number of queued checks; further ones are refused with `UNAVAILABLE`.
 const WAITING: usize = 256;
 
-/// How costly a hash is, and how many are computed at once.
+/// The cost of a hash, and the number of concurrent computations.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashing {
     /// Memory of one hash, in KiB.
     pub memory: u32,
     /// Passes over the memory.
     pub passes: u32,
-    /// Most hashes computed at once.
+    /// Maximum number of concurrent computations.
     pub parallel: usize,
 }
 
 /// Hashes passwords and checks them.
 pub(super) struct Passwords {
     argon2: Argon2<'static>,
-    /// The hash of a password that nobody has, for accounts that do not exist.
+    /// The hash of a random password, for nonexistent accounts.
     nobody: OnceLock<String>,
     running: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PasswordMatch {
     Wrong,
     Right,
-    /// Right, and the hash was made with less effort than is asked for now.
+    /// Correct, but hashed with less effort than is configured now.
     Outdated,
 }
 
-/// Whether a password has at least so many characters, in the form in which it is hashed.
+/// Whether a password has at least this many characters, in the form in which it is hashed.
 fn has(password: &str, characters: usize) -> bool {
     password.nfc().nth(characters - 1).is_some()
 }
@@ -74,8 +74,8 @@ pub(crate) fn check_password(check: &mut Check, field: &str, value: &str) {
     }
 }
 
-/// The form in which a password is hashed, so that it does not depend on a keyboard's way to write a letter
-/// (as `OpaqueString` of RFC 8265).
+/// The form in which a password is hashed, independent of how a keyboard composes letters (as `OpaqueString` of RFC
+/// 8265).
 fn normalized(password: &str) -> String {
     password.nfc().collect()
 }
@@ -96,7 +96,7 @@ impl Passwords {
     /// The hash of a password, as a PHC string.
     ///
     /// # Errors
-    /// `UNAVAILABLE` when too many wait.
+    /// `UNAVAILABLE` if too many checks are queued.
     pub(super) async fn hash(&self, password: &str) -> Result<String, Error> {
         let (argon2, password) = (self.argon2.clone(), normalized(password));
         self.compute(move || hash(&argon2, &password))
@@ -104,10 +104,10 @@ impl Passwords {
             .map_err(broken)
     }
 
-    /// Whether a password is the one that was hashed; never, where there is no hash, but that takes as long.
+    /// Whether a password matches a hash. Without a hash it never matches, but takes as long.
     ///
     /// # Errors
-    /// `UNAVAILABLE` when too many wait.
+    /// `UNAVAILABLE` if too many checks are queued.
     pub(super) async fn verify(
         &self,
         password: &str,
@@ -121,7 +121,7 @@ impl Passwords {
         };
         let exists = hashed.is_some();
         let hashed = hashed.unwrap_or(nobody).to_owned();
-        // Longer ones are nobody's, and are not worth more time than others.
+        // No account has a longer password. Avoid spending more time on it.
         let fits = !has(password, LENGTH.end() + 1);
         let password = if fits {
             normalized(password)
@@ -148,13 +148,13 @@ impl Passwords {
         })
     }
 
-    /// Computes off the async threads. What was begun is finished, and counts as running until then, also when its
-    /// request has gone.
+    /// Computes off the async threads. A computation that has started runs to its end, and counts as running until
+    /// then, even if its request is cancelled.
     async fn compute<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let busy = || Error::unavailable("Too many people are signing in. Try again in a moment.");
+        let busy = || Error::unavailable("Too many sign-ins. Try again in a moment.");
         let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
         let running = Arc::clone(&self.running).acquire_owned().await;
         let running = running.map_err(|_| busy())?;
@@ -163,7 +163,7 @@ impl Passwords {
             work()
         });
         done.await.map_err(|error| {
-            tracing::error!(%error, "a password could not be hashed");
+            tracing::error!(%error, "cannot hash a password");
             Error::internal()
         })
     }
@@ -182,7 +182,7 @@ fn is_outdated(argon2: &Argon2<'_>, hashed: &PasswordHash) -> bool {
 }
 
 fn broken(error: password_hash::Error) -> Error {
-    tracing::error!(%error, "a password hash cannot be used");
+    tracing::error!(%error, "cannot use a password hash");
     Error::internal()
 }
 

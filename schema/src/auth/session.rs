@@ -1,8 +1,8 @@
-//! Sessions: from a sign-in, through any number of refreshes, to a sign-out.
+//! Sessions: from sign-in, through any number of refreshes, to sign-out.
 //!
-//! A session is a family of refresh tokens of which one is good at a time. Using one gives out the next; one that is
-//! used twice was stolen from somebody, and ends the session for both. Whoever adds a token and whoever ends sessions
-//! first locks the user's row, so that no token is added to what is being ended.
+//! A session is a family of refresh tokens of which one is valid at a time. Using it issues the next one. A token that
+//! is used twice must have been stolen, and ends the session for both of its users. The user's row is locked before a
+//! token is added and before sessions are ended, so that no token is added to a session that is being ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,10 +36,10 @@ use crate::{
     auth::{Accounts, tokens_revoked},
 };
 
-/// Marks our refresh tokens for those who look for secrets in the wrong places.
+/// The prefix of refresh tokens, for secret scanners.
 const PREFIX: &str = "gathering_refresh_";
 
-/// A session's tokens, as they are given out once.
+/// The tokens of a session, as they are issued.
 pub(crate) struct SignedIn {
     pub(crate) user: Arc<user::Model>,
     pub(crate) access: String,
@@ -48,15 +48,15 @@ pub(crate) struct SignedIn {
     pub(crate) refresh_expires_at: DateTime<Utc>,
 }
 
-/// Longest life of an access token, whatever the configuration was when it was given out.
+/// The maximum lifetime of an access token, whatever the configuration was when it was issued.
 const LONGEST_ACCESS: Duration = Duration::from_hours(1);
 
-/// Which sessions end.
+/// The sessions that end.
 #[derive(Clone, Copy)]
 pub(super) enum Ending {
-    /// One, whose last access token expires no later than this.
+    /// One session, whose last access token expires no later than this.
     One(Uuid, DateTime<Utc>),
-    /// All of the user's, whose `token_version` is to be this.
+    /// All sessions of the user; the new `token_version`.
     All(i32),
 }
 
@@ -69,10 +69,10 @@ impl Ending {
     }
 }
 
-/// What a refresh token was good for.
+/// The result of using a refresh token.
 enum Refresh {
     Renewed(SignedIn, Uuid),
-    /// It was used before: its session has been ended.
+    /// It was used before; its session has been ended.
     Reused(Uuid, Uuid),
     Deactivated,
     Unusable,
@@ -82,12 +82,12 @@ fn hashed(token: &str) -> String {
     text::hex(&Sha256::digest(token))
 }
 
-/// What the audit log says of a session: the id by which it can be ended.
+/// The audit log details of a session: the id by which it can be ended.
 pub(crate) fn in_session(session: Uuid) -> Value {
     json!({ "session": Kind::SignIn.id(session).as_str() })
 }
 
-/// A refresh token that can still be used.
+/// Condition: the refresh token can still be used.
 pub(crate) fn live(now: DateTime<Utc>) -> Condition {
     Condition::all()
         .add(refresh_token::Column::UsedAt.is_null())
@@ -95,7 +95,7 @@ pub(crate) fn live(now: DateTime<Utc>) -> Condition {
         .add(refresh_token::Column::ExpiresAt.gt(now))
 }
 
-/// The id of a session that begins now: it tells when.
+/// The id of a session that starts now; contains the start time.
 pub(super) fn new_session(now: DateTime<Utc>) -> Uuid {
     let seconds = u64::try_from(now.timestamp()).unwrap_or_default();
     Uuid::new_v7(Timestamp::from_unix(
@@ -105,7 +105,7 @@ pub(super) fn new_session(now: DateTime<Utc>) -> Uuid {
     ))
 }
 
-/// A user's row, locked until the end of the transaction; others may refer to it meanwhile.
+/// A user's row, locked until the end of the transaction. Other rows may still reference it.
 pub(super) async fn lock(
     transaction: &DatabaseTransaction,
     user: Uuid,
@@ -126,7 +126,7 @@ pub(super) async fn is_ended(
 }
 
 impl Accounts {
-    /// Adds a token to a session: with a new one begins the session.
+    /// Adds a token to a session; with a new session id, starts the session.
     pub(super) async fn issue(
         &self,
         db: &impl ConnectionTrait,
@@ -137,7 +137,7 @@ impl Accounts {
     ) -> Result<(SignedIn, Uuid), Error> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| {
-            tracing::error!(%error, "the system gives no random bytes");
+            tracing::error!(%error, "the system's random number generator failed");
             Error::internal()
         })?;
         let refresh = format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(random));
@@ -179,22 +179,22 @@ impl Accounts {
         now: DateTime<Utc>,
     ) -> Result<(String, DateTime<Utc>), Error> {
         let until = now + lifetime;
-        // Tokens know whole seconds.
+        // Tokens have a precision of one second.
         let until = DateTime::from_timestamp(until.timestamp(), 0).unwrap_or(until);
         let token = self
             .mint
             .sign((user.id, user.token_version), session, now, until)
             .map_err(|error| {
-                tracing::error!(%error, "an access token cannot be signed");
+                tracing::error!(%error, "cannot sign an access token");
                 Error::internal()
             })?;
         Ok((token, until))
     }
 
-    /// Exchanges a refresh token for the next.
+    /// Exchanges a refresh token for the next one.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when it cannot be used, `FORBIDDEN` for a deactivated account.
+    /// `UNAUTHENTICATED` if it cannot be used, `FORBIDDEN` for a deactivated account.
     pub(crate) async fn refresh(&self, client: &Client, token: &str) -> Result<SignedIn, Error> {
         let failed = |user, reason: &str| {
             let details = json!({ "reason": reason });
@@ -233,7 +233,7 @@ impl Accounts {
         let find = || {
             refresh_token::Entity::find().filter(refresh_token::Column::TokenHash.eq(hash.as_str()))
         };
-        // What is no token of ours locks nothing.
+        // An unknown token must not take a lock.
         let Some(row) = find().one(&self.db).await? else {
             return Ok(Refresh::Unusable);
         };
@@ -241,7 +241,7 @@ impl Accounts {
         let Some(user) = lock(&transaction, row.user_id).await? else {
             return Ok(Refresh::Unusable);
         };
-        // Another may have used it before we had the lock.
+        // Another request may have used it before the lock was taken.
         let Some(row) = find().one(&transaction).await? else {
             return Ok(Refresh::Unusable);
         };
@@ -254,7 +254,7 @@ impl Accounts {
             let ending = Ending::One(session, now + LONGEST_ACCESS);
             let ended = self.end(&transaction, user.id, ending, reason, now).await?;
             if ended == 0 {
-                // Once was enough: the session is over already.
+                // The session has ended before; do not report it again.
                 return Ok(Refresh::Unusable);
             }
             let facts = vec![tokens_revoked(user.id, reason, now)];
@@ -277,9 +277,9 @@ impl Accounts {
         Ok(Refresh::Renewed(signed_in, session))
     }
 
-    /// Ends sessions of a user, whose row must be locked. Answers how many refresh tokens can no longer be used. The
-    /// access tokens of one session are revoked by its id; those of all, by a new `token_version`. To be followed by
-    /// [`Accounts::ended`] when it is committed.
+    /// Ends sessions of a user, whose row must be locked. Returns the number of revoked refresh tokens. The access
+    /// tokens of one session are revoked by its id; those of all sessions, by a new `token_version`. Must be followed
+    /// by [`Accounts::ended`] after the commit.
     pub(super) async fn end(
         &self,
         db: &impl ConnectionTrait,
@@ -324,8 +324,8 @@ impl Accounts {
         Ok(ended.rows_affected)
     }
 
-    /// Signs a viewer out of the session they ask from, of the session of another refresh token of theirs, or of all.
-    /// Answers how many tokens were revoked.
+    /// Signs a viewer out of the current session, of the session of another refresh token of theirs, or of all
+    /// sessions. Returns the number of revoked tokens.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -342,7 +342,7 @@ impl Accounts {
         let details = json!({ "everywhere": everywhere });
         self.trail
             .record(AuditAction::LoggedOut, client, user, user, details);
-        // The access token that was presented is one more.
+        // Also count the presented access token.
         Ok(ended + 1)
     }
 
@@ -389,7 +389,8 @@ impl Accounts {
         Ok(ended)
     }
 
-    /// Ends one session, if the actor has it or is an administrator. Answers whose it was, and what ends with the commit.
+    /// Ends one session, if it belongs to the actor or the actor is an administrator. Returns its owner, and what ends
+    /// with the commit.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -422,8 +423,8 @@ impl Accounts {
         Ok(Some((row.user_id, ending.of(row.user_id))))
     }
 
-    /// Ends what this instance still does for sessions whose end is committed. To be called before the change is
-    /// answered.
+    /// Ends everything on this instance that belongs to sessions whose end is committed. Must be called before the
+    /// response of the change is sent.
     pub(crate) fn ended(&self, ended: Ended) {
         if let Ended::One { session, .. } = ended {
             self.revoked.insert(session, ());

@@ -1,8 +1,8 @@
-//! Access tokens: signed statements of who signed in, good for minutes.
+//! Access tokens: signed statements of who signed in, valid for minutes.
 //!
-//! They are JSON Web Tokens (RFC 7519) in the profile of RFC 9068, signed with HMAC-SHA-256 and nothing else. A key is
-//! named by its own hash (`kid`), so a key that signs and keys that only verify stand side by side while one takes over
-//! from the other. What a token says about its user is who, never what they may do: that is read from the database.
+//! They are JSON Web Tokens (RFC 7519) in the profile of RFC 9068, signed with HMAC-SHA-256 only. A key is identified
+//! by its own hash (`kid`), so that a signing key and verification keys can coexist during a key rotation. A token
+//! identifies its user but contains no permissions, which are read from the database.
 
 use std::sync::{Arc, Once};
 
@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// Shortest signing key: as many bytes as the hash has.
+/// Minimum length of a signing key in bytes: the length of the hash.
 const SHORTEST_KEY: usize = 32;
 
-/// Fewest different bytes in a signing key. 32 random ones have more even when written in hexadecimal.
+/// Minimum number of distinct bytes in a signing key. 32 random bytes have more, even in hexadecimal.
 const FEWEST_BYTES: usize = 8;
 
-/// How far the clock of the instance that signed may be ahead of ours, in seconds.
+/// How far the clock of the signing instance may be ahead of this one, in seconds.
 const CLOCK_SKEW: i64 = 30;
 
-/// Longest token that is looked at; ours are shorter by half.
+/// Maximum length of a token, in bytes; issued tokens are half as long.
 const LONGEST_TOKEN: usize = 1024;
 
 const MEDIA_TYPE: &str = "at+jwt";
@@ -35,13 +35,13 @@ const MEDIA_TYPE: &str = "at+jwt";
 /// Why a text cannot be a signing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeakKey {
-    /// It has fewer bytes than the hash.
+    /// It is shorter than the hash.
     Short,
-    /// It repeats itself, as a text does that was typed.
+    /// It has too few distinct bytes, like a typed text.
     Monotonous,
 }
 
-/// The key that signs, and all that are believed.
+/// The signing key, and all keys that are accepted.
 #[derive(Clone)]
 pub struct Keys(Arc<[Key]>);
 
@@ -51,47 +51,47 @@ struct Key {
     verify: DecodingKey,
 }
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Claims {
     iss: String,
     aud: String,
     /// The user.
     pub(super) sub: Uuid,
-    /// The token itself.
+    /// The id of the token.
     pub(super) jti: Uuid,
-    /// The session that the token was given out for.
+    /// The session for which the token was issued.
     pub(super) sid: Uuid,
     iat: i64,
     pub(super) exp: i64,
-    /// The user's `token_version` when the token was given out.
+    /// The user's `token_version` when the token was issued.
     pub(super) ver: i32,
 }
 
-/// Why a token is not believed.
+/// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenError {
-    /// Its time is over.
+    /// It has expired.
     Expired,
-    /// It is not one of ours, or not as we gave it out.
+    /// It was not issued by this server, or was modified.
     Invalid,
 }
 
 impl Keys {
-    /// Keys of which the first signs.
+    /// Keys, of which the first one signs.
     ///
     /// # Errors
-    /// One of them is too easily guessed.
+    /// One of them is too easy to guess.
     pub fn new(signing: &[u8], verifying: &[impl AsRef<[u8]>]) -> Result<Self, WeakKey> {
         install();
         let all = std::iter::once(signing).chain(verifying.iter().map(AsRef::as_ref));
         Ok(Self(all.map(Key::new).collect::<Result<_, _>>()?))
     }
 
-    /// A key that nobody knows and that ends with the process.
+    /// A random key that ends with the process.
     ///
     /// # Errors
-    /// The system gives no random bytes.
+    /// The system's random number generator failed.
     pub fn random() -> Result<Self, getrandom::Error> {
         install();
         let mut secret = [0; SHORTEST_KEY];
@@ -133,7 +133,7 @@ impl Key {
     }
 }
 
-/// Gives out access tokens and reads them.
+/// Issues and decodes access tokens.
 pub(super) struct TokenSigner {
     pub(super) keys: Keys,
     pub(super) issuer: String,
@@ -141,7 +141,7 @@ pub(super) struct TokenSigner {
 }
 
 impl TokenSigner {
-    /// A token for a user's session.
+    /// Issues a token for a user's session.
     pub(super) fn sign(
         &self,
         (user, version): (Uuid, i32),
@@ -168,7 +168,7 @@ impl TokenSigner {
         jsonwebtoken::encode(&header, &claims, &key.sign)
     }
 
-    /// What a token says, if it is ours and its time has come and is not over.
+    /// The claims of a token, if it was issued by this server and is valid at `now`.
     pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
         let invalid = |_| TokenError::Invalid;
         if token.len() > LONGEST_TOKEN {
@@ -184,7 +184,7 @@ impl TokenSigner {
         validation.set_issuer(&[&self.issuer]);
         validation.set_audience(&[&self.audience]);
         validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
-        // By our clock, below.
+        // Checked below, against `now`.
         validation.validate_exp = false;
         let claims: Claims = jsonwebtoken::decode(token, &key.verify, &validation)
             .map_err(invalid)?
@@ -202,7 +202,7 @@ impl TokenSigner {
 
 type HmacSha256 = Hmac<Sha256>;
 
-/// The one algorithm. The library's own collections of algorithms bring along RSA, or a C library.
+/// The only algorithm. The library's own collections of algorithms depend on RSA or a C library.
 struct Hs256(HmacSha256);
 
 impl Hs256 {
@@ -258,7 +258,7 @@ fn install() {
     };
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Nobody else in this process signs such tokens, so nobody has installed another.
+        // Fails only if another provider is installed, and no other code in this process signs such tokens.
         let _ = PROVIDER.install_default();
     });
 }

@@ -1,4 +1,4 @@
-//! What changes of providers, models and personas have in common: every user is told, and the audit log keeps who did it.
+//! Shared by changes to providers, models and personas: each one writes an event and an audit log entry.
 
 pub mod model;
 pub mod persona;
@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::{audit::AuditAction, data::Change, events::NewEvent, id::Kind};
 
-/// An entry of the catalogue that a change is about.
+/// A catalogue entry that is changed.
 pub(crate) struct Entry<'a> {
-    /// Its kind, and the type of the events that tell of it.
+    /// The kind of the entry, and the type of its events.
     pub(crate) kind: (Kind, &'static str),
     pub(crate) id: Uuid,
     pub(crate) name: &'a str,
@@ -20,12 +20,12 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// It was added, or these fields of it were changed.
+    /// Records that the entry was added, or that these fields changed.
     pub(crate) fn changed(&self, change: &mut Change<'_>, changed: &[&str]) {
         self.tell(change, changed, false);
     }
 
-    /// It was deleted.
+    /// Records that the entry was deleted.
     pub(crate) fn deleted(&self, change: &mut Change<'_>) {
         self.tell(change, &[], true);
     }

@@ -24,17 +24,17 @@ use crate::{
     scalar::{DateTime, Decimal},
 };
 
-/// Most characters of a model's name.
+/// Maximum length of a model's name, in characters.
 const MAX_NAME: usize = 100;
-/// Most characters of the name shown to people.
+/// Maximum length of a display name, in characters.
 const MAX_DISPLAY_NAME: usize = 200;
-/// What is free.
+/// A price of zero.
 const FREE: Decimal = Decimal { micros: 0 };
 
 /// A language model.
 pub struct Model(pub(crate) Arc<model::Model>);
 
-/// A language model with its prices and abilities. Part of the catalogue that every signed-in user may read.
+/// A language model with its prices and capabilities. Part of the catalogue, which every signed-in user may read.
 #[Object]
 impl Model {
     /// The id of the model, `model_…`.
@@ -42,7 +42,7 @@ impl Model {
         Kind::Model.id(self.0.id)
     }
 
-    /// Who runs it.
+    /// The provider.
     async fn provider(&self, ctx: &Context<'_>) -> Result<Provider, Error> {
         let row = ctx
             .request()
@@ -52,75 +52,75 @@ impl Model {
             .ok_or_else(|| Error::not_found("provider"))
     }
 
-    /// The name by which the provider's API knows it; unique for each provider, at most 100 characters.
+    /// The model's name in the provider's API; unique within the provider, at most 100 characters.
     async fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The name shown to people, at most 200 characters.
+    /// The display name, at most 200 characters.
     async fn display_name(&self) -> &str {
         &self.0.display_name
     }
 
-    /// How many tokens it can take in at once.
+    /// The size of the context window, in tokens.
     async fn context_window(&self) -> i32 {
         self.0.context_window
     }
 
-    /// How many tokens it can write in one answer.
+    /// The maximum number of output tokens per response.
     async fn max_output(&self) -> i32 {
         self.0.max_output
     }
 
-    /// US dollars for a million tokens of input.
+    /// The price of one million input tokens, in US dollars.
     async fn price_input(&self) -> Decimal {
         Decimal {
             micros: self.0.price_input,
         }
     }
 
-    /// US dollars for a million tokens of output.
+    /// The price of one million output tokens, in US dollars.
     async fn price_output(&self) -> Decimal {
         Decimal {
             micros: self.0.price_output,
         }
     }
 
-    /// US dollars for a million tokens read from the provider's cache.
+    /// The price of one million tokens read from the provider's cache, in US dollars.
     async fn price_cache_read(&self) -> Decimal {
         Decimal {
             micros: self.0.price_cache_read,
         }
     }
 
-    /// US dollars for a million tokens written to the provider's cache.
+    /// The price of one million tokens written to the provider's cache, in US dollars.
     async fn price_cache_write(&self) -> Decimal {
         Decimal {
             micros: self.0.price_cache_write,
         }
     }
 
-    /// Whether it understands pictures.
+    /// Whether the model accepts images as input.
     async fn supports_vision(&self) -> bool {
         self.0.supports_vision
     }
 
-    /// Whether it can call tools.
+    /// Whether the model can call tools.
     async fn supports_tools(&self) -> bool {
         self.0.supports_tools
     }
 
-    /// Whether its answer can be read while it is written.
+    /// Whether the model can stream its response.
     async fn supports_streaming(&self) -> bool {
         self.0.supports_streaming
     }
 
-    /// Whether it can think before it answers.
+    /// Whether the model supports extended thinking before it responds.
     async fn supports_thinking(&self) -> bool {
         self.0.supports_thinking
     }
 
-    /// Whether its provider will retire it.
+    /// Whether the model is deprecated: its provider will retire it.
     async fn is_deprecated(&self) -> bool {
         self.0.is_deprecated
     }
@@ -136,7 +136,7 @@ impl Model {
     }
 }
 
-/// Models as a list.
+/// A connection of models.
 pub struct Models;
 
 impl Listed for Models {
@@ -160,22 +160,22 @@ impl Listed for Models {
     }
 }
 
-/// Narrows a list of models. All given conditions must hold.
+/// Filters a list of models. All conditions must hold.
 #[derive(InputObject)]
 pub struct ModelFilter {
     /// Only models of this provider.
     provider_id: Option<ID>,
-    /// Whether deprecated models are listed too.
+    /// Whether to include deprecated models; false by default.
     #[graphql(default_with = "Some(false)")]
     include_deprecated: Option<bool>,
-    /// Only models that understand pictures, or only those that do not.
+    /// Only models that accept images (true), or only those that do not (false).
     supports_vision: Option<bool>,
-    /// Only models that can call tools, or only those that cannot.
+    /// Only models that can call tools (true), or only those that cannot (false).
     supports_tools: Option<bool>,
 }
 
 impl ModelFilter {
-    /// Without a filter deprecated models are left out as well.
+    /// Excludes deprecated models even without a filter.
     pub(crate) fn condition(filter: Option<Self>) -> Result<Condition, Error> {
         let Some(filter) = filter else {
             return Ok(Condition::all().add(model::Column::IsDeprecated.eq(false)));
@@ -215,7 +215,7 @@ impl ModelQuery {
         Ok(Some(Model(row)))
     }
 
-    /// All models, in the order in which they were added; deprecated ones only when the filter includes them.
+    /// All models, oldest first. Deprecated models are included only if the filter says so.
     async fn models(
         &self,
         ctx: &Context<'_>,
@@ -234,12 +234,12 @@ impl ModelQuery {
     }
 }
 
-/// The outcome of a change of a model.
+/// Payload of `createModel` and `updateModel`.
 #[derive(SimpleObject)]
 pub struct ModelPayload {
-    /// The model as it is now; null when there is none to show.
+    /// The model in its current state; null if there is none.
     model: Option<Model>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -252,84 +252,84 @@ impl ModelPayload {
     }
 }
 
-/// A model that is to be added.
+/// Input for `createModel`.
 #[derive(InputObject)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is an ability of its own, and a field"
+    reason = "each capability is a separate field of the input"
 )]
 pub struct CreateModelInput {
-    /// Who runs it; `NOT_FOUND` when there is no such provider.
+    /// The id of the provider; `NOT_FOUND` if there is no such provider.
     provider_id: ID,
-    /// The name by which the provider's API knows it, 1 to 100 characters; unique for each provider.
+    /// The model's name in the provider's API, 1 to 100 characters; unique within the provider.
     name: String,
-    /// The name shown to people, 1 to 200 characters.
+    /// The display name, 1 to 200 characters.
     display_name: String,
-    /// How many tokens it can take in at once, at least 1.
+    /// The size of the context window in tokens, at least 1.
     #[graphql(default = 128_000)]
     context_window: i32,
-    /// How many tokens it can write in one answer, at least 1.
+    /// The maximum number of output tokens per response, at least 1.
     #[graphql(default = 4_096)]
     max_output: i32,
-    /// US dollars for a million tokens of input, not negative.
+    /// The price of one million input tokens in US dollars, not negative.
     #[graphql(default_with = "FREE")]
     price_input: Decimal,
-    /// US dollars for a million tokens of output, not negative.
+    /// The price of one million output tokens in US dollars, not negative.
     #[graphql(default_with = "FREE")]
     price_output: Decimal,
-    /// US dollars for a million tokens read from the provider's cache, not negative.
+    /// The price of one million tokens read from the provider's cache in US dollars, not negative.
     #[graphql(default_with = "FREE")]
     price_cache_read: Decimal,
-    /// US dollars for a million tokens written to the provider's cache, not negative.
+    /// The price of one million tokens written to the provider's cache in US dollars, not negative.
     #[graphql(default_with = "FREE")]
     price_cache_write: Decimal,
-    /// Whether it understands pictures.
+    /// Whether the model accepts images as input.
     #[graphql(default = false)]
     supports_vision: bool,
-    /// Whether it can call tools.
+    /// Whether the model can call tools.
     #[graphql(default = true)]
     supports_tools: bool,
-    /// Whether its answer can be read while it is written.
+    /// Whether the model can stream its response.
     #[graphql(default = true)]
     supports_streaming: bool,
-    /// Whether it can think before it answers.
+    /// Whether the model supports extended thinking before it responds.
     #[graphql(default = false)]
     supports_thinking: bool,
 }
 
-/// What is to be different about a model. Fields that are left out stay as they are; none can be cleared.
+/// Input for `updateModel`. Omitted fields keep their value; no field can be null.
 #[derive(InputObject)]
 pub struct UpdateModelInput {
-    /// The model.
+    /// The id of the model.
     model_id: ID,
-    /// The name shown to people, 1 to 200 characters.
+    /// The display name, 1 to 200 characters.
     display_name: MaybeUndefined<String>,
-    /// How many tokens it can take in at once, at least 1.
+    /// The size of the context window in tokens, at least 1.
     context_window: MaybeUndefined<i32>,
-    /// How many tokens it can write in one answer, at least 1.
+    /// The maximum number of output tokens per response, at least 1.
     max_output: MaybeUndefined<i32>,
-    /// US dollars for a million tokens of input, not negative.
+    /// The price of one million input tokens in US dollars, not negative.
     price_input: MaybeUndefined<Decimal>,
-    /// US dollars for a million tokens of output, not negative.
+    /// The price of one million output tokens in US dollars, not negative.
     price_output: MaybeUndefined<Decimal>,
-    /// US dollars for a million tokens read from the provider's cache, not negative.
+    /// The price of one million tokens read from the provider's cache in US dollars, not negative.
     price_cache_read: MaybeUndefined<Decimal>,
-    /// US dollars for a million tokens written to the provider's cache, not negative.
+    /// The price of one million tokens written to the provider's cache in US dollars, not negative.
     price_cache_write: MaybeUndefined<Decimal>,
-    /// Whether it understands pictures.
+    /// Whether the model accepts images as input.
     supports_vision: MaybeUndefined<bool>,
-    /// Whether it can call tools.
+    /// Whether the model can call tools.
     supports_tools: MaybeUndefined<bool>,
-    /// Whether its answer can be read while it is written.
+    /// Whether the model can stream its response.
     supports_streaming: MaybeUndefined<bool>,
-    /// Whether it can think before it answers.
+    /// Whether the model supports extended thinking before it responds.
     supports_thinking: MaybeUndefined<bool>,
-    /// Whether its provider will retire it.
+    /// Whether the model is deprecated: its provider will retire it.
     is_deprecated: MaybeUndefined<bool>,
 }
 
 impl UpdateModelInput {
-    /// Sets what is different, and adds the faults of the input.
+    /// Applies the input to the row, and collects the errors of the input.
     fn apply(&self, new: &mut model::ActiveModel, check: &mut Check, edits: &mut Edits) {
         let name = check.if_given("displayName", &self.display_name);
         let name = name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
@@ -389,14 +389,13 @@ impl UpdateModelInput {
     }
 }
 
-/// Changes of models.
+/// Mutations of models.
 #[derive(Default)]
 pub struct ModelMutation;
 
 #[Object]
 impl ModelMutation {
-    /// Adds a model to the catalogue. For administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
-    /// name.
+    /// Adds a model to the catalogue. For administrators. `userErrors`: validation codes, and `TAKEN` for the name.
     async fn create_model(
         &self,
         ctx: &Context<'_>,
@@ -447,7 +446,7 @@ impl ModelMutation {
         ModelPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a model. For administrators.
+    /// Updates a model. For administrators.
     async fn update_model(
         &self,
         ctx: &Context<'_>,
@@ -474,8 +473,8 @@ impl ModelMutation {
         ModelPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a model; personas that prefer it prefer none from then on. For administrators. Codes of `userErrors`: `IN_USE`
-    /// while an agent runs on it.
+    /// Deletes a model. Personas lose it as their default model. For administrators. `userErrors`: `IN_USE` while an
+    /// agent uses it.
     async fn delete_model(
         &self,
         ctx: &Context<'_>,
@@ -489,8 +488,7 @@ impl ModelMutation {
             let row = row.await?;
             let agents = agent::Column::ModelId.eq(id);
             if change.any::<agent::Entity>(agents).await? {
-                let message =
-                    "Agents run on the model. Give them another first, or mark it as deprecated.";
+                let message = "Agents use this model. Assign them another model first, or mark it as deprecated.";
                 return Ok(Outcome::fault(Some(id), in_use(message)));
             }
             entry(&row).deleted(&mut change);
@@ -501,7 +499,7 @@ impl ModelMutation {
     }
 }
 
-/// A price in millionths of a US dollar.
+/// The price in millionths of a US dollar; a negative price is an error.
 fn micros(check: &mut Check, field: &str, price: Decimal) -> i64 {
     if price.micros < 0 {
         let message = format!("`{field}` must not be negative.");

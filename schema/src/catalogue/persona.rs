@@ -1,4 +1,4 @@
-//! Personas: characters that agents take on.
+//! Personas: reusable characters for agents.
 
 use std::sync::Arc;
 
@@ -25,25 +25,25 @@ use crate::{
     scalar::DateTime,
 };
 
-/// Most characters of a persona's name.
+/// Maximum length of a persona's name, in characters.
 const MAX_NAME: usize = 100;
-/// Most characters of the name shown to people.
+/// Maximum length of a display name, in characters.
 const MAX_DISPLAY_NAME: usize = 200;
-/// Most characters of what it does in a team.
+/// Maximum length of the role, in characters.
 const MAX_ROLE: usize = 200;
-/// Most characters of its category.
+/// Maximum length of the category, in characters.
 const MAX_CATEGORY: usize = 50;
-/// Most characters of its description.
+/// Maximum length of a description, in characters.
 const MAX_DESCRIPTION: usize = 10_000;
-/// Most characters of the name of its picture.
+/// Maximum length of the icon's name, in characters.
 const MAX_ICON: usize = 50;
-/// Most characters of its motto.
+/// Maximum length of the motto, in characters.
 const MAX_MOTTO: usize = 500;
 
-/// A reusable character.
+/// A persona: a reusable character for agents.
 pub struct Persona(pub(crate) Arc<persona::Model>);
 
-/// A reusable character for agents: role, traits, prompt and a default model. Part of the catalogue that every
+/// A reusable character for agents: role, traits, prompt and a default model. Part of the catalogue, which every
 /// signed-in user may read.
 #[Object]
 impl Persona {
@@ -57,52 +57,52 @@ impl Persona {
         &self.0.name
     }
 
-    /// The name shown to people, at most 200 characters.
+    /// The display name, at most 200 characters.
     async fn display_name(&self) -> &str {
         &self.0.display_name
     }
 
-    /// What it does in a team, at most 200 characters.
+    /// The role in a team, at most 200 characters.
     async fn role(&self) -> &str {
         &self.0.role
     }
 
-    /// The shelf on which it stands in the catalogue, at most 50 characters.
+    /// The category in the catalogue, at most 50 characters.
     async fn category(&self) -> Option<&str> {
         self.0.category.as_deref()
     }
 
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.description.as_deref())
     }
 
-    /// The name of a picture, at most 50 characters.
+    /// The name of the icon, at most 50 characters.
     async fn icon(&self) -> Option<&str> {
         self.0.icon.as_deref()
     }
 
-    /// A line that it lives by, at most 500 characters.
+    /// The motto, at most 500 characters.
     async fn motto(&self) -> Option<&str> {
         self.0.motto.as_deref()
     }
 
-    /// What its agents are told before they begin, at most 20,000 characters.
+    /// The system prompt for agents with this persona, at most 20,000 characters.
     async fn prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.prompt.as_deref())
     }
 
-    /// What it is like; at most 50 words.
+    /// The personality traits, at most 50 entries.
     async fn traits(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.traits.0.as_slice())
     }
 
-    /// What it is able to do; at most 50 words.
+    /// The competencies, at most 50 entries.
     async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.competencies.0.as_slice())
     }
 
-    /// What it knows best; at most 50 words.
+    /// The areas of specialization, at most 50 entries.
     async fn specializations(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.specializations.0.as_slice())
     }
@@ -112,12 +112,12 @@ impl Persona {
         ctx.request().text(self.0.languages.0.as_slice())
     }
 
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     async fn communication_style(&self) -> Option<&str> {
         self.0.communication_style.as_deref()
     }
 
-    /// The model its agents run on unless they name another.
+    /// The default model of agents with this persona.
     async fn default_model(&self, ctx: &Context<'_>) -> Result<Option<Model>, Error> {
         let Some(id) = self.0.default_model_id else {
             return Ok(None);
@@ -125,12 +125,12 @@ impl Persona {
         Ok(ctx.request().row::<model::Entity>(id).await?.map(Model))
     }
 
-    /// The sampling temperature of its agents unless they name another, from 0 to 2.
+    /// The default sampling temperature of agents with this persona, from 0 to 2.
     async fn default_temperature(&self) -> f64 {
         self.0.default_temperature
     }
 
-    /// Whether it came with Gathering and cannot be deleted.
+    /// Whether the persona is built in and cannot be deleted.
     async fn is_builtin(&self) -> bool {
         self.0.is_builtin
     }
@@ -146,7 +146,7 @@ impl Persona {
     }
 }
 
-/// Personas as a list.
+/// A connection of personas.
 pub struct Personas;
 
 impl Listed for Personas {
@@ -170,14 +170,14 @@ impl Listed for Personas {
     }
 }
 
-/// Narrows a list of personas. All given conditions must hold.
+/// Filters a list of personas. All conditions must hold.
 #[derive(InputObject)]
 pub struct PersonaFilter {
-    /// Only personas of exactly this category, at most 100 characters.
+    /// Only personas with exactly this category; at most 100 characters.
     category: Option<String>,
-    /// Only personas that came with Gathering, or only the others.
+    /// Only built-in personas (true), or only the others (false).
     is_builtin: Option<bool>,
-    /// Only personas whose name contains this text, whatever its case; at most 100 characters.
+    /// Only personas whose name contains this text, ignoring case; at most 100 characters.
     search: Option<String>,
 }
 
@@ -222,7 +222,7 @@ impl PersonaQuery {
         Ok(Some(Persona(row)))
     }
 
-    /// All personas, in the order in which they were added.
+    /// All personas, oldest first.
     async fn personas(
         &self,
         ctx: &Context<'_>,
@@ -245,12 +245,12 @@ impl PersonaQuery {
     }
 }
 
-/// The outcome of a change of a persona.
+/// Payload of `createPersona` and `updatePersona`.
 #[derive(SimpleObject)]
 pub struct PersonaPayload {
-    /// The persona as it is now; null when there is none to show.
+    /// The persona in its current state; null if there is none.
     persona: Option<Persona>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -263,80 +263,80 @@ impl PersonaPayload {
     }
 }
 
-/// A persona that is to be added.
+/// Input for `createPersona`.
 #[derive(InputObject)]
 pub struct CreatePersonaInput {
     /// The unique name, 1 to 100 characters.
     name: String,
-    /// The name shown to people, 1 to 200 characters.
+    /// The display name, 1 to 200 characters.
     display_name: String,
-    /// What it does in a team, 1 to 200 characters.
+    /// The role in a team, 1 to 200 characters.
     role: String,
-    /// The shelf on which it stands in the catalogue, at most 50 characters.
+    /// The category in the catalogue, at most 50 characters.
     category: Option<String>,
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: Option<String>,
-    /// The name of a picture, at most 50 characters.
+    /// The name of the icon, at most 50 characters.
     icon: Option<String>,
-    /// A line that it lives by, at most 500 characters.
+    /// The motto, at most 500 characters.
     motto: Option<String>,
-    /// What its agents are told before they begin, at most 20,000 characters.
+    /// The system prompt for agents with this persona, at most 20,000 characters.
     prompt: Option<String>,
-    /// What it is like; at most 50 words of at most 100 characters.
+    /// The personality traits; at most 50 entries of at most 100 characters.
     traits: Option<Vec<String>>,
-    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    /// The competencies; at most 50 entries of at most 100 characters, stored in lower case.
     competencies: Option<Vec<String>>,
-    /// What it knows best; at most 50 words of at most 100 characters.
+    /// The areas of specialization; at most 50 entries of at most 100 characters.
     specializations: Option<Vec<String>>,
-    /// The languages it speaks; at most 50, of at most 100 characters.
+    /// The languages it speaks; at most 50, each of at most 100 characters.
     languages: Option<Vec<String>>,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     communication_style: Option<String>,
-    /// The model its agents run on unless they name another; `NOT_FOUND` when there is no such model.
+    /// The default model of agents with this persona; `NOT_FOUND` if there is no such model.
     default_model_id: Option<ID>,
-    /// The sampling temperature of its agents unless they name another, from 0 to 2.
+    /// The default sampling temperature of agents with this persona, from 0 to 2.
     #[graphql(default = 0.7)]
     default_temperature: f64,
 }
 
-/// What is to be different about a persona. Fields that are left out stay as they are; null clears what may be empty.
-/// Agents that took a default from it keep what they took.
+/// Input for `updatePersona`. Omitted fields keep their value; null clears a nullable field. Agents keep the defaults
+/// that they took from the persona.
 #[derive(InputObject)]
 pub struct UpdatePersonaInput {
-    /// The persona.
+    /// The id of the persona.
     persona_id: ID,
-    /// The name shown to people, 1 to 200 characters.
+    /// The display name, 1 to 200 characters.
     display_name: MaybeUndefined<String>,
-    /// What it does in a team, 1 to 200 characters.
+    /// The role in a team, 1 to 200 characters.
     role: MaybeUndefined<String>,
-    /// The shelf on which it stands in the catalogue, at most 50 characters.
+    /// The category in the catalogue, at most 50 characters.
     category: MaybeUndefined<String>,
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: MaybeUndefined<String>,
-    /// The name of a picture, at most 50 characters.
+    /// The name of the icon, at most 50 characters.
     icon: MaybeUndefined<String>,
-    /// A line that it lives by, at most 500 characters.
+    /// The motto, at most 500 characters.
     motto: MaybeUndefined<String>,
-    /// What its agents are told before they begin, at most 20,000 characters.
+    /// The system prompt for agents with this persona, at most 20,000 characters.
     prompt: MaybeUndefined<String>,
-    /// What it is like; at most 50 words of at most 100 characters.
+    /// The personality traits; at most 50 entries of at most 100 characters.
     traits: MaybeUndefined<Vec<String>>,
-    /// What it is able to do; at most 50 words of at most 100 characters, kept in lower case.
+    /// The competencies; at most 50 entries of at most 100 characters, stored in lower case.
     competencies: MaybeUndefined<Vec<String>>,
-    /// What it knows best; at most 50 words of at most 100 characters.
+    /// The areas of specialization; at most 50 entries of at most 100 characters.
     specializations: MaybeUndefined<Vec<String>>,
-    /// The languages it speaks; at most 50, of at most 100 characters.
+    /// The languages it speaks; at most 50, each of at most 100 characters.
     languages: MaybeUndefined<Vec<String>>,
-    /// How it talks, at most 50 characters.
+    /// The communication style, at most 50 characters.
     communication_style: MaybeUndefined<String>,
-    /// The model its agents run on unless they name another; `NOT_FOUND` when there is no such model.
+    /// The default model of agents with this persona; `NOT_FOUND` if there is no such model.
     default_model_id: MaybeUndefined<ID>,
-    /// The sampling temperature of its agents unless they name another, from 0 to 2.
+    /// The default sampling temperature of agents with this persona, from 0 to 2.
     default_temperature: MaybeUndefined<f64>,
 }
 
 impl CreatePersonaInput {
-    /// The row, with the faults of the input added.
+    /// Builds the row and adds validation errors to `check`.
     fn row(
         &self,
         id: Uuid,
@@ -393,7 +393,7 @@ impl CreatePersonaInput {
 }
 
 impl UpdatePersonaInput {
-    /// Sets what is different, and adds the faults of the input.
+    /// Applies the input to the row, and collects the errors of the input.
     fn apply(&self, new: &mut persona::ActiveModel, check: &mut Check, edits: &mut Edits) {
         let name = check.if_given("displayName", &self.display_name);
         let name = name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
@@ -454,17 +454,16 @@ impl UpdatePersonaInput {
     }
 }
 
-/// A text that may be missing.
+/// A nullable text column.
 type Column = ActiveValue<Option<String>>;
 
-/// Changes of personas.
+/// Mutations of personas.
 #[derive(Default)]
 pub struct PersonaMutation;
 
 #[Object]
 impl PersonaMutation {
-    /// Adds a persona to the catalogue. For administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
-    /// name.
+    /// Adds a persona to the catalogue. For administrators. `userErrors`: validation codes, and `TAKEN` for the name.
     async fn create_persona(
         &self,
         ctx: &Context<'_>,
@@ -496,7 +495,7 @@ impl PersonaMutation {
         PersonaPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a persona. For administrators.
+    /// Updates a persona. For administrators.
     async fn update_persona(
         &self,
         ctx: &Context<'_>,
@@ -528,8 +527,8 @@ impl PersonaMutation {
         PersonaPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a persona. For administrators. Codes of `userErrors`: `PROTECTED` for one that came with Gathering, `IN_USE`
-    /// while an agent has it.
+    /// Deletes a persona. For administrators. `userErrors`: `PROTECTED` for a built-in persona, `IN_USE` while an agent
+    /// uses it.
     async fn delete_persona(
         &self,
         ctx: &Context<'_>,
@@ -542,13 +541,13 @@ impl PersonaMutation {
             let row = change.lock_for_delete::<persona::Entity>(&rule, id, "id");
             let row = row.await?;
             if row.is_builtin {
-                let message = "The persona came with Gathering and cannot be deleted.";
+                let message = "Built-in personas cannot be deleted.";
                 let protected = UserError::new("id", UserErrorCode::Protected, message);
                 return Ok(Outcome::fault(Some(id), protected));
             }
             let agents = agent::Column::PersonaId.eq(id);
             if change.any::<agent::Entity>(agents).await? {
-                let message = "Agents have the persona. Give them another first.";
+                let message = "Agents use this persona. Assign them another persona first.";
                 return Ok(Outcome::fault(Some(id), in_use(message)));
             }
             entry(&row).deleted(&mut change);

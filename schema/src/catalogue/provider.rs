@@ -1,4 +1,4 @@
-//! Providers: who runs models.
+//! Providers: companies and local servers that run models.
 
 use std::sync::Arc;
 
@@ -26,15 +26,15 @@ use crate::{
     scalar::DateTime,
 };
 
-/// Most characters of a provider's name.
+/// Maximum length of a provider's name, in characters.
 const MAX_NAME: usize = 50;
-/// Most characters of the name shown to people.
+/// Maximum length of a display name, in characters.
 const MAX_DISPLAY_NAME: usize = 100;
 
-/// Who runs models.
+/// A provider of language models.
 pub struct Provider(pub(crate) Arc<provider::Model>);
 
-/// A company or local server that runs language models. Part of the catalogue that every signed-in user may read.
+/// A company or local server that runs language models. Part of the catalogue, which every signed-in user may read.
 #[Object]
 impl Provider {
     /// The id of the provider, `provider_…`.
@@ -47,17 +47,17 @@ impl Provider {
         &self.0.name
     }
 
-    /// The name shown to people, at most 100 characters.
+    /// The display name, at most 100 characters.
     async fn display_name(&self) -> &str {
         &self.0.display_name
     }
 
-    /// Where its API is reached, an http or https address; null for the usual one.
+    /// The base URL of the API, http or https; null for the provider's default.
     async fn api_base_url(&self) -> Option<&str> {
         self.0.api_base_url.as_deref()
     }
 
-    /// Whether it runs beside this server, so that nothing leaves the machine.
+    /// Whether the provider runs on the same machine as this server, so that no data leaves the machine.
     async fn is_local(&self) -> bool {
         self.0.is_local
     }
@@ -72,7 +72,7 @@ impl Provider {
         self.0.updated_at.into()
     }
 
-    /// The models it runs, in the order in which they were added.
+    /// The provider's models, oldest first. Deprecated models are included only if the filter says so.
     async fn models(
         &self,
         first: Option<i32>,
@@ -91,7 +91,7 @@ impl Provider {
     }
 }
 
-/// Providers as a list.
+/// A connection of providers.
 pub struct Providers;
 
 impl Listed for Providers {
@@ -131,7 +131,7 @@ impl ProviderQuery {
         Ok(Some(Provider(row)))
     }
 
-    /// All providers, in the order in which they were added.
+    /// All providers, oldest first.
     async fn providers(
         &self,
         ctx: &Context<'_>,
@@ -149,12 +149,12 @@ impl ProviderQuery {
     }
 }
 
-/// The outcome of a change of a provider.
+/// Payload of `createProvider` and `updateProvider`.
 #[derive(SimpleObject)]
 pub struct ProviderPayload {
-    /// The provider as it is now; null when there is none to show.
+    /// The provider in its current state; null if there is none.
     provider: Option<Provider>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -167,41 +167,40 @@ impl ProviderPayload {
     }
 }
 
-/// A provider that is to be added.
+/// Input for `createProvider`.
 #[derive(InputObject)]
 pub struct CreateProviderInput {
-    /// The unique name, 1 to 50 lower-case letters, digits, `_` and `-`, of which the first is a letter or digit.
+    /// The unique name, 1 to 50 lower-case letters, digits, `_` and `-`, starting with a letter or digit.
     name: String,
-    /// The name shown to people, 1 to 100 characters.
+    /// The display name, 1 to 100 characters.
     display_name: String,
-    /// Where its API is reached, an http or https address without a user name; none for the usual one.
+    /// The base URL of the API, http or https, without a user name; none for the provider's default.
     api_base_url: Option<String>,
-    /// Whether it runs beside this server, so that nothing leaves the machine.
+    /// Whether the provider runs on the same machine as this server, so that no data leaves the machine.
     #[graphql(default = false)]
     is_local: bool,
 }
 
-/// What is to be different about a provider. Fields that are left out stay as they are; null clears what may be empty.
+/// Input for `updateProvider`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateProviderInput {
-    /// The provider.
+    /// The id of the provider.
     provider_id: ID,
-    /// The name shown to people, 1 to 100 characters.
+    /// The display name, 1 to 100 characters.
     display_name: MaybeUndefined<String>,
-    /// Where its API is reached, an http or https address without a user name; null for the usual one.
+    /// The base URL of the API, http or https, without a user name; null for the provider's default.
     api_base_url: MaybeUndefined<String>,
-    /// Whether it runs beside this server, so that nothing leaves the machine.
+    /// Whether the provider runs on the same machine as this server, so that no data leaves the machine.
     is_local: MaybeUndefined<bool>,
 }
 
-/// Changes of providers.
+/// Mutations of providers.
 #[derive(Default)]
 pub struct ProviderMutation;
 
 #[Object]
 impl ProviderMutation {
-    /// Adds a provider to the catalogue. For administrators. Codes of `userErrors` beside those of the input: `TAKEN` for the
-    /// name.
+    /// Adds a provider to the catalogue. For administrators. `userErrors`: validation codes, and `TAKEN` for the name.
     async fn create_provider(
         &self,
         ctx: &Context<'_>,
@@ -239,7 +238,7 @@ impl ProviderMutation {
         ProviderPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a provider. For administrators.
+    /// Updates a provider. For administrators.
     async fn update_provider(
         &self,
         ctx: &Context<'_>,
@@ -274,7 +273,7 @@ impl ProviderMutation {
         ProviderPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a provider. For administrators. Codes of `userErrors`: `IN_USE` while it has models.
+    /// Deletes a provider. For administrators. `userErrors`: `IN_USE` while it has models.
     async fn delete_provider(
         &self,
         ctx: &Context<'_>,

@@ -35,35 +35,35 @@ use crate::{
     text,
 };
 
-/// Most agents that join with one input.
+/// Maximum number of agents that one input adds.
 const MAX_JOINERS: usize = 100;
-/// Most competencies of a member, and most characters of one.
+/// Maximum number of competencies of a member, and maximum length of one in characters.
 const MAX_COMPETENCIES: usize = 50;
 const MAX_COMPETENCY: usize = 100;
-/// Most kinds of review that a member does, and what stands for all of them.
+/// Maximum number of review types of a member, and the word that means all of them.
 const MAX_REVIEW_TYPES: usize = 10;
 const ALL_REVIEWS: &str = "all";
 
-/// An agent's part in a circle.
+/// The role of an agent in a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "member::MemberRole")]
 pub enum MemberRole {
-    /// Leads, and takes work.
+    /// Leads the circle. Tasks are routed to it.
     Lead,
-    /// Takes work.
+    /// A regular member. Tasks are routed to it.
     Member,
-    /// Takes work of its kind.
+    /// A specialist. Tasks are routed to it.
     Specialist,
-    /// Reviews the work of others; no work is routed to it.
+    /// Reviews the work of others. No tasks are routed to it.
     Reviewer,
-    /// Watches; no work is routed to it.
+    /// Observes. No tasks are routed to it.
     Observer,
 }
 
 /// An agent's membership in a circle.
 pub struct CircleMember(pub(crate) Arc<member::Model>);
 
-/// An agent's membership in a circle. Read by whoever may read the circle.
+/// An agent's membership in a circle. Visible to readers of the circle.
 #[Object]
 impl CircleMember {
     /// The id of the membership, `member_…`.
@@ -87,47 +87,47 @@ impl CircleMember {
             .ok_or_else(|| Error::not_found("agent"))
     }
 
-    /// The agent's part in the circle.
+    /// The role of the agent in the circle.
     async fn role(&self) -> MemberRole {
         self.0.role.into()
     }
 
-    /// What the agent is able to do here; when empty, the agent's own competencies count. At most 50 words.
+    /// The competencies in this circle, at most 50 entries; if empty, those of the agent apply.
     async fn competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.competencies.0.as_slice())
     }
 
-    /// The kinds of review the agent does here, `all` for every kind; when empty, the agent's own count.
+    /// The review types in this circle; `all` means every type. If empty, those of the agent apply.
     async fn review_types(&self) -> &[String] {
         &self.0.review_types.0
     }
 
-    /// Whether the agent is in the circle now.
+    /// Whether the agent is currently a member of the circle.
     async fn is_active(&self) -> bool {
         self.0.is_active
     }
 
-    /// When the agent joined, or joined again.
+    /// When the agent joined, or last rejoined.
     async fn joined_at(&self) -> DateTime {
         self.0.joined_at.into()
     }
 
-    /// When the agent left; null while it is in the circle.
+    /// When the agent left; null while it is a member.
     async fn left_at(&self) -> Option<DateTime> {
         self.0.left_at.map(DateTime)
     }
 
-    /// The agent's tasks in this circle, counted.
+    /// The number of the agent's tasks in this circle, by status.
     async fn workload(&self, ctx: &Context<'_>) -> Result<MemberWorkload, Error> {
         MemberWorkload::load(ctx, self.0.id).await
     }
 }
 
 impl CircleMember {
-    /// The agent, as far as the viewer may read it.
+    /// The agent; `None` if the viewer may not read it.
     async fn readable_agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         let request = ctx.request();
-        // Whoever reads a circle reads its active members; one who left is read on other grounds or not at all.
+        // A reader of a circle may read its active members. A former member is subject to the rules for agents.
         let row = if self.0.is_active {
             request.row::<agent::Entity>(self.0.agent_id).await?
         } else {
@@ -140,16 +140,16 @@ impl CircleMember {
     }
 }
 
-/// An agent's tasks in one circle, counted.
+/// The number of an agent's tasks in one circle, by status.
 #[derive(Clone, Debug, Default, FromQueryResult, SimpleObject)]
 pub struct MemberWorkload {
-    /// Tasks that are ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
+    /// The number of tasks that are `ASSIGNED`, `IN_PROGRESS`, `CHANGES_REQUESTED` or `BLOCKED`.
     open: i64,
-    /// Tasks that wait for a review.
+    /// The number of tasks in review.
     in_review: i64,
-    /// Tasks that are done.
+    /// The number of completed tasks.
     completed: i64,
-    /// Tasks that were given up.
+    /// The number of failed tasks.
     failed: i64,
 }
 
@@ -182,14 +182,14 @@ impl MemberWorkload {
     }
 }
 
-/// What an edge to or from a member says of the membership.
+/// Edge fields of connections between circles and agents.
 #[derive(SimpleObject)]
 pub struct Membership {
-    /// The membership itself.
+    /// The membership.
     membership: CircleMember,
 }
 
-/// The members of a circle, as a list of agents.
+/// Marker type for connections of a circle's member agents.
 pub struct CircleMembers;
 
 impl Listed for CircleMembers {
@@ -213,7 +213,7 @@ impl Listed for CircleMembers {
     }
 }
 
-/// The circles of an agent, each with the agent's membership.
+/// Marker type for connections of an agent's circles, with the membership on each edge.
 pub struct AgentCircles;
 
 impl Listed for AgentCircles {
@@ -241,12 +241,12 @@ impl Listed for AgentCircles {
     }
 }
 
-/// Narrows a list of members. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of members. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct MemberFilter {
-    /// Only members with one of these parts.
+    /// Only members with one of these roles.
     role: Option<Vec<MemberRole>>,
-    /// Whether members who left are listed too, as far as the viewer may read their agents.
+    /// Whether to include former members whose agents the viewer may read.
     #[graphql(default_with = "Some(false)")]
     include_inactive: Option<bool>,
 }
@@ -280,12 +280,12 @@ impl MemberFilter {
     }
 }
 
-/// The outcome of a change of one member.
+/// Payload of `updateCircleMember` and `removeCircleMember`.
 #[derive(SimpleObject)]
 pub struct CircleMemberPayload {
-    /// The membership as it is now; null when there is none to show.
+    /// The membership in its current state; null if there is none.
     member: Option<CircleMember>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -299,14 +299,14 @@ impl CircleMemberPayload {
     }
 }
 
-/// The outcome of adding members.
+/// Payload of `addCircleMembers`.
 #[derive(SimpleObject)]
 pub struct CircleMembersPayload {
-    /// The circle as it is now; null when there is none to show.
+    /// The circle in its current state; null if there is none or the caller can no longer read it.
     circle: Option<Circle>,
-    /// The memberships of those who joined, in the order of the input; empty when nobody did.
+    /// The memberships of the added agents, in the order of the input; empty if none was added.
     members: Vec<CircleMember>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -324,52 +324,54 @@ impl CircleMembersPayload {
     }
 }
 
-/// An agent that is to join a circle.
+/// An agent to add to a circle.
 #[derive(InputObject)]
 pub struct NewMemberInput {
-    /// The agent. Only its owner and administrators may put it into a circle.
+    /// The agent. Only its owner or an administrator may add it to a circle.
     agent_id: ID,
-    /// Its part in the circle.
+    /// The role in the circle.
     #[graphql(default_with = "MemberRole::Member")]
     role: MemberRole,
-    /// What it is able to do here, instead of its own competencies; at most 50, of at most 100 characters.
+    /// The competencies in this circle, instead of the agent's own; at most 50 of at most 100 characters.
     competencies: Option<Vec<String>>,
-    /// The kinds of review it does here, instead of its own: values of `ReviewType`, or `all`; at most 10.
+    /// The review types in this circle, instead of the agent's own. At most 10 values of `ReviewType`, or `all`.
     review_types: Option<Vec<String>>,
 }
 
-/// Agents that are to join a circle.
+/// Input for `addCircleMembers`.
 #[derive(InputObject)]
 pub struct AddCircleMembersInput {
     /// The circle.
     circle_id: ID,
-    /// The agents, from 1 to 100, each once.
+    /// The agents to add: 1 to 100, each once.
     members: Vec<NewMemberInput>,
 }
 
-/// What is to be different about a member. Fields that are left out stay as they are; null clears what may be empty.
+/// Input for `updateCircleMember`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateCircleMemberInput {
     /// The membership.
     member_id: ID,
-    /// The agent's part in the circle.
+    /// The role of the agent in the circle.
     role: MaybeUndefined<MemberRole>,
-    /// What the agent is able to do here; at most 50, of at most 100 characters. When empty, its own competencies count.
+    /// The competencies in this circle; at most 50 entries of at most 100 characters. If empty, those of the agent
+    /// apply.
     competencies: MaybeUndefined<Vec<String>>,
-    /// The kinds of review the agent does here: values of `ReviewType`, or `all`; at most 10. When empty, its own count.
+    /// The review types in this circle: at most 10 values of `ReviewType`, or `all`. If empty, those of the agent
+    /// apply.
     review_types: MaybeUndefined<Vec<String>>,
 }
 
-/// A member that is to leave its circle.
+/// Input for `removeCircleMember`.
 #[derive(InputObject)]
 pub struct RemoveCircleMemberInput {
     /// The membership.
     member_id: ID,
 }
 
-/// An agent that is to join a circle, checked but for who owns it.
+/// An agent to add to a circle. Its input is validated, its ownership is not.
 pub(crate) struct Joiner {
-    /// Its place in the input.
+    /// The index in the input.
     place: usize,
     agent: Uuid,
     role: member::MemberRole,
@@ -378,17 +380,17 @@ pub(crate) struct Joiner {
 }
 
 impl Joiner {
-    /// The path of its agent in the input.
+    /// The path of the agent id in the input.
     fn path(&self) -> String {
         format!("members.{}.agentId", self.place)
     }
 }
 
 impl NewMemberInput {
-    /// The agents that an input names.
+    /// Parses the agent ids of an input.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for an id that is none of an agent.
+    /// `BAD_USER_INPUT` for an id that is not an agent id.
     pub(crate) fn agents(inputs: &[Self]) -> Result<Vec<Uuid>, Error> {
         let agents = inputs.iter().enumerate().map(|(place, input)| {
             Kind::Agent.parse(&input.agent_id, &format!("members.{place}.agentId"))
@@ -396,7 +398,7 @@ impl NewMemberInput {
         agents.collect()
     }
 
-    /// Those who are to join, and what is wrong with the rest.
+    /// Returns the valid agents to add, and adds validation errors for the others to `check`.
     pub(crate) fn check(inputs: &[Self], agents: &[Uuid], check: &mut Check) -> Vec<Joiner> {
         if inputs.len() > MAX_JOINERS {
             let message = format!("`members` must have at most {MAX_JOINERS} entries.");
@@ -419,7 +421,7 @@ impl NewMemberInput {
             if known.insert(*agent) {
                 joiners.push(joiner);
             } else {
-                let message = "This agent is named twice.";
+                let message = "This agent is listed twice.";
                 check.fault(&joiner.path(), UserErrorCode::Invalid, message);
             }
         }
@@ -431,7 +433,7 @@ fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
     check.words(field, values, MAX_COMPETENCIES, MAX_COMPETENCY)
 }
 
-/// Kinds of review, folded.
+/// Validates review types and folds their case.
 pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> List {
     let List(words) = check.words(field, values, MAX_REVIEW_TYPES, MAX_COMPETENCY);
     let is_unknown = |word: &&String| {
@@ -448,17 +450,17 @@ pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> Li
     List(words)
 }
 
-/// Changes of members.
+/// Member mutations.
 #[derive(Default)]
 pub struct MemberMutation;
 
 #[Object]
 impl MemberMutation {
-    /// Adds agents to a circle, all of them or none; one that has left joins anew. For editors of the circle who own the
-    /// agents, and for administrators: an agent of somebody else is `NOT_FOUND` or, where the user may read it,
-    /// `FORBIDDEN`. Codes of `userErrors` beside those of the input: `TAKEN` for an agent that is an active member
-    /// already; `INVALID` for one that is named twice; `LIMIT_REACHED` for more than the circle's `maxMembers`;
-    /// `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// Adds agents to a circle, all of them or none; former members rejoin. Requires editor access to the circle and
+    /// ownership of the agents, or an administrator: an agent of another user is `FORBIDDEN`, or `NOT_FOUND` if the
+    /// caller may not read it. `userErrors` codes besides input validation: `TAKEN` for an agent that is already an
+    /// active member; `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for more than the circle's
+    /// `maxMembers`; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn add_circle_members(
         &self,
         ctx: &Context<'_>,
@@ -486,7 +488,7 @@ impl MemberMutation {
                     .find(is_there)
                     .is_some_and(|member| member.is_active)
                 {
-                    let message = "This agent is a member already.";
+                    let message = "This agent is already a member.";
                     check.fault(&joiner.path(), UserErrorCode::Taken, message);
                     fresh -= 1;
                 }
@@ -503,8 +505,8 @@ impl MemberMutation {
         CircleMembersPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes an active member's part in a circle. For editors of the circle. Codes of `userErrors` beside those of the
-    /// input: `NOT_MEMBER` for one that has left; `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// Updates an active membership. Requires editor access to the circle. `userErrors` codes besides input validation:
+    /// `NOT_MEMBER` if the agent has left; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn update_circle_member(
         &self,
         ctx: &Context<'_>,
@@ -543,9 +545,10 @@ impl MemberMutation {
         CircleMemberPayload::new(ctx, outcome.await?).await
     }
 
-    /// Takes an agent out of a circle. Its tasks there that are ASSIGNED, `CHANGES_REQUESTED` or BLOCKED wait for another
-    /// agent then. For editors of the circle. Codes of `userErrors`: `NOT_MEMBER` for one that has left already; `IN_USE`
-    /// while a task of the agent there is `IN_PROGRESS` or `IN_REVIEW`; `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// Removes an agent from a circle. Its tasks there that are `ASSIGNED`, `CHANGES_REQUESTED` or `BLOCKED` become
+    /// `PENDING`. Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER` if the agent has left already;
+    /// `IN_USE` while one of its tasks there is `IN_PROGRESS` or `IN_REVIEW`; `BAD_TRANSITION` while the circle is
+    /// `ARCHIVED`.
     async fn remove_circle_member(
         &self,
         ctx: &Context<'_>,
@@ -573,9 +576,9 @@ impl MemberMutation {
 }
 
 impl Change<'_> {
-    /// A membership in a circle whose members the viewer may change, and the circle.
+    /// Loads a membership that the viewer may change, with its circle, which is locked.
     async fn member(&self, id: Uuid, field: &str) -> Result<(circle::Model, member::Model), Error> {
-        // A membership keeps its circle, so nothing is lost by looking first and locking the circle before it.
+        // A membership never changes its circle, so its circle may be read before it is locked.
         let circle = member::Entity::find_by_id(id)
             .select_only()
             .column(member::Column::CircleId);
@@ -587,7 +590,7 @@ impl Change<'_> {
         Ok((circle, row))
     }
 
-    /// How many active members a circle has.
+    /// The number of active members of a circle.
     pub(crate) async fn count_members(&self, circle: Uuid) -> Result<i32, Error> {
         let active = member::Entity::find()
             .filter(member::Column::CircleId.eq(circle))
@@ -596,7 +599,7 @@ impl Change<'_> {
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
-    /// The memberships, past ones too, that agents who are to join have in a circle.
+    /// The memberships, current and former, of joining agents in a circle.
     async fn members(&self, circle: Uuid, joiners: &[Joiner]) -> Result<Vec<member::Model>, Error> {
         let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
         let backend = self.transaction.get_database_backend();
@@ -607,10 +610,11 @@ impl Change<'_> {
         Ok(rows.all(&self.transaction).await?)
     }
 
-    /// Only who owns an agent puts it into a circle. None of the agents is deleted until this change is done.
+    /// Checks that the viewer may add the agents: only their owner or an administrator may. Locks them against deletion
+    /// until the transaction ends.
     ///
     /// # Errors
-    /// `NOT_FOUND` and `FORBIDDEN`, naming the first that is not the viewer's.
+    /// `NOT_FOUND` and `FORBIDDEN`, naming the first agent concerned.
     pub(crate) async fn check_joiners(&self, joiners: &[Joiner]) -> Result<(), Error> {
         if joiners.is_empty() {
             return Ok(());
@@ -644,8 +648,8 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Lets agents join a circle, in one statement; `known` are their past memberships there, which they take up again.
-    /// Answers the memberships.
+    /// Adds agents to a circle, in one statement, and returns the ids of the memberships. `known` are former
+    /// memberships in the circle, which are reactivated.
     pub(crate) async fn add_members(
         &mut self,
         circle: &circle::Model,
@@ -701,7 +705,7 @@ impl Change<'_> {
     }
 }
 
-/// Who has left cannot be changed, only added again.
+/// A former member cannot be changed, only added again.
 fn check_present(row: &member::Model) -> Result<(), UserError> {
     if row.is_active {
         return Ok(());
@@ -714,7 +718,7 @@ fn check_present(row: &member::Model) -> Result<(), UserError> {
     ))
 }
 
-/// An agent has left a circle.
+/// The event for an agent that has left a circle.
 pub(crate) fn removed(circle: &circle::Model, row: &member::Model) -> NewEvent {
     fact("member.removed", circle, row, &[])
 }

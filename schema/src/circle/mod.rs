@@ -43,61 +43,61 @@ use crate::{
     user::User,
 };
 
-/// Most characters of a circle's name.
+/// Maximum length of a circle's name, in characters.
 const MAX_NAME: usize = 100;
-/// Most characters of the name that is shown.
+/// Maximum length of a display name, in characters.
 const MAX_DISPLAY_NAME: usize = 200;
-/// Most characters of its description.
+/// Maximum length of a description, in characters.
 const MAX_DESCRIPTION: usize = 10_000;
-/// How many active members it may be allowed.
+/// The allowed values of `maxMembers`.
 const MEMBERS: RangeInclusive<i32> = 1..=500;
-/// How many tasks it may be allowed to have in hand by routing.
+/// The allowed values of `maxConcurrentTasks`.
 const CONCURRENT_TASKS: RangeInclusive<i32> = 1..=100;
 
-/// Where a circle stands.
+/// The status of a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "circle::CircleStatus")]
 pub enum CircleStatus {
-    /// Made, not yet started.
+    /// Created, not yet started.
     Created,
-    /// At work: tasks are routed by themselves where the circle routes.
+    /// Started. Pending tasks are assigned automatically if `autoRoute` is set.
     Running,
-    /// No new work is routed; work in hand goes on.
+    /// Paused. No new tasks are routed; assigned tasks continue.
     Paused,
-    /// Work has ended; it may be started again.
+    /// Stopped. It can be started again.
     Stopped,
-    /// Put away: it can only be read, restored or deleted, and its name is free again.
+    /// Archived. It can only be read, restored or deleted; its name may be reused.
     Archived,
 }
 
-/// What someone with whom a circle is shared may do.
+/// The role of a collaborator: a user with whom a circle is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "collaborator::CollaboratorRole")]
 pub enum CollaboratorRole {
-    /// Reads the circle and everything in it.
+    /// Can read the circle and its contents.
     Viewer,
-    /// Also changes members, tasks and conversations, and starts, pauses and stops the circle.
+    /// Can also change members, tasks and conversations, and start, pause and stop the circle.
     Editor,
 }
 
-/// What a user may do with a circle, weakest first.
+/// The access level of a user to a circle, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Enum)]
 pub enum Access {
-    /// Reads the circle and everything in it.
+    /// Can read the circle and its contents.
     Viewer,
-    /// Also changes members, tasks and conversations, and starts, pauses and stops the circle.
+    /// Can also change members, tasks and conversations, and start, pause and stop the circle.
     Editor,
-    /// Also renames, shares, archives and deletes the circle.
+    /// Can also rename, share, archive and delete the circle.
     Owner,
-    /// May do all of it everywhere.
+    /// An administrator: full access to every circle.
     Admin,
 }
 
 /// A team of agents.
 pub struct Circle(pub(crate) Arc<circle::Model>);
 
-/// A team of agents with rules for routing and reviewing work. Read by its owner, by those it is shared with, and by
-/// administrators.
+/// A team of agents with rules for routing and reviewing tasks. Visible to its owner, to users with whom it is shared,
+/// and to administrators.
 #[Object]
 impl Circle {
     /// The id of the circle, `circle_…`.
@@ -105,13 +105,13 @@ impl Circle {
         Kind::Circle.id(self.0.id)
     }
 
-    /// Who owns it.
+    /// The owner.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
         row.map(User::new).ok_or_else(|| Error::not_found("owner"))
     }
 
-    /// The project it works for.
+    /// The project it belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Option<Project>, Error> {
         let Some(id) = self.0.project_id else {
             return Ok(None);
@@ -124,22 +124,22 @@ impl Circle {
         &self.0.name
     }
 
-    /// A longer name shown to people, at most 200 characters.
+    /// The display name, at most 200 characters.
     async fn display_name(&self) -> Option<&str> {
         self.0.display_name.as_deref()
     }
 
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.description.as_deref())
     }
 
-    /// Where it stands.
+    /// The status.
     async fn status(&self) -> CircleStatus {
         self.0.status.into()
     }
 
-    /// What the viewer may do with it.
+    /// The access level of the viewer.
     async fn viewer_access(&self, ctx: &Context<'_>) -> Result<Access, Error> {
         let viewer = ctx.request().viewer()?;
         if viewer.is_admin() {
@@ -158,22 +158,23 @@ impl Circle {
         }
     }
 
-    /// Whether its tasks are reviewed unless they say otherwise.
+    /// Whether tasks require a review by default.
     async fn require_review(&self) -> bool {
         self.0.require_review
     }
 
-    /// Whether its tasks find their agents by themselves while it runs.
+    /// Whether pending tasks are assigned automatically while the circle is running.
     async fn auto_route(&self) -> bool {
         self.0.auto_route
     }
 
-    /// How many active members it may have, from 1 to 500.
+    /// The maximum number of active members, from 1 to 500.
     async fn max_members(&self) -> i32 {
         self.0.max_members
     }
 
-    /// How many of its tasks may be in hand before no more are routed, from 1 to 100.
+    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
+    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
     async fn max_concurrent_tasks(&self) -> i32 {
         self.0.max_concurrent_tasks
     }
@@ -188,12 +189,12 @@ impl Circle {
         self.0.stopped_at.map(DateTime)
     }
 
-    /// When it was put away.
+    /// When it was archived.
     async fn archived_at(&self) -> Option<DateTime> {
         self.0.archived_at.map(DateTime)
     }
 
-    /// When it was made.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
@@ -203,17 +204,18 @@ impl Circle {
         self.0.updated_at.into()
     }
 
-    /// Grows by one with every edit and every transition; give it as `expectedVersion` to change only what you saw.
+    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
+    /// changes.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// How its work stands.
+    /// Task counts and the mean cycle time.
     async fn metrics(&self, ctx: &Context<'_>) -> Result<CircleMetrics, Error> {
         CircleMetrics::load(ctx, self.0.id).await
     }
 
-    /// Its members, in the order in which they joined; those who left only when the filter includes them.
+    /// The members, ordered by join time. Former members are included only if the filter requests them.
     async fn members(
         &self,
         ctx: &Context<'_>,
@@ -249,7 +251,7 @@ impl Circle {
         )
     }
 
-    /// Its tasks, newest first unless `orderBy` says otherwise.
+    /// The tasks. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -274,7 +276,7 @@ impl Circle {
         )
     }
 
-    /// Its conversations, newest first.
+    /// The conversations, newest first.
     async fn conversations(
         &self,
         first: Option<i32>,
@@ -292,7 +294,7 @@ impl Circle {
         )
     }
 
-    /// What happened in it, newest first.
+    /// The events in the circle, newest first.
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -312,18 +314,18 @@ impl Circle {
     }
 }
 
-/// How the work of a circle stands.
+/// Task counts and the mean cycle time of a circle.
 #[derive(Clone, Debug, Default, FromQueryResult, SimpleObject)]
 pub struct CircleMetrics {
-    /// Tasks that are PENDING, ASSIGNED, `IN_PROGRESS`, `CHANGES_REQUESTED` or BLOCKED.
+    /// The number of tasks that are `PENDING`, `ASSIGNED`, `IN_PROGRESS`, `CHANGES_REQUESTED` or `BLOCKED`.
     open_tasks: i64,
-    /// Tasks that wait for a review.
+    /// The number of tasks in review.
     in_review_tasks: i64,
-    /// Tasks that are done.
+    /// The number of completed tasks.
     completed_tasks: i64,
-    /// Tasks that were given up.
+    /// The number of failed tasks.
     failed_tasks: i64,
-    /// Mean time in seconds from the first start of a completed task to its completion; null without any.
+    /// The mean time from first start to completion of completed tasks, in seconds; null if there are none.
     average_cycle_seconds: Option<f64>,
 }
 
@@ -360,7 +362,7 @@ impl CircleMetrics {
     }
 }
 
-/// Circles as a list.
+/// Marker type for connections of circles.
 pub struct Circles;
 
 impl Listed for Circles {
@@ -398,7 +400,7 @@ impl Circles {
     }
 }
 
-/// The users with whom a circle is shared, as a list.
+/// Marker type for connections of the users with whom a circle is shared.
 pub struct CircleCollaborators;
 
 impl Listed for CircleCollaborators {
@@ -429,25 +431,25 @@ impl Listed for CircleCollaborators {
     }
 }
 
-/// What an edge to a collaborator says of the share.
+/// Edge fields of a circle's collaborator.
 #[derive(SimpleObject)]
 pub struct Collaboration {
-    /// What the user may do.
+    /// The role of the user in the circle.
     role: CollaboratorRole,
-    /// Since when the circle is shared with the user.
+    /// When the circle was shared with the user.
     added_at: DateTime,
 }
 
-/// Narrows a list of circles. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of circles. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct CircleFilter {
-    /// Only circles in one of these states.
+    /// Only circles with one of these statuses.
     status: Option<Vec<CircleStatus>>,
-    /// Only circles that work for this project.
+    /// Only circles of this project.
     project_id: Option<ID>,
-    /// Only circles with which the viewer may do just this.
+    /// Only circles to which the viewer has exactly one of these access levels.
     access: Option<Vec<Access>>,
-    /// Only circles whose name contains this text, whatever its case; at most 100 characters.
+    /// Only circles whose name contains this text, case-insensitive; at most 100 characters.
     search: Option<String>,
 }
 
@@ -480,7 +482,7 @@ impl CircleFilter {
     }
 }
 
-/// Circles with which the viewer may do just one of these.
+/// Circles to which the viewer has exactly one of these access levels.
 fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
     if viewer.is_admin() {
         let all = access.contains(&Access::Admin);
@@ -498,7 +500,7 @@ fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
             .and(circle::Column::OwnerId.ne(viewer.id()))
     };
     access.iter().fold(
-        // Keeps an empty list from matching everything.
+        // Makes an empty list match nothing.
         Condition::any().add(Expr::val(false).eq(true)),
         |any, access| match access {
             Access::Viewer => any.add(shared(collaborator::CollaboratorRole::Viewer)),
@@ -510,8 +512,8 @@ fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
 }
 
 impl Change<'_> {
-    /// A circle with which the viewer may do at least this much. Nobody else changes it, or anything in it, until this
-    /// change is done: whatever is changed in a circle takes its circle first.
+    /// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
+    /// locks the circle first, so concurrent changes wait until this transaction ends.
     ///
     /// # Errors
     /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
@@ -534,7 +536,8 @@ impl Change<'_> {
         Ok(row)
     }
 
-    /// Refuses the viewer, a collaborator in this role if at all, who may not do at least this much with a circle.
+    /// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
+    /// any.
     pub(crate) fn check_access(
         &self,
         circle: &circle::Model,
@@ -558,7 +561,7 @@ impl Change<'_> {
     }
 }
 
-/// What is in a circle that was put away stays as it is.
+/// Rejects changes to an archived circle and its contents.
 pub(crate) fn check_open(circle: &circle::Model) -> Result<(), UserError> {
     if circle.status == circle::CircleStatus::Archived {
         return Err(UserError::bad_transition(
@@ -568,13 +571,13 @@ pub(crate) fn check_open(circle: &circle::Model) -> Result<(), UserError> {
     Ok(())
 }
 
-/// Queries about circles.
+/// Circle queries.
 #[derive(Default)]
 pub struct CircleQuery;
 
 #[Object]
 impl CircleQuery {
-    /// The circle with this id.
+    /// Fetches a circle by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn circle(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Circle>, Error> {
         let rule = &ctx.request().viewer()?.rules().circle;
         let row = ctx
@@ -584,7 +587,7 @@ impl CircleQuery {
         Ok(Some(Circle(row)))
     }
 
-    /// The circles that the viewer may read, newest first unless `orderBy` says otherwise.
+    /// Lists the circles that the viewer may read. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -610,12 +613,12 @@ impl CircleQuery {
     }
 }
 
-/// The outcome of a change of a circle.
+/// Payload of the circle mutations.
 #[derive(SimpleObject)]
 pub struct CirclePayload {
-    /// The circle as it is now; null when there is none to show.
+    /// The circle in its current state; null if there is none or the caller can no longer read it.
     circle: Option<Circle>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -628,84 +631,85 @@ impl CirclePayload {
     }
 }
 
-/// A circle that is to be made.
+/// Input for `createCircle`.
 #[derive(InputObject)]
 pub struct CreateCircleInput {
-    /// The name, 1 to 100 characters, unique among the user's circles that are not archived.
+    /// The name, 1 to 100 characters, unique among the caller's circles that are not archived.
     name: String,
-    /// A longer name shown to people, at most 200 characters.
+    /// The display name, at most 200 characters.
     display_name: Option<String>,
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: Option<String>,
-    /// The project it works for. Whoever reads the circle reads the project, so only its owner and administrators may
-    /// link it.
+    /// The project it belongs to. Circle readers can read it, so only its owner or an administrator may link it.
     project_id: Option<ID>,
-    /// Whether its tasks are reviewed unless they say otherwise.
+    /// Whether tasks require a review by default.
     #[graphql(default = true)]
     require_review: bool,
-    /// Whether its tasks find their agents by themselves while it runs.
+    /// Whether pending tasks are assigned automatically while the circle is running.
     #[graphql(default = true)]
     auto_route: bool,
-    /// How many active members it may have, from 1 to 500.
+    /// The maximum number of active members, from 1 to 500.
     #[graphql(default = 50)]
     max_members: i32,
-    /// How many of its tasks may be in hand before no more are routed, from 1 to 100.
+    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
+    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
     #[graphql(default = 5)]
     max_concurrent_tasks: i32,
-    /// Its first members, at most 100 and at most `maxMembers`: agents of the user, each once.
+    /// The initial members: the caller's agents, each once; at most 100 and at most `maxMembers`.
     members: Option<Vec<NewMemberInput>>,
-    /// Whether it is started at once.
+    /// Whether to start it immediately.
     #[graphql(default = false)]
     start_now: bool,
 }
 
-/// What is to be different about a circle. Fields that are left out stay as they are; null clears what may be empty.
+/// Input for `updateCircle`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateCircleInput {
     /// The circle.
     circle_id: ID,
-    /// Change it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
     /// The name, 1 to 100 characters, unique among its owner's circles that are not archived.
     name: MaybeUndefined<String>,
-    /// A longer name shown to people, at most 200 characters.
+    /// The display name, at most 200 characters.
     display_name: MaybeUndefined<String>,
-    /// What it is for, at most 10,000 characters.
+    /// The description, at most 10,000 characters.
     description: MaybeUndefined<String>,
-    /// The project it works for. Whoever reads the circle reads the project, so only the project's owner and
-    /// administrators may link it.
+    /// The project it belongs to. Circle readers can read it, so only the project's owner or an administrator may link
+    /// it.
     project_id: MaybeUndefined<ID>,
-    /// Whether its tasks are reviewed unless they say otherwise. Tasks that are there already stay as they are.
+    /// Whether tasks require a review by default. Existing tasks are not changed.
     require_review: MaybeUndefined<bool>,
-    /// Whether its tasks find their agents by themselves while it runs.
+    /// Whether pending tasks are assigned automatically while the circle is running.
     auto_route: MaybeUndefined<bool>,
-    /// How many active members it may have, from 1 to 500, and not fewer than it has.
+    /// The maximum number of active members, from 1 to 500; not less than the current number.
     max_members: MaybeUndefined<i32>,
-    /// How many of its tasks may be in hand before no more are routed, from 1 to 100.
+    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
+    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
     max_concurrent_tasks: MaybeUndefined<i32>,
 }
 
-/// A circle that something is to be done with.
+/// Input for a status transition of a circle, such as `startCircle`.
 #[derive(InputObject)]
 pub struct CircleActionInput {
     /// The circle.
     circle_id: ID,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// With whom a circle is to be shared.
+/// Input for `shareCircle`.
 #[derive(InputObject)]
 pub struct ShareCircleInput {
     /// The circle.
     circle_id: ID,
-    /// The e-mail address of the user's account, whatever its case.
+    /// The e-mail address of the user's account, case-insensitive.
     email: String,
-    /// What the user may do from now on.
+    /// The role to grant.
     role: CollaboratorRole,
 }
 
-/// With whom a circle is no longer to be shared.
+/// Input for `unshareCircle`.
 #[derive(InputObject)]
 pub struct UnshareCircleInput {
     /// The circle.
@@ -714,16 +718,16 @@ pub struct UnshareCircleInput {
     user_id: ID,
 }
 
-/// Changes of circles.
+/// Circle mutations.
 #[derive(Default)]
 pub struct CircleMutation;
 
 #[Object]
 impl CircleMutation {
-    /// Makes a circle of the signed-in user, with its first members: all of it or nothing. An agent of somebody else is
-    /// `NOT_FOUND` or, where the user may read it, `FORBIDDEN`, and so is a project. Codes of `userErrors` beside those
-    /// of the input: `TAKEN` for the name; `INVALID` for an agent that is named twice; `LIMIT_REACHED` for more
-    /// `members` than `maxMembers`.
+    /// Creates a circle owned by the caller, with its initial members, atomically. An agent or project of another user
+    /// is `FORBIDDEN`, or `NOT_FOUND` if the caller may not read it. `userErrors` codes besides input validation:
+    /// `TAKEN` (name); `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for more `members` than
+    /// `maxMembers`.
     async fn create_circle(
         &self,
         ctx: &Context<'_>,
@@ -780,7 +784,7 @@ impl CircleMutation {
             change.append(edited("circle.created", &row, &[]));
             let before = row.status;
             if input.start_now {
-                // Two steps that are written as one.
+                // Creating and starting are two transitions, written in one statement.
                 row.status = circle::CircleStatus::Running;
                 row.started_at = Some(change.now);
                 row.version += 1;
@@ -801,9 +805,9 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a circle. For its owner and administrators. Codes of `userErrors` beside those of the input: `TAKEN` for
-    /// the name; `OUT_OF_RANGE` for a `maxMembers` below the number of active members; `CONFLICT`; `BAD_TRANSITION` while
-    /// it is ARCHIVED.
+    /// Updates a circle. Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN`
+    /// (name); `OUT_OF_RANGE` for a `maxMembers` below the number of active members; `CONFLICT`; `BAD_TRANSITION` while
+    /// it is `ARCHIVED`.
     async fn update_circle(
         &self,
         ctx: &Context<'_>,
@@ -841,7 +845,7 @@ impl CircleMutation {
             let route = check.if_given("autoRoute", &input.auto_route).copied();
             let members = check.if_given("maxMembers", &input.max_members).copied();
             if let Some(most) = members {
-                // Fewer than before may be fewer than there are.
+                // Only a lowered limit can be below the current number of members.
                 let least = if most < row.max_members && MEMBERS.contains(&most) {
                     change.count_members(id).await?
                 } else {
@@ -885,8 +889,8 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Starts a circle that is CREATED, PAUSED or STOPPED; where it routes by itself, its waiting tasks find their
-    /// agents. For its editors. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Starts a circle that is `CREATED`, `PAUSED` or `STOPPED`. With `autoRoute`, its pending tasks are assigned.
+    /// Requires editor access to the circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn start_circle(
         &self,
         ctx: &Context<'_>,
@@ -895,8 +899,8 @@ impl CircleMutation {
         Step::Start.take(ctx, &input).await
     }
 
-    /// Pauses a RUNNING circle: no more work is routed, work in hand goes on. For its editors. Codes of `userErrors`:
-    /// `CONFLICT`; `BAD_TRANSITION`.
+    /// Pauses a `RUNNING` circle: no new tasks are routed, assigned tasks continue. Requires editor access to the
+    /// circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn pause_circle(
         &self,
         ctx: &Context<'_>,
@@ -905,8 +909,8 @@ impl CircleMutation {
         Step::Pause.take(ctx, &input).await
     }
 
-    /// Stops a circle that is RUNNING or PAUSED, and pauses its active conversations. For its editors. Codes of
-    /// `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Stops a `RUNNING` or `PAUSED` circle and pauses its active conversations. Requires editor access to the circle.
+    /// `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn stop_circle(
         &self,
         ctx: &Context<'_>,
@@ -915,9 +919,9 @@ impl CircleMutation {
         Step::Stop.take(ctx, &input).await
     }
 
-    /// Puts a circle away that is CREATED or STOPPED, and pauses its active conversations: it can then only be read,
-    /// restored or deleted, and its name is free again. For its owner and administrators. Codes of `userErrors`:
-    /// `CONFLICT`; `BAD_TRANSITION`.
+    /// Archives a circle that is `CREATED` or `STOPPED` and pauses its active conversations. An archived circle can
+    /// only be read, restored or deleted; its name may be reused. Requires its owner or an administrator. `userErrors`
+    /// codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn archive_circle(
         &self,
         ctx: &Context<'_>,
@@ -926,8 +930,8 @@ impl CircleMutation {
         Step::Archive.take(ctx, &input).await
     }
 
-    /// Takes an ARCHIVED circle out of the archive; it is then STOPPED. For its owner and administrators. Codes of
-    /// `userErrors`: `TAKEN` when another circle has its name by now; `CONFLICT`; `BAD_TRANSITION`.
+    /// Restores an `ARCHIVED` circle; its status becomes `STOPPED`. Requires its owner or an administrator.
+    /// `userErrors` codes: `TAKEN` if another circle of the owner uses the name; `CONFLICT`; `BAD_TRANSITION`.
     async fn restore_circle(
         &self,
         ctx: &Context<'_>,
@@ -936,9 +940,10 @@ impl CircleMutation {
         Step::Restore.take(ctx, &input).await
     }
 
-    /// Deletes a circle that is CREATED, STOPPED or ARCHIVED, with its memberships, shares and tasks; those with whom it was
-    /// shared are told `CIRCLE_UNSHARED`. Its conversations stay with their owners, and those that have not ended are
-    /// CANCELLED. For its owner and administrators. Codes of `userErrors`: `CONFLICT`; `BAD_TRANSITION`.
+    /// Deletes a circle that is `CREATED`, `STOPPED` or `ARCHIVED`. Its memberships, shares and tasks are deleted too;
+    /// the users with whom it was shared receive `CIRCLE_UNSHARED`. Its conversations are kept for their owners; those
+    /// that have not ended become `CANCELLED`. Requires its owner or an administrator. `userErrors` codes: `CONFLICT`;
+    /// `BAD_TRANSITION`.
     async fn delete_circle(
         &self,
         ctx: &Context<'_>,
@@ -964,9 +969,9 @@ impl CircleMutation {
         DeletePayload::new(ctx, Kind::Circle, id, outcome.await?).await
     }
 
-    /// Shares a circle with another user, or changes what they may do. For its owner and administrators. Codes of
-    /// `userErrors`: `INVALID` for an `email` that is no active user's, or the owner's; `BAD_TRANSITION` while the circle
-    /// is ARCHIVED.
+    /// Shares a circle with another user, or changes that user's role. Requires its owner or an administrator.
+    /// `userErrors` codes: `INVALID` for an `email` that belongs to no active user or to the owner; `BAD_TRANSITION`
+    /// while the circle is `ARCHIVED`.
     async fn share_circle(
         &self,
         ctx: &Context<'_>,
@@ -986,12 +991,12 @@ impl CircleMutation {
             let user = by_email(&change.transaction, &email).await?;
             let user = user.filter(|user| user.is_active).map(|user| user.id);
             let Some(user) = user else {
-                // Who is deactivated is answered like who was never there.
+                // The response must not reveal that a deactivated account exists.
                 let fault = share_fault("No active user has this e-mail address.");
                 return Ok(Outcome::fault(Some(id), fault));
             };
             if user == row.owner_id {
-                let fault = share_fault("The circle is this user's own.");
+                let fault = share_fault("This user owns the circle.");
                 return Ok(Outcome::fault(Some(id), fault));
             }
             let role = input.role.into();
@@ -1003,9 +1008,9 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Stops sharing a circle with a user. For its owner and administrators; collaborators may leave by themselves, and
-    /// get no circle to see then. A `userId` that is nobody's is `NOT_FOUND`. Codes of `userErrors`: `INVALID` for a
-    /// `userId` with whom it is not shared; `BAD_TRANSITION` while the circle is ARCHIVED.
+    /// Stops sharing a circle with a user. Requires its owner or an administrator; a collaborator may leave, and then
+    /// `circle` is null. `NOT_FOUND` if there is no such user. `userErrors` codes: `INVALID` if the circle is not
+    /// shared with the user; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn unshare_circle(
         &self,
         ctx: &Context<'_>,
@@ -1045,7 +1050,7 @@ impl CircleMutation {
     }
 }
 
-/// A transition of a circle.
+/// A status transition of a circle.
 #[derive(Clone, Copy)]
 enum Step {
     Start,
@@ -1056,7 +1061,8 @@ enum Step {
 }
 
 impl Step {
-    /// From where it leads where, who may take it, the event that tells of it, and how one says that it is taken.
+    /// The source statuses, the target status, the required access, the event type, and the past participle for error
+    /// messages.
     fn rule(self) -> Transition {
         use circle::CircleStatus::{Archived, Created, Paused, Running, Stopped};
         let (from, to, least, event, done): (&[_], _, _, _, _) = match self {
@@ -1123,7 +1129,7 @@ impl Step {
             }
             let row = match new.update(&change.transaction).await {
                 Err(error) if is_taken(&error) => {
-                    let message = "Another of the owner's circles has its name by now.";
+                    let message = "The owner already has another circle with this name.";
                     let fault = UserError::general(UserErrorCode::Taken, message);
                     return Ok(Outcome::fault(Some(id), fault));
                 }
@@ -1150,7 +1156,7 @@ struct Transition {
 }
 
 impl Change<'_> {
-    /// Tells all with whom a circle is shared that it no longer is.
+    /// Appends a `circle.unshared` event for each collaborator of a circle.
     async fn unshare(&mut self, circle: &circle::Model) -> Result<(), Error> {
         let users: Vec<Uuid> = collaborator::Entity::find()
             .select_only()
@@ -1166,7 +1172,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Shares a circle with a user. Answers whether that changes anything.
+    /// Shares a circle with a user. Returns whether anything changed.
     async fn share(
         &self,
         circle: &circle::Model,
@@ -1202,7 +1208,7 @@ impl Change<'_> {
         Ok(true)
     }
 
-    /// Agents that are at work in a circle which goes with its tasks are free then, unless they are at work elsewhere.
+    /// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
     async fn free_agents(&mut self, circle: Uuid) -> Result<(), Error> {
         use agent::{AgentStatus, Column};
         let in_progress = || {
@@ -1254,13 +1260,13 @@ impl Change<'_> {
     }
 }
 
-/// Says so when agents that are to join do not find room beside those who are `present`.
+/// Adds a fault if the joining agents and the `present` members exceed `maxMembers`.
 pub(crate) fn check_room(check: &mut Check, circle: &circle::Model, present: i32, joining: usize) {
     let room = usize::try_from(circle.max_members - present).unwrap_or_default();
-    // A bound that is no bound has been told already.
+    // A bound that is out of range has been reported already.
     if joining > room && MEMBERS.contains(&circle.max_members) {
         let message = format!(
-            "The circle may have at most {} active members, and has {present}.",
+            "The circle allows at most {} active members and has {present}.",
             circle.max_members
         );
         check.fault("members", UserErrorCode::LimitReached, message);
@@ -1272,7 +1278,7 @@ fn cannot(status: circle::CircleStatus, done: &str) -> UserError {
 }
 
 fn name_taken() -> UserError {
-    let message = "Another of the owner's circles has this name.";
+    let message = "The owner already has a circle with this name.";
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
@@ -1302,7 +1308,7 @@ fn moved(kind: &'static str, row: &circle::Model, before: circle::CircleStatus) 
     fact(kind, row, payload)
 }
 
-/// Told to whom it concerns, whether or not they may read the circle.
+/// Delivered to the user concerned, even if that user cannot read the circle.
 fn sharing(
     kind: &'static str,
     row: &circle::Model,

@@ -32,29 +32,29 @@ use crate::{
     user::User,
 };
 
-/// Most characters of a message.
+/// Maximum length of a message, in characters.
 const MAX_CONTENT: usize = 100_000;
-/// Most characters of a message that its event tells.
+/// Maximum length of the excerpt in a message event, in characters.
 const MAX_EXCERPT: usize = 200;
 
-/// In what part a message was written.
+/// The role of the author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "message::MessageRole")]
 pub enum MessageRole {
-    /// By a user.
+    /// Written by a user.
     User,
-    /// By an agent.
+    /// Written by an agent.
     Assistant,
-    /// By the server.
+    /// Written by the server.
     System,
-    /// By a tool an agent called.
+    /// Written by a tool that an agent called.
     Tool,
 }
 
-/// One contribution to a conversation.
+/// A message in a conversation.
 pub struct Message(pub(crate) Arc<message::Model>);
 
-/// One numbered contribution to a conversation. Read by whoever may read the conversation.
+/// A numbered message in a conversation. Visible to readers of the conversation.
 #[Object]
 impl Message {
     /// The id of the message, `message_…`.
@@ -72,12 +72,12 @@ impl Message {
             .ok_or_else(|| Error::not_found("conversation"))
     }
 
-    /// Its number in the conversation, from 1 without gaps.
+    /// The sequence number in the conversation, from 1 without gaps.
     async fn seq(&self) -> i32 {
         self.0.seq
     }
 
-    /// In what part it was written.
+    /// The role of the author.
     async fn role(&self) -> MessageRole {
         self.0.role.into()
     }
@@ -95,17 +95,17 @@ impl Message {
         Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
-    /// The name of its author when it was written, at most 200 characters.
+    /// The author's name at the time of writing, at most 200 characters.
     async fn author_name(&self) -> &str {
         &self.0.author_name
     }
 
-    /// What it says, at most 100,000 characters.
+    /// The content, at most 100,000 characters.
     async fn content(&self, ctx: &Context<'_>) -> Result<&str, Error> {
         ctx.request().text(self.0.content.as_str())
     }
 
-    /// The participants it mentions and the viewer may read, in the order of appearance; at most 20.
+    /// The mentioned participants that the viewer may read, in order of appearance; at most 20.
     async fn mentions(&self, ctx: &Context<'_>) -> Result<Vec<Agent>, Error> {
         let ids = self
             .0
@@ -117,7 +117,7 @@ impl Message {
         Ok(agents.into_iter().flatten().collect())
     }
 
-    /// The message it answers.
+    /// The message it replies to.
     async fn parent(&self, ctx: &Context<'_>) -> Result<Option<Self>, Error> {
         let Some(id) = self.0.parent_id else {
             return Ok(None);
@@ -125,12 +125,12 @@ impl Message {
         Self::readable(ctx, id).await
     }
 
-    /// Whether it was marked as worth keeping in sight.
+    /// Whether it is pinned.
     async fn is_pinned(&self) -> bool {
         self.0.is_pinned
     }
 
-    /// The model that wrote it.
+    /// The model that generated it.
     async fn model(&self, ctx: &Context<'_>) -> Result<Option<Model>, Error> {
         let Some(id) = self.0.model_id else {
             return Ok(None);
@@ -138,12 +138,12 @@ impl Message {
         Ok(ctx.request().row::<model::Entity>(id).await?.map(Model))
     }
 
-    /// How many tokens the model took in.
+    /// The number of input tokens of the model.
     async fn tokens_input(&self) -> Option<i32> {
         self.0.tokens_input
     }
 
-    /// How many tokens the model wrote.
+    /// The number of output tokens of the model.
     async fn tokens_output(&self) -> Option<i32> {
         self.0.tokens_output
     }
@@ -155,7 +155,7 @@ impl Message {
 }
 
 impl Message {
-    /// The message with this row id, as far as the viewer may read it.
+    /// Loads the message with this row id; `None` if the viewer may not read it.
     pub(crate) async fn readable(ctx: &Context<'_>, id: Uuid) -> Result<Option<Self>, Error> {
         let rule = &ctx.request().viewer()?.rules().message;
         Ok(ctx
@@ -166,7 +166,7 @@ impl Message {
     }
 }
 
-/// Messages as a list.
+/// Marker type for connections of messages.
 pub struct Messages;
 
 impl Listed for Messages {
@@ -190,14 +190,14 @@ impl Listed for Messages {
     }
 }
 
-/// Narrows a list of messages. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of messages. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct MessageFilter {
-    /// Only messages written in one of these parts.
+    /// Only messages with one of these author roles.
     role: Option<Vec<MessageRole>>,
     /// Only messages of this agent.
     agent_id: Option<ID>,
-    /// Only pinned messages, or only the others.
+    /// True: only pinned messages; false: only messages that are not pinned.
     is_pinned: Option<bool>,
 }
 
@@ -220,12 +220,12 @@ impl MessageFilter {
     }
 }
 
-/// The outcome of a change of a message.
+/// Payload of `postMessage` and `pinMessage`.
 #[derive(SimpleObject)]
 pub struct MessagePayload {
-    /// The message as it is now; null when there is none to show.
+    /// The message in its current state; null if there is none.
     message: Option<Message>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -238,40 +238,42 @@ impl MessagePayload {
     }
 }
 
-/// A message that is to be written.
+/// Input for `postMessage`.
 #[derive(InputObject)]
 pub struct PostMessageInput {
     /// The conversation.
     conversation_id: ID,
-    /// The content, 1 to 100,000 characters. `@` followed by a participant's name mentions the participant, except in
-    /// code, URLs and e-mail addresses.
+    /// The content, 1 to 100,000 characters. `@` followed by a participant's name is a mention, except in code, URLs
+    /// and e-mail addresses.
     content: String,
-    /// The participant whose turn this is; without one it is a message of the user.
+    /// The participant whose turn this is; if omitted, the message is from the caller.
     agent_id: Option<ID>,
-    /// The message of the same conversation that it answers.
+    /// The message to reply to, in the same conversation.
     parent_id: Option<ID>,
 }
 
-/// A message that is to be kept in sight, or no longer.
+/// Input for `pinMessage`.
 #[derive(InputObject)]
 pub struct PinMessageInput {
     /// The message.
     message_id: ID,
-    /// Whether it is worth keeping in sight.
+    /// True to pin the message, false to unpin it.
     is_pinned: bool,
 }
 
-/// Changes of messages.
+/// Message mutations.
 #[derive(Default)]
 pub struct MessageMutation;
 
 #[Object]
 impl MessageMutation {
-    /// Writes a message: the user's, while the conversation is ACTIVE or PAUSED, or, with `agentId`, an agent's turn,
-    /// while it is ACTIVE. The turn `maxTurns` ends the conversation, and so does an agent's message with `[DONE]`,
-    /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. For editors of the conversation's circle; without one, for its owner and
-    /// administrators. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for an agent that takes no part,
-    /// `INVALID` for one whose turn it is not and for a parent of another conversation, `BAD_TRANSITION`.
+    /// Posts a message to a conversation. Without `agentId` it is a message of the caller and requires that the
+    /// conversation is `ACTIVE` or `PAUSED`; with `agentId` it is a turn of the agent and requires that it is `ACTIVE`.
+    /// The conversation ends with turn number `maxTurns`, or with an agent's message that contains `[DONE]`,
+    /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. Requires editor access to the conversation's circle; without a circle, its
+    /// owner or an administrator. `userErrors` codes besides input validation: `NOT_MEMBER` for an agent that is not a
+    /// participant; `INVALID` for an agent whose turn it is not and for a parent of another conversation;
+    /// `BAD_TRANSITION`.
     async fn post_message(
         &self,
         ctx: &Context<'_>,
@@ -346,9 +348,9 @@ impl MessageMutation {
         MessagePayload::new(ctx, outcome.await?).await
     }
 
-    /// Marks a message as worth keeping in sight, or no longer, whatever state its conversation is in. For editors of the
-    /// conversation's circle; without one, for its owner and administrators. Code of `userErrors`: `BAD_TRANSITION` in an
-    /// archived circle.
+    /// Pins or unpins a message, whatever the status of its conversation. Requires editor access to the conversation's
+    /// circle; without a circle, its owner or an administrator. `userErrors` code: `BAD_TRANSITION` in an archived
+    /// circle.
     async fn pin_message(
         &self,
         ctx: &Context<'_>,
@@ -387,12 +389,12 @@ impl MessageMutation {
     }
 }
 
-/// What a message does to its conversation.
+/// The effect of a message on its conversation.
 struct Progress {
     turns_taken: i32,
     next_index: i32,
     next_speaker: Option<Uuid>,
-    /// Why it ends with this message, if it does.
+    /// The end reason, if the message ends the conversation.
     end: Option<&'static str>,
 }
 
@@ -419,7 +421,7 @@ impl Progress {
     }
 }
 
-/// The participant whose turn it is.
+/// Checks that the agent is a participant and that it is its turn.
 fn check_speaker<'p>(
     check: &mut Check,
     row: &conversation::Model,
@@ -429,7 +431,7 @@ fn check_speaker<'p>(
     let speaker = participants.iter().find(|one| one.id == agent);
     let is_free = row.turn_strategy == conversation::TurnStrategy::FreeForm;
     if speaker.is_none() {
-        let message = "The agent takes no part in the conversation.";
+        let message = "The agent is not a participant of the conversation.";
         check.fault("agentId", UserErrorCode::NotMember, message);
     } else if row.status == conversation::ConversationStatus::Active
         && !is_free
@@ -441,12 +443,12 @@ fn check_speaker<'p>(
     speaker
 }
 
-/// How a message begins, as its events tell it.
+/// The beginning of a message, for its events.
 fn excerpt(content: &str) -> String {
     content.chars().take(MAX_EXCERPT).collect()
 }
 
-/// Whether a message, or a turn, may be added in this state.
+/// Checks that the conversation's status allows a message or a turn.
 fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
     use conversation::ConversationStatus::{Active, Paused};
     let what = if is_turn { "turns" } else { "messages" };
@@ -454,14 +456,14 @@ fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError
         Active => Ok(()),
         Paused if !is_turn => Ok(()),
         other => Err(UserError::bad_transition(format!(
-            "A {} conversation takes no {what}.",
+            "A {} conversation accepts no {what}.",
             other.to_value()
         ))),
     }
 }
 
 impl Change<'_> {
-    /// A message that the viewer may read.
+    /// Loads a message that the viewer may read.
     async fn message(&self, id: Uuid, field: &str) -> Result<message::Model, Error> {
         let rule = &self.viewer.rules().message;
         let row = message::Entity::find_by_id(id).filter(rule.condition());
@@ -469,7 +471,7 @@ impl Change<'_> {
         row.ok_or_else(|| Error::not_found(field))
     }
 
-    /// What a message answers belongs to the same conversation.
+    /// Checks that the parent message belongs to the same conversation.
     ///
     /// # Errors
     /// `NOT_FOUND`.
@@ -481,7 +483,7 @@ impl Change<'_> {
     ) -> Result<(), Error> {
         let Some(parent) = parent else { return Ok(()) };
         if self.message(parent, "parentId").await?.conversation_id != conversation {
-            let message = "A message answers one of the same conversation.";
+            let message = "The parent must be a message of the same conversation.";
             check.fault("parentId", UserErrorCode::Invalid, message);
         }
         Ok(())
@@ -499,7 +501,7 @@ impl Change<'_> {
         Ok(speakers.into_tuple().one(&self.transaction).await?)
     }
 
-    /// Adds a message to its conversation.
+    /// Inserts a message, updates its conversation and appends the events.
     async fn add(
         &mut self,
         row: &conversation::Model,

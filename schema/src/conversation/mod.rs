@@ -1,4 +1,4 @@
-//! Conversations: ordered talks between agents.
+//! Conversations: turn-based exchanges of messages between agents.
 
 pub mod messages;
 mod prose;
@@ -45,58 +45,59 @@ use crate::{
     user::User,
 };
 
-/// Most lines of a transcript.
+/// Maximum number of messages in a transcript.
 const MAX_TRANSCRIPT: i32 = 500;
-/// Most characters of a topic.
+/// Maximum length of a topic, in characters.
 const MAX_TOPIC: usize = 500;
-/// Most characters of what participants are told first.
+/// Maximum length of an initial prompt, in characters.
 const MAX_PROMPT: usize = 20_000;
-/// Most characters of a summary.
+/// Maximum length of a summary, in characters.
 const MAX_SUMMARY: usize = 20_000;
-/// Most characters of why a conversation ended.
+/// Maximum length of an end reason, in characters.
 const MAX_REASON: usize = 500;
-/// Most agents that take part.
+/// Maximum number of participants.
 const MAX_PARTICIPANTS: usize = 20;
-/// How many turns may be asked for.
+/// The allowed values of `maxTurns` in an input.
 const TURNS: RangeInclusive<i32> = 1..=50;
 
-/// Who speaks next in a conversation.
+/// The strategy that selects the next speaker of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "conversation::TurnStrategy")]
 pub enum TurnStrategy {
-    /// The participants in the order of their positions.
+    /// Participants speak in the order of their positions.
     RoundRobin,
-    /// Whoever was mentioned, else as in `ROUND_ROBIN`.
+    /// The first mentioned participant speaks next; without a mention, as in `ROUND_ROBIN`.
     MentionBased,
-    /// Whoever was mentioned, else anyone who did not speak last; an agent may also speak out of turn.
+    /// The first mentioned participant speaks next; without a mention, any that did not speak last. An agent may also
+    /// speak out of turn.
     FreeForm,
-    /// Whoever the facilitator calls upon, and after each of them the facilitator.
+    /// The facilitator selects each speaker and speaks again after each of them.
     FacilitatorLed,
 }
 
-/// Where a conversation stands.
+/// The status of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "conversation::ConversationStatus")]
 pub enum ConversationStatus {
-    /// Not yet begun.
+    /// Not yet started.
     Pending,
-    /// Agents take turns.
+    /// Started: agents take turns.
     Active,
-    /// Held; users may still write.
+    /// Paused: agents take no turns; users may still post messages.
     Paused,
-    /// Ended as it should.
+    /// Ended normally.
     Completed,
-    /// Ended because turns kept failing.
+    /// Ended because turns failed repeatedly.
     Failed,
-    /// Ended before its time.
+    /// Ended before completion.
     Cancelled,
 }
 
-/// An ordered talk between agents.
+/// A turn-based conversation between agents.
 pub struct Conversation(pub(crate) Arc<conversation::Model>);
 
-/// An ordered talk between agents, and users, under a turn strategy. Read by whoever may read its circle, or, without
-/// one, by its owner; and by administrators.
+/// A turn-based conversation between agents and users. Visible to readers of its circle, or to its owner if it has no
+/// circle, and to administrators.
 #[Object]
 impl Conversation {
     /// The id of the conversation, `conversation_…`.
@@ -104,7 +105,7 @@ impl Conversation {
         Kind::Conversation.id(self.0.id)
     }
 
-    /// Who owns it.
+    /// The owner.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User, Error> {
         let row = ctx.request().row::<user::Entity>(self.0.owner_id).await?;
         row.map(User::new).ok_or_else(|| Error::not_found("owner"))
@@ -123,62 +124,62 @@ impl Conversation {
         Task::readable(ctx, self.0.task_id).await
     }
 
-    /// What it is about, in one line of at most 500 characters.
+    /// The topic, a single line of at most 500 characters.
     async fn topic(&self) -> &str {
         &self.0.topic
     }
 
-    /// What the participants are told before they begin, at most 20,000 characters.
+    /// The initial prompt for the participants, at most 20,000 characters.
     async fn initial_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.initial_prompt.as_deref())
     }
 
-    /// Where it stands.
+    /// The status.
     async fn status(&self) -> ConversationStatus {
         self.0.status.into()
     }
 
-    /// Who speaks next.
+    /// The turn strategy, which selects the next speaker.
     async fn turn_strategy(&self) -> TurnStrategy {
         self.0.turn_strategy.into()
     }
 
-    /// The participant that leads it, under `FACILITATOR_LED`.
+    /// The facilitating participant; only with `FACILITATOR_LED`.
     async fn facilitator(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.facilitator_id).await
     }
 
-    /// After how many turns it ends, from 1 to 200.
+    /// The number of turns after which it ends, from 1 to 200.
     async fn max_turns(&self) -> i32 {
         self.0.max_turns
     }
 
-    /// How many turns were taken: messages of agents, not of users.
+    /// The number of turns taken. Only messages of agents are turns.
     async fn turns_taken(&self) -> i32 {
         self.0.turns_taken
     }
 
-    /// The agent whose turn it is; null before it begins and after it ended.
+    /// The agent whose turn it is; null before the start and after the end.
     async fn next_speaker(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.next_speaker_id).await
     }
 
-    /// What was said, in short; at most 20,000 characters.
+    /// The summary, at most 20,000 characters.
     async fn summary(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.summary.as_deref())
     }
 
-    /// Why it ended, at most 500 characters.
+    /// The reason for the end, at most 500 characters.
     async fn end_reason(&self) -> Option<&str> {
         self.0.end_reason.as_deref()
     }
 
-    /// When it began.
+    /// When it was started.
     async fn started_at(&self) -> Option<DateTime> {
         self.0.started_at.map(DateTime)
     }
 
-    /// When its last message was written.
+    /// When its last message was posted.
     async fn last_message_at(&self) -> Option<DateTime> {
         self.0.last_message_at.map(DateTime)
     }
@@ -188,7 +189,7 @@ impl Conversation {
         self.0.ended_at.map(DateTime)
     }
 
-    /// When it was made.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
@@ -198,12 +199,13 @@ impl Conversation {
         self.0.updated_at.into()
     }
 
-    /// Grows by one with every edit and every transition; give it as `expectedVersion` to change only what you saw.
+    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
+    /// changes.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// The agents that take part and that the viewer may read, in the order of their positions.
+    /// The participants that the viewer may read, in speaking order.
     async fn participants(
         &self,
         ctx: &Context<'_>,
@@ -231,7 +233,7 @@ impl Conversation {
         )
     }
 
-    /// Its messages, oldest first.
+    /// The messages, oldest first.
     async fn messages(
         &self,
         first: Option<i32>,
@@ -249,11 +251,11 @@ impl Conversation {
         )
     }
 
-    /// Its last messages as plain text, one `[HH:MM:SS] Name: text` in UTC for each.
+    /// The last messages as plain text: `[HH:MM:SS] Name: text` for each, in UTC.
     async fn transcript(
         &self,
         ctx: &Context<'_>,
-        #[graphql(default = 100, desc = "How many messages, from 1 to 500.")] last: i32,
+        #[graphql(default = 100, desc = "The number of messages, from 1 to 500.")] last: i32,
     ) -> Result<String, Error> {
         let count = match u64::try_from(last) {
             Ok(count) if (1..=MAX_TRANSCRIPT).contains(&last) => count,
@@ -291,7 +293,7 @@ impl Conversation {
 }
 
 impl Conversation {
-    /// The conversation with this row id, as far as the viewer may read it.
+    /// Loads the conversation with this row id; `None` if the viewer may not read it.
     pub(crate) async fn readable(ctx: &Context<'_>, id: Uuid) -> Result<Option<Self>, Error> {
         let rule = &ctx.request().viewer()?.rules().conversation;
         Ok(ctx
@@ -302,7 +304,7 @@ impl Conversation {
     }
 }
 
-/// Conversations as a list.
+/// Marker type for connections of conversations.
 pub struct Conversations;
 
 impl Listed for Conversations {
@@ -326,7 +328,7 @@ impl Listed for Conversations {
     }
 }
 
-/// The agents that take part in a conversation, as a list.
+/// Marker type for connections of a conversation's participants.
 pub struct Participants;
 
 impl Listed for Participants {
@@ -357,16 +359,16 @@ impl Listed for Participants {
     }
 }
 
-/// What an edge to a participant says of its part.
+/// Edge fields of a conversation's participant.
 #[derive(SimpleObject)]
 pub struct Participation {
-    /// The agent's place in the order of speaking, from 0.
+    /// The agent's position in the speaking order, from 0.
     position: i32,
     /// When the agent joined.
     joined_at: DateTime,
 }
 
-/// Narrows a list of conversations. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of conversations. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct ConversationFilter {
     /// Only conversations of this circle.
@@ -375,7 +377,7 @@ pub struct ConversationFilter {
     task_id: Option<ID>,
     /// Only conversations in which this agent takes part.
     agent_id: Option<ID>,
-    /// Only conversations in one of these states.
+    /// Only conversations with one of these statuses.
     status: Option<Vec<ConversationStatus>>,
 }
 
@@ -411,13 +413,13 @@ impl ConversationFilter {
     }
 }
 
-/// Queries about conversations.
+/// Conversation queries.
 #[derive(Default)]
 pub struct ConversationQuery;
 
 #[Object]
 impl ConversationQuery {
-    /// The conversation with this id.
+    /// Fetches a conversation by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn conversation(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Conversation>, Error> {
         let rule = &ctx.request().viewer()?.rules().conversation;
         let row = ctx
@@ -427,7 +429,7 @@ impl ConversationQuery {
         Ok(Some(Conversation(row)))
     }
 
-    /// The conversations that the viewer may read, newest first.
+    /// Lists the conversations that the viewer may read, newest first.
     async fn conversations(
         &self,
         ctx: &Context<'_>,
@@ -448,12 +450,12 @@ impl ConversationQuery {
     }
 }
 
-/// The outcome of a change of a conversation.
+/// Payload of the conversation mutations.
 #[derive(SimpleObject)]
 pub struct ConversationPayload {
-    /// The conversation as it is now; null when there is none to show.
+    /// The conversation in its current state; null if there is none.
     conversation: Option<Conversation>,
-    /// What was wrong with the input.
+    /// Errors that the caller can correct; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -467,68 +469,68 @@ impl ConversationPayload {
     }
 }
 
-/// A conversation that is to be made.
+/// Input for `createConversation`.
 #[derive(InputObject)]
 pub struct CreateConversationInput {
-    /// What it is about, 1 to 500 characters in one line.
+    /// The topic, a single line of 1 to 500 characters.
     topic: String,
-    /// The agents that take part, in the order of speaking: 2 to 20 active members of the circle, or, without a circle,
-    /// 1 to 20 agents of the user.
+    /// The participants, in speaking order. In a circle: 2 to 20 active members; without a circle: 1 to 20 agents of
+    /// the caller.
     participant_ids: Vec<ID>,
-    /// The circle it is held in.
+    /// The circle in which it takes place.
     circle_id: Option<ID>,
-    /// The task it is about, one of the circle's.
+    /// The task it is about; must belong to the circle.
     task_id: Option<ID>,
-    /// What the participants are told before they begin, at most 20,000 characters.
+    /// The initial prompt for the participants, at most 20,000 characters.
     initial_prompt: Option<String>,
-    /// Who speaks next.
+    /// The turn strategy, which selects the next speaker.
     #[graphql(default_with = "TurnStrategy::RoundRobin")]
     turn_strategy: TurnStrategy,
-    /// The participant that leads it: under `FACILITATOR_LED`, and only there.
+    /// The facilitating participant. Required with `FACILITATOR_LED`, otherwise not allowed.
     facilitator_id: Option<ID>,
-    /// After how many turns it ends, from 1 to 50.
+    /// The number of turns after which it ends, from 1 to 50.
     #[graphql(default = 10)]
     max_turns: i32,
-    /// Whether it starts at once.
+    /// Whether to start it immediately.
     #[graphql(default = false)]
     start_now: bool,
 }
 
-/// What is to be different about a conversation. Fields that are left out stay as they are; null clears what may be
-/// empty.
+/// Input for `updateConversation`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateConversationInput {
     /// The conversation.
     conversation_id: ID,
-    /// Change it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
-    /// What it is about, 1 to 500 characters in one line.
+    /// The topic, a single line of 1 to 500 characters.
     topic: MaybeUndefined<String>,
-    /// What was said, in short; at most 20,000 characters.
+    /// The summary, at most 20,000 characters.
     summary: MaybeUndefined<String>,
-    /// After how many turns it ends, from 1 to 50: more than were taken, or, once it has ended, no fewer.
+    /// The number of turns after which it ends, from 1 to 50. It must be greater than the number of turns taken, or,
+    /// once the conversation has ended, not less.
     max_turns: MaybeUndefined<i32>,
 }
 
-/// A conversation that is to be moved on.
+/// Input for a status transition of a conversation, such as `startConversation`.
 #[derive(InputObject)]
 pub struct ConversationActionInput {
     /// The conversation.
     conversation_id: ID,
-    /// Why, at most 500 characters. Kept as `endReason` of a conversation that is completed or cancelled.
+    /// The reason, at most 500 characters. Stored as `endReason` if the conversation is completed or cancelled.
     reason: Option<String>,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// A step of a conversation from one state to another.
+/// A status transition of a conversation.
 struct Step {
     event: &'static str,
     from: &'static [ConversationStatus],
     to: ConversationStatus,
-    /// What is done to it: it is …
+    /// The past participle for error messages.
     done: &'static str,
-    /// Why it ends with this, for programs.
+    /// The machine-readable end reason, if the step ends the conversation.
     reason: Option<&'static str>,
 }
 
@@ -576,16 +578,16 @@ const CANCEL: Step = Step {
     reason: Some("cancelled"),
 };
 
-/// Changes of conversations.
+/// Conversation mutations.
 #[derive(Default)]
 pub struct ConversationMutation;
 
 #[Object]
 impl ConversationMutation {
-    /// Makes a conversation: in a circle, for its editors, or, without one, among the user's own agents. Codes of
-    /// `userErrors` beside those of the input: `NOT_MEMBER` for a participant that is no active member of the circle;
-    /// `INVALID` for one that is named twice, for a facilitator that is not needed or takes no part, and for a task of
-    /// another circle; `BAD_TRANSITION` in an archived circle.
+    /// Creates a conversation in a circle, or without one among the caller's own agents. A circle requires editor
+    /// access. `userErrors` codes besides input validation: `NOT_MEMBER` for a participant that is not an active member
+    /// of the circle; `INVALID` for a participant that is listed twice, for a facilitator that is not needed or not a
+    /// participant, and for a task of another circle; `BAD_TRANSITION` in an archived circle.
     async fn create_conversation(
         &self,
         ctx: &Context<'_>,
@@ -669,9 +671,8 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes a conversation, in whatever state it is. For editors of its circle; without one, for its owner and
-    /// administrators. Codes of `userErrors` beside those of the input: `CONFLICT`, and `BAD_TRANSITION` in an archived
-    /// circle.
+    /// Updates a conversation in any status. Requires editor access to its circle; without a circle, its owner or an
+    /// administrator. `userErrors` codes besides input validation: `CONFLICT`; `BAD_TRANSITION` in an archived circle.
     async fn update_conversation(
         &self,
         ctx: &Context<'_>,
@@ -692,10 +693,10 @@ impl ConversationMutation {
             let summary = input.summary.as_opt_deref();
             let summary = summary.map(|value| check.optional_text("summary", value, MAX_SUMMARY));
             let max_turns = check.if_given("maxTurns", &input.max_turns).copied();
-            // A number that stays as it is may be beyond what can be asked for.
+            // An unchanged value may be outside the allowed range.
             let max_turns = max_turns.filter(|turns| *turns != row.max_turns);
             let max_turns = max_turns.map(|turns| check.range("maxTurns", turns, TURNS));
-            // The last turn ends a conversation: one that goes on has a turn left.
+            // The last turn ends a conversation, so one that has not ended needs at least one turn left.
             let taken = row.turns_taken;
             let least = taken + i32::from(row.ended_at.is_none());
             if max_turns.is_some_and(|turns| TURNS.contains(&turns) && turns < least) {
@@ -725,8 +726,8 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome.await?).await
     }
 
-    /// Starts a PENDING conversation: it is ACTIVE, and its first speaker is known. For editors of its circle; without
-    /// one, for its owner and administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Starts a `PENDING` conversation: it becomes `ACTIVE` and its first speaker is set. Requires editor access to its
+    /// circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn start_conversation(
         &self,
         ctx: &Context<'_>,
@@ -735,8 +736,8 @@ impl ConversationMutation {
         transit(ctx, &START, &input).await
     }
 
-    /// Pauses an ACTIVE conversation: agents take no turns, users may still write. For editors of its circle; without
-    /// one, for its owner and administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Pauses an `ACTIVE` conversation: agents take no turns, users may still post messages. Requires editor access to
+    /// its circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn pause_conversation(
         &self,
         ctx: &Context<'_>,
@@ -745,8 +746,8 @@ impl ConversationMutation {
         transit(ctx, &PAUSE, &input).await
     }
 
-    /// Lets a PAUSED conversation go on: it is ACTIVE again. For editors of its circle; without one, for its owner and
-    /// administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Resumes a `PAUSED` conversation: it becomes `ACTIVE`. Requires editor access to its circle; without a circle,
+    /// its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn resume_conversation(
         &self,
         ctx: &Context<'_>,
@@ -755,8 +756,8 @@ impl ConversationMutation {
         transit(ctx, &RESUME, &input).await
     }
 
-    /// Ends an ACTIVE conversation as COMPLETED. For editors of its circle; without one, for its owner and
-    /// administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Ends an `ACTIVE` conversation as `COMPLETED`. Requires editor access to its circle; without a circle, its owner
+    /// or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn complete_conversation(
         &self,
         ctx: &Context<'_>,
@@ -765,8 +766,8 @@ impl ConversationMutation {
         transit(ctx, &COMPLETE, &input).await
     }
 
-    /// Ends a PENDING, ACTIVE or PAUSED conversation as CANCELLED. For editors of its circle; without one, for its owner
-    /// and administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Cancels a `PENDING`, `ACTIVE` or `PAUSED` conversation: it becomes `CANCELLED`. Requires editor access to its
+    /// circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn cancel_conversation(
         &self,
         ctx: &Context<'_>,
@@ -775,8 +776,8 @@ impl ConversationMutation {
         transit(ctx, &CANCEL, &input).await
     }
 
-    /// Deletes a conversation that is not ACTIVE, with its messages. For editors of its circle; without one, for its
-    /// owner and administrators. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Deletes a conversation that is not `ACTIVE`, with its messages. Requires editor access to its circle; without a
+    /// circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn delete_conversation(
         &self,
         ctx: &Context<'_>,
@@ -802,7 +803,7 @@ impl ConversationMutation {
     }
 }
 
-/// Moves a conversation one step on.
+/// Applies a status transition to a conversation.
 async fn transit(
     ctx: &Context<'_>,
     step: &'static Step,
@@ -850,7 +851,8 @@ async fn transit(
 }
 
 impl Step {
-    /// Sets what is different once it is taken; a conversation that ends keeps the words of who ended it as the reason.
+    /// Applies the step to the row. If it ends the conversation, `words` becomes the end reason, or else the step's own
+    /// reason.
     fn apply(
         &self,
         new: &mut conversation::ActiveModel,
@@ -866,7 +868,7 @@ impl Step {
         }
     }
 
-    /// What its event says of where it leads from and to.
+    /// The event payload: the status before and after, and the end reason.
     fn payload(&self, from: conversation::ConversationStatus) -> Value {
         let to = conversation::ConversationStatus::from(self.to);
         let mut payload = json!({ "fromStatus": from.to_value(), "toStatus": to.to_value() });
@@ -876,7 +878,7 @@ impl Step {
         payload
     }
 
-    /// Whether the conversation's state allows it.
+    /// Checks that the conversation's status allows the step.
     fn check(&self, row: &conversation::Model) -> Result<(), UserError> {
         if self.from.contains(&row.status.into()) {
             return Ok(());
@@ -889,7 +891,7 @@ fn cannot(status: conversation::ConversationStatus, done: &str) -> UserError {
     UserError::cannot("conversation", &status.to_value(), done)
 }
 
-/// The ids of a conversation that is to be made.
+/// The parsed ids of a [`CreateConversationInput`].
 struct NewConversation {
     circle: Option<Uuid>,
     task: Option<Uuid>,
@@ -910,7 +912,7 @@ impl NewConversation {
         })
     }
 
-    /// How many take part, each once, and who leads.
+    /// Checks the number of participants, that each is listed once, and the facilitator.
     fn check(&self, check: &mut Check, strategy: TurnStrategy) {
         let field = "participantIds";
         if self.participants.len() > MAX_PARTICIPANTS {
@@ -924,7 +926,7 @@ impl NewConversation {
             check.fault(field, UserErrorCode::Invalid, message);
         } else {
             for (n, _) in self.repeated() {
-                let message = "This agent takes part already.";
+                let message = "This agent is listed twice.";
                 check.fault(&format!("{field}.{n}"), UserErrorCode::Invalid, message);
             }
         }
@@ -932,7 +934,7 @@ impl NewConversation {
         let (code, message) = match self.facilitator {
             None if is_led => (
                 UserErrorCode::Required,
-                "A FACILITATOR_LED conversation needs a facilitator.",
+                "A FACILITATOR_LED conversation requires a facilitator.",
             ),
             Some(_) if !is_led => (
                 UserErrorCode::Invalid,
@@ -947,7 +949,7 @@ impl NewConversation {
         check.fault("facilitatorId", code, message);
     }
 
-    /// The participants that are named again, by their place in the list.
+    /// The repeated participants, with their index in the list.
     fn repeated(&self) -> impl Iterator<Item = (usize, Uuid)> {
         let mut known = HashSet::new();
         let all = self.participants.iter().copied().enumerate();
@@ -955,7 +957,7 @@ impl NewConversation {
     }
 }
 
-/// Where a conversation is held, and with that who is told of it.
+/// The circle and project of a conversation, and the user to whom its events are addressed.
 #[derive(Clone, Copy)]
 pub(crate) struct EventScope {
     owner: Uuid,
@@ -964,7 +966,8 @@ pub(crate) struct EventScope {
 }
 
 impl EventScope {
-    /// What happens in a circle is told to the circle's owner: whoever owns the conversation may no longer read the circle.
+    /// Events in a circle are addressed to the circle's owner, because the conversation's owner may have lost access to
+    /// the circle.
     fn of(row: &conversation::Model, circle: Option<&circle::Model>) -> Self {
         circle.map_or(
             Self {
@@ -984,7 +987,7 @@ impl EventScope {
         }
     }
 
-    /// Something that happened there.
+    /// Creates an event in this scope.
     pub(crate) fn fact(self, kind: &'static str, subject: Uuid, payload: Value) -> NewEvent {
         NewEvent::new(kind, subject, payload)
             .owner(self.owner)
@@ -992,7 +995,7 @@ impl EventScope {
             .project(self.project)
     }
 
-    /// Something that happened to a conversation: `payload`, an object, and what is said each time.
+    /// Creates an event of a conversation: `payload`, which must be an object, extended by topic and version.
     pub(crate) fn told(
         self,
         kind: &'static str,
@@ -1004,7 +1007,7 @@ impl EventScope {
         self.fact(kind, row.id, payload)
     }
 
-    /// A conversation was moved on from a state.
+    /// Creates the event of a status transition.
     fn moved(
         self,
         step: &Step,
@@ -1016,7 +1019,7 @@ impl EventScope {
 }
 
 impl<'a> Talk<'a> {
-    /// What the row says of who speaks next.
+    /// The turn state of a conversation row.
     pub(crate) fn of(row: &conversation::Model, participants: &'a [Participant]) -> Self {
         Self {
             conversation: row.id,
@@ -1030,23 +1033,25 @@ impl<'a> Talk<'a> {
 }
 
 impl Change<'_> {
-    /// A conversation that the viewer may change, and where it is held; or why nothing there can be changed.
+    /// Loads and locks a conversation that the viewer may change, with its event scope. The inner error means that its
+    /// circle is archived.
     ///
     /// # Errors
-    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`; `CONFLICT` when its circle goes in the same moment.
+    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`; `CONFLICT` if its circle is deleted concurrently.
     pub(crate) async fn conversation(
         &self,
         id: Uuid,
         field: &str,
     ) -> Result<Result<(conversation::Model, EventScope), UserError>, Error> {
         let rule = &self.viewer.rules().conversation;
-        // Its circle comes first, and only the conversation knows which that is.
+        // The circle must be locked first, and only the conversation's row names it.
         let held = conversation::Entity::find_by_id(id).filter(rule.condition());
         let held = held.one(&self.transaction).await?;
         let held = held.ok_or_else(|| Error::not_found(field))?;
         let circle = match held.circle_id {
             Some(circle) => match self.circle(circle, field, Access::Editor).await {
-                // It was there a moment ago. A conversation that has lost its circle is its owner's alone to change.
+                // The circle was deleted after the row was read. Without a circle, only the owner may change the
+                // conversation.
                 Err(error) if error.code == Code::NotFound => return Err(Error::conflict()),
                 circle => Some(circle?),
             },
@@ -1080,11 +1085,11 @@ impl Change<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Those who are to take part are active members of the circle, or, without one, the viewer's own agents. Nobody
-    /// deletes them until this change is done.
+    /// Checks that the participants are active members of the circle, or, without one, the viewer's own agents. Locks
+    /// the agents against deletion until the transaction ends.
     ///
     /// # Errors
-    /// `NOT_FOUND` and `FORBIDDEN`, naming the first.
+    /// `NOT_FOUND` and `FORBIDDEN`, naming the first such agent.
     async fn check_speakers(&self, check: &mut Check, new: &NewConversation) -> Result<(), Error> {
         let ids = || new.participants.iter().copied();
         let rule = &self.viewer.rules().agent;
@@ -1124,14 +1129,14 @@ impl Change<'_> {
         let repeated: HashSet<_> = new.repeated().map(|(n, _)| n).collect();
         for (n, id) in ids().enumerate() {
             if !members.contains(&id) && !repeated.contains(&n) {
-                let message = "The agent is no active member of the circle.";
+                let message = "The agent is not an active member of the circle.";
                 check.fault(&field(n), UserErrorCode::NotMember, message);
             }
         }
         Ok(())
     }
 
-    /// The task is one of the circle's.
+    /// Checks that the task belongs to the circle.
     ///
     /// # Errors
     /// `NOT_FOUND`.
@@ -1141,13 +1146,13 @@ impl Change<'_> {
         let task = task.one(&self.transaction).await?;
         let task = task.ok_or_else(|| Error::not_found("taskId"))?;
         if new.circle != Some(task.circle_id) {
-            let message = "The task must be one of the circle that the conversation is held in.";
+            let message = "The task must belong to the circle of the conversation.";
             check.fault("taskId", UserErrorCode::Invalid, message);
         }
         Ok(())
     }
 
-    /// Holds the active conversations of a circle in which work ends.
+    /// Pauses the active conversations of a circle that is stopped or archived.
     pub(crate) async fn pause_conversations(
         &mut self,
         circle: &circle::Model,
@@ -1155,8 +1160,8 @@ impl Change<'_> {
         self.move_conversations(circle, &PAUSE).await
     }
 
-    /// Ends the conversations of a circle that is to be deleted: without it, agents that belong to others would go on
-    /// working for whoever owns the conversation.
+    /// Cancels the conversations of a circle that is deleted. Otherwise agents of other users would continue to work
+    /// for the conversation's owner.
     pub(crate) async fn cancel_conversations(
         &mut self,
         circle: &circle::Model,
@@ -1164,7 +1169,7 @@ impl Change<'_> {
         self.move_conversations(circle, &CANCEL).await
     }
 
-    /// Moves on all conversations of a circle whose state allows it, in one statement.
+    /// Applies a status transition, in one statement, to all conversations of a circle whose status allows it.
     async fn move_conversations(
         &mut self,
         circle: &circle::Model,
@@ -1201,7 +1206,7 @@ impl Change<'_> {
             payload["topic"] = json!(topic);
             payload["version"] = json!(version + 1);
             let fact = EventScope::in_circle(circle).fact(step.event, id, payload);
-            // What ends with its circle is its owner's alone from then on.
+            // After the circle's deletion, only the owner may read the conversation.
             let ends = step.event == CANCEL.event;
             self.append(if ends { fact.owner(owner) } else { fact });
         }

@@ -1,13 +1,14 @@
-//! What of a text is said, and what is quoted: code and web addresses name participants without speaking to them.
+//! Removes code and web addresses from a text: participant names in them are not mentions.
 //!
-//! Code is what Markdown takes for it: fenced blocks, and spans between runs of as many backticks. One pass, no nesting.
+//! Code is recognised as in Markdown: fenced blocks, and spans between backtick runs of equal length. One pass, no
+//! nesting.
 
 use std::ops::Range;
 
-/// What stands for a part that was left out: no letter, no space and no punctuation mark.
+/// Replaces a removed part: neither a letter, nor white space, nor punctuation.
 pub(crate) const LEFT_OUT: char = '\u{fffc}';
 
-/// The text without its code and web addresses; one character stands in the place of each.
+/// The text with each piece of code and each web address replaced by one character.
 pub(crate) fn strip_code_and_urls(text: &str) -> String {
     let mut strip_code_and_urls = String::with_capacity(text.len());
     let mut end = 0;
@@ -20,7 +21,7 @@ pub(crate) fn strip_code_and_urls(text: &str) -> String {
     strip_code_and_urls
 }
 
-/// Adds a text in which an address, from its scheme to the next white space, is one character.
+/// Appends a text with each web address, from its scheme to the next white space, replaced by one character.
 fn without_addresses(text: &str, strip_code_and_urls: &mut String) {
     for word in text.split_inclusive(char::is_whitespace) {
         let Some(at) = word.find("://") else {
@@ -36,7 +37,7 @@ fn without_addresses(text: &str, strip_code_and_urls: &mut String) {
     }
 }
 
-/// The places of fenced blocks and code spans, in order.
+/// The ranges of fenced blocks and code spans, in order.
 fn code(text: &str) -> Vec<Range<usize>> {
     let mut places = Vec::new();
     let mut paragraph = 0..0;
@@ -75,7 +76,7 @@ fn code(text: &str) -> Vec<Range<usize>> {
     places
 }
 
-/// A line without its indentation and the marks of the quotation or list that it stands in.
+/// The line without its indentation and without quotation and list markers.
 fn content(line: &str) -> &str {
     let mut rest = line.trim_start();
     loop {
@@ -97,14 +98,14 @@ fn content(line: &str) -> &str {
     }
 }
 
-/// The run of fence characters at the beginning of a line.
+/// The run of fence characters at the start of a line.
 fn run(line: &str) -> &str {
     let fence = line.chars().next().filter(|c| matches!(c, '`' | '~'));
     let rest = fence.map_or(line, |fence| line.trim_start_matches(fence));
     &line[..line.len() - rest.len()]
 }
 
-/// What opens a fenced block on this line, if anything does.
+/// The opening fence of the line, if it has one.
 fn opening(line: &str) -> Option<&str> {
     let fence = run(line);
     let is_span = fence.starts_with('`') && line[fence.len()..].contains('`');
@@ -114,7 +115,7 @@ fn opening(line: &str) -> Option<&str> {
 /// Adds the code spans of a paragraph.
 fn spans(text: &str, paragraph: &Range<usize>, places: &mut Vec<Range<usize>>) {
     let words = &text[paragraph.clone()];
-    // Runs of backticks: where each begins, how long it is, and whether it may open a span.
+    // Backtick runs: the offset, the length, and whether the run may open a span.
     let mut runs: Vec<(usize, usize, bool)> = Vec::new();
     let mut is_escaped = false;
     for (at, letter) in words.char_indices() {
@@ -127,7 +128,7 @@ fn spans(text: &str, paragraph: &Range<usize>, places: &mut Vec<Range<usize>>) {
     }
     let mut next = 0;
     while let Some(&(start, length, opens)) = runs.get(next) {
-        // The first backtick of an escaped run is a letter; the others may open a span.
+        // The first backtick of an escaped run is literal; the others may open a span.
         let (start, length) = if opens {
             (start, length)
         } else {

@@ -1,5 +1,5 @@
-//! Turns: who is mentioned, who speaks next, and which words end a talk. No database and no clock: the same talk gives
-//! the same answer on every instance.
+//! Turn-taking in conversations: mentions, the next speaker, and the end of a conversation. Uses neither the database
+//! nor a clock, so every instance computes the same result.
 
 use gathering_entity::conversation::TurnStrategy;
 use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
@@ -9,54 +9,54 @@ use uuid::Uuid;
 
 use crate::{conversation::prose, text};
 
-/// What an agent writes to end its conversation, folded.
+/// Markers with which an agent ends its conversation, folded.
 const MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
 
-/// An agent that takes part, as far as it matters to who speaks.
+/// The data of a participating agent that turn-taking needs.
 #[derive(Clone, Debug, FromQueryResult)]
 pub(crate) struct Participant {
     pub(crate) id: Uuid,
     pub(crate) name: String,
-    /// The model that it speaks through.
+    /// The model that the agent uses.
     pub(crate) model_id: Option<Uuid>,
 }
 
-/// A conversation, as far as it matters to who speaks.
+/// The data of a conversation that turn-taking needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Talk<'a> {
     pub(crate) conversation: Uuid,
     pub(crate) strategy: TurnStrategy,
     pub(crate) facilitator: Option<Uuid>,
-    /// In the order of their positions.
+    /// Sorted by position.
     pub(crate) participants: &'a [Participant],
-    /// How many turns were taken.
+    /// The number of turns taken.
     pub(crate) turns: i32,
-    /// The position to which the round has come: one further with each turn.
+    /// The current position in the round; each turn advances it by one.
     pub(crate) pointer: i32,
 }
 
-/// What was said last.
+/// The last message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Said<'a> {
-    /// The agent who said it; `None` for a user.
+    /// The agent who wrote it; `None` for a user.
     pub(crate) author: Option<Uuid>,
     /// The agent who took the last turn.
     pub(crate) last_turn: Option<Uuid>,
-    /// The words, folded.
+    /// The text, folded.
     pub(crate) words: &'a str,
-    /// The participants that it mentions, in the order of appearance.
+    /// The mentioned participants, in order of appearance.
     pub(crate) mentions: &'a [Uuid],
 }
 
-/// A place in a text where a participant's name stands.
+/// An occurrence of a participant's name in a text.
 struct Naming<'t> {
     who: Uuid,
     before: &'t str,
     after: &'t str,
 }
 
-/// The participants that a folded text mentions with `@` and their name, each once, in the order of appearance. Code, web
-/// and e-mail addresses mention nobody.
+/// The participants that a folded text mentions with `@` and their name, without duplicates, in order of appearance.
+/// Code, web addresses and e-mail addresses contain no mentions.
 pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
     let words = prose::strip_code_and_urls(words);
     let mut mentioned = Vec::new();
@@ -68,7 +68,8 @@ pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
     mentioned
 }
 
-/// Who opens, under every strategy: whoever leads, else the first; `None` when nobody takes part.
+/// The first speaker, under every strategy: the facilitator, or else the first participant; `None` without
+/// participants.
 pub(crate) fn opening(
     facilitator: Option<Uuid>,
     participants: &mut dyn Iterator<Item = Uuid>,
@@ -76,13 +77,13 @@ pub(crate) fn opening(
     facilitator.or_else(|| participants.next())
 }
 
-/// Whether an agent that says this, folded, ends the conversation.
+/// Whether this folded text ends the conversation.
 pub(crate) fn is_final(words: &str) -> bool {
     MARKERS.iter().any(|marker| words.contains(marker))
 }
 
 impl Talk<'_> {
-    /// Whose turn it is after what was said; `None` when nobody takes part.
+    /// The next speaker after the last message; `None` without participants.
     pub(crate) fn next(&self, said: &Said<'_>) -> Option<Uuid> {
         let mut others = said.mentions.iter().filter(|id| Some(**id) != said.author);
         match self.strategy {
@@ -108,7 +109,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Whoever the round has come to, other than who took the last turn if there is anybody else.
+    /// The next speaker in the round, other than the agent who took the last turn unless it is alone.
     fn in_round(&self, last: Option<Uuid>) -> Option<Uuid> {
         let all = self.participants;
         let pointer = usize::try_from(self.pointer).unwrap_or_default();
@@ -121,7 +122,8 @@ impl Talk<'_> {
         }
     }
 
-    /// One of those who did not take the last turn: by the look of it any, and for the same turn always the same.
+    /// A pseudo-random participant, other than the agent who took the last turn unless it is alone. The same turn
+    /// always gives the same result.
     fn at_random(&self, last: Option<Uuid>) -> Option<Uuid> {
         if self.turns == 0 {
             return self.participants.first().map(|first| first.id);
@@ -140,7 +142,7 @@ impl Talk<'_> {
         others.get(number % others.len().max(1)).copied()
     }
 
-    /// Whom the facilitator calls upon.
+    /// The participant that the facilitator calls upon.
     fn called(&self, words: &str, facilitator: Uuid) -> Option<Uuid> {
         let words = prose::strip_code_and_urls(words);
         let mut namings = namings(&words, self.participants);
@@ -150,13 +152,13 @@ impl Talk<'_> {
 }
 
 impl Naming<'_> {
-    /// Whether an `@` stands before it that is no part of an address: at the start, or behind white space, an opening or
-    /// separating mark, or quotation or emphasis marks that stand there.
+    /// Whether the name follows an `@` that is not part of an address: at the start of the text, or after white space
+    /// or an opening or separating mark, with optional quotation or emphasis marks in between.
     fn is_mention(&self) -> bool {
         let Some(before) = self.before.strip_suffix('@') else {
             return false;
         };
-        // `@ada@example.social` is an address on the whole.
+        // `@ada@example.social` is an address as a whole.
         let is_address = |mark: char| {
             let host = self.after.strip_prefix(mark);
             host.is_some_and(|host| host.starts_with(char::is_alphanumeric))
@@ -209,7 +211,7 @@ impl Naming<'_> {
     }
 }
 
-/// Whether a letter is of a script that puts no space between words, so that a mention may follow it directly.
+/// Whether the letter is of a script without spaces between words, so that a mention may follow it directly.
 fn is_unspaced(letter: char) -> bool {
     const SCRIPT: CodePointMapDataBorrowed<Script> = CodePointMapData::new();
     matches!(
@@ -224,8 +226,8 @@ fn is_unspaced(letter: char) -> bool {
     )
 }
 
-/// Where participants are named in a folded text, from its start. Where several names fit, the longest counts; a name
-/// begins and ends where a word does.
+/// The occurrences of participant names in a folded text, in order. The longest matching name wins; a name starts and
+/// ends at word boundaries.
 fn namings<'t>(
     words: &'t str,
     participants: &[Participant],
@@ -235,10 +237,10 @@ fn namings<'t>(
         .map(|participant| (text::fold(&participant.name), participant.id))
         .filter(|(name, _)| !name.is_empty())
         .collect();
-    // Of participants with the same name the first in order counts: the sort is stable.
+    // Of participants with the same name the first one wins: the sort is stable.
     names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
     let mut is_within = false;
-    // What belongs to a name that was found already.
+    // The end of the last name found.
     let mut taken = 0;
     words.char_indices().filter_map(move |(at, letter)| {
         let begins = !is_within && at >= taken;
@@ -284,7 +286,7 @@ mod tests {
         mentions(&fold(text), &people(&NAMES))
     }
 
-    /// A talk between all of them, led by Ada where it is led.
+    /// A conversation between all of them, with Ada as the facilitator.
     struct Stage {
         people: Vec<Participant>,
         strategy: TurnStrategy,
@@ -304,7 +306,7 @@ mod tests {
             }
         }
 
-        /// Somebody says something; answers whose turn it is then.
+        /// Adds a message, and returns the next speaker.
         fn says(&mut self, author: Option<Uuid>, text: &str) -> Uuid {
             let words = fold(text);
             if author.is_some() {
@@ -497,7 +499,7 @@ mod tests {
         for id in [ADA, LOVELACE, ELAN, BOB] {
             assert!(heard.contains(&id));
         }
-        // What one version of the server chooses, the next does too.
+        // All versions of the server must choose the same.
         assert_eq!(heard[..4], [ELAN, LOVELACE, ELAN, ADA]);
     }
 

@@ -1,5 +1,4 @@
-//! Changes: each in a transaction of its own that is there as a whole or not at all, together with the events that tell
-//! of it.
+//! Changes: each one is a transaction that is applied completely or not at all, together with its events.
 
 use crate::db::WriterGuard;
 use crate::db::retry_on_conflict;
@@ -24,18 +23,18 @@ use crate::{
     request::{Request, RequestExt},
 };
 
-/// What a change came to: the rows that its payload shows, or what was wrong with the input.
+/// The result of a change: the rows of its payload, or the errors of its input.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// The ids of the rows, the most important first.
+    /// The ids of the rows, the main one first.
     pub(crate) rows: Vec<Uuid>,
     pub(crate) errors: Vec<UserError>,
-    /// Whether the change was made by an earlier request, so that the viewer may no longer read the rows.
+    /// Whether an earlier request applied the change, so that the viewer may no longer be allowed to read the rows.
     pub(crate) is_past: bool,
 }
 
 impl Outcome {
-    /// The input was refused, and nothing has changed. `row` is what it is about, if there is such a thing.
+    /// The input was refused, and nothing has changed. `row` is the object concerned, if there is one.
     pub(crate) fn refused(row: Option<Uuid>, errors: Vec<UserError>) -> Self {
         Self {
             rows: row.into_iter().collect(),
@@ -44,12 +43,12 @@ impl Outcome {
         }
     }
 
-    /// As [`Outcome::refused`], for one reason.
+    /// As [`Outcome::refused`], for one error.
     pub(crate) fn fault(row: Option<Uuid>, error: UserError) -> Self {
         Self::refused(row, vec![error])
     }
 
-    /// The first row as it is now.
+    /// The first row in its current state.
     pub(crate) async fn row<E>(&self, ctx: &Context<'_>) -> Result<Option<Arc<E::Model>>, Error>
     where
         E: EntityTrait<Model: Send + Sync>,
@@ -60,7 +59,7 @@ impl Outcome {
         }
     }
 
-    /// A row as it is now.
+    /// A row in its current state.
     pub(crate) async fn load<E>(
         &self,
         ctx: &Context<'_>,
@@ -80,11 +79,11 @@ impl Outcome {
     }
 }
 
-/// Makes the change of a mutation: `work` runs in a transaction, and again when it lost against others at the same time.
-/// What it returns without [`Change::commit`] has not happened.
+/// Runs the change of a mutation: `work` runs in a transaction, and again if it loses against concurrent changes.
+/// Without [`Change::commit`] nothing is applied.
 ///
 /// # Errors
-/// Those of the work; `CONFLICT` when others won each time.
+/// Those of the work; `CONFLICT` if all attempts lost.
 pub(crate) async fn change<'a, F>(
     ctx: &'a Context<'a>,
     work: impl Fn(Change<'a>) -> F,
@@ -126,13 +125,13 @@ where
     .await
 }
 
-/// A change under way.
+/// A running change.
 pub(crate) struct Change<'a> {
-    /// Where all of it is read and written.
+    /// The transaction for all reads and writes.
     pub(crate) transaction: DatabaseTransaction,
-    /// When it happens.
+    /// The time of the change.
     pub(crate) now: DateTime<Utc>,
-    /// Who makes it.
+    /// The user who makes the change.
     pub(crate) viewer: &'a Viewer,
     ctx: &'a Context<'a>,
     request: &'a Request,
@@ -143,12 +142,12 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Adds an event, written with the commit, in the order of the calls.
+    /// Adds an event. Events are written with the commit, in the order of the calls.
     pub(crate) fn append(&mut self, fact: NewEvent) {
         self.facts.push(fact);
     }
 
-    /// Adds an entry to the audit log, made after the commit: what was done to which row, and more about it.
+    /// Adds an audit log entry, which is recorded after the commit: the action, the row, and further details.
     pub(crate) fn note(&mut self, act: AuditAction, kind: Kind, id: Uuid, details: Json) {
         self.notes.push((act, kind, id, details));
     }
@@ -158,7 +157,7 @@ impl Change<'_> {
         self.ended.push(ended);
     }
 
-    /// Makes everything that was written stand, and tells those who listen.
+    /// Commits the transaction, and notifies the bus.
     pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Error> {
         let bus = &self.request.services.bus;
         let origin = (
@@ -190,7 +189,7 @@ impl Change<'_> {
         })
     }
 
-    /// A row that `rule` lets the viewer read. Nobody else changes it until this change is done.
+    /// A row that `rule` lets the viewer read, locked against other changes until the end of this one.
     ///
     /// # Errors
     /// `NOT_FOUND`, naming `field`.
@@ -203,7 +202,8 @@ impl Change<'_> {
             .await
     }
 
-    /// As [`Change::row`], of a row that is to be deleted: nothing comes to refer to it until this change is done.
+    /// As [`Change::row`], for a row that is to be deleted: until the end of this change no reference to it can be
+    /// added.
     pub(crate) async fn lock_for_delete<E>(
         &self,
         rule: &Rule,
@@ -217,8 +217,8 @@ impl Change<'_> {
         self.locked::<E>(LockType::Update, rule, id, field).await
     }
 
-    /// A row that everyone may read and that is to be referred to; it stays until this change is done. `None` without an
-    /// id.
+    /// A row that everyone may read and that is to be referenced. It cannot be deleted until the end of this change.
+    /// `None` without an id.
     ///
     /// # Errors
     /// `NOT_FOUND`, naming `field`.
@@ -253,7 +253,7 @@ impl Change<'_> {
         row.ok_or_else(|| Error::not_found(field))
     }
 
-    /// Whether there is a row like this.
+    /// Whether there is a row that matches the condition.
     pub(crate) async fn any<E: EntityTrait>(&self, condition: Expr) -> Result<bool, Error> {
         let row = E::find()
             .select_only()
@@ -265,7 +265,7 @@ impl Change<'_> {
         Ok(row.await?.is_some())
     }
 
-    /// `FORBIDDEN`: the viewer may read this, but not do that to it. Goes into the audit log.
+    /// `FORBIDDEN`: the viewer may read the row, but may not change it like this. Recorded in the audit log.
     pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
         let trail = &self.request.accounts().trail;
         let (actor, target) = (Some(self.viewer.id()), kind.id(id));
@@ -279,7 +279,10 @@ impl Change<'_> {
         );
         Error::new(
             Code::Forbidden,
-            format!("You may see this {}, but not do that.", kind.prefix()),
+            format!(
+                "You may read this {}, but this action is not permitted.",
+                kind.prefix()
+            ),
         )
     }
 }

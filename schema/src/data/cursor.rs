@@ -9,7 +9,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-/// Longest cursor that is looked at, in characters.
+/// Maximum length of a cursor, in characters.
 const MAX_CURSOR: usize = 1_024;
 
 /// The order of a list: columns that together are unique and never null, all in one direction.
@@ -17,7 +17,7 @@ const MAX_CURSOR: usize = 1_024;
 pub(crate) struct Order<C> {
     pub(super) columns: Vec<C>,
     descending: bool,
-    /// Part of what its cursors say they belong to.
+    /// Part of the list tag in its cursors.
     salt: Option<Uuid>,
 }
 
@@ -38,7 +38,7 @@ impl<C: ColumnTrait> Order<C> {
         }
     }
 
-    /// An order whose cursors do not fit one of another salt.
+    /// Adds a salt: cursors of an order with another salt are rejected.
     pub(crate) fn salted(self, salt: Uuid) -> Self {
         Self {
             salt: Some(salt),
@@ -46,7 +46,7 @@ impl<C: ColumnTrait> Order<C> {
         }
     }
 
-    /// Tells the cursors of one list from those of another: FNV-1a over the names of its columns.
+    /// Identifies the list in its cursors: FNV-1a over the names of the order columns and the salt.
     fn tag(&self) -> [u8; 4] {
         let mut hash = 0x811c_9dc5_u32;
         for column in &self.columns {
@@ -78,18 +78,17 @@ impl<C: ColumnTrait> Order<C> {
                     bytes.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
                     bytes.extend(text.as_bytes());
                 }
-                // A null cannot be: orders take columns that hold none. Without the value the cursor fits no list.
+                // Unreachable: order columns are never null. A cursor without the value would be invalid.
                 _ => {}
             }
         }
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The values of a cursor of this order.
+    /// Decodes the values in a cursor of this order.
     pub(crate) fn values(&self, cursor: &str, field: &str) -> Result<Vec<Value>, Error> {
         self.decode(cursor).ok_or_else(|| {
-            Error::bad_input(format!("`{field}` must be a cursor that this list gave."))
-                .field(field)
+            Error::bad_input(format!("`{field}` must be a cursor of this list.")).field(field)
         })
     }
 
@@ -119,7 +118,7 @@ impl<C: ColumnTrait> Order<C> {
                 _ => {
                     let length = u16::from_be_bytes(take(2)?.try_into().ok()?);
                     let text = std::str::from_utf8(take(usize::from(length))?).ok()?;
-                    // PostgreSQL has no NUL in a text, so no row has.
+                    // PostgreSQL text cannot contain NUL, so no row can match.
                     if text.contains('\0') {
                         return None;
                     }
@@ -138,7 +137,7 @@ impl<C: ColumnTrait> Order<C> {
         }
     }
 
-    /// The rows beyond a cursor: behind it in the order, or before it.
+    /// The condition for rows after a cursor, or before it.
     pub(super) fn beyond(&self, values: Vec<Value>, behind: bool) -> Expr {
         let columns = self
             .columns

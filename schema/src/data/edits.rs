@@ -8,7 +8,7 @@ use sea_orm::{ActiveValue, QueryFilter, Value};
 pub(crate) struct Edits(Vec<&'static str>);
 
 impl Edits {
-    /// Sets a field to a value, if there is one and it is another than the field has.
+    /// Sets a field to a value, if there is one and it differs from the current one.
     pub(crate) fn set<V>(
         &mut self,
         name: &'static str,
@@ -33,11 +33,11 @@ impl Edits {
     }
 }
 
-/// What a version says that is not the one the client has seen.
+/// Refuses an expected version that is not the current one.
 pub(crate) fn check_version(expected: Option<i32>, version: i32) -> Result<(), UserError> {
     match expected {
         Some(expected) if expected != version => {
-            let message = format!("It has been changed in the meantime: its version is {version}.");
+            let message = format!("Version conflict: the current version is {version}.");
             Err(UserError::new(
                 "expectedVersion",
                 UserErrorCode::Conflict,

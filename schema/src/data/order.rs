@@ -1,16 +1,16 @@
-//! Orders that several lists share.
+//! Sort orders shared by several lists.
 
 use async_graphql::{Enum, InputObject};
 use sea_orm::ColumnTrait;
 
 use crate::data::Order;
 
-/// Which end of an order comes first.
+/// The sort direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum SortDirection {
-    /// Smallest or oldest first.
+    /// Ascending: smallest or oldest first.
     Asc,
-    /// Largest or newest first.
+    /// Descending: largest or newest first.
     Desc,
 }
 
@@ -23,23 +23,23 @@ impl SortDirection {
     }
 }
 
-/// What named things may be ordered by.
+/// The fields that a list of named objects can be ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum NamedOrderField {
-    /// When it was made.
+    /// When it was created.
     CreatedAt,
     /// When it was last changed.
     UpdatedAt,
-    /// The folded name, character by character.
+    /// The case-folded name, in code point order.
     Name,
 }
 
-/// An order of named things.
+/// Orders a list of named objects.
 #[derive(Clone, Copy, InputObject)]
 pub struct NamedOrder {
-    /// What to order by.
+    /// The field to order by.
     pub(crate) field: NamedOrderField,
-    /// Which end comes first.
+    /// The sort direction.
     #[graphql(default_with = "SortDirection::Desc")]
     pub(crate) direction: SortDirection,
 }

@@ -1,7 +1,7 @@
 //! Relay connections with keyset cursors, at every depth.
 //!
-//! A cursor holds the values by which its list is ordered, so that a page begins in the right place whatever was added
-//! or removed before it. A connection loads its rows when its rows are asked for and counts when its count is.
+//! A cursor contains the values of the order columns, so rows that are added or removed before it do not shift the
+//! page. A connection loads its rows only if they are selected, and counts them only if `totalCount` is selected.
 
 use crate::data::Order;
 use std::{borrow::Cow, marker::PhantomData, sync::Arc};
@@ -22,36 +22,36 @@ use crate::{
     request::RequestExt,
 };
 
-/// Rows of a page when the client names no number.
+/// The default page size.
 pub(crate) const DEFAULT_PAGE: u64 = 20;
-/// Most rows of a page.
+/// The maximum page size.
 pub const MAX_PAGE: u64 = 100;
 
-/// What a connection lists.
+/// A list that a connection pages through.
 pub trait Listed: Send + Sync + 'static {
-    /// The rows.
+    /// The entity of the rows.
     type Entity: EntityTrait<Model: Send + Sync + FromQueryResult>;
-    /// What a row is shown as.
+    /// The GraphQL type of the nodes.
     type Node: OutputType;
-    /// What an edge says beside its node; [`async_graphql::connection::EmptyFields`] when nothing.
+    /// Additional fields of an edge; [`async_graphql::connection::EmptyFields`] for none.
     type Extra: ObjectType;
-    /// The first part of the names of the connection and its edge.
+    /// The name prefix of the connection type and the edge type.
     const NAME: &'static str;
 
-    /// Shows rows, in order; `None` for a row whose node has gone in the meantime.
+    /// Converts rows to nodes, in order; `None` for a row whose node no longer exists.
     fn nodes(
         ctx: &Context<'_>,
         rows: &[Arc<RowOf<Self>>],
     ) -> impl Future<Output = Result<Vec<Option<Self::Node>>, Error>> + Send;
 
-    /// What a row's edge says beside its node.
+    /// The additional fields of a row's edge.
     fn extra(row: &Arc<RowOf<Self>>) -> Self::Extra;
 }
 
 pub(crate) type RowOf<L> = <<L as Listed>::Entity as EntityTrait>::Model;
 type ColOf<L> = <<L as Listed>::Entity as EntityTrait>::Column;
 
-/// Which part of a list is asked for.
+/// The requested page of a list.
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     size: u64,
@@ -61,7 +61,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// A page from the arguments of a connection field.
+    /// Builds the page from the arguments of a connection field.
     pub(crate) fn new(
         first: Option<i32>,
         after: Option<String>,
@@ -76,7 +76,7 @@ impl Page {
         };
         let (size, backward) = match (first, last) {
             (Some(_), Some(_)) => {
-                return Err(Error::bad_input("Give `first` or `last`, not both.").field("last"));
+                return Err(Error::bad_input("Set `first` or `last`, not both.").field("last"));
             }
             (None, Some(last)) => (size(last, "last")?, true),
             (Some(first), None) => (size(first, "first")?, false),
@@ -91,7 +91,7 @@ impl Page {
     }
 }
 
-/// One page of a list. Rows and count are loaded when they are asked for.
+/// One page of a list. Rows are loaded, and counted, only if they are selected.
 pub struct Connection<L: Listed> {
     list: &'static str,
     all: SelectStatement,
@@ -101,13 +101,13 @@ pub struct Connection<L: Listed> {
     order: Order<ColOf<L>>,
     size: usize,
     backward: bool,
-    /// Whether the client came from the other side, so that there is something there.
+    /// Whether the page starts at a cursor, so that there are entries on the other side of it.
     continued: bool,
     listed: PhantomData<fn() -> L>,
 }
 
 impl<L: Listed> Connection<L> {
-    /// A page of all rows that fulfil a condition.
+    /// A page of all rows that match a condition.
     pub(crate) fn new(
         condition: Condition,
         order: Order<ColOf<L>>,
@@ -121,7 +121,7 @@ impl<L: Listed> Connection<L> {
         )
     }
 
-    /// A page of those rows of a parent that fulfil a condition.
+    /// A page of a parent's rows that match a condition.
     pub(crate) fn of(
         column: ColOf<L>,
         parent: Uuid,
@@ -133,7 +133,7 @@ impl<L: Listed> Connection<L> {
         Self::select(select, Some((column.as_column_ref(), parent)), order, page)
     }
 
-    /// A page of a select over the entity's columns, which may join the table that holds the parent.
+    /// A page of a select over the entity's columns, which may join the table of the parent column.
     pub(crate) fn select(
         all: SelectStatement,
         parent: Option<(ColumnOf, Uuid)>,
@@ -150,7 +150,7 @@ impl<L: Listed> Connection<L> {
         for column in &order.columns {
             select.order_by(column.as_column_ref(), order.direction(page.backward));
         }
-        // One row more than asked for tells whether there is a next page.
+        // One additional row shows whether there is a next page.
         select.limit(page.size + 1);
         let (parent, key) = parent.unzip();
         Ok(Self {
@@ -171,7 +171,7 @@ impl<L: Listed> Connection<L> {
         })
     }
 
-    /// The rows of the page in the list's order, and whether there are more in the direction of paging.
+    /// The rows of the page in the order of the list, and whether there are more in the direction of paging.
     async fn rows(&self, ctx: &Context<'_>) -> Result<(Vec<Arc<RowOf<L>>>, bool), Error> {
         let pages = PageQuery::<RowOf<L>>::new(self.list, self.page.clone(), self.parent.clone());
         let rows = ctx.request().load(pages, self.key).await?;
@@ -189,7 +189,7 @@ impl<L: Listed> TypeName for Connection<L> {
     }
 }
 
-/// One page of a list, as the [Relay connection specification](https://relay.dev/graphql/connections.htm) has it.
+/// One page of a list. See the [Relay connection specification](https://relay.dev/graphql/connections.htm).
 #[Object(name_type)]
 impl<L: Listed> Connection<L> {
     /// The entries of the page, each with its cursor.
@@ -209,13 +209,13 @@ impl<L: Listed> Connection<L> {
             .collect())
     }
 
-    /// The nodes of the page, without their cursors.
+    /// The nodes of the page without their cursors.
     async fn nodes(&self, ctx: &Context<'_>) -> Result<Vec<L::Node>, Error> {
         let (rows, _) = self.rows(ctx).await?;
         Ok(L::nodes(ctx, &rows).await?.into_iter().flatten().collect())
     }
 
-    /// Where the page lies in the list.
+    /// The cursors at both ends of the page, and whether there are more pages.
     async fn page_info(&self, ctx: &Context<'_>) -> Result<PageInfo, Error> {
         let (rows, more) = self.rows(ctx).await?;
         let (has_previous_page, has_next_page) = if self.backward {
@@ -231,7 +231,7 @@ impl<L: Listed> Connection<L> {
         })
     }
 
-    /// How many entries the whole list has under its filter, whatever the page. Counted only when selected.
+    /// The number of entries that match the filter, on all pages. Counted only if selected.
     async fn total_count(&self, ctx: &Context<'_>) -> Result<i32, Error> {
         let totals = Totals::<Count>::count(self.list, self.all.clone(), self.parent.clone());
         let total = ctx.request().load(totals, self.key).await?;
@@ -239,13 +239,13 @@ impl<L: Listed> Connection<L> {
     }
 }
 
-/// One entry of a list.
+/// An edge: one entry of a list with its cursor.
 #[derive(SimpleObject)]
 #[graphql(name_type)]
 pub struct Edge<L: Listed> {
-    /// Marks this entry's place in the list: give it as `after` or `before` to go on from here.
+    /// The cursor of the entry, for the arguments `after` and `before`.
     cursor: String,
-    /// The entry.
+    /// The node: the entry itself.
     node: L::Node,
     #[graphql(flatten)]
     extra: L::Extra,

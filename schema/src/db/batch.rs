@@ -1,4 +1,4 @@
-//! The statements the loader sends: rows by key, pages by parent, totals by parent. Each serves any number of keys.
+//! The statements of the loader: rows by key, pages by parent, totals by parent. Each serves any number of keys.
 
 use std::{collections::HashMap, iter, marker::PhantomData, sync::Arc};
 
@@ -20,13 +20,13 @@ use crate::{
 /// A table and one of its columns.
 pub(crate) type ColumnOf = (DynIden, DynIden);
 
-/// The name under which a statement answers the parent of a row.
+/// The column alias of a row's parent in a result.
 const PARENT: &str = "parent_key";
 
-/// Most parents of one statement on SQLite, which compounds at most 500 selects.
+/// Maximum number of parents in one statement on SQLite, which allows at most 500 compound selects.
 const SQLITE_PARENTS: usize = 256;
 
-/// Who may read a row, as a condition on it; the empty rule lets everything pass. Clones are equal at no cost.
+/// Who may read a row, as a condition on it; the empty rule allows everything. Comparing clones is free.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rule(Option<Arc<Condition>>);
 
@@ -52,8 +52,8 @@ impl PartialEq for Rule {
     }
 }
 
-/// `column` is one of the keys. PostgreSQL gets them as one array, so that its text does not depend on their number;
-/// SQLite gets them in powers of two for the same reason, filled up with ids that no row has.
+/// Condition: `column` is one of the keys. PostgreSQL receives the keys as one array, so that the statement does not
+/// depend on their number. SQLite receives a power of two of keys for the same reason, padded with ids that no row has.
 pub(crate) fn is_among(backend: DbBackend, column: ColumnOf, keys: &[Uuid]) -> Expr {
     if backend == DbBackend::Postgres {
         Expr::col(column).eq(Func::cust("ANY").arg(array(keys)))
@@ -62,7 +62,7 @@ pub(crate) fn is_among(backend: DbBackend, column: ColumnOf, keys: &[Uuid]) -> E
     }
 }
 
-/// Each value once, because a statement has a maximum number of parameters.
+/// Removes duplicates, because a statement has a maximum number of parameters.
 pub(crate) fn distinct<T: PartialEq>(list: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut distinct = Vec::new();
     for value in list {
@@ -91,7 +91,7 @@ fn parent_of(row: &QueryResult) -> Result<Uuid, Error> {
     row.try_get::<Uuid>("", PARENT).map_err(Error::from)
 }
 
-/// Rows by a unique key, as far as a rule lets them be read.
+/// Rows by a unique key, restricted by a rule.
 pub(crate) struct RowsByKey<E: EntityTrait> {
     column: E::Column,
     rule: Rule,
@@ -157,7 +157,7 @@ where
     }
 }
 
-/// Ordered rows of a statement with a limit, for each parent.
+/// The ordered rows of a statement with a limit, for each parent.
 pub(crate) struct PageQuery<R> {
     shape: Arc<QueryTemplate>,
     row: PhantomData<fn() -> R>,
@@ -166,9 +166,9 @@ pub(crate) struct PageQuery<R> {
 #[derive(PartialEq)]
 struct QueryTemplate {
     name: &'static str,
-    /// The statement for one parent, but for the condition that names it.
+    /// The statement for one parent, without the condition on the parent.
     select: SelectStatement,
-    /// The column that holds the parent; `None` for a list without one.
+    /// The parent column; `None` for a list without a parent.
     parent: Option<ColumnOf>,
 }
 
@@ -212,8 +212,8 @@ impl QueryTemplate {
     }
 
     /// The first rows of every parent in one statement. A window function would number all rows of all parents first;
-    /// this reads no row beyond each parent's limit. Both databases take the parents one after the other and answer
-    /// each one's rows in the order of its own select.
+    /// this reads no row beyond the limit of each parent. Both databases process the parents one after the other and
+    /// return the rows of each in the order of its select.
     fn of_each(&self, backend: DbBackend, parent: &ColumnOf, keys: &[Uuid]) -> SelectStatement {
         let page = || Alias::new("page");
         if backend == DbBackend::Postgres {
@@ -359,7 +359,7 @@ where
     }
 }
 
-/// How many rows there are.
+/// The number of rows.
 #[derive(Clone, Copy, Debug, Default, FromQueryResult)]
 pub(crate) struct Count {
     pub(crate) count: i64,
@@ -379,7 +379,7 @@ impl Totals<Count> {
     }
 }
 
-/// Counts the rows of a group that fulfil a condition.
+/// Counts the rows of a group that match a condition.
 pub(crate) fn count_where(condition: impl Into<Condition>) -> FunctionCall {
     Func::count(Expr::case(condition.into(), 1))
 }

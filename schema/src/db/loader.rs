@@ -1,14 +1,13 @@
-//! The one loader between resolvers and the database.
+//! The loader between resolvers and the database.
 //!
-//! Resolvers ask for one key at a time; what leaves is one statement for all keys that wait. Keys of *all* requests
-//! wait together: while [`IN_FLIGHT`] statements of a kind are under way, new keys gather and leave together in the
-//! next (group commit). No timer is involved: a request's keys leave when its execution has nothing left to do but
-//! wait ([`Gather`] sees that moment exactly), so that alone it takes one statement per edge, whatever the number of
-//! parents.
+//! Resolvers load one key at a time; a dispatched batch is one statement for all waiting keys. Keys of *all* requests
+//! wait together: while [`IN_FLIGHT`] statements of a kind are running, new keys are collected for the next one (group
+//! commit). No timer is involved: the keys of a request are dispatched when its execution is idle ([`DispatchWhenIdle`]
+//! detects this exactly), so that a single request takes one statement per edge, whatever the number of parents.
 //!
-//! Nothing is kept after it was answered, so nothing can be stale. Keys are ids and nothing else: a rule about who may
-//! read is part of the [`Batch`], and batches with different rules never share a statement. Reads inside a transaction
-//! do not come here.
+//! Values are not kept after they are returned, so nothing can be stale. Keys are ids and nothing else: a rule about
+//! who may read is part of the batch, and batches with different rules never share a statement. Reads inside a
+//! transaction do not use the loader.
 
 use std::{
     any::{Any, TypeId},
@@ -31,30 +30,30 @@ use sea_orm::{
 
 use crate::error::{self, Error};
 
-/// Most statements of one kind under way at once.
+/// Maximum number of concurrent statements of one kind.
 const IN_FLIGHT: usize = 2;
 
-/// Most keys of one statement; a full batch leaves without waiting for its requests.
+/// Maximum number of keys in one statement; a full batch is dispatched without waiting for its requests.
 pub(crate) const BATCH_KEYS: usize = 1_000;
 
-/// Most batches of one kind that may wait; one more is refused with `UNAVAILABLE`.
+/// Maximum number of waiting batches of one kind; further ones are refused with `UNAVAILABLE`.
 const WAITING_BATCHES: usize = 256;
 
-/// How often a request's execution is polled again at once because it woke itself. A future that does so for ever must
-/// not keep a worker thread.
+/// Maximum number of consecutive polls of an execution that wakes itself. A future that does so forever must not occupy
+/// a worker thread.
 const SPINS: usize = 1_000;
 
-/// A way to answer many keys with one statement. Equal batches are answered together.
+/// Loads many keys with one statement. Equal batches are merged.
 pub(crate) trait Batch: Clone + PartialEq + Send + Sync + 'static {
-    /// What is asked for.
+    /// The key of a value.
     type Key: Copy + Eq + Hash + Send + Sync + Unpin + 'static;
-    /// What is answered; a key without an answer gets the default.
+    /// The loaded value; the default for a key without one.
     type Value: Clone + Default + Send + Sync + 'static;
 
-    /// What the batch reads, for reports: `circles by id`.
+    /// The name in reports, such as `circles by id`.
     fn name(&self) -> String;
 
-    /// Answers the keys, at most [`BATCH_KEYS`] and each once.
+    /// Loads the values of the keys, which are distinct and at most [`BATCH_KEYS`].
     fn run(
         &self,
         db: &Reader,
@@ -74,7 +73,7 @@ impl Reader {
         self.db.get_database_backend()
     }
 
-    /// The rows of a statement. A connection that turns out to be gone is replaced, and the statement sent once more.
+    /// The rows of a statement. If the connection was lost, the statement is sent once more on a new one.
     pub(crate) async fn rows(&self, select: &SelectStatement) -> Result<Vec<QueryResult>, Error> {
         let send = || {
             self.statements.fetch_add(1, Ordering::Relaxed);
@@ -100,14 +99,14 @@ impl Reader {
     }
 }
 
-/// What one operation cost.
+/// The cost of one operation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
-    /// Statements that the operation waited for, also those it shared with others.
+    /// Statements that the operation waited for, including those shared with other operations.
     pub(crate) statements: u64,
-    /// Rows that those statements answered.
+    /// Rows that those statements returned.
     pub(crate) rows: u64,
-    /// Each batch: what it read, how many keys it had in all, and how many statements.
+    /// The name of each batch, and the number of its keys.
     pub(crate) batches: Vec<(String, usize)>,
 }
 
@@ -125,7 +124,7 @@ impl Loader {
         }
     }
 
-    /// The answer for a key, on behalf of a request whose execution runs inside [`Gather`].
+    /// Loads the value of a key for a request whose execution runs inside [`DispatchWhenIdle`].
     pub(crate) async fn load<B: Batch>(
         &self,
         request: &Arc<PendingBatches>,
@@ -143,7 +142,7 @@ impl Loader {
         .await
     }
 
-    /// The answer for a key outside of any operation.
+    /// Loads the value of a key outside of any operation.
     pub(crate) async fn load_alone<B: Batch>(
         &self,
         batch: B,
@@ -172,35 +171,35 @@ impl Loader {
             Arc::clone(lane)
         });
         lane.downcast()
-            .unwrap_or_else(|_| unreachable!("a lane is kept under its own type"))
+            .unwrap_or_else(|_| unreachable!("a queue is stored under its own type"))
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing here leaves a value half-changed, so a panic elsewhere while it was locked does no harm.
+    // No value is ever half-changed here, so a panic of another thread during the lock does no harm.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All that waits or is under way for one type of batch.
+/// All waiting and running batches of one type.
 struct BatchQueue<B: Batch> {
     db: DatabaseConnection,
     groups: Mutex<Vec<Group<B>>>,
 }
 
-/// What waits or is under way for equal batches.
+/// The waiting and running batches that are equal.
 struct Group<B: Batch> {
     batch: B,
-    /// Batches that wait, oldest first; keys join the last.
+    /// Waiting batches, oldest first; new keys join the last one.
     waiting: Vec<Arc<Pending<B>>>,
     in_flight: usize,
 }
 
 type Outcome<B> = Result<HashMap<<B as Batch>::Key, <B as Batch>::Value>, Error>;
 
-/// A batch that gathers keys, is under way, or is answered.
+/// A batch that collects keys, is running, or is complete.
 struct Pending<B: Batch> {
     keys: Mutex<HashSet<B::Key>>,
-    /// Whether a request that wants one of the keys does nothing but wait.
+    /// Whether a request that waits for one of the keys is idle.
     ready: AtomicBool,
     outcome: OnceLock<Outcome<B>>,
     waiters: Mutex<Vec<(Arc<PendingBatches>, Waker)>>,
@@ -261,7 +260,7 @@ impl<B: Batch> BatchQueue<B> {
         Ok(pending)
     }
 
-    /// Sends what is ready, as far as the group's share of statements goes.
+    /// Dispatches ready batches, up to the limit of concurrent statements of the group.
     fn dispatch(lane: &Arc<Self>, group: &mut Group<B>) {
         while group.in_flight < IN_FLIGHT
             && group
@@ -283,14 +282,14 @@ impl<B: Batch> BatchQueue<B> {
             };
             #[expect(
                 clippy::disallowed_methods,
-                reason = "a batch belongs to no single request; at most IN_FLIGHT run"
+                reason = "a batch is shared by several requests; at most IN_FLIGHT run"
             )]
             tokio::spawn(journey.run());
         }
     }
 }
 
-/// One batch under way. However it ends, also by a panic, its keys are answered.
+/// A running batch. However it ends, even by a panic, its waiting resolvers get a result.
 struct BatchRun<B: Batch> {
     lane: Arc<BatchQueue<B>>,
     batch: B,
@@ -309,7 +308,7 @@ impl<B: Batch> BatchRun<B> {
 impl<B: Batch> Drop for BatchRun<B> {
     fn drop(&mut self) {
         if self.pending.outcome.get().is_none() {
-            tracing::error!(batch = self.batch.name(), "a batch ended without an answer");
+            tracing::error!(batch = self.batch.name(), "a batch ended without a result");
             let _ = self.pending.outcome.set(Err(Error::internal()));
         }
         {
@@ -346,7 +345,7 @@ impl<B: Batch> Drop for BatchRun<B> {
     }
 }
 
-/// One resolver waiting for its key.
+/// A resolver that waits for its key.
 struct Load<'a, B: Batch> {
     pending: Arc<Pending<B>>,
     request: &'a Arc<PendingBatches>,
@@ -377,23 +376,23 @@ impl<B: Batch> Future for Load<'_, B> {
     }
 }
 
-/// What a request waits for. One for each operation under way.
+/// The batches that a running operation waits for.
 #[derive(Default)]
 pub(crate) struct PendingBatches {
     /// Wakes the task in which the request runs.
     task: AtomicWaker,
-    /// Whether its execution is being polled, and whether something in it was woken since that began.
+    /// Whether the execution is being polled, and whether it was woken since the poll began.
     polling: AtomicBool,
     woken: AtomicBool,
-    /// Batches that were joined since the request last came to rest.
+    /// Batches that were joined since the request was last idle.
     joined: Mutex<Vec<Arc<dyn Departure>>>,
-    /// Resolvers whose batch is answered. They are woken together, from inside the request's own task: a request that
-    /// saw half of a batch would send the next edge in two statements.
+    /// Resolvers whose batch is complete. They are woken together, inside the request's own task: a request that saw
+    /// half of a batch would send the next edge in two statements.
     answered: Mutex<Vec<Waker>>,
     usage: Option<Mutex<Usage>>,
 }
 
-/// A batch that one of its requests may send off.
+/// A batch that one of its requests can dispatch.
 trait Departure: Send + Sync {
     fn is(&self, pending: *const ()) -> bool;
     fn dispatch(&self);
@@ -425,7 +424,7 @@ impl<B: Batch> Departure for Joined<B> {
 }
 
 impl PendingBatches {
-    /// `usage` asks for an account of what the request costs.
+    /// `usage` enables the report of the request's cost.
     pub(crate) fn new(usage: bool) -> Arc<Self> {
         Arc::new(Self {
             usage: usage.then(Mutex::default),
@@ -433,7 +432,7 @@ impl PendingBatches {
         })
     }
 
-    /// What the request has cost so far, if an account was asked for.
+    /// The cost of the request so far, if it is reported.
     pub(crate) fn usage(&self) -> Option<Usage> {
         self.usage.as_ref().map(|usage| lock(usage).clone())
     }
@@ -476,16 +475,17 @@ impl Wake for PendingBatches {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.woken.store(true, Ordering::SeqCst);
-        // Whoever polls looks at `woken` after it has cleared `polling`, so one of the two always sees the other.
+        // The poller reads `woken` after it has cleared `polling`, so one of the two always sees the other.
         if !self.polling.load(Ordering::SeqCst) {
             self.task.wake();
         }
     }
 }
 
-/// Runs a request's execution and sends its keys off whenever it has come to rest.
+/// Runs a request's execution and dispatches its keys whenever it is idle.
 ///
-/// Whatever it joined leaves at the latest when it is dropped: a batch that nobody sends off would wait for ever.
+/// Batches that it has joined are dispatched at the latest when it is dropped: a batch that is never dispatched would
+/// wait forever.
 pub(crate) struct DispatchWhenIdle<'a, T> {
     execution: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
     waiting: &'a Arc<PendingBatches>,
@@ -524,7 +524,8 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
             if state.is_ready() {
                 return state;
             }
-            // Joined futures wake themselves when they have polled their share; only an execution that did not is at rest.
+            // Joined futures wake themselves after they have polled their share; the execution is idle only if it was
+            // not woken.
             if !waiting.woken.swap(false, Ordering::SeqCst) && lock(&waiting.answered).is_empty() {
                 waiting.dispatch();
                 return Poll::Pending;
@@ -548,7 +549,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    /// Answers a number with its double, and says how many keys came together.
+    /// Returns the double of a number, and the number of keys in the batch.
     #[derive(Clone, PartialEq)]
     struct Doubles {
         fails: bool,
@@ -584,7 +585,7 @@ mod tests {
                 let (_, below) = loader.load(&waiting, DOUBLES, 1_000 + double).await?;
                 Ok::<_, Error>((together, below))
             };
-            // Joined futures of more than thirty wake themselves, and so do those within them.
+            // More than thirty joined futures wake themselves, and so do those within them.
             let children =
                 join_all((0..10).map(|part| join_all((0..40).map(move |n| child(40 * part + n)))));
             let answers = DispatchWhenIdle::new(&waiting, children).await;

@@ -4,10 +4,10 @@ use crate::error::Error;
 use crate::text::fold;
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 
-/// Most characters of a filter's text.
+/// Maximum length of a filter text, in characters.
 const MAX_FILTER: usize = 100;
 
-/// A filter's text, checked.
+/// Checks a filter text.
 pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
     if text.chars().count() > MAX_FILTER {
         return Err(Error::bad_input(format!(
@@ -24,7 +24,7 @@ pub(crate) fn filter(text: &str, field: &str) -> Result<String, Error> {
     Ok(text.to_owned())
 }
 
-/// `column`, a folded one, contains what `search` looks for.
+/// Condition: the folded `column` contains `search`.
 pub(crate) fn contains(column: Expr, search: &str) -> Result<Expr, Error> {
     let mut pattern = String::from("%");
     for letter in fold(&filter(search, "search")?).chars() {

@@ -12,19 +12,19 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tracing::Instrument;
 
-/// How often a change that lost against others at the same time is tried.
+/// Maximum number of attempts of a change that loses against concurrent changes.
 const ATTEMPTS: usize = 4;
 
-/// Where changes are made.
+/// Begins and commits transactions that write.
 #[derive(Clone)]
 pub(crate) struct Writer {
     db: DatabaseConnection,
-    /// SQLite has one writer at a time, and lets those who wait try again and again, in no order: under load some would
-    /// try in vain until their time is over. Here they queue.
+    /// SQLite allows one writer at a time, and waiting writers retry in no order: under load some would time out. This
+    /// queue orders them.
     queue: Option<Arc<Mutex<()>>>,
 }
 
-/// A place at the head of the queue of writers, until it is dropped.
+/// The head of the writer queue, released on drop.
 pub(crate) type WriterGuard = Option<OwnedMutexGuard<()>>;
 
 impl Writer {
@@ -36,12 +36,12 @@ impl Writer {
         }
     }
 
-    /// Begins a transaction; one that is dropped before its commit leaves nothing behind. SQLite locks at once: a
-    /// transaction that reads first and then writes is refused when another has written meanwhile. On PostgreSQL the work
-    /// locks the rows it relies on.
+    /// Begins a transaction; one that is dropped before its commit is rolled back. SQLite locks immediately: a
+    /// transaction that reads first and then writes is refused if another one has written in between. On PostgreSQL the
+    /// caller locks the rows that it depends on.
     ///
-    /// BEGIN runs to its end also when the caller is dropped: the driver forgets a PostgreSQL transaction whose BEGIN
-    /// was not waited for, and its connection would go back to the pool with the transaction open.
+    /// BEGIN runs to its end even if the caller is dropped: the driver forgets a PostgreSQL transaction whose BEGIN was
+    /// not awaited, and its connection would return to the pool with the transaction open.
     pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, WriterGuard), Error> {
         let writer = self.clone();
         let begin = async move {
@@ -57,7 +57,7 @@ impl Writer {
         };
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is bounded by the time limits of the pool and of the database"
+            reason = "the task is bounded by the time limits of the pool and of the database"
         )]
         let task = tokio::spawn(begin.in_current_span());
         task.await
@@ -67,10 +67,10 @@ impl Writer {
             })
     }
 
-    /// Makes everything that was written in a transaction stand.
+    /// Commits a transaction.
     ///
     /// # Errors
-    /// The transaction was not committed; or the database did not say whether it was, which the error tells.
+    /// The transaction was not committed, or its outcome is unknown, which the error says.
     pub(crate) async fn commit(&self, transaction: DatabaseTransaction) -> Result<(), Error> {
         transaction.commit().await.map_err(Error::of_commit)?;
         storage::committed();
@@ -78,10 +78,10 @@ impl Writer {
     }
 }
 
-/// Makes a change that is one transaction, and again when it lost against others at the same time.
+/// Runs a change that is one transaction, and retries it if it loses against concurrent changes.
 ///
 /// # Errors
-/// Those of the change; `CONFLICT` when others won each time.
+/// Those of the change; `CONFLICT` if all attempts lost.
 pub(crate) async fn retry_on_conflict<T, F>(change: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
@@ -95,7 +95,7 @@ where
     }
 }
 
-/// Whether a statement failed because another row has the same unique value. Its transaction can only be dropped.
+/// Whether a statement failed because another row has the same unique value. Its transaction can only be rolled back.
 pub(crate) fn is_taken(error: &DbErr) -> bool {
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }

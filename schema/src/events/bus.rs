@@ -22,12 +22,12 @@ use uuid::Uuid;
 
 use crate::events::{BATCH, Counts, Relay, Settings, Watches};
 
-/// The latest events, and what has been done with them.
+/// The latest events, and their statistics.
 pub(crate) struct Bus {
     pub(crate) history: RwLock<VecDeque<Arc<event::Model>>>,
     /// The position of the latest event; `None` before it is known.
     pub(crate) latest: watch::Sender<Option<i64>>,
-    /// Something was committed here.
+    /// Notified after a commit on this instance.
     pub(super) changed: Notify,
     pub(super) settings: Settings,
     pub(super) published: AtomicU64,
@@ -38,7 +38,7 @@ pub(crate) struct Bus {
     pub(crate) subscribers: AtomicU64,
     /// How often the sharing of a circle has changed.
     pub(crate) sharing: AtomicU64,
-    /// Who reads the table takes turns.
+    /// Limits the number of concurrent reads of the table.
     pub(crate) replays: Semaphore,
     pub(super) watches: Arc<Watches>,
 }
@@ -76,28 +76,28 @@ impl Bus {
         (bus, relay)
     }
 
-    /// Equal events within this time are one.
+    /// Equal events within this time are duplicates.
     pub(crate) fn window(&self) -> Duration {
         self.settings.window
     }
 
-    /// To be called after a commit that has announced something, and left out so many duplicates.
+    /// Must be called after a commit that has appended events, with the number of dropped duplicates.
     pub(crate) fn committed(&self, duplicates: u64) {
         self.deduplicated.fetch_add(duplicates, Ordering::Relaxed);
         self.changed.notify_one();
     }
 
-    /// The sessions that streams and connections of this instance belong to.
+    /// The watched sessions of the streams and connections on this instance.
     pub(crate) fn watches(&self) -> &Arc<Watches> {
         &self.watches
     }
 
-    /// To be called when a subscriber is given an event.
+    /// Counts an event that is delivered to a subscriber.
     pub(crate) fn given(&self) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What has been handed out so far.
+    /// The event statistics of this instance.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             published: self.published.load(Ordering::Relaxed),
@@ -110,7 +110,7 @@ impl Bus {
         }
     }
 
-    /// Deletes what is older than events are kept, the oldest first. The newest always stays: positions go on from it.
+    /// Deletes expired events, the oldest first. The newest one is always kept, because positions continue from it.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -126,7 +126,7 @@ impl Bus {
             .filter(OccurredAt.gte(now - self.settings.retention));
         let oldest_kept = kept.order_by_asc(Position).one(db).await?;
         let newest = announced.order_by_desc(Position).one(db).await?;
-        // What is kept has no holes, though clocks differ.
+        // The stored events must have no gaps, even if the clocks of instances differ.
         let Some(boundary) = oldest_kept.or(newest).and_then(|row| row.position) else {
             return Ok(());
         };
@@ -146,8 +146,8 @@ impl Bus {
         }
     }
 
-    /// What is wanted of the history behind a position, and how far was looked. `None` when the history does not reach
-    /// back that far.
+    /// The matching events of the history after a position, and the last examined position. `None` if the history does
+    /// not reach back that far.
     pub(crate) fn behind(
         &self,
         seen: i64,
@@ -184,7 +184,7 @@ impl Bus {
         };
         self.published
             .fetch_add(rows.len() as u64, Ordering::Relaxed);
-        // Known before the events are: who judges one of them knows of all the changes before it.
+        // Counted before the events are visible: a reader of an event must see all sharing changes before it.
         let sharing = rows.iter().filter(|row| changes_sharing(row)).count();
         self.sharing.fetch_add(sharing as u64, Ordering::AcqRel);
         let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
@@ -200,11 +200,11 @@ pub(crate) fn changes_sharing(row: &event::Model) -> bool {
     SHARING.contains(&row.kind.as_str())
 }
 
-/// Events after which it is to be looked anew who may read a circle.
+/// Event types that change who may read a circle.
 pub(crate) const SHARING: [&str; 3] = ["circle.shared", "circle.unshared", "circle.deleted"];
 
-/// Most subscribers that read the table at once.
+/// Maximum number of subscribers that read the table at the same time.
 const REPLAYS: usize = 4;
 
-/// Most events that are deleted at once.
+/// Maximum number of events that are deleted by one statement.
 const PURGED: u64 = 1_000;

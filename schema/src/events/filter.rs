@@ -4,10 +4,10 @@ use gathering_entity::event;
 use sea_orm::{ColumnTrait, Condition};
 use uuid::Uuid;
 
-/// Which events a subscriber wants. All given conditions must hold.
+/// Selects the events of a subscriber. All conditions must hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FeedFilter {
-    /// The dotted names of types.
+    /// The dotted names of event types.
     pub(crate) types: Option<Vec<String>>,
     pub(crate) circle: Option<Uuid>,
     pub(crate) project: Option<Uuid>,

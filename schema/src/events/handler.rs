@@ -1,9 +1,9 @@
-//! What in the server itself listens to events.
+//! Handlers: listeners to events in the server itself.
 //!
-//! A handler gets each event at least once from the time the server starts, those of one subject one after the other, and
-//! others side by side as far as the semaphore that all handlers share lets them. One that fails is counted and logged
-//! and holds nobody up; a slow one goes on from the table like any slow listener. To publish is to write into the outbox,
-//! which waits for no handler: one that publishes cannot block itself.
+//! A handler receives each event at least once from the start of the server on. Events of one subject are handled in
+//! order, others concurrently, limited by a semaphore that all handlers share. A handler that fails is counted and
+//! logged and blocks no other; a slow one continues from the table like any slow subscriber. Publishing writes to the
+//! outbox and waits for no handler, so a handler that publishes cannot block itself.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -25,9 +25,9 @@ use crate::events::{BATCH, Bus, relay::LONGEST_PAUSE};
 pub(crate) type Handle =
     Arc<dyn Fn(Arc<event::Model>) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
-/// Something that handles events.
+/// An event handler.
 pub(crate) struct Handler {
-    /// What it is called in the log.
+    /// The name in the log.
     pub(crate) name: &'static str,
     pub(crate) handle: Handle,
 }
@@ -80,7 +80,7 @@ impl Handler {
             let _permit = permits.acquire().await;
             for row in rows {
                 let kind = row.kind.clone();
-                // Also what it does before it first waits may panic.
+                // The handler may also panic before it returns its future.
                 let work = AssertUnwindSafe(async { (self.handle)(row).await }).catch_unwind();
                 let error = match work.await {
                     Ok(Ok(())) => continue,
@@ -88,14 +88,14 @@ impl Handler {
                     Err(_) => "it panicked".into(),
                 };
                 bus.handler_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(handler = self.name, kind, %error, "an event was not handled");
+                tracing::error!(handler = self.name, kind, %error, "event handler failed");
             }
         });
         join_all(handled).await;
     }
 }
 
-/// The events behind a position, as the table has them.
+/// The events after a position, read from the table.
 async fn behind(db: &DatabaseConnection, seen: i64) -> Result<Vec<Arc<event::Model>>, Error> {
     let rows = event::Entity::find()
         .filter(event::Column::Position.gt(seen))

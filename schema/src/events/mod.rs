@@ -1,8 +1,9 @@
-//! Live events: from the outbox to whoever listens.
+//! Live events: from the outbox to the subscribers.
 //!
-//! One task numbers what was committed, reads it in order and appends it to a history of fixed size. Everybody who
-//! listens reads that at their own pace; who falls out of it goes on from the table, and comes back when they have caught
-//! up. So nobody waits for a slow listener, memory does not grow, and nothing is lost that the table still has.
+//! One task numbers committed events, reads them in order and appends them to a history of fixed size. Each subscriber
+//! reads the history at its own pace; one that falls behind the history continues from the table, and returns to the
+//! history when it has caught up. So nothing waits for a slow subscriber, memory is bounded, and no event is lost as
+//! long as the table contains it.
 
 mod bus;
 mod filter;
@@ -22,36 +23,36 @@ pub(crate) use relay::notify_ended;
 pub use session::Watch;
 pub(crate) use session::{Ended, Watches};
 
-/// Most events that are handed out at once.
+/// Maximum number of events in a batch.
 pub(crate) const BATCH: usize = 64;
 
-/// How events are handed out.
+/// The settings of live events.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many of the latest events are kept in memory.
+    /// The number of latest events in memory.
     pub history: usize,
-    /// How long an event counts as a duplicate of an equal one; zero lets all pass.
+    /// How long an event counts as a duplicate of an equal one; zero disables deduplication.
     pub window: Duration,
-    /// How often the outbox is looked at without being told.
+    /// How often the outbox is polled.
     pub poll: Duration,
-    /// How long events are kept.
+    /// How long events are stored.
     pub retention: Duration,
-    /// How many events the server's own handlers handle at once.
+    /// The number of events that the server's handlers handle concurrently.
     pub handlers: usize,
 }
 
-/// What has been handed out so far.
+/// The event statistics of this instance.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Events that were handed out here, whichever instance they come from.
+    /// Events published on this instance, including those of other instances.
     pub published: u64,
-    /// Events that subscribers were given.
+    /// Events delivered to subscribers.
     pub delivered: u64,
-    /// Events that were left out as duplicates.
+    /// Events dropped as duplicates.
     pub deduplicated: u64,
-    /// How often a subscriber fell out of the history and went on from the table.
+    /// How often a subscriber fell behind the history and continued from the table.
     pub lagged: u64,
-    /// How often a handler has failed.
+    /// How often a handler failed.
     pub handler_errors: u64,
     /// Open subscriptions.
     pub subscribers: u64,

@@ -1,7 +1,7 @@
-//! The outbox: a change writes what it announces in its own transaction.
+//! The outbox: a change writes its events in its own transaction.
 //!
-//! A row without a position is not announced yet. Positions are given after the commit, so whoever reads everything
-//! behind a position misses nothing, however long another transaction takes.
+//! A row without a position is not published yet. Positions are assigned after the commit, so that a subscriber who
+//! reads everything after a position misses nothing, however long another transaction takes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,13 +17,13 @@ use uuid::Uuid;
 use crate::events::relay::CHANNEL;
 use crate::{db::is_among, error::Error};
 
-/// Which version of the payloads this is.
+/// The version of the payloads.
 const VERSION: i32 = 1;
 
-/// Most rows of one statement.
+/// Maximum number of rows in one statement.
 const ROWS: usize = 1_000;
 
-/// What a change announces.
+/// An event to append.
 #[derive(Clone, Debug)]
 pub(crate) struct NewEvent {
     kind: &'static str,
@@ -37,8 +37,8 @@ pub(crate) struct NewEvent {
 }
 
 impl NewEvent {
-    /// What happened, as a dotted name such as `task.created`, to which row, and what is to be said of it: an object;
-    /// never a secret, a prompt or a whole message.
+    /// Creates an event: the dotted name of its type, such as `task.created`, the row, and an object as the payload,
+    /// which never contains a secret, a prompt or a whole message.
     pub(crate) fn new(kind: &'static str, subject: Uuid, payload: Value) -> Self {
         Self {
             kind,
@@ -52,7 +52,7 @@ impl NewEvent {
         }
     }
 
-    /// Whose it is: they are told.
+    /// Sets the owner, who receives the event.
     pub(crate) fn owner(self, owner: Uuid) -> Self {
         Self {
             owner: Some(owner),
@@ -60,7 +60,7 @@ impl NewEvent {
         }
     }
 
-    /// In which circle it happened: its readers are told.
+    /// Sets the circle, whose readers receive the event.
     pub(crate) fn circle(self, circle: impl Into<Option<Uuid>>) -> Self {
         Self {
             circle: circle.into(),
@@ -68,7 +68,7 @@ impl NewEvent {
         }
     }
 
-    /// In which project it happened.
+    /// Sets the project.
     pub(crate) fn project(self, project: impl Into<Option<Uuid>>) -> Self {
         Self {
             project: project.into(),
@@ -76,7 +76,7 @@ impl NewEvent {
         }
     }
 
-    /// Which agent it concerns.
+    /// Sets the agent that the event concerns.
     pub(crate) fn agent(self, agent: impl Into<Option<Uuid>>) -> Self {
         Self {
             agent: agent.into(),
@@ -84,7 +84,7 @@ impl NewEvent {
         }
     }
 
-    /// The agent it concerns has done it, be it that a user had it do so.
+    /// Marks the agent as the actor, even if a user caused the action.
     pub(crate) fn by_agent(self) -> Self {
         Self {
             by_agent: true,
@@ -117,9 +117,9 @@ impl NewEvent {
     }
 }
 
-/// Adds facts to the transaction that makes them true: who made the change, if not the server itself, and in which
-/// request. Answers how many were left out because the latest event of the same subject says the same and is younger
-/// than `window`.
+/// Appends events to the transaction that causes them, with the user who made the change (`None` for the server itself)
+/// and the request. Returns the number of dropped duplicates: events equal to the latest event of their subject, if
+/// that one is younger than `window`.
 pub(crate) async fn append(
     transaction: &DatabaseTransaction,
     (user, request): (Option<Uuid>, &str),
@@ -142,7 +142,7 @@ pub(crate) async fn append(
         }
     }
     let duplicates = all - rows.len();
-    // Databases bound how many values a statement may have.
+    // Databases limit the number of values in a statement.
     for rows in rows.chunks(ROWS) {
         let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
         event::Entity::insert_many(rows)
@@ -152,14 +152,14 @@ pub(crate) async fn append(
     Ok(duplicates as u64)
 }
 
-/// The latest event of each subject that is to have another, as far as it is younger than `window`.
+/// The latest event of each subject of the new events, if it is younger than `window`.
 async fn latest(
     transaction: &DatabaseTransaction,
     facts: &[NewEvent],
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<HashMap<Uuid, event::Model>, Error> {
-    // What was only just made has no events yet, and what tells its version tells something new.
+    // A new subject has no events yet, and an event with a version is never a duplicate.
     let may_repeat = |fact: &&NewEvent| {
         !fact.kind.ends_with(".created") && fact.payload.get("version").is_none()
     };
@@ -194,13 +194,14 @@ fn says_the_same(one: &event::Model, other: &event::Model) -> bool {
         && one.payload == other.payload
 }
 
-/// Gives positions to what is committed and has none, in the order in which it was written; a subject's later change is
-/// written later. Other instances are told by `own`, which is the name of this one. Answers whether there may be more.
+/// Assigns positions to committed events that have none, in the order in which they were written; a later change of a
+/// subject is written later. Notifies other instances, with the name of this one in `own`. Returns whether there may be
+/// more.
 pub(super) async fn number(transaction: &DatabaseTransaction, own: Uuid) -> Result<bool, Error> {
     const MOST: u64 = 1_000;
     let order = match transaction.get_database_backend() {
         DbBackend::Postgres => {
-            // One instance numbers at a time. The lock is let go with the commit.
+            // One instance numbers events at a time. The commit releases the lock.
             transaction
                 .execute_unprepared("SELECT pg_advisory_xact_lock(4741749311)")
                 .await?;

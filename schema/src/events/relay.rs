@@ -23,31 +23,31 @@ use uuid::Uuid;
 
 use crate::events::{BATCH, Bus, Ended, Handler, outbox};
 
-/// Numbers events and hands them out.
+/// Numbers and publishes events.
 pub struct Relay {
-    /// Tells this instance from others.
+    /// Identifies this instance.
     pub(super) id: Uuid,
     pub(super) bus: Arc<Bus>,
     pub(super) db: DatabaseConnection,
     pub(super) writer: Writer,
     pub(super) handlers: Vec<Handler>,
-    /// Another instance may have told of new positions.
+    /// Notified when another instance has assigned new positions.
     pub(super) told: Arc<Notify>,
-    /// Whether something may have happened that was not told.
+    /// Whether notifications may have been missed.
     pub(super) is_behind: bool,
 }
 
 impl Relay {
-    /// Adds something that handles events.
+    /// Adds an event handler.
     pub(crate) fn handle(&mut self, handler: Handler) {
         self.handlers.push(handler);
     }
 
-    /// Hands out events until it is dropped, from those that are announced from now on. An instance that cannot write does
-    /// not number them.
+    /// Publishes events until it is dropped, starting with those that are appended from now on. An instance that cannot
+    /// write does not number events.
     pub async fn run(mut self, numbers: bool) {
         let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
-        // They end with this set.
+        // The tasks end when this set is dropped.
         let mut helpers = JoinSet::new();
         for handler in self.handlers.drain(..) {
             let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
@@ -67,8 +67,8 @@ impl Relay {
         }
     }
 
-    /// Finds out where events stand, and hands out what was left behind: who listens from now on is told of what happens
-    /// from now on. What fails is tried again by [`Relay::run`].
+    /// Finds the latest position and publishes the remaining events, so that new subscribers receive only events from
+    /// now on. [`Relay::run`] retries after a failure.
     pub async fn catch_up(&mut self, numbers: bool) {
         // The cause has been logged.
         let _ = self.begin(numbers).await;
@@ -83,7 +83,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Hands out events until the database fails.
+    /// Publishes events until the database fails.
     async fn go_on(&mut self, numbers: bool) -> Result<Infallible, Failed> {
         if self.is_behind {
             self.begin(numbers).await?;
@@ -95,7 +95,7 @@ impl Relay {
                 () = sleep(self.bus.settings.poll) => self.has_unnumbered().await?,
                 () = self.told.notified() => false,
             };
-            // The first of a burst is not kept waiting; the rest of it goes out together.
+            // The first event of a burst is published without delay, the rest of it together.
             sleep(BURST.saturating_sub(began.elapsed())).await;
             self.hand_out(is_mine && numbers).await?;
         }
@@ -103,12 +103,12 @@ impl Relay {
 
     async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
         let numbered = if numbers { self.number().await } else { Ok(()) };
-        // What others have numbered is told nevertheless.
+        // Events that other instances have numbered are published even if this one failed.
         self.read().await?;
         numbered
     }
 
-    /// Whether something that other hands have written waits for its position.
+    /// Whether an event that was written by another process has no position yet.
     async fn has_unnumbered(&self) -> Result<bool, Failed> {
         let waiting = event::Entity::find()
             .select_only()
@@ -159,15 +159,15 @@ impl Relay {
     }
 }
 
-/// How long a burst is gathered.
+/// How long events are collected into a burst.
 const BURST: Duration = Duration::from_millis(10);
 
-/// Pauses after the database has failed.
+/// The bounds of the pause after a database failure.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Tells other instances that sessions have ended, as soon as the transaction is committed.
+/// Notifies other instances of ended sessions, as soon as the transaction is committed.
 ///
 /// # Errors
 /// The database cannot be written.
@@ -180,16 +180,16 @@ pub(crate) async fn notify_ended(db: &impl ConnectionTrait, ended: Ended) -> Res
     Ok(())
 }
 
-/// Wakes the relay when another instance tells of new positions, and ends what belongs to a session that another
-/// instance has ended. The relay does not wait for this: positions that are not heard of are found by the poll, sessions
-/// by the looks of the streams.
+/// Wakes the relay when another instance has assigned new positions, and ends everything that belongs to a session that
+/// another instance has ended. The relay does not depend on it: missed positions are found by polling, and missed
+/// session ends by the checks of the streams.
 async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, told: Arc<Notify>) {
     let own = own.to_string();
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
         if let Err(cause) = hear(&db, &own, &bus, &told).await {
-            tracing::warn!(%cause, "cannot listen for events of other instances");
+            tracing::warn!(%cause, "cannot listen for notifications of other instances");
         }
         pause = longer(pause, began);
         sleep(pause).await;
@@ -202,7 +202,7 @@ async fn hear(
     bus: &Bus,
     told: &Notify,
 ) -> Result<(), sqlx::Error> {
-    // A connection that only listens is no use to anybody else, so the pool is left its own.
+    // Listening occupies a connection, so a separate pool is used.
     let options = db.get_postgres_connection_pool().connect_options();
     let pool = PgPoolOptions::new()
         .max_connections(1)
@@ -221,12 +221,12 @@ async fn hear(
                 told.notify_one();
             }
         }
-        // The connection broke and was begun anew. What was told meanwhile was not heard.
+        // The connection was lost and reopened, so notifications may have been missed.
         told.notify_one();
     }
 }
 
-/// How long to wait before something that failed is tried again: ever longer, unless it went well for long.
+/// The pause before a retry: grows exponentially, and is reset after a longer time without failure.
 fn longer(pause: Duration, began: Instant) -> Duration {
     let pause = if began.elapsed() > LONGEST_PAUSE {
         Duration::ZERO
@@ -236,7 +236,7 @@ fn longer(pause: Duration, began: Instant) -> Duration {
     pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// Events could not be handed out for now. The cause has been logged.
+/// Events could not be published. The cause has been logged.
 struct Failed;
 
 impl From<Error> for Failed {
@@ -251,8 +251,8 @@ impl From<DbErr> for Failed {
     }
 }
 
-/// The channel on which instances tell each other of new positions (PostgreSQL).
+/// The channel on which instances notify each other of new positions (PostgreSQL).
 pub(super) const CHANNEL: &str = "gathering_events";
 
-/// The channel on which instances tell each other of sessions that have ended (PostgreSQL).
+/// The channel on which instances notify each other of ended sessions (PostgreSQL).
 const ENDED: &str = "gathering_sign_outs";

@@ -1,8 +1,8 @@
-//! The end of a session, as those hear of it who answer it without being asked again.
+//! The end of sessions, for the streams and connections that belong to them.
 //!
-//! Each stream and each WebSocket connection holds a [`Watch`] of the session that it belongs to. The change that ends the
-//! session marks its watches after the commit and before its own answer, so nothing of a stream follows that answer. To
-//! look at a watch takes no statement and shares no lock with other streams.
+//! Each stream and each WebSocket connection holds a [`Watch`] of its session. The change that ends the session marks
+//! its watches after the commit and before its own response, so that no event of a stream follows this response.
+//! Checking a watch takes no statement and shares no lock with other streams.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ pub(crate) enum Ended {
         /// The session.
         session: Uuid,
     },
-    /// Whatever was authenticated before the user's `token_version` became this.
+    /// All sessions authenticated before the user's `token_version` changed to this one.
     Before {
         /// The user.
         user: Uuid,
@@ -47,7 +47,7 @@ impl Ended {
             }
     }
 
-    /// The same as other instances are told it.
+    /// The notification for other instances.
     pub(crate) fn to_notice(self) -> String {
         match self {
             Self::One { user, session } => format!("{user} {session}"),
@@ -55,7 +55,7 @@ impl Ended {
         }
     }
 
-    /// What [`Ended::to_notice`] has made; `None` for any other text.
+    /// Parses the text of [`Ended::to_notice`]; `None` for any other text.
     pub(super) fn from_notice(notice: &str) -> Option<Self> {
         let (user, which) = notice.split_once(' ')?;
         let user = user.parse().ok()?;
@@ -67,7 +67,7 @@ impl Ended {
     }
 }
 
-/// All watches of this instance, by user. Holds no more than there are streams and connections.
+/// All watches of this instance, by user. Bounded by the number of streams and connections.
 #[derive(Default)]
 pub(crate) struct Watches(Mutex<HashMap<Uuid, Vec<Weak<Watched>>>>);
 
@@ -80,13 +80,12 @@ struct Watched {
     watches: Arc<Watches>,
 }
 
-/// A session that is watched, until the last clone is dropped.
+/// Watches a session, until the last clone is dropped.
 #[derive(Clone)]
 pub struct Watch(Arc<Watched>);
 
 impl Watches {
-    /// Watches a session from now on. To be called before it is looked whether the session stands: what ends it afterwards
-    /// is not missed.
+    /// Starts to watch a session. Must be called before the session is checked, so that no end is missed.
     pub(crate) fn watch(self: &Arc<Self>, user: Uuid, session: Uuid, version: i32) -> Watch {
         let watched = Arc::new(Watched {
             user,
@@ -100,10 +99,9 @@ impl Watches {
         Watch(watched)
     }
 
-    /// Marks the watches of sessions that have ended. When this returns, nothing passes [`Watch::unless_ended`] for them
-    /// any more.
+    /// Marks the watches of ended sessions. After it returns, [`Watch::unless_ended`] runs nothing for them any more.
     pub(crate) fn end(&self, ended: Ended) {
-        // Not marked under the lock: a watch that is dropped meanwhile takes it.
+        // Not marked under the lock, because dropping a watch takes the lock.
         for watched in self.of(ended.user()) {
             if ended.concerns(&watched) {
                 watched.has_ended.send_replace(true);
@@ -152,12 +150,12 @@ impl Watch {
 
     /// Waits until the session has ended.
     pub async fn ended(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = self.0.has_ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Does something that must not happen after the end of the session has been answered, unless it has ended: what ends
-    /// it waits until this is done. So `work` must be short, and wait for nothing.
+    /// Runs `work` unless the session has ended. The end of the session waits for `work`, so that nothing follows its
+    /// response; `work` must be short, and must not wait.
     pub fn unless_ended<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let has_ended = self.0.has_ended.borrow();
         (!*has_ended).then(work)

@@ -19,27 +19,27 @@ use crate::{
     response::Answer,
 };
 
-/// Who sends an operation, and what is to be reported.
+/// The caller of an operation, and the options of the request.
 #[derive(Debug, Default)]
 pub struct Caller<'a> {
-    /// The access token that was sent, if any.
+    /// The access token, if one was sent.
     pub token: Option<&'a str>,
-    /// Who sends it, signed in or not.
+    /// The client, authenticated or not.
     pub client: Client,
-    /// Whether the answer shall carry `extensions.usage`.
+    /// Whether the response includes `extensions.usage`.
     pub usage: Usage,
-    /// The cursor of the event behind which a subscription goes on, whatever the operation says.
+    /// The cursor of the event after which a subscription resumes; overrides the argument of the operation.
     pub after: Option<String>,
-    /// The key under which a mutation may be sent again, unless `extensions.idempotencyKey` names one.
+    /// The idempotency key of a mutation, unless `extensions.idempotencyKey` contains one.
     pub idempotency_key: Option<String>,
-    /// The place of the operation in a batch that shares the idempotency key: each entry has a key of its own.
+    /// The index of the operation in a batch that shares the idempotency key. Each entry has a separate key.
     pub batch_entry: Option<usize>,
 }
 
-/// Whoever has presented an access token.
+/// The owner of an access token.
 #[derive(Clone, Debug)]
 pub struct Bearer {
-    /// The session of the token, as long as a connection relies on it.
+    /// Watches the session of the token while a connection depends on it.
     pub watch: Option<Watch>,
     /// The user's row id.
     pub user: Uuid,
@@ -47,17 +47,17 @@ pub struct Bearer {
     pub expires_at: chrono::DateTime<Utc>,
 }
 
-/// An operation that may run, on whose behalf, and what of it may not.
+/// An admitted operation with its caller, and its refused root fields.
 pub(crate) struct Run {
     pub(crate) operation: Operation,
     pub(crate) client: Client,
     pub(crate) viewer: Option<Viewer>,
     pub(crate) rate_key: RateKey,
-    /// The session that a subscription belongs to.
+    /// The session of a subscription.
     pub(crate) watch: Option<Watch>,
     pub(crate) usage: bool,
     pub(crate) after: Option<String>,
-    /// The idempotency key that the client has sent, and the same when the request was written down under it.
+    /// The idempotency key sent by the client, and the key under which the request is recorded.
     pub(crate) wanted_key: Option<RequestedKey>,
     pub(crate) key: Option<Key>,
     /// The response keys of refused root fields.
@@ -106,7 +106,7 @@ pub(crate) async fn admit(
             Err(error) => {
                 let answer = Answer::failed(error, &client.request_id);
                 if matches!(rate_key, RateKey::User(_)) {
-                    // Whoever the token names did not ask. The address pays.
+                    // The token is invalid, so its user must not be charged; charge the client's address instead.
                     services.limiter.refund(&mut verdict).await;
                     let rate_key = RateKey::Network(client.address);
                     let limiter = &services.limiter;

@@ -38,18 +38,18 @@ pub(crate) struct Execution {
 pub(crate) struct Engine {
     pub(crate) schema: Schema,
     pub(crate) services: Arc<Services>,
-    /// Operations that read much of the schema run here one at a time, off the async threads.
+    /// Serializes operations that read much of the schema, which run off the async threads.
     pub(crate) long: Arc<Semaphore>,
 }
 
 impl Engine {
-    /// A change that was begun is finished, and recorded, also when its client has gone.
+    /// Runs a mutation to its end, and records it, even if the client disconnects.
     pub(crate) async fn execute_to_the_end(&self, run: Run) -> Answer {
         let graph = self.clone();
         let work = async move { graph.execute_as_first(run).await };
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is bounded by the time limits of an operation and of the database"
+            reason = "the task is bounded by the time limits of an operation and of the database"
         )]
         let task = tokio::spawn(work.in_current_span());
         task.await
@@ -59,7 +59,7 @@ impl Engine {
             })
     }
 
-    /// What the executor is given to run an operation.
+    /// Builds the input of the executor.
     pub(crate) fn execution(&self, run: Run) -> Execution {
         let Run {
             operation,
@@ -73,7 +73,7 @@ impl Engine {
             refused,
             wanted_key: _,
         } = run;
-        // What goes on without an end has no account of its cost.
+        // A subscription has no end at which to report its cost.
         let usage = usage && operation.kind() != OperationType::Subscription;
         let waiting = PendingBatches::new(usage);
         let mut request = Request::new("");
@@ -101,7 +101,7 @@ impl Engine {
         }
     }
 
-    /// Executes an operation, or answers what it was answered when it was first sent under its idempotency key.
+    /// Executes an operation, or returns the stored response of the first request with the same idempotency key.
     async fn execute_as_first(&self, mut run: Run) -> Answer {
         let Some(wanted) = run.wanted_key.take() else {
             return self.execute(run).await;
@@ -128,7 +128,7 @@ impl Engine {
         answer
     }
 
-    /// What is known of a request that may be sent again, and its turn among those under the same key.
+    /// Claims the idempotency key of a request, and waits for its turn among the requests with the same key.
     async fn claim(&self, run: &Run, wanted: &RequestedKey) -> Result<(Known, Turn), Error> {
         let operation = &run.operation;
         let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
@@ -182,8 +182,7 @@ impl Engine {
         answer
     }
 
-    /// Executes an operation that reads much of the schema, which the executor does without a pause, on a thread of its
-    /// own.
+    /// Executes an operation that reads much of the schema in a blocking thread, because the executor does not yield.
     async fn execute_aside(&self, request: Request, waiting: Arc<PendingBatches>) -> Response {
         let shutting_down = || {
             let error =

@@ -9,15 +9,15 @@ use crate::{
     operation::{Measure, Timings},
 };
 
-/// Whether an answer says what it cost.
+/// Whether a response reports the cost of its operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Usage {
-    /// It does not.
+    /// Never.
     #[default]
     Off,
-    /// To administrators.
+    /// For administrators.
     Admin,
-    /// It does.
+    /// Always.
     On,
 }
 

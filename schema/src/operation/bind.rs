@@ -1,5 +1,5 @@
-//! From a plan and the values of its variables to what the executor runs: no fragments but those that the type of a value
-//! decides, no directives, no variables.
+//! Builds the document for the executor from a plan and the values of its variables: without directives and variables,
+//! and only with fragments that depend on the type of a value.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,10 +17,10 @@ use crate::operation::{
     plan::{FieldPlan, Plan, Selection},
 };
 
-/// The key under which the executor answers the type of an object. No client can choose it.
+/// The response key under which the executor returns the type of an object. Clients cannot use it.
 pub(crate) const TYPE_KEY: &str = "";
 
-/// The document for the executor, without the root fields of these keys.
+/// The document for the executor, without the root fields with these keys.
 pub(crate) fn bind(plan: &Plan, variables: &Variables, refused: &[Name]) -> ExecutableDocument {
     let roots = plan.roots().iter();
     let roots = roots.filter(|root| !refused.contains(&root.key));
@@ -60,7 +60,7 @@ fn selection(selection: &Selection, variables: &Variables) -> SelectionSet {
     let items = match selection {
         Selection::Leaf => Vec::new(),
         Selection::Object(fields) => {
-            // The executor answers null for an object without fields, also when all of them failed.
+            // The executor returns null for an object without fields, also if all of them failed.
             let may_be_empty = fields.iter().all(|field| !field.ty.is_non_null());
             let name = may_be_empty.then(type_name);
             let fields = fields.iter().map(|part| field(part, variables));
@@ -109,7 +109,7 @@ fn selection(selection: &Selection, variables: &Variables) -> SelectionSet {
 
 fn field(plan: &FieldPlan, variables: &Variables) -> Positioned<Executed> {
     let place = plan.place;
-    // An argument whose variable is absent has its default.
+    // An argument whose variable is absent gets its default.
     let arguments = plan.arguments.iter().filter_map(|(name, value)| {
         Some((
             at(place, name.clone()),

@@ -19,7 +19,7 @@ use crate::{
     text,
 };
 
-/// How many values a field's list has, as `@listSize` declares it.
+/// The size of a field's list, as declared by `@listSize`.
 #[derive(Debug, Default)]
 pub(crate) struct ListSize {
     assumed: Option<u64>,
@@ -50,7 +50,7 @@ impl ListSize {
         }
     }
 
-    /// The number of values; a size that is out of bounds is refused by the field itself.
+    /// The number of values. The field itself refuses a size that is out of bounds.
     fn of(&self, field: &FieldPlan, variables: &Variables) -> u64 {
         let asked = self.slicing.iter().find_map(|name| {
             let length = |length: usize| u64::try_from(length).ok();
@@ -71,14 +71,14 @@ impl ListSize {
     }
 }
 
-/// What an operation asks for.
+/// The cost of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Measure {
-    /// Each field and its selection, lists multiplied by their sizes.
+    /// The complexity: each field and its selection, lists multiplied by their sizes.
     pub(crate) complexity: u64,
-    /// Deepest nesting of fields.
+    /// The nesting depth of fields.
     pub(crate) depth: u64,
-    /// Fields under another name than their own.
+    /// The number of fields with an alias that differs from their name.
     aliases: u64,
 }
 
@@ -148,7 +148,7 @@ impl Measure {
 /// Measures an operation.
 ///
 /// # Errors
-/// `QUERY_TOO_COMPLEX` for what is over a limit.
+/// `QUERY_TOO_COMPLEX` if a limit is exceeded.
 pub(crate) fn measure(
     plan: &Plan,
     variables: &Variables,
@@ -201,7 +201,7 @@ pub(crate) fn root_fields(
     fields.collect()
 }
 
-/// The account that a field signs in to, by its e-mail address.
+/// The e-mail address of the account that a field signs in to.
 fn account(field: &FieldPlan, variables: &Variables) -> Option<String> {
     let email = match field.argument("input")? {
         Input::Variable(name) => match variables.get(name)? {

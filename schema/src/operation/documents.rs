@@ -13,24 +13,24 @@ use crate::{
     text,
 };
 
-/// How far documents outside the manifest are trusted.
+/// How documents outside the manifest are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// As much as any.
+    /// They are accepted.
     #[default]
     Any,
-    /// They run and are logged.
+    /// They are accepted and logged.
     Audit,
-    /// They do not run.
+    /// They are refused.
     Enforce,
 }
 
-/// The documents that the server's operator knows.
+/// The documents that the server's operator trusts.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedDocuments {
-    /// What becomes of the others.
+    /// How other documents are treated.
     pub trust: Trust,
-    /// From id to document.
+    /// The documents by id.
     pub documents: HashMap<String, Arc<str>>,
 }
 
@@ -84,7 +84,7 @@ impl Documents {
         [self.parsed.stats(), self.persisted.stats()]
     }
 
-    /// The text that a request names or brings along, and the hash under which it is to be kept.
+    /// The document that a request contains or refers to, and the hash under which it is to be cached.
     pub(crate) fn find(
         &self,
         query: Option<String>,
@@ -103,14 +103,14 @@ impl Documents {
             let known = hash.as_ref().filter(|_| trust != Trust::Enforce);
             return match known.and_then(|hash| self.persisted.get(hash)) {
                 Some(known) => Ok((known, None)),
-                // Clients know this message by heart.
+                // Apollo clients match this exact message.
                 None if hash.is_some() => Err(Error::new(
                     Code::PersistedQueryNotFound,
                     "PersistedQueryNotFound",
                 )),
                 None if id.is_some() => Err(Error::new(
                     Code::PersistedQueryNotFound,
-                    "`documentId` names no document that this server keeps.",
+                    "`documentId` refers to no document that this server stores.",
                 )),
                 None => Err(Error::bad_input("`query` is missing.").field("query")),
             };
@@ -129,10 +129,10 @@ impl Documents {
                 .any(|known| **known == *query)
         {
             if trust == Trust::Enforce {
-                let message = "Only the documents that this server's operator trusts may run.";
+                let message = "Only trusted documents may run on this server.";
                 return Err(Error::new(Code::Forbidden, message));
             }
-            tracing::warn!(sha256 = sha256(), "a document that is not trusted");
+            tracing::warn!(sha256 = sha256(), "document not trusted");
         }
         Ok((query.into(), hash))
     }

@@ -1,5 +1,6 @@
-//! Parsing, validation and coercion of variables, as the
-//! [specification](https://spec.graphql.org/September2025/) has them: by `apollo-compiler`, and here what it leaves out.
+//! Parsing, validation and coercion of variables according to the
+//! [specification](https://spec.graphql.org/September2025/): by `apollo-compiler`, and here for the rules that it does
+//! not implement.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +33,7 @@ use crate::{
 /// Maximum number of validation errors in a response.
 const MAX_ERRORS: usize = 20;
 
-/// Maximum size of the merged selections of a document, for each token that it may have.
+/// Maximum size of the merged selections of a document, per token that it may have.
 const MERGED_PER_TOKEN: u64 = 4;
 
 /// Maximum number of values in the variables of a request.
@@ -41,7 +42,7 @@ const MAX_VALUES: u64 = 10_000;
 /// Maximum length of a list in a variable.
 const MAX_ITEMS: usize = 1_000;
 
-/// Longest message about a variable, in characters: it repeats the value.
+/// Maximum length of a message about a variable, in characters, because the message repeats the value.
 const MAX_MESSAGE: usize = 300;
 
 /// Coerced values of variables. A variable without a value and without a default is absent.
@@ -60,7 +61,7 @@ pub(crate) struct Document {
     /// A unique id, part of the key of the plan cache.
     pub(crate) id: u64,
     pub(crate) executable: Valid<ExecutableDocument>,
-    /// The variables that `@skip` and `@include` name.
+    /// The variables in `@skip` and `@include`.
     pub(crate) conditions: Vec<ApolloName>,
 }
 
@@ -68,7 +69,7 @@ impl Validator {
     /// Reads the schema.
     ///
     /// # Errors
-    /// It is no valid schema; the text says why.
+    /// The schema is invalid; the text contains the reason.
     pub(crate) fn new(sdl: &str) -> Result<Self, String> {
         let schema = Schema::parse(sdl, "schema.graphql");
         let mut schema = schema.map_err(|error| error.errors.to_string())?;
@@ -122,7 +123,7 @@ impl Validator {
         self.possible.get(ty).map_or(&[], Vec::as_slice)
     }
 
-    /// The tiers that the root fields declare.
+    /// The declared tiers of the root fields.
     pub(crate) fn tiers(&self) -> HashMap<String, Tier> {
         let definition = &self.schema.schema_definition;
         let roots = [
@@ -216,7 +217,7 @@ impl Validator {
     /// The values of an operation's variables, with defaults, coerced to the declared types.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for a value that the type of its variable does not take.
+    /// `BAD_USER_INPUT` for a value that does not match the type of its variable.
     pub(crate) fn coerce(
         &self,
         operation: &Operation,
@@ -284,7 +285,7 @@ impl Validator {
         Ok(variables)
     }
 
-    /// Why a custom scalar in a coerced value does not accept its value.
+    /// Why a custom scalar in a coerced value rejects its value.
     fn misfit(&self, value: &ConstValue, ty: &Type) -> Option<String> {
         match value {
             ConstValue::Null => None,
@@ -306,8 +307,8 @@ impl Validator {
         }
     }
 
-    /// A literal as the executor takes it. A custom scalar gets a number with a fraction as its text, because a float
-    /// does not hold all its digits.
+    /// A literal in the form that the executor accepts. A custom scalar gets a number with a fraction as text, because
+    /// a float does not hold all digits.
     pub(crate) fn literal(&self, value: &Value, ty: &Type) -> Input {
         let named = ty.inner_named_type();
         match value {
@@ -357,7 +358,7 @@ impl Validator {
     }
 }
 
-/// Bounds the values of variables, which no token of the document stands for.
+/// Limits the values of variables, which the token limit of the document does not cover.
 fn check_size(value: &Json, count: &mut u64) -> Result<(), Error> {
     *count += 1;
     if *count > MAX_VALUES {
@@ -396,8 +397,8 @@ fn place(at: LineColumn) -> Pos {
     }
 }
 
-/// Whether subscriptions with one root field that occurs several times are all that the compiler refuses. The
-/// [specification](https://spec.graphql.org/September2025/#sec-Single-Root-Field) counts equal names in the answer once.
+/// Whether the compiler refuses nothing but subscriptions with one root field that occurs several times. The
+/// [specification](https://spec.graphql.org/September2025/#sec-Single-Root-Field) counts equal response names once.
 fn only_equal_roots(diagnostics: &DiagnosticList, document: &ExecutableDocument) -> bool {
     let has_one_root = |operation: &Node<Operation>| {
         let keys = operation.root_fields(document);
@@ -448,7 +449,7 @@ struct Checker<'a> {
     document: &'a ExecutableDocument,
     conditions: HashSet<&'a ApolloName>,
     errors: Vec<ServerError>,
-    /// Whether clients may read the schema.
+    /// Whether introspection is allowed.
     introspection: bool,
 }
 
@@ -507,7 +508,7 @@ impl<'a> Checker<'a> {
         self.conditions.extend(conditions);
     }
 
-    /// Reports [fields that are given twice](https://spec.graphql.org/September2025/#sec-Input-Object-Field-Uniqueness).
+    /// Reports [duplicate input fields](https://spec.graphql.org/September2025/#sec-Input-Object-Field-Uniqueness).
     fn value(&mut self, value: &'a Node<Value>) {
         match &**value {
             Value::List(items) => {

@@ -1,7 +1,7 @@
-//! How much of the schema an operation reads.
+//! Limits the amount of the schema that an operation reads.
 //!
-//! The schema of the schema has cycles of lists, so a short document can ask for an answer without end. What it returns
-//! is known without running it: each selection is measured once for each type.
+//! The introspection schema has cycles of lists, so a short document can request a response without end. The size of
+//! the response is known without execution: each selection is measured once for each type.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// The query of tools that read the whole schema.
+/// The introspection query of common tools, which reads the whole schema.
 const WHOLE: &str = "{ __schema { description queryType { name } mutationType { name } subscriptionType { name }
     types { ...T } directives { name description isRepeatable locations args(includeDeprecated: true) { ...I } } } }
   fragment T on __Type { kind name description specifiedByURL isOneOf
@@ -36,16 +36,16 @@ const WHOLE: &str = "{ __schema { description queryType { name } mutationType { 
   fragment R on __Type { kind name ofType { kind name ofType { kind name ofType { kind name ofType { kind name
     ofType { kind name ofType { kind name ofType { kind name ofType { kind name } } } } } } } } }";
 
-/// From here on the schema is read where it keeps no other request waiting, in values.
+/// The number of values from which introspection runs off the async threads.
 const LONG: u64 = 2_000;
 
-/// Bounds on reading the schema.
+/// Limits for introspection.
 pub(crate) struct Introspection {
-    /// Most values and most bytes of one answer.
+    /// Maximum number of values, and of bytes, in one response.
     most: Size,
 }
 
-/// What an operation returns of the schema.
+/// The amount of the schema in a response.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     values: u64,
@@ -65,7 +65,7 @@ impl Introspection {
     /// The limit is twice the size of the whole schema.
     ///
     /// # Errors
-    /// The schema cannot be read; the text says why.
+    /// The schema cannot be read; the text contains the reason.
     pub(crate) fn new(front: &Validator, limits: &Limits) -> Result<Self, String> {
         let limits = Limits {
             document_bytes: u64::MAX,
@@ -73,7 +73,7 @@ impl Introspection {
             introspection: true,
             ..limits.clone()
         };
-        let unreadable = || "the schema cannot be introspected".to_owned();
+        let unreadable = || "cannot introspect the schema".to_owned();
         let document = front.parse(WHOLE, &limits).map_err(|_| unreadable())?;
         let operation: Option<&Operation> =
             document.executable.operations.iter().next().map(|it| &**it);
@@ -86,7 +86,7 @@ impl Introspection {
         })
     }
 
-    /// Whether reading the schema takes long.
+    /// Whether introspection takes long.
     ///
     /// # Errors
     /// `QUERY_TOO_COMPLEX` for an operation that reads too much.
@@ -129,11 +129,11 @@ fn size(front: &Validator, plan: &Plan, variables: &Variables) -> Size {
     sum
 }
 
-/// Something in the schema.
+/// An element of the schema.
 #[derive(Clone, Copy)]
 enum Thing<'a> {
     Schema,
-    /// A type with a name.
+    /// A named type.
     Named(&'a ApolloName),
     /// A list or a non-null type.
     Wrapping(&'a Type),
@@ -147,7 +147,7 @@ struct Reader<'a> {
     front: &'a Validator,
     schema: &'a Schema,
     variables: &'a Variables,
-    /// By the place of a selection in memory, and the type that it is made of.
+    /// By the address of a selection, and the name of its type.
     known: HashMap<(*const Selection, &'a str), Size>,
 }
 

@@ -1,6 +1,6 @@
-//! [Field selection merging](https://spec.graphql.org/September2025/#sec-Field-Selection-Merging), before the compiler
-//! validates it: the compiler's work can be exponential in the size of a document, and it takes lists of different
-//! lengths for equal.
+//! [Field selection merging](https://spec.graphql.org/September2025/#sec-Field-Selection-Merging), checked before the
+//! compiler validates it: the compiler's work can be exponential in the size of a document, and it treats lists of
+//! different lengths as equal.
 
 use std::{collections::HashSet, ptr};
 
@@ -29,7 +29,7 @@ struct Merger<'a> {
     schema: &'a Schema,
     document: &'a ExecutableDocument,
     conflicts: Vec<Conflict<'a>>,
-    /// Selections and values seen, those of a fragment in each set that it is spread in.
+    /// Selections and values seen; those of a fragment count in each set that spreads it.
     size: u64,
     limit: u64,
 }
@@ -57,8 +57,8 @@ pub(crate) fn conflicts<'a>(
 }
 
 impl<'a> Merger<'a> {
-    /// Visits each set of selections that are merged, once. Fields of different object types are merged for the shape of
-    /// the response only.
+    /// Visits each set of merged selections once. Fields of different object types are merged only for the shape of the
+    /// response.
     fn merge(&mut self, root: &'a SelectionSet) -> Result<(), u64> {
         let mut seen = HashSet::new();
         let mut pending = vec![(vec![root], false)];
@@ -122,7 +122,7 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
-    /// The occurrences that an object of one type can have, for each object type.
+    /// The occurrences that can apply to an object of one type, for each object type.
     fn with_common_parents(&self, occurrences: &[Occurrence<'a>]) -> Vec<Vec<Occurrence<'a>>> {
         let mut anywhere = Vec::new();
         let mut by_type: IndexMap<&Name, Vec<Occurrence<'a>>> = IndexMap::default();

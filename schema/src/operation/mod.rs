@@ -1,4 +1,4 @@
-//! From the text of a document to an operation that can run, and to the order of its answer.
+//! From the text of a document to an executable operation, and to the field order of its response.
 
 pub(crate) mod bind;
 mod cost;

@@ -3,17 +3,17 @@
 use serde::Deserialize;
 use serde_json::Map;
 
-/// What a client sends to have an operation run, whatever the transport.
+/// The parameters of a GraphQL request, in every transport.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Params {
-    /// The GraphQL document; may be absent when `extensions.persistedQuery` or `documentId` names one.
+    /// The GraphQL document; may be absent if `extensions.persistedQuery` or `documentId` refers to one.
     #[serde(default)]
     pub query: Option<String>,
-    /// Which operation of the document to run.
+    /// The name of the operation to run.
     #[serde(default)]
     pub operation_name: Option<String>,
-    /// Values of the operation's variables.
+    /// The values of the operation's variables.
     #[serde(default)]
     pub variables: Option<Map<String, serde_json::Value>>,
     /// Protocol extensions, such as `persistedQuery`.

@@ -1,8 +1,8 @@
-//! An operation as it runs: its selections merged as
-//! [CollectFields](https://spec.graphql.org/September2025/#CollectFields()) merges them, each field with its definition.
+//! An executable operation: its selections merged by
+//! [CollectFields](https://spec.graphql.org/September2025/#CollectFields()), each field with its definition.
 //!
-//! The plan is made once for a document, an operation and the conditions of `@skip` and `@include`. What an operation
-//! costs, what the executor runs and the order of the answer are all read from it.
+//! The plan is built once per document, operation and conditions of `@skip` and `@include`. The cost of the operation,
+//! the executor's document and the order of the response are derived from it.
 
 use std::{collections::HashMap, collections::HashSet, sync::Arc};
 
@@ -23,34 +23,34 @@ use crate::{
     },
 };
 
-/// Fields in the order of the answer.
+/// Fields in the order of the response.
 pub(crate) type Fields = Vec<Arc<FieldPlan>>;
 
-/// An operation as it runs.
+/// An executable operation.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// The number of selections, with fragments expanded.
+    /// The number of selections after fragment expansion.
     pub(crate) size: u64,
     pub(crate) kind: OperationType,
     pub(crate) root: Selection,
 }
 
-/// A field of a selection, all its occurrences merged.
+/// A field of a selection, with all its occurrences merged.
 #[derive(Debug)]
 pub(crate) struct FieldPlan {
-    /// The name in the answer.
+    /// The response key.
     pub(crate) key: Name,
     pub(crate) name: Name,
     pub(crate) place: Pos,
-    /// Literals and variables. Not all of the field's arguments need be there.
+    /// Literals and variables. Arguments of the field may be missing.
     pub(crate) arguments: Vec<(Name, Input)>,
     pub(crate) ty: Type,
     pub(crate) selection: Selection,
-    /// How many values its list has.
+    /// The size of its list.
     pub(crate) size: ListSize,
 }
 
-/// What is selected of a field's value.
+/// The selection on a field's value.
 #[derive(Debug)]
 pub(crate) enum Selection {
     /// A scalar or an enum value.
@@ -61,17 +61,17 @@ pub(crate) enum Selection {
     Abstract(Box<Abstract>),
 }
 
-/// The selection of a value whose type is known when it is there.
+/// The selection on a value whose type is known only at execution.
 #[derive(Debug)]
 pub(crate) struct Abstract {
-    /// Each field once, and the types that have it; `None` is all.
+    /// Each field once, with the types that have it; `None` for all types.
     pub(crate) parts: Vec<(Option<Vec<Name>>, Arc<FieldPlan>)>,
     /// By the name of the object type.
     pub(crate) by_type: HashMap<Name, Arc<Fields>>,
 }
 
 impl FieldPlan {
-    /// An argument as it was written.
+    /// An argument as written.
     pub(crate) fn argument(&self, name: &str) -> Option<&Input> {
         let mut arguments = self.arguments.iter();
         arguments.find_map(|(known, value)| (known.as_str() == name).then_some(value))
@@ -79,11 +79,11 @@ impl FieldPlan {
 }
 
 impl Plan {
-    /// Plans an operation. `includes` says whether a variable that `@skip` or `@include` names is true.
+    /// Plans an operation. `includes` contains the values of the variables in `@skip` and `@include`.
     ///
     /// # Errors
-    /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded; `BAD_USER_INPUT` for a condition that is
-    /// null.
+    /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded; `BAD_USER_INPUT` for a condition that
+    /// is null.
     pub(crate) fn new(
         front: &Validator,
         document: &Document,
@@ -129,14 +129,14 @@ struct Planner<'a> {
     size: u64,
 }
 
-/// An occurrence of a field, the types of the parent for which it counts, and its place among all.
+/// An occurrence of a field, the parent types to which it applies, and its index.
 struct Occurrence<'a> {
     field: &'a Node<Field>,
     types: Vec<usize>,
     place: usize,
 }
 
-/// The fields that were found, by their names in the answer.
+/// The fields found, by response key.
 #[derive(Default)]
 struct Collected<'a> {
     fields: IndexMap<&'a ApolloName, Vec<Occurrence<'a>>>,
@@ -156,7 +156,7 @@ impl<'a> Planner<'a> {
         for set in sets {
             self.collect(set, &all, possible, &mut collected)?;
         }
-        // Fields with the same occurrences are one, whatever the type of the parent.
+        // Fields with the same occurrences are equal, whatever the type of the parent.
         let mut parts: Vec<(Vec<usize>, usize, Arc<FieldPlan>)> = Vec::new();
         for occurrences in collected.fields.values() {
             let mut groups: IndexMap<Vec<usize>, Vec<usize>> = IndexMap::new();

@@ -23,10 +23,10 @@ use crate::{
     root_field::properties,
 };
 
-/// A document, the name of an operation, and the values of the variables that `@skip` and `@include` name.
+/// A document, the name of an operation, and the values of the variables in `@skip` and `@include`.
 type PlanKey = (u64, Option<String>, Vec<Option<bool>>);
 
-/// An operation that was parsed, bounded and chosen, and may run.
+/// A parsed and selected operation that is within the limits and may run.
 pub struct Operation {
     pub(crate) text: Arc<str>,
     pub(crate) idempotency_key: Option<String>,
@@ -41,8 +41,8 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Whether all that this does is to sign somebody in, for which nobody needs to be signed in already: a token that
-    /// has expired must not stand in the way.
+    /// Whether the operation only signs users in. It then needs no authentication, so that an expired token cannot
+    /// prevent it.
     pub fn signs_in(&self) -> bool {
         self.kind() == OperationType::Mutation
             && self.roots.iter().any(|field| field.name != "__typename")
@@ -52,7 +52,7 @@ impl Operation {
                 .all(|field| properties(&field.name).is_public)
     }
 
-    /// Whether this is a query, a mutation or a subscription.
+    /// The type of the operation: query, mutation or subscription.
     pub fn kind(&self) -> OperationType {
         self.plan.kind
     }
@@ -65,7 +65,7 @@ pub(crate) struct Timings {
     pub(crate) validate: Duration,
 }
 
-/// The key under which a mutation may be sent again.
+/// The idempotency key of a mutation.
 fn idempotency_key(
     extensions: Option<&Map<String, serde_json::Value>>,
 ) -> Result<Option<String>, Error> {
@@ -141,7 +141,8 @@ impl Preparer {
         [parsed, self.plans.stats(), persisted]
     }
 
-    /// Finds, parses and bounds the document and picks its operation; runs nothing and touches no database.
+    /// Finds, parses and validates the document and selects its operation. Executes nothing and does not access the
+    /// database.
     ///
     /// # Errors
     /// A request error, ready to be sent.
@@ -158,7 +159,7 @@ impl Preparer {
             self.documents.persist(hash, Arc::clone(&text));
         }
         let validated = Instant::now();
-        // An empty name is none, in every transport.
+        // An empty name counts as absent, in every transport.
         let name = params.operation_name.filter(|name| !name.is_empty());
         let operation = choose(&document, name.as_deref())?;
         let variables = params.variables.unwrap_or_default();

@@ -10,7 +10,7 @@ use crate::{
 /// Maximum nesting of brackets, in selections and values together; bounds the recursion of the parser.
 pub(crate) const MAX_NESTING: usize = 100;
 
-/// A lexical token, by the offsets of its text.
+/// A lexical token, as offsets in the text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Token {
     pub(crate) start: usize,
@@ -21,7 +21,7 @@ pub(crate) struct Token {
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) message: String,
-    /// The offset of the first character that is wrong.
+    /// The offset of the first invalid character.
     pub(crate) at: usize,
 }
 
@@ -167,7 +167,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// An escape sequence, or the two that stand for a surrogate pair.
+    /// An escape sequence, or two of them for a surrogate pair.
     fn escape(&mut self) -> Result<(), SyntaxError> {
         let start = self.at;
         let invalid = || SyntaxError::new(start, "invalid escape sequence");
@@ -224,7 +224,7 @@ pub(crate) fn divide(text: &str) -> (Vec<Token>, Result<(), SyntaxError>) {
     }
 }
 
-/// Refuses a document that would cost too much to parse.
+/// Refuses a document that would be too expensive to parse.
 ///
 /// # Errors
 /// `QUERY_TOO_COMPLEX`.

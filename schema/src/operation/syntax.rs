@@ -3,7 +3,7 @@
 
 use crate::operation::source::{SyntaxError, Token};
 
-/// What the definitions of a schema begin with. The compiler says that an operation cannot contain them.
+/// The first words of schema definitions. The compiler reports that an operation cannot contain them.
 const SCHEMA_DEFINITIONS: [&str; 9] = [
     "schema",
     "scalar",
@@ -56,7 +56,7 @@ pub(crate) fn check(text: &str, tokens: &[Token]) -> Result<String, SyntaxError>
 }
 
 impl Grammar<'_> {
-    /// The text of the token, which is empty at the end of the document.
+    /// The text of the token; empty at the end of the document.
     fn peek(&self) -> &str {
         let token = self.tokens.get(self.at);
         token.map_or("", |token| &self.text[token.start..token.end])
@@ -108,7 +108,7 @@ impl Grammar<'_> {
         is_next
     }
 
-    /// One or more of something between two brackets.
+    /// One or more items between two brackets.
     fn many(
         &mut self,
         open: &str,

@@ -1,6 +1,7 @@
-//! Checks that [variable usages are allowed](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed).
-//! The compiler checks whole arguments only, and counts a null default as a value. Checks the literals of custom scalars
-//! too, all of which the compiler accepts.
+//! Checks that [variable usages are
+//! allowed](https://spec.graphql.org/September2025/#sec-All-Variable-Usages-Are-Allowed). The compiler checks only
+//! whole arguments, and treats a null default as a value. Also checks the literals of custom scalars, all of which the
+//! compiler accepts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,17 +18,17 @@ use crate::{operation::front::Validator, scalar};
 struct Usage<'a> {
     variable: &'a Name,
     at: Option<SourceSpan>,
-    /// `None` inside an object that a custom scalar takes.
+    /// `None` inside an object for a custom scalar.
     ty: Option<Type>,
     has_default: bool,
 }
 
-/// The usages in an operation or a fragment, without those in the fragments that it spreads.
+/// The usages in an operation or a fragment, without those in fragments that it spreads.
 #[derive(Default)]
 struct Used<'a> {
     usages: Vec<Usage<'a>>,
     fragments: Vec<&'a Name>,
-    /// Literals that their custom scalar does not accept.
+    /// Literals that their custom scalar rejects.
     misfits: Vec<InvalidUsage>,
 }
 
@@ -179,7 +180,7 @@ impl<'a> Used<'a> {
                     "Variable `${name}` of type `{}` cannot be used where type `{ty}` is expected.",
                     variable.ty
                 ),
-                // The compiler reports other variables that are not defined.
+                // The compiler reports the other undefined variables.
                 _ => return None,
             };
             let at = usage.at;
@@ -189,7 +190,7 @@ impl<'a> Used<'a> {
     }
 }
 
-/// Why a custom scalar does not accept a literal. The executor would find it after other fields were executed.
+/// Why a custom scalar rejects a literal. The executor would report it only after other fields have been executed.
 fn misfit(front: &Validator, value: &Value, ty: &Type) -> Option<String> {
     let is_list = ty.is_list() && value.as_list().is_some();
     if is_list || value.is_null() {

@@ -1,46 +1,46 @@
-//! The rate algorithm: GCRA, the generic cell rate algorithm, as the `governor` crate has it.
+//! The rate limit algorithm: GCRA, the generic cell rate algorithm, as in the `governor` crate.
 //!
-//! A bucket is one number, its debt: how long it takes until nothing that was spent is missing any more. Each cost adds
-//! its interval to the debt; time takes it away; what would raise the debt above the window does not fit. The store in
-//! memory and the script in Redis make the same step, in whole microseconds.
+//! A bucket is one number, its debt: the time until the bucket is full again. Each cost adds its interval to the debt,
+//! and time reduces it; a cost that would raise the debt above the window does not fit. The memory store and the Redis
+//! script compute the same step, in whole microseconds.
 
-/// How long a spent bucket takes to be full again, in microseconds.
+/// The time in which an empty bucket becomes full again, in microseconds.
 pub(super) const WINDOW: i64 = 60_000_000;
 
-/// What an operation asks of one bucket.
+/// A request to take from one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Acquire {
-    /// Names the bucket.
+    /// The key of the bucket.
     pub(super) key: String,
-    /// How much the bucket holds.
+    /// The capacity of the bucket.
     pub(super) limit: u32,
-    /// How much is to be taken; below zero it is given back, and nothing only looks.
+    /// The amount to take; negative to refund, zero to read only.
     pub(super) cost: i64,
 }
 
-/// What a bucket gave.
+/// What a bucket has granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Granted {
-    /// How much was taken of what was asked for.
+    /// The amount taken.
     pub(super) granted: i64,
     /// The debt afterwards, in microseconds.
     pub(super) debt: i64,
 }
 
 impl Acquire {
-    /// How long the bucket takes to regain one.
+    /// The time in which the bucket regains one.
     pub(super) fn interval(&self) -> i64 {
         WINDOW / i64::from(self.limit)
     }
 
-    /// The debt of a bucket that is spent.
+    /// The debt of an empty bucket.
     pub(super) fn most(&self) -> i64 {
         self.interval() * i64::from(self.limit)
     }
 
-    /// What a bucket with this debt gives.
+    /// What a bucket with this debt grants.
     pub(super) fn of(&self, debt: i64) -> Granted {
-        // A clock that was set back leaves no more than a full window behind.
+        // If the clock was set back, the debt is at most one full window.
         let debt = debt.clamp(0, self.most());
         let granted = self.cost.min((self.most() - debt) / self.interval());
         Granted {
@@ -49,7 +49,7 @@ impl Acquire {
         }
     }
 
-    /// What buckets with these debts give together; with `whole`, all that is asked for or nothing.
+    /// What buckets with these debts grant together; with `whole`, everything or nothing.
     pub(super) fn of_all(asks: &[Self], debts: &[i64], whole: bool) -> Vec<Granted> {
         let given = |asks: &[Self]| -> Vec<_> {
             let both = asks.iter().zip(debts);
@@ -70,13 +70,13 @@ impl Acquire {
         given(&nothing.collect::<Vec<_>>())
     }
 
-    /// What is left in a bucket with this debt.
+    /// The amount left in a bucket with this debt.
     pub(super) fn remaining(&self, debt: i64) -> u32 {
         let left = (self.most() - debt.max(0)).max(0) / self.interval();
         u32::try_from(left).unwrap_or(self.limit)
     }
 
-    /// How long it takes until this much fits into a bucket with this debt; for more than the bucket holds, until it is
+    /// The time until this cost fits into a bucket with this debt; for a cost above the capacity, until the bucket is
     /// full.
     pub(super) fn wait(&self, debt: i64, cost: i64) -> i64 {
         let cost = cost.min(i64::from(self.limit));

@@ -1,7 +1,7 @@
-//! Buckets of this instance alone.
+//! The buckets of one instance, in memory.
 //!
-//! Their number is bounded. When there is no room, full buckets leave: they are as good as new ones. When there are
-//! none, further clients share one bucket for each limit: whatever arrives, no debt is forgotten and no memory is taken.
+//! Their number is bounded. If there is no room, full buckets are removed: they are equal to new ones. If there are
+//! none, further clients share one bucket per limit, so that no debt is forgotten and memory does not grow.
 
 use std::{
     collections::HashMap,
@@ -15,10 +15,10 @@ use std::{
 use crate::cache::CacheStats;
 use crate::rate_limit::bucket::{Acquire, Granted};
 
-/// The part of the buckets that must have left for another attempt to be worth while at once.
+/// If fewer than `capacity / SHARE` buckets could be removed, the next attempt is delayed.
 const SHARE: usize = 10;
 
-/// How long no room is made after there was little to make, in microseconds.
+/// The delay after an attempt that removed few buckets, in microseconds.
 const PAUSE: i64 = 100_000;
 
 pub(super) struct Memory {
@@ -32,14 +32,14 @@ pub(super) struct Memory {
 
 #[derive(Default)]
 struct Buckets {
-    /// By the hash of their keys: when each is full again.
+    /// When each bucket is full again, by the hash of its key.
     full_at: HashMap<u128, i64>,
-    /// No room is made before this moment.
+    /// No buckets are removed before this time.
     next_attempt: i64,
 }
 
 impl Buckets {
-    /// Where a bucket is, or will be. Without room it is the one that all share whose limit is the same.
+    /// The key of a bucket. Without room, a bucket that all clients with the same limit share.
     fn place(&self, key: u128, limit: u32, has_room: bool) -> u128 {
         if has_room || self.full_at.contains_key(&key) {
             key
@@ -70,7 +70,7 @@ impl Memory {
         u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
     }
 
-    /// Takes from all buckets at one moment; with `whole`, from all or from none.
+    /// Takes from all buckets atomically; with `whole`, everything or nothing.
     pub(super) fn take(&self, asks: &[Acquire], whole: bool, now: i64) -> Vec<Granted> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.full_at.len() + asks.len() > self.capacity && now >= buckets.next_attempt {
@@ -94,7 +94,7 @@ impl Memory {
         let given = Acquire::of_all(asks, &debts.collect::<Vec<_>>(), whole);
         for ((ask, place), given) in asks.iter().zip(places).zip(&given) {
             if given.granted != 0 {
-                // Two of an operation may share one, and then owe both.
+                // Two buckets of an operation may be the same shared bucket, which then has both debts.
                 let full_at = buckets.full_at.entry(place).or_insert(now);
                 let owed = (*full_at).clamp(now, now + ask.most());
                 *full_at = (owed + given.granted * ask.interval()).max(now);
@@ -108,7 +108,7 @@ impl Memory {
         buckets.full_at.retain(|_, full_at| *full_at > now);
         let gone = before - buckets.full_at.len();
         if gone < self.capacity / SHARE {
-            // Trying again for every newcomer would cost more than it frees.
+            // An attempt for every new client would cost more than it frees.
             buckets.next_attempt = now + PAUSE;
         }
         self.evictions.fetch_add(gone as u64, Ordering::Relaxed);

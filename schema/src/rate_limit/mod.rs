@@ -1,8 +1,8 @@
-//! Rate tiers: how often each root field may be asked for.
+//! Rate limits of root fields.
 //!
-//! A tier is declared once, on the field, and shows in the schema as `@rateLimit`; a root field that declares none has
-//! the tier of its root. What an operation asks for is decided once, before anything of it runs, and in one step for all
-//! its buckets; the verdict is then kept by the root fields themselves.
+//! A tier is declared once, on the field, and shows in the schema as `@rateLimit`; a root field without a declaration
+//! has the tier of its root. The decision about an operation is taken once, before anything runs, and in one step for
+//! all of its buckets; it is then applied to the root fields.
 
 mod bucket;
 mod memory;
@@ -37,16 +37,16 @@ use memory::Memory;
 use redis::Shared;
 pub(crate) use report::refused;
 
-/// How often a root field may be asked for.
+/// The rate tier of a root field, which determines its rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
 pub enum Tier {
-    /// Signing in and up: 5 a minute by default, for an address and for an account.
+    /// Registration and sign-in: 5 a minute by default, per address and per account.
     Auth,
-    /// Changes: 30 a minute by default.
+    /// Mutations: 30 a minute by default.
     Write,
-    /// Queries, introspection, and the start of a subscription: 120 a minute by default.
+    /// Queries, introspection and the start of a subscription: 120 a minute by default.
     Read,
-    /// Health, and the number of requests as such: 300 a minute by default.
+    /// Health, and the total number of requests: 300 a minute by default.
     Health,
 }
 
@@ -64,7 +64,7 @@ impl Tier {
         }
     }
 
-    /// The tier that a directive names.
+    /// The tier in a directive.
     pub(crate) fn declared(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -81,92 +81,92 @@ impl Tier {
     }
 }
 
-/// How often a root field may be asked for. Each occurrence costs one, aliases and fragments included.
+/// The rate limit of a root field. Each occurrence costs one, including aliases and fragments.
 #[TypeDirective(name = "rateLimit", location = "FieldDefinition")]
 pub(crate) fn rate_limit(#[graphql(desc = "The rate tier of the field.")] tier: Tier) {}
 
-/// What has a bucket of its own.
+/// The scope of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// Each root field.
+    /// One bucket per root field.
     #[default]
     Field,
-    /// Each tier.
+    /// One bucket per tier.
     Tier,
 }
 
-/// What becomes of what does not fit.
+/// How requests that exceed the limit are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// It is refused.
+    /// They are refused.
     #[default]
     Enforce,
-    /// It is counted and reported, and passes.
+    /// They are counted and reported, but allowed.
     Observe,
-    /// Nothing is counted.
+    /// Rate limits are off: nothing is counted.
     Off,
 }
 
-/// How much may be asked for. Can be replaced while the server runs.
+/// The rate limits. Can be replaced while the server runs.
 #[derive(Clone, Debug)]
 pub struct Rates {
-    /// For each tier, in the order of [`Tier::ALL`]: how much a minute, and at once.
+    /// For each tier, in the order of [`Tier::ALL`]: the limit per minute, which is also the size of a burst.
     pub per_minute: [u32; 4],
-    /// What has a bucket of its own.
+    /// The scope of a bucket.
     pub scope: Scope,
-    /// What becomes of what does not fit.
+    /// How requests that exceed the limit are treated.
     pub mode: Mode,
 }
 
-/// Where buckets are kept.
+/// The storage of buckets.
 pub struct Store {
-    /// Most buckets in memory.
+    /// Maximum number of buckets in memory.
     pub capacity: usize,
-    /// The Redis that all instances share, if there are several.
+    /// The URL of the Redis that all instances share, if there are several.
     pub redis: Option<String>,
 }
 
-/// A root field of an operation, as often as it occurs.
+/// An occurrence of a root field in an operation.
 #[derive(Clone, Debug)]
 pub(crate) struct RootField {
-    /// The key of its answer.
+    /// The response key.
     pub(crate) key: Name,
     pub(crate) name: Name,
     pub(crate) place: Pos,
-    /// The e-mail address of the account that it signs in to, folded.
+    /// The folded e-mail address of the account that it signs in to.
     pub(crate) account: Option<String>,
 }
 
-/// For whom buckets are kept.
+/// The owner of buckets.
 #[derive(Clone, Debug)]
 pub(crate) enum RateKey {
     User(Uuid),
     Network(Option<IpAddr>),
 }
 
-/// How a client stands with one root field.
+/// The quota status of a client for one root field.
 #[derive(Clone, Debug)]
 pub struct QuotaStatus {
     /// The root field, or the route.
     pub field: String,
     /// Its tier.
     pub tier: Tier,
-    /// How much its bucket holds, and regains in a minute.
+    /// The capacity of its bucket, and the amount that it regains in a minute.
     pub limit: u32,
-    /// What was asked for.
+    /// The requested amount.
     pub cost: u32,
-    /// What is left.
+    /// The amount left.
     pub remaining: u32,
-    /// When nothing that was spent is missing any more.
+    /// When the bucket is full again.
     pub reset_at: DateTime<Utc>,
-    /// The same in microseconds from now.
+    /// The same, in microseconds from now.
     pub reset_in: i64,
-    /// How long to wait before asking again, in microseconds, where something was refused.
+    /// The time until a retry may succeed, in microseconds, if something was refused.
     pub retry_in: Option<i64>,
 }
 
 impl QuotaStatus {
-    /// Whole seconds until `reset_at`; where something was refused, until it may be asked for again.
+    /// Whole seconds until `reset_at`, or until a retry may succeed if something was refused.
     pub fn seconds(&self) -> u64 {
         let micros = self.retry_in.unwrap_or(self.reset_in);
         u64::try_from(micros.max(0))
@@ -175,27 +175,27 @@ impl QuotaStatus {
     }
 }
 
-/// What an operation was given.
+/// The decision about an operation.
 #[derive(Debug, Default)]
 pub(crate) struct Decision {
-    /// How the client stands with each root field.
+    /// The quota status of each root field.
     pub(crate) standings: Vec<QuotaStatus>,
-    /// The occurrences of root fields that must not run, each with the place of its standing.
+    /// The refused occurrences of root fields, each with the index of its quota status.
     pub(crate) refused: Vec<(RootField, usize)>,
     /// Whether nothing may run.
     pub(crate) is_refused: bool,
-    /// What was taken, as it is given back.
+    /// The amounts taken, as refunds.
     taken: Vec<Acquire>,
 }
 
-/// What passed and what did not, by tier.
+/// Allowed and refused requests of a tier.
 #[derive(Clone, Copy, Debug)]
 pub struct TierCount {
     /// The tier.
     pub tier: Tier,
-    /// What passed.
+    /// The number of allowed requests.
     pub allowed: u64,
-    /// What was refused; in the mode [`Mode::Observe`], what would have been.
+    /// The number of refused requests; in the mode [`Mode::Observe`], of those that would have been refused.
     pub refused: u64,
 }
 
@@ -205,10 +205,10 @@ struct Counter {
     refused: AtomicU64,
 }
 
-/// The limiter.
+/// The rate limiter.
 pub(crate) struct Limiter {
     rates: RwLock<Arc<Rates>>,
-    /// By root field.
+    /// The tiers by root field.
     tiers: HashMap<String, Tier>,
     memory: Memory,
     shared: Option<Shared>,
@@ -219,7 +219,7 @@ pub(crate) struct Limiter {
 
 impl Limiter {
     /// # Errors
-    /// The URL of Redis cannot be read.
+    /// The URL of Redis is invalid.
     pub(crate) fn new(
         rates: Rates,
         store: Store,
@@ -244,22 +244,22 @@ impl Limiter {
         Arc::clone(&self.rates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the rates from here on.
+    /// Replaces the rates.
     pub(crate) fn set_rates(&self, rates: Rates) {
         *self.rates.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rates);
     }
 
-    /// Whether Redis does not answer; `None` where none is configured.
+    /// Whether Redis does not respond; `None` if it is not configured.
     pub(crate) fn is_alone(&self) -> Option<bool> {
         self.shared.as_ref().map(Shared::is_away)
     }
 
-    /// Buckets in memory.
+    /// The statistics of the buckets in memory.
     pub(crate) fn buckets(&self) -> CacheStats {
         self.memory.stats()
     }
 
-    /// What passed and what did not.
+    /// Allowed and refused requests, by tier.
     pub(crate) fn counts(&self) -> [TierCount; 4] {
         Tier::ALL.map(|tier| {
             let counter = &self.counters[tier.place()];
@@ -271,12 +271,12 @@ impl Limiter {
         })
     }
 
-    /// A root field's tier. The introspection system's fields are queries.
+    /// The tier of a root field. Introspection fields count as queries.
     fn tier(&self, field: &str) -> Tier {
         self.tiers.get(field).copied().unwrap_or(Tier::Read)
     }
 
-    /// Lets a request in that asks for a route, before anything of it is looked at.
+    /// Charges a client for its route, before the request is read.
     pub(crate) async fn enter(&self, address: Option<IpAddr>, route: &'static str) -> Decision {
         let rates = self.rates();
         if rates.mode == Mode::Off {
@@ -294,7 +294,7 @@ impl Limiter {
         self.decide(&rates, charges, true).await
     }
 
-    /// Decides about all root fields of an operation. With `whole`, none runs unless all may.
+    /// Charges a client for all root fields of an operation. With `whole`, either all of them run or none.
     pub(crate) async fn charge(
         &self,
         rate_key: &RateKey,
@@ -317,7 +317,7 @@ impl Limiter {
                 continue;
             }
             let tier = self.tier(name);
-            // Whoever signs in is nobody yet: the address pays, and the account that is tried.
+            // A caller who signs in has no user yet: charge the address, and the account.
             let account = field.account.as_ref().map(|account| {
                 let hash = Sha256::digest(account);
                 format!("account:{}", text::hex(&hash[..16]))
@@ -334,7 +334,7 @@ impl Limiter {
             return Decision::default();
         }
         let mut verdict = self.decide(&rates, charges, whole).await;
-        // In a query, what is free is served beside what is refused.
+        // In a query, free fields run even if all others are refused.
         verdict.is_refused &= whole || !is_some_free;
         verdict
     }
@@ -345,7 +345,7 @@ impl Limiter {
         let given = self.take(&asks, whole && enforces).await;
         let wait = |place: usize| {
             let (ask, given) = (&asks[place], &given[place]);
-            // Until the same fits as a whole: that is what will be asked for again.
+            // Until the whole cost fits, because the client will send the same operation again.
             (given.granted < ask.cost).then(|| ask.wait(given.debt, ask.cost))
         };
         let longest = (0..asks.len()).filter_map(wait).max();
@@ -379,7 +379,7 @@ impl Limiter {
             let standing = &mut standings[known];
             standing.cost += 1;
             if remaining < standing.remaining {
-                // Another account that the same field signs in to.
+                // The same field may also sign in to another account.
                 standing.remaining = remaining;
                 standing.reset_at = now + TimeDelta::microseconds(debt);
                 standing.reset_in = debt;
@@ -429,7 +429,7 @@ impl Limiter {
         self.memory.take(asks, whole, steady)
     }
 
-    /// Gives back what an operation was given that then did not run.
+    /// Refunds the cost of an operation that did not run.
     pub(crate) async fn refund(&self, verdict: &mut Decision) {
         let asks = std::mem::take(&mut verdict.taken);
         if !asks.is_empty() {
@@ -437,7 +437,7 @@ impl Limiter {
         }
     }
 
-    /// How a client stands with each root field that it has asked for lately, at no cost.
+    /// The quota status of a client for each recently used root field. Costs nothing.
     pub(crate) async fn look(
         &self,
         rate_key: &RateKey,
@@ -487,7 +487,7 @@ impl Limiter {
     }
 }
 
-/// What an operation asks of its buckets, and which of them each occurrence of a root field needs.
+/// The amounts that an operation takes from its buckets, and the buckets of each occurrence of a root field.
 #[derive(Default)]
 struct Charges {
     asks: Vec<Acquire>,
@@ -511,7 +511,7 @@ impl Charges {
     }
 }
 
-/// The bucket that an owner has for a root field, or for its tier; nothing is asked of it yet.
+/// The bucket of an owner for a root field or for its tier, with a cost of zero.
 fn ask(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
     let bucket = match rates.scope {
         Scope::Field => field,

@@ -1,8 +1,9 @@
 //! Buckets that all instances share, in Redis.
 //!
-//! All buckets of an operation are taken by one script in one round trip, by Redis's own clock. Their keys have one hash
-//! tag, so that a cluster keeps them in one place and the script may touch them together. When Redis does not answer in
-//! time the instance goes on with buckets of its own, and one request a second tries whether it is back.
+//! One script takes from all buckets of an operation in one round trip, by the clock of Redis. The keys have one hash
+//! tag, so that a cluster stores them in one place and the script may access them together. If Redis does not respond
+//! in time, the instance continues with its own buckets in memory, and one request a second checks whether Redis is
+//! back.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
@@ -17,10 +18,10 @@ use tokio::time::timeout;
 
 use crate::rate_limit::bucket::{Acquire, Granted};
 
-/// Longest wait for Redis.
+/// Maximum wait for Redis.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How long Redis is left alone after it has not answered, in microseconds.
+/// The pause after Redis did not respond, in microseconds.
 const REST: i64 = 1_000_000;
 
 const PREFIX: &str = "{gathering-limits}:";
@@ -63,13 +64,13 @@ return answer
 pub(super) struct Shared {
     connection: ConnectionManager,
     script: Script,
-    /// When Redis may be asked again, by the steady clock.
+    /// When Redis may be tried again, by the monotonic clock.
     rests_until: AtomicI64,
     is_away: AtomicBool,
 }
 
 impl Shared {
-    /// Buckets in the Redis at this URL, which need not answer yet.
+    /// Uses the Redis at this URL, which need not be reachable yet.
     pub(super) fn new(url: &str) -> Result<Self, RedisError> {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
@@ -84,12 +85,12 @@ impl Shared {
         })
     }
 
-    /// Whether Redis did not answer the last time.
+    /// Whether Redis did not respond the last time.
     pub(super) fn is_away(&self) -> bool {
         self.is_away.load(Ordering::Relaxed)
     }
 
-    /// Takes from all buckets at one moment; with `whole`, from all or from none. `None` when Redis cannot be asked.
+    /// Takes from all buckets atomically; with `whole`, everything or nothing. `None` if Redis cannot be reached.
     pub(super) async fn take(
         &self,
         asks: &[Acquire],
@@ -118,16 +119,19 @@ impl Shared {
                 return Some(given);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
+            Err(_) => "no response in time".to_owned(),
         };
         self.rests_until.store(steady + REST, Ordering::Relaxed);
         if !self.is_away.swap(true, Ordering::Relaxed) {
-            tracing::warn!(why, "Redis is away: this instance limits by itself");
+            tracing::warn!(
+                why,
+                "Redis does not respond: this instance applies the limits separately"
+            );
         }
         None
     }
 
-    /// `now` is Redis's own clock unless it is given.
+    /// `now` defaults to the clock of Redis.
     async fn ask(
         &self,
         asks: &[Acquire],
@@ -160,9 +164,9 @@ mod tests {
     use super::*;
     use crate::rate_limit::{memory::Memory, schedule::Schedule};
 
-    /// A Redis for tests; without one there is nothing to hold against the memory.
+    /// The Redis for tests; without one the test is skipped.
     fn redis() -> Option<Shared> {
-        #[expect(clippy::disallowed_methods, reason = "tests read where Redis is")]
+        #[expect(clippy::disallowed_methods, reason = "tests read the URL of Redis")]
         let url = std::env::var("GATHERING_TEST_REDIS_URL").ok()?;
         Some(Shared::new(&url).expect("a URL"))
     }
@@ -175,7 +179,7 @@ mod tests {
         let memory = Memory::new(1_000);
         let run = Uuid::now_v7();
         let mut schedule = Schedule::new(42);
-        // Keys expire by Redis's own clock; this one runs ahead of it.
+        // Keys expire by the clock of Redis; this clock runs ahead of it.
         let mut now = 1_800_000_000_000_000_i64;
         let (mut granted, mut refused) = (0, 0);
         for step in 0..4_000 {

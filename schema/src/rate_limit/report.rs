@@ -7,17 +7,17 @@ use crate::{
 };
 use async_graphql::ScalarType;
 
-/// `RATE_LIMITED`, with when to come back.
+/// `RATE_LIMITED`, with the time of the next attempt.
 pub(crate) fn refused(standing: &QuotaStatus) -> Error {
     let (field, seconds) = (&standing.field, standing.seconds().max(1));
     let most = standing.limit;
     let message = if standing.cost > most {
         format!(
-            "`{field}` may be asked for {most} times a minute, and not {} times at once.",
+            "`{field}` is limited to {most} requests per minute, but the operation contains {}.",
             standing.cost
         )
     } else {
-        format!("`{field}` may be asked for {most} times a minute. Come back in {seconds} s.")
+        format!("`{field}` is limited to {most} requests per minute. Retry after {seconds} s.")
     };
     let milliseconds = (standing.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
     Error::new(Code::RateLimited, message)

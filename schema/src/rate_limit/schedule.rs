@@ -1,4 +1,4 @@
-//! Random numbers that are the same every time, for tests.
+//! Reproducible pseudo-random numbers, for tests.
 
 pub(super) struct Schedule(u64);
 
@@ -7,7 +7,7 @@ impl Schedule {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A number from 0 to below `end` (xorshift).
+    /// A number from 0 up to, but not including, `end` (xorshift).
     pub(super) fn below(&mut self, end: i64) -> i64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

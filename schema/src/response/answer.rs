@@ -15,7 +15,7 @@ use crate::{
 };
 use async_graphql::ScalarType;
 
-/// What the client gets: serialises to the GraphQL response map, without `data` in a request error.
+/// A response. Serializes to the GraphQL response map, without `data` for a request error.
 #[derive(Debug)]
 pub struct Answer {
     data: Option<Box<Data>>,
@@ -28,7 +28,7 @@ pub struct Answer {
 /// The data of a response.
 #[derive(Debug)]
 enum Data {
-    /// Of an operation that was executed.
+    /// The result of an execution.
     Fresh(Value, Arc<Plan>),
     /// The stored text of an earlier response.
     Kept(Box<RawValue>),
@@ -60,7 +60,7 @@ impl Serialize for Answer {
 }
 
 impl Answer {
-    /// A request error: nothing ran.
+    /// A request error: nothing was executed.
     pub fn refusal(code: Code, message: impl Into<String>) -> Self {
         Error::new(code, message.into()).into()
     }
@@ -70,13 +70,13 @@ impl Answer {
         Error::token_revoked().into()
     }
 
-    /// A request error: the rate limiter let nothing of it run.
+    /// A request error: a rate limit is exceeded and nothing was executed.
     pub(crate) fn limited(verdict: Decision) -> Self {
         let errors = verdict.refused.iter().map(|(field, place)| {
             let error = rate_limit::refused(&verdict.standings[*place]);
             let mut refused = ServerError::new(error.message.clone(), None);
             refused.extensions = Some(error.extension_values());
-            // A request that is not let in asks for a route, which is no part of an answer.
+            // A refused request is charged for its route, which is not a field of the response.
             if field.place != Pos::default() {
                 refused.path = vec![PathSegment::Field(field.key.to_string())];
             }
@@ -85,7 +85,7 @@ impl Answer {
         Self::refused(errors.collect()).with_standings(verdict.standings)
     }
 
-    /// A request error, named by its request where it is our fault.
+    /// A request error, with the request id if the error is internal.
     pub(crate) fn failed(error: Error, request_id: &str) -> Self {
         let is_ours = error.code == Code::Internal;
         Self::from(if is_ours {
@@ -105,12 +105,12 @@ impl Answer {
         }
     }
 
-    /// How the client stands with what was asked for.
+    /// The quota status of the requested fields.
     pub fn standings(&self) -> &[QuotaStatus] {
         &self.standings
     }
 
-    /// Says how the client stands.
+    /// Adds the quota status.
     #[must_use]
     pub fn with_standings(mut self, standings: Vec<QuotaStatus>) -> Self {
         let account = standings.iter().map(|standing| {
@@ -131,7 +131,7 @@ impl Answer {
         self
     }
 
-    /// The cursor of the event that one answer of a subscription is about: the place to go on from.
+    /// The cursor of the event in an answer of a subscription, after which a client can resume.
     pub fn cursor(&self) -> Option<&str> {
         self.cursor.as_deref()
     }
@@ -141,13 +141,13 @@ impl Answer {
         Self { cursor, ..self }
     }
 
-    /// The answer as a request error: what failed was to begin.
+    /// The response as a request error, because execution did not start.
     #[must_use]
     pub(crate) fn without_data(self) -> Self {
         Self { data: None, ..self }
     }
 
-    /// Whether execution began, so that the answer has a `data` key.
+    /// Whether execution started, so that the response has `data`.
     pub fn has_data(&self) -> bool {
         self.data.is_some()
     }
@@ -167,7 +167,7 @@ impl Answer {
         self.errors.first().and_then(code_of)
     }
 
-    /// An answer that was given before.
+    /// A response restored from the database.
     pub(crate) fn again(known: &serde_json::Value) -> Self {
         let part = |name: &str| known.get(name).cloned().unwrap_or_default();
         let data = match part("data") {
@@ -190,19 +190,19 @@ impl Answer {
         again
     }
 
-    /// The response as it is stored. The database keeps no order of an object's members, so the data is text.
+    /// The response as it is stored. The database does not keep the order of an object's members, so the data is text.
     pub(crate) fn to_keep(&self) -> Option<serde_json::Value> {
         let data = serde_json::to_string(self.data.as_ref()?).ok()?;
         Some(json!({ "data": data, "errors": self.errors, "extensions": self.extensions }))
     }
 
-    /// Says that what is answered was done when the request was sent before.
+    /// Marks the response as a replay of an earlier request.
     pub(crate) fn mark_replayed(&mut self) {
         let mark = json!({ "isReplayed": true });
         self.extensions.insert("idempotency".to_owned(), mark);
     }
 
-    /// Seconds after which a refused request may be tried again: when the last of its refusals has passed.
+    /// Seconds after which a refused request may be retried: the maximum over all errors.
     pub fn retry_after(&self) -> Option<u64> {
         let seconds = self.errors.iter().filter_map(|error| {
             match error.extensions.as_ref()?.get("retryAfter")? {
@@ -214,7 +214,7 @@ impl Answer {
     }
 
     pub(crate) fn of(response: Response, plan: Arc<Plan>, request_id: &str) -> Self {
-        // Only an error in a resolver has a path. With errors that have none, and without data, nothing ran.
+        // Only an error in a resolver has a path. If no error has one and there is no data, nothing was executed.
         let ran = response.data != Value::Null
             || response.errors.is_empty()
             || response.errors.iter().any(|error| !error.path.is_empty());
@@ -246,8 +246,8 @@ impl Answer {
 }
 
 impl Answer {
-    /// Puts null and an error in the place of each root field that was refused, also where null is not allowed: what is
-    /// refused is the asking, and must not take the rest along.
+    /// Replaces each refused root field by null and an error, even if the field is not nullable: a rate limit must not
+    /// remove the other fields.
     pub(crate) fn refuse(&mut self, verdict: &Decision) {
         for (field, place) in &verdict.refused {
             if let Some(Data::Fresh(Value::Object(data), _)) = self.data.as_deref_mut() {

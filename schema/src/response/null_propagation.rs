@@ -1,8 +1,8 @@
-//! What the specification says of an answer and the executor does not keep.
+//! The rules of the response format that the executor does not follow.
 //!
-//! async-graphql 7.2 answers fields in the order in which they were ready and leaves a field out when it failed. The
-//! [specification](https://spec.graphql.org/September2025/#sec-Response-Format) wants the order of the document, null for
-//! a failed field, and, where null is not allowed, null for the nearest field around it that may be null.
+//! async-graphql 7.2 returns fields in the order in which they complete, and omits a field that failed. The
+//! [specification](https://spec.graphql.org/September2025/#sec-Response-Format) requires the order of the document,
+//! null for a failed field, and, if null is not allowed, null for the nearest enclosing field that is nullable.
 
 use apollo_compiler::ast::Type;
 use async_graphql::{Name, PathSegment, ServerError, Value, indexmap::IndexMap};
@@ -27,7 +27,7 @@ impl Abstract {
     }
 }
 
-/// Puts null where the errors say that a field failed.
+/// Sets failed fields to null, according to the errors.
 pub(crate) fn propagate_nulls(plan: &Plan, data: &mut Value, errors: &[ServerError]) {
     let paths: Vec<_> = errors
         .iter()
@@ -45,7 +45,7 @@ pub(crate) fn propagate_nulls(plan: &Plan, data: &mut Value, errors: &[ServerErr
     }
 }
 
-/// Whether the object may stay as it is now.
+/// Whether the object is valid now; if not, it becomes null.
 fn in_object(selection: &Selection, value: &mut Value, paths: &[&[PathSegment]]) -> bool {
     // The error is of a field of this object, or of the object itself.
     let Value::Object(object) = value else {
@@ -108,7 +108,7 @@ fn in_value(selection: &Selection, value: &mut Value, ty: &Type, paths: &[&[Path
     true
 }
 
-/// What is left of the paths that begin with a segment.
+/// The remaining paths after a leading segment.
 fn below<'a>(
     paths: &[&'a [PathSegment]],
     is: impl Fn(&PathSegment) -> bool,
@@ -157,7 +157,7 @@ fn in_order<'a, S: Serializer>(
 }
 
 impl Plan {
-    /// The data of an answer in the order of the document.
+    /// The data of a response in the order of the document.
     pub(crate) fn order<'a>(&'a self, data: &'a Value) -> Ordered<'a> {
         Ordered(data, &self.root)
     }
@@ -278,7 +278,7 @@ mod tests {
                 json!(["list", 1, "must"]),
                 "null",
             ),
-            // The executor has answered null for the item already.
+            // The executor has already returned null for the item.
             (
                 "{ list { must { id } } }",
                 &json!({"list": [null, null]}),

@@ -8,15 +8,14 @@ use async_graphql::{
 use futures_util::StreamExt;
 use std::{borrow::Cow, mem, sync::atomic::Ordering};
 
-/// What happened at once, answered one by one. Resolved together, as a list is: what all of it asks of the database is
-/// one statement for each edge.
+/// Events that are resolved together, as a list, but answered one by one: together they take one statement per edge.
 pub(crate) struct Burst<T>(Vec<Option<T>>);
 
-/// Something to tell, and the cursor of the event that it is about.
+/// An item to deliver, and the cursor of its event.
 pub(crate) type Told<T> = (T, Option<String>);
 
 impl<T> Burst<T> {
-    /// Of all that is to be told; `None` when that is nothing.
+    /// A burst of all items; `None` if there are none.
     pub(crate) fn new(
         request: &Request,
         told: impl IntoIterator<Item = Option<Told<T>>>,
@@ -32,7 +31,7 @@ impl<T> Burst<T> {
     }
 }
 
-/// In the schema it is one of what it is made of.
+/// In the schema a burst has the type of its items.
 impl<T: OutputType> OutputType for Burst<T> {
     fn type_name() -> Cow<'static, str> {
         T::type_name()
@@ -55,7 +54,7 @@ impl<T: OutputType> OutputType for Burst<T> {
     }
 }
 
-/// The answers to a burst, each as if it had been resolved alone.
+/// Splits the response to a burst into the answers to its items.
 pub(super) fn split(mut response: Response) -> Vec<Response> {
     let burst = match &mut response.data {
         Value::Object(fields) => fields.iter_mut().find_map(|(key, value)| match value {
@@ -81,7 +80,7 @@ pub(super) fn split(mut response: Response) -> Vec<Response> {
     answers
 }
 
-/// About how long a value is in JSON, in bytes.
+/// The approximate length of a value in JSON, in bytes.
 pub(super) fn weight(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),

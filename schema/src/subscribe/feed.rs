@@ -1,4 +1,5 @@
-//! What one subscriber gets: what they want and may read, in order, without a gap.
+//! The feed of one subscriber: the events that match the filter and that the viewer may read, in order and without
+//! gaps.
 
 use crate::events::FeedFilter;
 use crate::request::PAUSE;
@@ -28,55 +29,56 @@ use crate::{
     request::Request,
 };
 
-/// Most events that one statement of a replay looks at.
+/// Maximum number of events that one statement of a replay examines.
 const SPAN: i64 = 10_000;
 
-/// A queue in which nobody minds waiting.
+/// The longest queueing delay that is ignored.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(2);
 
-/// How many times as long as it had to queue a subscriber that is behind stays away, and for how long at most.
+/// A subscriber that is behind sleeps for its queueing delay multiplied by `PATIENCE`, but no longer than
+/// `LONGEST_STAY`.
 const PATIENCE: u32 = 8;
 const LONGEST_STAY: Duration = Duration::from_millis(500);
 
-/// What a subscriber is given.
+/// An item that is delivered to a subscriber.
 pub(crate) enum Item {
     Event(Arc<event::Model>),
-    /// Some of what they have not seen is no longer kept. This is the oldest that is.
+    /// Some events that the subscriber has not seen are no longer stored. This is the oldest stored event.
     Missed(Arc<event::Model>),
 }
 
 impl Item {
-    /// Whether it changes who may read a circle.
+    /// Whether the event changes who may read a circle.
     pub(crate) fn changes_sharing(&self) -> bool {
         matches!(self, Self::Event(row) if changes_sharing(row))
     }
 }
 
-/// A subscriber's place.
+/// The position of a subscriber.
 pub(crate) struct Feed {
     request: Arc<Request>,
     latest: watch::Receiver<Option<i64>>,
     wanted: FeedFilter,
-    /// The position of the last event that was looked at.
+    /// The position of the last event that was examined.
     seen: i64,
-    /// What was looked at, is wanted, and was not given yet.
+    /// Matching events that were examined but not delivered yet.
     taken: VecDeque<Arc<event::Model>>,
     missed: Option<Arc<event::Model>>,
-    /// Whether there is more than is told at once.
+    /// Whether there is more than one batch to deliver.
     is_behind: bool,
-    /// Whether the table is read until it is as far as the history.
+    /// Whether events are read from the table, until the history is reached.
     replays: bool,
-    /// The circles that the viewer may read, and how often sharing had changed when they were read.
+    /// The circles that the viewer may read, and the sharing counter at the time when they were read.
     circles: Option<(u64, Arc<HashSet<Uuid>>)>,
-    /// Whether only events that the viewer may read are given.
+    /// Whether only events that the viewer may read are delivered.
     is_guarded: bool,
 }
 
 impl Feed {
-    /// A feed of what happens from now on, or behind an event, by its position.
+    /// Opens a feed of the events from now on, or after the event at a position.
     ///
     /// # Errors
-    /// `BAD_USER_INPUT` for a position that lies in the future.
+    /// `BAD_USER_INPUT` for a position in the future.
     pub(crate) async fn open(
         request: Arc<Request>,
         wanted: FeedFilter,
@@ -116,19 +118,19 @@ impl Feed {
         })
     }
 
-    /// Gives every event that is wanted. Who asks must see to it that the viewer may know.
+    /// Delivers every matching event. The caller must check that the viewer may read it.
     pub(crate) fn unguarded(mut self) -> Self {
         self.is_guarded = false;
         self
     }
 
-    /// The request that it serves.
+    /// The request of the subscription.
     pub(crate) fn request(&self) -> &Request {
         &self.request
     }
 
-    /// What is next of what the subscriber wants and may read: as much as is at hand and may be told at once, and at
-    /// least one.
+    /// The next events that match and that the viewer may read: those that are available, up to the size of a burst,
+    /// and at least one.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -136,7 +138,7 @@ impl Feed {
         self.request.progress.started();
         let mut items = Vec::new();
         loop {
-            // One who always finds something must not keep the others on its thread waiting.
+            // A subscriber that always finds events must not starve the other tasks of its thread.
             tokio::task::coop::consume_budget().await;
             items.extend(self.missed.take().map(Item::Missed));
             let gained = match self.taken.front().cloned() {
@@ -150,7 +152,7 @@ impl Feed {
             };
             match gained {
                 Ok(()) => {}
-                // What could not be read now can be read later: nothing was passed over.
+                // No event was skipped, so the rest can be read later.
                 Err(_) if !items.is_empty() => return Ok(items),
                 Err(error) if error.is_transient() => sleep(PAUSE).await,
                 Err(error) => return Err(error),
@@ -158,7 +160,7 @@ impl Feed {
         }
     }
 
-    /// Waits for something new, or takes it from the table when it is no longer in the history.
+    /// Waits for new events, or switches to the table if they are no longer in the history.
     async fn fill(&mut self) -> Result<(), Error> {
         if self.is_behind {
             give_way().await;
@@ -167,7 +169,7 @@ impl Feed {
             return self.replay().await;
         }
         let bus = Arc::clone(&self.request.services.bus);
-        // Marked as seen before the history is read: what comes in between wakes.
+        // Marked as seen before the history is read, so that events that arrive in between wake the feed.
         self.latest.borrow_and_update();
         match bus.behind(self.seen, |row| self.wanted.takes(row)) {
             Some((_, seen)) if seen == self.seen => {
@@ -188,8 +190,8 @@ impl Feed {
         Ok(())
     }
 
-    /// Reads a batch from the table: what is wanted behind what was seen, and may be read. However much lies in between,
-    /// no statement looks at more than [`SPAN`] events.
+    /// Reads a batch from the table: matching events after the last examined one that the viewer may read. No statement
+    /// examines more than [`SPAN`] events.
     async fn replay(&mut self) -> Result<(), Error> {
         let newest = (*self.latest.borrow_and_update()).unwrap_or_default();
         let end = newest.min(self.seen.saturating_add(SPAN));
@@ -206,13 +208,13 @@ impl Feed {
             .into_query();
         let pages = PageQuery::<event::Model>::new("events to replay", select, None);
         let services = Arc::clone(&self.request.services);
-        // Who has a turn must use it, also while nobody asks for what they read.
+        // The task must finish its read while it holds the permit, even if the feed is not polled.
         let mut reading = JoinSet::new();
         reading.spawn(async move {
             // The semaphore is never closed.
             let _turn = services.bus.replays.acquire().await;
             let rows = services.loader.load_alone(pages, Uuid::nil()).await?;
-            // What was deleted before it was read is missing; looked at afterwards, so that nothing is deleted in between.
+            // Read after the events, so that events deleted in between are noticed as missing.
             let oldest = edge(&services.loader, Edge::Oldest).await?;
             Ok::<_, Error>((rows, oldest))
         });
@@ -222,7 +224,7 @@ impl Feed {
         self.missed = oldest.filter(|_| oldest_at > Some(self.seen + 1));
         self.seen = match rows.last() {
             Some(last) if rows.len() == BATCH => last.position.unwrap_or(end),
-            // Nothing lies before the oldest.
+            // There are no events before the oldest one.
             _ => end.max(oldest_at.unwrap_or_default().min(newest) - 1),
         };
         self.replays = self.seen < newest;
@@ -261,8 +263,8 @@ impl Drop for Feed {
     }
 }
 
-/// Lets others come first. Who has much to catch up has time; whoever changes something in this moment has not. So the
-/// longer the queue of what wants to run, the longer a subscriber stays away from it.
+/// Yields to other tasks: a subscriber that is catching up can wait. The longer the queue of runnable tasks, the longer
+/// it sleeps.
 async fn give_way() {
     let came = Instant::now();
     yield_now().await;
@@ -315,7 +317,7 @@ impl Batch for ReadableCircles {
     }
 }
 
-/// An end of what is announced and kept.
+/// An end of the range of stored events that have a position.
 #[derive(Clone, Copy, PartialEq)]
 enum Edge {
     Oldest,

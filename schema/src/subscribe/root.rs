@@ -1,4 +1,4 @@
-//! What happens, live: events as they are committed, and what they are about as it is then.
+//! Subscriptions: events as they are committed, and objects in their state after a change.
 
 use crate::events::FeedFilter;
 use std::sync::Arc;
@@ -22,95 +22,91 @@ use crate::{
     task::Task,
 };
 
-/// Most agents of one subscription.
+/// Maximum number of agents of one subscription.
 const MAX_AGENTS: usize = 100;
 
-/// A change of a conversation that somebody follows.
+/// An update of a conversation: a message, a completed turn or the end.
 #[derive(Interface)]
 #[graphql(field(
     name = "conversation",
     ty = "&Conversation",
-    desc = "The conversation as it is now."
+    desc = "The conversation in its current state."
 ))]
 pub(crate) enum ConversationUpdate {
     /// A message.
     Message(MessageAdded),
-    /// A turn.
+    /// A completed turn.
     Turn(TurnCompleted),
-    /// The end.
+    /// The end of the conversation.
     End(ConversationEnded),
 }
 
 /// A message was added.
 #[derive(SimpleObject)]
 pub(crate) struct MessageAdded {
-    /// The conversation as it is now.
+    /// The conversation in its current state.
     conversation: Conversation,
     /// The message.
     message: Message,
 }
 
-/// An agent has taken its turn.
+/// An agent has completed its turn.
 #[derive(SimpleObject)]
 pub(crate) struct TurnCompleted {
-    /// The conversation as it is now.
+    /// The conversation in its current state.
     conversation: Conversation,
     /// The number of the turn, from 1.
     turn: i32,
-    /// Who is to speak next; null when nobody is, or the viewer may not read them.
+    /// The next speaker; null if there is none or the viewer may not read it.
     next_speaker: Option<Agent>,
 }
 
 /// The conversation has ended.
 #[derive(SimpleObject)]
 pub(crate) struct ConversationEnded {
-    /// The conversation as it is now.
+    /// The conversation in its current state.
     conversation: Conversation,
-    /// Why: `completed`, `max_turns`, `marker`, `cancelled` or `failed`.
+    /// The reason for the end: `completed`, `max_turns`, `marker`, `cancelled` or `failed`.
     reason: Option<String>,
 }
 
-/// What happens, live. Each field is started once and then answers for each thing that happens, in the order in which it
-/// was committed, at least once.
+/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
+/// once.
 #[derive(Default)]
 pub(crate) struct Subscription;
 
-/// What happens, live. Each field is started once and then answers for each thing that happens, in the order in which it
-/// was committed, at least once.
+/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
+/// once.
 #[Subscription]
 impl Subscription {
-    /// What happens in what the signed-in user may read. With `after` it goes on behind an event without a gap, as long as
-    /// that is kept; else the first is `EventsMissed`.
+    /// Streams the events that the caller may read. With `after`, the stream resumes after that event without a gap
+    /// while it is stored; otherwise the first event is `EventsMissed`.
     async fn events(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Narrows what is sent.")] filter: Option<EventFilter>,
-        #[graphql(desc = "The `cursor` of the last event that was received.")] after: Option<
-            String,
-        >,
+        #[graphql(desc = "Filters the events.")] filter: Option<EventFilter>,
+        #[graphql(desc = "The `cursor` of the last event received.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let wanted = EventFilter::wanted(filter)?;
         let feed = follow(ctx.shared(), wanted, after).await?;
         Ok(ending(ctx.shared(), events(feed, None)))
     }
 
-    /// What happens in a circle. It ends when the circle is deleted, or no longer shared with the signed-in user.
+    /// Streams the events of a circle. Ends when the circle is deleted or no longer shared with the caller.
     async fn circle_events(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The circle.")] circle_id: ID,
         #[graphql(desc = "Only events of these types; an empty list matches nothing.")]
         types: Option<Vec<EventType>>,
-        #[graphql(desc = "The `cursor` of the last event that was received.")] after: Option<
-            String,
-        >,
+        #[graphql(desc = "The `cursor` of the last event received.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
         let id = Kind::Circle.parse(&circle_id, "circleId")?;
         let types: Option<Vec<String>> =
             types.map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted)));
-        // What ends it is heard whether or not it is told.
+        // The sharing events end the stream, so they are received even if the client filters them out.
         let sharing = SHARING.map(str::to_owned);
         let wanted = FeedFilter {
             types: types
@@ -120,25 +116,27 @@ impl Subscription {
             ..FeedFilter::default()
         };
         let feed = follow(Arc::clone(&request), wanted, after).await?;
-        // What changes from now on is in the feed.
+        // The feed is open already, so it contains any change after this check.
         readable_circle(&request, id).await?;
         Ok(ending(request, events(feed, Some((id, types)))))
     }
 
-    /// Tasks as they are after each of their changes: those of a circle, those of an agent, or those of an agent in a
-    /// circle; `BAD_USER_INPUT` without either. Several changes of one task at once may be told as one. A task that is
-    /// gone is not told.
+    /// Streams tasks, each in its state after a change. Selects the tasks of a circle, of an agent, or of an agent in a
+    /// circle; `BAD_USER_INPUT` if neither is given. Several changes of one task at the same time may be combined into
+    /// one update. Deleted tasks are not sent.
     async fn task_updated(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Only tasks of this circle.")] circle_id: Option<ID>,
-        #[graphql(desc = "Only tasks that this agent has, or had before the change.")]
+        #[graphql(
+            desc = "Only tasks that are, or were before the change, assigned to this agent."
+        )]
         assignee_id: Option<ID>,
     ) -> Result<impl Stream<Item = Result<Burst<Task>, Error>> + use<>, Error> {
         let request = ctx.shared();
         request.viewer()?;
         if circle_id.is_none() && assignee_id.is_none() {
-            let message = "Give `circleId`, `assigneeId`, or both.";
+            let message = "At least one of `circleId` and `assigneeId` is required.";
             return Err(Error::bad_input(message).field("circleId"));
         }
         let circle = match &circle_id {
@@ -186,12 +184,13 @@ impl Subscription {
         Ok(ending(ctx.shared(), told))
     }
 
-    /// Agents as they are when they turn idle, busy or offline. Several changes of one agent at once may be told as one.
+    /// Streams agents whose status has changed, in their current state. Several changes of one agent at the same time
+    /// may be combined into one update.
     async fn agent_status_changed(
         &self,
         ctx: &Context<'_>,
         #[graphql(
-            desc = "At most 100 agents that the signed-in user may read; without it, the user's own."
+            desc = "At most 100 agents that the caller may read; defaults to the caller's own."
         )]
         agent_ids: Option<Vec<ID>>,
     ) -> Result<impl Stream<Item = Result<Burst<Agent>, Error>> + use<>, Error> {
@@ -215,7 +214,7 @@ impl Subscription {
             ..FeedFilter::default()
         };
         let feed = follow(Arc::clone(&request), wanted, None).await?;
-        // Whoever may read an agent may know what it does, whatever circle it does it in.
+        // A reader of an agent may see its status in every circle, so the events are not filtered by circle.
         let feed = feed.unguarded();
         let told = stream::try_unfold(feed, move |mut feed| {
             let (request, agents) = (Arc::clone(&request), agents.clone());
@@ -242,13 +241,13 @@ impl Subscription {
         Ok(ending(ctx.shared(), told))
     }
 
-    /// A conversation as it goes on: its messages, its turns and its end. It ends with the first of them that the signed-in
-    /// user may no longer read. With `afterSeq` it begins with the messages behind that number.
+    /// Streams the updates of a conversation: its messages, its turns and its end. Ends with the first update that the
+    /// caller may no longer read. With `afterSeq`, it starts with the messages after that sequence number.
     async fn conversation_updates(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The conversation.")] conversation_id: ID,
-        #[graphql(desc = "The `seq` of the last message that was received; 0 for all messages.")]
+        #[graphql(desc = "The `seq` of the last message received; 0 for all messages.")]
         after_seq: Option<i32>,
     ) -> Result<impl Stream<Item = Result<Burst<ConversationUpdate>, Error>> + use<>, Error> {
         let request = ctx.shared();
@@ -265,14 +264,14 @@ impl Subscription {
             EventType::ConversationEnded,
         ];
         let wanted = FeedFilter {
-            // Not the circle's alone: a conversation outlives its circle.
+            // Not limited to the events of the circle, because a conversation outlives its circle.
             types: Some(types.map(EventType::dotted).to_vec()),
             ..FeedFilter::default()
         };
-        // Who comes back to a cursor has had what was there before.
+        // A client that resumes from a cursor has received the earlier messages already.
         let is_behind = after_seq.is_some() && request.progress.after.is_none();
         let follower = Follower {
-            // First the feed, then the messages: what is added in between is in both, and told once.
+            // The feed is opened before the messages are read. A message added in between is in both and is sent once.
             feed: follow(Arc::clone(&request), wanted, None)
                 .await?
                 .unguarded(),
@@ -289,22 +288,22 @@ impl Subscription {
     }
 }
 
-/// What of a conversation is told at once.
+/// Updates of a conversation that are sent together.
 type Updates = Vec<Option<Told<ConversationUpdate>>>;
 
-/// Somebody who follows a conversation.
+/// A subscriber of a conversation.
 struct Follower {
     request: Arc<Request>,
     id: Uuid,
     feed: Feed,
-    /// Whether messages that were there before are still to be told.
+    /// Whether there are earlier messages still to be sent.
     is_behind: bool,
-    /// The number of the last message that was told.
+    /// The sequence number of the last message sent.
     told: i32,
 }
 
 impl Follower {
-    /// What is next; `None` when the viewer may no longer read the conversation.
+    /// The next updates; `None` if the viewer may no longer read the conversation.
     async fn next(&mut self) -> Result<Option<Burst<ConversationUpdate>>, Error> {
         self.request.progress.started();
         loop {
@@ -323,7 +322,7 @@ impl Follower {
         }
     }
 
-    /// The next of the messages that were there before.
+    /// The next batch of the earlier messages.
     async fn earlier(&mut self) -> Result<Option<Updates>, Error> {
         let select = message::Entity::find()
             .filter(message::Column::Seq.gt(self.told))
@@ -345,7 +344,7 @@ impl Follower {
         }))
     }
 
-    /// What has changed since.
+    /// The next updates from the feed.
     async fn changes(&mut self) -> Result<Option<Updates>, Error> {
         let mut rows = rows(&mut self.feed).await?;
         rows.retain(|row| {
@@ -417,14 +416,14 @@ fn added(
     })
 }
 
-/// A feed from now on, or from where the client says that it was.
+/// Opens a feed that starts now, or after the client's cursor.
 async fn follow(
     request: Arc<Request>,
     wanted: FeedFilter,
     after: Option<String>,
 ) -> Result<Feed, Error> {
     request.viewer()?;
-    // What a client says when it comes back is newer than what it said when it first came.
+    // The cursor of a reconnecting client is newer than the one in the operation.
     let after = match request.progress.after.as_ref().or(after.as_ref()) {
         Some(cursor) => Some(Events::position(request.services.epoch, cursor)?),
         None => None,
@@ -432,8 +431,8 @@ async fn follow(
     Feed::open(request, wanted, after).await
 }
 
-/// A feed as a stream of events that ends with its first error. That of a circle tells of these types, and ends when the
-/// viewer may no longer read the circle.
+/// Turns a feed into a stream of events that ends with its first error. The stream of a circle contains only events of
+/// the given types and ends when the viewer may no longer read the circle.
 fn events(
     feed: Feed,
     circle: Option<(Uuid, Option<Vec<String>>)>,
@@ -477,7 +476,7 @@ fn events(
     })
 }
 
-/// Has a stream that ends with an error say so, so that nobody takes it for one that is complete.
+/// Records that a stream ended with an error, so that the client does not take it for complete.
 fn ending<T>(
     request: Arc<Request>,
     stream: impl Stream<Item = Result<T, Error>>,
@@ -485,27 +484,27 @@ fn ending<T>(
     stream.inspect_err(move |_| request.progress.failed())
 }
 
-/// The next events of a feed whose subscriber is told how things are, and not what has happened to them.
+/// The next events of a feed whose subscriber receives current states rather than events.
 async fn rows(feed: &mut Feed) -> Result<Vec<Arc<event::Model>>, Error> {
     let items = feed.next().await?.into_iter();
     let rows = items.map(|item| match item {
         Item::Event(row) => Ok(row),
         Item::Missed(_) => Err(Error::bad_input(
-            "Some of what you have missed is no longer kept. Read how things are, and subscribe anew.",
+            "Some missed events are no longer stored. Query the current state and subscribe again.",
         )
         .field("after")),
     });
     rows.collect()
 }
 
-/// Changes of one thing that are told as one.
+/// Changes of one object that are combined into one update.
 struct Changes {
     subject: Uuid,
     rows: Vec<Arc<event::Model>>,
 }
 
 impl Changes {
-    /// The next of a feed, in the order of the first of each.
+    /// The next changes of a feed, in the order of the first event of each object.
     async fn next(feed: &mut Feed) -> Result<Vec<Self>, Error> {
         let mut all: Vec<Self> = Vec::new();
         for row in rows(feed).await? {
@@ -521,14 +520,14 @@ impl Changes {
         Ok(all)
     }
 
-    /// The cursor behind which all that is told later can be had again.
+    /// The cursor after which all later updates can be received again.
     fn cursor(&self, request: &Request) -> Option<String> {
         let first = self.rows.first()?;
         Some(Events::cursor(request.services.epoch, first))
     }
 }
 
-/// Whether an event says that a task went to an agent, or away from it.
+/// Whether an event assigns a task to an agent or unassigns it from the agent.
 fn mentions(row: &event::Model, agent: Uuid) -> bool {
     row.agent_id == Some(agent)
         || row.uuid("assigneeId") == Some(agent)

@@ -3,7 +3,8 @@
 use crate::{events::Handler, request::Services};
 use std::sync::Arc;
 
-/// Looks at the sessions of a user whose tokens were revoked, perhaps on another instance, and ends their streams.
+/// Checks the sessions of a user whose tokens were revoked, perhaps on another instance, and ends the streams of ended
+/// sessions.
 pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
     Handler {
         name: "sign-outs",

@@ -1,4 +1,4 @@
-//! Subscriptions as they run: one answer for each thing that happens, as long as whoever asked is still signed in.
+//! Running subscriptions: one answer per event, as long as the caller is signed in.
 
 use std::{
     collections::VecDeque,
@@ -27,11 +27,11 @@ use crate::{
     response::Answer,
 };
 
-/// How often it is looked whether a subscriber is still signed in. What ends a session on this instance ends its streams
-/// by itself; this finds what another instance, or another program, has done.
+/// How often the session of a subscription is checked. A session that is ended on this instance ends its streams
+/// immediately; the check finds sessions that another instance or another program has ended.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A subscription that has begun. No more than a burst of it is kept for who does not ask for the next answer.
+/// A started subscription. Buffers at most one burst if the client does not read.
 pub struct Answers {
     stream: BoxStream<'static, Answer>,
     standings: Vec<QuotaStatus>,
@@ -39,13 +39,13 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// The session that the subscription belongs to. When it has ended, no event that was taken out before may be sent any
-    /// more; the stream says why it ends.
+    /// The session of the subscription. After it has ended, no event that was already taken from the stream may be
+    /// sent; the stream then returns the reason.
     pub fn watch(&self) -> Option<Watch> {
         self.watch.clone()
     }
 
-    /// How the client stands with what was asked for.
+    /// The quota status of the requested fields.
     pub fn standings(&self) -> &[QuotaStatus] {
         &self.standings
     }
@@ -59,20 +59,20 @@ impl Stream for Answers {
     }
 }
 
-/// A subscription under way.
+/// A running subscription.
 pub(crate) struct Live {
     pub(crate) responses: BoxStream<'static, Response>,
     pub(crate) request: Arc<Request>,
     pub(crate) waiting: Arc<PendingBatches>,
     pub(crate) plan: Arc<Plan>,
-    /// The session that it belongs to.
+    /// The session of the subscription.
     pub(crate) watch: Option<Watch>,
-    /// Answers that were not asked for yet.
+    /// Answers that have not been requested yet.
     pub(crate) ready: VecDeque<Answer>,
 }
 
 impl Live {
-    /// Starts it: what its arguments say is looked at before anything is answered.
+    /// Starts the subscription. Its arguments are checked before the first answer.
     ///
     /// # Errors
     /// A request error: nothing was started.
@@ -105,7 +105,7 @@ impl Live {
             }
             return Err(answer.with_standings(verdict.standings));
         }
-        // All look at the same moments, so that few statements serve them all.
+        // All subscriptions check at the same times, so that few statements serve them all.
         let passed = services.began.elapsed().as_secs();
         let next = services.began + Duration::from_secs(passed) + LOOK;
         let mut looks = interval_at(next.into(), LOOK);
@@ -116,7 +116,7 @@ impl Live {
             let (answer, goes_on) = live.next(&mut looks).await?;
             Some((answer, goes_on.then_some((live, looks))))
         });
-        // The first answer tells how the client stands since it asked.
+        // The first answer contains the quota status of the start.
         let mut untold = Some(verdict.standings.clone());
         let answers = answers.map(move |answer| match untold.take() {
             Some(standings) => answer.with_standings(standings),
@@ -129,7 +129,7 @@ impl Live {
         })
     }
 
-    /// The next answer, and whether there may be another.
+    /// The next answer, and whether there may be another one.
     async fn next(&mut self, looks: &mut Interval) -> Option<(Answer, bool)> {
         let watch = self.watch.clone();
         let ended = async {
@@ -156,7 +156,7 @@ impl Live {
                 if !error.is_transient() {
                     return Some((error.into(), false));
                 }
-                // Nothing is sent as long as it is not known whether it may be.
+                // Nothing is sent until the session has been checked.
                 tokio::select! {
                     () = &mut ended => return Some((Error::token_revoked().into(), false)),
                     _ = looks.tick() => {}

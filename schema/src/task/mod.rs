@@ -38,83 +38,83 @@ use crate::{
     user::User,
 };
 
-/// Most characters of a task's title.
+/// Maximum length of a task's title, in characters.
 const MAX_TITLE: usize = 500;
-/// Most characters of its description.
+/// Maximum length of a description, in characters.
 const MAX_DESCRIPTION: usize = 20_000;
-/// Most entries of what it requires, and most characters of an entry.
+/// Maximum number of required competencies, and maximum length of one in characters.
 const MAX_LIST: usize = 50;
 const MAX_ENTRY: usize = 100;
-/// Most characters of a note or a reason.
+/// Maximum length of a note or a reason, in characters.
 const MAX_NOTE: usize = 2_000;
-/// Most characters of what a review says.
+/// Maximum length of a review comment, in characters.
 const MAX_REVIEW: usize = 10_000;
-/// Most characters of what came of it.
+/// Maximum length of a result, in characters.
 const MAX_RESULT: usize = 50_000;
-/// Most names of what was made, and most characters of a name.
+/// Maximum number of artifacts, and maximum length of an artifact's name in characters.
 const MAX_ARTIFACTS: usize = 200;
 const MAX_ARTIFACT: usize = 500;
 
-/// How pressing a task is.
+/// The priority of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "task::Priority")]
 pub enum Priority {
-    /// Can wait.
+    /// Low priority.
     Low,
-    /// In its turn.
+    /// Medium priority.
     Medium,
-    /// Before others.
+    /// High priority.
     High,
-    /// Before everything.
+    /// The highest priority.
     Critical,
 }
 
-/// Where a task stands.
+/// The status of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "task::TaskStatus")]
 pub enum TaskStatus {
-    /// Nobody has it.
+    /// Not assigned to an agent.
     Pending,
-    /// An agent has it and has not begun.
+    /// Assigned to an agent, not started.
     Assigned,
-    /// An agent works on it.
+    /// Started: the assignee is working on it.
     InProgress,
-    /// Submitted, and waiting for a review.
+    /// Submitted, waiting for a review.
     InReview,
-    /// Reviewed, and to be done again.
+    /// Rejected in review; changes are required.
     ChangesRequested,
-    /// Cannot go on for now.
+    /// Blocked: work cannot continue for now.
     Blocked,
-    /// Done.
+    /// Completed.
     Completed,
-    /// Given up.
+    /// Failed: the work was given up.
     Failed,
-    /// No longer wanted.
+    /// Cancelled: no longer needed.
     Cancelled,
 }
 
-/// What a review looks at.
+/// The type of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "task::ReviewType")]
 pub enum ReviewType {
-    /// The code.
+    /// Review of the code.
     Code,
-    /// The design.
+    /// Review of the design.
     Architecture,
-    /// What an attacker could do with it.
+    /// Review of the security.
     Security,
-    /// The text.
+    /// Review of the documentation.
     Documentation,
-    /// The quality of the whole.
+    /// Review of the overall quality.
     Quality,
-    /// All of it, before it is delivered.
+    /// Final review of everything before delivery.
     Final,
 }
 
-/// A piece of work in a circle.
+/// A unit of work in a circle.
 pub struct Task(pub(crate) Arc<task::Model>);
 
-/// A piece of work in a circle, assigned to one agent and usually reviewed by another. Read by whoever may read the
+/// A piece of work in a circle, assigned to one agent and usually reviewed by another. Visible to readers of the
 /// circle.
 #[Object]
 impl Task {
@@ -132,38 +132,38 @@ impl Task {
         row.map(Circle).ok_or_else(|| Error::not_found("circle"))
     }
 
-    /// The task of the same circle that it is part of.
+    /// The parent task, in the same circle.
     async fn parent(&self, ctx: &Context<'_>) -> Result<Option<Self>, Error> {
         Self::readable(ctx, self.0.parent_id).await
     }
 
-    /// What is to be done, in one line of at most 500 characters.
+    /// The title, a single line of at most 500 characters.
     async fn title(&self) -> &str {
         &self.0.title
     }
 
-    /// What is to be done, at most 20,000 characters.
+    /// The description, at most 20,000 characters.
     async fn description(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.description.as_deref())
     }
 
-    /// What an agent must be able to do to take it; at most 50 words.
+    /// The competencies required of the assignee, at most 50 entries.
     async fn required_competencies(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request()
             .text(self.0.required_competencies.0.as_slice())
     }
 
-    /// How pressing it is.
+    /// The priority.
     async fn priority(&self) -> Priority {
         self.0.priority.into()
     }
 
-    /// Where it stands.
+    /// The status.
     async fn status(&self) -> TaskStatus {
         self.0.status.into()
     }
 
-    /// The agent who has it.
+    /// The agent to which it is assigned.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         Agent::readable(ctx, self.0.assignee_id).await
     }
@@ -173,7 +173,7 @@ impl Task {
         Agent::readable(ctx, self.0.reviewer_id).await
     }
 
-    /// The user who made it; null when an agent or the server did.
+    /// The user who created it; null if an agent or the server created it.
     async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
         let Some(id) = self.0.created_by else {
             return Ok(None);
@@ -181,57 +181,57 @@ impl Task {
         Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
     }
 
-    /// Whether it is reviewed before it counts as done.
+    /// Whether a review is required before completion.
     async fn requires_review(&self) -> bool {
         self.0.requires_review
     }
 
-    /// What its review looks at.
+    /// The type of review.
     async fn review_type(&self) -> ReviewType {
         self.0.review_type.into()
     }
 
-    /// How often it was submitted for review.
+    /// How many times it was submitted for review.
     async fn review_round(&self) -> i32 {
         self.0.review_round
     }
 
-    /// What was last said in a review, at most 10,000 characters.
+    /// The latest review comment, at most 10,000 characters.
     async fn review_note(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.review_note.as_deref())
     }
 
-    /// Why it stands where it stands, at most 2,000 characters; null when the last transition gave no reason.
+    /// The note or reason of the last status transition, at most 2,000 characters; null if none was given.
     async fn status_note(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.status_note.as_deref())
     }
 
-    /// What came of it, at most 50,000 characters.
+    /// The result, at most 50,000 characters.
     async fn result(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         ctx.request().text(self.0.result.as_deref())
     }
 
-    /// Names or addresses of what was made; at most 200.
+    /// Names or addresses of the artifacts produced, at most 200.
     async fn artifacts(&self, ctx: &Context<'_>) -> Result<&[String], Error> {
         ctx.request().text(self.0.artifacts.0.as_slice())
     }
 
-    /// How many hours it was thought to take.
+    /// The estimated number of hours.
     async fn estimated_hours(&self) -> Option<f64> {
         self.0.estimated_hours
     }
 
-    /// How many hours it took.
+    /// The actual number of hours.
     async fn actual_hours(&self) -> Option<f64> {
         self.0.actual_hours
     }
 
-    /// When it should be done.
+    /// When it is due.
     async fn due_at(&self) -> Option<DateTime> {
         self.0.due_at.map(DateTime)
     }
 
-    /// When work on it first began.
+    /// When work on it was first started.
     async fn started_at(&self) -> Option<DateTime> {
         self.0.started_at.map(DateTime)
     }
@@ -241,12 +241,12 @@ impl Task {
         self.0.submitted_at.map(DateTime)
     }
 
-    /// When it was done.
+    /// When it was completed.
     async fn completed_at(&self) -> Option<DateTime> {
         self.0.completed_at.map(DateTime)
     }
 
-    /// When it was made.
+    /// When it was created.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
     }
@@ -256,12 +256,13 @@ impl Task {
         self.0.updated_at.into()
     }
 
-    /// Grows by one with every edit and every transition; give it as `expectedVersion` to change only what you saw.
+    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
+    /// changes.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// The tasks that are part of it, newest first unless `orderBy` says otherwise.
+    /// The subtasks. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -288,7 +289,7 @@ impl Task {
         )
     }
 
-    /// The conversations about it, as far as the viewer may read them; newest first.
+    /// The conversations about it that the viewer may read, newest first.
     async fn conversations(
         &self,
         ctx: &Context<'_>,
@@ -312,7 +313,7 @@ impl Task {
 }
 
 impl Task {
-    /// The task with this row id, as far as the viewer may read it.
+    /// Loads the task with this row id; `None` if the viewer may not read it.
     pub(crate) async fn readable(
         ctx: &Context<'_>,
         id: Option<Uuid>,
@@ -339,7 +340,7 @@ pub(crate) fn is_open() -> Condition {
     ]))
 }
 
-/// Tasks as a list.
+/// Marker type for connections of tasks.
 pub struct Tasks;
 
 impl Listed for Tasks {
@@ -357,23 +358,23 @@ impl Listed for Tasks {
     }
 }
 
-/// What tasks may be ordered by.
+/// The fields by which tasks can be ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum TaskOrderField {
-    /// When it was made.
+    /// When it was created.
     CreatedAt,
     /// When it was last changed.
     UpdatedAt,
-    /// How pressing it is; CRITICAL comes first in ascending order.
+    /// The priority; `CRITICAL` comes first in ascending order.
     Priority,
 }
 
-/// An order of tasks.
+/// Orders a list of tasks.
 #[derive(Clone, Copy, InputObject)]
 pub struct TaskOrder {
-    /// What to order by.
+    /// The field to order by.
     field: TaskOrderField,
-    /// Which end comes first.
+    /// The sort direction.
     #[graphql(default_with = "SortDirection::Desc")]
     direction: SortDirection,
 }
@@ -392,26 +393,26 @@ impl Tasks {
     }
 }
 
-/// Narrows a list of tasks. All given conditions must hold; an empty list matches nothing.
+/// Filters a list of tasks. All conditions must match; an empty list matches nothing.
 #[derive(InputObject)]
 pub struct TaskFilter {
     /// Only tasks of this circle.
     circle_id: Option<ID>,
-    /// Only tasks of circles that work for this project.
+    /// Only tasks of circles of this project.
     project_id: Option<ID>,
-    /// Only tasks in one of these states.
+    /// Only tasks with one of these statuses.
     status: Option<Vec<TaskStatus>>,
-    /// Only tasks of one of these priorities.
+    /// Only tasks with one of these priorities.
     priority: Option<Vec<Priority>>,
-    /// Only tasks that this agent has.
+    /// Only tasks that are assigned to this agent.
     assignee_id: Option<ID>,
     /// Only tasks that this agent reviews.
     reviewer_id: Option<ID>,
-    /// True leaves out tasks that are part of others; false leaves in only those.
+    /// True: only tasks without a parent; false: only subtasks.
     root_only: Option<bool>,
-    /// Only tasks due before this instant.
+    /// Only tasks due before this time.
     due_before: Option<DateTime>,
-    /// Only tasks due after this instant.
+    /// Only tasks due after this time.
     due_after: Option<DateTime>,
 }
 
@@ -465,13 +466,13 @@ impl TaskFilter {
     }
 }
 
-/// Queries about tasks.
+/// Task queries.
 #[derive(Default)]
 pub struct TaskQuery;
 
 #[Object]
 impl TaskQuery {
-    /// The task with this id.
+    /// Fetches a task by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn task(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Task>, Error> {
         let rule = &ctx.request().viewer()?.rules().task;
         let row = ctx
@@ -481,7 +482,7 @@ impl TaskQuery {
         Ok(Some(Task(row)))
     }
 
-    /// The tasks that the viewer may read, newest first unless `orderBy` says otherwise.
+    /// Lists the tasks that the viewer may read. Newest first unless `orderBy` is given.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is an argument of the GraphQL field"
@@ -507,12 +508,12 @@ impl TaskQuery {
     }
 }
 
-/// The outcome of a change of a task.
+/// Payload of the task mutations.
 #[derive(SimpleObject)]
 pub struct TaskPayload {
-    /// The task as it is now; null when there is none to show.
+    /// The task in its current state; null if there is none.
     task: Option<Task>,
-    /// What was wrong with the input, or with the state of the task.
+    /// Errors that the caller can correct, in the input or in the state of the task; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -525,156 +526,156 @@ impl TaskPayload {
     }
 }
 
-/// A task that is to be made.
+/// Input for `createTask`.
 #[derive(InputObject)]
 pub struct CreateTaskInput {
     /// The circle it belongs to.
     circle_id: ID,
-    /// The task of the same circle that it is part of.
+    /// The parent task, in the same circle.
     parent_id: Option<ID>,
-    /// What is to be done, in one line of 1 to 500 characters.
+    /// The title, a single line of 1 to 500 characters.
     title: String,
-    /// What is to be done, at most 20,000 characters.
+    /// The description, at most 20,000 characters.
     description: Option<String>,
-    /// What an agent must be able to do to take it; at most 50, of at most 100 characters.
+    /// The competencies required of the assignee; at most 50 entries of at most 100 characters.
     required_competencies: Option<Vec<String>>,
-    /// How pressing it is.
+    /// The priority.
     #[graphql(default_with = "Priority::Medium")]
     priority: Priority,
-    /// The agent who has it from the start, an active member of the circle. Without one it waits to be routed.
+    /// The assignee, an active member of the circle. If omitted, the task waits to be routed.
     assignee_id: Option<ID>,
-    /// The agent who reviews it: an active member of the circle, and not the assignee.
+    /// The reviewer, an active member of the circle other than the assignee.
     reviewer_id: Option<ID>,
-    /// Whether it is reviewed before it counts as done; as the circle says when left out.
+    /// Whether a review is required before completion; defaults to `requireReview` of the circle.
     requires_review: Option<bool>,
-    /// What its review looks at.
+    /// The type of review.
     #[graphql(default_with = "ReviewType::Quality")]
     review_type: ReviewType,
-    /// How many hours it is thought to take, 0 or more.
+    /// The estimated number of hours, 0 or more.
     estimated_hours: Option<f64>,
-    /// When it should be done.
+    /// When it is due.
     due_at: Option<DateTime>,
 }
 
-/// What is to be different about a task. Fields that are left out stay as they are; null clears what may be empty. Where
-/// the task stands is changed by the mutations of its transitions.
+/// Input for `updateTask`. Omitted fields keep their value; null clears a nullable field. The status is changed by
+/// other mutations, such as `startTask`.
 #[derive(InputObject)]
 pub struct UpdateTaskInput {
     /// The task.
     task_id: ID,
-    /// Change it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
-    /// The task of the same circle that it is part of; not itself or a part of it.
+    /// The parent task, in the same circle; neither the task itself nor one of its subtasks.
     parent_id: MaybeUndefined<ID>,
-    /// What is to be done, in one line of 1 to 500 characters.
+    /// The title, a single line of 1 to 500 characters.
     title: MaybeUndefined<String>,
-    /// What is to be done, at most 20,000 characters.
+    /// The description, at most 20,000 characters.
     description: MaybeUndefined<String>,
-    /// What an agent must be able to do to take it; at most 50, of at most 100 characters.
+    /// The competencies required of the assignee; at most 50 entries of at most 100 characters.
     required_competencies: MaybeUndefined<Vec<String>>,
-    /// How pressing it is.
+    /// The priority.
     priority: MaybeUndefined<Priority>,
-    /// The agent who reviews it: an active member of the circle, and not the assignee.
+    /// The reviewer, an active member of the circle other than the assignee.
     reviewer_id: MaybeUndefined<ID>,
-    /// Whether it is reviewed before it counts as done.
+    /// Whether a review is required before completion.
     requires_review: MaybeUndefined<bool>,
-    /// What its review looks at.
+    /// The type of review.
     review_type: MaybeUndefined<ReviewType>,
-    /// How many hours it is thought to take, 0 or more.
+    /// The estimated number of hours, 0 or more.
     estimated_hours: MaybeUndefined<f64>,
-    /// How many hours it took, 0 or more.
+    /// The actual number of hours, 0 or more.
     actual_hours: MaybeUndefined<f64>,
-    /// When it should be done.
+    /// When it is due.
     due_at: MaybeUndefined<DateTime>,
 }
 
-/// Who is to have a task.
+/// Input for `assignTask`.
 #[derive(InputObject)]
 pub struct AssignTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent, an active member of the circle and not the reviewer; the member who fits best when left out.
+    /// The agent, an active member of the circle other than the reviewer. If omitted, the best-fitting member.
     agent_id: Option<ID>,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// A transition of a task that may be commented.
+/// Input for a status transition of a task with an optional note, such as `startTask`.
 #[derive(InputObject)]
 pub struct TaskActionInput {
     /// The task.
     task_id: ID,
-    /// Why, at most 2,000 characters: takes the place of the task's `statusNote`.
+    /// The note, at most 2,000 characters. Replaces the `statusNote` of the task.
     note: Option<String>,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// A transition of a task that needs a reason.
+/// Input for a status transition of a task with a required reason, such as `blockTask`.
 #[derive(InputObject)]
 pub struct TaskReasonInput {
     /// The task.
     task_id: ID,
-    /// Why, 1 to 2,000 characters: takes the place of the task's `statusNote`.
+    /// The reason, 1 to 2,000 characters. Replaces the `statusNote` of the task.
     reason: String,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// What came of a task.
+/// Input for `submitTask`.
 #[derive(InputObject)]
 pub struct SubmitTaskInput {
     /// The task.
     task_id: ID,
-    /// What came of it, 1 to 50,000 characters.
+    /// The result, 1 to 50,000 characters.
     result: String,
-    /// Names or addresses of what was made; at most 200, of at most 500 characters. Those that were there stay when left
-    /// out.
+    /// Names or addresses of the artifacts produced; at most 200 of at most 500 characters. If omitted, the existing
+    /// ones are kept.
     artifacts: Option<Vec<String>>,
-    /// How many hours it took, 0 or more.
+    /// The actual number of hours, 0 or more.
     actual_hours: Option<f64>,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// A review that finds a task done.
+/// Input for `approveTask`.
 #[derive(InputObject)]
 pub struct ApproveTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
-    /// reviewer, or nobody when that one has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
+    /// to none if that agent has left the circle.
     reviewer_id: Option<ID>,
-    /// What the review says, at most 10,000 characters; without it, what was said last stays.
+    /// The review comment, at most 10,000 characters. If omitted, the previous comment is kept.
     comment: Option<String>,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// A review that finds a task not done.
+/// Input for `rejectTask`.
 #[derive(InputObject)]
 pub struct RejectTaskInput {
     /// The task.
     task_id: ID,
-    /// The agent who has reviewed it, an active member of the circle and not the assignee; when left out the task's
-    /// reviewer, or nobody when that one has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
+    /// to none if that agent has left the circle.
     reviewer_id: Option<ID>,
-    /// What is to be changed, 1 to 10,000 characters.
+    /// The required changes, 1 to 10,000 characters.
     reason: String,
-    /// Do it only at this version.
+    /// Fails with `CONFLICT` unless this is the current version.
     expected_version: Option<i32>,
 }
 
-/// Changes of tasks.
+/// Task mutations.
 #[derive(Default)]
 pub struct TaskMutation;
 
 #[Object]
 impl TaskMutation {
-    /// Makes a task. Where the circle runs and routes, it goes to the member who fits best as soon as there is room. For
-    /// editors of the circle. Codes of `userErrors` beside those of the input: `NOT_MEMBER` for assignee and reviewer,
-    /// `INVALID` for a reviewer who is the assignee and a parent of another circle, `BAD_TRANSITION` in an archived
-    /// circle.
+    /// Creates a task. If the circle is running with `autoRoute`, it is assigned to the best-fitting member as soon as
+    /// `maxConcurrentTasks` allows. Requires editor access to the circle. `userErrors` codes besides input validation:
+    /// `NOT_MEMBER` for the assignee and the reviewer; `INVALID` for a reviewer that is the assignee and for a parent
+    /// of another circle; `BAD_TRANSITION` in an archived circle.
     async fn create_task(
         &self,
         ctx: &Context<'_>,
@@ -762,9 +763,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Changes what a task says, wherever it stands. For editors of its circle. Codes of `userErrors` beside those of the
-    /// input: `NOT_MEMBER` for the reviewer, `INVALID` for a reviewer who is the assignee and a parent of another circle or
-    /// that is part of the task, `CONFLICT`, `BAD_TRANSITION` in an archived circle.
+    /// Updates a task in any status. Requires editor access to the circle. `userErrors` codes besides input validation:
+    /// `NOT_MEMBER` for the reviewer; `INVALID` for a reviewer that is the assignee and for a parent that is in another
+    /// circle or is a subtask of the task; `CONFLICT`; `BAD_TRANSITION` in an archived circle.
     async fn update_task(
         &self,
         ctx: &Context<'_>,
@@ -860,8 +861,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a task that is PENDING, COMPLETED, FAILED or CANCELLED; the tasks that are part of it stay, on their own. For
-    /// editors of its circle. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Deletes a task that is `PENDING`, `COMPLETED`, `FAILED` or `CANCELLED`. Its subtasks are kept, without a parent.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn delete_task(
         &self,
         ctx: &Context<'_>,
@@ -883,9 +884,9 @@ impl TaskMutation {
         DeletePayload::new(ctx, Kind::Task, id, outcome.await?).await
     }
 
-    /// Gives a task that is PENDING, ASSIGNED, BLOCKED or `CHANGES_REQUESTED` to an agent, or to the member who fits best.
-    /// For editors of its circle. Codes of `userErrors`: `NOT_MEMBER`, `INVALID` when the agent is the reviewer or no
-    /// member fits, `BAD_TRANSITION`, `CONFLICT`.
+    /// Assigns a task to an agent, or to the best-fitting member. The task must be `PENDING`, `ASSIGNED`, `BLOCKED` or
+    /// `CHANGES_REQUESTED`. Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER`; `INVALID` if the
+    /// agent is the reviewer or no member fits; `BAD_TRANSITION`; `CONFLICT`.
     async fn assign_task(
         &self,
         ctx: &Context<'_>,
@@ -925,7 +926,8 @@ impl TaskMutation {
                 return Ok(Outcome::fault(Some(id), fault));
             };
             if task.status == task::TaskStatus::Assigned && task.assignee_id == Some(agent) {
-                let fault = UserError::bad_transition("The agent has the task already.");
+                let fault =
+                    UserError::bad_transition("The task is already assigned to this agent.");
                 return Ok(Outcome::fault(Some(id), fault));
             }
             let mut new = task.clone().into_active_model();
@@ -947,8 +949,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Takes a task that is ASSIGNED, BLOCKED or `CHANGES_REQUESTED` from its agent, so that it is PENDING; where the circle
-    /// runs and routes, it is routed again. For editors of its circle. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Unassigns a task that is `ASSIGNED`, `BLOCKED` or `CHANGES_REQUESTED`: it becomes `PENDING`. If the circle is
+    /// running with `autoRoute`, it is routed again. Requires editor access to the circle. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn unassign_task(
         &self,
         ctx: &Context<'_>,
@@ -957,8 +960,8 @@ impl TaskMutation {
         Step::Unassign(&input).take(ctx).await
     }
 
-    /// Begins a task that is ASSIGNED or `CHANGES_REQUESTED`; its agent is BUSY. For editors of its circle. Codes of
-    /// `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Starts a task that is `ASSIGNED` or `CHANGES_REQUESTED`; its assignee becomes `BUSY`. Requires editor access to
+    /// the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn start_task(
         &self,
         ctx: &Context<'_>,
@@ -967,8 +970,8 @@ impl TaskMutation {
         Step::Start(&input).take(ctx).await
     }
 
-    /// Says that a task `IN_PROGRESS` cannot go on for now. For editors of its circle. Codes of `userErrors`:
-    /// `BAD_TRANSITION`, `CONFLICT`.
+    /// Marks a task that is `IN_PROGRESS` as `BLOCKED`. Requires editor access to the circle. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn block_task(
         &self,
         ctx: &Context<'_>,
@@ -977,7 +980,8 @@ impl TaskMutation {
         Step::Block(&input).take(ctx).await
     }
 
-    /// Goes on with a task that is BLOCKED. For editors of its circle. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Resumes a task that is `BLOCKED`: it becomes `IN_PROGRESS`. Requires editor access to the circle. `userErrors`
+    /// codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn unblock_task(
         &self,
         ctx: &Context<'_>,
@@ -986,9 +990,10 @@ impl TaskMutation {
         Step::Unblock(&input).take(ctx).await
     }
 
-    /// Hands in a task `IN_PROGRESS`: for review where it needs one, otherwise it is COMPLETED. A reviewer is found when it
-    /// has none who is a member: the one with most time of those who do reviews of its type; without any, it is reviewed by
-    /// the user who approves it. For editors of its circle. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Submits a task that is `IN_PROGRESS`, for review or as `COMPLETED`. If a review is required and no member is its
+    /// reviewer, the least loaded member that handles its review type becomes the reviewer; if there is none, the user
+    /// who approves it is the reviewer. Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`;
+    /// `CONFLICT`.
     async fn submit_task(
         &self,
         ctx: &Context<'_>,
@@ -997,8 +1002,8 @@ impl TaskMutation {
         Step::Submit(&input).take(ctx).await
     }
 
-    /// Finds a task `IN_REVIEW` done: it is COMPLETED. For editors of its circle. Codes of `userErrors`: `NOT_MEMBER`,
-    /// `INVALID` when the reviewer is the assignee, `BAD_TRANSITION`, `CONFLICT`.
+    /// Approves a task that is `IN_REVIEW`: it becomes `COMPLETED`. Requires editor access to the circle. `userErrors`
+    /// codes: `NOT_MEMBER`; `INVALID` if the reviewer is the assignee; `BAD_TRANSITION`; `CONFLICT`.
     async fn approve_task(
         &self,
         ctx: &Context<'_>,
@@ -1007,8 +1012,8 @@ impl TaskMutation {
         Step::Approve(&input).take(ctx).await
     }
 
-    /// Finds a task `IN_REVIEW` not done: its state is `CHANGES_REQUESTED`. For editors of its circle. Codes of `userErrors`:
-    /// `NOT_MEMBER`, `INVALID` when the reviewer is the assignee, `BAD_TRANSITION`, `CONFLICT`.
+    /// Rejects a task that is `IN_REVIEW`: it becomes `CHANGES_REQUESTED`. Requires editor access to the circle.
+    /// `userErrors` codes: `NOT_MEMBER`; `INVALID` if the reviewer is the assignee; `BAD_TRANSITION`; `CONFLICT`.
     async fn reject_task(
         &self,
         ctx: &Context<'_>,
@@ -1017,8 +1022,8 @@ impl TaskMutation {
         Step::Reject(&input).take(ctx).await
     }
 
-    /// Gives up a task that an agent has and that is not done. For editors of its circle. Codes of `userErrors`:
-    /// `BAD_TRANSITION`, `CONFLICT`.
+    /// Marks an assigned task that has not ended as `FAILED`. Requires editor access to the circle. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn fail_task(
         &self,
         ctx: &Context<'_>,
@@ -1027,8 +1032,8 @@ impl TaskMutation {
         Step::Fail(&input).take(ctx).await
     }
 
-    /// Says that a task that is not ended is no longer wanted. For editors of its circle. Codes of `userErrors`:
-    /// `BAD_TRANSITION`, `CONFLICT`.
+    /// Cancels a task that has not ended: it becomes `CANCELLED`. Requires editor access to the circle. `userErrors`
+    /// codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn cancel_task(
         &self,
         ctx: &Context<'_>,
@@ -1037,8 +1042,9 @@ impl TaskMutation {
         Step::Cancel(&input).take(ctx).await
     }
 
-    /// Makes a task that is FAILED or CANCELLED PENDING, without an assignee; where the circle runs and routes, it is routed
-    /// again. For editors of its circle. Codes of `userErrors`: `BAD_TRANSITION`, `CONFLICT`.
+    /// Reopens a task that is `FAILED` or `CANCELLED`: it becomes `PENDING`, without an assignee. If the circle is
+    /// running with `autoRoute`, it is routed again. Requires editor access to the circle. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn reopen_task(
         &self,
         ctx: &Context<'_>,
@@ -1048,7 +1054,7 @@ impl TaskMutation {
     }
 }
 
-/// Where a task may be deleted.
+/// The statuses in which a task may be deleted.
 const DELETABLE: &[task::TaskStatus] = &[
     task::TaskStatus::Pending,
     task::TaskStatus::Completed,
@@ -1056,7 +1062,7 @@ const DELETABLE: &[task::TaskStatus] = &[
     task::TaskStatus::Cancelled,
 ];
 
-/// Where a task may be given to an agent.
+/// The statuses in which a task may be assigned.
 const ASSIGNABLE: &[task::TaskStatus] = &[
     task::TaskStatus::Pending,
     task::TaskStatus::Assigned,
@@ -1064,7 +1070,7 @@ const ASSIGNABLE: &[task::TaskStatus] = &[
     task::TaskStatus::ChangesRequested,
 ];
 
-/// A transition of a task, with what is said about it.
+/// A status transition of a task, with its input.
 enum Step<'a> {
     Unassign(&'a TaskActionInput),
     Start(&'a TaskActionInput),
@@ -1079,7 +1085,7 @@ enum Step<'a> {
 }
 
 impl Step<'_> {
-    /// The task, and the version that it must have.
+    /// The task id and the expected version.
     fn subject(&self) -> (&ID, Option<i32>) {
         match self {
             Self::Unassign(input)
@@ -1094,7 +1100,7 @@ impl Step<'_> {
         }
     }
 
-    /// Who is said to have reviewed the task.
+    /// The reviewer that the input names.
     fn reviewer(&self) -> Result<Option<Uuid>, Error> {
         let id = match self {
             Self::Approve(input) => input.reviewer_id.as_ref(),
@@ -1104,7 +1110,7 @@ impl Step<'_> {
         Kind::Agent.parse_opt(id, "reviewerId")
     }
 
-    /// Where the task may be taken from, and how the event is called that tells of it.
+    /// The source statuses and the event type.
     fn rule(&self) -> (&'static [task::TaskStatus], &'static str) {
         use task::TaskStatus::{
             Assigned, Blocked, Cancelled, ChangesRequested, Failed, InProgress, InReview, Pending,
@@ -1136,7 +1142,8 @@ impl Step<'_> {
         }
     }
 
-    /// What it makes of a task, and what is said about it. A reviewer who is named takes the place of the task's.
+    /// Applies the step to the row and returns the note for the event. A reviewer named by the input replaces that of
+    /// the task.
     fn apply(
         &self,
         check: &mut Check,
@@ -1148,7 +1155,7 @@ impl Step<'_> {
             Blocked, Cancelled, ChangesRequested, Completed, Failed, InProgress, InReview, Pending,
         };
         let mut new = task.clone().into_active_model();
-        // Why the task stood where it stood does not say why it stands elsewhere.
+        // The note explains the previous status only.
         new.status_note = Set(None);
         let complete = |new: &mut task::ActiveModel| {
             new.status = Set(Completed);
@@ -1228,7 +1235,7 @@ impl Step<'_> {
         (new, note)
     }
 
-    /// Whether it is a review, and then whether the work was approved.
+    /// For a review, whether the work was approved; otherwise `None`.
     fn verdict(&self) -> Option<bool> {
         match self {
             Self::Approve(_) => Some(true),
@@ -1237,7 +1244,7 @@ impl Step<'_> {
         }
     }
 
-    /// Takes the step, and whatever follows from it.
+    /// Performs the transition and its consequences.
     async fn take(self, ctx: &Context<'_>) -> Result<TaskPayload, Error> {
         let (id, version) = self.subject();
         let id = Kind::Task.parse(id, "taskId")?;
@@ -1273,7 +1280,7 @@ impl Step<'_> {
                 let team = change.team(circle.id).await?;
                 new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
             } else if self.verdict().is_some() && !is_member {
-                // Who has left the circle has not reviewed it: the user who calls this has.
+                // A reviewer that has left the circle has not reviewed the task; the calling user has.
                 new.reviewer_id = Set(None);
             }
             let after = change.write_task(&task, new).await?;
@@ -1293,7 +1300,7 @@ impl Step<'_> {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Tells of the transition of a task from what it was to what it is.
+    /// Appends the events of a transition.
     fn tell(
         &self,
         change: &mut Change<'_>,
@@ -1334,12 +1341,12 @@ impl Step<'_> {
     }
 }
 
-/// What the event of this name says has been done.
+/// The past participle in an event type, for error messages.
 fn done(kind: &str) -> &str {
     kind.trim_start_matches("task.")
 }
 
-/// What is done to a task must be possible where it stands.
+/// Checks that the task's status allows the transition.
 fn check_status(
     status: task::TaskStatus,
     allowed: &[task::TaskStatus],
@@ -1351,7 +1358,7 @@ fn check_status(
     Err(UserError::cannot("task", &status.to_value(), done))
 }
 
-/// The priority as a number, the most pressing first.
+/// The priority as a number; the lowest number is the most urgent.
 fn rank(priority: task::Priority) -> i32 {
     match priority {
         task::Priority::Critical => 1,
@@ -1366,7 +1373,7 @@ fn seconds(from: chrono::DateTime<Utc>, to: chrono::DateTime<Utc>) -> i32 {
     i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
-/// Tells that a task was made, changed or deleted.
+/// The event for a task that was created, updated or deleted.
 fn edited(
     kind: &'static str,
     circle: &circle::Model,
@@ -1384,7 +1391,7 @@ fn edited(
 }
 
 impl Check {
-    /// A number of hours.
+    /// Checks a number of hours.
     fn hours(&mut self, field: &str, hours: f64) -> f64 {
         if !(hours.is_finite() && hours >= 0.0) {
             let message = format!("`{field}` must be 0 or more.");
@@ -1393,24 +1400,24 @@ impl Check {
         hours
     }
 
-    /// Nobody reviews their own work.
+    /// Checks that the reviewer is not the assignee.
     fn reviewer(&mut self, reviewer: Option<Uuid>, assignee: Option<Uuid>) {
         if reviewer.is_some() && reviewer == assignee {
-            let message = "The reviewer must be another agent than the assignee.";
+            let message = "The reviewer must not be the assignee.";
             self.fault("reviewerId", UserErrorCode::Invalid, message);
         }
     }
 }
 
-/// A task that the viewer may change, and its circle. Both are as they are until the change is done.
+/// A task that the viewer may change, and its circle. Both are unchanged by others until the transaction ends.
 struct Found {
     circle: circle::Model,
     task: task::Model,
-    /// Whether the agent that was asked about is an active member of the circle.
+    /// Whether the given agent is an active member of the circle.
     is_member: bool,
 }
 
-/// A task as it is read for a change.
+/// A task row, with the viewer's role in the circle and the membership check.
 struct Seen {
     task: task::Model,
     role: Option<collaborator::CollaboratorRole>,
@@ -1428,8 +1435,8 @@ impl FromQueryResult for Seen {
 }
 
 impl Change<'_> {
-    /// A task that the viewer may change, its circle being locked, and whether an agent, or else the task's reviewer, is
-    /// an active member.
+    /// Loads a task that the viewer may change, locks its circle, and checks whether `agent`, or else the task's
+    /// reviewer, is an active member.
     ///
     /// # Errors
     /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
@@ -1445,7 +1452,7 @@ impl Change<'_> {
             .one(&self.transaction)
             .await?
             .ok_or_else(|| Error::not_found(field))?;
-        // Only a statement that begins when the circle is locked sees what others did before.
+        // Only a statement that starts after the circle is locked sees the changes of concurrent transactions.
         let role = collaborator::Entity::find()
             .select_only()
             .column(collaborator::Column::Role)
@@ -1481,7 +1488,7 @@ impl Change<'_> {
         })
     }
 
-    /// Writes what is new about a task. Answers what it is then.
+    /// Writes the changed columns of a task. Returns the new row.
     async fn write_task(
         &self,
         task: &task::Model,
@@ -1502,8 +1509,8 @@ impl Change<'_> {
         Ok(new.try_into_model()?)
     }
 
-    /// What the transition of a task means for the agent who has it: it was active, it is BUSY as long as anything of its
-    /// is `IN_PROGRESS`, and a review counts.
+    /// Updates the assignee after a transition of its task: the time of activity, the status (`BUSY` while a task is
+    /// `IN_PROGRESS`), and the review counts.
     async fn involve(
         &mut self,
         circle: &circle::Model,
@@ -1531,7 +1538,8 @@ impl Change<'_> {
                 .one(&self.transaction)
                 .await?
                 .ok_or_else(Error::conflict)?;
-            // In other circles it may begin and end work at this moment: whoever comes later sees what the other did.
+            // Tasks in other circles may start or end at the same time. The row lock makes the later transaction see
+            // the result of the earlier one.
             let status = match row.status {
                 agent::AgentStatus::Offline => agent::AgentStatus::Offline,
                 _ if to == at_work || self.is_at_work(agent).await? => agent::AgentStatus::Busy,
@@ -1545,7 +1553,7 @@ impl Change<'_> {
                     "toStatus": status.to_value(),
                     "version": row.version,
                 });
-                // Whoever reads the circle is told, and whoever owns the agent.
+                // Delivered to the readers of the circle and to the owner of the agent.
                 let fact = about(
                     circle,
                     NewEvent::new("agent.status_changed", agent, payload),
@@ -1571,10 +1579,10 @@ impl Change<'_> {
         Ok(task.is_some())
     }
 
-    /// Faults every agent that is named in an input and is no active member of the circle.
+    /// Adds a fault for each agent in an input that is not an active member of the circle.
     ///
     /// # Errors
-    /// `NOT_FOUND` for one that the viewer cannot even read.
+    /// `NOT_FOUND` for an agent that the viewer may not read.
     async fn check_task_agents(
         &self,
         circle: Uuid,
@@ -1619,17 +1627,17 @@ impl Change<'_> {
                 return Err(Error::not_found(field));
             }
             if !members.contains(&agent) {
-                let message = "The agent is no active member of the circle.";
+                let message = "The agent is not an active member of the circle.";
                 check.fault(field, UserErrorCode::NotMember, message);
             }
         }
         Ok(())
     }
 
-    /// Faults a parent that is not of the same circle, or that is a part of the task.
+    /// Adds a fault for a parent that is not in the same circle, or that is the task itself or one of its subtasks.
     ///
     /// # Errors
-    /// `NOT_FOUND` for one that the viewer cannot read.
+    /// `NOT_FOUND` for a parent that the viewer may not read.
     async fn check_task_parent(
         &self,
         circle: Uuid,
@@ -1647,7 +1655,7 @@ impl Change<'_> {
         } else if let Some(task) = task
             && self.is_part_of(parent, task).await?
         {
-            "A task cannot be a part of itself."
+            "A task cannot be its own subtask."
         } else {
             return Ok(());
         };
@@ -1655,8 +1663,8 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Whether a task is another, or a part of it, however many tasks lie between. In one statement, which ends also when
-    /// tasks are parts of each other in a circle.
+    /// Whether a task is another task or one of its subtasks at any depth. A single recursive statement, which
+    /// terminates even if the parents form a cycle.
     async fn is_part_of(&self, task: Uuid, whole: Uuid) -> Result<bool, Error> {
         use task::Column::{Id, ParentId};
         let above = task::Entity::find()

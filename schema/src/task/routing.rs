@@ -1,6 +1,7 @@
-//! Routing: which member gets a task, and who reviews it.
+//! Routing: selects the assignee and the reviewer of a task.
 //!
-//! Whoever routes holds the circle's row, so that of two changes the later one sees what the earlier one gave out.
+//! The caller holds the lock on the circle's row, so that of two concurrent changes the later one sees the assignments
+//! of the earlier one.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,23 +26,24 @@ use crate::{
     text,
 };
 
-/// The load with which an agent has no time left.
+/// The number of tasks at which an agent's availability is zero.
 const FULL_LOAD: f64 = 5.0;
 
-/// The strength of an agent in what nobody has measured.
+/// The strength of an agent in a competency without a score.
 const UNKNOWN_STRENGTH: f64 = 0.5;
 
-/// How many waiting tasks are looked at, the most pressing first, so that many that nobody can do cost no more than this.
+/// Maximum number of pending tasks that are considered, highest priority first. Bounds the cost of tasks that no agent
+/// can do.
 const MOST_LOOKED_AT: u64 = 500;
 
-/// Where an agent's tasks weigh on it.
+/// The statuses in which a task counts towards its agent's load.
 const LOADING: [task::TaskStatus; 3] = [
     task::TaskStatus::Assigned,
     task::TaskStatus::InProgress,
     task::TaskStatus::ChangesRequested,
 ];
 
-/// Where a task is in hand: so many of a circle's may be before no more are routed.
+/// The statuses in which a task counts towards the circle's `max_concurrent_tasks`.
 const IN_HAND: [task::TaskStatus; 4] = [
     task::TaskStatus::Assigned,
     task::TaskStatus::InProgress,
@@ -49,20 +51,20 @@ const IN_HAND: [task::TaskStatus; 4] = [
     task::TaskStatus::ChangesRequested,
 ];
 
-/// Whether a task is in hand.
+/// Whether a task with this status counts towards the circle's `max_concurrent_tasks`.
 pub(crate) fn is_in_hand(status: task::TaskStatus) -> bool {
     IN_HAND.contains(&status)
 }
 
-/// What routing asks of a task.
+/// The requirements of a task.
 struct Work<'a> {
     required: &'a List,
     priority_rank: i32,
-    /// Never becomes the assignee.
+    /// The reviewer, who never becomes the assignee.
     reviewer: Option<Uuid>,
 }
 
-/// A member who may get work, as it is read.
+/// A candidate for a task, as read from the database.
 #[derive(Clone, FromQueryResult)]
 struct Row {
     member: Uuid,
@@ -79,18 +81,18 @@ struct Row {
     load: i64,
 }
 
-/// A member who may get work.
+/// A candidate for a task: a member of the circle.
 #[derive(Clone, Debug)]
 struct Candidate {
     agent: Uuid,
     takes_work: bool,
     competencies: HashSet<String>,
     review_types: List,
-    /// From 0 to 1, by folded name.
+    /// Competency scores from 0 to 1, by folded name.
     scores: HashMap<String, f64>,
-    /// How much of its work was approved, from 0 to 1.
+    /// The share of approved reviews, from 0 to 1.
     approval: f64,
-    /// Tasks that weigh on it, in all circles.
+    /// The number of tasks in all circles that count towards its load.
     load: u32,
 }
 
@@ -128,7 +130,7 @@ impl Candidate {
         (1.0 - f64::from(self.load) / FULL_LOAD).max(0.0)
     }
 
-    /// How well it fits, if it may get the task at all.
+    /// How well the candidate fits the task; `None` if it may not get the task.
     fn score(&self, work: &Work<'_>) -> Option<f64> {
         let List(required) = work.required;
         if !self.takes_work || work.reviewer == Some(self.agent) {
@@ -152,13 +154,13 @@ impl Candidate {
         };
         let fit = competency * strength * 0.5 + self.availability() * 0.3 + self.approval * 0.2;
         let score = fit * (1.0 + f64::from(10 - work.priority_rank) * 0.05);
-        // What is equal on paper must not differ by how it was added up.
+        // Rounds, so that rounding errors do not decide between equal candidates.
         Some((score * 1e9).round() / 1e9)
     }
 }
 
-/// The active members of a circle whose agents are not OFFLINE, in the order in which they joined: of equals, the first
-/// is taken.
+/// The active members of a circle whose agents are not OFFLINE, in the order in which they joined. Ties go to the
+/// earlier member.
 #[derive(Clone, Debug)]
 pub(crate) struct Team(Vec<Candidate>);
 
@@ -168,13 +170,13 @@ impl Team {
         Self(rows.into_iter().map(Candidate::from).collect())
     }
 
-    /// The member who fits a task best, and how well.
+    /// The best candidate for a task, and its score.
     fn best(&self, work: &Work<'_>) -> Option<(Uuid, f64)> {
         let scores = self.0.iter().map(|one| (one.agent, one.score(work)));
         first_best(scores.filter_map(|(agent, score)| Some((agent, score?))))
     }
 
-    /// Who reviews the work of an assignee: the one with most time of those who do reviews of this type.
+    /// The reviewer for an assignee's work: the most available other member who does reviews of this type.
     pub(crate) fn reviewer(
         &self,
         review_type: task::ReviewType,
@@ -190,7 +192,7 @@ impl Team {
         best.map(|(agent, _)| agent)
     }
 
-    /// One more or one fewer task weighs on an agent.
+    /// Adds to an agent's load; `tasks` may be negative.
     fn weigh(&mut self, agent: Uuid, tasks: i32) {
         for one in self.0.iter_mut().filter(|one| one.agent == agent) {
             one.load = one.load.saturating_add_signed(tasks);
@@ -198,7 +200,7 @@ impl Team {
     }
 }
 
-/// The one with the highest number; of equals, the first.
+/// The entry with the highest number; the first one of equals.
 fn first_best(mut all: impl Iterator<Item = (Uuid, f64)>) -> Option<(Uuid, f64)> {
     let first = all.next()?;
     Some(all.fold(
@@ -207,7 +209,7 @@ fn first_best(mut all: impl Iterator<Item = (Uuid, f64)>) -> Option<(Uuid, f64)>
     ))
 }
 
-/// A task that waits to be routed.
+/// A PENDING task to be routed.
 #[derive(FromQueryResult)]
 struct Pending {
     id: Uuid,
@@ -216,11 +218,11 @@ struct Pending {
     priority_rank: i32,
     reviewer_id: Option<Uuid>,
     version: i32,
-    /// How many of the circle's tasks are in hand.
+    /// How many of the circle's tasks count towards `max_concurrent_tasks`.
     in_hand: i64,
 }
 
-/// A task that weighs on an agent who leaves.
+/// A task assigned to an agent who leaves the circle.
 #[derive(FromQueryResult)]
 struct Held {
     id: Uuid,
@@ -229,8 +231,8 @@ struct Held {
     version: i32,
 }
 
-/// Tells of a task that got an assignee: with the score when it was routed, without a state before when it is new, and
-/// with the agent it left, if there was one.
+/// The event for a task that got an assignee: with the score if it was routed, without a previous status if it is new,
+/// and with the previous assignee if there was one.
 pub(crate) fn assigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
@@ -252,7 +254,7 @@ pub(crate) fn assigned(
     about(circle, NewEvent::new("task.assigned", id, payload)).agent(agent)
 }
 
-/// Tells of a task that was taken from an agent and waits again.
+/// The event for a task that was taken from its assignee and is PENDING again.
 pub(crate) fn unassigned(
     circle: &circle::Model,
     (id, title, version): (Uuid, &str, i32),
@@ -271,14 +273,14 @@ pub(crate) fn unassigned(
     about(circle, NewEvent::new("task.unassigned", id, payload)).agent(agent)
 }
 
-/// A fact about something in a circle: whoever reads the circle is told.
+/// Addresses an event to the readers of a circle.
 pub(crate) fn about(circle: &circle::Model, fact: NewEvent) -> NewEvent {
     fact.owner(circle.owner_id)
         .circle(circle.id)
         .project(circle.project_id)
 }
 
-/// How many tasks of an agent whose row is at hand weigh on it.
+/// A subquery that counts the load of the outer query's agent.
 fn load() -> SelectStatement {
     let own = Expr::col(task::Column::AssigneeId.as_column_ref())
         .equals(agent::Column::Id.as_column_ref());
@@ -291,9 +293,9 @@ fn load() -> SelectStatement {
 }
 
 impl Change<'_> {
-    /// Routes the circle's PENDING tasks, the most pressing first, as long as there is room for more in hand; nothing
-    /// when the circle is not RUNNING or does not route. To be called last, with the circle locked and as it is from now
-    /// on: what it writes follows from what was written before. Takes at most three statements, however many tasks wait.
+    /// Routes the circle's PENDING tasks in order of priority, up to `max_concurrent_tasks`. Does nothing if the circle
+    /// is not RUNNING or does not route automatically. Call it last, with the circle locked and up to date: its writes
+    /// depend on the earlier ones. Takes at most three statements, regardless of the number of tasks.
     pub(crate) async fn route_pending(&mut self, circle: &circle::Model) -> Result<(), Error> {
         if circle.status != circle::CircleStatus::Running || !circle.auto_route {
             return Ok(());
@@ -334,12 +336,12 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Takes what an agent has in a circle from it, because it leaves: what it has not begun, and what is blocked or came
-    /// back from a review, waits again and is routed. Reviews stay where they are: a task that is submitted later gets
-    /// another reviewer when the one it has is no longer a member.
+    /// Releases the tasks of an agent who leaves a circle: tasks that are assigned, blocked or returned from a review
+    /// become PENDING and are routed again. Reviews are kept; a task that is submitted later gets another reviewer if
+    /// its reviewer is no longer a member.
     ///
-    /// To be called with the circle locked, after the membership was deactivated, so that nothing is routed back. When
-    /// the agent is refused leave (`IN_USE`, while it has work in progress or in review), the change can only be dropped.
+    /// Call it with the circle locked, after the membership was deactivated, so that no task is routed back. If the
+    /// agent has work in progress or in review, the result is `IN_USE` and the change must be dropped.
     pub(crate) async fn release_tasks(
         &mut self,
         circle: &circle::Model,
@@ -402,7 +404,7 @@ impl Change<'_> {
         Ok(Ok(()))
     }
 
-    /// The member who fits a task best, and how well. The task itself weighs on nobody.
+    /// The best candidate for a task, and its score. The task itself is not counted in the load.
     pub(crate) async fn fitting(
         &self,
         task: &task::Model,
@@ -420,7 +422,7 @@ impl Change<'_> {
         Ok(best.map(|(agent, score)| (agent, Some(score))))
     }
 
-    /// The members of a circle who may get work, with what weighs on them everywhere.
+    /// The candidates of a circle, with their load in all circles.
     pub(crate) async fn team(&self, circle: Uuid) -> Result<Team, Error> {
         use {agent::Column as Of, member::Column as In};
         let agents = member::Entity::belongs_to(agent::Entity)
@@ -447,7 +449,7 @@ impl Change<'_> {
         Ok(Team::new(rows))
     }
 
-    /// The tasks that wait, the most pressing first; none when there is no room for any.
+    /// The PENDING tasks, highest priority first; none if `max_concurrent_tasks` is reached.
     async fn pending(&self, circle: &circle::Model) -> Result<Vec<Pending>, Error> {
         use task::Column::{
             CircleId, Id, PriorityRank, RequiredCompetencies, ReviewerId, Status, Title, Version,
@@ -474,7 +476,7 @@ impl Change<'_> {
             .await?)
     }
 
-    /// Gives PENDING tasks to agents, in one statement.
+    /// Assigns PENDING tasks to agents, in one statement.
     async fn give(&self, tasks: impl Iterator<Item = (Uuid, Uuid)>) -> Result<(), Error> {
         let mut ids = Vec::new();
         let mut to = CaseStatement::new();
@@ -562,7 +564,7 @@ mod tests {
         assert_eq!(
             score(example(), &[], 5),
             Some(0.7375),
-            "nothing is asked for"
+            "no competency is required"
         );
         // (0.5 · 0.5 · 0.5 + 0.24 + 0.10) · 1.25
         assert_eq!(score(example(), &["rust", "design"], 5), Some(0.58125));
@@ -586,12 +588,16 @@ mod tests {
             load: 7,
             ..example()
         };
-        assert_eq!(score(full, &[], 5), Some(0.4375), "no less than no time");
+        assert_eq!(
+            score(full, &[], 5),
+            Some(0.4375),
+            "availability is never negative"
+        );
         let takes = ROLES.map(|role| score(Row { role, ..row(1) }, &[], 5).is_some());
         assert_eq!(takes, [true, true, true, false, false]);
     }
 
-    /// Numbers that look random, the same every time.
+    /// Reproducible pseudo-random numbers.
     struct Dice(u64);
 
     impl Dice {
@@ -672,7 +678,7 @@ mod tests {
             };
             assert_ne!(Some(agent), reviewer);
             let winner = scored.iter().find(|one| one.0 == agent);
-            let winner = winner.expect("is one of them");
+            let winner = winner.expect("is a candidate");
             for other in scored.iter().filter(|other| other.0 != agent) {
                 assert!(other.3 <= score);
                 if other.3.total_cmp(&score).is_eq() {
@@ -681,7 +687,7 @@ mod tests {
                 }
             }
         }
-        assert!(ties > 100, "{ties} ties try nothing");
+        assert!(ties > 100, "{ties} ties are too few to test");
     }
 
     #[test]
@@ -707,7 +713,7 @@ mod tests {
             };
             found += 1;
             let one = able.iter().find(|one| one.0 == reviewer);
-            let one = one.expect("is one of them");
+            let one = one.expect("is a candidate");
             for other in &able {
                 let (mine, theirs) = (one.3.load.clamp(0, 5), other.3.load.clamp(0, 5));
                 assert!((mine, one.1, one.2) <= (theirs, other.1, other.2));

@@ -1,4 +1,4 @@
-//! The audit log: what happened, for administrators alone, and how long things are kept.
+//! The audit log: its entries, access to it, and retention.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(crate) async fn entries_of(database: &Arc<Database>, action: &str) -> Vec<au
     entries(&database.connect().await, action).await
 }
 
-/// Waits until an action has so many entries: they are written while nobody waits for them.
+/// Waits until an action has this many entries, because entries are written in the background.
 pub(crate) async fn until_recorded(db: &DatabaseConnection, action: &str, count: usize) {
     for _ in 0..3_000 {
         let found = entries(db, action).await.len();
@@ -46,7 +46,7 @@ pub(crate) async fn until_recorded(db: &DatabaseConnection, action: &str, count:
     panic!("{action} was not recorded");
 }
 
-/// Deletes what has lost its meaning by then, as every server does from time to time.
+/// Deletes the rows that will have expired `ahead` from now, as the server does periodically.
 pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let config = Config::default();
     let ahead = TimeDelta::from_std(ahead).expect("within bounds");
@@ -61,7 +61,7 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
 const LOG: &str = "query($action: String!) { auditLog(first: 100, filter: { action: $action }) { nodes { \
     action severity actor { name } clientIp userAgent requestId targetId details createdAt } } }";
 
-/// An entry of the audit log as an administrator reads it, once it is there.
+/// Waits for an audit log entry and returns it as an administrator reads it.
 async fn recorded(admin: &Visitor, token: &str, request: &str, action: &str) -> Value {
     for _ in 0..3_000 {
         let answer = admin
@@ -77,7 +77,7 @@ async fn recorded(admin: &Visitor, token: &str, request: &str, action: &str) -> 
     panic!("{action} of {request} was not recorded");
 }
 
-/// Does everything that a user can, each in a request that is named after it. Answers who they are.
+/// Performs each audited action of a user, in a request named after it, and returns the user's id.
 async fn live(visitor: &Visitor) -> Value {
     let wrong = "a wrong password";
 
@@ -129,7 +129,7 @@ async fn live(visitor: &Visitor) -> Value {
 }
 
 #[tokio::test]
-async fn administrators_read_who_did_what_from_where() {
+async fn audit_entries_name_the_actor_the_target_and_the_client() {
     let server = TestServer::start().await;
     let admin = Visitor::new(&server);
     let admins = admin.login(ADMIN, PASSWORD).await.access;
@@ -140,7 +140,7 @@ async fn administrators_read_who_did_what_from_where() {
         .mutate(Some(&admins), "updateUser", CHANGED, input)
         .await;
 
-    // The request, what is said of it, who acted, and whether it was done to Ada.
+    // The request id, the action, the severity, the actor, and whether the target is Ada.
     for (request, action, severity, actor, is_to_ada) in [
         ("r-register", "auth.registered", "INFO", Some("Ada"), true),
         ("r-login", "auth.login_succeeded", "INFO", Some("Ada"), true),
@@ -197,7 +197,7 @@ async fn administrators_read_who_did_what_from_where() {
 }
 
 #[tokio::test]
-async fn nobody_else_reads_the_audit_log() {
+async fn only_administrators_read_the_audit_log() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -229,7 +229,7 @@ async fn nobody_else_reads_the_audit_log() {
 }
 
 #[tokio::test]
-async fn the_audit_log_is_written_to_its_end_and_holds_no_secret() {
+async fn the_audit_log_is_complete_at_shutdown_and_holds_no_secrets() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let mut secrets = ["example", PASSWORD, "a wrong password", "mistyped"]
@@ -298,7 +298,7 @@ async fn the_audit_log_is_written_to_its_end_and_holds_no_secret() {
 }
 
 #[tokio::test]
-async fn bad_tokens_by_the_thousand_are_few_entries_and_in_nobodys_way() {
+async fn thousands_of_bad_tokens_create_few_audit_entries() {
     const TIMES: u64 = 2_000;
     let server = TestServer::start().await;
     let stranger = Visitor::at(&server, 2);
@@ -330,7 +330,7 @@ async fn bad_tokens_by_the_thousand_are_few_entries_and_in_nobodys_way() {
             .iter()
             .filter(move |entry| entry.client_ip.as_deref() == Some(address))
     };
-    // The first, and a count of the others after a minute and at the end.
+    // One entry for the first attempt, and counts of the others after each minute and at shutdown.
     let counts = of("127.0.0.2").map(|entry| entry.details["count"].as_u64().unwrap_or(1));
     assert_eq!(counts.sum::<u64>(), TIMES);
     assert!((2..=8).contains(&of("127.0.0.2").count()), "{rejected:?}");
@@ -338,7 +338,7 @@ async fn bad_tokens_by_the_thousand_are_few_entries_and_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_make_an_entry_longer_than_it_may_be() {
+async fn long_headers_do_not_exceed_the_limits_of_an_audit_entry() {
     let server = TestServer::start().await;
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -364,7 +364,7 @@ async fn a_client_cannot_make_an_entry_longer_than_it_may_be() {
     assert_eq!(rejected[0].request_id, Some(given));
 }
 
-/// How many rows there are: revocations, refresh tokens, failures and known networks, entries of the audit log.
+/// The number of revocations, refresh tokens, failure counters, known networks, and audit log entries.
 async fn kept(db: &DatabaseConnection) -> [u64; 5] {
     [
         revoked_token::Entity::find().count(db).await,
@@ -383,7 +383,7 @@ async fn kept(db: &DatabaseConnection) -> [u64; 5] {
 }
 
 #[tokio::test]
-async fn what_has_lost_its_meaning_is_deleted_and_nothing_else() {
+async fn the_purge_deletes_only_expired_rows() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -403,7 +403,7 @@ async fn what_has_lost_its_meaning_is_deleted_and_nothing_else() {
         (hours(2), [0, 1, 3, 1, 3]),
         (hours(23), [0, 1, 3, 1, 3]),
         (hours(25), [0, 1, 0, 1, 3]),
-        // 30 days, and 7 in which it is still recognised.
+        // A refresh token lasts 30 days, and its reuse is detected for 7 days more.
         (days(36), [0, 1, 0, 1, 3]),
         (days(38), [0, 0, 0, 1, 3]),
         (days(89), [0, 0, 0, 1, 3]),
@@ -417,7 +417,7 @@ async fn what_has_lost_its_meaning_is_deleted_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn more_than_one_statement_deletes_is_deleted() {
+async fn the_purge_deletes_more_rows_than_one_statement_can() {
     let database = Database::empty().await;
     let db = database.connect().await;
     for batch in 0..5 {

@@ -1,4 +1,4 @@
-//! E-mail addresses and passwords: what is the same, what fits, and how a password is kept.
+//! E-mail addresses and passwords: normalization, length limits, and hashing.
 
 use gathering_entity::user as users;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
@@ -9,7 +9,7 @@ use crate::database::PASSWORD;
 use crate::server::TestServer;
 
 #[tokio::test]
-async fn addresses_that_differ_in_case_or_form_are_one_account() {
+async fn addresses_that_differ_in_case_or_unicode_form_are_one_account() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     for (one, others) in [
@@ -21,7 +21,7 @@ async fn addresses_that_differ_in_case_or_form_are_one_account() {
                 "\u{a0}ada@example.com\n",
             ],
         ),
-        // Full width, a ligature, letters in a circle, one in superscript.
+        // Compatibility forms: full width, circled, superscript, and a ligature.
         (
             "mia@example.com",
             vec![
@@ -35,7 +35,7 @@ async fn addresses_that_differ_in_case_or_form_are_one_account() {
             "o\u{fb03}ce@example.com",
             vec!["office@example.com", "O\u{fb03}CE@EXAMPLE.COM"],
         ),
-        // Accents that are part of a letter, or follow it.
+        // Precomposed and combining accents.
         (
             "zo\u{eb}@example.com",
             vec![
@@ -56,7 +56,7 @@ async fn addresses_that_differ_in_case_or_form_are_one_account() {
             "\u{212a}im@example.com",
             vec!["kim@example.com", "KIM@example.com"],
         ),
-        // Capitals of which there is none in one piece, and a letter with two small forms.
+        // Letters without a single-character uppercase form, and the two lowercase forms of sigma.
         (
             "\u{1f0}an@example.com",
             vec!["J\u{30c}AN@EXAMPLE.COM", "j\u{30c}an@example.com"],
@@ -78,7 +78,7 @@ async fn addresses_that_differ_in_case_or_form_are_one_account() {
             assert_eq!(visitor.who(&here.access).await, user(one), "{other:?}");
         }
     }
-    // These are others.
+    // These addresses are not registered.
     for email in [
         "ad a@example.com",
         "adas@example.com",
@@ -141,7 +141,7 @@ async fn a_password_has_8_to_128_characters_of_any_kind() {
         let email = format!("user{n}@example.com");
         tokens(&visitor.try_register(&email, fits).await["data"]["register"]);
         visitor.login(&email, fits).await;
-        // Nothing of it is left out.
+        // Every character is significant.
         let shorter: String = fits.chars().skip(1).collect();
         for other in [fits.trim(), &shorter, &format!("{fits} ")] {
             if other != fits {
@@ -156,7 +156,7 @@ async fn a_password_has_8_to_128_characters_of_any_kind() {
 }
 
 #[tokio::test]
-async fn a_password_does_not_depend_on_how_a_keyboard_writes_its_letters() {
+async fn a_password_matches_in_every_unicode_normalization_form() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let composed = "p\u{e4}ssw\u{f6}rd \u{1ed9}";
@@ -171,7 +171,7 @@ async fn a_password_does_not_depend_on_how_a_keyboard_writes_its_letters() {
         tokens(&visitor.try_register(&email, &one).await["data"]["register"]);
         visitor.login(&email, &other).await;
     }
-    // What looks different is different.
+    // Different characters make a different password.
     for other in [
         "passwo\u{308}rd \u{1ed9}",
         "P\u{e4}ssw\u{f6}rd \u{1ed9}",
@@ -195,7 +195,7 @@ async fn stored(server: &TestServer) -> String {
 }
 
 #[tokio::test]
-async fn a_password_is_hashed_anew_when_more_effort_is_asked_for() {
+async fn a_sign_in_rehashes_the_password_after_the_cost_was_raised() {
     let two = TestServer::start().await;
     Visitor::new(&two).register(ADA).await;
     let before = stored(&two).await;
@@ -223,7 +223,7 @@ async fn a_password_is_hashed_anew_when_more_effort_is_asked_for() {
         "{after}"
     );
 
-    // Less effort undoes nothing, and who is signed in stays so.
+    // A lower cost does not rehash the password, and the session stays valid.
     Visitor::new(&two).login(ADA, PASSWORD).await;
     assert_eq!(stored(&two).await, after);
     assert_eq!(Visitor::new(&two).who(&session.access).await, user(ADA));

@@ -1,4 +1,4 @@
-//! What is announced of accounts: to the user concerned and to administrators.
+//! Account events, which the user concerned and administrators can read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::server::{SIGNING_KEY, TestServer};
 const EVENTS: &str = "query($user: ID!) { events(first: 100, filter: { subjectId: $user }) { nodes { type actor { id } \
     circle { id } ... on UserEvent { userId user { id } reason changed } } } }";
 
-/// The events of a user as somebody reads them, oldest first, once there are as many.
+/// Waits for this many events of a user and returns them as the token's user reads them, oldest first.
 async fn read(visitor: &Visitor, token: &str, user: &Value, count: usize) -> Vec<Value> {
     for _ in 0..3_000 {
         let answer = visitor
@@ -36,7 +36,7 @@ async fn read(visitor: &Visitor, token: &str, user: &Value, count: usize) -> Vec
     panic!("{user} has no {count} events");
 }
 
-/// An event of a user: what, who did it, which fields changed, and why.
+/// The expected event of a user: its type, actor, changed fields, and reason.
 fn event(user: &Value, what: &str, actor: &Value, changed: &[&str], reason: Option<&str>) -> Value {
     let actor = if actor.is_null() {
         Value::Null
@@ -49,10 +49,10 @@ fn event(user: &Value, what: &str, actor: &Value, changed: &[&str], reason: Opti
     })
 }
 
-/// Changes what can be changed about a user who has just registered, and announces it.
+/// Makes every change to a new user that creates an event, and some that create none.
 async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> Tokens {
     let named = json!({ "name": "Ada L." });
-    // The second time nothing changes.
+    // The second update changes nothing.
     for _ in 0..2 {
         visitor
             .mutate(Some(&ada.access), "updateProfile", CHANGED, named.clone())
@@ -74,7 +74,7 @@ async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> To
             .await;
     }
     assert!(visitor.who(&ada.access).await.is_err());
-    // What ends one session is told nobody, but when it was stolen.
+    // Ending one session creates no event, unless its refresh token was reused.
     let ada = visitor.login(ADA, "another password").await;
     visitor
         .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
@@ -93,7 +93,7 @@ async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> To
 }
 
 #[tokio::test]
-async fn a_user_and_administrators_are_told_what_happens_to_the_account() {
+async fn account_events_reach_only_the_user_and_administrators() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let admins = visitor.login(ADMIN, PASSWORD).await;
@@ -118,7 +118,7 @@ async fn a_user_and_administrators_are_told_what_happens_to_the_account() {
     let count = expected.len();
     assert_eq!(read(&visitor, &ada.access, &id, count).await, expected);
     assert_eq!(read(&visitor, &admins.access, &id, count).await, expected);
-    // Nobody else is.
+    // Other users cannot read the events.
     let bob = visitor.register(BOB).await;
     assert_eq!(read(&visitor, &bob.access, &id, 0).await, [Value::Null; 0]);
 
@@ -142,7 +142,7 @@ async fn a_user_and_administrators_are_told_what_happens_to_the_account() {
 }
 
 #[tokio::test]
-async fn a_user_is_told_of_every_lock_and_nobody_of_an_account_that_is_not() {
+async fn only_locks_of_existing_accounts_create_events() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -157,7 +157,7 @@ async fn a_user_is_told_of_every_lock_and_nobody_of_an_account_that_is_not() {
     assert_eq!(count().await, before);
     let stranger = Visitor::at(&server, 3);
     for _ in 0..2 {
-        // The fifth locks, the sixth is not looked at, and when the lock has ended the next locks anew.
+        // The fifth failure locks and the sixth is not checked; after the lock ends, the next failure locks again.
         for _ in 0..6 {
             stranger.try_login(ADA, "a wrong password").await;
         }
@@ -170,7 +170,7 @@ async fn a_user_is_told_of_every_lock_and_nobody_of_an_account_that_is_not() {
 }
 
 #[tokio::test]
-async fn what_the_operator_does_is_announced_as_the_servers_doing() {
+async fn operator_changes_create_events_without_an_actor() {
     let database = Arc::new(Database::empty().await);
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
     let clock = Arc::new(Utc::now);
@@ -190,14 +190,14 @@ async fn what_the_operator_does_is_announced_as_the_servers_doing() {
         .await
         .expect_err("is taken");
     operator.set_role(ADA, false).await.expect("is changed");
-    operator.set_role(ADA, false).await.expect("is as it was");
+    operator.set_role(ADA, false).await.expect("is unchanged");
     operator.set_active(ADA, false).await.expect("is changed");
     operator.set_active(ADA, true).await.expect("is changed");
     let changed = operator.set_password(ADA, "another password").await;
     changed.expect("is changed");
     operator.finish().await;
 
-    // A server finds them when it starts.
+    // The server publishes the operator's events when it starts.
     let server = TestServer::on(database, |_| ()).await;
     let visitor = Visitor::new(&server);
     let ada = visitor.login(ADA, "another password").await;

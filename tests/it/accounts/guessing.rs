@@ -1,4 +1,4 @@
-//! Guessing passwords: slowed down for whoever guesses, and silent about which accounts there are.
+//! Password guessing: lockouts, and answers that do not reveal which accounts exist.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::server::TestServer;
 const NOBODY: &str = "nobody@example.com";
 const LOGIN: &str = "mutation($input: LoginInput!) { login(input: $input) { accessToken } }";
 
-/// All that tells one answer from another.
+/// The status, headers (without the date) and body of a sign-in, to compare answers.
 async fn answer(visitor: &Visitor, email: &str, password: &str) -> String {
     let input = json!({ "input": { "email": email, "password": password } });
     let visitor = visitor.named("the-same-for-all");
@@ -32,7 +32,7 @@ async fn answer(visitor: &Visitor, email: &str, password: &str) -> String {
     format!("{status} {headers:?} {body}")
 }
 
-/// The answer to a wrong password, so many times.
+/// Fails to sign in this many times and returns the last answer.
 async fn fail(visitor: &Visitor, email: &str, times: usize) -> String {
     let mut last = String::new();
     for _ in 0..times {
@@ -47,7 +47,7 @@ fn is_in(answer: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_wrong_password_an_unknown_address_and_a_lock_are_answered_alike() {
+async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
     let server = TestServer::start().await;
     Visitor::new(&server).register(ADA).await;
     let stranger = Visitor::at(&server, 2);
@@ -71,11 +71,11 @@ async fn a_wrong_password_an_unknown_address_and_a_lock_are_answered_alike() {
     }
     for email in [ADA, NOBODY] {
         assert_eq!(fail(&stranger, email, 4).await, wrong);
-        // Locked.
+        // The lock is active, so the correct password is refused too.
         assert_eq!(answer(&stranger, email, PASSWORD).await, wrong);
         assert_eq!(fail(&stranger, email, 1).await, wrong);
     }
-    // Who signs in from where she always does is not kept out by others.
+    // The user's own network is not locked out.
     assert!(is_in(&answer(&Visitor::new(&server), ADA, PASSWORD).await));
 
     let database = server.end().await;
@@ -99,21 +99,21 @@ async fn a_wrong_password_an_unknown_address_and_a_lock_are_answered_alike() {
 }
 
 #[tokio::test]
-async fn a_lock_ends_by_itself_and_grows_with_further_failures() {
+async fn a_lock_expires_and_lengthens_with_further_failures() {
     let server = TestServer::start().await;
     Visitor::new(&server).register(ADA).await;
     let stranger = Visitor::at(&server, 2);
     fail(&stranger, ADA, 4).await;
     for minutes in [1, 2, 4, 8, 15, 15] {
         fail(&stranger, ADA, 1).await;
-        // What is tried meanwhile does not make it longer.
+        // Attempts during a lock do not extend it.
         fail(&stranger, ADA, 3).await;
         server.pass(minutes * 60 - 30);
         assert!(!is_in(&answer(&stranger, ADA, PASSWORD).await), "{minutes}");
         server.pass(31);
     }
     assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
-    // Then it all begins anew.
+    // A successful sign-in resets the counter.
     fail(&stranger, ADA, 4).await;
     assert!(is_in(&answer(&stranger, ADA, PASSWORD).await));
     fail(&stranger, ADA, 5).await;
@@ -123,7 +123,7 @@ async fn a_lock_ends_by_itself_and_grows_with_further_failures() {
 }
 
 #[tokio::test]
-async fn failures_are_forgotten_after_a_day() {
+async fn failed_sign_ins_expire_after_a_day() {
     let server = TestServer::start().await;
     Visitor::new(&server).register(ADA).await;
     let stranger = Visitor::at(&server, 2);
@@ -134,7 +134,7 @@ async fn failures_are_forgotten_after_a_day() {
 }
 
 #[tokio::test]
-async fn a_network_that_fails_on_many_accounts_is_locked_as_a_whole() {
+async fn a_network_that_fails_on_many_accounts_is_locked_for_new_sign_ins() {
     let server = TestServer::start().await;
     let stranger = Visitor::at(&server, 2);
     Visitor::new(&server).register(ADA).await;
@@ -150,7 +150,7 @@ async fn a_network_that_fails_on_many_accounts_is_locked_as_a_whole() {
             &answer(&Visitor::at(&server, 3), email, PASSWORD).await
         ));
     }
-    // Who has signed in from there before still may.
+    // Users who have signed in from this network before can still do so.
     for email in [ADA, BOB] {
         assert!(is_in(&answer(&stranger, email, PASSWORD).await));
     }
@@ -161,7 +161,7 @@ async fn a_network_that_fails_on_many_accounts_is_locked_as_a_whole() {
 }
 
 #[tokio::test]
-async fn an_account_that_many_networks_guess_at_is_locked_but_for_its_owner() {
+async fn an_account_attacked_from_many_networks_is_locked_except_for_its_owner() {
     let server = TestServer::start().await;
     let owner = Visitor::new(&server);
     owner.register(ADA).await;
@@ -173,7 +173,7 @@ async fn an_account_that_many_networks_guess_at_is_locked_but_for_its_owner() {
     assert!(!is_in(
         &answer(&Visitor::at(&server, 100), ADA, PASSWORD).await
     ));
-    // Others are not meant.
+    // Other accounts are not affected.
     assert!(is_in(&answer(&fresh, "demo@example.com", PASSWORD).await));
     assert!(is_in(&answer(&owner, ADA, PASSWORD).await));
     assert!(is_in(
@@ -182,7 +182,7 @@ async fn an_account_that_many_networks_guess_at_is_locked_but_for_its_owner() {
 }
 
 #[tokio::test]
-async fn one_who_says_to_be_elsewhere_is_not() {
+async fn untrusted_forwarding_headers_do_not_change_the_client_address() {
     let server = TestServer::start().await;
     let stranger = Visitor::at(&server, 2);
     Visitor::new(&server).register(ADA).await;
@@ -200,7 +200,7 @@ async fn one_who_says_to_be_elsewhere_is_not() {
 }
 
 #[tokio::test]
-async fn of_a_hundred_guesses_at_once_five_are_checked() {
+async fn five_of_a_hundred_concurrent_guesses_are_checked() {
     let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
     Visitor::new(&server).register(ADA).await;
     let stranger = Visitor::at(&server, 2);
@@ -218,7 +218,7 @@ async fn of_a_hundred_guesses_at_once_five_are_checked() {
 }
 
 #[tokio::test]
-async fn an_instance_more_is_a_guess_more_at_most() {
+async fn a_second_instance_allows_at_most_one_more_guess() {
     let patient = |config: &mut Config| config.graphql.timeout = Duration::from_mins(10);
     let one = TestServer::with(patient).await;
     let two = one.beside(patient).await;
@@ -236,7 +236,7 @@ async fn an_instance_more_is_a_guess_more_at_most() {
 }
 
 #[tokio::test]
-async fn a_flood_of_guesses_does_not_keep_the_owner_waiting() {
+async fn a_flood_of_guesses_does_not_delay_the_owner() {
     let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
     let owner = Visitor::new(&server);
     owner.register(ADA).await;
@@ -261,7 +261,7 @@ async fn a_flood_of_guesses_does_not_keep_the_owner_waiting() {
 }
 
 #[tokio::test]
-async fn guesses_in_one_document_count_like_others() {
+async fn guesses_in_one_document_are_counted_separately() {
     let server = TestServer::start().await;
     Visitor::new(&server).register(ADA).await;
     let stranger = Visitor::at(&server, 2);
@@ -283,7 +283,7 @@ async fn guesses_in_one_document_count_like_others() {
 }
 
 #[tokio::test]
-async fn a_wrong_current_password_is_a_guess_too() {
+async fn a_wrong_current_password_counts_as_a_guess() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -306,7 +306,7 @@ async fn a_wrong_current_password_is_a_guess_too() {
     assert!(is_in(&answer(&visitor, ADA, PASSWORD).await));
 }
 
-/// The statements so far, once the last of them is counted: those too with which events are handed out.
+/// Waits until no more statements are counted, including those of event delivery, and returns the count.
 async fn until_settled(server: &TestServer) -> u64 {
     loop {
         let statements = server.statements();
@@ -326,7 +326,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
     let mut host = 2;
     let mut seen = 0;
     let mut taken = async |emails: [&str; 6]| {
-        // Everybody from a network of their own: four are wrong, the fifth locks, the last is locked.
+        // Each round uses a new network: four failures, a fifth that locks, and one during the lock.
         host += 1;
         let visitor = Visitor::at(&server, host);
         let mut statements = Vec::new();
@@ -337,7 +337,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
             until_recorded(&db, "auth.login_failed", seen).await;
             statements.push(until_settled(&server).await - before);
         }
-        // The fifth has two entries in the audit log, which are written together or one after the other.
+        // The fifth failure writes two audit log entries, in one statement or in two, so its count varies.
         statements.remove(4);
         statements
     };
@@ -348,7 +348,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
 }
 
 #[tokio::test]
-async fn nobody_who_was_guessed_at_is_kept_by_name() {
+async fn lockout_rows_hold_hashes_instead_of_addresses() {
     let server = TestServer::start().await;
     fail(&Visitor::at(&server, 2), "my password by mistake", 1).await;
     let db = server.end().await;
@@ -362,7 +362,7 @@ async fn nobody_who_was_guessed_at_is_kept_by_name() {
 }
 
 #[tokio::test]
-async fn a_deactivated_account_is_told_so_only_with_its_password() {
+async fn deactivation_is_reported_only_with_the_correct_password() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     visitor.register(ADA).await;

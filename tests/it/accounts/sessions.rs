@@ -1,4 +1,4 @@
-//! Sessions: from a sign-in through refreshes to their end.
+//! Sessions: sign-in, refresh, and revocation.
 
 use futures_util::future::{join, join_all};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn a_refresh_gives_new_tokens_for_the_same_session() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_not_refreshed_ends() {
+async fn a_session_without_refresh_expires() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -44,7 +44,7 @@ async fn a_session_that_is_not_refreshed_ends() {
 }
 
 #[tokio::test]
-async fn what_is_no_refresh_token_is_refused() {
+async fn invalid_refresh_tokens_are_refused() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -65,7 +65,7 @@ async fn what_is_no_refresh_token_is_refused() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_is_used_twice_ends_its_session_and_no_other() {
+async fn reusing_a_refresh_token_ends_only_its_session() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let stolen = visitor.register(ADA).await;
@@ -86,20 +86,20 @@ async fn a_refresh_token_that_is_used_twice_ends_its_session_and_no_other() {
     assert_eq!(visitor.who(&other.access).await, user(ADA));
     visitor.refresh(&other.refresh).await;
 
-    // It is reported once, however often it is tried.
+    // Reuse is reported once, however often the token is tried.
     let reused = entries_of(&server.end().await, "auth.refresh_reused").await;
     assert_eq!(reused.len(), 1);
     assert_eq!(reused[0].client_ip.as_deref(), Some("127.0.0.1"));
 }
 
 #[tokio::test]
-async fn of_those_who_race_for_a_refresh_token_one_wins_and_none_keeps() {
+async fn concurrent_refreshes_with_one_token_succeed_once_and_end_the_session() {
     for racers in [2, 10] {
         let server = TestServer::start().await;
         let visitor = Visitor::new(&server);
         let ada = visitor.register(ADA).await;
         let race = (0..racers).map(async |_| {
-            // With a connection of their own.
+            // Each request uses its own connection.
             Visitor::new(&server).try_refresh(&ada.refresh).await
         });
         let answers = join_all(race).await;
@@ -123,7 +123,7 @@ async fn of_those_who_race_for_a_refresh_token_one_wins_and_none_keeps() {
 }
 
 #[tokio::test]
-async fn two_sign_ins_in_the_same_second_are_two_sessions() {
+async fn two_sign_ins_in_the_same_second_create_two_sessions() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     visitor.register(ADA).await;
@@ -167,7 +167,7 @@ async fn logout(visitor: &Visitor, token: &str, input: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_sign_out_ends_one_session_or_the_named_one_too_or_all() {
+async fn a_sign_out_ends_its_session_a_second_one_or_all() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let bob = visitor.register(BOB).await;
@@ -190,7 +190,7 @@ async fn a_sign_out_ends_one_session_or_the_named_one_too_or_all() {
     assert_eq!(logout(&visitor, &here.access, both).await, 3);
     assert!(is_over(&here).await && is_over(&there).await);
 
-    // Somebody else's session is not the caller's to end.
+    // A user cannot end another user's session.
     let here = sign_in().await;
     let foreign = json!({ "refreshToken": bob.refresh });
     assert_eq!(logout(&visitor, &here.access, foreign).await, 2);
@@ -279,7 +279,7 @@ async fn sessions_are_listed_and_ended_by_their_owner_and_administrators() {
 }
 
 #[tokio::test]
-async fn what_is_ended_is_so_on_every_connection_and_instance_and_after_a_restart() {
+async fn ended_sessions_stay_ended_on_all_instances_and_after_a_restart() {
     let one = TestServer::start().await;
     let two = one.beside(|_| ()).await;
     let (here, there) = (Visitor::new(&one), Visitor::new(&two));
@@ -305,7 +305,7 @@ async fn what_is_ended_is_so_on_every_connection_and_instance_and_after_a_restar
     }
     assert_eq!(there.who(&ended[3].access).await, unauthenticated());
 
-    // A new password on one is one on the other, and a token that was used there is used here.
+    // A refresh token used on one instance counts as used on the other.
     let ada = there.login(ADA, PASSWORD).await;
     let next = here.refresh(&ada.refresh).await;
     assert_eq!(

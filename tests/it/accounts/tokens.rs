@@ -1,4 +1,4 @@
-//! Access tokens: ours are good for their time, and nothing else is one.
+//! Access tokens: lifetime, signature, claims, and revocation.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::accounts::audit::entries_of;
 use crate::database::{Database, PASSWORD};
 use crate::server::{SIGNING_KEY, TestServer};
 
-/// What a token says.
+/// The claims of a token.
 pub(crate) fn claims(token: &str) -> Value {
     part(token, 1)
 }
 
-/// The name of the key that signed a token.
+/// The id (`kid`) of the key that signed a token.
 pub(crate) fn key_of(token: &str) -> Value {
     part(token, 0)["kid"].clone()
 }
@@ -43,7 +43,7 @@ fn header(key: &str) -> Value {
     json!({ "alg": "HS256", "typ": "at+jwt", "kid": kid(key) })
 }
 
-/// A token of one's own making, signed with HMAC-SHA-256.
+/// A token with this header and these claims, signed with HMAC-SHA-256.
 fn forge(header: &Value, claims: &Value, key: &str) -> String {
     let text = format!("{}.{}", encoded(header), encoded(claims));
     let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("any length");
@@ -64,7 +64,7 @@ const OTHER_KEY: &str = "another key of the tests: 0123456789 ABCDEFGHIJ";
 
 type Forgeries = Vec<(&'static str, String)>;
 
-/// Tokens with other headers than ours.
+/// Tokens with a header that the server does not issue.
 fn by_header(genuine: &Value) -> Forgeries {
     let (ours, theirs) = (header(SIGNING_KEY), header(OTHER_KEY));
     let signed = |header: &Value, key| forge(header, genuine, key);
@@ -108,7 +108,7 @@ fn by_header(genuine: &Value) -> Forgeries {
     ]
 }
 
-/// Tokens that our key has signed, and that say what ours do not.
+/// Tokens signed with the server's key, with claims that the server does not issue.
 fn by_claims(genuine: &Value) -> Forgeries {
     let sign = |claims: &Value| forge(&header(SIGNING_KEY), claims, SIGNING_KEY);
     let now = genuine["iat"].as_i64().expect("a time");
@@ -139,7 +139,7 @@ fn by_claims(genuine: &Value) -> Forgeries {
     forged
 }
 
-/// What was cut off or put together from tokens of Ada and Bob, and what is none.
+/// Truncated tokens, tokens combined from those of Ada and Bob, and strings that are not tokens.
 fn by_text(ada: &Tokens, bob: &Tokens) -> Forgeries {
     let whole = &ada.access;
     let (unsigned, signature) = whole.rsplit_once('.').expect("three parts");
@@ -170,14 +170,14 @@ fn by_text(ada: &Tokens, bob: &Tokens) -> Forgeries {
 }
 
 #[tokio::test]
-async fn a_forged_token_gets_nowhere() {
+async fn forged_tokens_are_refused() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
     let bob = visitor.register(BOB).await;
     let genuine = claims(&ada.access);
 
-    // What is forged with the right key is believed, so it is the wrong about the others that is refused.
+    // A token forged with the correct key is accepted, so each other forgery is refused for the part that differs.
     for (tokens, email) in [(&ada, ADA), (&bob, BOB)] {
         let forged = forge(&header(SIGNING_KEY), &claims(&tokens.access), SIGNING_KEY);
         assert_eq!(visitor.who(&forged).await, user(email));
@@ -209,7 +209,7 @@ async fn a_forged_token_gets_nowhere() {
 }
 
 #[tokio::test]
-async fn an_authorization_that_is_no_token_is_refused() {
+async fn malformed_authorization_headers_are_refused() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -254,7 +254,7 @@ async fn an_authorization_that_is_no_token_is_refused() {
         .await
         .expect("JSON");
     assert_eq!(answer["data"]["viewer"]["email"], ADA);
-    // An address ends up in logs.
+    // A token in the URL is ignored, because URLs end up in logs.
     let url = format!("{}?access_token={}", visitor.url, ada.access);
     let body = json!({ "query": "{ viewer { email } }" });
     let answer = visitor
@@ -271,7 +271,7 @@ async fn an_authorization_that_is_no_token_is_refused() {
 }
 
 #[tokio::test]
-async fn only_what_signs_in_needs_no_good_token() {
+async fn only_sign_in_mutations_accept_an_invalid_token() {
     let server = TestServer::with(|config| config.graphql.batch = 2).await;
     let visitor = Visitor::new(&server);
     visitor.register(ADA).await;
@@ -306,7 +306,7 @@ async fn only_what_signs_in_needs_no_good_token() {
         assert_eq!(status == StatusCode::UNAUTHORIZED, is_refused, "{query}");
     }
 
-    // In a batch each is looked at for itself.
+    // Each entry of a batch is checked separately.
     let batch = json!([{ "query": format!("mutation {{ {login} }}") }, { "query": "{ viewer { email } }" }]);
     let request = visitor
         .client
@@ -329,7 +329,7 @@ async fn only_what_signs_in_needs_no_good_token() {
 }
 
 #[tokio::test]
-async fn a_token_is_good_for_its_time_and_no_longer() {
+async fn a_token_expires_after_its_lifetime() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -338,7 +338,7 @@ async fn a_token_is_good_for_its_time_and_no_longer() {
     server.pass(61);
     assert_eq!(visitor.who(&ada.access).await, unauthenticated());
 
-    // Nothing more is needed to get the next than the refresh token; the old one may come along.
+    // A refresh and a sign-in succeed even if the request carries the expired token.
     let input = json!({ "refreshToken": ada.refresh });
     let answer = visitor
         .mutate(Some(&ada.access), "refreshSession", super::SIGNED_IN, input)
@@ -353,7 +353,7 @@ async fn a_token_is_good_for_its_time_and_no_longer() {
 }
 
 #[tokio::test]
-async fn a_token_of_the_future_waits_for_its_time() {
+async fn a_token_is_refused_before_its_issue_time() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let genuine = claims(&visitor.register(ADA).await.access);
@@ -366,7 +366,7 @@ async fn a_token_of_the_future_waits_for_its_time() {
 }
 
 #[tokio::test]
-async fn a_token_is_for_one_issuer_and_audience() {
+async fn a_token_is_valid_for_one_issuer_and_audience() {
     let one = TestServer::start().await;
     let ada = Visitor::new(&one).register(ADA).await;
     let same = one.beside(|_| ()).await;
@@ -387,7 +387,7 @@ async fn a_token_is_for_one_issuer_and_audience() {
     );
 }
 
-/// A refusal that is the server's own fault.
+/// Whether a token was refused because of a server error.
 fn is_ours(standing: &super::Standing) -> bool {
     standing.as_ref().is_err_and(|(status, code)| {
         status.is_server_error() && ["UNAVAILABLE", "INTERNAL"].contains(&code.as_str())
@@ -395,7 +395,7 @@ fn is_ours(standing: &super::Standing) -> bool {
 }
 
 #[tokio::test]
-async fn while_the_database_cannot_say_nobody_is_let_in() {
+async fn tokens_are_refused_while_the_database_cannot_check_them() {
     let server = TestServer::start().await;
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
@@ -416,7 +416,7 @@ async fn while_the_database_cannot_say_nobody_is_let_in() {
         assert!(is_ours(&standing), "{table}: {standing:?}");
         let answer = visitor.ask(Some(&ada.access), RENAME, json!({})).await;
         assert_eq!(answer.get("data"), None, "{answer}");
-        // What is remembered as revoked is refused as ever.
+        // A token that is known to be revoked is still refused as such.
         assert_eq!(visitor.who(&ended.access).await, unauthenticated());
         rename(&away, table).await;
         assert_eq!(visitor.who(&ada.access).await, user(ADA));
@@ -428,7 +428,7 @@ async fn while_the_database_cannot_say_nobody_is_let_in() {
 }
 
 #[tokio::test]
-async fn while_postgres_is_away_nobody_is_let_in() {
+async fn tokens_are_refused_while_postgres_is_unavailable() {
     let Ok(postgres) = std::env::var("GATHERING_TEST_DATABASE_URL") else {
         return;
     };
@@ -476,10 +476,10 @@ async fn while_postgres_is_away_nobody_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_revocation_lasts_as_long_as_what_it_revokes() {
+async fn a_revocation_lasts_as_long_as_the_revoked_token() {
     let server = TestServer::on(Database::seeded().await, |_| ()).await;
     let visitor = Visitor::new(&server);
-    // Its lifetime is an hour, longer than that of tokens which are given out by a sign-in.
+    // The lifetime of this token is an hour, longer than that of a token from a sign-in.
     let ticket = server.token("demo@example.com").await;
     let ada = visitor.register(ADA).await;
     for token in [&ticket, &ada.access] {
@@ -489,7 +489,7 @@ async fn a_revocation_lasts_as_long_as_what_it_revokes() {
     }
     server.pass(50 * 60);
     super::audit::purge(server.database(), Duration::from_mins(50)).await;
-    // One that has not heard of it before.
+    // A new instance, which has not cached the revocation.
     let other = server.beside(|_| ()).await;
     assert_eq!(Visitor::new(&other).who(&ticket).await, unauthenticated());
     let message = visitor
@@ -510,7 +510,7 @@ async fn a_shorter_lifetime_does_not_shorten_older_revocations() {
     let visitor = Visitor::new(&server);
     let ada = visitor.register(ADA).await;
     let session = visitor.session(&ada.access).await;
-    // The lifetime is set to a minute, and then the session is ended by another of its user.
+    // The lifetime is reduced to a minute, and then another session of the user ends the first one.
     let restarted = server
         .beside(|config| config.auth.access_lifetime = Duration::from_mins(1))
         .await;

@@ -1,4 +1,4 @@
-//! Agents: made, changed, taken out of work, deleted.
+//! Agents: creation, updates, status changes, and deletion.
 
 use futures_util::future::join_all;
 use gathering_entity::conversation::{self, ConversationStatus};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{ADMIN, DEMO, GUEST, Team, faults, forbidden, not_found, rows, uuid, wrong};
 
-/// What names no row.
+/// A well-formed id without a row.
 const NOBODY: &str = "agent_01h455vb4pex5vsknk084sn02q";
 const NO_MODEL: &str = "model_01h455vb4pex5vsknk084sn02q";
 const NO_PERSONA: &str = "persona_01h455vb4pex5vsknk084sn02q";
@@ -24,7 +24,7 @@ impl Team {
             .await
     }
 
-    /// A model and a persona that prefers another.
+    /// A model, another model, and a persona with the other model as its default.
     async fn character(&self) -> (Value, Value, Value) {
         let query = "{ models(first: 2) { nodes { id } } }";
         let data = self.data(ADMIN, query, json!({})).await;
@@ -36,7 +36,7 @@ impl Team {
         (one, other, persona["id"].clone())
     }
 
-    /// An agent that the guest may read, since it is a member of a circle that is shared.
+    /// An agent that the guest can read, because it is a member of a shared circle.
     async fn shared(&self) -> Value {
         let query = "{ circles(first: 1, filter: { search: \"workshop\" }) { nodes { members(first: 1) { nodes { id } } } } }";
         let data = self.data(GUEST, query, json!({})).await;
@@ -45,7 +45,7 @@ impl Team {
 }
 
 #[tokio::test]
-async fn an_agent_is_made_as_it_is_said_and_announced() {
+async fn creating_an_agent_stores_its_fields_and_creates_an_event() {
     let team = Team::new().await;
     let (model, _, persona) = team.character().await;
     let input = json!({
@@ -63,7 +63,7 @@ async fn an_agent_is_made_as_it_is_said_and_announced() {
         "updatedAt": made["updatedAt"],
     });
     assert_eq!(made, expected);
-    // It is found by what it is able to do, and is the newest.
+    // The competency filter finds the agent, and the agent is listed first because it is the newest.
     let query = "{ agents(first: 1, filter: { competency: \"RUST\" }) { nodes { id } } }";
     let found = team.data(DEMO, query, json!({})).await;
     assert_eq!(found["agents"]["nodes"][0]["id"], made["id"]);
@@ -84,7 +84,7 @@ async fn an_agent_is_made_as_it_is_said_and_announced() {
 }
 
 #[tokio::test]
-async fn a_new_agent_takes_from_its_persona_what_it_does_not_say() {
+async fn a_new_agent_takes_omitted_fields_from_its_persona() {
     let team = Team::new().await;
     let (model, preferred, persona) = team.character().await;
     for (n, (given, expected)) in [
@@ -119,7 +119,7 @@ async fn a_new_agent_takes_from_its_persona_what_it_does_not_say() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
+async fn all_input_errors_of_an_agent_are_reported_together() {
     let team = Team::new().await;
     let words = |count: usize| (0..count).map(|n| format!("w{n}")).collect::<Vec<_>>();
     let mut input = json!({
@@ -159,7 +159,7 @@ async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
     ]);
     assert_eq!(team.faults(DEMO, "updateAgent", nulls).await, expected);
 
-    // Ten kinds of review, and a name whose letters fold to more than they are.
+    // Too many review types, and a name that is too long after folding.
     let many: Vec<_> = (0..11).map(|_| "all").collect();
     let input = json!({ "name": "\u{fdfa}".repeat(100), "reviewTypes": many });
     let expected = wrong([("name", "TOO_LONG"), ("reviewTypes", "TOO_MANY")]);
@@ -168,7 +168,7 @@ async fn all_that_is_wrong_with_an_agent_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn an_agents_name_is_taken_for_its_owner_alone_however_it_is_written() {
+async fn agent_names_are_unique_per_owner_in_any_spelling() {
     let team = Team::new().await;
     let agent = team.agent("Zoë").await;
     let taken = wrong([("name", "TAKEN")]);
@@ -180,14 +180,14 @@ async fn an_agents_name_is_taken_for_its_owner_alone_however_it_is_written() {
     let refused = team.payload(DEMO, "updateAgent", rename).await;
     assert_eq!(faults(&refused), taken);
     assert_eq!(refused["agent"], other);
-    // Its own name is free for it.
+    // An agent can be renamed to another spelling of its own name.
     let rename = json!({ "agentId": agent["id"], "name": "ZOË" });
     let renamed = team.thing(DEMO, "updateAgent", rename).await;
     assert_eq!(renamed["name"], "ZOË");
 }
 
 #[tokio::test]
-async fn of_many_agents_of_one_name_at_once_one_is_made() {
+async fn concurrent_creations_of_agents_with_one_name_succeed_once() {
     let team = Team::new().await;
     let made = (0..8).map(|_| team.payload(DEMO, "createAgent", json!({ "name": "Zoë" })));
     let made = join_all(made).await;
@@ -200,7 +200,7 @@ async fn of_many_agents_of_one_name_at_once_one_is_made() {
 }
 
 #[tokio::test]
-async fn what_an_update_leaves_out_stays_and_null_clears() {
+async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
     let team = Team::new().await;
     let (model, _, persona) = team.character().await;
     let full = json!({
@@ -240,7 +240,7 @@ async fn what_an_update_leaves_out_stays_and_null_clears() {
     }
     assert_eq!(cleared["version"], 3);
 
-    // What is as it was already is no change.
+    // Values that equal the current ones are no change.
     let same = json!({
         "agentId": made["id"], "name": " Zoe", "temperature": 2.0, "status": "IDLE", "traits": [], "modelId": null,
     });
@@ -267,7 +267,7 @@ async fn what_an_update_leaves_out_stays_and_null_clears() {
 }
 
 #[tokio::test]
-async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
+async fn an_outdated_version_prevents_changing_or_deleting_an_agent() {
     let team = Team::new().await;
     let agent = team.agent("Zoë").await;
     let rename = |version: i32, name: &str| json!({ "agentId": agent["id"], "expectedVersion": version, "name": name });
@@ -277,7 +277,7 @@ async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
         .await;
     assert_eq!(faults(&refused), wrong([("expectedVersion", "CONFLICT")]));
     assert_eq!(refused["agent"], changed);
-    // Whatever is wrong with the input besides.
+    // The version is checked before the rest of the input.
     let mut input = rename(1, "");
     input["modelId"] = json!(NO_MODEL);
     let refused = team.payload(DEMO, "updateAgent", input).await;
@@ -305,7 +305,7 @@ async fn an_agent_that_was_changed_meanwhile_is_neither_changed_nor_deleted() {
 }
 
 #[tokio::test]
-async fn an_owner_takes_an_agent_out_of_work_and_brings_it_back() {
+async fn an_owner_sets_an_agent_offline_and_back() {
     let team = Team::new().await;
     let agent = team.agent("Zoë").await;
     let id = agent["id"].clone();
@@ -329,7 +329,7 @@ async fn an_owner_takes_an_agent_out_of_work_and_brings_it_back() {
     );
     team.thing(DEMO, "updateAgent", put("OFFLINE")).await;
 
-    // It has work waiting: it goes on with it at once.
+    // The agent has a task in progress, so it becomes BUSY when it is brought back.
     let db = team.db().await;
     let tasks = task::Entity::find().order_by_asc(task::Column::Id);
     let task = tasks.one(&db).await.expect("reads").expect("a task");
@@ -342,7 +342,7 @@ async fn an_owner_takes_an_agent_out_of_work_and_brings_it_back() {
         (&busy["status"], &busy["version"]),
         (&json!("BUSY"), &json!(5))
     );
-    // It is not out of work, so there is nothing to bring back.
+    // The agent is not OFFLINE, so setting IDLE changes nothing.
     assert_eq!(team.thing(DEMO, "updateAgent", put("IDLE")).await, busy);
     team.thing(DEMO, "updateAgent", put("OFFLINE")).await;
 
@@ -375,7 +375,7 @@ async fn an_owner_takes_an_agent_out_of_work_and_brings_it_back() {
 }
 
 #[tokio::test]
-async fn an_agent_is_changed_by_its_owner_and_administrators_alone() {
+async fn only_the_owner_and_administrators_change_an_agent() {
     let team = Team::new().await;
     let agent = team.shared().await;
     let rename = json!({ "agentId": agent, "name": "Mine" });
@@ -384,7 +384,7 @@ async fn an_agent_is_changed_by_its_owner_and_administrators_alone() {
         let refused = team.refusal(GUEST, name, input.clone()).await;
         assert_eq!(refused, forbidden(), "{name}");
     }
-    // What somebody cannot read does not exist.
+    // An object that the user cannot read is reported as not found.
     let private = team.agent("Private").await;
     let rename = json!({ "agentId": private["id"], "name": "Mine" });
     let refused = team.refusal(GUEST, "updateAgent", rename.clone()).await;
@@ -403,7 +403,7 @@ async fn an_agent_is_changed_by_its_owner_and_administrators_alone() {
 }
 
 #[tokio::test]
-async fn what_an_agent_refers_to_must_exist() {
+async fn the_persona_and_model_of_an_agent_must_exist() {
     let team = Team::new().await;
     let agent = team.agent("Zoë").await;
     for (field, id) in [("personaId", NO_PERSONA), ("modelId", NO_MODEL)] {
@@ -424,7 +424,7 @@ async fn what_an_agent_refers_to_must_exist() {
 }
 
 #[tokio::test]
-async fn an_agent_with_work_in_hand_is_not_deleted() {
+async fn an_agent_with_open_tasks_cannot_be_deleted() {
     let team = Team::new().await;
     let db = team.db().await;
     let tasks = task::Entity::find().order_by_asc(task::Column::Id);
@@ -456,7 +456,7 @@ async fn an_agent_with_work_in_hand_is_not_deleted() {
         team.events(DEMO, &agent["id"], if is_open { 1 } else { 2 })
             .await;
     }
-    // Whoever approves a task in its place is its reviewer.
+    // A reviewer can be deleted, because the task can be approved without it.
     let agent = team.agent("Reviewer").await;
     let review = task::Entity::update_many()
         .col_expr(task::Column::ReviewerId, Expr::value(uuid(&agent["id"])))
@@ -466,7 +466,7 @@ async fn an_agent_with_work_in_hand_is_not_deleted() {
 }
 
 #[tokio::test]
-async fn an_agent_in_a_conversation_that_has_not_ended_is_not_deleted() {
+async fn an_agent_in_an_open_conversation_cannot_be_deleted() {
     let team = Team::new().await;
     let db = team.db().await;
     let talks = conversation::Entity::find().order_by_asc(conversation::Column::Id);
@@ -505,7 +505,7 @@ async fn an_agent_in_a_conversation_that_has_not_ended_is_not_deleted() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_deleted_leaves_its_circles_before_their_readers() {
+async fn deleting_an_agent_creates_a_removal_event_in_each_of_its_circles() {
     let team = Team::new().await;
     let db = team.db().await;
     let agent = team.agent("Leaver").await["id"].clone();
@@ -520,7 +520,7 @@ async fn an_agent_that_is_deleted_leaves_its_circles_before_their_readers() {
         .filter(member::Column::AgentId.eq(uuid(&agent)))
         .order_by_asc(member::Column::Id);
     let mut members = members.all(&db).await.expect("reads");
-    // It has left one of them already.
+    // The agent has already left one of the circles.
     let left = members.remove(1);
     let joined_at = left.joined_at;
     let mut left = left.into_active_model();

@@ -1,4 +1,4 @@
-//! The catalogue: providers, models and personas, which administrators keep and everyone reads.
+//! The catalogue: providers, models and personas, which administrators change and every user reads.
 
 use futures_util::future::join;
 use gathering_entity::{model, provider};
@@ -28,7 +28,8 @@ impl Team {
         self.thing(ADMIN, "createPersona", input).await
     }
 
-    /// Everybody reads just these changes of a thing: which fields, and whether it was deleted.
+    /// Asserts that every user reads exactly these changes of an object: the changed fields, and whether it was
+    /// deleted.
     async fn assert_told(&self, kind: &str, thing: &Value, name: &str, changes: &[(Value, bool)]) {
         let actor = self.user(ADMIN).await;
         let expected: Vec<_> = changes
@@ -52,7 +53,7 @@ impl Team {
             );
             assert_eq!(row.payload["v"], 1);
         }
-        // What they are told is told apart by when it was.
+        // Clients tell changes apart by `updatedAt`, so the event must carry the object's value.
         let last = rows.last().expect("an event");
         let told = last.payload["updatedAt"].as_str().expect("a time");
         let told = chrono::DateTime::parse_from_rfc3339(told).expect("a time");
@@ -63,7 +64,7 @@ impl Team {
 }
 
 #[tokio::test]
-async fn a_provider_is_added_changed_and_deleted_before_everyone() {
+async fn provider_changes_are_announced_to_every_user() {
     let team = Team::new().await;
     let input = json!({
         "name": " my-provider_2 ", "displayName": "Mine", "apiBaseUrl": "https://example.com/v1", "isLocal": true,
@@ -82,7 +83,7 @@ async fn a_provider_is_added_changed_and_deleted_before_everyone() {
     assert_eq!(changed["apiBaseUrl"], Value::Null);
     assert_eq!(changed["isLocal"], true);
     assert_ne!(changed["updatedAt"], made["updatedAt"]);
-    // Once more is no change.
+    // Repeating the update changes nothing.
     let same = team.thing(ADMIN, "updateProvider", update).await;
     assert_eq!(same, changed);
     team.delete(ADMIN, "deleteProvider", &id).await;
@@ -96,7 +97,7 @@ async fn a_provider_is_added_changed_and_deleted_before_everyone() {
 }
 
 #[tokio::test]
-async fn a_model_is_added_changed_and_deleted_before_everyone() {
+async fn model_changes_are_announced_to_every_user() {
     let team = Team::new().await;
     let provider = team.provider("mine").await;
     let made = team.model(&provider, "small").await;
@@ -145,7 +146,7 @@ async fn a_model_is_added_changed_and_deleted_before_everyone() {
 }
 
 #[tokio::test]
-async fn a_persona_is_added_changed_and_deleted_before_everyone() {
+async fn persona_changes_are_announced_to_every_user() {
     let team = Team::new().await;
     let provider = team.provider("mine").await;
     let model = team.model(&provider, "small").await;
@@ -191,7 +192,7 @@ async fn a_persona_is_added_changed_and_deleted_before_everyone() {
     ];
     team.assert_told("PERSONA_CHANGED", &changed, "Zoë", &told)
         .await;
-    // No event says what a persona is told.
+    // Events do not contain the persona's prompt.
     assert!(
         rows.iter()
             .all(|row| !row.payload.to_string().contains("You see"))
@@ -199,7 +200,7 @@ async fn a_persona_is_added_changed_and_deleted_before_everyone() {
 }
 
 #[tokio::test]
-async fn nobody_but_administrators_changes_the_catalogue() {
+async fn only_administrators_change_the_catalogue() {
     let team = Team::new().await;
     let provider = team.provider("mine").await;
     let model = team.model(&provider, "small").await;
@@ -243,7 +244,7 @@ async fn nobody_but_administrators_changes_the_catalogue() {
 }
 
 #[tokio::test]
-async fn who_changed_the_catalogue_is_on_record() {
+async fn catalogue_changes_are_recorded_in_the_audit_log() {
     let team = Team::new().await;
     let provider = team.provider("mine").await;
     let update = json!({ "providerId": provider["id"], "displayName": "Ours" });
@@ -273,7 +274,7 @@ async fn who_changed_the_catalogue_is_on_record() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_provider_is_told_at_once() {
+async fn all_input_errors_of_a_provider_are_reported_together() {
     let team = Team::new().await;
     for name in ["-a", "_a", "Mine", "a b", "a.b", "é", "a\u{661}"] {
         let input = json!({ "name": name, "displayName": "x" });
@@ -313,7 +314,7 @@ async fn all_that_is_wrong_with_a_provider_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_model_is_told_at_once() {
+async fn all_input_errors_of_a_model_are_reported_together() {
     let team = Team::new().await;
     let [one, other] = [team.provider("one").await, team.provider("other").await];
     let input = json!({
@@ -351,7 +352,7 @@ async fn all_that_is_wrong_with_a_model_is_told_at_once() {
         of(&expected)
     );
 
-    // A name is a provider's own.
+    // Model names are unique per provider.
     team.model(&other, "small").await;
     let again = json!({ "providerId": one["id"], "name": "small", "displayName": "x" });
     let taken = wrong([("name", "TAKEN")]);
@@ -368,7 +369,7 @@ async fn all_that_is_wrong_with_a_model_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_persona_is_told_at_once() {
+async fn all_input_errors_of_a_persona_are_reported_together() {
     let team = Team::new().await;
     let words: Vec<_> = (0..51).map(|n| format!("w{n}")).collect();
     let input = json!({
@@ -418,7 +419,7 @@ async fn all_that_is_wrong_with_a_persona_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn what_others_need_is_not_deleted_from_the_catalogue() {
+async fn catalogue_entries_in_use_cannot_be_deleted() {
     let team = Team::new().await;
     let provider = team.provider("mine").await;
     let model = team.model(&provider, "small").await;
@@ -450,7 +451,7 @@ async fn what_others_need_is_not_deleted_from_the_catalogue() {
         protected
     );
 
-    // Without the agent nothing holds them; a persona does without its model.
+    // Without the agent all of them can be deleted; the default model of a persona is optional.
     team.delete(DEMO, "deleteAgent", &agent["id"]).await;
     team.delete(ADMIN, "deleteModel", &model["id"]).await;
     let query = "query($id: ID!) { persona(id: $id) { defaultModel { id } } }";
@@ -463,7 +464,7 @@ async fn what_others_need_is_not_deleted_from_the_catalogue() {
 }
 
 #[tokio::test]
-async fn a_provider_is_not_deleted_from_under_a_new_model() {
+async fn a_provider_cannot_be_deleted_while_a_model_is_added_to_it() {
     let team = Team::new().await;
     let db = team.db().await;
     for n in 0..12 {

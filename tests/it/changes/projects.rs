@@ -1,4 +1,4 @@
-//! Projects: made, changed, put away, deleted.
+//! Projects: creation, updates, archiving, and deletion.
 
 use gathering_entity::circle;
 use sea_orm::sea_query::Expr;
@@ -15,7 +15,7 @@ impl Team {
 }
 
 #[tokio::test]
-async fn a_project_is_made_changed_and_deleted_with_an_event_each() {
+async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
     let team = Team::new().await;
     let made = team.project(" Élan ").await;
     let id = made["id"].clone();
@@ -41,7 +41,7 @@ async fn a_project_is_made_changed_and_deleted_with_an_event_each() {
         assert_eq!(changed[field], value, "{field}");
     }
     assert_ne!(changed["updatedAt"], made["updatedAt"]);
-    // Once more is no change.
+    // Repeating the update changes nothing.
     assert_eq!(team.thing(DEMO, "updateProject", update).await, changed);
     let nulls = json!({
         "projectId": id, "description": null, "repositoryUrl": " ", "techStack": null, "languages": [], "frameworks": null,
@@ -91,7 +91,7 @@ async fn a_project_is_made_changed_and_deleted_with_an_event_each() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_project_is_told_at_once() {
+async fn all_input_errors_of_a_project_are_reported_together() {
     let team = Team::new().await;
     let words: Vec<_> = (0..51).map(|n| format!("w{n}")).collect();
     let mut input = json!({
@@ -127,14 +127,14 @@ async fn all_that_is_wrong_with_a_project_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn the_name_of_a_project_that_was_put_away_is_free() {
+async fn the_name_of_an_archived_project_can_be_reused() {
     let team = Team::new().await;
     let first = team.project("Élan").await;
     let taken = wrong([("name", "TAKEN")]);
     let again = json!({ "name": "E\u{301}LAN" });
     let refused = team.faults(DEMO, "createProject", again.clone()).await;
     assert_eq!(refused, taken);
-    // Others have names of their own.
+    // Project names are unique per owner.
     team.thing(GUEST, "createProject", again.clone()).await;
     let put = |status: &str| json!({ "projectId": first["id"], "status": status });
     team.thing(DEMO, "updateProject", put("ARCHIVED")).await;
@@ -148,7 +148,7 @@ async fn the_name_of_a_project_that_was_put_away_is_free() {
 }
 
 #[tokio::test]
-async fn a_project_is_changed_by_its_owner_alone_and_its_circles_outlive_it() {
+async fn collaborators_cannot_change_a_project_and_its_circles_survive_deletion() {
     let team = Team::new().await;
     let project = team.project("Élan").await;
     let rename = json!({ "projectId": project["id"], "name": "Mine" });
@@ -158,7 +158,7 @@ async fn a_project_is_changed_by_its_owner_alone_and_its_circles_outlive_it() {
     let refused = team.refusal(GUEST, "deleteProject", delete.clone()).await;
     assert_eq!(refused, not_found("id"));
 
-    // A circle that the guest may edit begins to work for it.
+    // A circle that the guest can edit is linked to the project.
     let query = "{ circles(first: 1, filter: { access: [EDITOR] }) { nodes { id } } }";
     let shared = team.data(GUEST, query, json!({})).await;
     let shared = shared["circles"]["nodes"][0]["id"].clone();
@@ -177,7 +177,7 @@ async fn a_project_is_changed_by_its_owner_alone_and_its_circles_outlive_it() {
 }
 
 #[tokio::test]
-async fn a_line_may_hold_a_tab_and_no_other_control_character() {
+async fn a_single_line_text_allows_tabs_but_no_other_control_characters() {
     let team = Team::new().await;
     let project = team.project("Two\tcolumns").await;
     assert_eq!(project["name"], "Two\tcolumns");
@@ -193,7 +193,7 @@ async fn a_line_may_hold_a_tab_and_no_other_control_character() {
 }
 
 #[tokio::test]
-async fn an_address_has_a_host_and_gives_no_password_away() {
+async fn a_repository_url_needs_a_host_and_has_no_credentials() {
     let team = Team::new().await;
     let id = team.project("Élan").await["id"].clone();
     let update = |url: &str| json!({ "projectId": id, "repositoryUrl": url });

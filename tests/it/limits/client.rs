@@ -1,4 +1,4 @@
-//! Who pays: the signed-in user wherever they are, else the address; and every address for each of its requests.
+//! Which client is charged: the signed-in user, else the address, and the address for each request.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::{Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, attempt, from, le
 use crate::database::PASSWORD;
 use crate::server::TestServer;
 
-/// An anonymous query with these headers.
+/// The response to an anonymous query with these headers.
 async fn forwarded(server: &TestServer, headers: &[(&str, &str)]) -> Answer {
     let mut request = server.request(Method::POST, "/graphql");
     for (name, value) in headers {
@@ -21,7 +21,7 @@ async fn forwarded(server: &TestServer, headers: &[(&str, &str)]) -> Answer {
 }
 
 #[tokio::test]
-async fn three_hundred_syntax_errors_a_minute_are_looked_at_and_not_one_more() {
+async fn an_address_may_send_three_hundred_invalid_requests_a_minute() {
     let server = serve(|_| ()).await;
     for _ in 0..300 {
         let answer = ask(&server, HERE, None, "{").await;
@@ -35,7 +35,7 @@ async fn three_hundred_syntax_errors_a_minute_are_looked_at_and_not_one_more() {
 }
 
 #[tokio::test]
-async fn whatever_a_flood_is_made_of_it_ends_at_the_door() {
+async fn every_kind_of_request_is_limited_per_address() {
     const LET_IN: u32 = 5;
     type Flood = fn(&TestServer) -> RequestBuilder;
     let server = serve(|config| config.limits.health = LET_IN).await;
@@ -71,7 +71,7 @@ async fn whatever_a_flood_is_made_of_it_ends_at_the_door() {
             server.request(Method::GET, "/wp-login.php")
         }),
         (StatusCode::OK, |server| {
-            // With a token, the requests are still those of its address.
+            // The field `rateLimit` is free, but its request is charged.
             from(server, "").json(&json!({ "query": "{ rateLimit { field } }" }))
         }),
     ];
@@ -93,7 +93,7 @@ async fn whatever_a_flood_is_made_of_it_ends_at_the_door() {
 }
 
 #[tokio::test]
-async fn health_and_metrics_are_asked_for_from_buckets_of_their_own() {
+async fn graphql_health_and_metrics_have_separate_buckets() {
     let server = serve(|config| config.limits.health = 2).await;
     let routes = ["/graphql", "/health/live", "/metrics"];
     for flooded in routes {
@@ -113,7 +113,7 @@ async fn health_and_metrics_are_asked_for_from_buckets_of_their_own() {
         }
         server.pass(60);
     }
-    // All questions after the health of the server are one.
+    // All health endpoints share one bucket.
     for path in ["/health", "/health/live"] {
         let request = server.request(Method::GET, path);
         assert_eq!(Answer::to(request).await.status, StatusCode::OK);
@@ -126,7 +126,7 @@ async fn health_and_metrics_are_asked_for_from_buckets_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_a_browser_asks_beforehand_costs_nothing() {
+async fn preflight_requests_are_free() {
     let server = serve(|config| {
         config.server.cors_origins = Origins(vec!["*".to_owned()]);
         config.limits.health = 1;
@@ -147,7 +147,7 @@ async fn what_a_browser_asks_beforehand_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_stranger_cannot_choose_an_address() {
+async fn an_untrusted_client_cannot_choose_its_address() {
     let server = serve(|config| {
         config.server.trusted_proxies = Networks(Vec::new());
         config.limits.read = 3;
@@ -170,7 +170,7 @@ async fn a_stranger_cannot_choose_an_address() {
             "{headers:?}"
         );
     }
-    // Whoever really comes from elsewhere is somebody else.
+    // A client that connects from another address has its own bucket.
     let elsewhere: IpAddr = "127.0.0.2".parse().expect("an address");
     let client = Client::builder().no_proxy().local_address(elsewhere);
     let client = client.build().expect("a client");
@@ -182,14 +182,14 @@ async fn a_stranger_cannot_choose_an_address() {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_the_nearest_stranger_pays() {
+async fn behind_trusted_proxies_the_nearest_untrusted_address_is_charged() {
     let server = serve(|config| config.limits.read = 5).await;
     let own = "127.0.0.9, ".repeat(20);
     for (place, hops) in [
         HERE.to_owned(),
         format!("198.51.100.1, {HERE}"),
         format!("198.51.100.2, {HERE}, 127.0.0.9, 127.0.0.8"),
-        // The rest of a long list is not looked at.
+        // The rest of a long list is ignored.
         format!("{}{HERE}", "198.51.100.3, ".repeat(99)),
         format!("garbage, {HERE}, {own}127.0.0.8"),
     ]
@@ -216,7 +216,7 @@ async fn behind_a_trusted_proxy_the_nearest_stranger_pays() {
     ];
     assert!(forwarded(&server, &lines).await.is_refused());
 
-    // Another client is not disturbed, and who hides behind a hundred proxies is taken for one of them.
+    // Another client is not affected. After a hundred proxies, one of them counts as the client.
     assert!(
         !forwarded(&server, &[("X-Forwarded-For", THERE)])
             .await
@@ -232,10 +232,10 @@ async fn behind_a_trusted_proxy_the_nearest_stranger_pays() {
 }
 
 #[tokio::test]
-async fn where_two_headers_disagree_neither_is_believed() {
+async fn conflicting_forwarding_headers_are_both_ignored() {
     let server = serve(|config| config.limits.read = 3).await;
     for (place, refused) in [false, false, false, true].into_iter().enumerate() {
-        // A proxy that writes one of the headers may pass on the other as a client has sent it.
+        // A proxy that writes one of the headers may forward the other as the client sent it.
         let forged = format!("198.51.100.{place}");
         let standard = format!("for={forged}");
         let headers = [("X-Forwarded-For", HERE), ("Forwarded", &*standard)];
@@ -275,7 +275,7 @@ async fn the_addresses_of_one_ipv6_network_share_a_bucket() {
             .await
             .is_refused()
     );
-    // An IPv4 address is the same in either notation.
+    // An IPv4-mapped IPv6 address counts as the IPv4 address.
     assert_eq!(let_in(&server, HERE, None, VIEWER, 3).await, 3);
     assert!(
         ask(&server, &format!("::ffff:{HERE}"), None, VIEWER)
@@ -284,7 +284,7 @@ async fn the_addresses_of_one_ipv6_network_share_a_bucket() {
     );
 }
 
-/// Signs in from an address of its own.
+/// Signs in from this address and returns the access token.
 async fn sign_in(server: &TestServer, address: &str, email: &str) -> String {
     let login = format!(
         r#"mutation {{ login(input: {{email: "{email}", password: "{PASSWORD}"}}) {{ accessToken }} }}"#
@@ -295,7 +295,7 @@ async fn sign_in(server: &TestServer, address: &str, email: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_user_is_the_same_whatever_the_address_the_session_and_the_token() {
+async fn a_user_has_one_quota_across_addresses_sessions_and_tokens() {
     let server = serve(|config| config.limits.read = 3).await;
     let first = sign_in(&server, "198.51.100.1", "demo@example.com").await;
     assert_eq!(let_in(&server, HERE, Some(&first), VIEWER, 4).await, 3);
@@ -311,20 +311,20 @@ async fn a_user_is_the_same_whatever_the_address_the_session_and_the_token() {
     for token in [&third, &ticket] {
         assert!(ask(&server, THERE, Some(token), VIEWER).await.is_refused());
     }
-    // Neither the address nor another user there is disturbed.
+    // Neither the address nor another user at that address is charged.
     let other = server.token("guest@example.com").await;
     assert_eq!(let_in(&server, HERE, Some(&other), VIEWER, 4).await, 3);
     assert_eq!(let_in(&server, HERE, None, VIEWER, 4).await, 3);
-    // Time is what helps.
+    // The quota refills over time.
     server.pass(20);
     assert_eq!(let_in(&server, HERE, Some(&third), VIEWER, 2).await, 1);
 }
 
 #[tokio::test]
-async fn a_bad_token_is_charged_to_its_address() {
+async fn an_invalid_token_is_charged_to_the_address() {
     let server = serve(|config| config.limits.read = 3).await;
     let token = server.token("demo@example.com").await;
-    // Somebody else's signature under the demo user's claims.
+    // The demo user's claims with an invalid signature.
     let signed = token.rsplit_once('.').expect("a signature").0;
     let forged = format!("{signed}.{}", "A".repeat(43));
     for bad in ["nonsense", &forged, "a.b.c"] {
@@ -335,7 +335,7 @@ async fn a_bad_token_is_charged_to_its_address() {
         assert!(ask(&server, HERE, bad, VIEWER).await.is_refused());
     }
     assert_eq!(let_in(&server, HERE, Some(&token), VIEWER, 4).await, 3);
-    // A token that was revoked is nobody's either.
+    // A revoked token is charged to the address too.
     let revoked = sign_in(&server, "198.51.100.1", "guest@example.com").await;
     let logout = "mutation { logout(input: {}) { revokedTokens } }";
     ask(&server, HERE, Some(&revoked), logout).await;
@@ -354,7 +354,7 @@ async fn a_bad_token_is_charged_to_its_address() {
         let_in(&server, "198.51.100.2", Some(&guest), VIEWER, 4).await,
         3
     );
-    // A token whose time is over names nobody any more.
+    // An expired token is charged to the address too.
     server.jump(7_200);
     let answer = ask(&server, THERE, Some(&token), VIEWER).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
@@ -362,7 +362,7 @@ async fn a_bad_token_is_charged_to_its_address() {
 }
 
 #[tokio::test]
-async fn sign_ins_are_charged_to_the_account_too() {
+async fn sign_ins_are_also_charged_to_the_account() {
     let server = serve(|_| ()).await;
     let ada = |email: &str| format!("mutation {{ {} }}", attempt(email));
     for (place, email) in [
@@ -408,7 +408,7 @@ async fn sign_ins_are_charged_to_the_account_too() {
         let answer = Answer::to(from(&server, sixth).json(&body)).await;
         assert!(answer.is_refused(), "{query}: {}", answer.body);
     }
-    // Other accounts at that address go on, and were not charged for what was refused.
+    // The refused requests were not charged to the address, so other accounts can still sign in from it.
     for left in (0..5).rev() {
         let answer = ask(&server, sixth, None, &ada("bob@example.com")).await;
         assert_eq!(answer.codes(), ["UNAUTHENTICATED"]);
@@ -422,7 +422,7 @@ async fn sign_ins_are_charged_to_the_account_too() {
 }
 
 #[tokio::test]
-async fn signing_in_is_charged_to_the_address_also_when_somebody_is_signed_in() {
+async fn sign_ins_of_signed_in_users_are_also_charged_to_the_address() {
     let server = serve(|config| {
         config.limits.auth = 2;
         config.limits.write = PLENTY;

@@ -1,4 +1,4 @@
-//! What each response says of how its client stands, in headers and in the answer.
+//! How responses report rate limits: headers, extensions, and `Query.rateLimit`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use super::{Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, attempt, from, let_in, serve};
 use crate::server::TestServer;
 
-/// The items of a structured list of strings, each with its whole numbers.
+/// The items of a structured list of strings, each with its integer parameters.
 fn list(text: &str) -> BTreeMap<String, BTreeMap<String, i64>> {
     let list: List = Parser::new(text).parse().expect("a structured list");
     let items = list.into_iter().map(|entry| {
@@ -33,7 +33,7 @@ fn list(text: &str) -> BTreeMap<String, BTreeMap<String, i64>> {
     items.collect()
 }
 
-/// That all headers are there, can be read, and agree with each other.
+/// Asserts that all rate limit headers are present, valid, and consistent with each other.
 fn assert_told(answer: &Answer, what: &str) {
     let [limit, remaining, reset] =
         ["limit", "remaining", "reset"].map(|name| answer.number(&format!("x-ratelimit-{name}")));
@@ -71,7 +71,7 @@ fn assert_told(answer: &Answer, what: &str) {
 }
 
 #[tokio::test]
-async fn every_response_says_where_its_client_stands() {
+async fn every_response_has_consistent_rate_limit_headers() {
     let server = serve(|config| {
         config.limits.read = 2;
         config.server.body_limit = 1 << 10;
@@ -128,7 +128,7 @@ async fn every_response_says_where_its_client_stands() {
 }
 
 #[tokio::test]
-async fn who_is_not_let_in_at_all_is_told_as_much() {
+async fn a_request_refused_as_a_whole_has_rate_limit_headers() {
     let server = serve(|config| config.limits.health = 2).await;
     for path in ["/graphql", "/health", "/metrics"] {
         for _ in 0..2 {
@@ -156,13 +156,13 @@ async fn who_is_not_let_in_at_all_is_told_as_much() {
 }
 
 #[tokio::test]
-async fn the_headers_tell_of_the_tightest_bucket_that_was_touched() {
+async fn the_headers_report_the_tightest_bucket_used() {
     let server = serve(|config| {
         config.limits.read = 10;
         config.limits.health = 6;
     })
     .await;
-    // The bucket of all requests is a bucket too.
+    // A query also takes from the bucket of all requests.
     for left in [5, 4, 3] {
         let answer = ask(&server, HERE, None, VIEWER).await;
         assert_told(&answer, "a query");
@@ -176,7 +176,7 @@ async fn the_headers_tell_of_the_tightest_bucket_that_was_touched() {
     assert_eq!(answer.number("x-ratelimit-limit"), 10);
     assert_eq!(answer.number("x-ratelimit-remaining"), 0);
 
-    // What is told of sign-ins is the tighter of the address and the accounts.
+    // For sign-ins, the tighter of the address's and the accounts' buckets is reported.
     let server = serve(|_| ()).await;
     let four = aliases(&attempt("ada@example.com"), 4);
     ask(&server, HERE, None, &format!("mutation {four}")).await;
@@ -188,7 +188,7 @@ async fn the_headers_tell_of_the_tightest_bucket_that_was_touched() {
 }
 
 #[tokio::test]
-async fn whoever_comes_back_when_told_finds_every_tier_ready() {
+async fn retry_after_is_the_longest_wait_of_all_tiers() {
     let server = serve(|config| {
         config.limits.read = 60;
         config.limits.health = 6;
@@ -212,14 +212,14 @@ async fn whoever_comes_back_when_told_finds_every_tier_ready() {
 }
 
 #[tokio::test]
-async fn scripts_of_other_sites_may_read_the_headers() {
+async fn cors_exposes_the_rate_limit_headers() {
     let server = serve(|config| {
         config.server.cors_origins = Origins(vec!["https://app.example.com".to_owned()]);
         config.limits.read = 1;
         config.limits.health = 3;
     })
     .await;
-    // Let in; refused by the field; refused at the door.
+    // Allowed, refused by the field's bucket, and refused by the bucket of all requests.
     for is_refused in [false, true, true, true] {
         let request = from(&server, HERE).json(&json!({ "query": "{ __typename }" }));
         let answer = Answer::to(request.header(ORIGIN, "https://app.example.com")).await;
@@ -242,7 +242,7 @@ async fn scripts_of_other_sites_may_read_the_headers() {
     }
 }
 
-/// How a client stands by `Query.rateLimit`.
+/// The quotas that `Query.rateLimit` reports.
 async fn states(server: &TestServer, token: Option<&str>) -> Vec<Value> {
     let query = "{ rateLimit { field tier limit remaining resetAt } }";
     let answer = ask(server, HERE, token, query).await;
@@ -253,7 +253,7 @@ async fn states(server: &TestServer, token: Option<&str>) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn answer_headers_and_query_say_the_same() {
+async fn extensions_headers_and_query_report_the_same_quotas() {
     let server = serve(|config| config.limits.read = 20).await;
     let token = server.token("demo@example.com").await;
     assert_eq!(states(&server, Some(&token)).await, [Value::Null; 0]);
@@ -301,7 +301,7 @@ async fn answer_headers_and_query_say_the_same() {
 }
 
 #[tokio::test]
-async fn asking_how_one_stands_costs_nothing() {
+async fn the_rate_limit_query_is_free() {
     let server = serve(|config| config.limits.health = PLENTY).await;
     let token = server.token("demo@example.com").await;
     ask(&server, HERE, Some(&token), VIEWER).await;

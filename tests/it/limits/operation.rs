@@ -1,4 +1,4 @@
-//! What an operation costs, and what becomes of one that asks for too much.
+//! The charges of operations, and the refusal of operations over the limit.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 use crate::database::PASSWORD;
 use crate::server::TestServer;
 
-/// How many sign-ins have been tried in vain: none is refused for another reason than its password.
+/// The number of failed sign-ins. All of them failed because of the password.
 async fn tried(server: &TestServer) -> i32 {
     let db = server.database().connect().await;
     let rows = lockout::Entity::find().all(&db).await.expect("is read");
@@ -26,7 +26,7 @@ async fn tried(server: &TestServer) -> i32 {
 }
 
 #[tokio::test]
-async fn twenty_sign_ins_in_one_document_are_refused_and_none_is_tried() {
+async fn twenty_sign_ins_in_one_document_are_refused_without_being_tried() {
     let server = serve(|_| ()).await;
     let attempts = format!("mutation {}", aliases(&attempt("ada@example.com"), 20));
     let answer = ask(&server, HERE, None, &attempts).await;
@@ -34,14 +34,14 @@ async fn twenty_sign_ins_in_one_document_are_refused_and_none_is_tried() {
     assert_eq!(answer.codes(), ["RATE_LIMITED"; 20]);
     assert_eq!(tried(&server).await, 0);
 
-    // What was refused was not charged.
+    // The refused operation was not charged.
     let attempt = format!("mutation {{ {} }}", attempt("ada@example.com"));
     assert_eq!(let_in(&server, HERE, None, &attempt, 10).await, 5);
     assert_eq!(tried(&server).await, 5);
 }
 
 #[tokio::test]
-async fn sign_ins_count_one_by_one_wherever_they_stand() {
+async fn sign_ins_in_fragments_are_counted_individually() {
     let attempt = attempt("ada@example.com");
     let spreads = format!(
         "mutation {{ ...A ...B ...C }} fragment A on Mutation {{ a: {attempt} b: {attempt} }}
@@ -66,7 +66,7 @@ async fn sign_ins_count_one_by_one_wherever_they_stand() {
 }
 
 #[tokio::test]
-async fn equal_sign_ins_are_one() {
+async fn equal_sign_ins_are_counted_once() {
     let server = serve(|_| ()).await;
     let attempt = attempt("ada@example.com");
     let equal = format!(
@@ -78,7 +78,7 @@ async fn equal_sign_ins_are_one() {
 }
 
 #[tokio::test]
-async fn what_is_left_out_costs_nothing() {
+async fn skipped_fields_are_not_charged() {
     let server = serve(|_| ()).await;
     let attempt = attempt("ada@example.com");
     let left_out = [
@@ -143,11 +143,11 @@ async fn a_batch_is_charged_entry_by_entry() {
 }
 
 #[tokio::test]
-async fn two_connections_share_what_there_is() {
+async fn two_connections_of_a_client_share_a_quota() {
     let server = serve(|_| ()).await;
     let attempt = format!("mutation {{ {} }}", attempt("ada@example.com"));
     let connection = async || {
-        // A client of its own has a connection of its own.
+        // Each client opens its own connection.
         let client = Client::builder().no_proxy().build().expect("a client");
         let mut let_in = 0;
         for _ in 0..5 {
@@ -164,7 +164,7 @@ async fn two_connections_share_what_there_is() {
 }
 
 #[tokio::test]
-async fn of_a_thousand_requests_at_once_exactly_as_many_are_let_in_as_there_is_room_for() {
+async fn concurrent_requests_are_allowed_exactly_up_to_the_limit() {
     let server = serve(|config| config.limits.health = PLENTY).await;
     let requests = stream::iter(0..1_000).map(|_| ask(&server, HERE, None, VIEWER));
     let let_in = requests
@@ -175,14 +175,14 @@ async fn of_a_thousand_requests_at_once_exactly_as_many_are_let_in_as_there_is_r
 }
 
 #[tokio::test]
-async fn in_a_query_what_is_refused_is_null_and_the_rest_is_served() {
+async fn refused_query_fields_are_null_and_the_rest_is_served() {
     let server = serve(|config| config.limits.read = 3).await;
     let token = server.token("demo@example.com").await;
     let circles = "{ circles(first: 1) { nodes { id } } }";
     assert_eq!(let_in(&server, HERE, Some(&token), circles, 3).await, 3);
     server.pass(5);
 
-    // Null is not allowed there, and stands there nevertheless: what is refused must not take the rest along.
+    // The schema forbids null here, but a refused field must not discard the other fields.
     let query = "{\n  viewer { name }\n  c: circles { nodes { id } }\n  serverInfo { name }\n}";
     let before = Utc::now();
     let answer = ask(&server, HERE, Some(&token), query).await;
@@ -216,7 +216,7 @@ async fn in_a_query_what_is_refused_is_null_and_the_rest_is_served() {
 }
 
 #[tokio::test]
-async fn of_aliases_as_many_are_served_as_there_is_room_for_the_first_ones_first() {
+async fn aliases_are_served_in_order_up_to_the_limit() {
     let server = serve(|config| config.limits.read = 5).await;
     for (field, served) in [
         ("viewer { id }", json!(null)),
@@ -255,7 +255,7 @@ async fn of_aliases_as_many_are_served_as_there_is_room_for_the_first_ones_first
 }
 
 #[tokio::test]
-async fn the_fields_of_the_introspection_system_are_refused_one_by_one() {
+async fn introspection_fields_are_refused_individually() {
     let server = serve(|config| config.limits.read = 2).await;
     let query = |first: &str, second: &str| {
         format!(
@@ -291,7 +291,7 @@ async fn the_fields_of_the_introspection_system_are_refused_one_by_one() {
 }
 
 #[tokio::test]
-async fn how_a_client_stands_is_told_also_beside_what_is_refused() {
+async fn the_rate_limit_query_is_answered_next_to_refused_fields() {
     let server = serve(|config| config.limits.read = 1).await;
     assert_eq!(let_in(&server, HERE, None, VIEWER, 1).await, 1);
     let query = "{ viewer { id } rateLimit { field remaining } }";
@@ -306,7 +306,7 @@ async fn how_a_client_stands_is_told_also_beside_what_is_refused() {
 }
 
 #[tokio::test]
-async fn a_mutation_is_refused_whole_and_nothing_of_it_is_done() {
+async fn a_mutation_over_the_limit_is_refused_as_a_whole() {
     let server = serve(|config| config.limits.write = 2).await;
     let login = format!(
         r#"mutation {{ login(input: {{email: "demo@example.com", password: "{PASSWORD}"}}) {{ accessToken }} }}"#
@@ -338,7 +338,7 @@ async fn a_mutation_is_refused_whole_and_nothing_of_it_is_done() {
         )
         .await;
         assert!(answer.is_refused(), "{}", answer.body);
-        // Each says so, in the order of the document.
+        // Each field has an error, in document order.
         assert_eq!(answer.codes(), ["RATE_LIMITED"; 2]);
         assert_eq!(answer.standing("logout")["remaining"], 2);
     }
@@ -364,7 +364,7 @@ async fn a_mutation_is_refused_whole_and_nothing_of_it_is_done() {
 }
 
 #[tokio::test]
-async fn where_nothing_ran_the_answer_is_429_whatever_the_client_prefers() {
+async fn a_fully_refused_operation_is_429_for_every_accept_header() {
     let server = serve(|config| config.limits.read = 1).await;
     assert_eq!(let_in(&server, HERE, None, VIEWER, 1).await, 1);
     for accept in [
@@ -391,7 +391,7 @@ async fn where_nothing_ran_the_answer_is_429_whatever_the_client_prefers() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_the_schema_is_given_back_and_what_fails_later_is_not() {
+async fn invalid_operations_are_refunded_and_failed_ones_are_not() {
     let server = serve(|config| config.limits.read = 3).await;
     for invalid in [
         "{ viewer { nothing } }",
@@ -425,7 +425,7 @@ async fn what_does_not_fit_the_schema_is_given_back_and_what_fails_later_is_not(
 }
 
 #[tokio::test]
-async fn five_a_minute_are_five_at_once_and_then_one_every_twelve_seconds() {
+async fn a_quota_of_five_a_minute_refills_one_every_twelve_seconds() {
     let server = serve(|config| config.limits.read = 5).await;
     assert_eq!(let_in(&server, HERE, None, VIEWER, 6).await, 5);
     let mut moments = Vec::new();
@@ -437,13 +437,13 @@ async fn five_a_minute_are_five_at_once_and_then_one_every_twelve_seconds() {
         }
     }
     assert_eq!(moments, [12, 24, 36, 48, 60, 72, 84]);
-    // Who has kept still for a minute has all of it again.
+    // After a minute without requests, the bucket is full again.
     server.pass(60);
     assert_eq!(let_in(&server, HERE, None, VIEWER, 6).await, 5);
 }
 
 #[tokio::test]
-async fn when_a_refusal_says_to_come_back_is_when_the_next_is_let_in() {
+async fn the_next_request_is_allowed_exactly_after_retry_after() {
     let server = serve(|config| config.limits.read = 7).await;
     let query = aliases("viewer { id }", 7);
     assert_eq!(ask(&server, HERE, None, &query).await.codes(), [""; 0]);
@@ -462,7 +462,7 @@ async fn when_a_refusal_says_to_come_back_is_when_the_next_is_let_in() {
 }
 
 #[tokio::test]
-async fn an_operation_over_its_own_limits_costs_no_more_than_a_request() {
+async fn a_too_complex_operation_is_charged_as_one_request() {
     let server = serve(|config| {
         config.limits.read = 3;
         config.limits.health = 5;

@@ -1,4 +1,4 @@
-//! What the operator sets and sees: scope, mode, clocks, metrics.
+//! Rate limit settings: scope, mode, clock changes, and metrics.
 
 use gathering::config::{Mode, Scope};
 use reqwest::Method;
@@ -14,7 +14,7 @@ use crate::server::TestServer;
 const DAY: i64 = 86_400;
 
 #[tokio::test]
-async fn a_clock_that_is_set_changes_no_verdict() {
+async fn wall_clock_changes_do_not_affect_decisions() {
     let server = serve(|config| config.limits.read = 3).await;
     assert_eq!(let_in(&server, HERE, None, VIEWER, 4).await, 3);
     for jump in [1, DAY, -2 * DAY, DAY, 400 * DAY, -400 * DAY] {
@@ -23,7 +23,7 @@ async fn a_clock_that_is_set_changes_no_verdict() {
         assert!(answer.is_refused(), "{jump}");
         assert_refusal(&answer.body["errors"][0], "READ", 3, 20);
     }
-    // Time passes all the same.
+    // Elapsed time still counts.
     server.jump(-DAY);
     server.pass(20);
     assert_eq!(let_in(&server, HERE, None, VIEWER, 2).await, 1);
@@ -56,7 +56,7 @@ async fn fields_of_one_tier_can_share_a_bucket() {
     let data = json!({ "__type": { "name": "Query" }, "serverInfo": { "name": "Gathering" }, "viewer": null });
     assert_eq!(answer.body["data"], data);
     assert_eq!(answer.codes(), ["RATE_LIMITED"]);
-    // Until all of it fits.
+    // The wait until the whole request fits.
     assert_refusal(&answer.body["errors"][0], "READ", 4, 30);
     assert!(
         ask(&server, HERE, None, "{ __typename }")
@@ -84,7 +84,7 @@ async fn fields_of_one_tier_can_share_a_bucket() {
         "{states:?}"
     );
 
-    // Sign-ins share one of the address, and one of each account.
+    // Sign-ins share one bucket per address and one per account.
     let refresh = r#"refreshSession(input: {refreshToken: "x"}) { accessToken }"#;
     let two = format!("mutation {{ {} {refresh} }}", attempt("ada@example.com"));
     assert!(!ask(&server, HERE, None, &two).await.is_refused());
@@ -97,7 +97,7 @@ async fn fields_of_one_tier_can_share_a_bucket() {
     assert!(!ask(&server, THERE, None, &two).await.is_refused());
 }
 
-/// What `/metrics` says of a tier.
+/// The numbers of allowed and refused fields of a tier in `/metrics`.
 async fn counted(server: &TestServer, tier: &str) -> [u64; 2] {
     let metrics = server.get("/metrics").await.text().await.expect("text");
     ["allowed", "refused"].map(|outcome| {
@@ -113,7 +113,7 @@ async fn counted(server: &TestServer, tier: &str) -> [u64; 2] {
 }
 
 #[tokio::test]
-async fn whoever_only_observes_refuses_nobody_and_counts_everything() {
+async fn observe_mode_refuses_nothing_and_counts_everything() {
     let server = serve(|config| {
         config.limits.mode = Mode::Observe;
         config.limits.read = 2;
@@ -130,7 +130,7 @@ async fn whoever_only_observes_refuses_nobody_and_counts_everything() {
         assert_eq!(answer.headers.get("retry-after"), None);
     }
     assert_eq!(counted(&server, "read").await, [2, 3]);
-    // Three fields of another client, of which two would have been let in, and the requests themselves.
+    // Three fields of another client, two of them within the limit, and the requests themselves.
     let answer = ask(&server, THERE, None, &aliases("viewer { id }", 3)).await;
     assert_eq!(answer.codes(), [""; 0]);
     assert_eq!(counted(&server, "read").await, [4, 4]);
@@ -143,7 +143,7 @@ async fn whoever_only_observes_refuses_nobody_and_counts_everything() {
 }
 
 #[tokio::test]
-async fn limits_that_are_off_count_nothing_and_say_nothing() {
+async fn disabled_limits_count_and_report_nothing() {
     let server = serve(|config| {
         config.limits.mode = Mode::Off;
         config.limits.read = 1;
@@ -165,7 +165,7 @@ async fn limits_that_are_off_count_nothing_and_say_nothing() {
 }
 
 #[tokio::test]
-async fn the_metrics_count_each_tier_and_each_cache_and_tell_no_secret() {
+async fn metrics_cover_each_tier_and_cache_and_contain_no_secrets() {
     let server = serve(|config| {
         config.limits.read = 2;
         config.redis.url = String::new().into();
@@ -190,7 +190,7 @@ async fn the_metrics_count_each_tier_and_each_cache_and_tell_no_secret() {
     assert_eq!(
         (let_in, refused),
         (8, 0),
-        "four operations, four looks at the metrics"
+        "four operations and four requests of the metrics"
     );
 
     for (accept, content_type) in [
@@ -211,7 +211,7 @@ async fn the_metrics_count_each_tier_and_each_cache_and_tell_no_secret() {
         let response = request.send().await.expect("an answer");
         assert_eq!(response.headers()[CONTENT_TYPE], content_type);
         let text = response.text().await.expect("text");
-        // The older format describes a counter by its whole name, and has no end.
+        // The older format declares a counter by its full name and has no end marker.
         let is_older = content_type.starts_with("text/plain");
         let described = text.contains("# TYPE gathering_events_published_total counter\n");
         let ended = text.ends_with("# EOF\n");
@@ -241,7 +241,7 @@ async fn the_metrics_count_each_tier_and_each_cache_and_tell_no_secret() {
 }
 
 #[tokio::test]
-async fn what_is_kept_of_clients_is_bounded() {
+async fn the_number_of_buckets_is_bounded() {
     let server = serve(|config| config.limits.buckets = 1_000).await;
     let spent = format!("mutation {}", aliases(&attempt("ada@example.com"), 5));
     ask(&server, HERE, None, &spent).await;
@@ -256,7 +256,7 @@ async fn what_is_kept_of_clients_is_bounded() {
         .find_map(|line| line.strip_prefix("gathering_cache_entries{cache=\"rate_buckets\"} "));
     let entries: u64 = entries.expect("is counted").parse().expect("a number");
     assert!((500..=1_010).contains(&entries), "{entries}");
-    // The flood has not washed away what was spent.
+    // The flood has not evicted the exhausted bucket.
     let one = format!("mutation {{ {} }}", attempt("ada@example.com"));
     assert!(ask(&server, HERE, None, &one).await.is_refused());
 }

@@ -1,6 +1,6 @@
-//! Several instances and the Redis that they share, and what becomes of the limits when it is not there.
+//! Several instances that share a Redis server, and their limits while it is unavailable.
 //!
-//! These tests start a Redis of their own, and pass where none is installed.
+//! These tests start their own Redis server, and pass without testing if Redis is not installed.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -19,13 +19,13 @@ use super::{HERE, PLENTY, THERE, VIEWER, ask, serve};
 use crate::process::signal;
 use crate::server::TestServer;
 
-/// How long anything may take before a test gives up on it.
+/// How long a test waits before it fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long a request may take that Redis keeps waiting: far more than it should.
+/// The longest allowed duration of requests while Redis does not respond, with a wide margin.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// A Redis that ends with this value.
+/// A Redis server that is stopped when this value is dropped.
 struct Redis {
     process: Child,
     address: SocketAddr,
@@ -33,7 +33,7 @@ struct Redis {
 }
 
 impl Redis {
-    /// `None` where Redis is not installed.
+    /// Returns `None` if Redis is not installed.
     async fn start() -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let address = free().await;
@@ -68,7 +68,7 @@ impl Redis {
         self.process.kill().await.expect("is killed");
     }
 
-    /// Starts it again where it was, empty.
+    /// Starts it again on the same address, without data.
     async fn restart(&mut self) {
         let process = Self::run(self.address, &self.folder).await;
         self.process = process.expect("is installed");
@@ -94,7 +94,7 @@ async fn is_ready(address: SocketAddr) -> bool {
         && &answer == b"+PONG\r\n"
 }
 
-/// A server on this Redis.
+/// A server that uses this Redis.
 async fn on(url: &str, change: impl FnOnce(&mut Config)) -> TestServer {
     serve(|config| {
         config.redis.url = url.to_owned().into();
@@ -104,7 +104,7 @@ async fn on(url: &str, change: impl FnOnce(&mut Config)) -> TestServer {
     .await
 }
 
-/// What `/health` says of the server and of Redis.
+/// The status of the server and of Redis in `/health`.
 async fn health(server: &TestServer) -> [Value; 2] {
     let report: Value = server.get("/health").await.json().await.expect("JSON");
     let mut checks = report["checks"].as_array().expect("checks").iter();
@@ -112,7 +112,7 @@ async fn health(server: &TestServer) -> [Value; 2] {
     [&report["status"], &redis.expect("a check")["status"]].map(Value::clone)
 }
 
-/// Whether the server says of itself, everywhere, that it limits by itself.
+/// Whether `/health` and `/metrics` report that the server limits by itself.
 async fn is_alone(server: &TestServer) -> bool {
     let [whole, redis] = health(server).await;
     assert_eq!(whole, redis);
@@ -121,15 +121,15 @@ async fn is_alone(server: &TestServer) -> bool {
     let metrics = server.get("/metrics").await.text().await.expect("text");
     let says = |alone| metrics.contains(&format!("\ngathering_rate_limit_alone {alone}\n"));
     assert!(says(0) != says(1), "{metrics}");
-    // Redis may be missed while this is asked, but does not come back before time passes.
+    // Redis may become unavailable between these requests, but the server does not retry before time passes.
     redis == "warn" && says(1)
 }
 
-/// Waits until Redis decides.
+/// Waits until the server uses Redis again.
 async fn until_back(server: &TestServer) {
     let back = async {
         while is_alone(server).await {
-            // It is tried once a second.
+            // The server retries once a second.
             server.pass(2);
             ask(server, THERE, None, "{ serverInfo { name } }").await;
         }
@@ -137,8 +137,8 @@ async fn until_back(server: &TestServer) {
     timeout(PATIENCE, back).await.expect("comes back");
 }
 
-/// What comes of something that Redis decides from beginning to end. On a busy machine it may not answer in time, and
-/// another attempt is made. An instance that has missed it once does not ask again before time passes.
+/// The result of an experiment in which Redis makes every decision. On a busy machine Redis may time out, and the
+/// experiment is repeated. An instance that has timed out once does not retry before time passes.
 async fn decided<T>(servers: &[&TestServer], experiment: impl AsyncFn(usize) -> T) -> T {
     for attempt in 0..FIELDS.len() {
         for server in servers {
@@ -156,7 +156,7 @@ async fn decided<T>(servers: &[&TestServer], experiment: impl AsyncFn(usize) -> 
     panic!("Redis never answers in time")
 }
 
-/// Fields with a bucket each.
+/// Fields with separate buckets.
 const FIELDS: [&str; 12] = [
     "viewer { id }",
     "circles { totalCount }",
@@ -172,7 +172,7 @@ const FIELDS: [&str; 12] = [
     "sessions { totalCount }",
 ];
 
-/// Whether each of two questions after a field, of which one a minute may be asked, is let in.
+/// Whether each of two requests for a field is allowed, with a quota of one a minute.
 async fn twice(server: &TestServer, field: &str) -> [bool; 2] {
     let query = format!("{{ {field} }}");
     let asked = Instant::now();
@@ -183,7 +183,7 @@ async fn twice(server: &TestServer, field: &str) -> [bool; 2] {
 }
 
 #[tokio::test]
-async fn two_instances_let_in_together_what_one_does() {
+async fn two_instances_together_have_the_limit_of_one() {
     let Some(redis) = Redis::start().await else {
         return;
     };
@@ -202,14 +202,14 @@ async fn two_instances_let_in_together_what_one_does() {
         (let_in.count().await, began.elapsed())
     })
     .await;
-    // Redis has a clock of its own, which gives one back every half second.
+    // Redis uses its own clock, which refills one token every half second.
     let regained = usize::try_from(took.as_millis() / 500).expect("not long") + 1;
     assert!(let_in >= 120, "{let_in}");
     assert!(let_in <= 120 + regained, "{let_in}, {regained} regained");
 }
 
 #[tokio::test]
-async fn what_a_user_spends_on_one_instance_is_spent_on_the_other() {
+async fn the_quota_of_a_user_is_shared_between_instances() {
     let Some(redis) = Redis::start().await else {
         return;
     };
@@ -224,7 +224,7 @@ async fn what_a_user_spends_on_one_instance_is_spent_on_the_other() {
         ];
         let first = ask(&one, HERE, Some(&here), &query).await;
         let second = ask(&other, THERE, Some(&there), &query).await;
-        // The clocks of instances do not matter.
+        // The clocks of the instances have no effect.
         one.pass(3_000);
         let third = ask(&one, HERE, Some(&here), &query).await;
         [first, second, third]
@@ -238,7 +238,7 @@ async fn what_a_user_spends_on_one_instance_is_spent_on_the_other() {
 }
 
 #[tokio::test]
-async fn when_redis_is_killed_the_instance_limits_by_itself_until_it_is_back() {
+async fn an_instance_limits_by_itself_while_redis_is_down() {
     let Some(mut redis) = Redis::start().await else {
         return;
     };
@@ -262,12 +262,12 @@ async fn when_redis_is_killed_the_instance_limits_by_itself_until_it_is_back() {
     let check = json!({
         "name": "redis",
         "status": "DEGRADED",
-        "message": "Redis does not answer: each instance limits by itself.",
+        "message": "Redis does not respond: each instance applies the limits separately.",
     });
     assert_eq!(report["checks"][1], check);
 
     redis.restart().await;
-    // Its own buckets, in which all is spent, are not asked any more.
+    // The instance's own buckets, which are exhausted, are no longer used.
     let let_in = decided(&[&server], async |attempt| {
         twice(&server, FIELDS[attempt]).await
     })
@@ -276,7 +276,7 @@ async fn when_redis_is_killed_the_instance_limits_by_itself_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn when_redis_does_not_move_nobody_waits_for_it() {
+async fn requests_do_not_wait_for_a_stalled_redis() {
     let Some(redis) = Redis::start().await else {
         return;
     };
@@ -296,14 +296,14 @@ async fn when_redis_does_not_move_nobody_waits_for_it() {
     assert_eq!(let_in, [true, false]);
 }
 
-/// Something at an address that is no Redis: it takes connections and says this.
+/// A listener that is not Redis: it accepts connections and sends these bytes.
 async fn impostor(words: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     let talk = async move {
         let mut connections = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
-            // Whoever has gone does not listen.
+            // The client may have disconnected.
             let _ = stream.write_all(words).await;
             connections.push(stream);
         }
@@ -312,7 +312,7 @@ async fn impostor(words: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<
 }
 
 #[tokio::test]
-async fn a_server_starts_and_limits_whatever_it_finds_in_place_of_redis() {
+async fn a_server_starts_and_limits_without_a_working_redis() {
     let (silent, silence) = impostor(b"").await;
     let (loud, noise) = impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let nobody = free().await;

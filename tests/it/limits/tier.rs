@@ -1,4 +1,4 @@
-//! Which tier each root field has, and for whom it is: found out by asking, and held against what the schema says.
+//! The tier and the audience of each root field, measured with requests and compared with the schema.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -15,7 +15,7 @@ use crate::server::TestServer;
 
 const TIERS: [&str; 4] = ["AUTH", "WRITE", "READ", "HEALTH"];
 
-/// What the tier that is spent holds.
+/// The quota of the tier under test.
 const FEW: u32 = 3;
 
 const SCHEMA: &str = "{ __schema {
@@ -25,7 +25,7 @@ const SCHEMA: &str = "{ __schema {
     fragment Root on __Type { name fields { name type { ...Type } args { name defaultValue type { ...Type } } } }
     fragment Type on __Type { kind name ofType { kind name ofType { kind name ofType { kind name } } } }";
 
-/// A root field, and the least that can be asked of it.
+/// A root field with its required arguments and a minimal selection.
 struct Field {
     root: String,
     name: String,
@@ -33,7 +33,7 @@ struct Field {
 }
 
 impl Field {
-    /// An operation with this field as often as that.
+    /// An operation that selects this field this many times.
     fn operation(&self, times: usize) -> String {
         format!(
             "{} {}",
@@ -43,7 +43,7 @@ impl Field {
     }
 }
 
-/// The least that fits a type.
+/// A minimal value of a type.
 fn value(ty: &Value, types: &BTreeMap<&str, &Value>) -> String {
     let name = ty["name"].as_str().unwrap_or_default();
     match (ty["kind"].as_str().expect("a kind"), name) {
@@ -60,7 +60,7 @@ fn value(ty: &Value, types: &BTreeMap<&str, &Value>) -> String {
     }
 }
 
-/// Values for what must have one.
+/// Values for the required inputs.
 fn values(inputs: &Value, types: &BTreeMap<&str, &Value>) -> String {
     let inputs = inputs.as_array().into_iter().flatten();
     let needed = inputs
@@ -72,7 +72,7 @@ fn values(inputs: &Value, types: &BTreeMap<&str, &Value>) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-/// Every root field, those of the introspection system included.
+/// Every root field, including those of introspection.
 async fn fields() -> Vec<Field> {
     let server = TestServer::start().await;
     let answer = server.ask(None, SCHEMA, json!({})).await;
@@ -116,7 +116,7 @@ async fn fields() -> Vec<Field> {
     fields
 }
 
-/// The tiers of root fields as the schema declares them.
+/// The tiers that the schema declares for root fields.
 fn declared() -> BTreeMap<(String, String), String> {
     let mut declared = BTreeMap::new();
     let schema = parse_schema(Graph::sdl()).expect("parses");
@@ -146,12 +146,12 @@ fn declared() -> BTreeMap<(String, String), String> {
     declared
 }
 
-/// Whether a root field was refused; a request that was not let in for its number names none.
+/// Whether a root field was refused. A refusal by the bucket of all requests has no path.
 fn is_refused(answer: &Answer) -> bool {
     answer.codes().contains(&"RATE_LIMITED") && answer.body["errors"][0]["path"].is_array()
 }
 
-/// The root fields that are refused once this tier is spent.
+/// The root fields that are refused once this tier is exhausted.
 async fn spent(tier: usize, fields: &[Field]) -> BTreeSet<usize> {
     let mut limits = [PLENTY; 4];
     limits[tier] = FEW;
@@ -165,7 +165,7 @@ async fn spent(tier: usize, fields: &[Field]) -> BTreeSet<usize> {
     .await;
     let mut refused = BTreeSet::new();
     for (place, field) in fields.iter().enumerate() {
-        // Each is asked from an address of its own, whose requests are few enough for the bucket of all requests.
+        // Each field is requested from another address, so that the bucket of all requests is not exhausted.
         let address = format!("198.51.100.{place}");
         // A subscription has one root field.
         let (requests, times) = if field.root == "Subscription" {
@@ -191,7 +191,7 @@ async fn spent(tier: usize, fields: &[Field]) -> BTreeSet<usize> {
     refused
 }
 
-/// For whom a root field is: what nobody, a user and an administrator are told.
+/// The audience of a root field, from the responses to an anonymous caller, a user, and an administrator.
 async fn audience(server: &TestServer, field: &Field) -> &'static str {
     let mut codes = Vec::new();
     for email in [None, Some("demo@example.com"), Some("admin@example.com")] {
@@ -202,7 +202,7 @@ async fn audience(server: &TestServer, field: &Field) -> &'static str {
         let operation = field.operation(1);
         let answer = if field.root == "Subscription" {
             let listened = server.listen(token.as_deref(), &operation, json!({})).await;
-            // One that has begun says so by not ending.
+            // A subscription that has started sends no result yet, so its body is not read.
             let has_begun =
                 listened.headers()["content-type"] == "text/event-stream; charset=utf-8";
             if has_begun {
@@ -224,7 +224,7 @@ async fn audience(server: &TestServer, field: &Field) -> &'static str {
 }
 
 #[tokio::test]
-async fn every_root_field_is_spent_by_the_one_tier_that_it_declares() {
+async fn every_root_field_is_charged_to_its_declared_tier() {
     let fields = fields().await;
     let declared = declared();
     let mut spent_by = Vec::new();
@@ -250,7 +250,7 @@ async fn every_root_field_is_spent_by_the_one_tier_that_it_declares() {
         };
         let expected = match name.as_str() {
             "rateLimit" => "free",
-            // What every schema has is not in its definition.
+            // Introspection fields are not part of the schema definition.
             system if system.starts_with("__") => "READ",
             _ => known.expect("is declared"),
         };
@@ -268,6 +268,6 @@ async fn every_root_field_is_spent_by_the_one_tier_that_it_declares() {
     let committed = fs::read_to_string(path).unwrap_or_default();
     assert!(
         committed == table,
-        "the tiers have changed; if they should: UPDATE_SNAPSHOTS=1 cargo test --test it limits::tier\n{table}"
+        "tiers.md is outdated; if the change is intended, run UPDATE_SNAPSHOTS=1 cargo test --test it limits::tier\n{table}"
     );
 }

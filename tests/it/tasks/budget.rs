@@ -1,13 +1,13 @@
-//! How many statements a change takes, whatever the size of its circle.
+//! Statement counts of task mutations, which do not depend on the size of the circle.
 
 use super::*;
 
-/// What it takes to know who asks.
+/// The statements that authentication takes.
 const AUTHENTICATION: u64 = 1;
 
 impl Studio {
-    /// How many statements the server has sent, once it sends no more by itself: after each commit that announces
-    /// something, the relay numbers and reads it.
+    /// The number of statements that the server has sent, once it is idle: after each commit with events, the relay
+    /// numbers and reads them.
     async fn settled(&self) -> u64 {
         self.announced().await;
         let mut seen = self.server.statements();
@@ -21,15 +21,16 @@ impl Studio {
         seen
     }
 
-    /// What a mutation takes, without authentication and without what the relay takes for `events` events.
+    /// The response to a mutation and the number of its statements, without authentication and without the relay's
+    /// statements for `events` events.
     async fn cost(&self, document: &str, input: Value, events: u64) -> (Value, u64) {
-        // A change that is known to take three: the row, its event, the answer.
+        // A change that takes three statements: the row, its event, and the response.
         let project = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
         let before = self.settled().await;
         let name = json!({ "input": { "name": Uuid::now_v7().to_string() } });
         self.server.ask(Some(&self.token), project, name).await;
         let relay = self.settled().await - before - AUTHENTICATION - 3;
-        // It reads 64 at once.
+        // The relay reads 64 events at a time.
         let relay = relay + events / 64;
         let before = self.settled().await;
         let answer = self
@@ -52,7 +53,7 @@ const CREATE: &str = "mutation ($input: CreateTaskInput!) { createTask(input: $i
     task { id status } userErrors { code } } }";
 
 #[tokio::test]
-async fn an_approval_takes_nine_statements_at_most_for_whoever_gives_it() {
+async fn an_approval_takes_at_most_nine_statements_for_every_role() {
     let mut studio = Studio::routing(1).await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let guest = studio.share(GUEST, CollaboratorRole::Editor).await;
@@ -70,8 +71,11 @@ async fn an_approval_takes_nine_statements_at_most_for_whoever_gives_it() {
                 json!({ "taskId": task_id(task), "reviewerId": agent_id(bob), "comment": "Fine." });
             let (data, statements) = studio.cost(APPROVE, input, 3).await;
             assert_eq!(data["approveTask"]["task"]["status"], "COMPLETED");
-            assert!(statements <= 9, "with {others} that wait: {statements}");
-            assert!(statements >= 6, "{statements}: something was not counted");
+            assert!(statements <= 9, "with {others} pending tasks: {statements}");
+            assert!(
+                statements >= 6,
+                "{statements}: not all statements were counted"
+            );
             task::Entity::update_many()
                 .col_expr(task::Column::Status, Expr::value("CANCELLED"))
                 .filter(task::Column::CircleId.eq(studio.circle))
@@ -83,7 +87,7 @@ async fn an_approval_takes_nine_statements_at_most_for_whoever_gives_it() {
 }
 
 #[tokio::test]
-async fn a_new_task_takes_as_many_statements_in_a_large_circle_as_in_a_small_one() {
+async fn creating_a_task_takes_the_same_statements_in_circles_of_any_size() {
     for (members, waiting) in [(1, 0), (100, 0), (1, 200), (100, 200)] {
         let studio = Studio::routing(100).await;
         for n in 0..members {
@@ -104,7 +108,7 @@ async fn a_new_task_takes_as_many_statements_in_a_large_circle_as_in_a_small_one
             .await
             .expect("reads");
         assert_eq!(assigned.len() as u64, routed);
-        // Circle, task, what waits, the team, what is given, events, answer.
+        // The circle, the task, the pending tasks, the team, the assignments, the events, and the response.
         assert_eq!(statements, 7, "{members} members, {waiting} waiting");
     }
 }

@@ -1,4 +1,4 @@
-//! What a task says: making it, changing it, deleting it.
+//! Creation, updates, and deletion of tasks.
 
 use super::*;
 
@@ -8,7 +8,7 @@ use TaskStatus::{
 };
 
 #[tokio::test]
-async fn a_new_task_takes_what_is_said_and_the_circles_defaults() {
+async fn a_new_task_has_the_given_fields_and_the_defaults_of_its_circle() {
     let studio = Studio::open().await;
     let circle = id_of(Kind::Circle, studio.circle);
     let made = studio
@@ -46,7 +46,7 @@ async fn a_new_task_takes_what_is_said_and_the_circles_defaults() {
 }
 
 #[tokio::test]
-async fn all_faults_of_a_task_are_told_at_once() {
+async fn all_input_errors_of_a_task_are_reported_together() {
     let studio = Studio::open().await;
     let [ada, stranger] = [
         studio.member("Ada").await,
@@ -133,7 +133,7 @@ async fn all_faults_of_a_task_are_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
+async fn a_task_update_changes_only_fields_with_new_values() {
     let studio = Studio::open().await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let parent = studio.task(TaskStatus::Pending, |_| ()).await;
@@ -160,7 +160,11 @@ async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
     let mut again = change;
     again["expectedVersion"] = json!(2);
     studio.done("updateTask", again).await;
-    assert_eq!(studio.row(task).await, row, "nothing is different");
+    assert_eq!(
+        studio.row(task).await,
+        row,
+        "the repeated update changes nothing"
+    );
     let clear = json!({ "taskId": task_id(task), "parentId": null, "description": null, "requiredCompetencies": null,
         "reviewerId": null, "estimatedHours": null, "actualHours": null, "dueAt": null });
     let cleared = studio.done("updateTask", clear).await;
@@ -215,7 +219,7 @@ async fn a_change_touches_what_it_names_and_one_without_a_difference_nothing() {
 }
 
 #[tokio::test]
-async fn a_reviewer_who_has_left_stays_where_nobody_changes_that() {
+async fn a_reviewer_who_has_left_is_kept_until_changed() {
     let studio = Studio::open().await;
     let left = |member: &mut member::Model| {
         member.is_active = false;
@@ -237,7 +241,7 @@ async fn a_reviewer_who_has_left_stays_where_nobody_changes_that() {
 }
 
 #[tokio::test]
-async fn a_task_is_part_of_another_of_its_circle_and_never_of_itself() {
+async fn a_parent_task_is_in_the_same_circle_and_never_forms_a_cycle() {
     let studio = Studio::open().await;
     let top = studio.task(TaskStatus::Pending, |_| ()).await;
     let mut chain = vec![top];
@@ -268,7 +272,7 @@ async fn a_task_is_part_of_another_of_its_circle_and_never_of_itself() {
         studio.refused(&studio.token, "updateTask", nothing).await,
         ("NOT_FOUND".to_owned(), json!("parentId"))
     );
-    // Rows that are parts of each other end the search too.
+    // The search also ends if rows are parts of each other.
     task::Entity::update_many()
         .col_expr(task::Column::ParentId, Expr::value(chain[40]))
         .filter(task::Column::Id.eq(top))
@@ -280,7 +284,7 @@ async fn a_task_is_part_of_another_of_its_circle_and_never_of_itself() {
 }
 
 #[tokio::test]
-async fn what_somebody_works_on_is_not_deleted_and_parts_stay() {
+async fn assigned_tasks_cannot_be_deleted_and_subtasks_are_kept() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     for status in [Assigned, InProgress, InReview, ChangesRequested, Blocked] {
@@ -323,7 +327,7 @@ async fn what_somebody_works_on_is_not_deleted_and_parts_stay() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_of_a_task_is_bad_input() {
+async fn an_id_of_another_type_is_bad_input() {
     let studio = Studio::open().await;
     let circle = id_of(Kind::Circle, studio.circle);
     for (name, input, field) in [

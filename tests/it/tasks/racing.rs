@@ -1,4 +1,4 @@
-//! Changes at the same time: on several connections, for many rounds.
+//! Concurrent changes of tasks, on several connections and for many rounds.
 
 use futures_util::future::join_all;
 
@@ -8,7 +8,7 @@ use super::*;
 const ROUNDS: usize = 25;
 
 impl Studio {
-    /// The code of the one user error of a payload, or nothing.
+    /// The code of the only user error of a payload, if there is one.
     async fn verdict(&self, name: &str, input: Value) -> Option<String> {
         let payload = self.call(name, input).await;
         let errors = payload["userErrors"].as_array().expect("a list");
@@ -18,7 +18,7 @@ impl Studio {
 }
 
 #[tokio::test]
-async fn of_those_who_start_the_same_task_at_once_one_does() {
+async fn concurrent_starts_of_a_task_succeed_once() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     for _ in 0..ROUNDS {
@@ -36,7 +36,7 @@ async fn of_those_who_start_the_same_task_at_once_one_does() {
 }
 
 #[tokio::test]
-async fn of_those_who_change_the_same_version_at_once_one_does() {
+async fn concurrent_updates_of_one_version_succeed_once() {
     let studio = Studio::open().await;
     for _ in 0..ROUNDS {
         let task = studio.task(TaskStatus::Pending, |_| ()).await;
@@ -49,7 +49,7 @@ async fn of_those_who_change_the_same_version_at_once_one_does() {
 }
 
 #[tokio::test]
-async fn an_agent_that_begins_and_ends_work_in_several_circles_at_once_is_what_it_is() {
+async fn the_status_of_an_agent_is_correct_under_concurrent_work_in_circles() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let mut circles = vec![studio.circle];
@@ -86,7 +86,7 @@ async fn an_agent_that_begins_and_ends_work_in_several_circles_at_once_is_what_i
         let unblock = |task| studio.done("unblockTask", without_reason(task));
         join_all(tasks.iter().map(unblock)).await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
-        // One goes on while the others end.
+        // One task is resumed while the other is blocked.
         join_all(
             tasks[..2]
                 .iter()
@@ -110,12 +110,15 @@ async fn an_agent_that_begins_and_ends_work_in_several_circles_at_once_is_what_i
     let ends = |payload: &Value, name: &str| text(&payload[name]);
     for pair in told.windows(2) {
         let (to, from) = (ends(&pair[0].1, "toStatus"), ends(&pair[1].1, "fromStatus"));
-        assert_eq!(to, from, "each change begins where the last one ended");
+        assert_eq!(
+            to, from,
+            "each status change starts from the previous status"
+        );
     }
 }
 
 #[tokio::test]
-async fn many_tasks_made_at_once_are_routed_within_bounds() {
+async fn concurrently_created_tasks_are_routed_within_the_limits() {
     for _ in 0..3 {
         let studio = Studio::routing(5).await;
         for name in ["Ada", "Bob", "Cleo"] {
@@ -131,7 +134,7 @@ async fn many_tasks_made_at_once_are_routed_within_bounds() {
         let most = |agent| assigned.iter().filter(|one| **one == agent).count();
         assert!(
             assigned.iter().all(|agent| most(*agent) <= 2),
-            "loads are seen"
+            "the load of each agent is considered"
         );
         let types = studio.event_types().await;
         let routed = types.iter().filter(|kind| *kind == "TASK_ASSIGNED");

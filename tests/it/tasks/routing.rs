@@ -1,4 +1,4 @@
-//! Who gets a task, and who reviews it. How scores are reckoned is tested where they are.
+//! Routing: the choice of assignees and reviewers. Unit tests cover the computation of scores.
 
 use super::*;
 
@@ -12,7 +12,7 @@ impl Studio {
 }
 
 #[tokio::test]
-async fn a_new_task_goes_to_the_member_who_fits_best() {
+async fn a_new_task_is_assigned_to_the_best_matching_member() {
     let studio = Studio::routing(10).await;
     let able = |agent: &mut agent::Model| agent.competencies = words(&["rust", "sql"]);
     let tried = |agent: &mut agent::Model| {
@@ -23,7 +23,7 @@ async fn a_new_task_goes_to_the_member_who_fits_best() {
     studio.member_with("Able", able, |_| ()).await;
     let best = studio.member_with("Tried", tried, |_| ()).await;
     studio.member("Unable").await;
-    // Weighs on it in another circle too.
+    // Its open task in another circle counts towards its load.
     let elsewhere = studio
         .circle("Elsewhere", |circle| circle.status = CircleStatus::Stopped)
         .await;
@@ -46,13 +46,13 @@ async fn a_new_task_goes_to_the_member_who_fits_best() {
     assert_eq!(events[1]["fromStatus"], "PENDING");
     assert_eq!(
         events[1]["routingScore"], 0.7375,
-        "the example of the reference"
+        "the example in the reference"
     );
     assert_eq!(events[1]["assignee"]["id"], agent_id(best));
 }
 
 #[tokio::test]
-async fn nothing_is_routed_where_the_circle_does_not_run_or_route() {
+async fn tasks_are_routed_only_in_running_circles_with_auto_routing() {
     let studio = Studio::routing(10).await;
     let ada = studio.member("Ada").await;
     for status in ["CREATED", "PAUSED", "STOPPED"] {
@@ -79,7 +79,7 @@ async fn nothing_is_routed_where_the_circle_does_not_run_or_route() {
 }
 
 #[tokio::test]
-async fn who_is_offline_watches_reviews_or_has_left_gets_no_work() {
+async fn offline_agents_observers_reviewers_and_former_members_get_no_tasks() {
     let studio = Studio::routing(10).await;
     let offline = |agent: &mut agent::Model| agent.status = AgentStatus::Offline;
     studio.member_with("Offline", offline, |_| ()).await;
@@ -116,7 +116,7 @@ async fn who_is_offline_watches_reviews_or_has_left_gets_no_work() {
 }
 
 #[tokio::test]
-async fn nobody_is_routed_what_they_review() {
+async fn a_task_is_not_routed_to_its_reviewer() {
     let studio = Studio::routing(10).await;
     let able = |agent: &mut agent::Model| agent.competencies = words(&["rust"]);
     let ada = studio.member_with("Ada", able, |_| ()).await;
@@ -125,7 +125,7 @@ async fn nobody_is_routed_what_they_review() {
     assert_eq!(made["status"], "PENDING");
     let bob = studio.member_with("Bob", able, |_| ()).await;
     let made = studio.create(wanted).await;
-    // The older task takes Bob first, and then the other.
+    // Bob first gets the older pending task, and then this one.
     assert_eq!(made["assignee"]["id"], agent_id(bob));
     let pending = task::Entity::find()
         .filter(task::Column::CircleId.eq(studio.circle))
@@ -137,14 +137,14 @@ async fn nobody_is_routed_what_they_review() {
 }
 
 #[tokio::test]
-async fn a_task_that_is_let_go_makes_room_for_the_most_pressing_that_waits() {
+async fn a_released_task_makes_room_for_the_most_urgent_pending_one() {
     let studio = Studio::routing(1).await;
     let ada = studio.member("Ada").await;
     let able = |agent: &mut agent::Model| agent.competencies = words(&["rust"]);
     studio.member_with("Bob", able, |_| ()).await;
     let first = studio.create(json!({})).await;
     assert_eq!(first["status"], "ASSIGNED");
-    // What nobody can do stands in nobody's way.
+    // A task that no agent can do does not block the others.
     let impossible = studio
         .create(json!({ "priority": "CRITICAL", "requiredCompetencies": ["magic"] }))
         .await;
@@ -176,7 +176,7 @@ async fn a_task_that_is_let_go_makes_room_for_the_most_pressing_that_waits() {
                 let types = studio.event_types().await;
                 let last = &types[types.len() - 2..];
                 let told = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
-                assert_eq!(last, told, "in review is in hand");
+                assert_eq!(last, told, "a task in review counts towards the limit");
                 studio.done("approveTask", json!({ "taskId": hand })).await;
             }
         }
@@ -206,7 +206,7 @@ async fn a_task_that_is_let_go_makes_room_for_the_most_pressing_that_waits() {
 }
 
 #[tokio::test]
-async fn one_pass_spreads_what_waits_over_those_who_have_time() {
+async fn one_routing_pass_spreads_tasks_over_available_agents() {
     let studio = Studio::routing(100).await;
     let mut team = Vec::new();
     for n in 0..10 {
@@ -242,7 +242,7 @@ async fn one_pass_spreads_what_waits_over_those_who_have_time() {
 }
 
 #[tokio::test]
-async fn what_becomes_pending_is_routed_again() {
+async fn a_task_that_becomes_pending_is_routed_again() {
     let studio = Studio::routing(1).await;
     studio.member("Ada").await;
     let task = studio
@@ -269,7 +269,7 @@ async fn what_becomes_pending_is_routed_again() {
 }
 
 #[tokio::test]
-async fn a_submitted_task_finds_the_reviewer_with_most_time() {
+async fn a_submitted_task_gets_the_reviewer_with_the_least_load() {
     let studio = Studio::open().await;
     let ada = studio
         .member_with("Ada", |agent| agent.review_types = words(&["all"]), |_| ())
@@ -282,13 +282,17 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
         let input = json!({ "taskId": task_id(task.await), "result": "Done." });
         studio.done("submitTask", input).await["reviewer"]["id"].clone()
     };
-    assert_eq!(submitted(&|_| ()).await, Value::Null, "nobody else reviews");
+    assert_eq!(
+        submitted(&|_| ()).await,
+        Value::Null,
+        "no other agent can review"
+    );
     let other = |agent: &mut agent::Model| agent.review_types = words(&["security"]);
     let guard = studio.member_with("Guard", other, |_| ()).await;
     assert_eq!(submitted(&|_| ()).await, Value::Null);
     let security = |task: &mut task::Model| task.review_type = ReviewType::Security;
     assert_eq!(submitted(&security).await, agent_id(guard));
-    // What a membership says counts instead of what the agent says of itself, and an observer may review.
+    // The review types of a membership override those of the agent, and an observer may review.
     let instead = |member: &mut member::Model| {
         member.review_types = words(&["quality"]);
         member.role = MemberRole::Observer;
@@ -305,7 +309,7 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
     assert_eq!(
         submitted(&|_| ()).await,
         agent_id(earlier),
-        "of equals, the first who joined"
+        "the earliest member among equals"
     );
     studio
         .task(TaskStatus::Assigned, |task| {
@@ -315,7 +319,7 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
     assert_eq!(
         submitted(&|_| ()).await,
         agent_id(here),
-        "who has more time"
+        "the reviewer with less load"
     );
     agent::Entity::update_many()
         .col_expr(agent::Column::Status, Expr::value("OFFLINE"))
@@ -326,13 +330,13 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
     assert_eq!(
         submitted(&|_| ()).await,
         agent_id(earlier),
-        "who is offline does not review"
+        "an offline agent does not review"
     );
     let named = |task: &mut task::Model| task.reviewer_id = Some(guard);
     assert_eq!(
         submitted(&named).await,
         agent_id(guard),
-        "who is named does"
+        "a named reviewer is kept"
     );
     member::Entity::update_many()
         .col_expr(member::Column::IsActive, Expr::value(false))
@@ -344,12 +348,12 @@ async fn a_submitted_task_finds_the_reviewer_with_most_time() {
     assert_eq!(
         submitted(&named).await,
         agent_id(earlier),
-        "who has left does not"
+        "a former member does not review"
     );
 }
 
 #[tokio::test]
-async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
+async fn tasks_of_a_leaving_agent_are_reassigned_within_the_limit() {
     let studio = Studio::routing(2).await;
     let (ada, bob) = (studio.member("Ada").await, studio.member("Bob").await);
     let [blocked, returned, begun] = [
@@ -385,7 +389,7 @@ async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
         *payload,
         json!({ "member": { "isActive": false }, "userErrors": [] })
     );
-    // Bob has one task in hand already, and takes the most pressing one of the three.
+    // Bob already has one open task, so he gets only the most urgent of the three.
     assert_eq!(studio.row(begun).await.assignee_id, Some(bob));
     assert_eq!(studio.row(begun).await.version, 3);
     for task in [blocked, returned] {
@@ -431,7 +435,7 @@ async fn what_an_agent_leaves_behind_goes_to_others_as_far_as_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_circle_that_starts_gives_out_the_most_pressing_first() {
+async fn starting_a_circle_routes_the_most_urgent_tasks_first() {
     let studio = Studio::with(|circle| {
         circle.status = CircleStatus::Stopped;
         circle.max_concurrent_tasks = 3;
@@ -471,7 +475,7 @@ async fn a_circle_that_starts_gives_out_the_most_pressing_first() {
 }
 
 #[tokio::test]
-async fn why_a_task_waited_is_gone_when_it_is_routed() {
+async fn routing_a_task_clears_its_status_note() {
     let studio = Studio::routing(10).await;
     studio.member("Ada").await;
     let task = studio.task(TaskStatus::Pending, |task| {
@@ -484,7 +488,7 @@ async fn why_a_task_waited_is_gone_when_it_is_routed() {
 }
 
 #[tokio::test]
-async fn a_task_that_is_made_for_somebody_leaves_the_rest_to_be_routed() {
+async fn creating_an_assigned_task_also_routes_the_pending_ones() {
     let studio = Studio::routing(2).await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let [first, second] = [
@@ -496,7 +500,7 @@ async fn a_task_that_is_made_for_somebody_leaves_the_rest_to_be_routed() {
         (&made["status"], &made["version"]),
         (&json!("ASSIGNED"), &json!(1))
     );
-    // It weighs on Ada, and takes one of two places.
+    // The new task counts towards Ada's load and takes one of the two places.
     assert_eq!(studio.row(first).await.assignee_id, Some(bob));
     assert_eq!(studio.row(second).await.status, TaskStatus::Pending);
     assert_eq!(

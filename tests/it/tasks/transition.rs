@@ -1,4 +1,4 @@
-//! The state machine: what leads where, what it leaves behind, and what is told of it.
+//! The state machine of tasks: allowed transitions, their effects, and their events.
 
 use super::*;
 
@@ -19,7 +19,7 @@ const ALL: [TaskStatus; 9] = [
     Cancelled,
 ];
 
-/// Each transition, from where it is allowed, and where it leads.
+/// Each transition, with the states that allow it and the state that it leads to.
 const MOVES: [(&str, &[TaskStatus], TaskStatus); 11] = [
     (
         "assignTask",
@@ -57,7 +57,7 @@ const MOVES: [(&str, &[TaskStatus], TaskStatus); 11] = [
     ("reopenTask", &[Failed, Cancelled], Pending),
 ];
 
-/// The least that a transition must be told.
+/// The minimal input of a transition.
 fn least(name: &str, task: Uuid, agent: Uuid) -> Value {
     let mut input = json!({ "taskId": task_id(task) });
     match name {
@@ -70,7 +70,7 @@ fn least(name: &str, task: Uuid, agent: Uuid) -> Value {
 }
 
 #[tokio::test]
-async fn each_transition_leads_from_where_it_is_allowed_and_from_nowhere_else() {
+async fn task_transitions_succeed_only_from_their_allowed_states() {
     let studio = Studio::open().await;
     let [one, other] = [studio.member("One").await, studio.member("Other").await];
     for (name, allowed, to) in MOVES {
@@ -121,7 +121,7 @@ async fn each_transition_leads_from_where_it_is_allowed_and_from_nowhere_else() 
     }
 }
 
-/// What is told of a task that Ada does, and does again when Bob has rejected it.
+/// The events of a task that Ada does, Bob rejects, and Ada does again.
 fn life(a: &str, b: &str) -> [(&'static str, Value); 11] {
     let moved = |from: &str, to: &str, note: Value, version: i32| {
         json!({ "title": "Build it", "fromStatus": from, "toStatus": to, "assigneeId": a, "note": note,
@@ -185,7 +185,7 @@ fn life(a: &str, b: &str) -> [(&'static str, Value); 11] {
 }
 
 #[tokio::test]
-async fn a_task_goes_through_its_life_and_each_step_is_told_once() {
+async fn each_step_of_a_task_creates_its_events_once() {
     let studio = Studio::open().await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": " Build it ", "priority": "HIGH",
@@ -235,7 +235,10 @@ async fn a_task_goes_through_its_life_and_each_step_is_told_once() {
     assert_eq!(rejected["reviewNote"], "No tests.");
     studio.server.pass(90);
     let again = studio.done("startTask", on(6)).await;
-    assert_eq!(again["startedAt"], first_start, "the first start counts");
+    assert_eq!(
+        again["startedAt"], first_start,
+        "the first start time is kept"
+    );
     let submitted = studio
         .done("submitTask", with(7, "result", "With tests."))
         .await;
@@ -263,7 +266,7 @@ async fn a_task_goes_through_its_life_and_each_step_is_told_once() {
     assert_eq!((agent.reviews_total, agent.reviews_approved), (2, 1));
     assert_eq!(agent.last_active_at, end);
     assert_eq!(agent.status, AgentStatus::Idle);
-    assert_eq!(agent.version, 1, "what is counted is no edit");
+    assert_eq!(agent.version, 1, "counters do not change the version");
 
     let told = studio.payloads(row.id).await;
     let expected = life(&agent_id(ada), &agent_id(bob));
@@ -274,7 +277,7 @@ async fn a_task_goes_through_its_life_and_each_step_is_told_once() {
 }
 
 #[tokio::test]
-async fn a_task_that_needs_no_review_is_done_when_it_is_submitted() {
+async fn a_task_without_review_is_completed_on_submission() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let task = studio
@@ -301,7 +304,7 @@ async fn a_task_that_needs_no_review_is_done_when_it_is_submitted() {
 }
 
 #[tokio::test]
-async fn what_failed_or_was_cancelled_waits_again_without_an_agent() {
+async fn a_reopened_task_is_pending_without_an_assignee() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let task = studio
@@ -341,7 +344,7 @@ async fn what_failed_or_was_cancelled_waits_again_without_an_agent() {
 }
 
 #[tokio::test]
-async fn what_an_agent_loses_waits_and_is_told_with_its_reason() {
+async fn an_unassigned_task_is_pending_and_its_event_has_the_note() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let task = studio
@@ -364,13 +367,13 @@ async fn what_an_agent_loses_waits_and_is_told_with_its_reason() {
     );
     let of_agent = event::Entity::find().filter(event::Column::AgentId.eq(ada));
     let of_agent = of_agent.all(&studio.db).await.expect("reads");
-    assert_eq!(of_agent.len(), 1, "the agent's own events have it too");
+    assert_eq!(of_agent.len(), 1, "the event is also linked to the agent");
     assert_eq!(of_agent[0].owner_id, Some(studio.owner));
     assert_eq!(of_agent[0].circle_id, Some(studio.circle));
 }
 
 #[tokio::test]
-async fn an_agent_is_busy_as_long_as_it_has_work_in_progress_in_any_circle() {
+async fn an_agent_is_busy_while_it_has_work_in_progress_in_any_circle() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let elsewhere = studio
@@ -393,7 +396,11 @@ async fn an_agent_is_busy_as_long_as_it_has_work_in_progress_in_any_circle() {
     assert_eq!(status().await, AgentStatus::Busy);
     studio.done("startTask", on(there)).await;
     studio.done("blockTask", because(here)).await;
-    assert_eq!(status().await, AgentStatus::Busy, "there is work elsewhere");
+    assert_eq!(
+        status().await,
+        AgentStatus::Busy,
+        "another circle has a task in progress"
+    );
     studio.done("failTask", because(there)).await;
     assert_eq!(status().await, AgentStatus::Idle);
     studio.done("unblockTask", on(here)).await;
@@ -425,12 +432,12 @@ async fn an_agent_is_busy_as_long_as_it_has_work_in_progress_in_any_circle() {
             (idle.clone(), busy.clone()),
             (busy, idle)
         ],
-        "a circle sees what its own work makes of an agent"
+        "a circle has the status changes that its own tasks cause"
     );
 }
 
 #[tokio::test]
-async fn an_agent_that_is_offline_stays_so() {
+async fn working_does_not_change_the_status_of_an_offline_agent() {
     let studio = Studio::open().await;
     let off = |agent: &mut agent::Model| agent.status = AgentStatus::Offline;
     let ada = studio.member_with("Ada", off, |_| ()).await;
@@ -451,7 +458,7 @@ async fn an_agent_that_is_offline_stays_so() {
 }
 
 #[tokio::test]
-async fn who_reviews_is_said_by_the_task_or_by_the_review() {
+async fn the_reviewer_comes_from_the_task_or_from_the_review() {
     let studio = Studio::open().await;
     let [ada, bob, cleo] = [
         studio.member("Ada").await,
@@ -501,7 +508,7 @@ async fn who_reviews_is_said_by_the_task_or_by_the_review() {
 }
 
 #[tokio::test]
-async fn who_has_left_is_not_said_to_have_reviewed() {
+async fn a_former_member_is_not_recorded_as_the_reviewer() {
     let studio = Studio::open().await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let left = |member: &mut member::Model| {
@@ -527,7 +534,7 @@ async fn who_has_left_is_not_said_to_have_reviewed() {
 }
 
 #[tokio::test]
-async fn why_a_task_stood_where_it_stood_is_gone_when_it_stands_elsewhere() {
+async fn a_transition_replaces_the_status_note() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     for (name, allowed, _) in MOVES {
@@ -547,7 +554,7 @@ async fn why_a_task_stood_where_it_stood_is_gone_when_it_stands_elsewhere() {
 }
 
 #[tokio::test]
-async fn an_approval_that_says_nothing_leaves_what_a_review_said() {
+async fn an_approval_without_a_comment_keeps_the_review_note() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     for (comment, said) in [
@@ -568,7 +575,7 @@ async fn an_approval_that_says_nothing_leaves_what_a_review_said() {
 }
 
 #[tokio::test]
-async fn a_task_goes_to_members_alone_and_never_to_its_reviewer() {
+async fn a_task_is_assigned_only_to_members_and_never_to_its_reviewer() {
     let studio = Studio::open().await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let gone = studio
@@ -599,14 +606,14 @@ async fn a_task_goes_to_members_alone_and_never_to_its_reviewer() {
     assert_eq!(
         studio.faults("assignTask", to(ada)).await,
         [fault("", "BAD_TRANSITION")],
-        "a transition that holds already is none"
+        "assigning the same agent again is not a transition"
     );
     assert_eq!(studio.row(task).await.version, 2);
     assert_eq!(studio.event_types().await, ["TASK_ASSIGNED"]);
 }
 
 #[tokio::test]
-async fn a_version_that_was_overtaken_changes_nothing_and_shows_what_is() {
+async fn an_outdated_version_prevents_every_task_transition() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     for (name, allowed, _) in MOVES {
@@ -630,7 +637,7 @@ async fn a_version_that_was_overtaken_changes_nothing_and_shows_what_is() {
 }
 
 #[tokio::test]
-async fn editors_move_tasks_viewers_may_not_and_others_see_none() {
+async fn editors_change_tasks_viewers_only_read_and_others_see_none() {
     let studio = Studio::open().await;
     let ada = studio.member("Ada").await;
     let guest = studio.server.token(GUEST).await;
@@ -685,7 +692,7 @@ async fn editors_move_tasks_viewers_may_not_and_others_see_none() {
 }
 
 #[tokio::test]
-async fn nothing_in_an_archived_circle_moves() {
+async fn tasks_in_an_archived_circle_cannot_be_changed() {
     let studio = Studio::with(|circle| {
         circle.status = CircleStatus::Archived;
         circle.archived_at = Some(moment());
@@ -718,7 +725,7 @@ async fn nothing_in_an_archived_circle_moves() {
 }
 
 #[tokio::test]
-async fn what_stands_in_the_way_is_told_before_what_is_wrong_with_the_input() {
+async fn state_and_version_conflicts_are_reported_before_input_errors() {
     let studio = Studio::open().await;
     let stranger = studio.agent("Stranger", |_| ()).await;
     let mut inputs = Vec::new();

@@ -1,4 +1,4 @@
-//! What a connection may hold, how many there may be, and that nothing is left of any.
+//! Limits of WebSocket connections: operations, connections, unread data, and cleanup.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::server::TestServer;
 
 const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
 
-/// A server that takes the tests' word on where they call from.
+/// A server that trusts the client address in the headers of the tests.
 async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
     TestServer::with(|config| {
         let local = "127.0.0.0/8".parse().expect("a network");
@@ -27,7 +27,7 @@ async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
 }
 
 #[tokio::test]
-async fn ten_thousand_operations_leave_nothing_behind() {
+async fn ten_thousand_operations_leave_no_stream_behind() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -51,7 +51,7 @@ async fn ten_thousand_operations_leave_nothing_behind() {
             refused += usize::from(text.contains(r#""type":"error""#));
             if text.contains(r#""type":"error""#) {
                 assert!(
-                    text.contains("At most 20 operations at once on one connection."),
+                    text.contains("At most 20 concurrent operations per connection."),
                     "{text}"
                 );
                 assert!(text.contains("BAD_USER_INPUT"), "{text}");
@@ -61,7 +61,7 @@ async fn ten_thousand_operations_leave_nothing_behind() {
     tokio::join!(flood, answers);
     assert_eq!(metric(&server, STREAMS).await, 20);
     socket = Socket(sink.reunite(stream).expect("the same"));
-    // What ends makes room.
+    // A completed operation frees its place.
     socket.send(json!({ "id": "0", "type": "complete" })).await;
     socket.subscribe("more", "{ __typename }").await;
     while socket.next().await["id"] != "more" {}
@@ -70,7 +70,7 @@ async fn ten_thousand_operations_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_client_has_so_many_connections_and_others_have_theirs() {
+async fn the_connections_of_each_client_are_limited() {
     let server = serve(|config| config.subscriptions.connections_per_client = 2).await;
     let here = "2001:db8:1:2::1";
     let held = [
@@ -78,7 +78,7 @@ async fn a_client_has_so_many_connections_and_others_have_theirs() {
         Socket::open_from(&server, "2001:db8:1:2::2").await,
     ];
     let mut third = Socket::open_from(&server, here).await;
-    let reason = "Your address has 2 connections open, and may not have more.";
+    let reason = "Connection limit reached: 2 connections from your address.";
     assert_eq!(third.closed().await, (1013, reason.to_owned()));
     let mut other = Socket::open_from(&server, "2001:db8:1:3::1").await;
     other.greet(None).await;
@@ -88,16 +88,16 @@ async fn a_client_has_so_many_connections_and_others_have_theirs() {
 }
 
 #[tokio::test]
-async fn a_server_has_so_many_connections() {
+async fn the_connections_of_the_server_are_limited() {
     let server = serve(|config| config.subscriptions.connections = 2).await;
     let held = [
         Socket::open_from(&server, "192.0.2.1").await,
         Socket::open_from(&server, "192.0.2.2").await,
     ];
     let mut third = Socket::open_from(&server, "192.0.2.3").await;
-    let reason = "The server has no room for further connections now.";
+    let reason = "Connection limit of the server reached.";
     assert_eq!(third.closed().await, (1013, reason.to_owned()));
-    // Requests are still served.
+    // HTTP requests are still served.
     let answer = server.ask(None, "{ __typename }", json!({})).await;
     assert_eq!(answer["data"]["__typename"], "Query");
     drop(held);
@@ -109,7 +109,7 @@ async fn a_server_has_so_many_connections() {
 }
 
 #[tokio::test]
-async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
+async fn connections_broken_at_any_stage_leave_no_stream_behind() {
     let server = serve(|_| ()).await;
     let token = server.token("demo@example.com").await;
     let address = server.url("").replace("http://", "");
@@ -123,7 +123,7 @@ async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
         for stage in 0..8 {
             let mut stream = TcpStream::connect(&address).await.expect("connects");
             if round % 2 == 1 {
-                // Not even the end of the connection is said properly.
+                // The connection is reset instead of closed.
                 socket2::SockRef::from(&stream)
                     .set_linger(Some(Duration::ZERO))
                     .expect("a linger");
@@ -160,13 +160,13 @@ async fn connections_that_break_off_at_any_stage_leave_nothing_behind() {
     assert_nothing_is_left(&server).await;
 }
 
-/// A connection of the demo user, into which little fits unread.
+/// A connection of the demo user with a small receive buffer.
 async fn narrow(server: &TestServer) -> Socket {
     let token = server.token("demo@example.com").await;
     narrow_of(server, &token).await
 }
 
-/// As [`narrow`], of the user who has this token.
+/// Like [`narrow`], for the user with this token.
 pub(crate) async fn narrow_of(server: &TestServer, token: &str) -> Socket {
     let address = server.url("").replace("http://", "");
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -189,7 +189,7 @@ pub(crate) async fn narrow_of(server: &TestServer, token: &str) -> Socket {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let server = serve(|config| config.server.write_timeout = Duration::from_millis(300)).await;
     let mut slow = narrow(&server).await;
     let token = server.token("demo@example.com").await;
@@ -203,11 +203,11 @@ async fn a_client_that_does_not_read_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_keeps_nobody_from_reading_or_writing() {
+async fn a_client_that_does_not_read_does_not_block_others() {
     let server = serve(|config| config.server.write_timeout = Duration::from_mins(10)).await;
     let flood = flood(&server).await;
     let mut slow = narrow(&server).await;
-    // What they have asked for is under way when their socket is full.
+    // The slow client's operations are in progress when its socket is full.
     for n in 0..8 {
         slow.subscribe(&format!("read {n}"), &flood).await;
         let change = "mutation { updateProfile(input: { name: \"Slow\" }) { user { name } } }";
@@ -225,7 +225,7 @@ async fn a_client_that_does_not_read_keeps_nobody_from_reading_or_writing() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_just_gone_has_broken_no_rule() {
+async fn a_broken_connection_is_counted_as_lost() {
     let server = serve(|_| ()).await;
     let mut socket = Socket::greeted(&server, None).await;
     socket.0.get_mut().shutdown().await.expect("ends");
@@ -239,12 +239,12 @@ async fn a_client_that_is_just_gone_has_broken_no_rule() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_silent_is_cut_off_and_one_that_is_there_is_not() {
+async fn only_a_client_that_does_not_answer_pings_is_disconnected() {
     let server = serve(|config| {
         config.subscriptions.keep_alive = Duration::from_millis(50);
     })
     .await;
-    // This one never reads, and so does not answer.
+    // This client never reads, so it does not answer pings.
     let (silent, _) = ask(&server, &[PROTOCOL]).await.expect("a WebSocket");
     let mut there = Socket::greeted(&server, None).await;
     let lost = r#"gathering_websocket_closes_total{code="lost"}"#;
@@ -264,7 +264,7 @@ async fn a_client_that_is_silent_is_cut_off_and_one_that_is_there_is_not() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_completes_what_runs_and_closes_with_1012() {
+async fn a_stopping_server_completes_operations_and_closes_with_1012() {
     let server = serve(|_| ()).await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -285,7 +285,7 @@ async fn a_server_that_stops_completes_what_runs_and_closes_with_1012() {
             }
         }
     };
-    let reason = "The server is restarting. Connect again.";
+    let reason = "The server is restarting. Please reconnect.";
     let stopping = server.shut_down(Duration::ZERO);
     let ((last, frame), closed, ()) = tokio::join!(listening, idle.closed(), stopping);
     assert_eq!(last, json!({ "id": "1", "type": "complete" }));

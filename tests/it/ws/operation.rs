@@ -1,4 +1,4 @@
-//! Operations over WebSocket: answers, errors, tokens and tiers are those of HTTP.
+//! Operations over WebSocket: results, errors, tokens and rate limits are the same as over HTTP.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ async fn limited(change: impl FnOnce(&mut Config)) -> TestServer {
 }
 
 #[tokio::test]
-async fn a_query_is_one_answer_and_its_end() {
+async fn a_query_over_websocket_is_one_result_and_the_end() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     let messages = socket.run("first", "{ __typename }").await;
@@ -37,12 +37,12 @@ async fn a_query_is_one_answer_and_its_end() {
         json!({ "id": "first", "type": "complete" }),
     ];
     assert_eq!(messages, expected);
-    // The id is free again.
+    // The id can be used again.
     assert_eq!(socket.run("first", "{ __typename }").await, expected);
 }
 
 #[tokio::test]
-async fn the_answer_is_that_of_http() {
+async fn results_over_websocket_equal_those_over_http() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -54,18 +54,21 @@ async fn the_answer_is_that_of_http() {
 }
 
 #[tokio::test]
-async fn an_answer_longer_than_a_piece_arrives_whole() {
+async fn a_long_result_over_websocket_arrives_complete() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     let query = "{ __schema { types { name description fields { name description args { name description type { name } } } inputFields { name description } enumValues { name description } } } }";
     let messages = socket.run("1", query).await;
     let over_http = server.ask(None, query, json!({})).await;
-    assert!(over_http.to_string().len() > 64 << 10, "it is long");
+    assert!(
+        over_http.to_string().len() > 64 << 10,
+        "the result is longer than 64 KiB"
+    );
     assert_eq!(messages[0]["payload"], over_http);
 }
 
 #[tokio::test]
-async fn operations_are_chosen_and_given_variables() {
+async fn operation_name_and_variables_are_used() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     let query = "query A { __typename } query B($id: ID!) { b: __typename node(id: $id) { id } }";
@@ -78,7 +81,7 @@ async fn operations_are_chosen_and_given_variables() {
 }
 
 #[tokio::test]
-async fn what_does_not_run_is_an_error_and_the_connection_stays() {
+async fn an_invalid_operation_is_an_error_and_keeps_the_connection() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     for (query, code) in [
@@ -108,7 +111,7 @@ async fn what_does_not_run_is_an_error_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn a_document_that_is_not_trusted_is_refused_and_the_connection_stays() {
+async fn an_untrusted_document_is_refused_and_keeps_the_connection() {
     let folder = tempfile::tempdir().expect("a folder");
     let manifest = folder.path().join("documents.json");
     fs::write(&manifest, r#"{"one": "{ __typename }"}"#).expect("writes");
@@ -125,7 +128,7 @@ async fn a_document_that_is_not_trusted_is_refused_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn mutations_run_too() {
+async fn mutations_run_over_websocket() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     let login = r#"mutation { login(input: {email: "demo@example.com", password: "not this one"}) { accessToken userErrors { code } } }"#;
@@ -135,7 +138,7 @@ async fn mutations_run_too() {
 }
 
 #[tokio::test]
-async fn the_token_of_the_introduction_counts_for_every_operation() {
+async fn the_token_of_connection_init_applies_to_every_operation() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     for key in ["authorization", "Authorization"] {
@@ -151,7 +154,7 @@ async fn the_token_of_the_introduction_counts_for_every_operation() {
 }
 
 #[tokio::test]
-async fn a_token_that_has_expired_meanwhile_ends_the_connection() {
+async fn an_operation_with_an_expired_token_ends_the_connection() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -164,7 +167,7 @@ async fn a_token_that_has_expired_meanwhile_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn an_operation_says_what_it_cost_when_the_introduction_asks_for_it() {
+async fn usage_is_reported_if_connection_init_requests_it() {
     let server = TestServer::start().await;
     let mut socket = Socket::open(&server).await;
     let payload = json!({ "X-Gathering-Usage": "1" });
@@ -178,7 +181,7 @@ async fn an_operation_says_what_it_cost_when_the_introduction_asks_for_it() {
 }
 
 #[tokio::test]
-async fn sign_ins_over_web_socket_are_as_few_as_over_http() {
+async fn sign_ins_over_websocket_are_limited_as_over_http() {
     let server = limited(|_| ()).await;
     let mut socket = Socket::greeted(&server, None).await;
     let login = |email: &str| {
@@ -208,7 +211,7 @@ async fn sign_ins_over_web_socket_are_as_few_as_over_http() {
 }
 
 #[tokio::test]
-async fn what_is_too_often_is_an_error_and_the_connection_stays() {
+async fn a_rate_limited_operation_is_an_error_and_keeps_the_connection() {
     let server = limited(|config| config.limits.read = 3).await;
     let mut socket = Socket::greeted(&server, None).await;
     let query = "{ node(id: \"circle_01ke6p4zk8e03r000000000001\") { id } }";
@@ -224,10 +227,10 @@ async fn what_is_too_often_is_an_error_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn messages_count_among_all_requests_of_their_address() {
+async fn websocket_messages_are_charged_as_requests_of_their_address() {
     let server = limited(|config| config.limits.health = 10).await;
     let mut socket = Socket::greeted(&server, None).await;
-    // The handshake and the introduction were two.
+    // The handshake and `connection_init` were the first two.
     for _ in 0..8 {
         socket.send(json!({ "type": "ping" })).await;
         assert_eq!(socket.next().await["type"], "pong");
@@ -235,5 +238,5 @@ async fn messages_count_among_all_requests_of_their_address() {
     socket.say("not even looked at").await;
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 1013);
-    assert_eq!(reason, "Too many messages. Come back in 6 s.");
+    assert_eq!(reason, "Too many messages. Retry in 6 s.");
 }

@@ -1,4 +1,4 @@
-//! The messages of the protocol, and the codes with which a connection is closed that does not keep to it.
+//! The messages of the protocol, and the close codes for violations.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::{EVENTS, PROTOCOL, Socket, ask, assert_nothing_is_left, metric, until_metric_is};
 use crate::server::TestServer;
 
-/// The text of one piece of a message.
+/// One frame of a fragmented message.
 fn piece(text: &str, kind: Data, is_last: bool) -> Message {
     let frame = Frame::message(text.to_owned(), OpCode::Data(kind), is_last);
     Message::Frame(frame)
 }
 
 #[tokio::test]
-async fn a_message_that_is_none_closes_with_4400_in_our_words() {
+async fn an_invalid_message_closes_with_4400_and_a_plain_reason() {
     let server = TestServer::start().await;
     let long = "x".repeat(101);
     let messages = [
@@ -61,7 +61,7 @@ async fn a_message_that_is_none_closes_with_4400_in_our_words() {
 }
 
 #[tokio::test]
-async fn the_parameters_of_an_operation_are_checked_as_over_http() {
+async fn operation_parameters_are_validated_as_over_http() {
     let server = TestServer::start().await;
     for (payload, reason) in [
         (json!({}), "`payload.query` is missing."),
@@ -96,7 +96,7 @@ async fn a_binary_message_closes_with_4400() {
 }
 
 #[tokio::test]
-async fn a_message_in_pieces_is_one_message() {
+async fn a_fragmented_message_is_reassembled() {
     let server = TestServer::start().await;
     let mut socket = Socket::open(&server).await;
     socket
@@ -135,7 +135,7 @@ async fn a_message_that_is_too_long_closes_with_1009() {
 }
 
 #[tokio::test]
-async fn a_text_that_is_none_closes_with_1007() {
+async fn invalid_utf8_closes_with_1007() {
     let server = TestServer::start().await;
     let mut socket = Socket::open(&server).await;
     let frame = Frame::message(vec![0xff, 0xfe], OpCode::Data(Data::Text), true);
@@ -144,7 +144,7 @@ async fn a_text_that_is_none_closes_with_1007() {
 }
 
 #[tokio::test]
-async fn nothing_runs_before_the_acknowledgement() {
+async fn an_operation_before_connection_init_closes_with_4401() {
     let server = TestServer::start().await;
     let mut socket = Socket::open(&server).await;
     socket.subscribe("1", "{ __typename }").await;
@@ -152,7 +152,7 @@ async fn nothing_runs_before_the_acknowledgement() {
 }
 
 #[tokio::test]
-async fn a_second_introduction_closes_with_4429() {
+async fn a_second_connection_init_closes_with_4429() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     socket.send(json!({ "type": "connection_init" })).await;
@@ -161,7 +161,7 @@ async fn a_second_introduction_closes_with_4429() {
 }
 
 #[tokio::test]
-async fn who_does_not_introduce_themselves_in_time_is_closed_with_4408() {
+async fn a_missing_connection_init_closes_with_4408() {
     let server = TestServer::with(|config| {
         config.subscriptions.init_timeout = Duration::from_millis(20);
     })
@@ -170,7 +170,7 @@ async fn who_does_not_introduce_themselves_in_time_is_closed_with_4408() {
     let expected = (4408, "Connection initialisation timeout".to_owned());
     assert_eq!(socket.closed().await, expected);
 
-    // Whoever did has no such deadline.
+    // A connection after `connection_init` has no such deadline.
     let server = TestServer::with(|config| {
         config.subscriptions.init_timeout = Duration::from_secs(2);
     })
@@ -183,7 +183,7 @@ async fn who_does_not_introduce_themselves_in_time_is_closed_with_4408() {
 }
 
 #[tokio::test]
-async fn a_bad_token_closes_with_4403() {
+async fn an_invalid_token_closes_with_4403() {
     let server = TestServer::start().await;
     for (payload, reason) in [
         (
@@ -192,15 +192,15 @@ async fn a_bad_token_closes_with_4403() {
         ),
         (
             json!({ "authorization": "Basic dXNlcg==" }),
-            "Authorization must be `Bearer` and an access token.",
+            "Authorization must be `Bearer` followed by an access token.",
         ),
         (
             json!({ "Authorization": 7 }),
-            "Authorization must be `Bearer` and an access token.",
+            "Authorization must be `Bearer` followed by an access token.",
         ),
         (
             json!({ "authorization": "Bearer a", "Authorization": "Bearer b" }),
-            "Authorization must be `Bearer` and an access token.",
+            "Authorization must be `Bearer` followed by an access token.",
         ),
     ] {
         let mut socket = Socket::open(&server).await;
@@ -212,14 +212,14 @@ async fn a_bad_token_closes_with_4403() {
 }
 
 #[tokio::test]
-async fn another_sub_protocol_is_closed_with_4406() {
+async fn an_unsupported_subprotocol_closes_with_4406() {
     let server = TestServer::start().await;
     let (mut socket, response) = ask(&server, &[]).await.expect("a WebSocket");
     assert!(!response.headers().contains_key("sec-websocket-protocol"));
     let expected = (4406, "Subprotocol not acceptable".to_owned());
     assert_eq!(socket.closed().await, expected);
 
-    // A client that asked for one and is given none may hang up by itself.
+    // A client that requested a subprotocol and gets none may close the connection itself.
     let other = ask(&server, &[("sec-websocket-protocol", "graphql-ws")]).await;
     if let Ok((mut socket, _)) = other {
         assert_eq!(socket.closed().await, expected);
@@ -246,7 +246,7 @@ async fn an_id_in_use_closes_with_4409() {
     let expected = (4409, "Subscriber for mine already exists".to_owned());
     assert_eq!(socket.closed().await, expected);
 
-    // The longest id makes a reason that is too long, and is cut between two characters.
+    // The longest id makes a reason that is too long, which is cut between two characters.
     let mut socket = Socket::greeted(&server, Some(&token)).await;
     let id = "ß".repeat(100);
     socket.subscribe(&id, EVENTS).await;
@@ -260,7 +260,7 @@ async fn an_id_in_use_closes_with_4409() {
 #[tokio::test]
 async fn a_ping_is_answered_with_its_payload() {
     let server = TestServer::start().await;
-    // Also before anybody has introduced themselves.
+    // Also before `connection_init`.
     let mut socket = Socket::open(&server).await;
     socket.send(json!({ "type": "ping" })).await;
     assert_eq!(socket.next().await, json!({ "type": "pong" }));
@@ -280,7 +280,7 @@ async fn a_ping_is_answered_with_its_payload() {
 }
 
 #[tokio::test]
-async fn a_ping_of_the_web_socket_itself_is_answered() {
+async fn a_websocket_ping_frame_is_answered() {
     let server = TestServer::start().await;
     let mut socket = Socket::open(&server).await;
     socket.raw(Message::Ping("there?".into())).await;
@@ -289,7 +289,7 @@ async fn a_ping_of_the_web_socket_itself_is_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_let_go() {
+async fn a_connection_closed_by_the_client_is_released() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
     assert_eq!(metric(&server, "gathering_websocket_connections").await, 1);
@@ -305,7 +305,7 @@ async fn a_client_that_leaves_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_web_socket_needs_its_headers() {
+async fn a_websocket_handshake_needs_its_headers() {
     let server = TestServer::start().await;
     let status = async |headers: &[(&'static str, &str)]| match ask(&server, headers).await {
         Ok(_) => StatusCode::SWITCHING_PROTOCOLS,
@@ -322,7 +322,7 @@ async fn a_web_socket_needs_its_headers() {
         status(&[PROTOCOL, ("sec-websocket-key", "short")]).await,
         StatusCode::BAD_REQUEST
     );
-    // Without these it is a GET without a query.
+    // Without these headers it is a GET request without a query.
     assert_eq!(
         status(&[PROTOCOL, ("upgrade", "h2c")]).await,
         StatusCode::BAD_REQUEST
@@ -330,7 +330,7 @@ async fn a_web_socket_needs_its_headers() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_opens_no_web_socket_unless_it_may_call_the_server() {
+async fn cross_site_websockets_need_an_allowed_origin() {
     let server = TestServer::with(|config| {
         config.server.cors_origins.0 = vec!["https://app.example.com".to_owned()];
     })
@@ -360,11 +360,11 @@ async fn a_page_of_another_site_opens_no_web_socket_unless_it_may_call_the_serve
 }
 
 #[tokio::test]
-async fn a_page_whose_name_points_here_opens_no_web_socket_where_everybody_is_signed_in() {
+async fn the_demo_server_refuses_websockets_for_foreign_host_names() {
     let server = TestServer::demo().await;
     let headers = [PROTOCOL, ("host", "evil.example.com")];
     let Err(Error::Http(response)) = ask(&server, &headers).await else {
-        panic!("it is refused");
+        panic!("the handshake was not refused");
     };
     assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST);
     assert!(ask(&server, &[PROTOCOL]).await.is_ok());

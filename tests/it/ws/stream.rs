@@ -1,4 +1,4 @@
-//! Subscriptions over WebSocket: from their first event to whatever ends them.
+//! Subscriptions over WebSocket, from their first event to their end.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::server::TestServer;
 const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
 
 #[tokio::test]
-async fn a_subscription_sends_what_happens_until_it_is_completed() {
+async fn a_subscription_sends_events_until_it_is_completed() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -31,16 +31,16 @@ async fn a_subscription_sends_what_happens_until_it_is_completed() {
     socket.send(json!({ "id": "1", "type": "complete" })).await;
     until_metric_is(&server, STREAMS, 0).await;
     happen(&server, 1).await;
-    // Nothing comes any more: the end that the client made is not echoed.
+    // No further message arrives: the client's `complete` is not answered.
     socket.send(json!({ "type": "ping" })).await;
     assert_eq!(socket.next().await, json!({ "type": "pong" }));
-    // One that never was ends without a word too.
+    // The `complete` of an unknown id is ignored.
     socket.send(json!({ "id": "2", "type": "complete" })).await;
     assert_eq!(socket.run("1", "{ __typename }").await.len(), 2);
 }
 
 #[tokio::test]
-async fn operations_run_side_by_side() {
+async fn operations_run_concurrently_on_one_connection() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -57,7 +57,7 @@ async fn operations_run_side_by_side() {
 }
 
 #[tokio::test]
-async fn the_start_of_a_subscription_costs_a_read() {
+async fn starting_a_subscription_is_charged_as_a_read() {
     let server = TestServer::with(|config| {
         config.limits.mode = Mode::Enforce;
         config.limits.read = 2;
@@ -79,7 +79,7 @@ async fn the_start_of_a_subscription_costs_a_read() {
 }
 
 #[tokio::test]
-async fn a_token_that_comes_to_its_end_ends_its_streams_and_the_connection() {
+async fn an_expired_token_ends_its_streams_and_the_connection() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
@@ -107,7 +107,7 @@ async fn a_token_that_comes_to_its_end_ends_its_streams_and_the_connection() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_ends_its_streams_and_the_connection() {
+async fn a_revoked_token_ends_its_streams_and_the_connection() {
     let server = TestServer::start().await;
     let login = r#"mutation ($password: String!) { login(input: {email: "demo@example.com", password: $password}) { accessToken } }"#;
     let signed_in = server
@@ -140,7 +140,7 @@ async fn a_token_that_is_revoked_ends_its_streams_and_the_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_without_work_ends_with_its_token_too() {
+async fn an_idle_connection_ends_when_its_token_expires() {
     let server = TestServer::with(|config| {
         config.subscriptions.keep_alive = Duration::from_millis(50);
     })
@@ -154,7 +154,7 @@ async fn a_connection_without_work_ends_with_its_token_too() {
 }
 
 #[tokio::test]
-async fn who_is_deactivated_is_shown_out() {
+async fn deactivating_a_user_closes_their_sessions() {
     let server = TestServer::with(|config| {
         config.subscriptions.keep_alive = Duration::from_millis(50);
     })
@@ -172,7 +172,7 @@ async fn who_is_deactivated_is_shown_out() {
     server
         .ask(Some(&admin), deactivate, json!({ "user": user }))
         .await;
-    // That they are is an event of theirs, which may come first.
+    // The event about the deactivation may arrive first.
     let ended = loop {
         let message = socket.next().await;
         if message["type"] != "next" {
