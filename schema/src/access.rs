@@ -15,6 +15,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
+use crate::events::EventType;
 use crate::{
     cache::{Cache, CacheStats},
     db::Rule,
@@ -24,8 +25,11 @@ use crate::{
 const RULES_KEPT: u64 = 1_000;
 
 /// The types of the events that every signed-in user may read.
-pub(crate) const PUBLIC_EVENTS: [&str; 3] =
-    ["provider.changed", "model.changed", "persona.changed"];
+pub(crate) const PUBLIC_EVENTS: [EventType; 3] = [
+    EventType::ProviderChanged,
+    EventType::ModelChanged,
+    EventType::PersonaChanged,
+];
 
 /// The signed-in user on whose behalf an operation runs.
 #[derive(Clone, Debug)]
@@ -183,7 +187,7 @@ impl Viewer {
             Condition::any()
                 .add(event::Column::OwnerId.eq(id))
                 .add(self.in_circles(&event::Column::CircleId, id))
-                .add(event::Column::Kind.is_in(PUBLIC_EVENTS))
+                .add(event::Column::Kind.is_in(PUBLIC_EVENTS.map(EventType::dotted)))
         })
     }
 
@@ -233,21 +237,6 @@ fn circle_ids(user: Uuid) -> SelectStatement {
 }
 
 impl Rules {
-    /// The rule for the rows of a table; empty for tables that everyone may read.
-    pub(crate) fn of_table(&self, table: &str) -> Rule {
-        match table {
-            "agents" => self.agent.clone(),
-            "projects" => self.project.clone(),
-            "circles" => self.circle.clone(),
-            "circle_members" => self.member.clone(),
-            "tasks" => self.task.clone(),
-            "conversations" => self.conversation.clone(),
-            "messages" => self.message.clone(),
-            "events" => self.event.clone(),
-            _ => Rule::default(),
-        }
-    }
-
     fn of(user: Uuid) -> Self {
         let exists = |table: &'static str, condition: Condition| {
             Expr::exists(
@@ -339,7 +328,7 @@ impl Rules {
             event: Rule::new(
                 Condition::any()
                     .add(event::Column::OwnerId.eq(user))
-                    .add(event::Column::Kind.is_in(PUBLIC_EVENTS))
+                    .add(event::Column::Kind.is_in(PUBLIC_EVENTS.map(EventType::dotted)))
                     .add(readable(event::Column::CircleId.as_column_ref())),
             ),
         }

@@ -1,14 +1,17 @@
 //! The audit log: sign-ins, refused requests and administrative actions.
 
+use crate::Viewer;
+use crate::db::Rule;
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, connection::EmptyFields};
+use async_graphql::{Context, Enum, ID, InputObject, Object};
 use gathering_entity::{audit, user};
 use sea_orm::{ColumnTrait, Condition};
 use serde_json::Value;
 
+use crate::data::Noun;
 use crate::{
-    data::{Connection, Listed, Order, Page},
+    data::{Connection, Order, Page},
     error::Error,
     id::Kind,
     request::RequestExt,
@@ -91,27 +94,19 @@ impl AuditEntry {
     }
 }
 
-/// A connection of audit log entries.
-pub struct AuditEntries;
+impl From<Arc<audit::Model>> for AuditEntry {
+    fn from(row: Arc<audit::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for AuditEntries {
+impl Noun for AuditEntry {
     type Entity = audit::Entity;
-    type Node = AuditEntry;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Audit;
     const NAME: &'static str = "Audit";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<audit::Model>],
-    ) -> Result<Vec<Option<AuditEntry>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(AuditEntry(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<audit::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        viewer.is_admin().then(Rule::default)
     }
 }
 
@@ -171,7 +166,7 @@ impl AuditQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<AuditFilter>,
-    ) -> Result<Connection<AuditEntries>, Error> {
+    ) -> Result<Connection<AuditEntry>, Error> {
         ctx.request().admin()?;
         let condition = filter.map(AuditFilter::condition).transpose()?;
         Connection::new(

@@ -2,24 +2,31 @@
 //!
 //! A payload is read leniently: a field that an older version did not write is null or empty, never an error.
 
+use crate::agent::event::AgentChange;
+use crate::catalogue::event::CatalogueChange;
+use crate::circle::event::CircleChange;
+use crate::circle::event::MemberChange;
+use crate::circle::event::SharingChange;
+use crate::conversation::event::ConversationChange;
+use crate::conversation::event::MessageChange;
+use crate::events::EventType;
+use crate::project::ProjectChange;
+use crate::task::event::TaskChange;
+use crate::user::UserChange;
 use std::{borrow::Cow, sync::Arc};
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, Interface, Object, ObjectType, TypeName,
-    connection::EmptyFields, resolver_utils::EnumType,
+    Context, ID, InputObject, Interface, Object, ObjectType, TypeName, connection::EmptyFields,
 };
 use chrono::Utc;
-use gathering_entity::{
-    agent, circle, collaborator, conversation, event, member, project, task, user,
-};
+use gathering_entity::{circle, event, project, user};
 use sea_orm::{ActiveEnum, ColumnTrait, Condition};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    agent::{Agent, AgentStatus},
-    circle::{Circle, CircleStatus, CollaboratorRole, members::MemberRole},
-    conversation::{Conversation, ConversationStatus, messages::Message},
+    agent::Agent,
+    circle::Circle,
     data::{Connection, Listed, Order, Page},
     error::Error,
     events::FeedFilter,
@@ -27,150 +34,8 @@ use crate::{
     project::Project,
     request::RequestExt,
     scalar::DateTime,
-    task::{Task, TaskStatus},
     user::User,
 };
-
-/// The type of the event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
-pub enum EventType {
-    /// An agent was created.
-    AgentCreated,
-    /// An agent was updated.
-    AgentUpdated,
-    /// The status of an agent changed.
-    AgentStatusChanged,
-    /// An agent was deleted.
-    AgentDeleted,
-    /// A project was created.
-    ProjectCreated,
-    /// A project was updated.
-    ProjectUpdated,
-    /// A project was deleted.
-    ProjectDeleted,
-    /// A circle was created.
-    CircleCreated,
-    /// A circle was updated.
-    CircleUpdated,
-    /// A circle was started.
-    CircleStarted,
-    /// A circle was paused.
-    CirclePaused,
-    /// A circle was stopped.
-    CircleStopped,
-    /// A circle was archived.
-    CircleArchived,
-    /// A circle was restored from the archive.
-    CircleRestored,
-    /// A circle was deleted.
-    CircleDeleted,
-    /// A circle was shared with a user.
-    CircleShared,
-    /// A circle is no longer shared with a user.
-    CircleUnshared,
-    /// A member was added.
-    MemberAdded,
-    /// A member was updated.
-    MemberUpdated,
-    /// A member left.
-    MemberRemoved,
-    /// A task was created.
-    TaskCreated,
-    /// A task was updated.
-    TaskUpdated,
-    /// A task was assigned to an agent.
-    TaskAssigned,
-    /// A task was unassigned from its agent.
-    TaskUnassigned,
-    /// A task was started.
-    TaskStarted,
-    /// A task was blocked.
-    TaskBlocked,
-    /// A task was unblocked.
-    TaskUnblocked,
-    /// A task was submitted.
-    TaskSubmitted,
-    /// A task was approved in review.
-    TaskApproved,
-    /// A task was rejected in review.
-    TaskRejected,
-    /// A task was completed.
-    TaskCompleted,
-    /// A task failed.
-    TaskFailed,
-    /// A task was cancelled.
-    TaskCancelled,
-    /// A task was reopened.
-    TaskReopened,
-    /// A task was deleted.
-    TaskDeleted,
-    /// A conversation was created.
-    ConversationCreated,
-    /// A conversation was updated.
-    ConversationUpdated,
-    /// A conversation was started.
-    ConversationStarted,
-    /// A conversation was paused.
-    ConversationPaused,
-    /// A conversation was resumed.
-    ConversationResumed,
-    /// A turn of a conversation was completed.
-    ConversationTurnCompleted,
-    /// A conversation ended.
-    ConversationEnded,
-    /// A conversation was deleted.
-    ConversationDeleted,
-    /// A message was added.
-    MessageAdded,
-    /// A message was pinned or unpinned.
-    MessagePinned,
-    /// A provider was added, updated or deleted.
-    ProviderChanged,
-    /// A model was added, updated or deleted.
-    ModelChanged,
-    /// A persona was added, updated or deleted.
-    PersonaChanged,
-    /// A user registered.
-    UserRegistered,
-    /// A user was updated.
-    UserUpdated,
-    /// A user was locked out after repeated failed sign-ins.
-    UserLocked,
-    /// Access tokens of a user were revoked early: all of them, or those of a stolen session.
-    UserTokensRevoked,
-    /// Events that a subscriber has not received are no longer stored.
-    EventsMissed,
-}
-
-impl EventType {
-    fn name(self) -> &'static str {
-        Self::items()
-            .iter()
-            .find(|item| item.value == self)
-            .map_or("", |item| item.name)
-    }
-
-    /// The dotted name in the database: `TASK_CREATED` is `task.created`.
-    pub(crate) fn dotted(self) -> String {
-        self.name().to_ascii_lowercase().replacen('_', ".", 1)
-    }
-
-    /// The dotted names of all event types with this kind of subject.
-    pub(crate) fn all_of(subject: &str) -> Vec<String> {
-        let types = Self::items().iter().map(|item| item.value.dotted());
-        types
-            .filter(|name| name.split('.').next() == Some(subject))
-            .collect()
-    }
-
-    fn from_dotted(dotted: &str) -> Option<Self> {
-        let name = dotted.replace('.', "_").to_ascii_uppercase();
-        Self::items()
-            .iter()
-            .find(|item| item.name == name)
-            .map(|item| item.value)
-    }
-}
 
 /// The author of a change: a user or an agent. A null actor is the server.
 #[derive(Interface)]
@@ -264,18 +129,18 @@ impl Event {
 }
 
 /// The event fields that are specific to one kind of subject.
-pub trait Change: ObjectType + From<Arc<event::Model>> {
+pub trait EventDetails: ObjectType + From<Arc<event::Model>> {
     /// The name of the GraphQL type.
     const NAME: &'static str;
 }
 
 /// An event with the fields of one kind of subject.
-pub struct Of<C: Change> {
+pub struct Of<C: EventDetails> {
     row: Arc<event::Model>,
     change: C,
 }
 
-impl<C: Change> Of<C> {
+impl<C: EventDetails> Of<C> {
     fn new(row: &Arc<event::Model>) -> Self {
         Self {
             row: Arc::clone(row),
@@ -284,7 +149,7 @@ impl<C: Change> Of<C> {
     }
 }
 
-impl<C: Change> TypeName for Of<C> {
+impl<C: EventDetails> TypeName for Of<C> {
     fn type_name() -> Cow<'static, str> {
         C::NAME.into()
     }
@@ -292,7 +157,7 @@ impl<C: Change> TypeName for Of<C> {
 
 /// An event about a change of one kind of subject.
 #[Object(name_type)]
-impl<C: Change> Of<C> {
+impl<C: EventDetails> Of<C> {
     /// The id of the event, `event_…`.
     pub(crate) async fn id(&self) -> ID {
         Kind::Event.id(self.row.id)
@@ -468,413 +333,6 @@ impl Payload for event::Model {
     }
 }
 
-macro_rules! change {
-    ($name:ident, $graphql:literal) => {
-        impl From<Arc<event::Model>> for $name {
-            fn from(row: Arc<event::Model>) -> Self {
-                Self(row)
-            }
-        }
-
-        impl Change for $name {
-            const NAME: &'static str = $graphql;
-        }
-    };
-}
-
-/// A change of an agent.
-pub struct AgentChange(Arc<event::Model>);
-change!(AgentChange, "AgentEvent");
-
-#[Object]
-impl AgentChange {
-    /// The id of the agent, even if the agent has been deleted.
-    async fn agent_id(&self) -> ID {
-        Kind::Agent.id(self.0.subject_id)
-    }
-
-    /// The agent in its current state; null if it has been deleted or the viewer may not read it.
-    async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        Agent::readable(ctx, Some(self.0.subject_id)).await
-    }
-
-    /// The name at the time of the event.
-    async fn name(&self) -> &str {
-        self.0.text("name").unwrap_or_default()
-    }
-
-    /// The status before the change.
-    async fn from_status(&self) -> Option<AgentStatus> {
-        self.0
-            .value::<agent::AgentStatus>("fromStatus")
-            .map(Into::into)
-    }
-
-    /// The status after the change.
-    async fn to_status(&self) -> Option<AgentStatus> {
-        self.0
-            .value::<agent::AgentStatus>("toStatus")
-            .map(Into::into)
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a project.
-pub struct ProjectChange(Arc<event::Model>);
-change!(ProjectChange, "ProjectEvent");
-
-#[Object]
-impl ProjectChange {
-    /// The id of the project, even if the project has been deleted.
-    async fn project_id(&self) -> ID {
-        Kind::Project.id(self.0.subject_id)
-    }
-
-    /// The name at the time of the event.
-    async fn name(&self) -> &str {
-        self.0.text("name").unwrap_or_default()
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a circle.
-pub struct CircleChange(Arc<event::Model>);
-change!(CircleChange, "CircleEvent");
-
-#[Object]
-impl CircleChange {
-    /// The id of the circle, even if the circle has been deleted.
-    async fn circle_id(&self) -> ID {
-        Kind::Circle.id(self.0.subject_id)
-    }
-
-    /// The name at the time of the event.
-    async fn name(&self) -> &str {
-        self.0.text("name").unwrap_or_default()
-    }
-
-    /// The status before the change.
-    async fn from_status(&self) -> Option<CircleStatus> {
-        self.0
-            .value::<circle::CircleStatus>("fromStatus")
-            .map(Into::into)
-    }
-
-    /// The status after the change.
-    async fn to_status(&self) -> Option<CircleStatus> {
-        self.0
-            .value::<circle::CircleStatus>("toStatus")
-            .map(Into::into)
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a circle's sharing.
-pub struct SharingChange(Arc<event::Model>);
-change!(SharingChange, "SharingEvent");
-
-#[Object]
-impl SharingChange {
-    /// The id of the circle, even if the circle has been deleted.
-    async fn circle_id(&self) -> ID {
-        Kind::Circle.id(self.0.subject_id)
-    }
-
-    /// The user with whom the circle was shared or is no longer shared.
-    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
-        let Some(id) = self.0.uuid("userId") else {
-            return Ok(None);
-        };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
-    }
-
-    /// The role of the user after the change; null if the circle is no longer shared.
-    async fn role(&self) -> Option<CollaboratorRole> {
-        self.0
-            .value::<collaborator::CollaboratorRole>("role")
-            .map(Into::into)
-    }
-}
-
-/// A change of a member.
-pub struct MemberChange(Arc<event::Model>);
-change!(MemberChange, "MemberEvent");
-
-#[Object]
-impl MemberChange {
-    /// The id of the circle, even if the circle has been deleted.
-    async fn circle_id(&self) -> Result<ID, Error> {
-        self.0
-            .circle_id
-            .map(|id| Kind::Circle.id(id))
-            .ok_or_else(Error::internal)
-    }
-
-    /// The id of the membership.
-    async fn member_id(&self) -> ID {
-        Kind::Member.id(self.0.subject_id)
-    }
-
-    /// The id of the agent, even if the agent has been deleted.
-    async fn agent_id(&self) -> Result<ID, Error> {
-        self.0
-            .agent_id
-            .or_else(|| self.0.uuid("agentId"))
-            .map(|id| Kind::Agent.id(id))
-            .ok_or_else(Error::internal)
-    }
-
-    /// The agent in its current state; null if it has been deleted or the viewer may not read it.
-    async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        Agent::readable(ctx, self.0.agent_id.or_else(|| self.0.uuid("agentId"))).await
-    }
-
-    /// The role of the agent in the circle.
-    async fn role(&self) -> MemberRole {
-        self.0
-            .value::<member::MemberRole>("role")
-            .unwrap_or(member::MemberRole::Member)
-            .into()
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a task.
-pub struct TaskChange(Arc<event::Model>);
-change!(TaskChange, "TaskEvent");
-
-#[Object]
-impl TaskChange {
-    /// The id of the task, even if the task has been deleted.
-    async fn task_id(&self) -> ID {
-        Kind::Task.id(self.0.subject_id)
-    }
-
-    /// The task in its current state; null if it has been deleted.
-    async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>, Error> {
-        Task::readable(ctx, Some(self.0.subject_id)).await
-    }
-
-    /// The title at the time of the event.
-    async fn title(&self) -> &str {
-        self.0.text("title").unwrap_or_default()
-    }
-
-    /// The status before the change.
-    async fn from_status(&self) -> Option<TaskStatus> {
-        self.0
-            .value::<task::TaskStatus>("fromStatus")
-            .map(Into::into)
-    }
-
-    /// The status after the change.
-    async fn to_status(&self) -> Option<TaskStatus> {
-        self.0.value::<task::TaskStatus>("toStatus").map(Into::into)
-    }
-
-    /// The assignee after the change; null if there is none or the viewer may not read it.
-    async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        Agent::readable(ctx, self.0.uuid("assigneeId")).await
-    }
-
-    /// The reviewer after the change; null if there is none or the viewer may not read it.
-    async fn reviewer(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        Agent::readable(ctx, self.0.uuid("reviewerId")).await
-    }
-
-    /// The score of the assignee when the task was routed.
-    async fn routing_score(&self) -> Option<f64> {
-        self.0.payload.get("routingScore")?.as_f64()
-    }
-
-    /// The note or reason given with the change.
-    async fn note(&self) -> Option<&str> {
-        self.0.text("note")
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a conversation.
-pub struct ConversationChange(Arc<event::Model>);
-change!(ConversationChange, "ConversationEvent");
-
-#[Object]
-impl ConversationChange {
-    /// The id of the conversation, even if the conversation has been deleted.
-    async fn conversation_id(&self) -> ID {
-        Kind::Conversation.id(self.0.subject_id)
-    }
-
-    /// The conversation in its current state; null if it has been deleted.
-    async fn conversation(&self, ctx: &Context<'_>) -> Result<Option<Conversation>, Error> {
-        Conversation::readable(ctx, self.0.subject_id).await
-    }
-
-    /// The topic at the time of the event.
-    async fn topic(&self) -> &str {
-        self.0.text("topic").unwrap_or_default()
-    }
-
-    /// The status before the change.
-    async fn from_status(&self) -> Option<ConversationStatus> {
-        self.0
-            .value::<conversation::ConversationStatus>("fromStatus")
-            .map(Into::into)
-    }
-
-    /// The status after the change.
-    async fn to_status(&self) -> Option<ConversationStatus> {
-        self.0
-            .value::<conversation::ConversationStatus>("toStatus")
-            .map(Into::into)
-    }
-
-    /// The number of the turn.
-    async fn turn(&self) -> Option<i32> {
-        self.0.number("turn")
-    }
-
-    /// The reason for the end.
-    async fn reason(&self) -> Option<&str> {
-        self.0.text("reason")
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a message.
-pub struct MessageChange(Arc<event::Model>);
-change!(MessageChange, "MessageEvent");
-
-#[Object]
-impl MessageChange {
-    /// The id of the conversation, even if the conversation has been deleted.
-    async fn conversation_id(&self) -> Result<ID, Error> {
-        let id = self.0.uuid("conversationId").ok_or_else(Error::internal)?;
-        Ok(Kind::Conversation.id(id))
-    }
-
-    /// The conversation in its current state; null if it has been deleted.
-    async fn conversation(&self, ctx: &Context<'_>) -> Result<Option<Conversation>, Error> {
-        let Some(id) = self.0.uuid("conversationId") else {
-            return Ok(None);
-        };
-        Conversation::readable(ctx, id).await
-    }
-
-    /// The id of the message.
-    async fn message_id(&self) -> ID {
-        Kind::Message.id(self.0.subject_id)
-    }
-
-    /// The message; null if it has been deleted.
-    async fn message(&self, ctx: &Context<'_>) -> Result<Option<Message>, Error> {
-        Message::readable(ctx, self.0.subject_id).await
-    }
-
-    /// The sequence number in the conversation.
-    async fn seq(&self) -> i32 {
-        self.0.number("seq").unwrap_or_default()
-    }
-
-    /// The beginning of the content, at most 200 characters.
-    async fn excerpt(&self) -> &str {
-        self.0.text("excerpt").unwrap_or_default()
-    }
-
-    /// Whether the message was pinned, with `MESSAGE_PINNED`; null with `MESSAGE_ADDED`.
-    async fn is_pinned(&self) -> Option<bool> {
-        self.0.flag("isPinned")
-    }
-}
-
-/// A change of a provider, model or persona.
-pub struct CatalogueChange(Arc<event::Model>);
-change!(CatalogueChange, "CatalogueEvent");
-
-#[Object]
-impl CatalogueChange {
-    /// The id of the provider, model or persona, even if it has been deleted.
-    async fn subject_id(&self) -> ID {
-        let kind = match self.0.subject_type.as_str() {
-            "provider" => Kind::Provider,
-            "model" => Kind::Model,
-            _ => Kind::Persona,
-        };
-        kind.id(self.0.subject_id)
-    }
-
-    /// The name at the time of the event.
-    async fn name(&self) -> &str {
-        self.0.text("name").unwrap_or_default()
-    }
-
-    /// Whether it was deleted.
-    async fn is_deleted(&self) -> bool {
-        self.0.flag("isDeleted").unwrap_or_default()
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
-/// A change of a user.
-pub struct UserChange(Arc<event::Model>);
-change!(UserChange, "UserEvent");
-
-#[Object]
-impl UserChange {
-    /// The id of the user.
-    async fn user_id(&self) -> ID {
-        Kind::User.id(self.0.subject_id)
-    }
-
-    /// The user in their current state.
-    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
-        Ok(ctx
-            .request()
-            .row::<user::Entity>(self.0.subject_id)
-            .await?
-            .map(User::new))
-    }
-
-    /// The reason for the event. Revoked tokens: `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a
-    /// refresh token). Locked-out user: `FAILED_LOGINS`.
-    async fn reason(&self) -> Option<&str> {
-        self.0.text("reason")
-    }
-
-    /// The names of the fields that changed.
-    async fn changed(&self) -> Vec<String> {
-        self.0.changed()
-    }
-}
-
 /// Marker type for connections of events.
 pub struct Events;
 
@@ -1009,25 +467,5 @@ impl EventQuery {
             Events::order(ctx.request().services.epoch),
             &Page::new(first, after, last, before)?,
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_event_type_has_one_dotted_name() {
-        assert_eq!(
-            EventType::AgentStatusChanged.dotted(),
-            "agent.status_changed"
-        );
-        for item in EventType::items() {
-            assert_eq!(
-                EventType::from_dotted(&item.value.dotted()),
-                Some(item.value)
-            );
-        }
-        assert_eq!(EventType::from_dotted("agent.abducted"), None);
     }
 }

@@ -48,6 +48,7 @@ mod subscribe;
 pub mod task;
 pub mod text;
 pub mod user;
+mod workflow;
 
 pub use access::Viewer;
 pub use audit::{AuditWriter, Client};

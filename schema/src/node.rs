@@ -1,11 +1,9 @@
 //! Nodes: objects that can be fetched by their global id.
 
+use crate::data::load;
 use async_graphql::{Context, ID, Interface, Object};
 use futures_util::future::try_join_all;
-use gathering_entity::{
-    agent, audit, circle, conversation, event, member, message, model, persona, project, provider,
-    task, user,
-};
+use gathering_entity::event;
 use uuid::Uuid;
 
 use crate::{
@@ -16,7 +14,7 @@ use crate::{
     conversation::{Conversation, messages::Message},
     data::list_size,
     error::Error,
-    event::{self as events, Event},
+    event::Event,
     id::{self, Kind},
     project::Project,
     request::{Request, RequestExt},
@@ -61,25 +59,25 @@ pub enum Node {
     /// An entry of the audit log.
     Audit(AuditEntry),
     /// An agent event.
-    AgentEvent(events::Of<events::AgentChange>),
+    AgentEvent(crate::event::Of<crate::agent::event::AgentChange>),
     /// A project event.
-    ProjectEvent(events::Of<events::ProjectChange>),
+    ProjectEvent(crate::event::Of<crate::project::ProjectChange>),
     /// A circle event.
-    CircleEvent(events::Of<events::CircleChange>),
+    CircleEvent(crate::event::Of<crate::circle::event::CircleChange>),
     /// An event about the sharing of a circle.
-    SharingEvent(events::Of<events::SharingChange>),
+    SharingEvent(crate::event::Of<crate::circle::event::SharingChange>),
     /// A member event.
-    MemberEvent(events::Of<events::MemberChange>),
+    MemberEvent(crate::event::Of<crate::circle::event::MemberChange>),
     /// A task event.
-    TaskEvent(events::Of<events::TaskChange>),
+    TaskEvent(crate::event::Of<crate::task::event::TaskChange>),
     /// A conversation event.
-    ConversationEvent(events::Of<events::ConversationChange>),
+    ConversationEvent(crate::event::Of<crate::conversation::event::ConversationChange>),
     /// A message event.
-    MessageEvent(events::Of<events::MessageChange>),
+    MessageEvent(crate::event::Of<crate::conversation::event::MessageChange>),
     /// A catalogue event.
-    CatalogueEvent(events::Of<events::CatalogueChange>),
+    CatalogueEvent(crate::event::Of<crate::catalogue::event::CatalogueChange>),
     /// A user event.
-    UserEvent(events::Of<events::UserChange>),
+    UserEvent(crate::event::Of<crate::user::UserChange>),
 }
 
 impl Node {
@@ -105,73 +103,29 @@ impl Node {
         kind: Kind,
         id: Uuid,
     ) -> Result<Option<Self>, Error> {
-        let viewer = request.viewer()?;
-        let rules = viewer.rules();
         Ok(match kind {
-            Kind::User => request
-                .row::<user::Entity>(id)
+            Kind::User => load::<User>(request, id).await?.map(Self::User),
+            Kind::Provider => load::<Provider>(request, id).await?.map(Self::Provider),
+            Kind::Model => load::<Model>(request, id).await?.map(Self::Model),
+            Kind::Persona => load::<Persona>(request, id).await?.map(Self::Persona),
+            Kind::Agent => load::<Agent>(request, id).await?.map(Self::Agent),
+            Kind::Project => load::<Project>(request, id).await?.map(Self::Project),
+            Kind::Circle => load::<Circle>(request, id).await?.map(Self::Circle),
+            Kind::Member => load::<CircleMember>(request, id).await?.map(Self::Member),
+            Kind::Task => load::<Task>(request, id).await?.map(Self::Task),
+            Kind::Conversation => load::<Conversation>(request, id)
                 .await?
-                .map(|row| Self::User(User::new(row))),
-            Kind::Provider => request
-                .row::<provider::Entity>(id)
-                .await?
-                .map(|row| Self::Provider(Provider(row))),
-            Kind::Model => request
-                .row::<model::Entity>(id)
-                .await?
-                .map(|row| Self::Model(Model(row))),
-            Kind::Persona => request
-                .row::<persona::Entity>(id)
-                .await?
-                .map(|row| Self::Persona(Persona(row))),
-            Kind::Agent => {
-                let row = request.readable::<agent::Entity>(&rules.agent, id).await?;
-                row.map(|row| Self::Agent(Agent(row)))
-            }
-            Kind::Project => {
-                let row = request
-                    .readable::<project::Entity>(&rules.project, id)
-                    .await?;
-                row.map(|row| Self::Project(Project(row)))
-            }
-            Kind::Circle => {
-                let row = request
-                    .readable::<circle::Entity>(&rules.circle, id)
-                    .await?;
-                row.map(|row| Self::Circle(Circle(row)))
-            }
-            Kind::Member => {
-                let row = request
-                    .readable::<member::Entity>(&rules.member, id)
-                    .await?;
-                row.map(|row| Self::Member(CircleMember(row)))
-            }
-            Kind::Task => {
-                let row = request.readable::<task::Entity>(&rules.task, id).await?;
-                row.map(|row| Self::Task(Task(row)))
-            }
-            Kind::Conversation => {
-                let row = request
-                    .readable::<conversation::Entity>(&rules.conversation, id)
-                    .await?;
-                row.map(|row| Self::Conversation(Conversation(row)))
-            }
-            Kind::Message => {
-                let row = request
-                    .readable::<message::Entity>(&rules.message, id)
-                    .await?;
-                row.map(|row| Self::Message(Message(row)))
-            }
+                .map(Self::Conversation),
+            Kind::Message => load::<Message>(request, id).await?.map(Self::Message),
+            Kind::Audit => load::<AuditEntry>(request, id).await?.map(Self::Audit),
             Kind::Event => {
-                let row = request.readable::<event::Entity>(&rules.event, id).await?;
+                let row = request
+                    .readable::<event::Entity>(&request.viewer()?.rules().event, id)
+                    .await?;
                 let announced = row.filter(|row| row.position.is_some());
                 announced.and_then(|row| Event::of(&row)).and_then(Self::of)
             }
-            Kind::Audit if viewer.is_admin() => request
-                .row::<audit::Entity>(id)
-                .await?
-                .map(|row| Self::Audit(AuditEntry(row))),
-            Kind::Audit | Kind::SignIn => None,
+            Kind::SignIn => None,
         })
     }
 }

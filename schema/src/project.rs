@@ -1,10 +1,12 @@
 //! Projects that circles work on.
 
+use crate::Viewer;
+use crate::data::Change;
+use crate::db::Rule;
+use crate::event::{EventDetails, Payload};
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{circle, event, project, user};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
@@ -13,17 +15,15 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
-    circle::{CircleFilter, Circles},
-    data::{
-        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Order, Outcome, Page,
-        change,
-    },
+    circle::{Circle, CircleFilter},
+    data::{Connection, Edits, NamedOrder, NamedOrderField, Order, Outcome, Page, change},
     db::is_taken,
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -132,7 +132,7 @@ impl Project {
         before: Option<String>,
         filter: Option<CircleFilter>,
         order_by: Option<NamedOrder>,
-    ) -> Result<Connection<Circles>, Error> {
+    ) -> Result<Connection<Circle>, Error> {
         let viewer = ctx.request().viewer()?;
         Connection::of(
             circle::Column::ProjectId,
@@ -140,7 +140,7 @@ impl Project {
             Condition::all()
                 .add(viewer.circles())
                 .add(CircleFilter::condition(filter, viewer)?),
-            Circles::order(order_by),
+            Circle::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -165,31 +165,23 @@ impl Project {
     }
 }
 
-/// A connection of projects.
-pub struct Projects;
-
-impl Listed for Projects {
-    type Entity = project::Entity;
-    type Node = Project;
-    type Extra = EmptyFields;
-    const NAME: &'static str = "Project";
-
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<project::Model>],
-    ) -> Result<Vec<Option<Project>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Project(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<project::Model>) -> EmptyFields {
-        EmptyFields
+impl From<Arc<project::Model>> for Project {
+    fn from(row: Arc<project::Model>) -> Self {
+        Self(row)
     }
 }
 
-impl Projects {
+impl Noun for Project {
+    type Entity = project::Entity;
+    const KIND: Kind = Kind::Project;
+    const NAME: &'static str = "Project";
+
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().project.clone())
+    }
+}
+
+impl Project {
     fn order(by: Option<NamedOrder>) -> Order<project::Column> {
         use project::Column::{Id, NameKey, UpdatedAt};
         let Some(NamedOrder { field, direction }) = by else {
@@ -262,7 +254,7 @@ impl ProjectQuery {
         before: Option<String>,
         filter: Option<ProjectFilter>,
         order_by: Option<NamedOrder>,
-    ) -> Result<Connection<Projects>, Error> {
+    ) -> Result<Connection<Project>, Error> {
         let condition = filter
             .map(ProjectFilter::condition)
             .transpose()?
@@ -271,7 +263,7 @@ impl ProjectQuery {
             Condition::all()
                 .add(ctx.request().viewer()?.projects())
                 .add(condition),
-            Projects::order(order_by),
+            Project::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -289,7 +281,7 @@ pub struct ProjectPayload {
 impl ProjectPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            project: outcome.row::<project::Entity>(ctx).await?.map(Project),
+            project: outcome.row::<Project>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -351,7 +343,7 @@ impl ProjectMutation {
         input: CreateProjectInput,
     ) -> Result<ProjectPayload, Error> {
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
             let (name, name_key) = check.name("name", &input.name, MAX_NAME);
             let mut list = |field, values: &Option<Vec<String>>| {
@@ -396,7 +388,7 @@ impl ProjectMutation {
                 }
                 done => done?,
             };
-            change.append(fact("project.created", &row, &[]));
+            change.append(fact(EventType::ProjectCreated, &row, &[]));
             change.commit(vec![id]).await
         });
         ProjectPayload::new(ctx, outcome.await?).await
@@ -409,7 +401,7 @@ impl ProjectMutation {
         input: UpdateProjectInput,
     ) -> Result<ProjectPayload, Error> {
         let id = Kind::Project.parse(&input.project_id, "projectId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.project(id, "projectId").await?;
             let mut check = Check::default();
             let name = check.if_given("name", &input.name);
@@ -456,7 +448,7 @@ impl ProjectMutation {
                     }
                     done => done?,
                 };
-                change.append(fact("project.updated", &row, edits.names()));
+                change.append(fact(EventType::ProjectUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -470,9 +462,9 @@ impl ProjectMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Project.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.project(id, "id").await?;
-            change.append(fact("project.deleted", &row, &[]));
+            change.append(fact(EventType::ProjectDeleted, &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -501,9 +493,40 @@ fn name_taken() -> UserError {
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
-fn fact(kind: &'static str, row: &project::Model, changed: &[&str]) -> NewEvent {
+fn fact(kind: EventType, row: &project::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "updatedAt": row.updated_at });
     NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)
         .project(row.id)
+}
+
+/// A change of a project.
+pub struct ProjectChange(Arc<event::Model>);
+
+impl From<Arc<event::Model>> for ProjectChange {
+    fn from(row: Arc<event::Model>) -> Self {
+        Self(row)
+    }
+}
+
+impl EventDetails for ProjectChange {
+    const NAME: &'static str = "ProjectEvent";
+}
+
+#[Object]
+impl ProjectChange {
+    /// The id of the project, even if the project has been deleted.
+    async fn project_id(&self) -> ID {
+        Kind::Project.id(self.0.subject_id)
+    }
+
+    /// The name at the time of the event.
+    async fn name(&self) -> &str {
+        self.0.text("name").unwrap_or_default()
+    }
+
+    /// The names of the fields that changed.
+    async fn changed(&self) -> Vec<String> {
+        self.0.changed()
+    }
 }

@@ -401,7 +401,7 @@ impl SessionMutation {
         let viewer = request.viewer()?;
         let session = Kind::SignIn.parse(&input.session_id, "sessionId")?;
         let accounts = request.accounts();
-        let ended = change(ctx, async |mut change| {
+        let ended = change(ctx, None, async |mut change| {
             let (transaction, now) = (&change.transaction, change.now);
             let ended = accounts.end_session(transaction, viewer, session, now);
             let (owner, ended) = ended.await?.ok_or_else(|| Error::not_found("sessionId"))?;

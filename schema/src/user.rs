@@ -1,19 +1,20 @@
 //! Users: people with an account.
 
+use crate::Viewer;
 use crate::auth::MAX_USER_NAME;
+use crate::data::Noun;
+use crate::event::{EventDetails, Payload};
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
-use gathering_entity::user;
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
+use gathering_entity::{event, user};
 use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
 use uuid::Uuid;
 
 use crate::{
     audit::AuditAction,
     auth::Amendment,
-    data::{Connection, Listed, Order, Outcome, Page, change},
+    data::{Connection, Order, Outcome, Page, change},
     db::Rule,
     error::Error,
     id::Kind,
@@ -101,24 +102,19 @@ impl User {
     }
 }
 
-/// A connection of users.
-pub struct Users;
+impl From<Arc<user::Model>> for User {
+    fn from(row: Arc<user::Model>) -> Self {
+        Self::new(row)
+    }
+}
 
-impl Listed for Users {
+impl Noun for User {
     type Entity = user::Entity;
-    type Node = User;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::User;
     const NAME: &'static str = "User";
 
-    async fn nodes(_: &Context<'_>, rows: &[Arc<user::Model>]) -> Result<Vec<Option<User>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(User::new(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<user::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(_: &Viewer) -> Option<Rule> {
+        Some(Rule::default())
     }
 }
 
@@ -176,7 +172,7 @@ impl UserPayload {
     ) -> Result<Self, Error> {
         let accounts = ctx.request().accounts();
         let faults = check.faults();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let any = Rule::default();
             let row = change.row::<user::Entity>(&any, user, "userId").await?;
             if let Err(faults) = &faults {
@@ -197,7 +193,7 @@ impl UserPayload {
         });
         let outcome = outcome.await?;
         Ok(Self {
-            user: outcome.row::<user::Entity>(ctx).await?.map(User::new),
+            user: outcome.row::<User>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -295,7 +291,7 @@ impl UserQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<UserFilter>,
-    ) -> Result<Connection<Users>, Error> {
+    ) -> Result<Connection<User>, Error> {
         ctx.request().admin()?;
         let condition = filter
             .map(UserFilter::condition)
@@ -306,5 +302,46 @@ impl UserQuery {
             Order::descending([user::Column::Id]),
             &Page::new(first, after, last, before)?,
         )
+    }
+}
+
+/// A change of a user.
+pub struct UserChange(Arc<event::Model>);
+
+impl From<Arc<event::Model>> for UserChange {
+    fn from(row: Arc<event::Model>) -> Self {
+        Self(row)
+    }
+}
+
+impl EventDetails for UserChange {
+    const NAME: &'static str = "UserEvent";
+}
+
+#[Object]
+impl UserChange {
+    /// The id of the user.
+    async fn user_id(&self) -> ID {
+        Kind::User.id(self.0.subject_id)
+    }
+
+    /// The user in their current state.
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        Ok(ctx
+            .request()
+            .row::<user::Entity>(self.0.subject_id)
+            .await?
+            .map(User::new))
+    }
+
+    /// The reason for the event. Revoked tokens: `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a
+    /// refresh token). Locked-out user: `FAILED_LOGINS`.
+    async fn reason(&self) -> Option<&str> {
+        self.0.text("reason")
+    }
+
+    /// The names of the fields that changed.
+    async fn changed(&self) -> Vec<String> {
+        self.0.changed()
     }
 }

@@ -1,13 +1,13 @@
 //! Agents: the configured AI workers.
 
+pub mod event;
+
+use crate::db::Rule;
 use std::{ops::RangeInclusive, sync::Arc};
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{
-    List, agent, circle, conversation, event, member, message, model, participant, persona, task,
-    user,
+    List, agent, circle, conversation, member, message, model, participant, persona, task, user,
 };
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, ConnectionTrait, DbBackend,
@@ -20,6 +20,7 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
     access::Viewer,
     catalogue::{model::Model, persona::Persona},
@@ -27,21 +28,21 @@ use crate::{
         CircleFilter,
         members::{AgentCircles, removed, reviewing},
     },
-    conversation::{Conversation, ConversationFilter, Conversations},
+    conversation::{Conversation, ConversationFilter},
     data::{
-        Change, Connection, Edits, Listed, Order, Outcome, Page, SortDirection, change,
-        check_version, list_size,
+        Change, Connection, Edits, Order, Outcome, Page, SortDirection, change, check_version,
+        list_size,
     },
     db::{PageQuery, Totals, is_among, is_taken},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
     event::{EventFilter, Events},
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
     request::RequestExt,
     scalar::DateTime,
-    task::{Task, TaskFilter, TaskOrder, Tasks},
+    task::{Task, TaskFilter, TaskOrder},
     text,
     user::User,
 };
@@ -240,7 +241,7 @@ impl Agent {
         before: Option<String>,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Tasks>, Error> {
+    ) -> Result<Connection<Task>, Error> {
         let readable = ctx.request().viewer()?.tasks();
         Connection::of(
             task::Column::AssigneeId,
@@ -248,7 +249,7 @@ impl Agent {
             Condition::all()
                 .add(readable)
                 .add(TaskFilter::condition(filter)?),
-            Tasks::order(order_by),
+            Task::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -262,7 +263,7 @@ impl Agent {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ConversationFilter>,
-    ) -> Result<Connection<Conversations>, Error> {
+    ) -> Result<Connection<Conversation>, Error> {
         let condition = ConversationFilter::condition(filter)?;
         Connection::select(
             conversations(ctx.request().viewer()?, condition),
@@ -284,7 +285,7 @@ impl Agent {
     ) -> Result<Connection<Events>, Error> {
         Events::of(
             ctx,
-            event::Column::AgentId,
+            gathering_entity::event::Column::AgentId,
             self.0.id,
             filter,
             &Page::new(first, after, last, before)?,
@@ -498,27 +499,19 @@ pub struct AgentConversation {
     total_messages: i64,
 }
 
-/// Marker type for connections of agents.
-pub struct Agents;
+impl From<Arc<agent::Model>> for Agent {
+    fn from(row: Arc<agent::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Agents {
+impl Noun for Agent {
     type Entity = agent::Entity;
-    type Node = Agent;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Agent;
     const NAME: &'static str = "Agent";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<agent::Model>],
-    ) -> Result<Vec<Option<Agent>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Agent(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<agent::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().agent.clone())
     }
 }
 
@@ -545,7 +538,7 @@ pub struct AgentOrder {
     direction: SortDirection,
 }
 
-impl Agents {
+impl Agent {
     fn order(by: Option<AgentOrder>) -> Order<agent::Column> {
         use agent::Column::{Id, LastActiveAt, NameKey, UpdatedAt};
         let Some(AgentOrder { field, direction }) = by else {
@@ -660,7 +653,7 @@ impl AgentQuery {
         before: Option<String>,
         filter: Option<AgentFilter>,
         order_by: Option<AgentOrder>,
-    ) -> Result<Connection<Agents>, Error> {
+    ) -> Result<Connection<Agent>, Error> {
         let request = ctx.request();
         let condition = filter
             .map(|filter| filter.condition(request.services.backend))
@@ -669,7 +662,7 @@ impl AgentQuery {
             Condition::all()
                 .add(request.viewer()?.agents())
                 .add(condition.unwrap_or_else(Condition::all)),
-            Agents::order(order_by),
+            Agent::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -687,7 +680,7 @@ pub struct AgentPayload {
 impl AgentPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            agent: outcome.row::<agent::Entity>(ctx).await?.map(Agent),
+            agent: outcome.row::<Agent>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -877,7 +870,7 @@ impl AgentMutation {
         let persona = Kind::Persona.parse_opt(input.persona_id.as_ref(), "personaId")?;
         let model = Kind::Model.parse_opt(input.model_id.as_ref(), "modelId")?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let persona = change.lock_reference::<persona::Entity>(persona, "personaId");
             let persona = persona.await?;
             let preferred = persona
@@ -904,7 +897,7 @@ impl AgentMutation {
                 }
                 done => done?,
             };
-            change.append(fact("agent.created", &row, &[]));
+            change.append(fact(EventType::AgentCreated, &row, &[]));
             change.commit(vec![id]).await
         });
         AgentPayload::new(ctx, outcome.await?).await
@@ -920,7 +913,7 @@ impl AgentMutation {
         let id = Kind::Agent.parse(&input.agent_id, "agentId")?;
         let persona = Kind::Persona.parse_new(&input.persona_id, "personaId")?;
         let model = Kind::Model.parse_new(&input.model_id, "modelId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = &change.viewer.rules().agent;
             let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
             change.check_agent(&row)?;
@@ -962,7 +955,7 @@ impl AgentMutation {
                 done => done?,
             };
             if !edits.is_empty() {
-                change.append(fact("agent.updated", &row, edits.names()));
+                change.append(fact(EventType::AgentUpdated, &row, edits.names()));
             }
             if to != from {
                 change.append(status_changed(&row, from));
@@ -981,7 +974,7 @@ impl AgentMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Agent.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = &change.viewer.rules().agent;
             let row = change
                 .lock_for_delete::<agent::Entity>(rule, id, "id")
@@ -1000,7 +993,7 @@ impl AgentMutation {
                 return Ok(Outcome::fault(Some(id), in_use(message)));
             }
             change.leave_circles(id).await?;
-            change.append(fact("agent.deleted", &row, &[]));
+            change.append(fact(EventType::AgentDeleted, &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -1097,7 +1090,7 @@ fn name_taken() -> UserError {
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
-fn fact(kind: &'static str, row: &agent::Model, changed: &[&str]) -> NewEvent {
+fn fact(kind: EventType, row: &agent::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
     NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)
@@ -1112,7 +1105,7 @@ fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> NewEvent {
         "toStatus": row.status.to_value(),
         "version": row.version,
     });
-    NewEvent::new("agent.status_changed", row.id, payload)
+    NewEvent::new(EventType::AgentStatusChanged, row.id, payload)
         .owner(row.owner_id)
         .agent(row.id)
 }

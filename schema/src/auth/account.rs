@@ -19,7 +19,7 @@ use crate::{
     access::Viewer,
     db::retry_on_conflict,
     error::{Code, Error},
-    events::{Ended, NewEvent, notify_ended},
+    events::{Ended, EventType, NewEvent, notify_ended},
     text,
 };
 
@@ -125,7 +125,7 @@ impl Accounts {
             };
             attempt.succeeded(&transaction, now).await?;
             let origin = (Some(user.id), client);
-            let facts = vec![changed("user.registered", &user, &[])];
+            let facts = vec![changed(EventType::UserRegistered, &user, &[])];
             let session = new_session(now);
             let issued = self.issue(&transaction, user, session, client, now).await?;
             self.commit(transaction, origin, facts, now).await?;
@@ -154,7 +154,7 @@ impl Accounts {
             let (transaction, _turn) = self.writer.begin().await?;
             let user = self.insert(&transaction, profile, &hash, None).await?;
             if let Some(user) = &user {
-                let facts = vec![changed("user.registered", user, &[])];
+                let facts = vec![changed(EventType::UserRegistered, user, &[])];
                 self.commit(transaction, (None, client), facts, user.created_at)
                     .await?;
             }
@@ -340,7 +340,7 @@ impl Accounts {
         let part = transaction.begin().await?;
         let subject = user.unwrap_or_else(Uuid::now_v7);
         let payload = json!({ "reason": "FAILED_LOGINS", "at": now });
-        let locked = NewEvent::new("user.locked", subject, payload).owner(subject);
+        let locked = NewEvent::new(EventType::UserLocked, subject, payload).owner(subject);
         let duplicates = self.append(&part, (None, client), vec![locked], now);
         let duplicates = duplicates.await?;
         match user {
@@ -503,7 +503,7 @@ impl Accounts {
             row.is_active = Set(is_active);
         }
         let row = row.update(transaction).await?;
-        let mut facts = vec![changed("user.updated", &row, &names)];
+        let mut facts = vec![changed(EventType::UserUpdated, &row, &names)];
         if revokes {
             facts.push(tokens_revoked(user, RevocationReason::Admin, now));
         }

@@ -48,7 +48,7 @@ use crate::{
     clock::Clock,
     db::{Loader, Writer},
     error::Error,
-    events::{Bus, Ended, NewEvent, Watch, append},
+    events::{Bus, Ended, EventType, NewEvent, Watch, append},
 };
 use credential::{Credential, Found};
 use lockout::Attempt;
@@ -365,7 +365,7 @@ impl Accounts {
 }
 
 /// The event for an account that was created or has changed fields.
-fn changed(kind: &'static str, user: &user::Model, changed: &[&str]) -> NewEvent {
+fn changed(kind: EventType, user: &user::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "changed": changed, "updatedAt": user.updated_at });
     NewEvent::new(kind, user.id, payload).owner(user.id)
 }
@@ -378,7 +378,7 @@ fn tokens_revoked(
     now: DateTime<Utc>,
 ) -> NewEvent {
     let payload = json!({ "reason": reason.to_value(), "at": now });
-    NewEvent::new("user.tokens_revoked", user, payload).owner(user)
+    NewEvent::new(EventType::UserTokensRevoked, user, payload).owner(user)
 }
 
 /// The lowest possible id of a row created at this time.

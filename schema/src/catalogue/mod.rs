@@ -1,5 +1,6 @@
 //! Shared by changes to providers, models and personas: each one writes an event and an audit log entry.
 
+pub mod event;
 pub mod model;
 pub mod persona;
 pub mod provider;
@@ -8,12 +9,17 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{audit::AuditAction, data::Change, events::NewEvent, id::Kind};
+use crate::{
+    audit::AuditAction,
+    data::Change,
+    events::{EventType, NewEvent},
+    id::Kind,
+};
 
 /// A catalogue entry that is changed.
 pub(crate) struct Entry<'a> {
     /// The kind of the entry, and the type of its events.
-    pub(crate) kind: (Kind, &'static str),
+    pub(crate) kind: (Kind, EventType),
     pub(crate) id: Uuid,
     pub(crate) name: &'a str,
     pub(crate) updated_at: DateTime<Utc>,

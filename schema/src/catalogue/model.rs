@@ -1,10 +1,9 @@
 //! Models: the language models that agents run on.
 
+use crate::Viewer;
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{agent, model, provider};
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
@@ -12,9 +11,11 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
+use crate::data::Noun;
+use crate::events::EventType;
 use crate::{
     catalogue::{Entry, provider::Provider},
-    data::{Connection, Edits, Listed, Order, Outcome, Page, change},
+    data::{Connection, Edits, Order, Outcome, Page, change},
     db::{Rule, is_taken},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -136,27 +137,19 @@ impl Model {
     }
 }
 
-/// A connection of models.
-pub struct Models;
+impl From<Arc<model::Model>> for Model {
+    fn from(row: Arc<model::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Models {
+impl Noun for Model {
     type Entity = model::Entity;
-    type Node = Model;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Model;
     const NAME: &'static str = "Model";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<model::Model>],
-    ) -> Result<Vec<Option<Model>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Model(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<model::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(_: &Viewer) -> Option<Rule> {
+        Some(Rule::default())
     }
 }
 
@@ -224,7 +217,7 @@ impl ModelQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ModelFilter>,
-    ) -> Result<Connection<Models>, Error> {
+    ) -> Result<Connection<Model>, Error> {
         ctx.request().viewer()?;
         Connection::new(
             ModelFilter::condition(filter)?,
@@ -246,7 +239,7 @@ pub struct ModelPayload {
 impl ModelPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            model: outcome.row::<model::Entity>(ctx).await?.map(Model),
+            model: outcome.row::<Model>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -404,7 +397,7 @@ impl ModelMutation {
         ctx.request().admin()?;
         let provider = Kind::Provider.parse(&input.provider_id, "providerId")?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let runs_it = change.lock_reference::<provider::Entity>(Some(provider), "providerId");
             runs_it.await?;
             let mut check = Check::default();
@@ -454,7 +447,7 @@ impl ModelMutation {
     ) -> Result<ModelPayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Model.parse(&input.model_id, "modelId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.row::<model::Entity>(&rule, id, "modelId");
             let mut new = row.await?.into_active_model();
@@ -482,7 +475,7 @@ impl ModelMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Model.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<model::Entity>(&rule, id, "id");
             let row = row.await?;
@@ -510,7 +503,7 @@ fn micros(check: &mut Check, field: &str, price: Decimal) -> i64 {
 
 fn entry(row: &model::Model) -> Entry<'_> {
     Entry {
-        kind: (Kind::Model, "model.changed"),
+        kind: (Kind::Model, EventType::ModelChanged),
         id: row.id,
         name: &row.name,
         updated_at: row.updated_at,

@@ -1,10 +1,9 @@
 //! Personas: reusable characters for agents.
 
+use crate::Viewer;
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{List, agent, model, persona};
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
@@ -12,10 +11,12 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
+use crate::data::Noun;
+use crate::events::EventType;
 use crate::{
     agent::{MAX_ENTRY, MAX_LIST, MAX_PROMPT, MAX_STYLE, TEMPERATURE},
     catalogue::{Entry, model::Model},
-    data::{Connection, Edits, Listed, Order, Outcome, Page, change},
+    data::{Connection, Edits, Order, Outcome, Page, change},
     db::{Rule, is_taken},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -146,27 +147,19 @@ impl Persona {
     }
 }
 
-/// A connection of personas.
-pub struct Personas;
+impl From<Arc<persona::Model>> for Persona {
+    fn from(row: Arc<persona::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Personas {
+impl Noun for Persona {
     type Entity = persona::Entity;
-    type Node = Persona;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Persona;
     const NAME: &'static str = "Persona";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<persona::Model>],
-    ) -> Result<Vec<Option<Persona>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Persona(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<persona::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(_: &Viewer) -> Option<Rule> {
+        Some(Rule::default())
     }
 }
 
@@ -231,7 +224,7 @@ impl PersonaQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<PersonaFilter>,
-    ) -> Result<Connection<Personas>, Error> {
+    ) -> Result<Connection<Persona>, Error> {
         ctx.request().viewer()?;
         let condition = filter
             .map(PersonaFilter::condition)
@@ -257,7 +250,7 @@ pub struct PersonaPayload {
 impl PersonaPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            persona: outcome.row::<persona::Entity>(ctx).await?.map(Persona),
+            persona: outcome.row::<Persona>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -472,7 +465,7 @@ impl PersonaMutation {
         ctx.request().admin()?;
         let model = Kind::Model.parse_opt(input.default_model_id.as_ref(), "defaultModelId")?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let preferred = change.lock_reference::<model::Entity>(model, "defaultModelId");
             preferred.await?;
             let mut check = Check::default();
@@ -504,7 +497,7 @@ impl PersonaMutation {
         ctx.request().admin()?;
         let id = Kind::Persona.parse(&input.persona_id, "personaId")?;
         let model = Kind::Model.parse_new(&input.default_model_id, "defaultModelId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.row::<persona::Entity>(&rule, id, "personaId");
             let mut new = row.await?.into_active_model();
@@ -536,7 +529,7 @@ impl PersonaMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Persona.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<persona::Entity>(&rule, id, "id");
             let row = row.await?;
@@ -560,7 +553,7 @@ impl PersonaMutation {
 
 fn entry(row: &persona::Model) -> Entry<'_> {
     Entry {
-        kind: (Kind::Persona, "persona.changed"),
+        kind: (Kind::Persona, EventType::PersonaChanged),
         id: row.id,
         name: &row.name,
         updated_at: row.updated_at,

@@ -1,22 +1,23 @@
 //! Providers: companies and local servers that run models.
 
+use crate::Viewer;
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{model, provider};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
 };
 use uuid::Uuid;
 
+use crate::data::Noun;
+use crate::events::EventType;
 use crate::{
     catalogue::{
         Entry,
-        model::{ModelFilter, Models},
+        model::{Model, ModelFilter},
     },
-    data::{Connection, Edits, Listed, Order, Outcome, Page, change},
+    data::{Connection, Edits, Order, Outcome, Page, change},
     db::{Rule, is_taken},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -80,7 +81,7 @@ impl Provider {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ModelFilter>,
-    ) -> Result<Connection<Models>, Error> {
+    ) -> Result<Connection<Model>, Error> {
         Connection::of(
             model::Column::ProviderId,
             self.0.id,
@@ -91,27 +92,19 @@ impl Provider {
     }
 }
 
-/// A connection of providers.
-pub struct Providers;
+impl From<Arc<provider::Model>> for Provider {
+    fn from(row: Arc<provider::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Providers {
+impl Noun for Provider {
     type Entity = provider::Entity;
-    type Node = Provider;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Provider;
     const NAME: &'static str = "Provider";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<provider::Model>],
-    ) -> Result<Vec<Option<Provider>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Provider(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<provider::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(_: &Viewer) -> Option<Rule> {
+        Some(Rule::default())
     }
 }
 
@@ -139,7 +132,7 @@ impl ProviderQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
-    ) -> Result<Connection<Providers>, Error> {
+    ) -> Result<Connection<Provider>, Error> {
         ctx.request().viewer()?;
         Connection::new(
             Condition::all(),
@@ -161,7 +154,7 @@ pub struct ProviderPayload {
 impl ProviderPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            provider: outcome.row::<provider::Entity>(ctx).await?.map(Provider),
+            provider: outcome.row::<Provider>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -208,7 +201,7 @@ impl ProviderMutation {
     ) -> Result<ProviderPayload, Error> {
         ctx.request().admin()?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
             let url = input.api_base_url.as_deref();
             let row = provider::Model {
@@ -246,7 +239,7 @@ impl ProviderMutation {
     ) -> Result<ProviderPayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Provider.parse(&input.provider_id, "providerId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.row::<provider::Entity>(&rule, id, "providerId");
             let mut new = row.await?.into_active_model();
@@ -281,7 +274,7 @@ impl ProviderMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Provider.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<provider::Entity>(&rule, id, "id");
             let row = row.await?;
@@ -300,7 +293,7 @@ impl ProviderMutation {
 
 fn entry(row: &provider::Model) -> Entry<'_> {
     Entry {
-        kind: (Kind::Provider, "provider.changed"),
+        kind: (Kind::Provider, EventType::ProviderChanged),
         id: row.id,
         name: &row.name,
         updated_at: row.updated_at,

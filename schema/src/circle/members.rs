@@ -1,5 +1,6 @@
 //! Members: agents in circles.
 
+use crate::data::Noun;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -26,7 +27,7 @@ use crate::{
     data::{Change, Edits, Listed, Outcome, change},
     db::{Rule, Totals, count_where, is_among},
     error::Error,
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode, entry},
     request::RequestExt,
@@ -62,6 +63,22 @@ pub enum MemberRole {
 
 /// An agent's membership in a circle.
 pub struct CircleMember(pub(crate) Arc<member::Model>);
+
+impl From<Arc<member::Model>> for CircleMember {
+    fn from(row: Arc<member::Model>) -> Self {
+        Self(row)
+    }
+}
+
+impl Noun for CircleMember {
+    type Entity = member::Entity;
+    const KIND: Kind = Kind::Member;
+    const NAME: &'static str = "CircleMember";
+
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().member.clone())
+    }
+}
 
 /// An agent's membership in a circle. Visible to readers of the circle.
 #[Object]
@@ -291,9 +308,8 @@ pub struct CircleMemberPayload {
 
 impl CircleMemberPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
-        let row = outcome.row::<member::Entity>(ctx).await?;
         Ok(Self {
-            member: row.map(CircleMember),
+            member: outcome.row::<CircleMember>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -313,12 +329,11 @@ pub struct CircleMembersPayload {
 impl CircleMembersPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         let joined = outcome.rows.iter().skip(1);
-        let joined = joined.map(|id| outcome.load::<member::Entity>(ctx, *id));
-        let (circle, members) =
-            try_join(outcome.row::<circle::Entity>(ctx), try_join_all(joined)).await?;
+        let joined = joined.map(|id| outcome.load::<CircleMember>(ctx, *id));
+        let (circle, members) = try_join(outcome.row::<Circle>(ctx), try_join_all(joined)).await?;
         Ok(Self {
-            circle: circle.map(Circle),
-            members: members.into_iter().flatten().map(CircleMember).collect(),
+            circle,
+            members: members.into_iter().flatten().collect(),
             user_errors: outcome.errors,
         })
     }
@@ -468,7 +483,7 @@ impl MemberMutation {
     ) -> Result<CircleMembersPayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let agents = NewMemberInput::agents(&input.members)?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let circle = change.circle(id, "circleId", Access::Editor).await?;
             if let Err(fault) = check_open(&circle) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -513,7 +528,7 @@ impl MemberMutation {
         input: UpdateCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
             if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -538,7 +553,7 @@ impl MemberMutation {
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
                 let row = new.update(&change.transaction).await?;
-                change.append(fact("member.updated", &circle, &row, edits.names()));
+                change.append(fact(EventType::MemberUpdated, &circle, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -555,7 +570,7 @@ impl MemberMutation {
         input: RemoveCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
             if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -698,7 +713,7 @@ impl Change<'_> {
         let joined = new.into_iter().map(|mut row| {
             let past = known.iter().find(|past| past.agent_id == row.agent_id);
             row.id = past.map_or(row.id, |past| past.id);
-            self.append(fact("member.added", circle, &row, &[]));
+            self.append(fact(EventType::MemberAdded, circle, &row, &[]));
             row.id
         });
         Ok(joined.collect())
@@ -720,11 +735,11 @@ fn check_present(row: &member::Model) -> Result<(), UserError> {
 
 /// The event for an agent that has left a circle.
 pub(crate) fn removed(circle: &circle::Model, row: &member::Model) -> NewEvent {
-    fact("member.removed", circle, row, &[])
+    fact(EventType::MemberRemoved, circle, row, &[])
 }
 
 fn fact(
-    kind: &'static str,
+    kind: EventType,
     circle: &circle::Model,
     row: &member::Model,
     changed: &[&str],

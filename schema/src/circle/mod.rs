@@ -1,16 +1,14 @@
 //! Circles: teams of agents.
 
+pub mod event;
 pub mod members;
 
+use crate::events::EventType;
 use std::{ops::RangeInclusive, sync::Arc};
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use futures_util::future::try_join_all;
-use gathering_entity::{
-    agent, circle, collaborator, conversation, event, member, project, task, user,
-};
+use gathering_entity::{agent, circle, collaborator, conversation, member, project, task, user};
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
     FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
@@ -20,11 +18,12 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
     access::Viewer,
     auth::by_email,
     circle::members::{CircleMembers, MemberFilter, NewMemberInput},
-    conversation::{ConversationFilter, Conversations},
+    conversation::{Conversation, ConversationFilter},
     data::{
         Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Order, Outcome, Page,
         change, check_version,
@@ -39,7 +38,7 @@ use crate::{
     project::Project,
     request::RequestExt,
     scalar::DateTime,
-    task::{TaskFilter, TaskOrder, Tasks},
+    task::{Task, TaskFilter, TaskOrder},
     user::User,
 };
 
@@ -265,13 +264,13 @@ impl Circle {
         before: Option<String>,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Tasks>, Error> {
+    ) -> Result<Connection<Task>, Error> {
         ctx.request().viewer()?;
         Connection::of(
             task::Column::CircleId,
             self.0.id,
             TaskFilter::condition(filter)?,
-            Tasks::order(order_by),
+            Task::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -284,7 +283,7 @@ impl Circle {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ConversationFilter>,
-    ) -> Result<Connection<Conversations>, Error> {
+    ) -> Result<Connection<Conversation>, Error> {
         Connection::of(
             conversation::Column::CircleId,
             self.0.id,
@@ -306,7 +305,7 @@ impl Circle {
     ) -> Result<Connection<Events>, Error> {
         Events::of(
             ctx,
-            event::Column::CircleId,
+            gathering_entity::event::Column::CircleId,
             self.0.id,
             filter,
             &Page::new(first, after, last, before)?,
@@ -362,31 +361,23 @@ impl CircleMetrics {
     }
 }
 
-/// Marker type for connections of circles.
-pub struct Circles;
-
-impl Listed for Circles {
-    type Entity = circle::Entity;
-    type Node = Circle;
-    type Extra = EmptyFields;
-    const NAME: &'static str = "Circle";
-
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<circle::Model>],
-    ) -> Result<Vec<Option<Circle>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Circle(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<circle::Model>) -> EmptyFields {
-        EmptyFields
+impl From<Arc<circle::Model>> for Circle {
+    fn from(row: Arc<circle::Model>) -> Self {
+        Self(row)
     }
 }
 
-impl Circles {
+impl Noun for Circle {
+    type Entity = circle::Entity;
+    const KIND: Kind = Kind::Circle;
+    const NAME: &'static str = "Circle";
+
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().circle.clone())
+    }
+}
+
+impl Circle {
     pub(crate) fn order(by: Option<NamedOrder>) -> Order<circle::Column> {
         use circle::Column::{Id, NameKey, UpdatedAt};
         let Some(NamedOrder { field, direction }) = by else {
@@ -601,13 +592,13 @@ impl CircleQuery {
         before: Option<String>,
         filter: Option<CircleFilter>,
         order_by: Option<NamedOrder>,
-    ) -> Result<Connection<Circles>, Error> {
+    ) -> Result<Connection<Circle>, Error> {
         let viewer = ctx.request().viewer()?;
         Connection::new(
             Condition::all()
                 .add(viewer.circles())
                 .add(CircleFilter::condition(filter, viewer)?),
-            Circles::order(order_by),
+            Circle::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -625,7 +616,7 @@ pub struct CirclePayload {
 impl CirclePayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            circle: outcome.row::<circle::Entity>(ctx).await?.map(Circle),
+            circle: outcome.row::<Circle>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -737,7 +728,7 @@ impl CircleMutation {
         let project = Kind::Project.parse_opt(input.project_id.as_ref(), "projectId")?;
         let joining = input.members.as_deref().unwrap_or_default();
         let agents = NewMemberInput::agents(joining)?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
             let (name, name_key) = check.name("name", &input.name, MAX_NAME);
             let mut row = circle::Model {
@@ -781,7 +772,7 @@ impl CircleMutation {
             if let Err(faults) = check.faults() {
                 return Ok(Outcome::refused(None, faults));
             }
-            change.append(edited("circle.created", &row, &[]));
+            change.append(edited(EventType::CircleCreated, &row, &[]));
             let before = row.status;
             if input.start_now {
                 // Creating and starting are two transitions, written in one statement.
@@ -798,7 +789,7 @@ impl CircleMutation {
             };
             change.add_members(&row, joiners, &[]).await?;
             if input.start_now {
-                change.append(moved("circle.started", &row, before));
+                change.append(moved(EventType::CircleStarted, &row, before));
             }
             change.commit(vec![id]).await
         });
@@ -818,7 +809,7 @@ impl CircleMutation {
             MaybeUndefined::Undefined => None,
             project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
         };
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
             let allowed =
                 check_open(&row).and_then(|()| check_version(input.expected_version, row.version));
@@ -882,7 +873,7 @@ impl CircleMutation {
                     }
                     done => done?,
                 };
-                change.append(edited("circle.updated", &row, edits.names()));
+                change.append(edited(EventType::CircleUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -950,7 +941,7 @@ impl CircleMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Circle.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             use circle::CircleStatus::{Archived, Created, Stopped};
             let row = change.circle(id, "id", Access::Owner).await?;
             if let Err(fault) = check_version(input.expected_version, row.version) {
@@ -961,7 +952,7 @@ impl CircleMutation {
             }
             change.cancel_conversations(&row).await?;
             change.unshare(&row).await?;
-            change.append(edited("circle.deleted", &row, &[]));
+            change.append(edited(EventType::CircleDeleted, &row, &[]));
             change.free_agents(id).await?;
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
@@ -978,7 +969,7 @@ impl CircleMutation {
         input: ShareCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
             if let Err(fault) = check_open(&row) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -1001,7 +992,7 @@ impl CircleMutation {
             }
             let role = input.role.into();
             if change.share(&row, user, role).await? {
-                change.append(sharing("circle.shared", &row, user, Some(role)));
+                change.append(sharing(EventType::CircleShared, &row, user, Some(role)));
             }
             change.commit(vec![id]).await
         });
@@ -1018,7 +1009,7 @@ impl CircleMutation {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let user = Kind::User.parse(&input.user_id, "userId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let leaves = user == change.viewer.id();
             let least = if leaves {
                 Access::Viewer
@@ -1042,7 +1033,7 @@ impl CircleMutation {
                 let fault = UserError::new(field, UserErrorCode::Invalid, message);
                 return Ok(Outcome::fault(Some(id), fault));
             }
-            change.append(sharing("circle.unshared", &row, user, None));
+            change.append(sharing(EventType::CircleUnshared, &row, user, None));
             let reads_on = !leaves || change.viewer.is_admin();
             change.commit(Vec::from_iter(reads_on.then_some(id))).await
         });
@@ -1068,26 +1059,50 @@ impl Step {
         let (from, to, least, event, done): (&[_], _, _, _, _) = match self {
             Self::Start => {
                 let from = &[Created, Paused, Stopped];
-                (from, Running, Access::Editor, "circle.started", "started")
+                (
+                    from,
+                    Running,
+                    Access::Editor,
+                    EventType::CircleStarted,
+                    "started",
+                )
             }
             Self::Pause => (
                 &[Running],
                 Paused,
                 Access::Editor,
-                "circle.paused",
+                EventType::CirclePaused,
                 "paused",
             ),
             Self::Stop => {
                 let from = &[Running, Paused];
-                (from, Stopped, Access::Editor, "circle.stopped", "stopped")
+                (
+                    from,
+                    Stopped,
+                    Access::Editor,
+                    EventType::CircleStopped,
+                    "stopped",
+                )
             }
             Self::Archive => {
                 let from = &[Created, Stopped];
-                (from, Archived, Access::Owner, "circle.archived", "archived")
+                (
+                    from,
+                    Archived,
+                    Access::Owner,
+                    EventType::CircleArchived,
+                    "archived",
+                )
             }
             Self::Restore => {
                 let from = &[Archived];
-                (from, Stopped, Access::Owner, "circle.restored", "restored")
+                (
+                    from,
+                    Stopped,
+                    Access::Owner,
+                    EventType::CircleRestored,
+                    "restored",
+                )
             }
         };
         Transition {
@@ -1106,7 +1121,7 @@ impl Step {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let rule = self.rule();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.circle(id, "circleId", rule.least).await?;
             if let Err(fault) = check_version(input.expected_version, row.version) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -1151,7 +1166,7 @@ struct Transition {
     from: &'static [circle::CircleStatus],
     to: circle::CircleStatus,
     least: Access,
-    event: &'static str,
+    event: EventType,
     done: &'static str,
 }
 
@@ -1167,7 +1182,7 @@ impl Change<'_> {
             .all(&self.transaction)
             .await?;
         for user in users {
-            self.append(sharing("circle.unshared", circle, user, None));
+            self.append(sharing(EventType::CircleUnshared, circle, user, None));
         }
         Ok(())
     }
@@ -1253,7 +1268,7 @@ impl Change<'_> {
                 "toStatus": AgentStatus::Idle.to_value(),
                 "version": version,
             });
-            let fact = NewEvent::new("agent.status_changed", id, payload);
+            let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
             self.append(fact.owner(owner).agent(id));
         }
         Ok(())
@@ -1286,19 +1301,19 @@ fn share_fault(message: &str) -> UserError {
     UserError::new("email", UserErrorCode::Invalid, message)
 }
 
-fn fact(kind: &'static str, row: &circle::Model, payload: Value) -> NewEvent {
+fn fact(kind: EventType, row: &circle::Model, payload: Value) -> NewEvent {
     NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)
         .circle(row.id)
         .project(row.project_id)
 }
 
-fn edited(kind: &'static str, row: &circle::Model, changed: &[&str]) -> NewEvent {
+fn edited(kind: EventType, row: &circle::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
     fact(kind, row, payload)
 }
 
-fn moved(kind: &'static str, row: &circle::Model, before: circle::CircleStatus) -> NewEvent {
+fn moved(kind: EventType, row: &circle::Model, before: circle::CircleStatus) -> NewEvent {
     let payload = json!({
         "name": row.name,
         "fromStatus": before.to_value(),
@@ -1310,7 +1325,7 @@ fn moved(kind: &'static str, row: &circle::Model, before: circle::CircleStatus) 
 
 /// Delivered to the user concerned, even if that user cannot read the circle.
 fn sharing(
-    kind: &'static str,
+    kind: EventType,
     row: &circle::Model,
     user: Uuid,
     role: Option<collaborator::CollaboratorRole>,

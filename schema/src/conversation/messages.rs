@@ -1,10 +1,10 @@
 //! Messages: numbered contributions to a conversation.
 
+use crate::Viewer;
+use crate::db::Rule;
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
 use futures_util::future::try_join_all;
 use gathering_entity::{List, agent, conversation, message, model, user};
 use sea_orm::{
@@ -14,6 +14,7 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
     agent::Agent,
     catalogue::model::Model,
@@ -21,9 +22,9 @@ use crate::{
         Conversation, EventScope,
         turns::{self, Participant, Said, Talk},
     },
-    data::{Change, Listed, Outcome, change},
+    data::{Change, Outcome, change},
     error::Error,
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -166,27 +167,19 @@ impl Message {
     }
 }
 
-/// Marker type for connections of messages.
-pub struct Messages;
+impl From<Arc<message::Model>> for Message {
+    fn from(row: Arc<message::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Messages {
+impl Noun for Message {
     type Entity = message::Entity;
-    type Node = Message;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Message;
     const NAME: &'static str = "Message";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<message::Model>],
-    ) -> Result<Vec<Option<Message>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Message(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<message::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().message.clone())
     }
 }
 
@@ -232,7 +225,7 @@ pub struct MessagePayload {
 impl MessagePayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            message: outcome.row::<message::Entity>(ctx).await?.map(Message),
+            message: outcome.row::<Message>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -283,7 +276,7 @@ impl MessageMutation {
         let conversation = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
         let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
         let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let held = change.conversation(conversation, "conversationId").await?;
             let (row, place) = match held {
                 Ok(held) => held,
@@ -357,7 +350,7 @@ impl MessageMutation {
         input: PinMessageInput,
     ) -> Result<MessagePayload, Error> {
         let id = Kind::Message.parse(&input.message_id, "messageId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let row = change.message(id, "messageId").await?;
             let held = change
                 .conversation(row.conversation_id, "messageId")
@@ -380,7 +373,7 @@ impl MessageMutation {
                     "excerpt": excerpt(&row.content),
                     "isPinned": input.is_pinned,
                 });
-                let fact = place.fact("message.pinned", id, payload);
+                let fact = place.fact(EventType::MessagePinned, id, payload);
                 change.append(fact.agent(row.agent_id));
             }
             change.commit(vec![id]).await
@@ -549,7 +542,7 @@ impl Change<'_> {
             "role": message.role.to_value(),
             "excerpt": excerpt(&message.content),
         });
-        self.append(by(place.fact("message.added", message.id, payload)));
+        self.append(by(place.fact(EventType::MessageAdded, message.id, payload)));
         message::Entity::insert(message.into_active_model())
             .exec_without_returning(&self.transaction)
             .await?;
@@ -557,14 +550,18 @@ impl Change<'_> {
 
         let next = progress.next_speaker.map(|id| Kind::Agent.id(id));
         let payload = json!({ "turn": progress.turns_taken, "nextSpeakerId": next });
-        self.append(by(place.told("conversation.turn_completed", row, payload)));
+        self.append(by(place.told(
+            EventType::ConversationTurnCompleted,
+            row,
+            payload,
+        )));
         if let Some(ended) = &ended {
             let payload = json!({
                 "fromStatus": row.status.to_value(),
                 "toStatus": ended.status.to_value(),
                 "reason": ended.end_reason,
             });
-            self.append(by(place.told("conversation.ended", ended, payload)));
+            self.append(by(place.told(EventType::ConversationEnded, ended, payload)));
         }
         agent::Entity::update_many()
             .col_expr(agent::Column::LastActiveAt, Expr::value(now))

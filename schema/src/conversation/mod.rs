@@ -1,18 +1,20 @@
 //! Conversations: turn-based exchanges of messages between agents.
 
+pub mod event;
 pub mod messages;
 mod prose;
 mod turns;
 
+use crate::Viewer;
+use crate::db::Rule;
+use crate::events::EventType;
 use std::{
     collections::{HashMap, HashSet},
     ops::RangeInclusive,
     sync::Arc,
 };
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use chrono::Utc;
 use futures_util::future::try_join_all;
 use gathering_entity::{agent, circle, conversation, member, message, participant, task, user};
@@ -25,11 +27,12 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
     agent::Agent,
     circle::{Access, Circle, check_open},
     conversation::{
-        messages::{MessageFilter, Messages},
+        messages::{Message, MessageFilter},
         turns::{Participant, Talk},
     },
     data::{Change, Connection, Edits, Listed, Order, Outcome, Page, change, check_version},
@@ -241,7 +244,7 @@ impl Conversation {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<MessageFilter>,
-    ) -> Result<Connection<Messages>, Error> {
+    ) -> Result<Connection<Message>, Error> {
         Connection::of(
             message::Column::ConversationId,
             self.0.id,
@@ -304,27 +307,19 @@ impl Conversation {
     }
 }
 
-/// Marker type for connections of conversations.
-pub struct Conversations;
+impl From<Arc<conversation::Model>> for Conversation {
+    fn from(row: Arc<conversation::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Conversations {
+impl Noun for Conversation {
     type Entity = conversation::Entity;
-    type Node = Conversation;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Conversation;
     const NAME: &'static str = "Conversation";
 
-    async fn nodes(
-        _: &Context<'_>,
-        rows: &[Arc<conversation::Model>],
-    ) -> Result<Vec<Option<Conversation>>, Error> {
-        Ok(rows
-            .iter()
-            .map(|row| Some(Conversation(Arc::clone(row))))
-            .collect())
-    }
-
-    fn extra(_: &Arc<conversation::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().conversation.clone())
     }
 }
 
@@ -438,7 +433,7 @@ impl ConversationQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ConversationFilter>,
-    ) -> Result<Connection<Conversations>, Error> {
+    ) -> Result<Connection<Conversation>, Error> {
         let readable = ctx.request().viewer()?.conversations();
         Connection::new(
             Condition::all()
@@ -461,9 +456,8 @@ pub struct ConversationPayload {
 
 impl ConversationPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
-        let row = outcome.row::<conversation::Entity>(ctx).await?;
         Ok(Self {
-            conversation: row.map(Conversation),
+            conversation: outcome.row::<Conversation>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -525,7 +519,7 @@ pub struct ConversationActionInput {
 
 /// A status transition of a conversation.
 struct Step {
-    event: &'static str,
+    event: EventType,
     from: &'static [ConversationStatus],
     to: ConversationStatus,
     /// The past participle for error messages.
@@ -535,7 +529,7 @@ struct Step {
 }
 
 const START: Step = Step {
-    event: "conversation.started",
+    event: EventType::ConversationStarted,
     from: &[ConversationStatus::Pending],
     to: ConversationStatus::Active,
     done: "started",
@@ -543,7 +537,7 @@ const START: Step = Step {
 };
 
 const PAUSE: Step = Step {
-    event: "conversation.paused",
+    event: EventType::ConversationPaused,
     from: &[ConversationStatus::Active],
     to: ConversationStatus::Paused,
     done: "paused",
@@ -551,7 +545,7 @@ const PAUSE: Step = Step {
 };
 
 const RESUME: Step = Step {
-    event: "conversation.resumed",
+    event: EventType::ConversationResumed,
     from: &[ConversationStatus::Paused],
     to: ConversationStatus::Active,
     done: "resumed",
@@ -559,7 +553,7 @@ const RESUME: Step = Step {
 };
 
 const COMPLETE: Step = Step {
-    event: "conversation.ended",
+    event: EventType::ConversationEnded,
     from: &[ConversationStatus::Active],
     to: ConversationStatus::Completed,
     done: "completed",
@@ -567,7 +561,7 @@ const COMPLETE: Step = Step {
 };
 
 const CANCEL: Step = Step {
-    event: "conversation.ended",
+    event: EventType::ConversationEnded,
     from: &[
         ConversationStatus::Pending,
         ConversationStatus::Active,
@@ -595,7 +589,7 @@ impl ConversationMutation {
     ) -> Result<ConversationPayload, Error> {
         let id = Uuid::now_v7();
         let new = NewConversation::parse(&input)?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let circle = match new.circle {
                 Some(id) => Some(change.circle(id, "circleId", Access::Editor).await?),
                 None => None,
@@ -641,7 +635,11 @@ impl ConversationMutation {
                 ended_at: None,
             };
             let place = EventScope::of(&row, circle.as_ref());
-            change.append(place.told("conversation.created", &row, json!({ "changed": [] })));
+            change.append(place.told(
+                EventType::ConversationCreated,
+                &row,
+                json!({ "changed": [] }),
+            ));
             if input.start_now {
                 let mut ids = new.participants.iter().copied();
                 row.next_speaker_id = turns::opening(new.facilitator, &mut ids);
@@ -679,7 +677,7 @@ impl ConversationMutation {
         input: UpdateConversationInput,
     ) -> Result<ConversationPayload, Error> {
         let id = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let (row, place) = match change.conversation(id, "conversationId").await? {
                 Ok(held) => held,
                 Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
@@ -719,7 +717,7 @@ impl ConversationMutation {
                 new.updated_at = Set(change.now);
                 let row = new.update(&change.transaction).await?;
                 let changed = json!({ "changed": edits.names() });
-                change.append(place.told("conversation.updated", &row, changed));
+                change.append(place.told(EventType::ConversationUpdated, &row, changed));
             }
             change.commit(vec![id]).await
         });
@@ -784,7 +782,7 @@ impl ConversationMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Conversation.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let (row, place) = match change.conversation(id, "id").await? {
                 Ok(held) => held,
                 Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
@@ -795,7 +793,11 @@ impl ConversationMutation {
             if row.status == conversation::ConversationStatus::Active {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
-            change.append(place.told("conversation.deleted", &row, json!({ "changed": [] })));
+            change.append(place.told(
+                EventType::ConversationDeleted,
+                &row,
+                json!({ "changed": [] }),
+            ));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -810,7 +812,7 @@ async fn transit(
     input: &ConversationActionInput,
 ) -> Result<ConversationPayload, Error> {
     let id = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
-    let outcome = change(ctx, async |mut change| {
+    let outcome = change(ctx, None, async |mut change| {
         let (row, place) = match change.conversation(id, "conversationId").await? {
             Ok(held) => held,
             Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
@@ -988,7 +990,7 @@ impl EventScope {
     }
 
     /// Creates an event in this scope.
-    pub(crate) fn fact(self, kind: &'static str, subject: Uuid, payload: Value) -> NewEvent {
+    pub(crate) fn fact(self, kind: EventType, subject: Uuid, payload: Value) -> NewEvent {
         NewEvent::new(kind, subject, payload)
             .owner(self.owner)
             .circle(self.circle)
@@ -998,7 +1000,7 @@ impl EventScope {
     /// Creates an event of a conversation: `payload`, which must be an object, extended by topic and version.
     pub(crate) fn told(
         self,
-        kind: &'static str,
+        kind: EventType,
         row: &conversation::Model,
         mut payload: Value,
     ) -> NewEvent {

@@ -5,17 +5,18 @@ use crate::db::retry_on_conflict;
 use async_graphql::Context;
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    DatabaseTransaction, EntityTrait, PrimaryKeyTrait, QueryFilter, QuerySelect, TransactionTrait,
+    DatabaseTransaction, DbErr, EntityTrait, PrimaryKeyTrait, QueryFilter, QuerySelect,
     sea_query::{Expr, LockType},
 };
 use serde_json::{Value as Json, json};
-use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     audit::AuditAction,
+    data::{Noun, noun},
     db::Rule,
+    db::is_taken,
     error::{Code, Error},
     events::{Ended, NewEvent, append},
     id::Kind,
@@ -48,48 +49,90 @@ impl Outcome {
         Self::refused(row, vec![error])
     }
 
-    /// The first row in its current state.
-    pub(crate) async fn row<E>(&self, ctx: &Context<'_>) -> Result<Option<Arc<E::Model>>, Error>
-    where
-        E: EntityTrait<Model: Send + Sync>,
-    {
+    /// The object of the first row in its current state.
+    pub(crate) async fn row<N: Noun>(&self, ctx: &Context<'_>) -> Result<Option<N>, Error> {
         match self.rows.first() {
-            Some(id) => self.load::<E>(ctx, *id).await,
+            Some(id) => self.load(ctx, *id).await,
             None => Ok(None),
         }
     }
 
-    /// A row in its current state.
-    pub(crate) async fn load<E>(
+    /// The object of a row in its current state.
+    pub(crate) async fn load<N: Noun>(
         &self,
         ctx: &Context<'_>,
         id: Uuid,
-    ) -> Result<Option<Arc<E::Model>>, Error>
-    where
-        E: EntityTrait<Model: Send + Sync>,
-    {
+    ) -> Result<Option<N>, Error> {
         let request = ctx.request();
-        let rule = if self.is_past {
-            let rules = request.viewer()?.rules();
-            rules.of_table(E::default().table_name())
-        } else {
-            Rule::default()
-        };
-        request.readable::<E>(&rule, id).await
+        if self.is_past {
+            return noun::load(request, id).await;
+        }
+        let row = request.row::<N::Entity>(id).await?;
+        Ok(row.map(N::from))
     }
 }
 
-/// Runs the change of a mutation: `work` runs in a transaction, and again if it loses against concurrent changes.
-/// Without [`Change::commit`] nothing is applied.
+/// Why the work of a mutation ends without a commit.
+pub(crate) enum Stop {
+    /// The input is refused; the payload shows why.
+    Refused(Vec<UserError>),
+    /// The request fails.
+    Failed(Error),
+}
+
+impl From<UserError> for Stop {
+    fn from(error: UserError) -> Self {
+        Self::Refused(vec![error])
+    }
+}
+
+impl From<Vec<UserError>> for Stop {
+    fn from(errors: Vec<UserError>) -> Self {
+        Self::Refused(errors)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<DbErr> for Stop {
+    fn from(error: DbErr) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// The result of a statement that writes a unique value; a duplicate is refused with `taken`.
 ///
 /// # Errors
-/// Those of the work; `CONFLICT` if all attempts lost.
+/// The value is taken, or the statement failed.
+pub(crate) fn unique<T>(
+    result: Result<T, DbErr>,
+    taken: impl FnOnce() -> UserError,
+) -> Result<T, Stop> {
+    result.map_err(|error| {
+        if is_taken(&error) {
+            taken().into()
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// Makes the change of a mutation: `work` runs in a transaction, and again if it lost against a concurrent transaction.
+/// Without [`Change::commit`] nothing has changed. `about` is the row that the payload shows if the input is refused.
+///
+/// # Errors
+/// Those of the work; `CONFLICT` if every attempt lost.
 pub(crate) async fn change<'a, F>(
     ctx: &'a Context<'a>,
+    about: Option<Uuid>,
     work: impl Fn(Change<'a>) -> F,
 ) -> Result<Outcome, Error>
 where
-    F: Future<Output = Result<Outcome, Error>>,
+    F: Future<Output = Result<Outcome, Stop>>,
 {
     let request = ctx.request();
     let viewer = request.viewer()?;
@@ -116,7 +159,11 @@ where
             ended: Vec::new(),
             _turn: turn,
         };
-        let outcome = work(change).await?;
+        let outcome = match work(change).await {
+            Ok(outcome) => outcome,
+            Err(Stop::Refused(errors)) => Outcome::refused(about, errors),
+            Err(Stop::Failed(error)) => return Err(error),
+        };
         if let Some(key) = request.key.as_ref().filter(|_| outcome.errors.is_empty()) {
             key.made();
         }
@@ -158,7 +205,7 @@ impl Change<'_> {
     }
 
     /// Commits the transaction, and notifies the bus.
-    pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Error> {
+    pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
         let bus = &self.request.services.bus;
         let origin = (
             Some(self.viewer.id()),

@@ -4,7 +4,7 @@ use crate::{error::Error, scalar::is_storable};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::DateTime;
 use sea_orm::{
-    ColumnTrait, EntityTrait, ModelTrait, QueryFilter, Value,
+    ColumnTrait, EntityTrait, ModelTrait, Value,
     sea_query::{self, ColumnType, Expr, ExprTrait},
 };
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! What an update changes.
 
 use crate::input::{UserError, UserErrorCode};
-use sea_orm::{ActiveValue, QueryFilter, Value};
+use sea_orm::{ActiveValue, Value};
 
 /// The fields of a row that an update changes.
 #[derive(Default)]

@@ -4,6 +4,7 @@ mod change;
 mod cursor;
 mod directive;
 mod edits;
+mod noun;
 mod order;
 mod page;
 
@@ -11,6 +12,8 @@ pub(crate) use change::{Change, Outcome, change};
 pub(crate) use cursor::Order;
 pub(crate) use directive::list_size;
 pub(crate) use edits::{Edits, check_version};
+pub use noun::Noun;
+pub(crate) use noun::load;
 pub use order::{NamedOrder, NamedOrderField, SortDirection};
 pub(crate) use page::DEFAULT_PAGE;
 pub(crate) use page::Page;

@@ -10,9 +10,8 @@ use async_graphql::{
     Context, Object, ObjectType, OutputType, SimpleObject, TypeName, connection::PageInfo,
 };
 use sea_orm::{
-    ColumnTrait, Condition, EntityName, EntityTrait, FromQueryResult, ModelTrait, QueryFilter,
-    QueryTrait,
-    sea_query::{ExprTrait, SelectStatement},
+    ColumnTrait, Condition, EntityName, EntityTrait, FromQueryResult, QueryFilter, QueryTrait,
+    sea_query::SelectStatement,
 };
 use uuid::Uuid;
 

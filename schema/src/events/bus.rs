@@ -15,12 +15,11 @@ use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    sea_query::ExprTrait,
 };
 use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
-use crate::events::{BATCH, Counts, Relay, Settings, Watches};
+use crate::events::{BATCH, Counts, EventType, Relay, Settings, Watches};
 
 /// The latest events, and their statistics.
 pub(crate) struct Bus {
@@ -197,11 +196,15 @@ impl Bus {
 
 /// Whether an event changes who may read a circle.
 pub(crate) fn changes_sharing(row: &event::Model) -> bool {
-    SHARING.contains(&row.kind.as_str())
+    SHARING.iter().any(|kind| kind.dotted() == row.kind)
 }
 
 /// Event types that change who may read a circle.
-pub(crate) const SHARING: [&str; 3] = ["circle.shared", "circle.unshared", "circle.deleted"];
+pub(crate) const SHARING: [EventType; 3] = [
+    EventType::CircleShared,
+    EventType::CircleUnshared,
+    EventType::CircleDeleted,
+];
 
 /// Maximum number of subscribers that read the table at the same time.
 const REPLAYS: usize = 4;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FeedFilter {
     /// The dotted names of event types.
-    pub(crate) types: Option<Vec<String>>,
+    pub(crate) types: Option<Vec<&'static str>>,
     pub(crate) circle: Option<Uuid>,
     pub(crate) project: Option<Uuid>,
     pub(crate) agent: Option<Uuid>,
@@ -25,13 +25,17 @@ impl FeedFilter {
             && self
                 .types
                 .as_ref()
-                .is_none_or(|types| types.contains(&row.kind))
+                .is_none_or(|types| types.contains(&row.kind.as_str()))
     }
 
     pub(crate) fn condition(&self) -> Condition {
         use event::Column::{AgentId, CircleId, Kind as Type, ProjectId, SubjectId};
         Condition::all()
-            .add_option(self.types.as_ref().map(|types| Type.is_in(types)))
+            .add_option(
+                self.types
+                    .as_ref()
+                    .map(|types| Type.is_in(types.iter().copied())),
+            )
             .add_option(self.circle.map(|id| CircleId.eq(id)))
             .add_option(self.project.map(|id| ProjectId.eq(id)))
             .add_option(self.agent.map(|id| AgentId.eq(id)))

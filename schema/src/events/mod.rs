@@ -8,6 +8,7 @@
 mod bus;
 mod filter;
 mod handler;
+mod kind;
 mod outbox;
 mod relay;
 mod session;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub(crate) use bus::{Bus, SHARING, changes_sharing};
 pub(crate) use filter::FeedFilter;
 pub(crate) use handler::Handler;
+pub use kind::EventType;
 pub(crate) use outbox::{NewEvent, append};
 pub use relay::Relay;
 pub(crate) use relay::notify_ended;

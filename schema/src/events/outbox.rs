@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::events::relay::CHANNEL;
-use crate::{db::is_among, error::Error};
+use crate::{db::is_among, error::Error, events::EventType};
 
 /// The version of the payloads.
 const VERSION: i32 = 1;
@@ -26,7 +26,7 @@ const ROWS: usize = 1_000;
 /// An event to append.
 #[derive(Clone, Debug)]
 pub(crate) struct NewEvent {
-    kind: &'static str,
+    kind: EventType,
     subject: Uuid,
     owner: Option<Uuid>,
     circle: Option<Uuid>,
@@ -37,9 +37,9 @@ pub(crate) struct NewEvent {
 }
 
 impl NewEvent {
-    /// Creates an event: the dotted name of its type, such as `task.created`, the row, and an object as the payload,
+    /// Creates an event: its type, the row, and an object as the payload,
     /// which never contains a secret, a prompt or a whole message.
-    pub(crate) fn new(kind: &'static str, subject: Uuid, payload: Value) -> Self {
+    pub(crate) fn new(kind: EventType, subject: Uuid, payload: Value) -> Self {
         Self {
             kind,
             subject,
@@ -97,11 +97,11 @@ impl NewEvent {
         if let Value::Object(payload) = &mut payload {
             payload.insert("v".to_owned(), json!(VERSION));
         }
-        let subject_type = self.kind.split('.').next().unwrap_or_default();
+        let subject_type = self.kind.dotted().split('.').next().unwrap_or_default();
         event::Model {
             id: Uuid::now_v7(),
             position: None,
-            kind: self.kind.to_owned(),
+            kind: self.kind.dotted().to_owned(),
             subject_type: subject_type.to_owned(),
             subject_id: self.subject,
             owner_id: self.owner,
@@ -161,7 +161,7 @@ async fn latest(
 ) -> Result<HashMap<Uuid, event::Model>, Error> {
     // A new subject has no events yet, and an event with a version is never a duplicate.
     let may_repeat = |fact: &&NewEvent| {
-        !fact.kind.ends_with(".created") && fact.payload.get("version").is_none()
+        !fact.kind.dotted().ends_with(".created") && fact.payload.get("version").is_none()
     };
     let subjects: Vec<Uuid> = facts
         .iter()

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use apollo_compiler::ast::{FieldDefinition, Value as Literal};
-use async_graphql::{Name, TypeDirective};
+use async_graphql::Name;
 use async_graphql_value::{ConstValue, Value as Input};
 
 use crate::{

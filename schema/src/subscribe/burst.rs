@@ -5,7 +5,6 @@ use async_graphql::{
     ContextSelectionSet, OutputType, PathSegment, Positioned, Response, ServerResult, Value,
     indexmap::IndexMap, parser::types::Field, registry::Registry,
 };
-use futures_util::StreamExt;
 use std::{borrow::Cow, mem, sync::atomic::Ordering};
 
 /// Events that are resolved together, as a list, but answered one by one: together they take one statement per edge.

@@ -237,7 +237,7 @@ impl Feed {
         if !self.is_guarded
             || viewer.is_admin()
             || row.owner_id == Some(viewer.id())
-            || PUBLIC_EVENTS.contains(&row.kind.as_str())
+            || PUBLIC_EVENTS.iter().any(|kind| kind.dotted() == row.kind)
         {
             return Ok(true);
         }

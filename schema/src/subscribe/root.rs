@@ -1,5 +1,6 @@
 //! Subscriptions: events as they are committed, and objects in their state after a change.
 
+use crate::events::EventType;
 use crate::events::FeedFilter;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::{
     conversation::{Conversation, messages::Message},
     db::{PageQuery, Rule},
     error::Error,
-    event::{Event, EventFilter, EventType, Events, EventsMissed, Payload},
+    event::{Event, EventFilter, Events, EventsMissed, Payload},
     events::SHARING,
     id::Kind,
     request::{Request, RequestExt},
@@ -104,10 +105,10 @@ impl Subscription {
         let request = ctx.shared();
         request.viewer()?;
         let id = Kind::Circle.parse(&circle_id, "circleId")?;
-        let types: Option<Vec<String>> =
+        let types: Option<Vec<&'static str>> =
             types.map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted)));
         // The sharing events end the stream, so they are received even if the client filters them out.
-        let sharing = SHARING.map(str::to_owned);
+        let sharing = SHARING.map(EventType::dotted);
         let wanted = FeedFilter {
             types: types
                 .clone()
@@ -435,7 +436,7 @@ async fn follow(
 /// the given types and ends when the viewer may no longer read the circle.
 fn events(
     feed: Feed,
-    circle: Option<(Uuid, Option<Vec<String>>)>,
+    circle: Option<(Uuid, Option<Vec<&'static str>>)>,
 ) -> impl Stream<Item = Result<Burst<Event>, Error>> {
     stream::try_unfold(Some((feed, circle)), async |state| {
         let Some((mut feed, circle)) = state else {
@@ -454,7 +455,7 @@ fn events(
             };
             let types = circle.as_ref().and_then(|(_, types)| types.as_ref());
             let is_wanted =
-                |row: &event::Model| types.is_none_or(|types| types.contains(&row.kind));
+                |row: &event::Model| types.is_none_or(|types| types.contains(&row.kind.as_str()));
             let epoch = request.services.epoch;
             let told = items.into_iter().map(|item| match item {
                 Item::Event(row) if is_wanted(&row) => {

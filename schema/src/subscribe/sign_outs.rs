@@ -1,5 +1,6 @@
 //! Ends the streams of users whose tokens were revoked on another instance.
 
+use crate::events::EventType;
 use crate::{events::Handler, request::Services};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
         handle: Arc::new(move |event| {
             let services = Arc::clone(&services);
             Box::pin(async move {
-                if event.kind == "user.tokens_revoked" {
+                if event.kind == EventType::UserTokensRevoked.dotted() {
                     let Services {
                         accounts, loader, ..
                     } = &*services;

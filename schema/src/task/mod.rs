@@ -1,12 +1,13 @@
 //! Tasks: pieces of work in a circle.
 
+pub mod event;
 pub(crate) mod routing;
 
+use crate::Viewer;
+use crate::db::Rule;
 use std::sync::Arc;
 
-use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, connection::EmptyFields,
-};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use chrono::Utc;
 use gathering_entity::{List, agent, circle, collaborator, conversation, member, task, user};
 use sea_orm::{
@@ -18,18 +19,16 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::data::Noun;
 use crate::{
     agent::Agent,
     circle::{Access, Circle, check_open},
-    conversation::{ConversationFilter, Conversations},
-    data::{
-        Change, Connection, Edits, Listed, Order, Outcome, Page, SortDirection, change,
-        check_version,
-    },
+    conversation::{Conversation, ConversationFilter},
+    data::{Change, Connection, Edits, Order, Outcome, Page, SortDirection, change, check_version},
     db::is_among,
     deletion::{DeleteInput, DeletePayload},
     error::Error,
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -276,7 +275,7 @@ impl Task {
         before: Option<String>,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Tasks>, Error> {
+    ) -> Result<Connection<Task>, Error> {
         let readable = ctx.request().viewer()?.tasks();
         Connection::of(
             task::Column::ParentId,
@@ -284,7 +283,7 @@ impl Task {
             Condition::all()
                 .add(readable)
                 .add(TaskFilter::condition(filter)?),
-            Tasks::order(order_by),
+            Task::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -298,7 +297,7 @@ impl Task {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ConversationFilter>,
-    ) -> Result<Connection<Conversations>, Error> {
+    ) -> Result<Connection<Conversation>, Error> {
         let readable = ctx.request().viewer()?.conversations();
         Connection::of(
             conversation::Column::TaskId,
@@ -340,21 +339,19 @@ pub(crate) fn is_open() -> Condition {
     ]))
 }
 
-/// Marker type for connections of tasks.
-pub struct Tasks;
+impl From<Arc<task::Model>> for Task {
+    fn from(row: Arc<task::Model>) -> Self {
+        Self(row)
+    }
+}
 
-impl Listed for Tasks {
+impl Noun for Task {
     type Entity = task::Entity;
-    type Node = Task;
-    type Extra = EmptyFields;
+    const KIND: Kind = Kind::Task;
     const NAME: &'static str = "Task";
 
-    async fn nodes(_: &Context<'_>, rows: &[Arc<task::Model>]) -> Result<Vec<Option<Task>>, Error> {
-        Ok(rows.iter().map(|row| Some(Task(Arc::clone(row)))).collect())
-    }
-
-    fn extra(_: &Arc<task::Model>) -> EmptyFields {
-        EmptyFields
+    fn readable(viewer: &Viewer) -> Option<Rule> {
+        Some(viewer.rules().task.clone())
     }
 }
 
@@ -379,7 +376,7 @@ pub struct TaskOrder {
     direction: SortDirection,
 }
 
-impl Tasks {
+impl Task {
     pub(crate) fn order(by: Option<TaskOrder>) -> Order<task::Column> {
         use task::Column::{Id, PriorityRank, UpdatedAt};
         let Some(TaskOrder { field, direction }) = by else {
@@ -496,13 +493,13 @@ impl TaskQuery {
         before: Option<String>,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Tasks>, Error> {
+    ) -> Result<Connection<Task>, Error> {
         let readable = ctx.request().viewer()?.tasks();
         Connection::new(
             Condition::all()
                 .add(readable)
                 .add(TaskFilter::condition(filter)?),
-            Tasks::order(order_by),
+            Task::order(order_by),
             &Page::new(first, after, last, before)?,
         )
     }
@@ -520,7 +517,7 @@ pub struct TaskPayload {
 impl TaskPayload {
     async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
         Ok(Self {
-            task: outcome.row::<task::Entity>(ctx).await?.map(Task),
+            task: outcome.row::<Task>(ctx).await?,
             user_errors: outcome.errors,
         })
     }
@@ -686,7 +683,7 @@ impl TaskMutation {
         let assignee = Kind::Agent.parse_opt(input.assignee_id.as_ref(), "assigneeId")?;
         let reviewer = Kind::Agent.parse_opt(input.reviewer_id.as_ref(), "reviewerId")?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let circle = change.circle(circle, "circleId", Access::Editor).await?;
             if let Err(fault) = check_open(&circle) {
                 return Ok(Outcome::fault(None, fault));
@@ -752,7 +749,7 @@ impl TaskMutation {
             task::Entity::insert(row.clone().into_active_model())
                 .exec_without_returning(&change.transaction)
                 .await?;
-            change.append(edited("task.created", &circle, &row, &[]));
+            change.append(edited(EventType::TaskCreated, &circle, &row, &[]));
             if let Some(agent) = assignee {
                 let subject = (id, row.title.as_str(), row.version);
                 change.append(assigned(&circle, subject, None, (agent, None), None));
@@ -778,7 +775,7 @@ impl TaskMutation {
         };
         let parent = parse(Kind::Task, &input.parent_id, "parentId")?;
         let reviewer = parse(Kind::Agent, &input.reviewer_id, "reviewerId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "taskId", None).await?;
             let allowed = check_open(&circle)
                 .and_then(|()| check_version(input.expected_version, task.version));
@@ -854,7 +851,7 @@ impl TaskMutation {
             edits.set("dueAt", &mut new.due_at, due_at);
             if !edits.is_empty() {
                 let row = change.write_task(&task, new).await?;
-                change.append(edited("task.updated", &circle, &row, edits.names()));
+                change.append(edited(EventType::TaskUpdated, &circle, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -869,7 +866,7 @@ impl TaskMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Task.parse(&input.id, "id")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let Found { circle, task, .. } = change.task(id, "id", None).await?;
             let allowed = check_open(&circle)
                 .and_then(|()| check_version(input.expected_version, task.version))
@@ -877,7 +874,7 @@ impl TaskMutation {
             if let Err(fault) = allowed {
                 return Ok(Outcome::fault(Some(id), fault));
             }
-            change.append(edited("task.deleted", &circle, &task, &[]));
+            change.append(edited(EventType::TaskDeleted, &circle, &task, &[]));
             task.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -894,7 +891,7 @@ impl TaskMutation {
     ) -> Result<TaskPayload, Error> {
         let id = Kind::Task.parse(&input.task_id, "taskId")?;
         let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let found = change.task(id, "taskId", agent).await?;
             let Found { circle, task, .. } = found;
             let allowed = check_open(&circle)
@@ -1111,21 +1108,24 @@ impl Step<'_> {
     }
 
     /// The source statuses and the event type.
-    fn rule(&self) -> (&'static [task::TaskStatus], &'static str) {
+    fn rule(&self) -> (&'static [task::TaskStatus], EventType) {
         use task::TaskStatus::{
             Assigned, Blocked, Cancelled, ChangesRequested, Failed, InProgress, InReview, Pending,
         };
         match self {
-            Self::Unassign(_) => (&[Assigned, Blocked, ChangesRequested], "task.unassigned"),
-            Self::Start(_) => (&[Assigned, ChangesRequested], "task.started"),
-            Self::Block(_) => (&[InProgress], "task.blocked"),
-            Self::Unblock(_) => (&[Blocked], "task.unblocked"),
-            Self::Submit(_) => (&[InProgress], "task.submitted"),
-            Self::Approve(_) => (&[InReview], "task.approved"),
-            Self::Reject(_) => (&[InReview], "task.rejected"),
+            Self::Unassign(_) => (
+                &[Assigned, Blocked, ChangesRequested],
+                EventType::TaskUnassigned,
+            ),
+            Self::Start(_) => (&[Assigned, ChangesRequested], EventType::TaskStarted),
+            Self::Block(_) => (&[InProgress], EventType::TaskBlocked),
+            Self::Unblock(_) => (&[Blocked], EventType::TaskUnblocked),
+            Self::Submit(_) => (&[InProgress], EventType::TaskSubmitted),
+            Self::Approve(_) => (&[InReview], EventType::TaskApproved),
+            Self::Reject(_) => (&[InReview], EventType::TaskRejected),
             Self::Fail(_) => (
                 &[Assigned, InProgress, InReview, ChangesRequested, Blocked],
-                "task.failed",
+                EventType::TaskFailed,
             ),
             Self::Cancel(_) => (
                 &[
@@ -1136,9 +1136,9 @@ impl Step<'_> {
                     ChangesRequested,
                     Blocked,
                 ],
-                "task.cancelled",
+                EventType::TaskCancelled,
             ),
-            Self::Reopen(_) => (&[Failed, Cancelled], "task.reopened"),
+            Self::Reopen(_) => (&[Failed, Cancelled], EventType::TaskReopened),
         }
     }
 
@@ -1249,7 +1249,7 @@ impl Step<'_> {
         let (id, version) = self.subject();
         let id = Kind::Task.parse(id, "taskId")?;
         let reviewer = self.reviewer()?;
-        let outcome = change(ctx, async |mut change| {
+        let outcome = change(ctx, None, async |mut change| {
             let found = change.task(id, "taskId", reviewer).await?;
             let Found {
                 circle,
@@ -1336,14 +1336,14 @@ impl Step<'_> {
         change.append(fact(kind, moved.clone()));
         if after.status == task::TaskStatus::Completed {
             moved["note"] = json!(null);
-            change.append(fact("task.completed", moved));
+            change.append(fact(EventType::TaskCompleted, moved));
         }
     }
 }
 
 /// The past participle in an event type, for error messages.
-fn done(kind: &str) -> &str {
-    kind.trim_start_matches("task.")
+fn done(kind: EventType) -> &'static str {
+    kind.dotted().trim_start_matches("task.")
 }
 
 /// Checks that the task's status allows the transition.
@@ -1375,7 +1375,7 @@ fn seconds(from: chrono::DateTime<Utc>, to: chrono::DateTime<Utc>) -> i32 {
 
 /// The event for a task that was created, updated or deleted.
 fn edited(
-    kind: &'static str,
+    kind: EventType,
     circle: &circle::Model,
     row: &task::Model,
     changed: &[&str],
@@ -1556,7 +1556,7 @@ impl Change<'_> {
                 // Delivered to the readers of the circle and to the owner of the agent.
                 let fact = about(
                     circle,
-                    NewEvent::new("agent.status_changed", agent, payload),
+                    NewEvent::new(EventType::AgentStatusChanged, agent, payload),
                 );
                 self.append(fact.owner(row.owner_id).agent(agent));
             }

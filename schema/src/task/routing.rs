@@ -20,7 +20,7 @@ use crate::{
     data::Change,
     db::is_among,
     error::Error,
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{UserError, UserErrorCode},
     text,
@@ -251,7 +251,7 @@ pub(crate) fn assigned(
     if let Some(left) = left {
         payload["fromAssigneeId"] = json!(Kind::Agent.id(left));
     }
-    about(circle, NewEvent::new("task.assigned", id, payload)).agent(agent)
+    about(circle, NewEvent::new(EventType::TaskAssigned, id, payload)).agent(agent)
 }
 
 /// The event for a task that was taken from its assignee and is PENDING again.
@@ -270,7 +270,11 @@ pub(crate) fn unassigned(
         "note": note,
         "version": version,
     });
-    about(circle, NewEvent::new("task.unassigned", id, payload)).agent(agent)
+    about(
+        circle,
+        NewEvent::new(EventType::TaskUnassigned, id, payload),
+    )
+    .agent(agent)
 }
 
 /// Addresses an event to the readers of a circle.
