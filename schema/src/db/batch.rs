@@ -28,7 +28,7 @@ const SQLITE_PARENTS: usize = 256;
 
 /// Who may read a row, as a condition on it; the empty rule allows everything. Comparing clones is free.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Rule(Option<Arc<Condition>>);
+pub struct Rule(Option<Arc<Condition>>);
 
 impl Rule {
     pub(crate) fn new(condition: Condition) -> Self {
