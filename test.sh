@@ -4,7 +4,10 @@
 #
 # Needs Rust. PostgreSQL and Redis are installed from Debian's packages when they are missing and this may
 # be done, and run as throw-away servers; a server that is there already is not touched. Node is needed for
-# the audit, the comparison with graphql-js and the clients alone, which are left out without it.
+# the audit, the comparison with graphql-js and the clients alone, which are skipped without it.
+#
+# A step, or a test that ran in none of the suites, for want of a server or a right is listed as skipped at the end. When
+# the environment sets CI, a skip fails.
 #
 #   ./test.sh             every step, in this order:
 #     fmt                 formatting
@@ -43,9 +46,12 @@ step_clippy() { run cargo clippy --locked --workspace --all-targets -- -D warnin
 # `keep FILE COMMAND...`: runs the command, and adds what it prints to the file as well.
 keep() { run bash -o pipefail -c '"${@:2}" 2>&1 | tee -a "$1"' - "$scratch/$1" "${@:2}"; }
 
+# Tests add themselves to the file that GATHERING_TEST_SKIPPED names when they cannot run.
 suite() {
     if [[ -z ${redis_url-} ]]; then start_redis; fi
-    keep tests env GATHERING_TEST_REDIS_URL="$redis_url" "$@" cargo test --locked --workspace --tests
+    true >"$scratch/skipped-$step"
+    keep tests env GATHERING_TEST_REDIS_URL="$redis_url" GATHERING_TEST_SKIPPED="$scratch/skipped-$step" "$@" \
+        cargo test --locked --workspace --tests
 }
 
 step_sqlite() { suite; }
@@ -73,7 +79,23 @@ step_deny() {
     run cargo deny --locked check --hide-inclusion-graph "${checks[@]}"
 }
 
-needs_node() { type -P node npm >/dev/null || { note='left out: Node is missing' && false; }; }
+needs_node() {
+    if type -P node npm >/dev/null; then return; fi
+    note='skipped: Node is missing'
+    echo "$step: Node is missing" >>"$scratch/left-out"
+    return 1
+}
+
+# Prints each test that was skipped in all suites, and each step that was left out, with the reason.
+skipped() {
+    local file files=("$scratch"/skipped-*)
+    if [[ -e ${files[0]} ]]; then
+        for file in "${files[@]}"; do awk -F': ' '!seen[$1]++' "$file"; done
+    fi | awk -F': ' -v suites=${#files[@]} '
+        { times[$1]++; line[$1] = $0 }
+        END { for (name in times) if (times[name] == suites) print line[name] }' | sort
+    if [[ -e $scratch/left-out ]]; then cat "$scratch/left-out"; fi
+}
 
 step_audit() {
     needs_node || return 0
@@ -129,9 +151,16 @@ done
 
 say summary
 printf '%s\n' "${summary[@]}"
+skipped=$(skipped)
+if [[ $skipped ]]; then
+    sed 's/^/skipped: /' <<<"$skipped"
+    if [[ ${CI:-false} != false ]]; then failed+=(skipped); fi
+fi
 if [[ -s $scratch/tests ]]; then
-    awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
-        END { printf "tests: %d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$scratch/tests"
+    # A test that skips itself passes.
+    awk -v skipped="$(grep -c . <<<"$skipped")" -v passed="-$(cat "$scratch"/skipped-* 2>/dev/null | wc -l)" \
+        '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
+        END { printf "tests: %d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$scratch/tests"
 fi
 if ((${#failed[@]})); then
     echo "FAILED: ${failed[*]}"

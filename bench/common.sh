@@ -35,7 +35,7 @@ fill() {
 }
 
 # Whoever measures asks more than people do.
-export GATHERING__LIMITS__READ=1000000 GATHERING__LIMITS__HEALTH=1000000
+export GATHERING__LIMITS__READ=1000000 GATHERING__LIMITS__HEALTH=1000000 GATHERING__LIMITS__ADDRESS=1000000
 
 # `serve`: starts the server over that database and signs in as the demo user; sets token.
 serve() {

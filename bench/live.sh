@@ -2,16 +2,16 @@
 #
 # Live events under load: bench/live.sh [fanout] [steady] [abort] [crash]
 #
-#   fanout   BENCH_SUBSCRIBERS (1000) subscribe to all events over WebSocket, BENCH_SILENT (10) of them without ever
-#            reading, while BENCH_CIRCLES (100) circles of 100 members are created: 101 events each. BENCH_FIELDS (id
-#            type) are the selected fields of an event, beside its cursor and time.
-#   steady   BENCH_LISTENERS (100) subscribe while projects are renamed BENCH_RATE (100) times a second for
-#            BENCH_SECONDS (10).
+#   fanout   BENCH_SUBSCRIBERS (1000) listen to everything over WebSocket, BENCH_SILENT (10) of them without ever
+#            reading, while BENCH_CIRCLES (100) circles of 100 members are made: 101 events each. BENCH_FIELDS (id type)
+#            is what they ask of an event, beside its cursor and when it was.
+#   steady   BENCH_LISTENERS (100) listen while projects are renamed BENCH_RATE (100) times a second for BENCH_SECONDS (10).
 #   abort    BENCH_CONNECTS (10000) connections are broken off at each stage of the handshake.
-#   crash    projects are renamed at full speed for BENCH_SECONDS (10); the server is killed half way. Each acknowledged
-#            change must then be in the database, with one event.
+#   crash    changes are made as fast as the server lets for BENCH_SECONDS (10), half way through it is killed; then each
+#            acknowledged change must be in the database, and have one event.
 #
-# Each load runs against the release server on a throw-away PostgreSQL with the demo data, on the same machine.
+# Each runs against the release server on a throw-away PostgreSQL with the demo data. The load takes its share of the
+# same machine.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source bench/common.sh

@@ -18,7 +18,7 @@ use gathering_schema::{Graph, storage};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use crate::db::{Attempt, Database, Reach};
+use crate::db::{Attempt, Database, Reachability};
 
 /// How long the result of a database check is reused, and the timeout of a check.
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,14 +29,14 @@ pub struct Health {
     /// Set when the server has started.
     parts: OnceLock<(Database, Graph)>,
     draining: AtomicBool,
-    last: Mutex<Option<Look>>,
+    last: Mutex<Option<Probe>>,
 }
 
 /// The result of a database check.
 #[derive(Clone, Copy)]
-struct Look {
+struct Probe {
     at: Instant,
-    reach: Reach,
+    reach: Reachability,
     took: Duration,
     writes: Writes,
 }
@@ -61,7 +61,7 @@ impl Writes {
     }
 
     /// Checks again. Other writers may hold the lock for the whole time; if they have committed, writes work.
-    async fn look(self, database: &Database) -> Self {
+    async fn probe(self, database: &Database) -> Self {
         let (failures, commits) = (storage::failures(), storage::commits());
         let is_suspect = self.fail || failures > self.failures;
         let attempt = if is_suspect && !database.is_read_only() {
@@ -162,23 +162,23 @@ impl Health {
             .with_state(Arc::clone(self))
     }
 
-    async fn look(&self) -> (Status, Option<Look>) {
+    async fn probe(&self) -> (Status, Option<Probe>) {
         let Some((database, _)) = self.parts.get() else {
             return (Status::Starting, None);
         };
         let mut last = self.last.lock().await;
-        let look = match *last {
-            Some(look) if look.at.elapsed() < SECOND => look,
+        let probe = match *last {
+            Some(probe) if probe.at.elapsed() < SECOND => probe,
             _ => {
                 let asked = Instant::now();
                 let reach = database.reach(SECOND).await;
                 let took = asked.elapsed();
-                let before = last.map_or_else(Writes::new, |look| look.writes);
+                let before = last.map_or_else(Writes::new, |probe| probe.writes);
                 let writes = match reach {
-                    Reach::Pass | Reach::Busy => before.look(database).await,
-                    Reach::Fail => before,
+                    Reachability::Pass | Reachability::Busy => before.probe(database).await,
+                    Reachability::Fail => before,
                 };
-                *last.insert(Look {
+                *last.insert(Probe {
                     at: Instant::now(),
                     reach,
                     took,
@@ -191,14 +191,14 @@ impl Health {
             if draining {
                 Status::Draining
             } else {
-                look.status()
+                probe.status()
             },
-            Some(look),
+            Some(probe),
         )
     }
 }
 
-impl Look {
+impl Probe {
     /// Failing writes are a warning only: reads are served, so the process stays ready.
     fn status(self) -> Status {
         match Status::from(self.reach) {
@@ -208,12 +208,12 @@ impl Look {
     }
 }
 
-impl From<Reach> for Status {
-    fn from(reach: Reach) -> Self {
+impl From<Reachability> for Status {
+    fn from(reach: Reachability) -> Self {
         match reach {
-            Reach::Pass => Self::Pass,
-            Reach::Busy => Self::Warn,
-            Reach::Fail => Self::Fail,
+            Reachability::Pass => Self::Pass,
+            Reachability::Busy => Self::Warn,
+            Reachability::Fail => Self::Fail,
         }
     }
 }
@@ -237,20 +237,20 @@ async fn live() -> Response {
 }
 
 async fn ready(State(health): State<Arc<Health>>) -> Response {
-    let (status, _) = health.look().await;
+    let (status, _) = health.probe().await;
     answer(status, &Brief { status })
 }
 
 async fn report(State(health): State<Arc<Health>>) -> Response {
-    let (status, look) = health.look().await;
-    let database = look.map(|look| Check {
+    let (status, probe) = health.probe().await;
+    let database = probe.map(|probe| Check {
         name: "database",
-        status: look.reach.into(),
-        latency_ms: Some((look.took.as_secs_f64() * 1e6).round() / 1e3),
+        status: probe.reach.into(),
+        latency_ms: Some((probe.took.as_secs_f64() * 1e6).round() / 1e3),
     });
-    let writes = look.map(|look| Check {
+    let writes = probe.map(|probe| Check {
         name: "writes",
-        status: look.writes.status(),
+        status: probe.writes.status(),
         latency_ms: None,
     });
     // Redis is not checked here: the rate limiter reports its state. Without Redis, each instance limits on its own.

@@ -2,20 +2,15 @@
 #![recursion_limit = "256"]
 
 pub mod config;
+pub mod connections;
 pub mod db;
-mod guard;
 pub mod health;
 pub mod http;
 pub mod keys;
 pub mod metrics;
 pub mod playground;
-pub mod rate;
-pub mod seat;
-pub mod seed;
-pub mod serve;
-mod stream;
+pub mod server;
 pub mod telemetry;
-mod ws;
 
 use std::fmt;
 

@@ -2,36 +2,170 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_graphql::parser::types::OperationType;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use gathering_schema::Graph;
+use gathering_schema::{Code, Graph};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::connections::{ConnectionLimit, Gauge};
 use crate::db::Database;
-use crate::seat::{Gauge, Seats};
+use crate::http::Gate;
 
-/// The route `/metrics`.
-pub fn routes(graph: Graph, database: Database, seats: Seats) -> Router {
-    let mut registry = Registry::with_prefix("gathering");
-    registry.register_collector(Box::new(Process {
-        graph,
-        database,
-        seats,
-    }));
-    Router::new()
-        .route("/metrics", get(metrics))
-        .with_state(Arc::new(registry))
+/// Upper bounds of the latency histogram, in seconds.
+const LATENCIES: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Counts GraphQL operations. Cheap to clone; all clones count together.
+#[derive(Clone)]
+pub struct Metrics {
+    operations: Family<Labels<3>, Counter>,
+    latencies: Family<Labels<2>, Histogram, fn() -> Histogram>,
+}
+
+/// The kind of a GraphQL operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    /// A query.
+    Query,
+    /// A mutation.
+    Mutation,
+    /// A subscription: its start, not its events.
+    Subscription,
+    /// The request was refused before its operation was known.
+    Unknown,
+}
+
+/// The outcome of a GraphQL operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationOutcome {
+    /// Executed without an error.
+    Ok,
+    /// Executed, with an error in at least one field; the code is that of the first one.
+    Partial(Code),
+    /// Not executed.
+    Refused(Code),
+}
+
+impl From<OperationType> for OperationKind {
+    fn from(kind: OperationType) -> Self {
+        match kind {
+            OperationType::Query => Self::Query,
+            OperationType::Mutation => Self::Mutation,
+            OperationType::Subscription => Self::Subscription,
+        }
+    }
+}
+
+impl OperationKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Mutation => "mutation",
+            Self::Subscription => "subscription",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl OperationOutcome {
+    /// The outcome of a response: whether it has a `data` key, and the code of its first error.
+    pub fn new(has_data: bool, code: Option<Code>) -> Self {
+        match (has_data, code) {
+            (true, None) => Self::Ok,
+            (true, Some(code)) => Self::Partial(code),
+            (false, code) => Self::Refused(code.unwrap_or(Code::Internal)),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Partial(_) => "partial",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    fn code(self) -> &'static str {
+        match self {
+            Self::Ok => "",
+            Self::Partial(code) | Self::Refused(code) => code.as_str(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        Self {
+            operations: Family::default(),
+            latencies: Family::new_with_constructor(|| Histogram::new(LATENCIES)),
+        }
+    }
+
+    /// Counts a GraphQL operation that took this long.
+    pub fn operation(&self, kind: OperationKind, outcome: OperationOutcome, elapsed: Duration) {
+        let labels = [("kind", kind.name()), ("outcome", outcome.name())];
+        self.latencies
+            .get_or_create(&labels)
+            .observe(elapsed.as_secs_f64());
+        let [kind, outcome_name] = labels;
+        let labels = [kind, outcome_name, ("code", outcome.code())];
+        self.operations.get_or_create(&labels).inc();
+    }
+
+    /// The route `/metrics`.
+    pub fn routes(
+        &self,
+        graph: Graph,
+        database: Database,
+        seats: ConnectionLimit,
+        gate: Gate,
+    ) -> Router {
+        let mut registry = Registry::with_prefix("gathering");
+        registry.register(
+            "graphql_operations",
+            "GraphQL operations by kind, outcome and the code of the first error",
+            self.operations.clone(),
+        );
+        registry.register(
+            "graphql_operation_duration_seconds",
+            "Time from a parsed request to its response; for a subscription, to its start",
+            self.latencies.clone(),
+        );
+        registry.register_collector(Box::new(Process {
+            graph,
+            database,
+            seats,
+            gate,
+        }));
+        Router::new()
+            .route("/metrics", get(metrics))
+            .with_state(Arc::new(registry))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
@@ -46,7 +180,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
             "application/openmetrics-text; version=1.0.0; charset=utf-8"
         }
         _ => {
-            text = older(&text);
+            text = to_prometheus_text(&text);
             "text/plain; version=0.0.4; charset=utf-8"
         }
     };
@@ -59,7 +193,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
 
 /// Converts the text to the Prometheus format before `OpenMetrics`, in which the HELP and TYPE lines of a counter have
 /// its full name.
-fn older(text: &str) -> String {
+fn to_prometheus_text(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let counters: Vec<&str> = lines
         .iter()
@@ -86,7 +220,8 @@ fn older(text: &str) -> String {
 struct Process {
     graph: Graph,
     database: Database,
-    seats: Seats,
+    seats: ConnectionLimit,
+    gate: Gate,
 }
 
 impl fmt::Debug for Process {
@@ -98,9 +233,11 @@ impl fmt::Debug for Process {
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.rates(&mut encoder)?;
+        self.addresses(&mut encoder)?;
         self.caches(&mut encoder)?;
         self.streams(&mut encoder)?;
         self.events(&mut encoder)?;
+        self.pool(&mut encoder)?;
         let statements = encoder.encode_descriptor(
             "database_statements",
             "Statements sent to the database",
@@ -115,7 +252,7 @@ impl Process {
     fn rates(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut fields = encoder.encode_descriptor(
             "rate_limit_fields",
-            "Decisions of the rate limiter on root fields and requests",
+            "Root fields that the rate limiter decided about",
             None,
             MetricType::Counter,
         )?;
@@ -132,6 +269,49 @@ impl Process {
             MetricType::Gauge,
         )?;
         ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)
+    }
+
+    /// The driver does not count the callers that wait for a connection; they wait only while `in_use` is at the limit.
+    fn pool(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let connections = self.database.connections();
+        let mut states = encoder.encode_descriptor(
+            "database_connections",
+            "Connections of the pool that are open",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (state, number) in [("in_use", connections.in_use), ("idle", connections.idle)] {
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            ConstGauge::new(number).encode(states.encode_family(&[("state", state)])?)?;
+        }
+        let limit = encoder.encode_descriptor(
+            "database_connections_limit",
+            "Most connections that the pool opens; callers wait while all are in use",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::from(connections.max)).encode(limit)
+    }
+
+    fn addresses(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let counts = self.gate.counts();
+        let mut requests = encoder.encode_descriptor(
+            "address_limit_requests",
+            "Requests and WebSocket messages that the limit of their address decided about",
+            None,
+            MetricType::Counter,
+        )?;
+        for (outcome, number) in [("allowed", counts.allowed), ("refused", counts.refused)] {
+            let labels = [("outcome", outcome)];
+            ConstCounter::new(number).encode(requests.encode_family(&labels)?)?;
+        }
+        let buckets = encoder.encode_descriptor(
+            "address_limit_buckets",
+            "Buckets of addresses held in memory",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::try_from(counts.buckets).unwrap_or(i64::MAX)).encode(buckets)
     }
 
     fn caches(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -239,5 +419,38 @@ impl Process {
             ConstGauge::new(number).encode(family)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_counted_by_kind_outcome_and_code() {
+        let metrics = Metrics::new();
+        let mut registry = Registry::default();
+        registry.register("operations", "", metrics.operations.clone());
+        registry.register("latencies", "", metrics.latencies.clone());
+        let elapsed = Duration::from_millis(20);
+        for (kind, has_data, code) in [
+            (OperationKind::Query, true, None),
+            (OperationKind::Query, true, None),
+            (OperationKind::Mutation, true, Some(Code::NotFound)),
+            (OperationKind::Unknown, false, Some(Code::ParseFailed)),
+        ] {
+            metrics.operation(kind, OperationOutcome::new(has_data, code), elapsed);
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("is written");
+        for line in [
+            r#"operations_total{kind="query",outcome="ok",code=""} 2"#,
+            r#"operations_total{kind="mutation",outcome="partial",code="NOT_FOUND"} 1"#,
+            r#"operations_total{kind="unknown",outcome="refused",code="GRAPHQL_PARSE_FAILED"} 1"#,
+            r#"latencies_bucket{le="0.01",kind="query",outcome="ok"} 0"#,
+            r#"latencies_bucket{le="0.025",kind="query",outcome="ok"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

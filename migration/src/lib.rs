@@ -37,7 +37,7 @@ impl MigratorTrait for Chain {
 /// # Errors
 /// If the database cannot be reached or written, or was migrated by a newer version of Gathering.
 pub async fn up(db: &DatabaseConnection) -> Result<(), DbErr> {
-    let transaction = alone(db).await?;
+    let transaction = with_migration_lock(db).await?;
     Chain::up(&transaction, None).await.map_err(explain)?;
     transaction.commit().await
 }
@@ -47,7 +47,7 @@ pub async fn up(db: &DatabaseConnection) -> Result<(), DbErr> {
 /// # Errors
 /// As for [`up`].
 pub async fn down(db: &DatabaseConnection) -> Result<(), DbErr> {
-    let transaction = alone(db).await?;
+    let transaction = with_migration_lock(db).await?;
     Chain::reset(&transaction).await.map_err(explain)?;
     transaction.commit().await
 }
@@ -63,7 +63,7 @@ pub async fn pending(db: &DatabaseConnection) -> Result<usize, DbErr> {
 
 /// Begins a transaction once no other process has a migration transaction open. The lock belongs to the transaction, so
 /// it is held by the connection that runs the migrations until the commit.
-async fn alone(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+async fn with_migration_lock(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     let transaction = db
         .begin_with_options(TransactionOptions {
             // The commit of the previous holder of the lock must be visible once the lock is acquired.

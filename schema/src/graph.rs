@@ -3,7 +3,6 @@
 //! No extension of async-graphql is used: with any extension every field and list item is boxed, which costs more than
 //! the rest of the execution.
 
-use crate::rate_limit::RateKey;
 use crate::subscribe::Live;
 use std::collections::VecDeque;
 use std::{
@@ -30,7 +29,7 @@ use crate::{
     idempotency,
     limits::Limits,
     operation::{Operation, Params, Preparer, TrustedDocuments},
-    rate_limit::{Limiter, QuotaStatus, Rates, Store, TierCount},
+    rate_limit::{Limiter, Rates, TierCount},
     request::Services,
     response::Answer,
     roots,
@@ -47,8 +46,8 @@ pub struct Settings {
     pub accounts: auth::Settings,
     /// The rate limits of root fields.
     pub rates: Rates,
-    /// The storage of the rate limit buckets.
-    pub buckets: Store,
+    /// The Redis server that all instances share; `None` for a single instance.
+    pub redis: Option<String>,
     /// Returns the current time.
     pub clock: Clock,
     /// Returns the monotonic time.
@@ -88,7 +87,7 @@ impl Graph {
             trusted,
             accounts,
             rates,
-            buckets,
+            redis,
             clock,
             steady,
             events,
@@ -100,7 +99,7 @@ impl Graph {
             .finish();
         let preparer = Preparer::new(&schema.sdl(), trusted, limits.clone())?;
         let tiers = preparer.tiers().clone();
-        let limiter = Limiter::new(rates, buckets, tiers, Arc::clone(&clock), steady)?;
+        let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), steady)?;
         let writer = Writer::new(db.clone());
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
         let epoch = journal::Entity::find().one(&db).await;
@@ -171,29 +170,6 @@ impl Graph {
     /// A request error, ready to be sent.
     pub fn prepare(&self, params: Params) -> Result<Operation, Answer> {
         Ok(self.0.preparer.prepare(params)?)
-    }
-
-    /// Charges the client for its route, before the request is read. Returns the quota status of the client.
-    ///
-    /// # Errors
-    /// `RATE_LIMITED`, ready to be sent.
-    pub async fn admit(
-        &self,
-        client: &Client,
-        route: &'static str,
-    ) -> Result<Vec<QuotaStatus>, Answer> {
-        let services = self.services();
-        let verdict = services.limiter.enter(client.address, route).await;
-        if verdict.is_refused {
-            execute::record_refusals(
-                services,
-                &verdict,
-                &RateKey::Network(client.address),
-                client,
-            );
-            return Err(Answer::limited(verdict));
-        }
-        Ok(verdict.standings)
     }
 
     /// Charges, authenticates and executes a query or mutation.

@@ -13,10 +13,11 @@ use sea_orm::prelude::Uuid;
 use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, Set};
 use serde_json::{Value, json};
 
-use crate::database::PASSWORD;
-use crate::furnish::furnished;
-use crate::introspection::{Field, Schema};
-use crate::server::TestServer;
+use crate::support::account::Tokens;
+use crate::support::database::PASSWORD;
+use crate::support::schema::{Field, Schema};
+use crate::support::server::TestServer;
+use crate::support::world;
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/access.md");
 
@@ -59,16 +60,16 @@ const EVENTS: [(&str, &str, bool); 10] = [
 ];
 
 /// A server with an account for each kind of caller, and the ids of the objects to query.
-struct World {
+struct Access {
     server: TestServer,
     schema: Schema,
     /// The id of one object per type.
     things: BTreeMap<String, String>,
 }
 
-impl World {
+impl Access {
     async fn new() -> Self {
-        let server = TestServer::on(furnished().await, |_| ()).await;
+        let server = TestServer::on(world::database().await, |_| ()).await;
         let schema = Schema::of(&server).await;
         let mut world = Self {
             server,
@@ -79,28 +80,14 @@ impl World {
         let callers = CALLERS.iter().filter_map(|(_, email)| *email);
         let new = callers.filter(|email| !known.contains(email));
         for email in new.chain([SPARE]) {
-            world.register(email).await;
+            world.server.anonymous().register(email).await;
         }
         for email in known {
-            assert!(world.sign_in(email).await["accessToken"].is_string());
+            world.sign_in(email).await;
         }
         world.share().await;
         world.find_things().await;
         world
-    }
-
-    async fn register(&self, email: &str) {
-        let input = json!({ "email": email, "password": PASSWORD, "name": "Somebody" });
-        let register =
-            "mutation ($input: RegisterInput!) { register(input: $input) { viewer { id } } }";
-        let answer = self
-            .server
-            .ask(None, register, json!({ "input": input }))
-            .await;
-        assert!(
-            answer["data"]["register"]["viewer"]["id"].is_string(),
-            "{answer}"
-        );
     }
 
     /// Adds the viewer and the editor as collaborators of the circle.
@@ -147,7 +134,8 @@ impl World {
         let admin = self.server.token("admin@example.com").await;
         let answer = self
             .server
-            .ask(Some(&admin), &query, json!({ "id": CIRCLE }))
+            .with_token(&admin)
+            .answer(&query, json!({ "id": CIRCLE }))
             .await;
         assert_eq!(answer.get("errors"), None);
         find(&answer["data"], &mut self.things);
@@ -218,7 +206,7 @@ impl World {
             }
             "login" => json!({ "email": SPARE, "password": PASSWORD }),
             "refreshSession" => {
-                json!({ "refreshToken": self.sign_in(SPARE).await["refreshToken"] })
+                json!({ "refreshToken": self.sign_in(SPARE).await.refresh })
             }
             "logout" => json!({}),
             "changePassword" => {
@@ -226,9 +214,12 @@ impl World {
             }
             "revokeSession" => {
                 let owner = self.sign_in("demo@example.com").await;
-                let token = owner["accessToken"].as_str();
                 let query = "{ sessions(first: 1) { nodes { id isCurrent } } }";
-                let answer = self.server.ask(token, query, json!({})).await;
+                let answer = self
+                    .server
+                    .with_token(&owner.access)
+                    .answer(query, json!({}))
+                    .await;
                 let session = &answer["data"]["sessions"]["nodes"][0];
                 assert_eq!(session["isCurrent"], true);
                 json!({ "sessionId": session["id"] })
@@ -238,7 +229,8 @@ impl World {
                 let token = self.server.token(SPARE).await;
                 let viewer = self
                     .server
-                    .ask(Some(&token), "{ viewer { id } }", json!({}))
+                    .with_token(&token)
+                    .answer("{ viewer { id } }", json!({}))
                     .await;
                 json!({ "userId": viewer["data"]["viewer"]["id"], "name": "Spare" })
             }
@@ -272,7 +264,7 @@ impl World {
         }
     }
 
-    /// Like [`World::input`], for mutations of a circle or of its contents.
+    /// As [`Access::input`], for what is done to a circle or in one.
     async fn input_in_circle(&self, mutation: &str) -> Value {
         match mutation {
             "createConversation" => {
@@ -334,7 +326,11 @@ impl World {
             edges { membership { id isActive } } } } }";
         let admin = self.server.token("admin@example.com").await;
         let variables = json!({ "id": CIRCLE });
-        let answer = self.server.ask(Some(&admin), members, variables).await;
+        let answer = self
+            .server
+            .with_token(&admin)
+            .answer(members, variables)
+            .await;
         let edges = answer["data"]["circle"]["members"]["edges"].as_array();
         let mut members = edges
             .expect("members")
@@ -344,11 +340,8 @@ impl World {
         former.expect("a former member")["id"].clone()
     }
 
-    async fn sign_in(&self, email: &str) -> Value {
-        let login =
-            "mutation ($input: LoginInput!) { login(input: $input) { accessToken refreshToken } }";
-        let input = json!({ "input": { "email": email, "password": PASSWORD } });
-        self.server.ask(None, login, input).await["data"]["login"].clone()
+    async fn sign_in(&self, email: &str) -> Tokens {
+        self.server.anonymous().login(email, PASSWORD).await
     }
 
     /// The outcome of a call as one or two words.
@@ -400,7 +393,7 @@ impl World {
             error
         } else {
             let (token, variables) = (token.as_deref(), arguments.clone());
-            self.server.ask(token, &document, variables).await
+            self.server.caller(token).answer(&document, variables).await
         };
         if let Some(errors) = answer.get("errors") {
             assert_eq!(
@@ -435,10 +428,12 @@ impl World {
         document: &str,
         variables: &Value,
     ) -> Option<Value> {
-        while self.server.subscribers().await > 0 {
-            tokio::task::yield_now().await;
-        }
-        let response = self.server.listen(token, document, variables.clone()).await;
+        self.server.until_no_subscriber_is_left().await;
+        let response = self
+            .server
+            .caller(token)
+            .listen(document, variables.clone())
+            .await;
         if self.server.subscribers().await > 0 {
             return None;
         }
@@ -503,7 +498,7 @@ fn find(value: &Value, things: &mut BTreeMap<String, String>) {
 
 #[tokio::test]
 async fn every_root_field_answers_each_kind_of_caller_as_documented() {
-    let world = World::new().await;
+    let world = Access::new().await;
     let table = world.table().await;
     if env::var_os("UPDATE_SNAPSHOTS").is_some() {
         fs::write(SNAPSHOT, &table).expect("writes");

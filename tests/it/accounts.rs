@@ -9,251 +9,37 @@ pub(crate) mod tokens;
 
 use futures_util::future::join;
 use gathering_entity::user::{self, UserRole};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::StatusCode;
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
-use crate::database::{Database, PASSWORD};
-use crate::server::TestServer;
-
-/// The fields selected after a sign-in.
-pub(crate) const SIGNED_IN: &str = "accessToken accessTokenExpiresAt refreshToken refreshTokenExpiresAt \
-    viewer { id name email role isActive } userErrors { field code message }";
+use crate::support::account;
+use crate::support::account::{ADA, SIGNED_IN, forbidden, unauthenticated};
+use crate::support::actor::{ADMIN, code, faults};
+use crate::support::database::{Database, PASSWORD};
+use crate::support::server::TestServer;
 
 /// The fields selected after an account change.
 const CHANGED: &str = "user { id name role isActive } userErrors { field code message }";
 
-const SESSIONS: &str = "query($user: ID) { sessions(userId: $user) { totalCount nodes \
-    { id createdAt refreshedAt expiresAt clientIp userAgent isCurrent } } }";
-
-/// A client with its own IP address and its own connections.
-#[derive(Clone)]
-pub(crate) struct Visitor {
-    client: Client,
-    url: String,
-    request_id: Option<String>,
-}
-
-/// The tokens of a session.
-#[derive(Clone, Debug)]
-pub(crate) struct Tokens {
-    pub(crate) access: String,
-    pub(crate) refresh: String,
-}
-
-/// The e-mail address of a token's user, or the status and the code of the refusal.
-type Standing = Result<String, (StatusCode, String)>;
-
-impl Visitor {
-    /// A client at 127.0.0.1.
-    pub(crate) fn new(server: &TestServer) -> Self {
-        Self::at(server, 1)
-    }
-
-    /// A client at 127.0.0.`host`.
-    pub(crate) fn at(server: &TestServer, host: u8) -> Self {
-        Self::to(server.url("/graphql"), host)
-    }
-
-    /// A client at 127.0.0.`host` that sends its requests to this URL.
-    pub(crate) fn to(url: String, host: u8) -> Self {
-        let client = Client::builder()
-            .no_proxy()
-            .local_address(std::net::IpAddr::from([127, 0, 0, host]))
-            .user_agent("visitor/1.0")
-            .build()
-            .expect("a client");
-        Self {
-            client,
-            url,
-            request_id: None,
-        }
-    }
-
-    /// The same client, which sends this request id.
-    pub(crate) fn named(&self, request_id: &str) -> Self {
-        Self {
-            request_id: Some(request_id.to_owned()),
-            ..self.clone()
-        }
-    }
-
-    /// The HTTP response to an operation.
-    pub(crate) async fn send(
-        &self,
-        token: Option<&str>,
-        query: &str,
-        variables: Value,
-    ) -> Response {
-        let mut request = self.client.post(&self.url);
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        if let Some(id) = &self.request_id {
-            request = request.header("x-request-id", id);
-        }
-        let body = json!({ "query": query, "variables": variables });
-        request.json(&body).send().await.expect("an answer")
-    }
-
-    /// The complete response to an operation.
-    pub(crate) async fn ask(&self, token: Option<&str>, query: &str, variables: Value) -> Value {
-        let response = self.send(token, query, variables).await;
-        response.json().await.expect("JSON")
-    }
-
-    /// The complete response to a mutation whose input type is named after it.
-    pub(crate) async fn mutate(
-        &self,
-        token: Option<&str>,
-        name: &str,
-        selection: &str,
-        input: Value,
-    ) -> Value {
-        let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
-        let query =
-            format!("mutation($input: {kind}!) {{ {name}(input: $input) {{ {selection} }} }}");
-        self.ask(token, &query, json!({ "input": input })).await
-    }
-
-    /// The complete response to a registration.
-    pub(crate) async fn try_register(&self, email: &str, password: &str) -> Value {
-        let input = json!({ "email": email, "password": password, "name": "Somebody" });
-        self.mutate(None, "register", SIGNED_IN, input).await
-    }
-
-    /// Creates an account with the password of the demo users.
-    pub(crate) async fn register(&self, email: &str) -> Tokens {
-        tokens(&self.try_register(email, PASSWORD).await["data"]["register"])
-    }
-
-    /// The complete response to a sign-in.
-    pub(crate) async fn try_login(&self, email: &str, password: &str) -> Value {
-        let input = json!({ "email": email, "password": password });
-        self.mutate(None, "login", SIGNED_IN, input).await
-    }
-
-    /// Signs in.
-    pub(crate) async fn login(&self, email: &str, password: &str) -> Tokens {
-        tokens(&self.try_login(email, password).await["data"]["login"])
-    }
-
-    /// The complete response to a refresh.
-    pub(crate) async fn try_refresh(&self, token: &str) -> Value {
-        let input = json!({ "refreshToken": token });
-        self.mutate(None, "refreshSession", SIGNED_IN, input).await
-    }
-
-    /// Refreshes a session and returns its new tokens.
-    pub(crate) async fn refresh(&self, token: &str) -> Tokens {
-        tokens(&self.try_refresh(token).await["data"]["refreshSession"])
-    }
-
-    /// The user that an access token authenticates.
-    pub(crate) async fn who(&self, token: &str) -> Standing {
-        let response = self
-            .send(Some(token), "{ viewer { email } }", json!({}))
-            .await;
-        let status = response.status();
-        let answer: Value = response.json().await.expect("JSON");
-        if let Some(email) = answer["data"]["viewer"]["email"].as_str() {
-            return Ok(email.to_owned());
-        }
-        assert_eq!(answer.get("data"), None, "{answer}");
-        Err((status, code(&answer).to_owned()))
-    }
-
-    /// The sessions of a token's user, newest first.
-    pub(crate) async fn sessions(&self, token: &str) -> Vec<Value> {
-        let answer = self.ask(Some(token), SESSIONS, json!({})).await;
-        let nodes = answer["data"]["sessions"]["nodes"].as_array();
-        nodes.unwrap_or_else(|| panic!("{answer}")).clone()
-    }
-
-    /// The id of the session that a token belongs to.
-    pub(crate) async fn session(&self, token: &str) -> Value {
-        let sessions = self.sessions(token).await;
-        let current = sessions.iter().find(|session| session["isCurrent"] == true);
-        current.expect("a current session")["id"].clone()
-    }
-
-    /// The id of a token's user.
-    pub(crate) async fn id(&self, token: &str) -> Value {
-        let answer = self.ask(Some(token), "{ viewer { id } }", json!({})).await;
-        answer["data"]["viewer"]["id"].clone()
-    }
-}
-
-/// The tokens in a payload. Fails if the payload has user errors.
-#[track_caller]
-pub(crate) fn tokens(payload: &Value) -> Tokens {
-    assert_eq!(payload["userErrors"], json!([]), "{payload}");
-    let text = |name: &str| payload[name].as_str().expect("a token").to_owned();
-    Tokens {
-        access: text("accessToken"),
-        refresh: text("refreshToken"),
-    }
-}
-
-/// The code of the first error.
-pub(crate) fn code(answer: &Value) -> &str {
-    let code = &answer["errors"][0]["extensions"]["code"];
-    code.as_str().unwrap_or_else(|| panic!("{answer}"))
-}
-
-/// The fields and codes of the user errors.
-pub(crate) fn faults(payload: &Value) -> Vec<(&str, &str)> {
-    let errors = payload["userErrors"].as_array();
-    let errors = errors.unwrap_or_else(|| panic!("{payload}"));
-    let text = |value: &'_ Value| value.as_str().expect("text").to_owned();
-    errors
-        .iter()
-        .map(|error| {
-            assert!(!text(&error["message"]).is_empty());
-            let code = error["code"].as_str().expect("a code");
-            (error["field"][0].as_str().expect("a field"), code)
-        })
-        .collect()
-}
-
-/// The expected result of an invalid token.
-pub(crate) fn unauthenticated() -> Standing {
-    Err((StatusCode::UNAUTHORIZED, "UNAUTHENTICATED".to_owned()))
-}
-
-/// The expected result of a token of a deactivated user.
-pub(crate) fn forbidden() -> Standing {
-    Err((StatusCode::FORBIDDEN, "FORBIDDEN".to_owned()))
-}
-
-/// The expected result of a valid token of this user.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "compared with results that can be errors"
-)]
-pub(crate) fn user(email: &str) -> Standing {
-    Ok(email.to_owned())
-}
-
-pub(crate) const ADA: &str = "ada@example.com";
-const BOB: &str = "bob@example.com";
-pub(crate) const ADMIN: &str = "admin@example.com";
-
 #[tokio::test]
 async fn registration_signs_the_user_in() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let input = json!({ "email": " Ada@Example.com ", "password": PASSWORD, "name": "  Ada L.\t" });
-    let answer = visitor.mutate(None, "register", SIGNED_IN, input).await;
+    let answer = visitor.mutate("register", SIGNED_IN, input).await;
     let payload = &answer["data"]["register"];
-    let ada = tokens(payload);
+    let ada = account::tokens(payload);
     assert_eq!(payload["viewer"]["name"], "Ada L.");
     assert_eq!(payload["viewer"]["email"], "Ada@Example.com");
     assert_eq!(payload["viewer"]["role"], "USER");
-    assert_eq!(visitor.who(&ada.access).await, user("Ada@Example.com"));
+    assert_eq!(
+        visitor.with(&ada.access).who().await,
+        account::user("Ada@Example.com")
+    );
 
-    let sessions = visitor.sessions(&ada.access).await;
+    let sessions = visitor.with(&ada.access).sessions().await;
     assert_eq!(sessions.len(), 1);
     assert_eq!(sessions[0]["isCurrent"], true);
     assert_eq!(sessions[0]["clientIp"], "127.0.0.1");
@@ -265,52 +51,33 @@ async fn registration_signs_the_user_in() {
 #[tokio::test]
 async fn registration_errors_are_reported_per_field() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let long = "x".repeat(101);
     for (email, password, name, expected) in [
         (
             "",
             "",
             " ",
-            vec![
-                ("email", "REQUIRED"),
-                ("password", "REQUIRED"),
-                ("name", "REQUIRED"),
-            ],
+            vec!["REQUIRED email", "REQUIRED password", "REQUIRED name"],
         ),
-        ("ada", PASSWORD, "Ada", vec![("email", "INVALID")]),
-        ("ada@", PASSWORD, "Ada", vec![("email", "INVALID")]),
-        (
-            "a da@example.com",
-            PASSWORD,
-            "Ada",
-            vec![("email", "INVALID")],
-        ),
-        ("ada@one@two", PASSWORD, "Ada", vec![("email", "INVALID")]),
+        ("ada", PASSWORD, "Ada", vec!["INVALID email"]),
+        ("ada@", PASSWORD, "Ada", vec!["INVALID email"]),
+        ("a da@example.com", PASSWORD, "Ada", vec!["INVALID email"]),
+        ("ada@one@two", PASSWORD, "Ada", vec!["INVALID email"]),
         // The full-width at sign folds to a second `@`.
-        (
-            "ada\u{ff20}one@two",
-            PASSWORD,
-            "Ada",
-            vec![("email", "INVALID")],
-        ),
-        (
-            "ada\0@example.com",
-            PASSWORD,
-            "Ada",
-            vec![("email", "INVALID")],
-        ),
-        (ADA, PASSWORD, "Ada\nLovelace", vec![("name", "INVALID")]),
-        (ADA, PASSWORD, &long, vec![("name", "TOO_LONG")]),
+        ("ada\u{ff20}one@two", PASSWORD, "Ada", vec!["INVALID email"]),
+        ("ada\0@example.com", PASSWORD, "Ada", vec!["INVALID email"]),
+        (ADA, PASSWORD, "Ada\nLovelace", vec!["INVALID name"]),
+        (ADA, PASSWORD, &long, vec!["TOO_LONG name"]),
         (
             &format!("{}@example.com", "x".repeat(243)),
             "short",
             "Ada",
-            vec![("email", "TOO_LONG"), ("password", "TOO_SHORT")],
+            vec!["TOO_LONG email", "TOO_SHORT password"],
         ),
     ] {
         let input = json!({ "email": email, "password": password, "name": name });
-        let answer = visitor.mutate(None, "register", SIGNED_IN, input).await;
+        let answer = visitor.mutate("register", SIGNED_IN, input).await;
         let payload = &answer["data"]["register"];
         assert_eq!(faults(payload), expected, "{email:?}");
         assert_eq!(payload["accessToken"], Value::Null);
@@ -320,8 +87,8 @@ async fn registration_errors_are_reported_per_field() {
 
 #[tokio::test]
 async fn registering_is_forbidden_when_registration_is_closed() {
-    let server = TestServer::with(|config| config.auth.registration = false).await;
-    let visitor = Visitor::new(&server);
+    let server = TestServer::with(|config| config.auth.policy.registration = false).await;
+    let visitor = server.anonymous();
     let answer = visitor.try_register(ADA, PASSWORD).await;
     assert_eq!(code(&answer), "FORBIDDEN");
     // The answer must not reveal whether an account exists.
@@ -332,17 +99,17 @@ async fn registering_is_forbidden_when_registration_is_closed() {
 #[tokio::test]
 async fn fifty_concurrent_registrations_of_one_address_create_one_account() {
     let server = TestServer::on(Database::empty().await, |config| {
-        config.graphql.timeout = std::time::Duration::from_mins(10);
+        config.graphql.limits.timeout = std::time::Duration::from_mins(10);
     })
     .await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let attempts = (0..50).map(async |n| {
         let email = if n % 2 == 0 { ADA } else { "ADA@EXAMPLE.COM" };
         let input = json!({ "email": email, "password": PASSWORD, "name": "Ada" });
         let query = format!(
             "mutation($input: RegisterInput!) {{ register(input: $input) {{ {SIGNED_IN} }} }}"
         );
-        let response = visitor.send(None, &query, json!({ "input": input })).await;
+        let response = visitor.send(&query, json!({ "input": input })).await;
         assert_eq!(response.status(), StatusCode::OK);
         let answer: Value = response.json().await.expect("JSON");
         answer["data"]["register"].clone()
@@ -353,7 +120,7 @@ async fn fifty_concurrent_registrations_of_one_address_create_one_account() {
         .partition(|payload| payload["accessToken"].is_string());
     assert_eq!(made.len(), 1);
     for payload in taken {
-        assert_eq!(faults(payload), [("email", "TAKEN")]);
+        assert_eq!(faults(payload), ["TAKEN email"]);
     }
     let db = server.database().connect().await;
     let users = user::Entity::find().all(&db).await.expect("reads");
@@ -363,33 +130,37 @@ async fn fifty_concurrent_registrations_of_one_address_create_one_account() {
 #[tokio::test]
 async fn a_password_change_ends_all_sessions_and_starts_a_new_one() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let elsewhere = visitor.register(ADA).await;
     let here = visitor.login(ADA, PASSWORD).await;
     let change = async |token: &str, current: &str, new: &str| {
         let input = json!({ "currentPassword": current, "newPassword": new });
         let answer = visitor
-            .mutate(Some(token), "changePassword", SIGNED_IN, input)
+            .with(token)
+            .mutate("changePassword", SIGNED_IN, input)
             .await;
         answer["data"]["changePassword"].clone()
     };
 
     let refused = change(&here.access, "not my password", "another password").await;
-    assert_eq!(faults(&refused), [("currentPassword", "INVALID")]);
+    assert_eq!(faults(&refused), ["INVALID currentPassword"]);
     let refused = change(&here.access, PASSWORD, "short").await;
-    assert_eq!(faults(&refused), [("newPassword", "TOO_SHORT")]);
-    assert_eq!(visitor.who(&elsewhere.access).await, user(ADA));
+    assert_eq!(faults(&refused), ["TOO_SHORT newPassword"]);
+    assert_eq!(
+        visitor.with(&elsewhere.access).who().await,
+        account::user(ADA)
+    );
 
-    let now = tokens(&change(&here.access, PASSWORD, "another password").await);
-    assert_eq!(visitor.who(&now.access).await, user(ADA));
+    let now = account::tokens(&change(&here.access, PASSWORD, "another password").await);
+    assert_eq!(visitor.with(&now.access).who().await, account::user(ADA));
     for old in [&here, &elsewhere] {
-        assert_eq!(visitor.who(&old.access).await, unauthenticated());
+        assert_eq!(visitor.with(&old.access).who().await, unauthenticated());
         assert_eq!(
             code(&visitor.try_refresh(&old.refresh).await),
             "UNAUTHENTICATED"
         );
     }
-    assert_eq!(visitor.sessions(&now.access).await.len(), 1);
+    assert_eq!(visitor.with(&now.access).sessions().await.len(), 1);
     assert_eq!(
         code(&visitor.try_login(ADA, PASSWORD).await),
         "UNAUTHENTICATED"
@@ -401,12 +172,13 @@ async fn a_password_change_ends_all_sessions_and_starts_a_new_one() {
 #[tokio::test]
 async fn the_first_of_two_concurrent_password_changes_wins() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let change = async |new: &str| {
         let input = json!({ "currentPassword": PASSWORD, "newPassword": new });
         visitor
-            .mutate(Some(&ada.access), "changePassword", SIGNED_IN, input)
+            .with(&ada.access)
+            .mutate("changePassword", SIGNED_IN, input)
             .await
     };
     // Both requests use the old password and the session that the first change ends.
@@ -417,19 +189,22 @@ async fn the_first_of_two_concurrent_password_changes_wins() {
         (answers.0, answers.1, "the first one's")
     };
     assert_eq!(code(&lost), "UNAUTHENTICATED", "{lost}");
-    let won = tokens(&won["data"]["changePassword"]);
-    assert_eq!(visitor.who(&won.access).await, user(ADA));
+    let won = account::tokens(&won["data"]["changePassword"]);
+    assert_eq!(visitor.with(&won.access).who().await, account::user(ADA));
     visitor.login(ADA, password).await;
 }
 
 #[tokio::test]
 async fn users_change_their_own_name() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let update = async |token: Option<&str>, name: Value| {
         let input = json!({ "name": name });
-        visitor.mutate(token, "updateProfile", CHANGED, input).await
+        visitor
+            .as_caller(token)
+            .mutate("updateProfile", CHANGED, input)
+            .await
     };
     let token = Some(ada.access.as_str());
     for (name, fault) in [
@@ -439,7 +214,7 @@ async fn users_change_their_own_name() {
     ] {
         let refused = update(token, json!(name)).await;
         let payload = &refused["data"]["updateProfile"];
-        assert_eq!(faults(payload), [("name", fault)]);
+        assert_eq!(faults(payload), [format!("{fault} name")]);
         assert_eq!(payload["user"]["name"], "Somebody");
     }
     let name = format!(" {} ", "\u{1f642}".repeat(100));
@@ -450,10 +225,11 @@ async fn users_change_their_own_name() {
     );
     let cleared = update(token, Value::Null).await;
     let payload = &cleared["data"]["updateProfile"];
-    assert_eq!(faults(payload), [("name", "REQUIRED")]);
+    assert_eq!(faults(payload), ["REQUIRED name"]);
     assert_eq!(payload["user"]["name"], name.trim());
     let nothing = visitor
-        .mutate(token, "updateProfile", CHANGED, json!({}))
+        .as_caller(token)
+        .mutate("updateProfile", CHANGED, json!({}))
         .await;
     let payload = &nothing["data"]["updateProfile"];
     assert_eq!(payload["userErrors"], json!([]));
@@ -467,50 +243,59 @@ async fn users_change_their_own_name() {
 #[tokio::test]
 async fn only_administrators_list_and_change_other_users() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let admin = visitor.login(ADMIN, PASSWORD).await;
     let [ada_id, admin_id] = [
-        visitor.id(&ada.access).await,
-        visitor.id(&admin.access).await,
+        visitor.with(&ada.access).id().await,
+        visitor.with(&admin.access).id().await,
     ];
     let list = "{ users(filter: { search: \"ADA@\" }) { totalCount nodes { name email } } }";
     let update = async |token: Option<&str>, id: &Value| {
         let input = json!({ "userId": id, "name": "Eve", "role": "ADMIN", "isActive": false });
-        visitor.mutate(token, "updateUser", CHANGED, input).await
+        visitor
+            .as_caller(token)
+            .mutate("updateUser", CHANGED, input)
+            .await
     };
 
     for (token, refusal) in [
         (None, "UNAUTHENTICATED"),
         (Some(ada.access.as_str()), "FORBIDDEN"),
     ] {
-        assert_eq!(code(&visitor.ask(token, list, json!({})).await), refusal);
+        assert_eq!(
+            code(&visitor.as_caller(token).answer(list, json!({})).await),
+            refusal
+        );
         for id in [&ada_id, &admin_id] {
             assert_eq!(code(&update(token, id).await), refusal);
         }
     }
     let token = Some(admin.access.as_str());
-    let found = visitor.ask(token, list, json!({})).await;
+    let found = visitor.as_caller(token).answer(list, json!({})).await;
     let expected = json!({ "totalCount": 1, "nodes": [{ "name": "Somebody", "email": ADA }] });
     assert_eq!(found["data"]["users"], expected);
 
     let oneself = update(token, &admin_id).await;
-    assert_eq!(
-        faults(&oneself["data"]["updateUser"]),
-        [("userId", "PROTECTED")]
-    );
+    assert_eq!(faults(&oneself["data"]["updateUser"]), ["PROTECTED userId"]);
     assert_eq!(oneself["data"]["updateUser"]["user"]["id"], admin_id);
-    assert_eq!(visitor.who(&admin.access).await, user(ADMIN));
+    assert_eq!(
+        visitor.with(&admin.access).who().await,
+        account::user(ADMIN)
+    );
     let nobody = json!("user_00000000000000000000000000");
     assert_eq!(code(&update(token, &nobody).await), "NOT_FOUND");
     let cleared = async |id: &Value| {
         let input = json!({ "userId": id, "name": null, "role": null, "isActive": null });
-        visitor.mutate(token, "updateUser", CHANGED, input).await
+        visitor
+            .as_caller(token)
+            .mutate("updateUser", CHANGED, input)
+            .await
     };
     assert_eq!(code(&cleared(&nobody).await), "NOT_FOUND");
     let refused = cleared(&ada_id).await;
     let payload = &refused["data"]["updateUser"];
-    let expected = ["name", "role", "isActive"].map(|field| (field, "REQUIRED"));
+    let expected = ["name", "role", "isActive"].map(|field| format!("REQUIRED {field}"));
     assert_eq!(faults(payload), expected);
     assert_eq!(payload["user"]["id"], ada_id);
     assert_eq!(payload["user"]["isActive"], true);
@@ -522,13 +307,14 @@ async fn only_administrators_list_and_change_other_users() {
 #[tokio::test]
 async fn a_role_change_takes_effect_immediately() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let admin = visitor.login(ADMIN, PASSWORD).await;
-    let id = visitor.id(&ada.access).await;
+    let id = visitor.with(&ada.access).id().await;
     let users = async |token: &str| {
         visitor
-            .ask(Some(token), "{ users { totalCount } }", json!({}))
+            .with(token)
+            .answer("{ users { totalCount } }", json!({}))
             .await
     };
     assert_eq!(code(&users(&ada.access).await), "FORBIDDEN");
@@ -537,10 +323,11 @@ async fn a_role_change_takes_effect_immediately() {
     for (role, is_admin) in [("ADMIN", true), ("USER", false)] {
         let input = json!({ "userId": id, "role": role });
         let changed = visitor
-            .mutate(Some(&admin.access), "updateUser", CHANGED, input)
+            .with(&admin.access)
+            .mutate("updateUser", CHANGED, input)
             .await;
         assert_eq!(changed["data"]["updateUser"]["user"]["role"], role);
-        assert_eq!(visitor.who(&session.access).await, unauthenticated());
+        assert_eq!(visitor.with(&session.access).who().await, unauthenticated());
         session = visitor.refresh(&session.refresh).await;
         let answer = users(&session.access).await;
         assert_eq!(
@@ -555,11 +342,12 @@ async fn a_role_change_takes_effect_immediately() {
 #[tokio::test]
 async fn a_role_changed_in_the_database_applies_to_the_next_request() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let admin = visitor.login(ADMIN, PASSWORD).await;
     let users = async || {
         let answer = visitor
-            .ask(Some(&admin.access), "{ users { totalCount } }", json!({}))
+            .with(&admin.access)
+            .answer("{ users { totalCount } }", json!({}))
             .await;
         answer["data"]["users"]["totalCount"].is_number()
     };
@@ -575,20 +363,21 @@ async fn a_role_changed_in_the_database_applies_to_the_next_request() {
 #[tokio::test]
 async fn deactivating_a_user_revokes_their_tokens() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let admin = visitor.login(ADMIN, PASSWORD).await;
-    let id = visitor.id(&ada.access).await;
+    let id = visitor.with(&ada.access).id().await;
     let set_active = async |is_active: bool| {
         let input = json!({ "userId": id, "isActive": is_active });
         let answer = visitor
-            .mutate(Some(&admin.access), "updateUser", CHANGED, input)
+            .with(&admin.access)
+            .mutate("updateUser", CHANGED, input)
             .await;
         assert_eq!(answer["data"]["updateUser"]["user"]["isActive"], is_active);
     };
 
     set_active(false).await;
-    assert_eq!(visitor.who(&ada.access).await, forbidden());
+    assert_eq!(visitor.with(&ada.access).who().await, forbidden());
     assert_eq!(
         code(&visitor.try_refresh(&ada.refresh).await),
         "UNAUTHENTICATED"
@@ -601,25 +390,25 @@ async fn deactivating_a_user_revokes_their_tokens() {
 
     // Reactivation does not restore ended sessions.
     set_active(true).await;
-    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(visitor.with(&ada.access).who().await, unauthenticated());
     assert_eq!(
         code(&visitor.try_refresh(&ada.refresh).await),
         "UNAUTHENTICATED"
     );
     let again = visitor.login(ADA, PASSWORD).await;
-    assert_eq!(visitor.who(&again.access).await, user(ADA));
+    assert_eq!(visitor.with(&again.access).who().await, account::user(ADA));
 }
 
 #[tokio::test]
 async fn deactivating_a_user_in_the_database_blocks_their_tokens() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let disable = user::Entity::update_many()
         .col_expr(user::Column::IsActive, Expr::value(false))
         .filter(user::Column::EmailKey.eq(ADA));
     let db = server.database().connect().await;
     disable.exec(&db).await.expect("writes");
-    assert_eq!(visitor.who(&ada.access).await, forbidden());
+    assert_eq!(visitor.with(&ada.access).who().await, forbidden());
     assert_eq!(code(&visitor.try_refresh(&ada.refresh).await), "FORBIDDEN");
 }

@@ -4,12 +4,12 @@ use gathering::config::{Config, Mode};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
+use crate::support::server::TestServer;
 
 async fn serve(change: impl FnOnce(&mut Config)) -> TestServer {
     TestServer::with(|config| {
         config.limits.mode = Mode::Enforce;
-        config.limits.health = 100_000;
+        config.limits.address = 100_000;
         change(config);
     })
     .await
@@ -100,12 +100,13 @@ async fn a_variable_default_does_not_exempt_sign_ins_from_the_limit() {
     let login = r#"login(input: {email: "demo@example.com", password: "wrong"}) @skip(if: $s) { accessToken }"#;
     let hidden = format!("mutation ($s: Boolean = true) {{ a: {login} b: {login} c: {login} }}");
     for _ in 0..3 {
-        let answer = server.ask(None, &hidden, json!({})).await;
+        let answer = server.anonymous().answer(&hidden, json!({})).await;
         assert_eq!(answer["data"], json!({}), "{answer}");
     }
     let mut tried = 0;
     while server
-        .send(None, &hidden, json!({ "s": false }))
+        .anonymous()
+        .send(&hidden, json!({ "s": false }))
         .await
         .status()
         == StatusCode::OK
@@ -123,7 +124,7 @@ async fn twenty_sign_ins_with_a_very_long_address_are_rate_limited() {
     let query = format!("mutation ($i: LoginInput!) {{ {logins} }}");
     let long = "\u{fdfa}".repeat(300_000);
     let variables = json!({ "i": { "email": long, "password": "x" } });
-    let response = server.send(None, &query, variables).await;
+    let response = server.anonymous().send(&query, variables).await;
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
 }
 
@@ -131,19 +132,27 @@ async fn twenty_sign_ins_with_a_very_long_address_are_rate_limited() {
 async fn a_revoked_token_is_not_charged_to_its_user() {
     let server = serve(|_| ()).await;
     let login = r#"mutation { login(input: {email: "demo@example.com", password: "gathering-demo"}) { accessToken } }"#;
-    let answer = server.ask(None, login, json!({})).await;
+    let answer = server.anonymous().answer(login, json!({})).await;
     let stolen = answer["data"]["login"]["accessToken"]
         .as_str()
         .expect("a token");
     let logout = "mutation { logout(input: {}) { revokedTokens } }";
-    server.ask(Some(stolen), logout, json!({})).await;
+    server.with_token(stolen).answer(logout, json!({})).await;
 
     let many = format!("{{ {} }}", aliases(20, "viewer { id }"));
     for _ in 0..6 {
-        let status = server.send(Some(stolen), &many, json!({})).await.status();
+        let status = server
+            .with_token(stolen)
+            .send(&many, json!({}))
+            .await
+            .status();
         assert_eq!(status, StatusCode::UNAUTHORIZED);
     }
-    let status = server.send(Some(stolen), &many, json!({})).await.status();
+    let status = server
+        .with_token(stolen)
+        .send(&many, json!({}))
+        .await
+        .status();
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
     let answer = server.graphql(&many, json!({})).await;
     assert_eq!(answer["errors"], Value::Null, "{answer}");
@@ -177,12 +186,12 @@ async fn retry_after_covers_the_slowest_of_several_tiers() {
     for field in ["viewer { id }", "serverInfo { name }"] {
         for _ in 0..3 {
             let query = format!("{{ {} }}", aliases(20, field));
-            server.ask(Some(&token), &query, json!({})).await;
+            server.with_token(&token).answer(&query, json!({})).await;
         }
     }
     let slow = aliases(19, "serverInfo { name }");
     let query = format!("{{ viewer {{ id }} {slow} }}");
-    let response = server.send(Some(&token), &query, json!({})).await;
+    let response = server.with_token(&token).send(&query, json!({})).await;
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
     let header = |name: &str| response.headers()[name].to_str().expect("text").to_owned();
     let seconds: u64 = header("retry-after").parse().expect("seconds");

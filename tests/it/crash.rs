@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use gathering_entity::{event, project};
-use reqwest::Client;
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::database::{Database, PASSWORD};
-use crate::process::{Running, gathering};
+use crate::support::actor::{Actor, OWNER};
+use crate::support::database::Database;
+use crate::support::program::{Running, gathering};
+use crate::support::wait::{until, within};
 
 /// How many changes are acknowledged before the server is killed.
 const ACKNOWLEDGED: usize = 1_000;
@@ -24,81 +24,42 @@ const WRITERS: usize = 32;
 /// The number of updates of each project.
 const STEPS: usize = 4;
 
-const PATIENCE: Duration = Duration::from_mins(2);
-
-#[derive(Clone)]
-struct Visitor {
-    client: Client,
-    url: String,
-    token: String,
-}
-
-impl Visitor {
-    async fn new(server: &Running) -> Self {
-        let client = Client::builder().no_proxy().build().expect("a client");
-        let mut visitor = Self {
-            client,
-            url: format!("{}/graphql", server.url),
-            token: String::new(),
-        };
-        let login = "mutation ($input: LoginInput!) { login(input: $input) { accessToken } }";
-        let input = json!({ "email": "demo@example.com", "password": PASSWORD });
-        let answer = visitor.ask(login, &json!({ "input": input })).await;
-        let answer = answer.expect("an answer");
-        let token = answer["data"]["login"]["accessToken"].as_str();
-        token.expect("a token").clone_into(&mut visitor.token);
-        visitor
+/// Collects the names and cursors of project events until `enough` returns true or the stream breaks off.
+async fn listen(
+    actor: &Actor,
+    after: Option<&str>,
+    told: &Mutex<Vec<(String, String)>>,
+    began: &AtomicBool,
+    enough: impl Fn(&[(String, String)]) -> bool,
+) {
+    let query = "subscription { events(filter: { types: [PROJECT_CREATED, PROJECT_UPDATED] }) \
+        { ... on ProjectEvent { name } } }";
+    let mut request = actor.request(query, &json!({}));
+    request = request.header("Accept", "text/event-stream");
+    if let Some(after) = after {
+        request = request.header("Last-Event-ID", after);
     }
-
-    /// Returns `None` if the server has gone.
-    async fn ask(&self, query: &str, variables: &Value) -> Option<Value> {
-        let mut request = self.client.post(&self.url);
-        if !self.token.is_empty() {
-            request = request.bearer_auth(&self.token);
-        }
-        let body = json!({ "query": query, "variables": variables });
-        let response = request.json(&body).send().await.ok()?;
-        response.json().await.ok()
-    }
-
-    /// Collects the names and cursors of project events until `enough` returns true or the stream breaks off.
-    async fn listen(
-        &self,
-        after: Option<&str>,
-        told: &Mutex<Vec<(String, String)>>,
-        began: &AtomicBool,
-        enough: impl Fn(&[(String, String)]) -> bool,
-    ) {
-        let query = "subscription { events(filter: { types: [PROJECT_CREATED, PROJECT_UPDATED] }) \
-            { ... on ProjectEvent { name } } }";
-        let mut request = self.client.post(&self.url).bearer_auth(&self.token);
-        request = request.header("Accept", "text/event-stream");
-        if let Some(after) = after {
-            request = request.header("Last-Event-ID", after);
-        }
-        let response = request.json(&json!({ "query": query })).send().await;
-        let mut response = response.expect("an answer");
-        assert_eq!(response.status(), 200);
-        let mut text = String::new();
-        while let Ok(Some(piece)) = response.chunk().await {
-            began.store(true, Ordering::SeqCst);
-            text.push_str(std::str::from_utf8(&piece).expect("text"));
-            while let Some((message, rest)) = text.split_once("\n\n") {
-                let line = |name: &str| {
-                    let mut lines = message.lines();
-                    lines.find_map(|line| line.strip_prefix(name))
-                };
-                if let (Some(cursor), Some(data)) = (line("id: "), line("data: ")) {
-                    let data: Value = serde_json::from_str(data).expect("JSON");
-                    let name = data["data"]["events"]["name"].as_str().expect("a name");
-                    let mut told = told.lock().expect("no panic");
-                    told.push((name.to_owned(), cursor.to_owned()));
-                    if enough(&told) {
-                        return;
-                    }
+    let mut response = request.send().await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    let mut text = String::new();
+    while let Ok(Some(piece)) = response.chunk().await {
+        began.store(true, Ordering::SeqCst);
+        text.push_str(std::str::from_utf8(&piece).expect("text"));
+        while let Some((message, rest)) = text.split_once("\n\n") {
+            let line = |name: &str| {
+                let mut lines = message.lines();
+                lines.find_map(|line| line.strip_prefix(name))
+            };
+            if let (Some(cursor), Some(data)) = (line("id: "), line("data: ")) {
+                let data: Value = serde_json::from_str(data).expect("JSON");
+                let name = data["data"]["events"]["name"].as_str().expect("a name");
+                let mut told = told.lock().expect("no panic");
+                told.push((name.to_owned(), cursor.to_owned()));
+                if enough(&told) {
+                    return;
                 }
-                text = rest.to_owned();
             }
+            text = rest.to_owned();
         }
     }
 }
@@ -145,16 +106,17 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
         command
     };
     let server = Running::start(&mut serve()).await;
-    let visitor = Visitor::new(&server).await;
+    let visitor = Actor::new(&server.url).signed_in(OWNER).await;
 
     let told = Arc::new(Mutex::new(Vec::new()));
     let began = Arc::new(AtomicBool::new(false));
     let mut work = JoinSet::new();
     let (listener, log, open) = (visitor.clone(), Arc::clone(&told), Arc::clone(&began));
-    work.spawn(async move { listener.listen(None, &log, &open, |_| false).await });
-    while !began.load(Ordering::SeqCst) {
-        tokio::task::yield_now().await;
-    }
+    work.spawn(async move { listen(&listener, None, &log, &open, |_| false).await });
+    until("the beginning of the stream", async || {
+        began.load(Ordering::SeqCst)
+    })
+    .await;
 
     let acknowledged: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
     let count = Arc::new(AtomicUsize::new(0));
@@ -177,7 +139,7 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
                         let query = "mutation ($input: UpdateProjectInput!) { change: updateProject(input: $input) { project { id } } }";
                         (query, json!({ "projectId": id, "name": name }))
                     };
-                    let Some(answer) = visitor.ask(query, &json!({ "input": input })).await else {
+                    let Some(answer) = visitor.try_answer(query, json!({ "input": input })).await else {
                         return;
                     };
                     id = answer["data"]["change"]["project"]["id"].clone();
@@ -189,17 +151,16 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
         });
     }
     let is_told = || !told.lock().expect("no panic").is_empty();
-    while count.load(Ordering::SeqCst) < ACKNOWLEDGED || !is_told() {
-        tokio::task::yield_now().await;
-    }
+    until("enough acknowledged changes and an event", async || {
+        count.load(Ordering::SeqCst) >= ACKNOWLEDGED && is_told()
+    })
+    .await;
     server.signal("KILL");
-    while let Some(ended) = work.join_next().await {
-        ended.expect("no panic");
-    }
+    within("the end of all callers", work.join_all()).await;
     drop(server);
 
     let server = Running::start(&mut serve()).await;
-    let visitor = Visitor::new(&server).await;
+    let visitor = Actor::new(&server.url).signed_in(OWNER).await;
     let acknowledged = acknowledged.lock().expect("no panic").clone();
     let before = told.lock().expect("no panic").clone();
     // Resumes after the last event that the listener had received.
@@ -208,10 +169,10 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
     let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
     let told = Mutex::new(before);
     let began = AtomicBool::new(false);
-    let listening = visitor.listen(seen.as_deref(), &told, &began, |told| told.len() >= all);
-    tokio::time::timeout(PATIENCE, listening)
-        .await
-        .expect("all events are delivered");
+    let listening = listen(&visitor, seen.as_deref(), &told, &began, |told| {
+        told.len() >= all
+    });
+    within("all events", listening).await;
 
     let (projects, events) = (projects(&db).await, events(&db).await);
     for (project, step) in &acknowledged {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
+use crate::support::server::TestServer;
 
 fn code(answer: &Value) -> &str {
     answer["errors"][0]["extensions"]["code"]
@@ -174,7 +174,8 @@ async fn an_invalid_custom_scalar_value_refuses_the_whole_request() {
 async fn a_mutation_that_selects_only_typename_needs_a_valid_token() {
     let server = TestServer::start().await;
     let answer = server
-        .ask(Some("bad"), "mutation { __typename }", json!({}))
+        .with_token("bad")
+        .answer("mutation { __typename }", json!({}))
         .await;
     assert_eq!(code(&answer), "UNAUTHENTICATED");
     let token = server.token("demo@example.com").await;

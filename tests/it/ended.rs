@@ -6,20 +6,17 @@ use reqwest::Response;
 use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
-use crate::accounts::{ADA, ADMIN, Tokens, Visitor, tokens};
-use crate::database::PASSWORD;
-use crate::live::until_more_than;
-use crate::server::TestServer;
-use crate::ws::limit::narrow_of;
-use crate::ws::{Socket, flood, metric, until_metric_is};
+use crate::support::account::{ADA, SIGNED_IN, Tokens, tokens};
+use crate::support::actor::{ADMIN, Actor};
+use crate::support::database::PASSWORD;
+use crate::support::events::{Socket, flood};
+use crate::support::server::TestServer;
+use crate::support::wait::{until, within};
 
 const EVENTS: &str = "subscription { events(filter: { types: [PROVIDER_CHANGED] }) { ... on CatalogueEvent { name } } }";
 
 const SSE: &str = "text/event-stream";
 const MULTIPART: &str = "multipart/mixed;subscriptionSpec=1.0";
-
-/// How long a test waits for an expected message.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server that sends no keep-alives during a test.
 async fn serve() -> TestServer {
@@ -32,7 +29,8 @@ async fn publish(server: &TestServer, n: usize) {
     let create = "mutation ($input: CreateProviderInput!) { createProvider(input: $input) { provider { id } } }";
     let input = json!({ "name": format!("n{n}"), "displayName": "A provider" });
     let made = server
-        .ask(Some(&admin), create, json!({ "input": input }))
+        .with_token(&admin)
+        .answer(create, json!({ "input": input }))
         .await;
     assert!(
         made["data"]["createProvider"]["provider"].is_object(),
@@ -61,7 +59,7 @@ impl Streams {
             response
         };
         let (events, multipart) = (listen(SSE).await, listen(MULTIPART).await);
-        until_more_than(server, before + 2).await;
+        server.until_subscribers_exceed(before + 2).await;
         Self {
             socket,
             events,
@@ -87,8 +85,7 @@ impl Streams {
                 told.push(message["payload"].clone());
             }
         };
-        let ended = tokio::time::timeout(PATIENCE, over_socket).await;
-        let ended = ended.expect("the stream ends");
+        let ended = within("the end of the stream over WebSocket", over_socket).await;
         assert_eq!(ended["type"], "error", "{ended}");
         let code = &ended["payload"][0]["extensions"]["code"];
         assert_eq!(code, "UNAUTHENTICATED", "{ended}");
@@ -100,8 +97,8 @@ impl Streams {
             (events, "event: complete\ndata:\n\n"),
             (multipart, "\r\n--graphql--\r\n"),
         ] {
-            let text = tokio::time::timeout(PATIENCE, response.text()).await;
-            let text = text.expect("the stream ends").expect("a whole body");
+            let text = within("the end of the stream over HTTP", response.text()).await;
+            let text = text.expect("a whole body");
             assert!(text.ends_with(end), "{text}");
             let payloads = text.lines().filter_map(|line| {
                 let line = line.strip_prefix("data: ").unwrap_or(line);
@@ -121,13 +118,16 @@ impl Streams {
 
     /// Waits for this event on the WebSocket stream.
     async fn until(&mut self, n: usize) {
-        loop {
-            let message = self.socket.next().await;
-            assert_eq!(message["type"], "next", "{message}");
-            if number(&message["payload"]) == n {
-                return;
+        let told = async {
+            loop {
+                let message = self.socket.next().await;
+                assert_eq!(message["type"], "next", "{message}");
+                if number(&message["payload"]) == n {
+                    break;
+                }
             }
-        }
+        };
+        within(format!("event {n}"), told).await;
     }
 }
 
@@ -175,16 +175,17 @@ impl How {
 
     /// Runs the mutation as the session to end, as another session of its user, or as an administrator, and waits for
     /// the response.
-    async fn end(self, visitor: &Visitor, ended: &Tokens, other: &Tokens, admin: &Tokens) {
-        let session = visitor.session(&ended.access).await;
-        let user = visitor.id(&ended.access).await;
+    async fn end(self, visitor: &Actor, ended: &Tokens, other: &Tokens, admin: &Tokens) {
+        let session = visitor.with(&ended.access).session().await;
+        let user = visitor.with(&ended.access).id().await;
         let (token, name, selection, input) = match self {
             Self::Logout => (ended, "logout", "revokedTokens", json!({})),
             Self::LogoutElsewhere => {
                 let third = visitor.login(ADA, PASSWORD).await;
                 let input = json!({ "refreshToken": ended.refresh });
                 let answer = visitor
-                    .mutate(Some(&third.access), "logout", "revokedTokens", input)
+                    .with(&third.access)
+                    .mutate("logout", "revokedTokens", input)
                     .await;
                 assert_eq!(answer["data"]["logout"]["revokedTokens"], 3, "{answer}");
                 return;
@@ -198,9 +199,10 @@ impl How {
             Self::ChangePassword => {
                 let input =
                     json!({ "currentPassword": PASSWORD, "newPassword": "another password" });
-                let selection = super::accounts::SIGNED_IN;
+                let selection = SIGNED_IN;
                 let answer = visitor
-                    .mutate(Some(&other.access), "changePassword", selection, input)
+                    .with(&other.access)
+                    .mutate("changePassword", selection, input)
                     .await;
                 tokens(&answer["data"]["changePassword"]);
                 return;
@@ -237,7 +239,8 @@ impl How {
             ),
         };
         let answer = visitor
-            .mutate(Some(&token.access), name, selection, input)
+            .with(&token.access)
+            .mutate(name, selection, input)
             .await;
         assert!(answer["data"][name].is_object(), "{self:?}: {answer}");
     }
@@ -247,7 +250,7 @@ impl How {
 async fn no_event_follows_the_response_that_ends_a_session() {
     for how in ALL {
         let server = serve().await;
-        let visitor = Visitor::new(&server);
+        let visitor = server.anonymous();
         visitor.register(ADA).await;
         let sign_in = async || visitor.login(ADA, PASSWORD).await;
         let (ended, other) = (sign_in().await, sign_in().await);
@@ -275,7 +278,7 @@ async fn no_event_follows_the_response_that_ends_a_session() {
 #[tokio::test]
 async fn no_event_created_while_a_session_ends_follows_the_response() {
     let server = serve().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     visitor.register(ADA).await;
     let mut first = 0;
     for _ in 0..5 {
@@ -289,11 +292,10 @@ async fn no_event_created_while_a_session_ends_follows_the_response() {
             }
         };
         let ending = async {
-            while begun.get() < first + 10 {
-                tokio::task::yield_now().await;
-            }
+            until("ten events", async || begun.get() >= first + 10).await;
             let answer = visitor
-                .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+                .with(&ada.access)
+                .mutate("logout", "revokedTokens", json!({}))
                 .await;
             assert!(answer["data"]["logout"].is_object(), "{answer}");
             begun.get()
@@ -309,7 +311,7 @@ async fn no_event_created_while_a_session_ends_follows_the_response() {
 #[tokio::test]
 async fn a_websocket_that_signs_out_gets_its_response_and_is_closed() {
     let server = serve().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     visitor.register(ADA).await;
     let logout = "mutation { logout(input: {}) { revokedTokens } }";
     for has_stream in [false, true] {
@@ -318,7 +320,7 @@ async fn a_websocket_that_signs_out_gets_its_response_and_is_closed() {
         if has_stream {
             let before = server.subscribers().await;
             socket.subscribe("1", EVENTS).await;
-            until_more_than(&server, before).await;
+            server.until_subscribers_exceed(before).await;
         }
         socket.subscribe("2", logout).await;
         let mut kinds = Vec::new();
@@ -340,12 +342,15 @@ async fn a_websocket_that_signs_out_gets_its_response_and_is_closed() {
     let ada = visitor.login(ADA, PASSWORD).await;
     let mut socket = Socket::greeted(&server, Some(&ada.access)).await;
     let ended = visitor
-        .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+        .with(&ada.access)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
     assert!(ended["data"]["logout"].is_object(), "{ended}");
     assert_eq!(socket.closed().await.0, 4403);
     assert_eq!(
-        metric(&server, r#"gathering_streams{transport="websocket"}"#).await,
+        server
+            .metric(r#"gathering_streams{transport="websocket"}"#)
+            .await,
         0
     );
 }
@@ -360,7 +365,7 @@ async fn a_session_ended_on_one_instance_ends_on_the_others() {
                 config.events.poll = Duration::from_millis(100);
             })
             .await;
-        let visitor = Visitor::new(&one);
+        let visitor = one.anonymous();
         visitor.register(ADA).await;
         let sign_in = async || visitor.login(ADA, PASSWORD).await;
         let (ended, other) = (sign_in().await, sign_in().await);
@@ -384,17 +389,15 @@ async fn a_session_ended_on_one_instance_ends_on_the_others() {
 
 /// Waits until no more events are delivered to a stream, because its client does not read.
 async fn until_stuck(server: &TestServer) {
-    let delivered = async || metric(server, "gathering_events_delivered_total").await;
-    let stuck = async {
-        let (mut last, mut times) = (0, 0);
-        while times < 20 {
-            let now = delivered().await;
-            times = if now > 0 && now == last { times + 1 } else { 0 };
-            last = now;
-        }
-    };
-    let stuck = tokio::time::timeout(PATIENCE, stuck).await;
-    stuck.expect("the client is behind");
+    let delivered = async || server.metric("gathering_events_delivered_total").await;
+    let (mut last, mut times) = (0, 0);
+    until("a client that is behind", async || {
+        let now = delivered().await;
+        times = if now > 0 && now == last { times + 1 } else { 0 };
+        last = now;
+        times == 20
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -409,12 +412,14 @@ async fn buffered_events_of_an_ended_session_are_not_sent_to_a_slow_client() {
     let streams = |transport: &str| format!("gathering_streams{{transport=\"{transport}\"}}");
 
     let token = server.token("demo@example.com").await;
-    let mut socket = narrow_of(&server, &token).await;
+    let mut socket = Socket::narrow(&server, &token).await;
     socket.subscribe("1", &query).await;
     until_stuck(&server).await;
-    server.ask(Some(&token), logout, json!({})).await;
-    until_metric_is(&server, &streams("websocket"), 0).await;
-    until_metric_is(&server, "gathering_websocket_connections", 0).await;
+    server.with_token(&token).answer(logout, json!({})).await;
+    server.until_metric_is(&streams("websocket"), 0).await;
+    server
+        .until_metric_is("gathering_websocket_connections", 0)
+        .await;
 
     for (accept, transport) in [(SSE, "sse"), (MULTIPART, "multipart")] {
         let token = server.token("demo@example.com").await;
@@ -423,11 +428,11 @@ async fn buffered_events_of_an_ended_session_are_not_sent_to_a_slow_client() {
         let response = request.json(&json!({ "query": query })).send().await;
         let response = response.expect("an answer");
         until_stuck(&server).await;
-        assert_eq!(metric(&server, &streams(transport)).await, 1);
-        server.ask(Some(&token), logout, json!({})).await;
-        until_metric_is(&server, &streams(transport), 0).await;
+        assert_eq!(server.metric(&streams(transport)).await, 1);
+        server.with_token(&token).answer(logout, json!({})).await;
+        server.until_metric_is(&streams(transport), 0).await;
         // The connection is broken, so the rest of the body is lost.
-        let body = tokio::time::timeout(PATIENCE, response.text()).await;
-        body.expect("an end").expect_err("no proper end");
+        let body = within("the end of the body", response.text()).await;
+        body.expect_err("no proper end");
     }
 }

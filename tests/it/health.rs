@@ -7,23 +7,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::server::TestServer;
-
-/// Polls the URL until it answers with this status.
-pub(crate) async fn until_ready_is(url: &str, status: StatusCode) {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .build()
-        .expect("a client");
-    let asking = async {
-        while client.get(url).send().await.expect("an answer").status() != status {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), asking)
-        .await
-        .unwrap_or_else(|_| panic!("{url} never answered {status}"));
-}
+use crate::support::actor::client;
+use crate::support::server::{TestServer, until_ready_is};
+use crate::support::wait::within;
 
 #[tokio::test]
 async fn health_reports_version_uptime_and_checks() {
@@ -71,7 +57,7 @@ async fn a_draining_server_is_not_ready_but_still_serves() {
     let draining = tokio::spawn(server.shut_down(Duration::from_mins(10)));
     until_ready_is(&ready, StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(
-        reqwest::get(live).await.expect("an answer").status(),
+        client().get(live).send().await.expect("an answer").status(),
         StatusCode::OK
     );
     draining.abort();
@@ -120,8 +106,8 @@ async fn a_connection_without_complete_headers_is_closed() {
             .await
             .expect("is sent");
         let mut answer = String::new();
-        connection
-            .read_to_string(&mut answer)
+        let read = connection.read_to_string(&mut answer);
+        within("the end of the connection", read)
             .await
             .expect("is closed");
         assert!(!answer.contains("200 OK"), "{answer}");
@@ -139,7 +125,8 @@ async fn an_oversized_header_is_refused() {
     // The server may close the connection before it has read everything.
     let _ = connection.write_all(header.as_bytes()).await;
     let mut answer = Vec::new();
-    let _ = connection.read_to_end(&mut answer).await;
+    let read = connection.read_to_end(&mut answer);
+    let _ = within("the end of the connection", read).await;
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
@@ -151,12 +138,14 @@ async fn a_connection_over_the_limit_waits_until_another_ends() {
     let mut answer = [0; 12];
     let mut first = connect(&server).await;
     first.write_all(request).await.expect("is sent");
-    first.read_exact(&mut answer).await.expect("an answer");
+    let read = first.read_exact(&mut answer);
+    within("an answer", read).await.expect("an answer");
 
     let mut second = connect(&server).await;
     second.write_all(request).await.expect("is sent");
     drop(first);
-    second.read_exact(&mut answer).await.expect("an answer");
+    let read = second.read_exact(&mut answer);
+    within("an answer", read).await.expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
@@ -187,7 +176,8 @@ async fn a_client_that_does_not_read_is_disconnected() {
         .await
         .expect("is sent");
     let mut answer = [0; 12];
-    other.read_exact(&mut answer).await.expect("an answer");
+    let read = other.read_exact(&mut answer);
+    within("an answer", read).await.expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200");
     drop(deaf);
 }

@@ -6,8 +6,8 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
-use crate::ws::{EVENTS, Socket};
+use crate::support::events::{EVENTS, Socket};
+use crate::support::server::TestServer;
 
 const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream";

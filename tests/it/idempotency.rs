@@ -7,9 +7,8 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
-use crate::accounts::Visitor;
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use crate::support::database::PASSWORD;
+use crate::support::server::TestServer;
 
 const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { \
     project { id name } userErrors { field code } } }";
@@ -62,7 +61,8 @@ async fn the_same_key_replays_the_first_response_and_changes_once() {
     let rename = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { project { name } } }";
     let input = json!({ "projectId": id, "name": "Renamed" });
     server
-        .ask(Some(&token), rename, json!({ "input": input }))
+        .with_token(&token)
+        .answer(rename, json!({ "input": input }))
         .await;
 
     for key in ["key-1", "\"key-1\""] {
@@ -171,8 +171,8 @@ async fn retrying_an_interrupted_request_does_not_change_an_account_again() {
     let token = server.token("demo@example.com").await;
     let admin = server.token("admin@example.com").await;
     let db = server.database().connect().await;
-    let visitor = Visitor::new(&server);
-    let user = &visitor.id(&token).await;
+    let visitor = server.anonymous();
+    let user = &visitor.with(&token).id().await;
     let profile = |name: &str| {
         let query =
             "mutation ($name: String) { updateProfile(input: { name: $name }) { user { name } } }";
@@ -198,7 +198,7 @@ async fn retrying_an_interrupted_request_does_not_change_an_account_again() {
     let other = visitor.login("demo@example.com", PASSWORD).await;
     let query =
         "mutation ($id: ID!) { revokeSession(input: { sessionId: $id }) { revokedSessionId } }";
-    let session = visitor.session(&other.access).await;
+    let session = visitor.with(&other.access).session().await;
     let end = json!({ "query": query, "variables": { "id": session } });
     let ended = send(&server, &token, "end", &end).await;
     assert!(ended["data"]["revokeSession"].is_object(), "{ended}");
@@ -210,12 +210,12 @@ async fn retrying_an_interrupted_request_does_not_change_an_account_again() {
 #[tokio::test]
 async fn sessions_can_be_revoked_concurrently() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let token = server.token("demo@example.com").await;
     let mut ends = Vec::new();
     for _ in 0..5 {
         let other = visitor.login("demo@example.com", PASSWORD).await;
-        let session = visitor.session(&other.access).await;
+        let session = visitor.with(&other.access).session().await;
         let query =
             "mutation ($id: ID!) { revokeSession(input: { sessionId: $id }) { revokedSessionId } }";
         ends.push(json!({ "query": query, "variables": { "id": session } }));
@@ -607,7 +607,7 @@ async fn a_stored_response_is_replayed_byte_for_byte() {
     let server = TestServer::start().await;
     let token = server.token("demo@example.com").await;
     let created = "mutation { createAgent(input: { name: \"Stale\" }) { agent { id } } }";
-    let created = server.ask(Some(&token), created, json!({})).await;
+    let created = server.with_token(&token).answer(created, json!({})).await;
     let agent = created["data"]["createAgent"]["agent"]["id"].as_str();
     let agent = agent.unwrap_or_else(|| panic!("{created}"));
     let query = format!(

@@ -15,7 +15,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
+use crate::support::server::TestServer;
 
 /// The addresses of two clients.
 const HERE: &str = "192.0.2.1";

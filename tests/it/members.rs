@@ -6,16 +6,16 @@ use sea_orm::prelude::Uuid;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
 use serde_json::{Value, json};
 
-use crate::circles::{ADMIN, ATELIER, GUEST, LIBRARY, OWNER, Studio, WORKSHOP, faults};
+use crate::support::actor::{ATELIER, Demo, GUEST, LIBRARY, WORKSHOP, faults};
 
 const MEMBERS: &str =
     "query ($id: ID!) { circle(id: $id) { members(first: 100, filter: { includeInactive: true }) {
     edges { membership { id role isActive joinedAt competencies reviewTypes } node { id } } } } }";
 
-impl Studio {
+impl Demo {
     /// The edges to all current and former members of a circle, in order.
     async fn members(&self, circle: &Value) -> Vec<Value> {
-        let data = self.read(ADMIN, MEMBERS, json!({ "id": circle })).await;
+        let data = self.admin.ask(MEMBERS, json!({ "id": circle })).await;
         let edges = data["circle"]["members"]["edges"].as_array();
         edges.expect("members").clone()
     }
@@ -23,7 +23,7 @@ impl Studio {
     /// Creates a circle of the owner without members.
     async fn empty(&self, name: &str, most: i32) -> Value {
         let input = json!({ "name": name, "maxMembers": most });
-        let payload = self.done(OWNER, "createCircle", input).await;
+        let payload = self.owner.done("createCircle", input).await;
         payload["circle"]["id"].clone()
     }
 
@@ -41,7 +41,8 @@ impl Studio {
         let insert = agent::Entity::insert(row.into_active_model());
         insert.exec_without_returning(&db).await.expect("inserts");
         let data = self
-            .read(GUEST, "{ agents(first: 1) { nodes { id } } }", json!({}))
+            .guest
+            .ask("{ agents(first: 1) { nodes { id } } }", json!({}))
             .await;
         data["agents"]["nodes"][0]["id"].clone()
     }
@@ -57,14 +58,14 @@ fn join(circle: &Value, agents: &[&Value]) -> Value {
 
 #[tokio::test]
 async fn agents_join_in_input_order_with_an_event_each() {
-    let studio = Studio::open().await;
-    let (circle, agents) = (studio.empty("Empty team", 3).await, studio.agents().await);
-    let since = studio.mark().await;
+    let demo = Demo::start().await;
+    let (circle, agents) = (demo.empty("Empty team", 3).await, demo.agents().await);
+    let since = demo.mark().await;
     let input = json!({ "circleId": circle, "members": [
         { "agentId": agents[5], "role": "LEAD", "competencies": ["Rust"], "reviewTypes": ["Final"] },
         { "agentId": agents[3], "role": "OBSERVER" },
     ] });
-    let payload = studio.done(OWNER, "addCircleMembers", input).await;
+    let payload = demo.owner.done("addCircleMembers", input).await;
     assert_eq!(
         payload["circle"],
         json!({ "id": circle, "members": { "totalCount": 2 } })
@@ -88,7 +89,7 @@ async fn agents_join_in_input_order_with_an_event_each() {
         json!([agents[3], "OBSERVER", [], [], true, null]),
     ];
     assert_eq!(seen, expected);
-    let events = studio.events(&since, 2).await;
+    let events = demo.events(&since, 2).await;
     let told: Vec<_> = events
         .iter()
         .map(|event| {
@@ -109,12 +110,12 @@ async fn agents_join_in_input_order_with_an_event_each() {
 
 #[tokio::test]
 async fn adding_members_succeeds_for_all_agents_or_none() {
-    let studio = Studio::open().await;
-    let (circle, agents) = (studio.empty("Small team", 2).await, studio.agents().await);
-    studio
-        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+    let demo = Demo::start().await;
+    let (circle, agents) = (demo.empty("Small team", 2).await, demo.agents().await);
+    demo.owner
+        .done("addCircleMembers", join(&circle, &[&agents[0]]))
         .await;
-    let before = studio.members(&circle).await;
+    let before = demo.members(&circle).await;
     for (who, expected) in [
         (&[][..], vec!["REQUIRED members"]),
         (&[&agents[1], &agents[0]], vec!["TAKEN members.1.agentId"]),
@@ -129,43 +130,43 @@ async fn adding_members_succeeds_for_all_agents_or_none() {
             ],
         ),
     ] {
-        let payload = studio
-            .payload(OWNER, "addCircleMembers", join(&circle, who))
+        let payload = demo
+            .owner
+            .payload("addCircleMembers", join(&circle, who))
             .await;
         assert_eq!(faults(&payload), expected);
         assert_eq!(payload["circle"]["members"]["totalCount"], 1);
         assert_eq!(payload["members"], json!([]));
     }
     let many: Vec<_> = agents.iter().chain(&agents[..1]).collect();
-    let faults = studio
-        .faults(OWNER, "addCircleMembers", join(&circle, &many))
+    let faults = demo
+        .owner
+        .faults("addCircleMembers", join(&circle, &many))
         .await;
     assert_eq!(faults, ["TOO_MANY members"]);
     let nobody = json!("agent_00000000000000000000000000");
-    let refused = studio
-        .refused(
-            OWNER,
-            "addCircleMembers",
-            join(&circle, &[&agents[1], &nobody]),
-        )
+    let refused = demo
+        .owner
+        .refused("addCircleMembers", join(&circle, &[&agents[1], &nobody]))
         .await;
-    assert_eq!(refused, (json!("NOT_FOUND"), json!("members.1.agentId")));
-    assert_eq!(studio.members(&circle).await, before);
-    studio
-        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[1]]))
+    assert_eq!(refused, "NOT_FOUND members.1.agentId");
+    assert_eq!(demo.members(&circle).await, before);
+    demo.owner
+        .done("addCircleMembers", join(&circle, &[&agents[1]]))
         .await;
 }
 
 #[tokio::test]
 async fn an_archived_circle_is_reported_before_input_errors() {
-    let studio = Studio::open().await;
-    let (circle, agents) = (studio.empty("Archived", 1).await, studio.agents().await);
-    let payload = studio
-        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+    let demo = Demo::start().await;
+    let (circle, agents) = (demo.empty("Archived", 1).await, demo.agents().await);
+    let payload = demo
+        .owner
+        .done("addCircleMembers", join(&circle, &[&agents[0]]))
         .await;
     let member = payload["members"][0]["id"].clone();
-    studio
-        .done(OWNER, "archiveCircle", json!({ "circleId": circle }))
+    demo.owner
+        .done("archiveCircle", json!({ "circleId": circle }))
         .await;
     for (name, input) in [
         ("addCircleMembers", join(&circle, &[])),
@@ -175,28 +176,28 @@ async fn an_archived_circle_is_reported_before_input_errors() {
             json!({ "memberId": member, "role": null }),
         ),
     ] {
-        let payload = studio.payload(OWNER, name, input).await;
+        let payload = demo.owner.payload(name, input).await;
         assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{name}");
     }
 }
 
 #[tokio::test]
 async fn concurrent_additions_of_one_agent_succeed_once() {
-    let studio = Studio::open().await;
-    let agents = studio.agents().await;
+    let demo = Demo::start().await;
+    let agents = demo.agents().await;
     for (round, agent) in agents[..5].iter().enumerate() {
-        let circle = studio.empty(&format!("Race {round}"), 50).await;
+        let circle = demo.empty(&format!("Race {round}"), 50).await;
         // Rejoining is a race too.
         for _ in 0..2 {
             let input = join(&circle, &[agent]);
-            let adds = (0..3).map(|_| studio.payload(OWNER, "addCircleMembers", input.clone()));
+            let adds = (0..3).map(|_| demo.owner.payload("addCircleMembers", input.clone()));
             let mut outcomes: Vec<_> = join_all(adds).await.iter().map(faults).collect();
             outcomes.sort();
             let taken = vec!["TAKEN members.0.agentId".to_owned()];
             assert_eq!(outcomes, [vec![], taken.clone(), taken]);
-            let member = studio.members(&circle).await[0]["membership"]["id"].clone();
-            studio
-                .done(OWNER, "removeCircleMember", json!({ "memberId": member }))
+            let member = demo.members(&circle).await[0]["membership"]["id"].clone();
+            demo.owner
+                .done("removeCircleMember", json!({ "memberId": member }))
                 .await;
         }
     }
@@ -204,13 +205,13 @@ async fn concurrent_additions_of_one_agent_succeed_once() {
 
 #[tokio::test]
 async fn concurrent_additions_for_the_last_place_succeed_once() {
-    let studio = Studio::open().await;
-    let agents = studio.agents().await;
+    let demo = Demo::start().await;
+    let agents = demo.agents().await;
     for round in 0..5 {
-        let circle = studio.empty(&format!("Last {round}"), 1).await;
+        let circle = demo.empty(&format!("Last {round}"), 1).await;
         let adds = agents[..3].iter().map(|agent| {
             let input = join(&circle, &[agent]);
-            studio.payload(OWNER, "addCircleMembers", input)
+            demo.owner.payload("addCircleMembers", input)
         });
         let mut outcomes: Vec<_> = join_all(adds).await.iter().map(faults).collect();
         outcomes.sort();
@@ -221,40 +222,35 @@ async fn concurrent_additions_for_the_last_place_succeed_once() {
 
 #[tokio::test]
 async fn a_former_member_rejoins_with_the_same_id() {
-    let studio = Studio::open().await;
-    let (circle, agents) = (studio.empty("Again", 2).await, studio.agents().await);
+    let demo = Demo::start().await;
+    let (circle, agents) = (demo.empty("Again", 2).await, demo.agents().await);
     let input = json!({ "circleId": circle, "members": [
         { "agentId": agents[0], "role": "LEAD", "competencies": ["rust"] }, { "agentId": agents[1] },
     ] });
-    studio.done(OWNER, "addCircleMembers", input).await;
-    let before = studio.members(&circle).await;
+    demo.owner.done("addCircleMembers", input).await;
+    let before = demo.members(&circle).await;
     let member = json!({ "memberId": before[0]["membership"]["id"] });
-    let since = studio.mark().await;
-    let payload = studio
-        .done(OWNER, "removeCircleMember", member.clone())
-        .await;
+    let since = demo.mark().await;
+    let payload = demo.owner.done("removeCircleMember", member.clone()).await;
     assert_eq!(payload["member"]["isActive"], false);
     assert!(payload["member"]["leftAt"].is_string());
     for name in ["removeCircleMember", "updateCircleMember"] {
-        let payload = studio.payload(OWNER, name, member.clone()).await;
+        let payload = demo.owner.payload(name, member.clone()).await;
         assert_eq!(faults(&payload), ["NOT_MEMBER memberId"], "{name}");
         assert_eq!(payload["member"]["id"], member["memberId"]);
     }
     // A former member takes no place, and needs a free one to rejoin.
-    let full = studio
-        .faults(
-            OWNER,
-            "addCircleMembers",
-            join(&circle, &[&agents[2], &agents[0]]),
-        )
+    let full = demo
+        .owner
+        .faults("addCircleMembers", join(&circle, &[&agents[2], &agents[0]]))
         .await;
     assert_eq!(full, ["LIMIT_REACHED members"]);
     let input = json!({ "circleId": circle, "maxMembers": 3 });
-    studio.done(OWNER, "updateCircle", input).await;
+    demo.owner.done("updateCircle", input).await;
     let input = json!({ "circleId": circle, "members": [
         { "agentId": agents[2] }, { "agentId": agents[0], "role": "REVIEWER", "reviewTypes": ["all"] },
     ] });
-    let payload = studio.done(OWNER, "addCircleMembers", input).await;
+    let payload = demo.owner.done("addCircleMembers", input).await;
     let again = &payload["members"][1];
     assert_eq!(again["id"], member["memberId"]);
     assert_eq!(again["role"], "REVIEWER");
@@ -267,7 +263,7 @@ async fn a_former_member_rejoins_with_the_same_id() {
         (&json!(true), &Value::Null)
     );
     // Members are ordered by the time when they last joined.
-    let after = studio.members(&circle).await;
+    let after = demo.members(&circle).await;
     assert_eq!(after.len(), 3);
     assert_eq!(after[0], before[1]);
     let expected = [
@@ -276,40 +272,36 @@ async fn a_former_member_rejoins_with_the_same_id() {
         "MEMBER_ADDED",
         "MEMBER_ADDED",
     ];
-    assert_eq!(studio.announced(&since, 4).await, expected);
+    assert_eq!(demo.announced(&since, 4).await, expected);
 }
 
 #[tokio::test]
 async fn a_member_update_without_a_change_creates_no_event() {
-    let studio = Studio::open().await;
-    let (circle, agents) = (studio.empty("Parts", 50).await, studio.agents().await);
-    let payload = studio
-        .done(OWNER, "addCircleMembers", join(&circle, &[&agents[0]]))
+    let demo = Demo::start().await;
+    let (circle, agents) = (demo.empty("Parts", 50).await, demo.agents().await);
+    let payload = demo
+        .owner
+        .done("addCircleMembers", join(&circle, &[&agents[0]]))
         .await;
     let id = payload["members"][0]["id"].clone();
-    let since = studio.mark().await;
+    let since = demo.mark().await;
     let update = |mut fields: Value| {
         fields["memberId"] = id.clone();
         fields
     };
     let fields = json!({ "role": "MEMBER", "competencies": [] });
-    studio
-        .done(OWNER, "updateCircleMember", update(fields))
-        .await;
+    demo.owner.done("updateCircleMember", update(fields)).await;
     let fields = json!({ "role": "SPECIALIST", "competencies": ["SQL"], "reviewTypes": ["security", "ALL"] });
-    let payload = studio
-        .done(OWNER, "updateCircleMember", update(fields))
-        .await;
+    let payload = demo.owner.done("updateCircleMember", update(fields)).await;
     let expected = json!({ "id": id, "role": "SPECIALIST", "competencies": ["sql"], "reviewTypes": ["security", "all"], "isActive": true });
     assert_eq!(payload["member"], expected);
     let fields = json!({ "competencies": null });
-    let payload = studio
-        .done(ADMIN, "updateCircleMember", update(fields))
-        .await;
+    let payload = demo.admin.done("updateCircleMember", update(fields)).await;
     assert_eq!(payload["member"]["competencies"], json!([]));
     let fields = json!({ "role": null, "competencies": ["sql", " ", ""], "reviewTypes": ["all", " All ", "Art"] });
-    let faults = studio
-        .faults(OWNER, "updateCircleMember", update(fields))
+    let faults = demo
+        .owner
+        .faults("updateCircleMember", update(fields))
         .await;
     assert_eq!(
         faults,
@@ -320,7 +312,7 @@ async fn a_member_update_without_a_change_creates_no_event() {
         ]
     );
 
-    let events = studio.events(&since, 2).await;
+    let events = demo.events(&since, 2).await;
     let told: Vec<_> = events
         .iter()
         .map(|event| {
@@ -346,12 +338,12 @@ async fn a_member_update_without_a_change_creates_no_event() {
 
 #[tokio::test]
 async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() {
-    let studio = Studio::open().await;
+    let demo = Demo::start().await;
     // The circle has so many open tasks that returned ones are not routed again.
-    let circle = studio.circle(ATELIER).await;
+    let circle = demo.circle(ATELIER).await;
     let tasks = "query ($id: ID!) { circle(id: $id) { tasks(first: 100) { nodes { id status assignee { id } } } } }";
     let tasks = async || {
-        let data = studio.read(OWNER, tasks, json!({ "id": circle })).await;
+        let data = demo.owner.ask(tasks, json!({ "id": circle })).await;
         data["circle"]["tasks"]["nodes"]
             .as_array()
             .expect("tasks")
@@ -366,7 +358,7 @@ async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() 
             .count()
     };
     let (mut stayed, mut gave_back) = (0, 0);
-    let members = studio.members(&circle).await;
+    let members = demo.members(&circle).await;
     for edge in members
         .iter()
         .filter(|edge| edge["membership"]["isActive"] == true)
@@ -374,8 +366,8 @@ async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() 
         let agent = &edge["node"]["id"];
         let input = json!({ "memberId": edge["membership"]["id"] });
         let held = has(agent, &["ASSIGNED", "BLOCKED", "CHANGES_REQUESTED"]);
-        let since = studio.mark().await;
-        let payload = studio.payload(OWNER, "removeCircleMember", input).await;
+        let since = demo.mark().await;
+        let payload = demo.owner.payload("removeCircleMember", input).await;
         if has(agent, &["IN_PROGRESS", "IN_REVIEW"]) > 0 {
             assert_eq!(faults(&payload), ["IN_USE"]);
             assert_eq!(payload["member"]["isActive"], true);
@@ -385,7 +377,7 @@ async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() 
         assert_eq!(faults(&payload), [""; 0]);
         let mut expected = vec!["TASK_UNASSIGNED"; held + 1];
         expected[0] = "MEMBER_REMOVED";
-        assert_eq!(studio.announced(&since, held + 1).await, expected);
+        assert_eq!(demo.announced(&since, held + 1).await, expected);
         let kept = tasks().await;
         let kept = kept.iter().filter(|task| task["assignee"]["id"] == *agent);
         let is_done = |task: &Value| task["status"] == "COMPLETED" || task["status"] == "FAILED";
@@ -400,57 +392,59 @@ async fn a_leaving_member_returns_tasks_and_cannot_leave_with_one_in_progress() 
 
 #[tokio::test]
 async fn editors_add_only_their_own_agents_and_viewers_none() {
-    let studio = Studio::open().await;
-    let (library, workshop) = (studio.circle(LIBRARY).await, studio.circle(WORKSHOP).await);
-    let own = studio.agent_of_guest().await;
-    let payload = studio
-        .done(GUEST, "addCircleMembers", join(&workshop, &[&own]))
+    let demo = Demo::start().await;
+    let (library, workshop) = (demo.circle(LIBRARY).await, demo.circle(WORKSHOP).await);
+    let own = demo.agent_of_guest().await;
+    let payload = demo
+        .guest
+        .done("addCircleMembers", join(&workshop, &[&own]))
         .await;
     let own_member = payload["members"][0]["id"].clone();
-    let refused = studio
-        .refused(GUEST, "addCircleMembers", join(&library, &[&own]))
+    let refused = demo
+        .guest
+        .refused("addCircleMembers", join(&library, &[&own]))
         .await;
-    assert_eq!(refused.0, "FORBIDDEN");
-    let atelier = studio.circle(ATELIER).await;
-    let refused = studio
-        .refused(GUEST, "addCircleMembers", join(&atelier, &[&own]))
+    assert_eq!(refused, "FORBIDDEN");
+    let atelier = demo.circle(ATELIER).await;
+    let refused = demo
+        .guest
+        .refused("addCircleMembers", join(&atelier, &[&own]))
         .await;
-    assert_eq!(refused, (json!("NOT_FOUND"), json!("circleId")));
+    assert_eq!(refused, "NOT_FOUND circleId");
     // An editor can read the agents of other users in this circle, but cannot add them to another one.
-    let others = studio.members(&library).await[0].clone();
-    let refused = studio
+    let others = demo.members(&library).await[0].clone();
+    let refused = demo
+        .guest
         .refused(
-            GUEST,
             "addCircleMembers",
             join(&workshop, &[&others["node"]["id"]]),
         )
         .await;
-    assert_eq!(refused, (json!("FORBIDDEN"), json!("members.0.agentId")));
+    assert_eq!(refused, "FORBIDDEN members.0.agentId");
     // The owner of the circle cannot add the guest's agent to another one either, but an administrator can.
-    let refused = studio
-        .refused(OWNER, "addCircleMembers", join(&library, &[&own]))
+    let refused = demo
+        .owner
+        .refused("addCircleMembers", join(&library, &[&own]))
         .await;
-    assert_eq!(refused.0, "FORBIDDEN");
-    studio
-        .done(ADMIN, "addCircleMembers", join(&library, &[&own]))
+    assert_eq!(refused, "FORBIDDEN members.0.agentId");
+    demo.admin
+        .done("addCircleMembers", join(&library, &[&own]))
         .await;
 
     let of = |member: &Value| json!({ "memberId": member });
     let theirs = of(&others["membership"]["id"]);
     for name in ["updateCircleMember", "removeCircleMember"] {
         assert_eq!(
-            studio.refused(GUEST, name, theirs.clone()).await.0,
+            demo.guest.refused(name, theirs.clone()).await,
             "FORBIDDEN",
             "{name}"
         );
-        let hidden = studio.members(&atelier).await[0]["membership"]["id"].clone();
-        let refused = studio.refused(GUEST, name, of(&hidden)).await;
-        assert_eq!(refused, (json!("NOT_FOUND"), json!("memberId")), "{name}");
-        studio.done(GUEST, name, of(&own_member)).await;
+        let hidden = demo.members(&atelier).await[0]["membership"]["id"].clone();
+        let refused = demo.guest.refused(name, of(&hidden)).await;
+        assert_eq!(refused, "NOT_FOUND memberId", "{name}");
+        demo.guest.done(name, of(&own_member)).await;
     }
     let nobody = json!("member_00000000000000000000000000");
-    let refused = studio
-        .refused(OWNER, "removeCircleMember", of(&nobody))
-        .await;
-    assert_eq!(refused, (json!("NOT_FOUND"), json!("memberId")));
+    let refused = demo.owner.refused("removeCircleMember", of(&nobody)).await;
+    assert_eq!(refused, "NOT_FOUND memberId");
 }

@@ -3,60 +3,29 @@
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use serde_json::{Value, json};
 
-use crate::database::{Database, PASSWORD};
-use crate::server::TestServer;
+use crate::support::actor::{Actor, faults};
+use crate::support::database::{Database, PASSWORD};
+use crate::support::server::TestServer;
 
 const FAULTS: &str = "userErrors { field code }";
 
-/// The fields and codes of the user errors of a mutation.
-async fn faults(server: &TestServer, token: &str, name: &str, input: Value) -> Vec<String> {
-    let kind = match name {
-        "startTask" | "cancelTask" => "TaskReasonInput".to_owned(),
-        _ => format!("{}{}Input", name[..1].to_uppercase(), &name[1..]),
-    };
-    let query = format!("mutation ($input: {kind}!) {{ {name}(input: $input) {{ {FAULTS} }} }}");
-    let answer = server
-        .ask(Some(token), &query, json!({ "input": input }))
-        .await;
+/// What was wrong with a mutation's input.
+async fn told(actor: &Actor, name: &str, input: Value) -> Vec<String> {
+    let answer = actor.mutate(name, FAULTS, input).await;
     assert!(answer["errors"].is_null(), "{name}: {answer}");
-    let faults = answer["data"][name]["userErrors"]
-        .as_array()
-        .expect("a list");
-    let path = |fault: &Value| {
-        let path = fault["field"].as_array().into_iter().flatten();
-        path.filter_map(Value::as_str).collect::<Vec<_>>().join(".")
-    };
-    let told = faults.iter().map(|fault| {
-        format!(
-            "{} {}",
-            path(fault),
-            fault["code"].as_str().expect("a code")
-        )
-    });
-    told.collect()
+    faults(&answer["data"][name])
 }
 
 async fn register(server: &TestServer, email: &str) -> Vec<String> {
-    let input = json!({ "email": email, "password": PASSWORD, "name": "Somebody" });
-    let query =
-        format!("mutation ($input: RegisterInput!) {{ register(input: $input) {{ {FAULTS} }} }}");
-    let answer = server.ask(None, &query, json!({ "input": input })).await;
-    let faults = answer["data"]["register"]["userErrors"].as_array();
-    let faults = faults.unwrap_or_else(|| panic!("{answer}"));
-    faults
-        .iter()
-        .map(|fault| fault["code"].as_str().expect("a code").to_owned())
-        .collect()
+    let answer = server.anonymous().try_register(email, PASSWORD).await;
+    faults(&answer["data"]["register"])
 }
 
 /// The id of the user who signs in; `None` if the sign-in fails.
 async fn signs_in(server: &TestServer, email: &str, password: &str) -> Option<String> {
-    let input = json!({ "email": email, "password": password });
-    let query = "mutation ($input: LoginInput!) { login(input: $input) { viewer { id } } }";
-    let answer = server.ask(None, query, json!({ "input": input })).await;
-    answer["data"]["login"]["viewer"]["id"]
-        .as_str()
-        .map(str::to_owned)
+    let answer = server.anonymous().try_login(email, password).await;
+    let id = &answer["data"]["login"]["viewer"]["id"];
+    id.as_str().map(str::to_owned)
 }
 
 #[tokio::test]
@@ -83,11 +52,11 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
         ("createAgent", &|name: &str| json!({ "name": name })),
         ("createPersona", &persona),
     ] {
-        let first = faults(&server, &token, mutation, input("Straße")).await;
+        let first = told(&server.with_token(&token), mutation, input("Straße")).await;
         assert_eq!(first, [""; 0], "{mutation}");
         for other in others {
-            let again = faults(&server, &token, mutation, input(other)).await;
-            assert_eq!(again, ["name TAKEN"], "{mutation} {other}");
+            let again = told(&server.with_token(&token), mutation, input(other)).await;
+            assert_eq!(again, ["TAKEN name"], "{mutation} {other}");
         }
     }
     for list in ["projects", "circles", "agents", "personas"] {
@@ -96,7 +65,8 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
                 "query ($s: String) {{ {list}(filter: {{ search: $s }}) {{ nodes {{ name }} }} }}"
             );
             let answer = server
-                .ask(Some(&token), &query, json!({ "s": search }))
+                .with_token(&token)
+                .answer(&query, json!({ "s": search }))
                 .await;
             let nodes = answer["data"][list]["nodes"].as_array().expect("nodes");
             assert!(
@@ -111,7 +81,7 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
         "Strasse@EXAMPLE.com",
         "ſtraſſe@example.com",
     ] {
-        assert_eq!(register(&server, other).await, ["TAKEN"], "{other}");
+        assert_eq!(register(&server, other).await, ["TAKEN email"], "{other}");
         assert!(
             signs_in(&server, other, PASSWORD).await.is_some(),
             "{other}"
@@ -119,18 +89,18 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
     }
     assert_eq!(
         register(&server, "ad\u{200b}a@example.com").await,
-        ["INVALID"]
+        ["INVALID email"]
     );
 
     // Competencies are searched in folded form.
     let skilled = json!({ "name": "Skilled", "competencies": ["Maßarbeit", "MASSARBEIT"] });
     assert_eq!(
-        faults(&server, &token, "createAgent", skilled).await,
+        told(&server.with_token(&token), "createAgent", skilled).await,
         [""; 0]
     );
     let query =
         r#"{ agents(filter: { competency: "massARBEIT" }) { nodes { name competencies } } }"#;
-    let answer = server.ask(Some(&token), query, json!({})).await;
+    let answer = server.with_token(&token).answer(query, json!({})).await;
     assert_eq!(
         answer["data"]["agents"]["nodes"],
         json!([{ "name": "Skilled", "competencies": ["massarbeit"] }])
@@ -146,7 +116,7 @@ async fn invisible_text_does_not_satisfy_a_required_field() {
         conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { id } } projects(first: 1) { nodes { id } }
         tasks(first: 1, filter: { status: [IN_PROGRESS] }) { nodes { id version } } agents(first: 2) { nodes { id } }
         personas(first: 1) { nodes { id } } }";
-    let things = server.ask(Some(&token), query, json!({})).await;
+    let things = server.with_token(&token).answer(query, json!({})).await;
     let id = |list: &str| things["data"][list]["nodes"][0]["id"].clone();
     let provider = &things["data"]["models"]["nodes"][0]["provider"]["id"];
     let own =
@@ -247,17 +217,17 @@ async fn invisible_text_does_not_satisfy_a_required_field() {
             } else {
                 &token
             };
-            let told = faults(&server, token, mutation, input).await;
+            let wrong = told(&server.with_token(token), mutation, input).await;
             assert_eq!(
-                told,
-                [format!("{field} REQUIRED")],
+                wrong,
+                [format!("REQUIRED {field}")],
                 "{mutation} {}",
                 blank.escape_unicode()
             );
         }
         let traits = json!({ "name": "x", "traits": ["a", blank] });
-        let told = faults(&server, &token, "createAgent", traits).await;
-        assert_eq!(told, ["traits.1 INVALID"]);
+        let wrong = told(&server.with_token(&token), "createAgent", traits).await;
+        assert_eq!(wrong, ["INVALID traits.1"]);
     }
     let query = format!(
         "mutation ($i: CreateCircleInput!) {{ createCircle(input: $i) {{ circle {{ displayName description }} {FAULTS} }} }}"
@@ -265,7 +235,8 @@ async fn invisible_text_does_not_satisfy_a_required_field() {
     let input =
         json!({ "name": "Bare", "displayName": "\u{200b}", "description": "\u{2800}\n\u{ad}" });
     let made = server
-        .ask(Some(&token), &query, json!({ "i": input }))
+        .with_token(&token)
+        .answer(&query, json!({ "i": input }))
         .await;
     let circle = &made["data"]["createCircle"]["circle"];
     assert_eq!(
@@ -292,8 +263,13 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
         "a\u{85}b",
         "a\nb",
     ] {
-        let told = faults(&server, &token, "createProject", json!({ "name": bad })).await;
-        assert_eq!(told, ["name INVALID"], "{}", bad.escape_unicode());
+        let wrong = told(
+            &server.with_token(&token),
+            "createProject",
+            json!({ "name": bad }),
+        )
+        .await;
+        assert_eq!(wrong, ["INVALID name"], "{}", bad.escape_unicode());
     }
     for good in [
         "👩\u{200d}💻",
@@ -309,7 +285,8 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
             "mutation ($i: CreateProjectInput!) {{ createProject(input: $i) {{ project {{ name }} {FAULTS} }} }}"
         );
         let made = server
-            .ask(Some(&token), &query, json!({ "i": { "name": good } }))
+            .with_token(&token)
+            .answer(&query, json!({ "i": { "name": good } }))
             .await;
         assert_eq!(
             made["data"]["createProject"]["project"]["name"], good,
@@ -323,15 +300,20 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
     let provider = &providers["data"]["providers"]["nodes"][0]["id"];
     let model = |name: &str| json!({ "providerId": provider, "name": name, "displayName": "x" });
     assert_eq!(
-        faults(&server, &admin, "createModel", model("edge-1")).await,
+        told(&server.with_token(&admin), "createModel", model("edge-1")).await,
         [""; 0]
     );
-    let told = faults(&server, &admin, "createModel", model("edge\u{200b}-1")).await;
-    assert_eq!(told, ["name INVALID"]);
+    let wrong = told(
+        &server.with_token(&admin),
+        "createModel",
+        model("edge\u{200b}-1"),
+    )
+    .await;
+    assert_eq!(wrong, ["INVALID name"]);
     let url = json!({ "name": "Linked", "repositoryUrl": "https://exam\u{200b}ple.com/x" });
     assert_eq!(
-        faults(&server, &token, "createProject", url).await,
-        ["repositoryUrl INVALID"]
+        told(&server.with_token(&token), "createProject", url).await,
+        ["INVALID repositoryUrl"]
     );
 }
 
@@ -667,6 +649,6 @@ async fn the_folding_migration_updates_rows_and_loses_none() {
         "STRAẞE@example.com",
         "gross@example.com",
     ] {
-        assert_eq!(register(&server, email).await, ["TAKEN"], "{email}");
+        assert_eq!(register(&server, email).await, ["TAKEN email"], "{email}");
     }
 }

@@ -1,7 +1,6 @@
 //! The operator's commands: signing keys and accounts.
 
 use std::fs;
-use std::io::{Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +13,12 @@ use tokio::process::Command;
 
 use crate::accounts::audit::entries_of;
 use crate::accounts::tokens::key_of;
-use crate::accounts::{Tokens, Visitor, code, forbidden, unauthenticated, user};
-use crate::database::{Database, PASSWORD};
-use crate::process::{Running, gathering, refusal, run, text};
-use crate::server::{SIGNING_KEY, TestServer};
+use crate::support::account;
+use crate::support::account::{Tokens, forbidden, unauthenticated};
+use crate::support::actor::{Actor, code};
+use crate::support::database::{Database, PASSWORD};
+use crate::support::program::{Running, gathering, refusal, run, text, typing};
+use crate::support::server::{SIGNING_KEY, TestServer};
 
 const ADA: &str = "ada@example.com";
 const KEY: &str = "GATHERING__AUTH__SIGNING_KEY";
@@ -53,16 +54,8 @@ fn is_private(path: &Path) {
     assert_eq!(mode(path.parent().expect("a folder")) & 0o777, 0o700);
 }
 
-/// Gives a command this standard input.
-pub(crate) fn typing<'a>(command: &'a mut Command, input: &str) -> &'a mut Command {
-    let mut file = tempfile::tempfile().expect("a file");
-    file.write_all(input.as_bytes()).expect("is written");
-    file.rewind().expect("is rewound");
-    command.stdin(file)
-}
-
-fn visitor(server: &Running) -> Visitor {
-    Visitor::to(format!("{}/graphql", server.url), 1)
+fn visitor(server: &Running) -> Actor {
+    Actor::new(&server.url)
 }
 
 async fn stop(mut server: Running) {
@@ -81,14 +74,20 @@ async fn a_signing_key_is_created_once_and_kept() {
     assert_eq!(before.len(), 1);
 
     let server = Running::start(&mut serve(&folder)).await;
-    assert_eq!(visitor(&server).who(&ada.access).await, user(ADA));
+    assert_eq!(
+        visitor(&server).with(&ada.access).who().await,
+        account::user(ADA)
+    );
     visitor(&server).refresh(&ada.refresh).await;
     assert_eq!(lines(&keys(&folder)), before);
 
     let other = tempfile::tempdir().expect("a folder");
     let stranger = Running::start(&mut serve(&other)).await;
     assert_ne!(lines(&keys(&other)), before);
-    assert_eq!(visitor(&stranger).who(&ada.access).await, unauthenticated());
+    assert_eq!(
+        visitor(&stranger).with(&ada.access).who().await,
+        unauthenticated()
+    );
 }
 
 #[tokio::test]
@@ -112,7 +111,10 @@ async fn after_a_key_rotation_the_former_key_is_still_accepted() {
     let after = visitor(&server).login(ADA, PASSWORD).await;
     assert_ne!(key_of(&after.access), key_of(&before.access));
     for tokens in [&before, &meanwhile, &after] {
-        assert_eq!(visitor(&server).who(&tokens.access).await, user(ADA));
+        assert_eq!(
+            visitor(&server).with(&tokens.access).who().await,
+            account::user(ADA)
+        );
     }
     stop(server).await;
 
@@ -121,9 +123,12 @@ async fn after_a_key_rotation_the_former_key_is_still_accepted() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(lines(&keys(&folder))[1..], rotated[..1]);
     let server = Running::start(&mut serve(&folder)).await;
-    assert_eq!(visitor(&server).who(&after.access).await, user(ADA));
     assert_eq!(
-        visitor(&server).who(&before.access).await,
+        visitor(&server).with(&after.access).who().await,
+        account::user(ADA)
+    );
+    assert_eq!(
+        visitor(&server).with(&before.access).who().await,
         unauthenticated()
     );
 }
@@ -167,11 +172,11 @@ async fn configured_keys_can_be_replaced_step_by_step() {
     ] {
         for (tokens, is_believed) in [(&first, believes_first), (&second, believes_second)] {
             let expected = if is_believed {
-                user(ADA)
+                account::user(ADA)
             } else {
                 unauthenticated()
             };
-            assert_eq!(visitor(server).who(&tokens.access).await, expected);
+            assert_eq!(visitor(server).with(&tokens.access).who().await, expected);
         }
     }
     // A session remains valid after the key that signed its tokens is removed.
@@ -217,10 +222,9 @@ async fn a_weak_key_is_refused_and_not_printed() {
 
 #[tokio::test]
 async fn postgres_requires_a_configured_key() {
-    let database = Database::empty().await;
-    if database.url().starts_with("sqlite") {
+    let Some(database) = Database::empty().await.only_on_postgres() else {
         return;
-    }
+    };
     let folder = tempfile::tempdir().expect("a folder");
     for arguments in [
         "serve --listen 127.0.0.1:0",
@@ -246,9 +250,15 @@ async fn servers_started_concurrently_use_the_same_key() {
         let [mut one, mut two] = [serve(&folder), serve(&folder)];
         let (one, two) = tokio::join!(Running::start(&mut one), Running::start(&mut two));
         let ada = visitor(&one).register(ADA).await;
-        assert_eq!(visitor(&two).who(&ada.access).await, user(ADA));
+        assert_eq!(
+            visitor(&two).with(&ada.access).who().await,
+            account::user(ADA)
+        );
         let next = visitor(&two).refresh(&ada.refresh).await;
-        assert_eq!(visitor(&one).who(&next.access).await, user(ADA));
+        assert_eq!(
+            visitor(&one).with(&next.access).who().await,
+            account::user(ADA)
+        );
         assert_eq!(lines(&keys(&folder)).len(), 1);
     }
 }
@@ -291,12 +301,13 @@ async fn the_token_printed_by_the_demo_is_valid() {
     let password = said("password: ").await;
     let token = said("token: ").await;
     let visitor = visitor(&demo);
-    assert_eq!(visitor.who(&token).await, user(&email));
+    assert_eq!(visitor.with(&token).who().await, account::user(&email));
     visitor.login(&email, &password).await;
     visitor
-        .mutate(Some(&token), "logout", "revokedTokens", json!({}))
+        .with(&token)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
-    assert_eq!(visitor.who(&token).await, unauthenticated());
+    assert_eq!(visitor.with(&token).who().await, unauthenticated());
     // The demo leaves no key file behind.
     assert!(!keys(&temporary).exists());
 }
@@ -365,7 +376,11 @@ async fn audit_entries_are_written_before_the_server_exits() {
     visitor.register(ADA).await;
     for _ in 0..10 {
         visitor.try_login(ADA, "a wrong password").await;
-        visitor.who("not a token").await.expect_err("is refused");
+        visitor
+            .with("not a token")
+            .who()
+            .await
+            .expect_err("is refused");
     }
     stop(server).await;
     let count = async |action| entries_of(&operated.database, action).await.len();
@@ -399,14 +414,15 @@ async fn the_first_administrator_is_created_on_the_command_line() {
     assert_eq!(entry.details, json!({ "role": "ADMIN" }));
 
     let server = operated.server().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let tokens = visitor.login("root@example.com", "a long password").await;
     assert_eq!(
-        visitor.id(&tokens.access).await,
+        visitor.with(&tokens.access).id().await,
         said.trim()["created ".len()..]
     );
     let answer = visitor
-        .ask(Some(&tokens.access), "{ users { totalCount } }", json!({}))
+        .with(&tokens.access)
+        .answer("{ users { totalCount } }", json!({}))
         .await;
     assert_eq!(answer["data"]["users"]["totalCount"], 1);
 }
@@ -415,7 +431,7 @@ async fn the_first_administrator_is_created_on_the_command_line() {
 async fn an_account_is_created_with_the_password_from_standard_input() {
     let operated = Operated::new().await;
     let server = operated.server().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     for (n, typed, password) in [
         (0, "  with blanks  \n", "  with blanks  "),
         (1, "from Windows\r\n", "from Windows"),
@@ -516,13 +532,13 @@ async fn changing_an_unknown_account_is_refused() {
 async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
     let operated = Operated::new().await;
     let server = operated.server().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
-    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    assert_eq!(visitor.with(&ada.access).who().await, account::user(ADA));
     operated
         .said("user disable --email ADA@example.com", "")
         .await;
-    assert_eq!(visitor.who(&ada.access).await, forbidden());
+    assert_eq!(visitor.with(&ada.access).who().await, forbidden());
     assert_eq!(
         code(&visitor.try_refresh(&ada.refresh).await),
         "UNAUTHENTICATED"
@@ -541,7 +557,7 @@ async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
     operated
         .said(&format!("user enable --email {ADA}"), "")
         .await;
-    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(visitor.with(&ada.access).who().await, unauthenticated());
     visitor.login(ADA, PASSWORD).await;
 }
 
@@ -549,16 +565,17 @@ async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
 async fn a_role_set_on_the_command_line_takes_effect_immediately() {
     let operated = Operated::new().await;
     let server = operated.server().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let mut session: Tokens = visitor.register(ADA).await;
     for (role, is_admin) in [("admin", true), ("user", false)] {
         operated
             .said(&format!("user set-role --role {role} --email {ADA}"), "")
             .await;
-        assert_eq!(visitor.who(&session.access).await, unauthenticated());
+        assert_eq!(visitor.with(&session.access).who().await, unauthenticated());
         session = visitor.refresh(&session.refresh).await;
         let answer = visitor
-            .ask(Some(&session.access), "{ users { totalCount } }", json!({}))
+            .with(&session.access)
+            .answer("{ users { totalCount } }", json!({}))
             .await;
         assert_eq!(
             answer["data"]["users"]["totalCount"].is_number(),
@@ -578,15 +595,15 @@ async fn a_role_set_on_the_command_line_takes_effect_immediately() {
 async fn a_password_set_on_the_command_line_ends_every_session() {
     let operated = Operated::new().await;
     let server = operated.server().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let command = format!("user set-password --email {ADA}");
     let line = operated.refused(&command, "short\n").await;
     assert!(line.contains("at least 8 characters"), "{line}");
-    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    assert_eq!(visitor.with(&ada.access).who().await, account::user(ADA));
 
     operated.said(&command, "another password\n").await;
-    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(visitor.with(&ada.access).who().await, unauthenticated());
     assert_eq!(
         code(&visitor.try_refresh(&ada.refresh).await),
         "UNAUTHENTICATED"
@@ -608,7 +625,7 @@ async fn the_database_is_migrated_before_accounts_are_created() {
         folder: tempfile::tempdir().expect("a folder"),
     };
     let command = format!("user create --admin --email {ADA}");
-    if operated.database.url().starts_with("postgres") {
+    if operated.database.is_postgres() {
         let line = operated.refused(&command, "a long password\n").await;
         assert!(line.contains("run `gathering migrate`"), "{line}");
         operated.said("migrate", "").await;

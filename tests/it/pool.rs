@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select};
 use reqwest::StatusCode;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::database::Database;
-use crate::health::until_ready_is;
-use crate::server::TestServer;
+use crate::support::database::{Database, number};
+use crate::support::server::{TestServer, until_ready_is};
+use crate::support::wait::until;
 
 /// An operation of one statement, on a table that tests can lock.
 const CIRCLES: &str = "{ circles(first: 1) { nodes { name } } }";
@@ -36,31 +36,16 @@ const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
 const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
     WHERE datname = current_database() AND application_name = 'gathering'";
 
-async fn number(db: &impl ConnectionTrait, sql: &str) -> i64 {
-    let statement = Statement::from_string(DbBackend::Postgres, sql);
-    let row = db
-        .query_one_raw(statement)
-        .await
-        .expect("is asked")
-        .expect("a row");
-    row.try_get_by_index(0).expect("a number")
-}
-
 async fn until_at_work(db: &DatabaseConnection, sessions: i64) {
-    while number(db, AT_WORK).await < sessions {
-        tokio::task::yield_now().await;
-    }
+    until(format!("{sessions} sessions at work"), async || {
+        number(db, AT_WORK).await >= sessions
+    })
+    .await;
 }
 
 /// A seeded PostgreSQL database; `None` on SQLite.
 async fn postgres() -> Option<Database> {
-    let database = Database::seeded().await;
-    database.url().starts_with("postgres").then_some(database)
-}
-
-fn file(database: &Database) -> PathBuf {
-    let (_, path) = database.url().split_once("://").expect("a URL");
-    path.split('?').next().expect("a path").into()
+    Database::seeded().await.only_on_postgres()
 }
 
 fn name(answer: &Value) -> &str {
@@ -79,7 +64,7 @@ async fn forty_requests_share_twenty_connections() {
     let server = TestServer::on(database, |config| {
         config.database.acquire_timeout = minute;
         config.database.statement_timeout = minute;
-        config.graphql.timeout = minute;
+        config.graphql.limits.timeout = minute;
     })
     .await;
     name(&server.graphql(CIRCLES, json!({})).await);
@@ -237,8 +222,8 @@ enum Way {
 
 impl Way {
     async fn to(database: &Database) -> Self {
-        if !database.url().starts_with("postgres") {
-            return Self::File(file(database));
+        if let Some(file) = database.file() {
+            return Self::File(file);
         }
         let (listener, url, database) = database.proxy().await;
         let (open, is_open) = watch::channel(true);
@@ -286,6 +271,7 @@ async fn the_server_recovers_from_a_database_outage_without_a_restart() {
     let url = url.parse().expect("a URL");
     let server = TestServer::on(database, |config| {
         config.database.url = url;
+        config.database.acquire_timeout = Duration::from_secs(3);
     })
     .await;
     name(&server.graphql(CIRCLES, json!({})).await);
@@ -308,22 +294,22 @@ async fn the_server_recovers_from_a_database_outage_without_a_restart() {
 
 #[tokio::test]
 async fn a_restored_sqlite_file_is_read_without_a_restart() {
-    let (database, other) = (Database::seeded().await, Database::seeded().await);
-    if database.url().starts_with("postgres") {
+    let Some(database) = Database::seeded().await.only_on_sqlite() else {
         return;
-    }
+    };
+    let other = Database::seeded().await;
     let db = other.connect().await;
     db.execute_unprepared("UPDATE circles SET name = 'Restored'")
         .await
         .expect("is changed");
     db.close().await.expect("closes");
-    let here = file(&database);
+    let here = database.file().expect("a file");
     let server = TestServer::on(database, |_| ()).await;
     assert_ne!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
     for log in ["db-wal", "db-shm"] {
         fs::remove_file(here.with_extension(log)).expect("was there");
     }
-    fs::rename(file(&other), here).expect("is restored");
+    fs::rename(other.file().expect("a file"), here).expect("is restored");
     assert_eq!(name(&server.graphql(CIRCLES, json!({})).await), "Restored");
 }
 

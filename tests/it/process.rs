@@ -1,10 +1,8 @@
 //! The program: its output, errors, configuration, signals, and shutdown.
 
-use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::process::Stdio;
 
 use reqwest::StatusCode;
 use sea_orm::{
@@ -15,116 +13,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::process::{ChildStderr, Command};
 
-use crate::database::Database;
-use crate::health::until_ready_is;
-use crate::server::{SIGNING_KEY, TestServer};
-
-/// How long a program may take before the test fails.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// The program, without the environment variables of this process that could configure it, and with a signing key.
-pub(crate) fn gathering(arguments: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gathering"));
-    command
-        .args(arguments.split_whitespace())
-        .kill_on_drop(true);
-    for (name, _) in env::vars().filter(|(name, _)| is_ours(name)) {
-        command.env_remove(name);
-    }
-    command.env("GATHERING__AUTH__SIGNING_KEY", SIGNING_KEY);
-    // The requests of tests exceed the default rate limits.
-    command.env("GATHERING__LIMITS__MODE", "off");
-    command
-}
-
-fn is_ours(name: &str) -> bool {
-    name.starts_with("GATHERING") || matches!(name, "DATABASE_URL" | "REDIS_URL")
-}
-
-/// Runs a command to its end.
-pub(crate) async fn run(command: &mut Command) -> Output {
-    tokio::time::timeout(PATIENCE, command.output())
-        .await
-        .expect("ends")
-        .expect("runs")
-}
-
-pub(crate) fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("UTF-8")
-}
-
-/// The one-line error of a command, which must fail.
-pub(crate) async fn refusal(command: &mut Command) -> String {
-    let output = run(command).await;
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_eq!(text(&output.stdout), "");
-    let line = text(&output.stderr)
-        .strip_prefix("error: ")
-        .expect("an error");
-    assert_eq!(line.lines().count(), 1, "{line}");
-    line.to_owned()
-}
-
-/// A server process that has printed its address.
-pub(crate) struct Running {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-    pub(crate) url: String,
-}
-
-impl Running {
-    pub(crate) async fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let first = tokio::time::timeout(PATIENCE, lines.next_line())
-            .await
-            .expect("prints its address in time");
-        let first = first.expect("is read").expect("a line");
-        let url = first
-            .strip_prefix("listening on ")
-            .expect("an address")
-            .to_owned();
-        Self { child, lines, url }
-    }
-
-    pub(crate) async fn line(&mut self) -> String {
-        self.lines
-            .next_line()
-            .await
-            .expect("is read")
-            .expect("a line")
-    }
-
-    pub(crate) fn signal(&self, name: &str) {
-        signal(&self.child, name);
-    }
-
-    /// The id of its process.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id().expect("is running")
-    }
-
-    pub(crate) async fn ends(&mut self) {
-        ends(&mut self.child).await;
-    }
-}
-
-pub(crate) fn signal(child: &Child, name: &str) {
-    let id = child.id().expect("is running").to_string();
-    let sent = std::process::Command::new("kill")
-        .args(["-s", name, &id])
-        .status();
-    assert!(sent.expect("kill runs").success());
-}
-
-async fn ends(child: &mut Child) {
-    let status = tokio::time::timeout(PATIENCE, child.wait())
-        .await
-        .expect("ends");
-    assert!(status.expect("has a status").success());
-}
+use crate::support::actor::client;
+use crate::support::database::Database;
+use crate::support::program::{Running, ends, gathering, refusal, run, signal, text};
+use crate::support::server::{TestServer, until_ready_is};
+use crate::support::wait::{until, within};
 
 #[tokio::test]
 async fn help_lists_commands_and_variables() {
@@ -279,13 +174,10 @@ async fn an_unusable_database_is_reported_in_one_line_with_a_remedy() {
 
 #[tokio::test]
 async fn refusals_of_postgres_are_reported() {
-    let database = Database::empty().await;
-    let Ok(url) = url::Url::parse(database.url()) else {
-        unreachable!()
-    };
-    if url.scheme() == "sqlite" {
+    let Some(database) = Database::empty().await.only_on_postgres() else {
         return;
-    }
+    };
+    let url = url::Url::parse(database.url()).expect("a URL");
     let mut nameless = url.clone();
     nameless.set_path("no_such_database");
     let mut stranger = url;
@@ -316,17 +208,16 @@ async fn a_locked_sqlite_database_is_refused_at_start() {
 
 #[tokio::test]
 async fn a_read_only_sqlite_database_is_served() {
-    let database = Database::seeded().await;
-    if database.url().starts_with("postgres") {
+    let Some(database) = Database::seeded().await.only_on_sqlite() else {
         return;
-    }
+    };
     let url = database.url().replace("mode=rwc", "mode=ro");
     let url = url.parse().expect("a database URL");
     let server = TestServer::on(database, |config| config.database.url = url).await;
     // Signing in would write, but a token that another server has signed with the same key is valid.
     let token = TestServer::start().await.token("demo@example.com").await;
-    let answer = server.ask(Some(&token), "{ viewer { name } }", json!({}));
-    let answer = answer.await;
+    let caller = server.with_token(&token);
+    let answer = caller.answer("{ viewer { name } }", json!({})).await;
     assert_eq!(answer["data"]["viewer"]["name"], "Dana Demo", "{answer}");
 }
 
@@ -335,7 +226,7 @@ async fn ask(url: &str, query: &str) -> Value {
 }
 
 async fn ask_as(token: Option<&str>, url: &str, query: &str) -> Value {
-    let mut request = reqwest::Client::new()
+    let mut request = client()
         .post(format!("{url}/graphql"))
         .json(&json!({ "query": query }));
     if let Some(token) = token {
@@ -467,21 +358,20 @@ async fn sigterm_lets_a_request_in_flight_finish() {
     );
     request.write_all(head.as_bytes()).await.expect("is sent");
     let mut proceed = [0; 25];
-    request.read_exact(&mut proceed).await.expect("an answer");
+    let read = request.read_exact(&mut proceed);
+    within("an answer", read).await.expect("an answer");
     assert_eq!(&proceed, b"HTTP/1.1 100 Continue\r\n\r\n");
 
     server.signal("TERM");
-    let closed = async { while TcpStream::connect(&address).await.is_ok() {} };
-    tokio::time::timeout(PATIENCE, closed)
-        .await
-        .expect("stops listening");
+    until("a server that does not listen any more", async || {
+        TcpStream::connect(&address).await.is_err()
+    })
+    .await;
 
     request.write_all(body.as_bytes()).await.expect("is sent");
     let mut answer = String::new();
-    request
-        .read_to_string(&mut answer)
-        .await
-        .expect("an answer");
+    let read = request.read_to_string(&mut answer);
+    within("an answer", read).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     assert!(answer.contains(r#""data":{"viewer""#), "{answer}");
     server.ends().await;
@@ -518,14 +408,12 @@ async fn until_logged(log: &mut Lines<BufReader<ChildStderr>>, what: &str) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, said)
-        .await
-        .expect("is logged");
+    within(format!("{what} in the log"), said).await;
 }
 
 /// The rate limit policy that the server reports, and the status of a request.
 async fn limit(url: &str) -> (String, StatusCode) {
-    let request = reqwest::Client::new().post(format!("{url}/graphql"));
+    let request = client().post(format!("{url}/graphql"));
     let request = request.json(&json!({ "query": "{ __typename }" }));
     let answer = request.send().await.expect("an answer");
     let policy = answer.headers()["ratelimit-policy"].to_str();
@@ -546,7 +434,7 @@ async fn sighup_reloads_the_rate_limits_and_ignores_an_invalid_file() {
         .env_remove("GATHERING__LIMITS__MODE")
         .stderr(Stdio::piped());
     let mut server = Running::start(&mut command).await;
-    let log = server.child.stderr.take().expect("a pipe");
+    let log = server.errors();
     let mut log = BufReader::new(log).lines();
     let (policy, _) = limit(&server.url).await;
     assert!(policy.contains("\"read\";q=1000;"), "{policy}");
@@ -573,6 +461,14 @@ async fn sighup_reloads_the_rate_limits_and_ignores_an_invalid_file() {
     let (policy, status) = limit(&server.url).await;
     assert!(policy.contains("\"read\";q=120;"), "{policy}");
     assert_eq!(status, StatusCode::OK);
+
+    write("[limits]\naddress = 2\n");
+    server.signal("HUP");
+    until_logged(&mut log, "reloaded the rate limits").await;
+    // A route whose only bucket is that of the address.
+    let answer = reqwest::get(format!("{}/health/live", server.url)).await;
+    let policy = answer.expect("an answer").headers()["ratelimit-policy"].clone();
+    assert_eq!(policy, "\"health\";q=2;w=60");
     server.signal("INT");
     server.ends().await;
 }
@@ -625,21 +521,27 @@ async fn kept_from_starting(database: &Database) -> (Command, String, DatabaseTr
 }
 
 async fn until_alive(url: &str) {
-    while reqwest::get(format!("{url}/health/live")).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    until(format!("a server at {url}"), async || {
+        client()
+            .get(format!("{url}/health/live"))
+            .send()
+            .await
+            .is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_starting_server_is_live_but_not_ready() {
-    let database = Database::bare().await;
-    if database.url().starts_with("postgres") {
+    let Some(database) = Database::bare().await.only_on_sqlite() else {
         return;
-    }
+    };
     let (mut command, url, writing) = kept_from_starting(&database).await;
     let observe = async {
         until_alive(&url).await;
-        let ready = reqwest::get(format!("{url}/health/ready"))
+        let ready = client()
+            .get(format!("{url}/health/ready"))
+            .send()
             .await
             .expect("an answer");
         assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -660,10 +562,9 @@ async fn a_starting_server_is_live_but_not_ready() {
 
 #[tokio::test]
 async fn a_starting_server_can_be_stopped() {
-    let database = Database::bare().await;
-    if database.url().starts_with("postgres") {
+    let Some(database) = Database::bare().await.only_on_sqlite() else {
         return;
-    }
+    };
     let (mut command, url, _writing) = kept_from_starting(&database).await;
     let mut child = command.spawn().expect("runs");
     until_alive(&url).await;
@@ -682,7 +583,9 @@ async fn two_servers_started_concurrently_migrate_once() {
     let (mut first, mut second) = (serve(), serve());
     let (first, second) = tokio::join!(Running::start(&mut first), Running::start(&mut second));
     for server in [first, second] {
-        let status = reqwest::get(format!("{}/health/ready", server.url))
+        let status = client()
+            .get(format!("{}/health/ready", server.url))
+            .send()
             .await
             .expect("an answer")
             .status();
@@ -697,10 +600,9 @@ async fn two_servers_started_concurrently_migrate_once() {
 
 #[tokio::test]
 async fn postgres_is_migrated_only_on_request() {
-    let database = Database::bare().await;
-    if database.url().starts_with("sqlite") {
+    let Some(database) = Database::bare().await.only_on_postgres() else {
         return;
-    }
+    };
     let serve = || {
         let mut command = gathering("serve --listen 127.0.0.1:0");
         command.env("DATABASE_URL", database.url());

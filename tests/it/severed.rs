@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use url::Url;
 
-use crate::database::Database;
-use crate::server::TestServer;
+use crate::support::database::Database;
+use crate::support::server::TestServer;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -116,10 +116,7 @@ struct Broken {
 impl Broken {
     /// `None` on SQLite, which has no network connection.
     async fn new() -> Option<Self> {
-        let database = Database::seeded().await;
-        if !database.url().starts_with("postgres") {
-            return None;
-        }
+        let database = Database::seeded().await.only_on_postgres()?;
         let plan = Plan::default();
         let url = behind_a_proxy(&database, &plan).await;
         let db = database.connect().await;

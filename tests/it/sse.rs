@@ -9,8 +9,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
-use crate::ws::{EVENTS, flood, happen, metric, replay, until_metric_is};
+use crate::support::events::{EVENTS, answers, flood, happen, read_until, replay};
+use crate::support::server::TestServer;
 
 const SSE: &str = "text/event-stream";
 const MULTIPART: &str = "multipart/mixed;boundary=graphql;subscriptionSpec=1.0,application/json";
@@ -30,26 +30,6 @@ async fn ask(server: &TestServer, accept: &str, query: &str) -> Response {
     request.send().await.expect("an answer")
 }
 
-/// Reads a body until it contains `end` this many times and its last event is complete.
-async fn until(response: &mut Response, times: usize, end: &str) -> String {
-    let mut text = String::new();
-    while text.matches(end).count() < times || !text.ends_with(['\n', 'l', '-']) {
-        let piece = tokio::time::timeout(Duration::from_secs(30), response.chunk()).await;
-        let piece = piece.expect("data arrives in time").expect("a piece");
-        let piece = piece.unwrap_or_else(|| panic!("the end before {end}: {text}"));
-        text.push_str(str::from_utf8(&piece).expect("text"));
-    }
-    text
-}
-
-/// The results in a body of Server-Sent Events.
-fn answers(text: &str) -> Vec<Value> {
-    let lines = text.lines();
-    let data = lines.filter_map(|line| line.strip_prefix("data: "));
-    data.map(|json| serde_json::from_str(json).expect("JSON"))
-        .collect()
-}
-
 /// The contents of the parts of a multipart body.
 fn parts(text: &str) -> Vec<Value> {
     let parts = text.split("\r\n--graphql").skip(1);
@@ -66,7 +46,7 @@ fn parts(text: &str) -> Vec<Value> {
 async fn assert_nothing_is_left(server: &TestServer) {
     for transport in ["sse", "multipart"] {
         let name = format!("gathering_streams{{transport=\"{transport}\"}}");
-        until_metric_is(server, &name, 0).await;
+        server.until_metric_is(&name, 0).await;
     }
 }
 
@@ -114,7 +94,7 @@ async fn a_subscription_over_sse_sends_one_event_per_result() {
     let server = TestServer::start().await;
     let mut response = ask(&server, SSE, &replay(&server, 3).await).await;
     assert_eq!(response.status(), StatusCode::OK);
-    let text = until(&mut response, 3, "event: next").await;
+    let text = read_until(&mut response, 3, "event: next").await;
     let answers = answers(&text);
     let events: Vec<&Value> = answers
         .iter()
@@ -133,14 +113,14 @@ async fn a_subscription_over_sse_sends_one_event_per_result() {
 
     // Later events arrive on the same stream.
     happen(&server, 1).await;
-    until(&mut response, 1, "event: next").await;
+    read_until(&mut response, 1, "event: next").await;
     drop(response);
     assert_nothing_is_left(&server).await;
 
     // A browser that reconnects sends the last id it received, and the stream resumes after it.
     let again = request(&server, SSE, EVENTS).await;
     let again = again.header("Last-Event-ID", ids[0]).send().await;
-    let text = until(&mut again.expect("an answer"), 3, "event: next").await;
+    let text = read_until(&mut again.expect("an answer"), 3, "event: next").await;
     assert!(text.contains(ids[1]) && text.contains(ids[2]), "{text}");
     assert!(!text.contains(ids[0]), "{text}");
 }
@@ -165,16 +145,16 @@ async fn a_conversation_stream_resumes_after_the_last_event_id() {
         );
     };
     let mut response = ask(&server, SSE, &query).await;
-    until(&mut response, 1, "event: next").await;
+    read_until(&mut response, 1, "event: next").await;
     post("seen").await;
-    let text = until(&mut response, 1, "id: ").await;
+    let text = read_until(&mut response, 1, "id: ").await;
     let seen = text.lines().find_map(|line| line.strip_prefix("id: "));
     drop(response);
     post("unseen").await;
     let again = request(&server, SSE, &query).await;
     let again = again.header("Last-Event-ID", seen.expect("an id"));
     let mut again = again.send().await.expect("an answer");
-    let text = until(&mut again, 1, "event: next").await;
+    let text = read_until(&mut again, 1, "event: next").await;
     let first = &answers(&text)[0]["data"]["conversationUpdates"]["message"]["content"];
     assert_eq!(first, "unseen");
 }
@@ -280,9 +260,9 @@ async fn an_idle_stream_sends_keep_alives() {
     })
     .await;
     let mut response = ask(&server, SSE, EVENTS).await;
-    until(&mut response, 1, "\n\n:\n\n:\n\n").await;
+    read_until(&mut response, 1, "\n\n:\n\n:\n\n").await;
     let mut response = ask(&server, MULTIPART, EVENTS).await;
-    let text = until(&mut response, 1, "{}\r\n--graphql").await;
+    let text = read_until(&mut response, 1, "{}\r\n--graphql").await;
     assert_eq!(parts(&text)[0], json!({}));
 }
 
@@ -290,7 +270,7 @@ async fn an_idle_stream_sends_keep_alives() {
 async fn a_missed_events_message_has_a_cursor_to_resume_from() {
     let server = TestServer::start().await;
     let mut response = ask(&server, SSE, &replay(&server, 3).await).await;
-    let text = until(&mut response, 3, "event: next").await;
+    let text = read_until(&mut response, 3, "event: next").await;
     let first = text.lines().find_map(|line| line.strip_prefix("id: "));
     let cursor = first.expect("an id").to_owned();
     drop(response);
@@ -301,7 +281,7 @@ async fn a_missed_events_message_has_a_cursor_to_resume_from() {
     let server = TestServer::on(server.end().await, |_| ()).await;
     let late = request(&server, SSE, EVENTS).await;
     let late = late.header("Last-Event-ID", cursor).send().await;
-    let text = until(&mut late.expect("an answer"), 1, "event: next").await;
+    let text = read_until(&mut late.expect("an answer"), 1, "event: next").await;
     let missed = &answers(&text)[0]["data"]["events"];
     assert_eq!(missed["type"], "EVENTS_MISSED");
     let id = text.lines().find_map(|line| line.strip_prefix("id: "));
@@ -318,7 +298,7 @@ async fn a_multipart_subscription_sends_one_part_per_result() {
         content_type,
         "multipart/mixed; boundary=\"graphql\"; subscriptionSpec=1.0"
     );
-    let text = until(&mut response, 4, "\r\n--graphql").await;
+    let text = read_until(&mut response, 4, "\r\n--graphql").await;
     let parts = parts(&text);
     assert_eq!(parts.len(), 3, "{text}");
     let is_event = |part: &Value| part["payload"]["data"]["events"].is_object();
@@ -339,14 +319,14 @@ async fn an_expired_token_ends_its_stream() {
     let query = replay(&server, 1).await;
     let mut events = ask(&server, SSE, &query).await;
     let mut multipart = ask(&server, MULTIPART, &query).await;
-    until(&mut events, 1, "event: next").await;
-    until(&mut multipart, 1, "payload").await;
+    read_until(&mut events, 1, "event: next").await;
+    read_until(&mut multipart, 1, "payload").await;
     server.pass(2 * 3600);
-    let text = until(&mut events, 1, "event: complete").await;
+    let text = read_until(&mut events, 1, "event: complete").await;
     let last = answers(&text);
     let last = last.last().expect("an event");
     assert_eq!(last["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
-    let text = until(&mut multipart, 1, "--graphql--").await;
+    let text = read_until(&mut multipart, 1, "--graphql--").await;
     // The boundary before this part arrived with the event.
     let parts = parts(&format!("\r\n--graphql{text}"));
     let last = parts.last().expect("a part");
@@ -397,7 +377,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     .await;
     let response = ask(&server, SSE, &flood(&server).await).await;
     assert_eq!(
-        metric(&server, r#"gathering_streams{transport="sse"}"#).await,
+        server.metric(r#"gathering_streams{transport="sse"}"#).await,
         1
     );
     assert_nothing_is_left(&server).await;
@@ -410,8 +390,8 @@ async fn a_stopping_server_ends_streams_without_a_complete_event() {
     let query = replay(&server, 1).await;
     let mut events = ask(&server, SSE, &query).await;
     let mut multipart = ask(&server, MULTIPART, &query).await;
-    until(&mut events, 1, "event: next").await;
-    until(&mut multipart, 1, "payload").await;
+    read_until(&mut events, 1, "event: next").await;
+    read_until(&mut multipart, 1, "payload").await;
     let stopping = server.shut_down(Duration::ZERO);
     let (events, multipart, ()) = tokio::join!(events.text(), multipart.text(), stopping);
     let events = events.expect("a proper end");

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use gathering_entity::{project, user};
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::sqlx::{ConnectOptions, Connection, Executor};
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
@@ -15,13 +14,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::database::{Database, PASSWORD};
-use crate::health::until_ready_is;
-use crate::operate::typing;
-use crate::process::{Running, gathering, run};
-
-/// How long a test waits for a state.
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::support::actor::{Actor, OWNER};
+use crate::support::database::Database;
+use crate::support::program::{Running, gathering, run, typing};
+use crate::support::skip::skip;
+use crate::support::wait::until;
 
 /// More projects than fit within any of the limits below.
 const MANY: usize = 2_000;
@@ -35,42 +32,17 @@ const RENAME: &str = "mutation ($input: UpdateProfileInput!) { change: updatePro
 const READ: &str = "{ viewer { name } projects(first: 1) { totalCount } }";
 
 /// A signed-in client of a server in a separate process.
-struct Caller {
-    client: Client,
-    server: String,
-    token: String,
-}
+struct Caller(Actor);
 
 impl Caller {
     async fn of(server: &Running) -> Self {
-        let client = Client::builder().no_proxy().build().expect("a client");
-        let mut caller = Self {
-            client,
-            server: server.url.clone(),
-            token: String::new(),
-        };
-        let login = "mutation ($input: LoginInput!) { login(input: $input) { accessToken } }";
-        let input = json!({ "email": "demo@example.com", "password": PASSWORD });
-        let answer = caller.ask(login, &json!({ "input": input })).await;
-        let token = answer["data"]["login"]["accessToken"].as_str();
-        token.expect("a token").clone_into(&mut caller.token);
-        caller
-    }
-
-    async fn ask(&self, query: &str, variables: &Value) -> Value {
-        let mut request = self.client.post(format!("{}/graphql", self.server));
-        if !self.token.is_empty() {
-            request = request.bearer_auth(&self.token);
-        }
-        let body = json!({ "query": query, "variables": variables });
-        let response = request.json(&body).send().await.expect("an answer");
-        response.json().await.expect("JSON")
+        Self(Actor::new(&server.url).signed_in(OWNER).await)
     }
 
     /// Whether a change is acknowledged. Otherwise it must be refused as `UNAVAILABLE`, with a message without
     /// internals.
     async fn change(&self, query: &str, input: Value) -> bool {
-        let answer = self.ask(query, &json!({ "input": input })).await;
+        let answer = self.0.answer(query, json!({ "input": input })).await;
         if answer["errors"].is_null() {
             assert_eq!(
                 answer["data"]["change"]["userErrors"],
@@ -100,8 +72,7 @@ impl Caller {
 
     /// The state that sixteen concurrent requests read, which must be the same for all.
     async fn state(&self) -> (String, u64) {
-        let none = json!({});
-        let answers = join_all((0..16).map(|_| self.ask(READ, &none))).await;
+        let answers = join_all((0..16).map(|_| self.0.answer(READ, json!({})))).await;
         let first = &answers[0]["data"];
         for answer in &answers {
             assert_eq!(&answer["data"], first, "{answer}");
@@ -112,51 +83,39 @@ impl Caller {
     }
 
     async fn health(&self) -> (StatusCode, Value) {
-        let url = format!("{}/health", self.server);
-        let response = self.client.get(url).send().await.expect("an answer");
+        let response = self.0.get("/health").await;
         (response.status(), response.json().await.expect("JSON"))
     }
 
     /// Waits until `/health` reports this status of writes, together with this overall status.
     async fn until_writes_are(&self, writes: &str, whole: &str) {
-        let asking = async {
-            loop {
-                let (status, health) = self.health().await;
-                assert_eq!(status, StatusCode::OK, "reads are served: {health}");
-                let checks = health["checks"].as_array().expect("checks");
-                let is = |check: &&Value| check["name"] == "writes";
-                let check = checks.iter().find(is).expect("a check of writes");
-                if check["status"] == writes {
-                    assert_eq!(health["status"], whole, "{health}");
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        until(format!("writes {writes} in /health"), async || {
+            let (status, health) = self.health().await;
+            assert_eq!(status, StatusCode::OK, "reads are served: {health}");
+            let checks = health["checks"].as_array().expect("checks");
+            let is = |check: &&Value| check["name"] == "writes";
+            let check = checks.iter().find(is).expect("a check of writes");
+            let is_it = check["status"] == writes;
+            if is_it {
+                assert_eq!(health["status"], whole, "{health}");
             }
-        };
-        let came = tokio::time::timeout(PATIENCE, asking).await;
-        assert!(came.is_ok(), "/health never reported writes as {writes}");
+            is_it
+        })
+        .await;
     }
 
     async fn is_ready(&self) -> bool {
-        let url = format!("{}/health/ready", self.server);
-        let response = self.client.get(url).send().await.expect("an answer");
-        response.status() == StatusCode::OK
+        self.0.get("/health/ready").await.status() == StatusCode::OK
     }
 }
 
 /// A copy of the demo data in this folder.
 async fn copy_into(folder: &Path) -> Option<PathBuf> {
-    let database = Database::seeded().await;
-    let path = file(&database)?;
+    let database = Database::seeded().await.only_on_sqlite()?;
+    let path = database.file().expect("a file");
     let copy = folder.join("gathering.db");
     std::fs::copy(path, &copy).expect("copies");
     Some(copy)
-}
-
-/// The file of a SQLite database.
-fn file(database: &Database) -> Option<PathBuf> {
-    let path = database.url().strip_prefix("sqlite://")?;
-    Some(path.split('?').next().expect("a path").into())
 }
 
 fn url(file: &Path) -> String {
@@ -189,11 +148,6 @@ async fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(arguments).stderr(Stdio::null());
     matches!(command.output().await, Ok(output) if output.status.success())
-}
-
-#[expect(clippy::print_stdout, reason = "reports that the test was skipped")]
-fn left_out(why: &str) {
-    println!("skipped: {why}");
 }
 
 async fn open(file: &Path) -> DatabaseConnection {
@@ -318,7 +272,7 @@ impl Drop for Disk {
 #[tokio::test]
 async fn acknowledged_changes_survive_a_full_disk() {
     let Some(disk) = Disk::of("12m").await else {
-        return left_out("this process may not mount a file system");
+        return skip("needs the right to mount a file system");
     };
     let Some(file) = copy_into(disk.0.path()).await else {
         return;
@@ -393,10 +347,12 @@ async fn writes_resume_after_a_read_only_file_becomes_writable() {
         std::fs::rename(&away, here).expect("is moved back");
     };
     set("0444").await;
-    let refused = async { while caller.rename("Refused").await {} };
-    let refused = tokio::time::timeout(PATIENCE, refused).await;
-    assert!(refused.is_ok(), "a read-only file was written");
-    until_ready_is(&format!("{}/health/ready", caller.server), StatusCode::OK).await;
+    until(
+        "the refusal of a change of a file that can only be read",
+        async || !caller.rename("Refused").await,
+    )
+    .await;
+    until("readiness", async || caller.is_ready().await).await;
     caller.until_writes_are("fail", "warn").await;
     assert!(caller.is_ready().await);
     caller.state().await;

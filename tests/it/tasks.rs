@@ -3,10 +3,11 @@
 mod budget;
 mod content;
 mod racing;
+mod review;
 mod routing;
 mod transition;
 
-use std::time::Duration;
+use std::ops::Deref;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use gathering_entity::agent::AgentStatus;
@@ -24,27 +25,21 @@ use sea_orm::{
 };
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
-
-const DEMO: &str = "demo@example.com";
-
-/// A user with whom the circle is not shared, unless a test shares it.
-const GUEST: &str = "guest@example.com";
-
-const ADMIN: &str = "admin@example.com";
-
-/// All fields of a task.
-const TASK: &str = "id title description status version priority requiredCompetencies requiresReview reviewType \
-    assignee { id } reviewer { id } parent { id } createdBy { name } reviewRound reviewNote statusNote result artifacts \
-    estimatedHours actualHours dueAt startedAt submittedAt completedAt createdAt updatedAt";
+use crate::support::actor::{Demo, OWNER, text};
 
 /// A server, and an empty circle of the demo user.
 struct Studio {
-    server: TestServer,
-    db: DatabaseConnection,
-    token: String,
-    owner: Uuid,
+    demo: Demo,
+    owner_id: Uuid,
     circle: Uuid,
+}
+
+impl Deref for Studio {
+    type Target = Demo;
+
+    fn deref(&self) -> &Demo {
+        &self.demo
+    }
 }
 
 fn moment() -> DateTime<Utc> {
@@ -79,14 +74,10 @@ impl Studio {
     }
 
     async fn with(change: impl FnOnce(&mut circle::Model)) -> Self {
-        let server = TestServer::start().await;
-        let db = server.database().connect().await;
-        let token = server.token(DEMO).await;
+        let demo = Demo::start().await;
         let mut studio = Self {
-            owner: user(&db, DEMO).await,
-            server,
-            db,
-            token,
+            owner_id: user(&demo.db, OWNER).await,
+            demo,
             circle: Uuid::nil(),
         };
         studio.circle = studio.circle("Studio", change).await;
@@ -100,7 +91,7 @@ impl Studio {
             created_at: moment(),
             updated_at: moment(),
             version: 1,
-            owner_id: self.owner,
+            owner_id: self.owner_id,
             project_id: None,
             name: name.to_owned(),
             name_key: name.to_lowercase(),
@@ -142,7 +133,7 @@ impl Studio {
             created_at: moment(),
             updated_at: moment(),
             version: 1,
-            owner_id: self.owner,
+            owner_id: self.owner_id,
             name: name.to_owned(),
             name_key: name.to_lowercase(),
             persona_id: None,
@@ -255,7 +246,7 @@ impl Studio {
     }
 
     /// Shares the circle, and returns a token of the collaborator.
-    async fn share(&self, email: &str, role: CollaboratorRole) -> String {
+    async fn share(&self, email: &str, role: CollaboratorRole) {
         let row = collaborator::Model {
             id: Uuid::now_v7(),
             created_at: moment(),
@@ -270,7 +261,6 @@ impl Studio {
             .exec_without_returning(&self.db)
             .await
             .expect("inserts");
-        self.server.token(email).await
     }
 
     /// The row of a task.
@@ -285,94 +275,15 @@ impl Studio {
         row.expect("reads").expect("an agent")
     }
 
-    /// The complete response to a mutation of tasks.
-    async fn answer(&self, token: &str, name: &str, input: Value) -> Value {
-        let ty = match name {
-            "createTask" | "updateTask" | "assignTask" | "submitTask" | "approveTask"
-            | "rejectTask" => {
-                format!("{}{}Input", name[..1].to_uppercase(), &name[1..])
-            }
-            "blockTask" | "failTask" => "TaskReasonInput".to_owned(),
-            "deleteTask" => "DeleteInput".to_owned(),
-            _ => "TaskActionInput".to_owned(),
-        };
-        let payload = if name == "deleteTask" {
-            "deletedId current { id }".to_owned()
-        } else {
-            format!("task {{ {TASK} }}")
-        };
-        let mutation = format!(
-            "mutation ($input: {ty}!) {{ {name}(input: $input) {{ {payload} userErrors {{ field code message }} }} }}"
-        );
-        self.server
-            .ask(Some(token), &mutation, json!({ "input": input }))
-            .await
-    }
-
-    /// The payload of a mutation by the demo user, which must not fail.
-    async fn call(&self, name: &str, input: Value) -> Value {
-        let answer = self.answer(&self.token, name, input).await;
-        assert_eq!(answer.get("errors"), None, "{answer}");
-        answer["data"][name].clone()
-    }
-
-    /// The task after a mutation by the demo user, which must succeed.
-    async fn done(&self, name: &str, input: Value) -> Value {
-        let payload = self.call(name, input).await;
-        assert_eq!(payload["userErrors"], json!([]), "{name}");
-        payload["task"].clone()
-    }
-
-    /// The user errors of a mutation, each as its field and code.
-    async fn faults(&self, name: &str, input: Value) -> Vec<(String, String)> {
-        let payload = self.call(name, input).await;
-        let errors = payload["userErrors"].as_array().expect("a list");
-        let fault = |error: &Value| {
-            let field = error["field"].as_array().into_iter().flatten();
-            let field: Vec<_> = field.map(text).collect();
-            (field.join("."), text(&error["code"]))
-        };
-        errors.iter().map(fault).collect()
-    }
-
-    /// The code and the field of the error that a mutation is refused with.
-    async fn refused(&self, token: &str, name: &str, input: Value) -> (String, Value) {
-        let answer = self.answer(token, name, input).await;
-        let error = &answer["errors"][0]["extensions"];
-        assert_eq!(answer["data"], Value::Null, "{answer}");
-        (text(&error["code"]), error["field"].clone())
-    }
-
-    /// Waits until every event has a position.
-    async fn announced(&self) {
-        let waiting = event::Entity::find().filter(event::Column::Position.is_null());
-        for _ in 0..3_000 {
-            if waiting
-                .clone()
-                .one(&self.db)
-                .await
-                .expect("reads")
-                .is_none()
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("an event never got a position");
-    }
-
     /// All events of the circle, oldest first.
     async fn events(&self) -> Vec<Value> {
-        self.announced().await;
+        self.until_all_is_announced().await;
         let query = "query ($id: ID!) { circle(id: $id) { events(first: 100) { nodes { type \
             actor { __typename name } circle { id } project { id } \
             ... on TaskEvent { taskId title fromStatus toStatus assignee { id } reviewer { id } routingScore note \
             changed } ... on AgentEvent { agentId name from: fromStatus to: toStatus } } } } }";
         let id = id_of(Kind::Circle, self.circle);
-        let answer = self
-            .server
-            .ask(Some(&self.token), query, json!({ "id": id }))
-            .await;
+        let answer = self.owner.answer(query, json!({ "id": id })).await;
         let nodes = answer["data"]["circle"]["events"]["nodes"].as_array();
         let nodes = nodes.unwrap_or_else(|| panic!("{answer}"));
         nodes.iter().rev().cloned().collect()
@@ -386,7 +297,7 @@ impl Studio {
 
     /// The payloads of a subject's events as they are stored, oldest first.
     async fn payloads(&self, subject: Uuid) -> Vec<(String, Value)> {
-        self.announced().await;
+        self.until_all_is_announced().await;
         let rows = event::Entity::find()
             .filter(event::Column::SubjectId.eq(subject))
             .order_by_asc(event::Column::Position)
@@ -402,15 +313,4 @@ impl Studio {
 async fn user(db: &DatabaseConnection, email: &str) -> Uuid {
     let user = user::Entity::find().filter(user::Column::Email.eq(email));
     user.one(db).await.expect("reads").expect("a user").id
-}
-
-fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .unwrap_or_else(|| panic!("{value}"))
-        .to_owned()
-}
-
-fn fault(field: &str, code: &str) -> (String, String) {
-    (field.to_owned(), code.to_owned())
 }

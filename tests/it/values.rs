@@ -7,8 +7,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use reqwest::StatusCode;
 use serde_json::{Map, Value, json};
 
-use crate::introspection::{Argument, Schema};
-use crate::server::TestServer;
+use crate::support::schema::{Argument, Schema};
+use crate::support::server::TestServer;
+use crate::support::wait::within;
 
 /// Mutations that would invalidate the session or the account of the other calls.
 const LEFT_OUT: [&str; 3] = ["logout", "register", "changePassword"];
@@ -110,14 +111,14 @@ async fn an_event_subscription_refuses_a_nonexistent_cursor() {
         "é".to_owned(),
     ] {
         let query = "subscription($c: String) { events(after: $c) { cursor } }";
-        let mut stream = server
-            .listen(Some(&token), query, json!({ "c": after }))
+        let stream = server
+            .with_token(&token)
+            .listen(query, json!({ "c": after }))
             .await;
         assert_eq!(stream.status(), StatusCode::OK);
-        let mut text = String::new();
-        while let Some(piece) = stream.chunk().await.expect("a piece") {
-            text.push_str(str::from_utf8(&piece).expect("text"));
-        }
+        let text = within("the end of the stream", stream.text())
+            .await
+            .expect("text");
         assert!(text.contains("\"code\":\"BAD_USER_INPUT\""), "{text}");
     }
 }
@@ -129,7 +130,7 @@ async fn things(server: &TestServer) -> BTreeMap<&'static str, Value> {
         messages(first: 1) { nodes { id } } } } projects(first: 1) { nodes { id } } agents(first: 1) { nodes { id } }
         providers(first: 1) { nodes { id } } models(first: 1) { nodes { id } } personas(first: 1) { nodes { id } } }";
     let admin = server.token("admin@example.com").await;
-    let answer = server.ask(Some(&admin), query, json!({})).await;
+    let answer = server.with_token(&admin).answer(query, json!({})).await;
     let at = |path: &str| {
         let id = answer.pointer(&format!("/data/{path}/id"));
         id.unwrap_or_else(|| panic!("{path}: {answer}")).clone()
@@ -291,7 +292,10 @@ async fn no_argument_value_causes_an_internal_error() {
                         field.name,
                         passed.join(", "),
                     );
-                    let answer = server.ask(Some(&admin), &query, variables.clone()).await;
+                    let answer = server
+                        .with_token(&admin)
+                        .answer(&query, variables.clone())
+                        .await;
                     for error in answer["errors"].as_array().into_iter().flatten() {
                         let code = error["extensions"]["code"].as_str().expect("a code");
                         assert!(
@@ -314,7 +318,8 @@ async fn no_argument_value_causes_an_internal_error() {
     }
     // The token was valid to the end, and many values were tried.
     let last = server
-        .ask(Some(&admin), "{ viewer { id } }", json!({}))
+        .with_token(&admin)
+        .answer("{ viewer { id } }", json!({}))
         .await;
     assert!(last["data"]["viewer"]["id"].is_string(), "{last}");
     assert!(tried > 500, "{tried}");

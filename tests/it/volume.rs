@@ -2,15 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::live::until_more_than;
-use crate::server::TestServer;
-use crate::ws::Socket;
+use crate::support::events::Socket;
+use crate::support::server::TestServer;
 
 const LIMIT: u64 = 64 << 10;
 
 /// A server, and a project whose description has a bit more than half of the allowed text.
 async fn large() -> (TestServer, Value) {
-    let server = TestServer::with(|config| config.graphql.text_bytes = LIMIT).await;
+    let server = TestServer::with(|config| config.graphql.limits.text_bytes = LIMIT).await;
     let create = "mutation ($input: CreateProjectInput!) {
         createProject(input: $input) { project { id } userErrors { code } } }";
     let input = json!({ "name": "Large", "description": "😀".repeat(8_500) });
@@ -105,7 +104,7 @@ async fn each_event_has_its_own_text_limit() {
     let before = server.subscribers().await;
     let query = "subscription { events { ... on ProjectEvent { project { description } } } }";
     socket.subscribe("1", query).await;
-    until_more_than(&server, before).await;
+    server.until_subscribers_exceed(before).await;
     let update = "mutation ($input: UpdateProjectInput!) { updateProject(input: $input) { userErrors { code } } }";
     for name in ["One", "Two", "Three"] {
         let input = json!({ "projectId": id, "name": name });

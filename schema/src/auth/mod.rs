@@ -70,24 +70,32 @@ const REMEMBERED: Duration = Duration::from_hours(7 * 24);
 pub struct Settings {
     /// The keys for access tokens.
     pub keys: Keys,
-    /// The issuer of access tokens, in the claim `iss`.
-    pub issuer: String,
-    /// The audience of access tokens, in the claim `aud`.
-    pub audience: String,
-    /// Lifetime of an access token.
-    pub access_lifetime: Duration,
-    /// Lifetime of a session that is not refreshed.
-    pub refresh_lifetime: Duration,
-    /// Whether users may register.
-    pub registration: bool,
-    /// The parameters of password hashing.
-    pub hashing: Hashing,
-    /// Maximum number of revocations in memory.
-    pub revoked: u64,
-    /// Maximum number of audit log entries that wait to be written.
-    pub audit_queue: usize,
-    /// How long entries of the audit log are kept.
-    pub audit_retention: Duration,
+    /// Everything else.
+    pub policy: Policy,
+}
+
+gathering_settings::settings! {
+    /// How accounts are kept, without the keys.
+    pub struct Policy {
+        /// The issuer of the tokens (the claim `iss`).
+        issuer: String = "gathering".to_owned();
+        /// The audience of the tokens (the claim `aud`).
+        audience: String = "gathering".to_owned();
+        /// Lifetime of an access token.
+        access_lifetime: Duration = Duration::from_mins(15), from Duration::from_secs(1), to Duration::from_hours(1);
+        /// Lifetime of a session that is not refreshed.
+        refresh_lifetime: Duration = Duration::from_hours(30 * 24), from Duration::from_secs(1), to Duration::from_hours(365 * 24);
+        /// Whether users may register themselves.
+        registration: bool = true;
+        /// The parameters of password hashing.
+        hashing: Hashing, prefix "hash_";
+        /// Maximum number of revoked access tokens cached in memory; all are in the database.
+        revoked_tokens: u64 = 10_000, from 1, to 10_000_000;
+        /// Maximum number of audit log entries that wait to be written.
+        audit_queue: usize = 10_000, from 100, to 1_000_000;
+        /// How long entries of the audit log are kept.
+        audit_retention: Duration = Duration::from_hours(365 * 24), from Duration::from_hours(1), to Duration::from_hours(3650 * 24);
+    }
 }
 
 /// A decoded access token: its claims, or why it is not accepted.
@@ -131,14 +139,15 @@ impl Accounts {
         clock: Clock,
         bus: Option<Arc<Bus>>,
     ) -> Result<(Self, AuditWriter), String> {
-        let passwords = Passwords::new(settings.hashing).map_err(|error| error.to_string())?;
+        let (keys, settings) = (settings.keys, settings.policy);
+        let passwords = Passwords::new(&settings.hashing).map_err(|error| error.to_string())?;
         let (trail, recorder) = audit_log(db.clone(), settings.audit_queue, Arc::clone(&clock));
         let accounts = Self {
             db,
             writer,
             clock,
             mint: TokenSigner {
-                keys: settings.keys,
+                keys,
                 issuer: settings.issuer,
                 audience: settings.audience,
             },
@@ -147,8 +156,8 @@ impl Accounts {
             refresh_lifetime: settings.refresh_lifetime,
             registration: settings.registration,
             audit_retention: settings.audit_retention,
-            revoked: Cache::new(settings.revoked, Some(settings.access_lifetime)),
-            capacity: settings.revoked,
+            revoked: Cache::new(settings.revoked_tokens, Some(settings.access_lifetime)),
+            capacity: settings.revoked_tokens,
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             bus,

@@ -27,15 +27,16 @@ const LENGTH: RangeInclusive<usize> = 8..=128;
 /// Maximum number of queued checks; further ones are refused with `UNAVAILABLE`.
 const WAITING: usize = 256;
 
-/// The cost of a hash, and the number of concurrent computations.
-#[derive(Clone, Copy, Debug)]
-pub struct Hashing {
-    /// Memory of one hash, in KiB.
-    pub memory: u32,
-    /// Passes over the memory.
-    pub passes: u32,
-    /// Maximum number of concurrent computations.
-    pub parallel: usize,
+gathering_settings::settings! {
+    /// The cost of a hash, and the number of concurrent computations.
+    pub struct Hashing {
+        /// Memory of one argon2id hash, in KiB; at least the minimum that OWASP recommends.
+        memory: u32 = 19_456, from 19_456, to 1 << 20;
+        /// Passes of one argon2id hash over its memory; at least the minimum that OWASP recommends.
+        passes: u32 = 2, from 2, to 100;
+        /// Maximum number of passwords hashed at the same time; each uses its memory and one processor.
+        parallel: usize = 2, from 1, to 256;
+    }
 }
 
 /// Hashes passwords and checks them.
@@ -83,7 +84,7 @@ fn normalized(password: &str) -> String {
 impl Passwords {
     /// # Errors
     /// The parameters are out of argon2's bounds.
-    pub(super) fn new(hashing: Hashing) -> Result<Self, argon2::Error> {
+    pub(super) fn new(hashing: &Hashing) -> Result<Self, argon2::Error> {
         let params = Params::new(hashing.memory, hashing.passes, 1, None)?;
         Ok(Self {
             argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
@@ -196,7 +197,7 @@ mod tests {
             passes,
             parallel: 2,
         };
-        Passwords::new(hashing).expect("within bounds")
+        Passwords::new(&hashing).expect("within bounds")
     }
 
     #[tokio::test]

@@ -28,19 +28,20 @@ pub(crate) use session::{Ended, Watches};
 /// Maximum number of events in a batch.
 pub(crate) const BATCH: usize = 64;
 
-/// The settings of live events.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The number of latest events in memory.
-    pub history: usize,
-    /// How long an event counts as a duplicate of an equal one; zero disables deduplication.
-    pub window: Duration,
-    /// How often the outbox is polled.
-    pub poll: Duration,
-    /// How long events are stored.
-    pub retention: Duration,
-    /// The number of events that the server's handlers handle concurrently.
-    pub handlers: usize,
+gathering_settings::settings! {
+    /// The settings of live events.
+    pub struct Settings {
+        /// Number of recent events kept in memory; subscribers that are further behind are served from the database.
+        history: usize = 1_000, from 64, to 1_000_000;
+        /// Time within which an event is dropped if it equals the latest event of its subject; 0s disables this.
+        window: Duration = Duration::from_secs(1), from Duration::ZERO, to Duration::from_mins(1);
+        /// Interval at which the database is polled for new events, in addition to notifications.
+        poll: Duration = Duration::from_secs(1), from Duration::from_millis(10), to Duration::from_hours(1);
+        /// Maximum number of events that the server's internal handlers process at the same time.
+        handlers: usize = 100, from 1, to 10_000;
+        /// How long events are kept, and therefore how long a subscription can be resumed.
+        retention: Duration = Duration::from_hours(30 * 24), from Duration::from_hours(1), to Duration::from_hours(3650 * 24);
+    }
 }
 
 /// The event statistics of this instance.

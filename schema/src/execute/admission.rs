@@ -145,12 +145,7 @@ pub(crate) async fn admit(
     Ok((run, verdict))
 }
 
-pub(crate) fn record_refusals(
-    services: &Services,
-    verdict: &Decision,
-    rate_key: &RateKey,
-    client: &Client,
-) {
+fn record_refusals(services: &Services, verdict: &Decision, rate_key: &RateKey, client: &Client) {
     let actor = match rate_key {
         RateKey::User(user) => Some(*user),
         RateKey::Network(_) => None,

@@ -5,6 +5,6 @@ mod run;
 mod usage;
 
 pub use admission::{Bearer, Caller};
-pub(crate) use admission::{admit, authenticate, record_refusals};
+pub(crate) use admission::{admit, authenticate};
 pub(crate) use run::Engine;
 pub use usage::Usage;

@@ -13,20 +13,20 @@ use crate::{
     text,
 };
 
-/// How documents outside the manifest are treated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// They are accepted.
-    #[default]
-    Any,
-    /// They are accepted and logged.
-    Audit,
-    /// They are refused.
-    Enforce,
+gathering_settings::choice! {
+    /// The treatment of operations that are not in the manifest.
+    pub enum Trust {
+        /// No manifest is used.
+        Any = "off",
+        /// They run and are logged.
+        Audit = "audit",
+        /// They are refused.
+        Enforce = "enforce",
+    }
 }
 
 /// The documents that the server's operator trusts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TrustedDocuments {
     /// How other documents are treated.
     pub trust: Trust,

@@ -85,45 +85,58 @@ impl Tier {
 #[TypeDirective(name = "rateLimit", location = "FieldDefinition")]
 pub(crate) fn rate_limit(#[graphql(desc = "The rate tier of the field.")] tier: Tier) {}
 
-/// The scope of a bucket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// One bucket per root field.
-    #[default]
-    Field,
-    /// One bucket per tier.
-    Tier,
+gathering_settings::choice! {
+    /// The scope of a rate limit bucket.
+    pub enum Scope {
+        /// One bucket per root field.
+        Field = "field",
+        /// One bucket per tier.
+        Tier = "tier",
+    }
+
+    /// The treatment of requests above a rate limit.
+    pub enum Mode {
+        /// They are refused.
+        Enforce = "enforce",
+        /// They are counted and reported, but allowed.
+        Observe = "observe",
+        /// Rate limits are off: nothing is counted.
+        Off = "off",
+    }
 }
 
-/// How requests that exceed the limit are treated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// They are refused.
-    #[default]
-    Enforce,
-    /// They are counted and reported, but allowed.
-    Observe,
-    /// Rate limits are off: nothing is counted.
-    Off,
+gathering_settings::settings! {
+    /// The rate limits. Can be replaced while the server runs.
+    pub struct Rates {
+        /// Sign-ins and registrations per minute, per address and per account.
+        auth: u32 = 5, from 1, to 1_000_000;
+        /// Mutations per minute, per field.
+        write: u32 = 30, from 1, to 1_000_000;
+        /// Queries per minute, per field.
+        read: u32 = 120, from 1, to 1_000_000;
+        /// Health questions a minute, for each field.
+        health: u32 = 300, from 1, to 1_000_000;
+        /// Requests and WebSocket messages a minute from one address (IPv6: from one /64), whatever they ask. Each instance counts its own.
+        address: u32 = 300, from 1, to 1_000_000;
+        /// Whether the limits apply per root field (`field`) or to all fields of a tier together (`tier`).
+        scope: Scope = Scope::Field;
+        /// Whether requests above a limit are refused (`enforce`) or only counted (`observe`); `off` counts nothing.
+        mode: Mode = Mode::Enforce;
+        /// Maximum number of buckets kept in memory; read at start only.
+        buckets: usize = 100_000, from 1_000, to 100_000_000;
+    }
 }
 
-/// The rate limits. Can be replaced while the server runs.
-#[derive(Clone, Debug)]
-pub struct Rates {
-    /// For each tier, in the order of [`Tier::ALL`]: the limit per minute, which is also the size of a burst.
-    pub per_minute: [u32; 4],
-    /// The scope of a bucket.
-    pub scope: Scope,
-    /// How requests that exceed the limit are treated.
-    pub mode: Mode,
-}
-
-/// The storage of buckets.
-pub struct Store {
-    /// Maximum number of buckets in memory.
-    pub capacity: usize,
-    /// The URL of the Redis that all instances share, if there are several.
-    pub redis: Option<String>,
+impl Rates {
+    /// How much a minute, and at once.
+    fn per_minute(&self, tier: Tier) -> u32 {
+        match tier {
+            Tier::Auth => self.auth,
+            Tier::Write => self.write,
+            Tier::Read => self.read,
+            Tier::Health => self.health,
+        }
+    }
 }
 
 /// An occurrence of a root field in an operation.
@@ -222,17 +235,17 @@ impl Limiter {
     /// The URL of Redis is invalid.
     pub(crate) fn new(
         rates: Rates,
-        store: Store,
+        redis: Option<String>,
         tiers: HashMap<String, Tier>,
         clock: Clock,
         steady: MonotonicClock,
     ) -> Result<Self, String> {
-        let shared = store.redis.map(|url| Shared::new(&url)).transpose();
+        let shared = redis.map(|url| Shared::new(&url)).transpose();
         let shared = shared.map_err(|error| format!("REDIS_URL cannot be used: {error}"))?;
         Ok(Self {
+            memory: Memory::new(rates.buckets),
             rates: RwLock::new(Arc::new(rates)),
             tiers,
-            memory: Memory::new(store.capacity),
             shared,
             counters: Default::default(),
             clock,
@@ -274,24 +287,6 @@ impl Limiter {
     /// The tier of a root field. Introspection fields count as queries.
     fn tier(&self, field: &str) -> Tier {
         self.tiers.get(field).copied().unwrap_or(Tier::Read)
-    }
-
-    /// Charges a client for its route, before the request is read.
-    pub(crate) async fn enter(&self, address: Option<IpAddr>, route: &'static str) -> Decision {
-        let rates = self.rates();
-        if rates.mode == Mode::Off {
-            return Decision::default();
-        }
-        let field = RootField {
-            key: Name::new(route),
-            name: Name::new(route),
-            place: Pos::default(),
-            account: None,
-        };
-        let rate_key = RateKey::Network(address);
-        let mut charges = Charges::default();
-        charges.add(&rates, &field, Tier::Health, &[rate_key.bucket()]);
-        self.decide(&rates, charges, true).await
     }
 
     /// Charges a client for all root fields of an operation. With `whole`, either all of them run or none.
@@ -519,7 +514,7 @@ fn ask(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
     };
     Acquire {
         key: format!("{owner}/{bucket}"),
-        limit: rates.per_minute[tier.place()].max(1),
+        limit: rates.per_minute(tier).max(1),
         cost: 0,
     }
 }

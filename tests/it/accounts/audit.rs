@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{SubsecRound, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
 use gathering::config::Config;
-use gathering::serve::{self, Options};
+use gathering::server::{self, Options};
 use gathering_entity::{audit, lockout, refresh_token, revoked_token};
 use gathering_schema::Graph;
 use gathering_schema::auth::Keys;
@@ -16,9 +16,12 @@ use sea_orm::{
 };
 use serde_json::{Value, json};
 
-use super::{ADA, ADMIN, BOB, CHANGED, Visitor, code};
-use crate::database::{Database, PASSWORD};
-use crate::server::{SIGNING_KEY, TestServer};
+use super::CHANGED;
+use crate::support::account::{ADA, BOB, SIGNED_IN, Tokens, tokens};
+use crate::support::actor::{ADMIN, Actor, client_builder, code};
+use crate::support::database::{Database, PASSWORD};
+use crate::support::server::{SIGNING_KEY, TestServer};
+use crate::support::wait::{until, until_some};
 
 async fn entries(db: &DatabaseConnection, action: &str) -> Vec<audit::Model> {
     let find = audit::Entity::find().filter(audit::Column::Action.eq(action));
@@ -35,15 +38,12 @@ pub(crate) async fn entries_of(database: &Arc<Database>, action: &str) -> Vec<au
 
 /// Waits until an action has this many entries, because entries are written in the background.
 pub(crate) async fn until_recorded(db: &DatabaseConnection, action: &str, count: usize) {
-    for _ in 0..3_000 {
+    until(format!("{count} entries of {action}"), async || {
         let found = entries(db, action).await.len();
         assert!(found <= count, "{action}: {found}");
-        if found == count {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{action} was not recorded");
+        found == count
+    })
+    .await;
 }
 
 /// Deletes the rows that will have expired `ahead` from now, as the server does periodically.
@@ -52,7 +52,7 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let ahead = TimeDelta::from_std(ahead).expect("within bounds");
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
     let clock = Arc::new(move || Utc::now() + ahead);
-    let settings = serve::settings(&config, keys, clock, Options::default().steady);
+    let settings = server::settings(&config, keys, clock, Options::default().steady);
     let made = Graph::new(database.connect().await, settings.expect("is read"));
     let (graph, _works) = made.await.expect("is made");
     graph.purge().await.expect("purges");
@@ -62,27 +62,25 @@ const LOG: &str = "query($action: String!) { auditLog(first: 100, filter: { acti
     action severity actor { name } clientIp userAgent requestId targetId details createdAt } } }";
 
 /// Waits for an audit log entry and returns it as an administrator reads it.
-async fn recorded(admin: &Visitor, token: &str, request: &str, action: &str) -> Value {
-    for _ in 0..3_000 {
+async fn recorded(admin: &Actor, token: &str, request: &str, action: &str) -> Value {
+    until_some(format!("{action} of {request} in the log"), async || {
         let answer = admin
-            .ask(Some(token), LOG, json!({ "action": action }))
+            .with(token)
+            .answer(LOG, json!({ "action": action }))
             .await;
         let nodes = answer["data"]["auditLog"]["nodes"].as_array();
         let mut nodes = nodes.unwrap_or_else(|| panic!("{answer}")).iter();
-        if let Some(entry) = nodes.find(|entry| entry["requestId"] == request) {
-            return entry.clone();
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{action} of {request} was not recorded");
+        nodes.find(|entry| entry["requestId"] == request).cloned()
+    })
+    .await
 }
 
 /// Performs each audited action of a user, in a request named after it, and returns the user's id.
-async fn live(visitor: &Visitor) -> Value {
+async fn live(visitor: &Actor) -> Value {
     let wrong = "a wrong password";
 
     let ada = visitor.named("r-register").register(ADA).await;
-    let id = visitor.id(&ada.access).await;
+    let id = visitor.with(&ada.access).id().await;
     let stolen = visitor.named("r-login").login(ADA, PASSWORD).await;
     visitor.named("r-failed").try_login(ADA, wrong).await;
     for n in 1..=5 {
@@ -95,35 +93,35 @@ async fn live(visitor: &Visitor) -> Value {
     visitor.named("r-refresh").refresh(&stolen.refresh).await;
     visitor.named("r-reuse").try_refresh(&stolen.refresh).await;
     let other = visitor.login(ADA, PASSWORD).await;
-    let input = json!({ "sessionId": visitor.session(&other.access).await });
+    let input = json!({ "sessionId": visitor.with(&other.access).session().await });
     let revoke = visitor.named("r-revoke");
     revoke
-        .mutate(
-            Some(&ada.access),
-            "revokeSession",
-            "revokedSessionId",
-            input,
-        )
+        .with(&ada.access)
+        .mutate("revokeSession", "revokedSessionId", input)
         .await;
     let other = visitor.login(ADA, PASSWORD).await;
     let logout = visitor.named("r-logout");
     logout
-        .mutate(Some(&other.access), "logout", "revokedTokens", json!({}))
+        .with(&other.access)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
     let input = json!({ "currentPassword": PASSWORD, "newPassword": "another password" });
     let change = visitor.named("r-password");
     let changed = change
-        .mutate(Some(&ada.access), "changePassword", super::SIGNED_IN, input)
+        .with(&ada.access)
+        .mutate("changePassword", SIGNED_IN, input)
         .await;
-    let ada = super::tokens(&changed["data"]["changePassword"]);
+    let ada = tokens(&changed["data"]["changePassword"]);
     visitor
         .named("r-token")
-        .who("not a token")
+        .with("not a token")
+        .who()
         .await
         .expect_err("is refused");
     visitor
         .named("r-refused")
-        .ask(Some(&ada.access), "{ users { totalCount } }", json!({}))
+        .with(&ada.access)
+        .answer("{ users { totalCount } }", json!({}))
         .await;
     id
 }
@@ -131,13 +129,14 @@ async fn live(visitor: &Visitor) -> Value {
 #[tokio::test]
 async fn audit_entries_name_the_actor_the_target_and_the_client() {
     let server = TestServer::start().await;
-    let admin = Visitor::new(&server);
+    let admin = server.anonymous();
     let admins = admin.login(ADMIN, PASSWORD).await.access;
-    let id = live(&Visitor::at(&server, 2)).await;
+    let id = live(&server.at_host(2)).await;
     let input = json!({ "userId": id, "role": "ADMIN", "name": "Ada" });
     admin
         .named("r-update")
-        .mutate(Some(&admins), "updateUser", CHANGED, input)
+        .with(&admins)
+        .mutate("updateUser", CHANGED, input)
         .await;
 
     // The request id, the action, the severity, the actor, and whether the target is Ada.
@@ -199,20 +198,18 @@ async fn audit_entries_name_the_actor_the_target_and_the_client() {
 #[tokio::test]
 async fn only_administrators_read_the_audit_log() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let admin = visitor.login(ADMIN, PASSWORD).await;
     until_recorded(&server.database().connect().await, "auth.registered", 1).await;
     let all = "{ auditLog(first: 1) { totalCount nodes { id } } }";
-    let answer = visitor.ask(Some(&admin.access), all, json!({})).await;
+    let answer = visitor.with(&admin.access).answer(all, json!({})).await;
     let entry = &answer["data"]["auditLog"]["nodes"][0]["id"];
     assert!(entry.is_string(), "{answer}");
-    let named = |token| {
-        visitor.ask(
-            token,
-            "query($id: ID!) { node(id: $id) { id } }",
-            json!({ "id": entry }),
-        )
+    let named = async |token| {
+        let query = "query($id: ID!) { node(id: $id) { id } }";
+        let variables = json!({ "id": entry });
+        visitor.as_caller(token).answer(query, variables).await
     };
     assert_eq!(
         named(Some(admin.access.as_str())).await["data"]["node"]["id"],
@@ -222,7 +219,10 @@ async fn only_administrators_read_the_audit_log() {
         (None, "UNAUTHENTICATED"),
         (Some(ada.access.as_str()), "FORBIDDEN"),
     ] {
-        assert_eq!(code(&visitor.ask(token, all, json!({})).await), refusal);
+        assert_eq!(
+            code(&visitor.as_caller(token).answer(all, json!({})).await),
+            refusal
+        );
         let answer = named(token).await;
         assert!(answer["data"]["node"].is_null(), "{answer}");
     }
@@ -231,11 +231,11 @@ async fn only_administrators_read_the_audit_log() {
 #[tokio::test]
 async fn the_audit_log_is_complete_at_shutdown_and_holds_no_secrets() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let mut secrets = ["example", PASSWORD, "a wrong password", "mistyped"]
         .map(str::to_owned)
         .to_vec();
-    let mut keep = |tokens: super::Tokens| {
+    let mut keep = |tokens: Tokens| {
         secrets.extend([tokens.access.clone(), tokens.refresh.clone()]);
         secrets.extend(tokens.access.split('.').map(str::to_owned));
         tokens
@@ -249,18 +249,27 @@ async fn the_audit_log_is_complete_at_shutdown_and_holds_no_secrets() {
         visitor.try_login(ADA, "a wrong password").await;
     }
     visitor.try_login("mistyped", "mistyped").await;
-    visitor.who("mistyped").await.expect_err("is refused");
-    visitor.who(&next.access).await.expect_err("is refused");
     visitor
-        .ask(
-            Some(&again.access),
+        .with("mistyped")
+        .who()
+        .await
+        .expect_err("is refused");
+    visitor
+        .with(&next.access)
+        .who()
+        .await
+        .expect_err("is refused");
+    visitor
+        .with(&again.access)
+        .answer(
             "{ users(filter: { search: \"mistyped\" }) { totalCount } }",
             json!({}),
         )
         .await;
     let input = json!({ "refreshToken": again.refresh });
     visitor
-        .mutate(Some(&again.access), "logout", "revokedTokens", input)
+        .with(&again.access)
+        .mutate("logout", "revokedTokens", input)
         .await;
 
     let database = server.end().await;
@@ -301,20 +310,21 @@ async fn the_audit_log_is_complete_at_shutdown_and_holds_no_secrets() {
 async fn thousands_of_bad_tokens_create_few_audit_entries() {
     const TIMES: u64 = 2_000;
     let server = TestServer::start().await;
-    let stranger = Visitor::at(&server, 2);
+    let stranger = server.at_host(2);
     let attempts = stream::iter(0..TIMES).map(|n| {
         let stranger = stranger.clone();
-        async move { stranger.who(&format!("not.a.token{n}")).await }
+        async move { stranger.with(&format!("not.a.token{n}")).who().await }
     });
     let refused = attempts
         .buffer_unordered(32)
         .all(async |standing| standing == super::unauthenticated());
     let honest = async {
-        let visitor = Visitor::new(&server);
+        let visitor = server.anonymous();
         let bob = visitor.named("r-bob").register(BOB).await;
         visitor
             .named("r-typo")
-            .who(&bob.access[1..])
+            .with(&bob.access[1..])
+            .who()
             .await
             .expect_err("is refused");
         let admin = visitor.login(ADMIN, PASSWORD).await;
@@ -340,9 +350,7 @@ async fn thousands_of_bad_tokens_create_few_audit_entries() {
 #[tokio::test]
 async fn long_headers_do_not_exceed_the_limits_of_an_audit_entry() {
     let server = TestServer::start().await;
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .user_agent("x".repeat(5_000));
+    let client = client_builder().user_agent("x".repeat(5_000));
     let client = client.build().expect("a client");
     let body = json!({ "query": "{ __typename }" });
     let request = client
@@ -385,10 +393,11 @@ async fn kept(db: &DatabaseConnection) -> [u64; 5] {
 #[tokio::test]
 async fn the_purge_deletes_only_expired_rows() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     visitor
-        .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+        .with(&ada.access)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
     visitor.try_login("nobody@example.com", PASSWORD).await;
     let database = server.end().await;

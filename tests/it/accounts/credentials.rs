@@ -4,14 +4,16 @@ use gathering_entity::user as users;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::Value;
 
-use super::{ADA, Visitor, code, faults, tokens, user};
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use crate::support::account;
+use crate::support::account::ADA;
+use crate::support::actor::{code, faults};
+use crate::support::database::PASSWORD;
+use crate::support::server::TestServer;
 
 #[tokio::test]
 async fn addresses_that_differ_in_case_or_unicode_form_are_one_account() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     for (one, others) in [
         (
             "Ada@Example.com",
@@ -66,16 +68,20 @@ async fn addresses_that_differ_in_case_or_unicode_form_are_one_account() {
             vec!["\u{39d}\u{38a}\u{39a}\u{39f}\u{3a3}@EXAMPLE.COM"],
         ),
     ] {
-        tokens(&visitor.try_register(one, PASSWORD).await["data"]["register"]);
+        account::tokens(&visitor.try_register(one, PASSWORD).await["data"]["register"]);
         for other in others {
             let again = visitor.try_register(other, PASSWORD).await;
             assert_eq!(
                 faults(&again["data"]["register"]),
-                [("email", "TAKEN")],
+                ["TAKEN email"],
                 "{other:?}"
             );
             let here = visitor.login(other, PASSWORD).await;
-            assert_eq!(visitor.who(&here.access).await, user(one), "{other:?}");
+            assert_eq!(
+                visitor.with(&here.access).who().await,
+                account::user(one),
+                "{other:?}"
+            );
         }
     }
     // These addresses are not registered.
@@ -96,15 +102,15 @@ async fn addresses_that_differ_in_case_or_unicode_form_are_one_account() {
 #[tokio::test]
 async fn a_password_has_8_to_128_characters_of_any_kind() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let refused = async |password: &str| -> String {
         let answer = visitor.try_register(ADA, password).await;
         let payload = &answer["data"]["register"];
         assert_eq!(payload["accessToken"], Value::Null, "{password:?}");
         let faults = faults(payload);
         assert_eq!(faults.len(), 1);
-        assert_eq!(faults[0].0, "password");
-        faults[0].1.to_owned()
+        let code = faults[0].strip_suffix(" password");
+        code.expect("a fault of the password").to_owned()
     };
     assert_eq!(refused("").await, "REQUIRED");
     for short in [
@@ -139,7 +145,7 @@ async fn a_password_has_8_to_128_characters_of_any_kind() {
     .enumerate()
     {
         let email = format!("user{n}@example.com");
-        tokens(&visitor.try_register(&email, fits).await["data"]["register"]);
+        account::tokens(&visitor.try_register(&email, fits).await["data"]["register"]);
         visitor.login(&email, fits).await;
         // Every character is significant.
         let shorter: String = fits.chars().skip(1).collect();
@@ -158,7 +164,7 @@ async fn a_password_has_8_to_128_characters_of_any_kind() {
 #[tokio::test]
 async fn a_password_matches_in_every_unicode_normalization_form() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let composed = "p\u{e4}ssw\u{f6}rd \u{1ed9}";
     let decomposed = "pa\u{308}sswo\u{308}rd o\u{302}\u{323}";
     for (n, one, other) in [
@@ -168,7 +174,7 @@ async fn a_password_matches_in_every_unicode_normalization_form() {
         (3, "e\u{301}".repeat(128), "\u{e9}".repeat(128)),
     ] {
         let email = format!("user{n}@example.com");
-        tokens(&visitor.try_register(&email, &one).await["data"]["register"]);
+        account::tokens(&visitor.try_register(&email, &one).await["data"]["register"]);
         visitor.login(&email, &other).await;
     }
     // Different characters make a different password.
@@ -197,26 +203,24 @@ async fn stored(server: &TestServer) -> String {
 #[tokio::test]
 async fn a_sign_in_rehashes_the_password_after_the_cost_was_raised() {
     let two = TestServer::start().await;
-    Visitor::new(&two).register(ADA).await;
+    two.anonymous().register(ADA).await;
     let before = stored(&two).await;
     assert!(
         before.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
         "{before}"
     );
-    Visitor::new(&two).login(ADA, PASSWORD).await;
+    two.anonymous().login(ADA, PASSWORD).await;
     assert_eq!(stored(&two).await, before);
 
-    let three = two.beside(|config| config.auth.hash_passes = 3).await;
+    let three = two
+        .beside(|config| config.auth.policy.hashing.passes = 3)
+        .await;
     assert_eq!(
-        code(
-            &Visitor::new(&three)
-                .try_login(ADA, "a wrong password")
-                .await
-        ),
+        code(&three.anonymous().try_login(ADA, "a wrong password").await),
         "UNAUTHENTICATED"
     );
     assert_eq!(stored(&two).await, before);
-    let session = Visitor::new(&three).login(ADA, PASSWORD).await;
+    let session = three.anonymous().login(ADA, PASSWORD).await;
     let after = stored(&two).await;
     assert!(
         after.starts_with("$argon2id$v=19$m=19456,t=3,p=1$"),
@@ -224,7 +228,10 @@ async fn a_sign_in_rehashes_the_password_after_the_cost_was_raised() {
     );
 
     // A lower cost does not rehash the password, and the session stays valid.
-    Visitor::new(&two).login(ADA, PASSWORD).await;
+    two.anonymous().login(ADA, PASSWORD).await;
     assert_eq!(stored(&two).await, after);
-    assert_eq!(Visitor::new(&two).who(&session.access).await, user(ADA));
+    assert_eq!(
+        two.anonymous().with(&session.access).who().await,
+        account::user(ADA)
+    );
 }

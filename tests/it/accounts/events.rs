@@ -1,39 +1,41 @@
 //! Account events, which the user concerned and administrators can read.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::Utc;
 use gathering::config::Config;
-use gathering::serve::{self, Options};
+use gathering::server::{self, Options};
 use gathering_entity::event;
 use gathering_schema::auth::{Keys, Operator};
 use sea_orm::{EntityTrait, PaginatorTrait};
 use serde_json::{Value, json};
 
-use super::{ADA, ADMIN, BOB, CHANGED, SIGNED_IN, Tokens, Visitor, tokens};
+use super::CHANGED;
 use crate::changes::{rows, uuid};
-use crate::database::{Database, PASSWORD};
-use crate::server::{SIGNING_KEY, TestServer};
+use crate::support::account::{ADA, BOB, SIGNED_IN, Tokens, tokens};
+use crate::support::actor::{ADMIN, Actor};
+use crate::support::database::{Database, PASSWORD};
+use crate::support::server::{SIGNING_KEY, TestServer};
+use crate::support::wait::until_some;
 
 const EVENTS: &str = "query($user: ID!) { events(first: 100, filter: { subjectId: $user }) { nodes { type actor { id } \
     circle { id } ... on UserEvent { userId user { id } reason changed } } } }";
 
 /// Waits for this many events of a user and returns them as the token's user reads them, oldest first.
-async fn read(visitor: &Visitor, token: &str, user: &Value, count: usize) -> Vec<Value> {
-    for _ in 0..3_000 {
+async fn read(visitor: &Actor, token: &str, user: &Value, count: usize) -> Vec<Value> {
+    until_some(format!("{count} events of {user}"), async || {
         let answer = visitor
-            .ask(Some(token), EVENTS, json!({ "user": user }))
+            .with(token)
+            .answer(EVENTS, json!({ "user": user }))
             .await;
         let nodes = answer["data"]["events"]["nodes"].as_array();
         let nodes = nodes.unwrap_or_else(|| panic!("{answer}"));
-        if nodes.len() >= count {
+        (nodes.len() >= count).then(|| {
             assert_eq!(nodes.len(), count, "{nodes:?}");
-            return nodes.iter().rev().cloned().collect();
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{user} has no {count} events");
+            nodes.iter().rev().cloned().collect()
+        })
+    })
+    .await
 }
 
 /// The expected event of a user: its type, actor, changed fields, and reason.
@@ -50,17 +52,19 @@ fn event(user: &Value, what: &str, actor: &Value, changed: &[&str], reason: Opti
 }
 
 /// Makes every change to a new user that creates an event, and some that create none.
-async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> Tokens {
+async fn live(visitor: &Actor, admins: &Tokens, ada: Tokens, id: &Value) -> Tokens {
     let named = json!({ "name": "Ada L." });
     // The second update changes nothing.
     for _ in 0..2 {
         visitor
-            .mutate(Some(&ada.access), "updateProfile", CHANGED, named.clone())
+            .with(&ada.access)
+            .mutate("updateProfile", CHANGED, named.clone())
             .await;
     }
     let input = json!({ "currentPassword": PASSWORD, "newPassword": "another password" });
     let changed = visitor
-        .mutate(Some(&ada.access), "changePassword", SIGNED_IN, input)
+        .with(&ada.access)
+        .mutate("changePassword", SIGNED_IN, input)
         .await;
     let ada = tokens(&changed["data"]["changePassword"]);
     for input in [
@@ -70,14 +74,16 @@ async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> To
         json!({ "userId": id, "isActive": true, "role": "USER" }),
     ] {
         visitor
-            .mutate(Some(&admins.access), "updateUser", CHANGED, input)
+            .with(&admins.access)
+            .mutate("updateUser", CHANGED, input)
             .await;
     }
-    assert!(visitor.who(&ada.access).await.is_err());
+    assert!(visitor.with(&ada.access).who().await.is_err());
     // Ending one session creates no event, unless its refresh token was reused.
     let ada = visitor.login(ADA, "another password").await;
     visitor
-        .mutate(Some(&ada.access), "logout", "revokedTokens", json!({}))
+        .with(&ada.access)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
     let ada = visitor.login(ADA, "another password").await;
     visitor.refresh(&ada.refresh).await;
@@ -87,7 +93,8 @@ async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> To
     let ada = visitor.login(ADA, "another password").await;
     let everywhere = json!({ "everywhere": true });
     visitor
-        .mutate(Some(&ada.access), "logout", "revokedTokens", everywhere)
+        .with(&ada.access)
+        .mutate("logout", "revokedTokens", everywhere)
         .await;
     visitor.login(ADA, "another password").await
 }
@@ -95,11 +102,11 @@ async fn live(visitor: &Visitor, admins: &Tokens, ada: Tokens, id: &Value) -> To
 #[tokio::test]
 async fn account_events_reach_only_the_user_and_administrators() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let admins = visitor.login(ADMIN, PASSWORD).await;
-    let admin = visitor.id(&admins.access).await;
+    let admin = visitor.with(&admins.access).id().await;
     let registered = visitor.named("r-register").register(ADA).await;
-    let id = visitor.id(&registered.access).await;
+    let id = visitor.with(&registered.access).id().await;
     let ada = live(&visitor, &admins, registered, &id).await;
     let of = |what, actor, changed: &[&str], reason| event(&id, what, actor, changed, reason);
     let expected = [
@@ -144,18 +151,18 @@ async fn account_events_reach_only_the_user_and_administrators() {
 #[tokio::test]
 async fn only_locks_of_existing_accounts_create_events() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
-    let id = visitor.id(&ada.access).await;
+    let id = visitor.with(&ada.access).id().await;
     let db = server.database().connect().await;
     let count = async || event::Entity::find().count(&db).await.expect("counts");
     let before = count().await;
-    let stranger = Visitor::at(&server, 2);
+    let stranger = server.at_host(2);
     for _ in 0..6 {
         stranger.try_login("nobody@example.com", PASSWORD).await;
     }
     assert_eq!(count().await, before);
-    let stranger = Visitor::at(&server, 3);
+    let stranger = server.at_host(3);
     for _ in 0..2 {
         // The fifth failure locks and the sixth is not checked; after the lock ends, the next failure locks again.
         for _ in 0..6 {
@@ -174,7 +181,7 @@ async fn operator_changes_create_events_without_an_actor() {
     let database = Arc::new(Database::empty().await);
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
     let clock = Arc::new(Utc::now);
-    let settings = serve::settings(
+    let settings = server::settings(
         &Config::default(),
         keys,
         clock.clone(),
@@ -199,7 +206,7 @@ async fn operator_changes_create_events_without_an_actor() {
 
     // The server publishes the operator's events when it starts.
     let server = TestServer::on(database, |_| ()).await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.login(ADA, "another password").await;
     let of = |what, changed: &[&str], reason| event(&id, what, &Value::Null, changed, reason);
     let expected = [

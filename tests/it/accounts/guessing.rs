@@ -1,5 +1,6 @@
 //! Password guessing: lockouts, and answers that do not reveal which accounts exist.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,21 +11,21 @@ use gathering_entity::{lockout, user as users};
 use reqwest::header::DATE;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::json;
-use std::pin::pin;
 
-use super::{ADA, BOB, Visitor, code, faults};
 use crate::accounts::audit::{entries_of, until_recorded};
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use crate::support::account::{ADA, BOB, SIGNED_IN};
+use crate::support::actor::{Actor, code, faults};
+use crate::support::database::PASSWORD;
+use crate::support::server::TestServer;
 
 const NOBODY: &str = "nobody@example.com";
 const LOGIN: &str = "mutation($input: LoginInput!) { login(input: $input) { accessToken } }";
 
 /// The status, headers (without the date) and body of a sign-in, to compare answers.
-async fn answer(visitor: &Visitor, email: &str, password: &str) -> String {
+async fn answer(visitor: &Actor, email: &str, password: &str) -> String {
     let input = json!({ "input": { "email": email, "password": password } });
     let visitor = visitor.named("the-same-for-all");
-    let response = visitor.send(None, LOGIN, input).await;
+    let response = visitor.send(LOGIN, input).await;
     let mut headers = response.headers().clone();
     headers.remove(DATE);
     let status = response.status();
@@ -33,7 +34,7 @@ async fn answer(visitor: &Visitor, email: &str, password: &str) -> String {
 }
 
 /// Fails to sign in this many times and returns the last answer.
-async fn fail(visitor: &Visitor, email: &str, times: usize) -> String {
+async fn fail(visitor: &Actor, email: &str, times: usize) -> String {
     let mut last = String::new();
     for _ in 0..times {
         last = answer(visitor, email, "a wrong password").await;
@@ -49,8 +50,8 @@ fn is_in(answer: &str) -> bool {
 #[tokio::test]
 async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
     let server = TestServer::start().await;
-    Visitor::new(&server).register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    server.anonymous().register(ADA).await;
+    let stranger = server.at_host(2);
     let wrong = fail(&stranger, ADA, 1).await;
     assert_eq!(fail(&stranger, NOBODY, 1).await, wrong);
     for impossible in [
@@ -64,10 +65,7 @@ async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
         assert_eq!(answer(&stranger, impossible, PASSWORD).await, wrong);
     }
     for impossible in ["", "\0", &"x".repeat(1_000_000)] {
-        assert_eq!(
-            answer(&Visitor::at(&server, 3), ADA, impossible).await,
-            wrong
-        );
+        assert_eq!(answer(&server.at_host(3), ADA, impossible).await, wrong);
     }
     for email in [ADA, NOBODY] {
         assert_eq!(fail(&stranger, email, 4).await, wrong);
@@ -76,7 +74,7 @@ async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
         assert_eq!(fail(&stranger, email, 1).await, wrong);
     }
     // The user's own network is not locked out.
-    assert!(is_in(&answer(&Visitor::new(&server), ADA, PASSWORD).await));
+    assert!(is_in(&answer(&server.anonymous(), ADA, PASSWORD).await));
 
     let database = server.end().await;
     let of_ada = users::Entity::find().filter(users::Column::EmailKey.eq(ADA));
@@ -101,8 +99,8 @@ async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
 #[tokio::test]
 async fn a_lock_expires_and_lengthens_with_further_failures() {
     let server = TestServer::start().await;
-    Visitor::new(&server).register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    server.anonymous().register(ADA).await;
+    let stranger = server.at_host(2);
     fail(&stranger, ADA, 4).await;
     for minutes in [1, 2, 4, 8, 15, 15] {
         fail(&stranger, ADA, 1).await;
@@ -125,8 +123,8 @@ async fn a_lock_expires_and_lengthens_with_further_failures() {
 #[tokio::test]
 async fn failed_sign_ins_expire_after_a_day() {
     let server = TestServer::start().await;
-    Visitor::new(&server).register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    server.anonymous().register(ADA).await;
+    let stranger = server.at_host(2);
     fail(&stranger, ADA, 4).await;
     server.pass(24 * 3600 + 1);
     fail(&stranger, ADA, 4).await;
@@ -136,8 +134,8 @@ async fn failed_sign_ins_expire_after_a_day() {
 #[tokio::test]
 async fn a_network_that_fails_on_many_accounts_is_locked_for_new_sign_ins() {
     let server = TestServer::start().await;
-    let stranger = Visitor::at(&server, 2);
-    Visitor::new(&server).register(ADA).await;
+    let stranger = server.at_host(2);
+    server.anonymous().register(ADA).await;
     stranger.register(BOB).await;
     for n in 0..19 {
         fail(&stranger, &format!("guess{n}@example.com"), 1).await;
@@ -146,9 +144,7 @@ async fn a_network_that_fails_on_many_accounts_is_locked_for_new_sign_ins() {
     fail(&stranger, "guess19@example.com", 1).await;
     for email in ["demo@example.com", "guest@example.com"] {
         assert!(!is_in(&answer(&stranger, email, PASSWORD).await));
-        assert!(is_in(
-            &answer(&Visitor::at(&server, 3), email, PASSWORD).await
-        ));
+        assert!(is_in(&answer(&server.at_host(3), email, PASSWORD).await));
     }
     // Users who have signed in from this network before can still do so.
     for email in [ADA, BOB] {
@@ -163,35 +159,30 @@ async fn a_network_that_fails_on_many_accounts_is_locked_for_new_sign_ins() {
 #[tokio::test]
 async fn an_account_attacked_from_many_networks_is_locked_except_for_its_owner() {
     let server = TestServer::start().await;
-    let owner = Visitor::new(&server);
+    let owner = server.anonymous();
     owner.register(ADA).await;
     for host in 10..34 {
-        fail(&Visitor::at(&server, host), ADA, 1).await;
+        fail(&server.at_host(host), ADA, 1).await;
     }
-    let fresh = Visitor::at(&server, 99);
+    let fresh = server.at_host(99);
     fail(&fresh, ADA, 1).await;
-    assert!(!is_in(
-        &answer(&Visitor::at(&server, 100), ADA, PASSWORD).await
-    ));
+    assert!(!is_in(&answer(&server.at_host(100), ADA, PASSWORD).await));
     // Other accounts are not affected.
     assert!(is_in(&answer(&fresh, "demo@example.com", PASSWORD).await));
     assert!(is_in(&answer(&owner, ADA, PASSWORD).await));
-    assert!(is_in(
-        &answer(&Visitor::at(&server, 100), ADA, PASSWORD).await
-    ));
+    assert!(is_in(&answer(&server.at_host(100), ADA, PASSWORD).await));
 }
 
 #[tokio::test]
 async fn untrusted_forwarding_headers_do_not_change_the_client_address() {
     let server = TestServer::start().await;
-    let stranger = Visitor::at(&server, 2);
-    Visitor::new(&server).register(ADA).await;
+    let stranger = server.at_host(2);
+    server.anonymous().register(ADA).await;
     fail(&stranger, ADA, 5).await;
     for name in ["x-forwarded-for", "forwarded", "x-real-ip"] {
         let body = json!({ "query": LOGIN, "variables": { "input": { "email": ADA, "password": PASSWORD } } });
         let request = stranger
-            .client
-            .post(&stranger.url)
+            .post("/graphql")
             .header(name, "127.0.0.1")
             .json(&body);
         let response = request.send().await.expect("an answer");
@@ -201,9 +192,10 @@ async fn untrusted_forwarding_headers_do_not_change_the_client_address() {
 
 #[tokio::test]
 async fn five_of_a_hundred_concurrent_guesses_are_checked() {
-    let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
-    Visitor::new(&server).register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    let server =
+        TestServer::with(|config| config.graphql.limits.timeout = Duration::from_mins(10)).await;
+    server.anonymous().register(ADA).await;
+    let stranger = server.at_host(2);
     let guesses = (0..100).map(async |n| {
         let guess = answer(&stranger, ADA, &format!("guess number {n}")).await;
         assert!(guess.contains("UNAUTHENTICATED"), "{guess}");
@@ -219,12 +211,12 @@ async fn five_of_a_hundred_concurrent_guesses_are_checked() {
 
 #[tokio::test]
 async fn a_second_instance_allows_at_most_one_more_guess() {
-    let patient = |config: &mut Config| config.graphql.timeout = Duration::from_mins(10);
+    let patient = |config: &mut Config| config.graphql.limits.timeout = Duration::from_mins(10);
     let one = TestServer::with(patient).await;
     let two = one.beside(patient).await;
-    Visitor::new(&one).register(ADA).await;
+    one.anonymous().register(ADA).await;
     let guesses = [&one, &two].map(|server| async move {
-        let stranger = Visitor::at(server, 2);
+        let stranger = server.at_host(2);
         join_all((0..20).map(|_| fail(&stranger, ADA, 1))).await
     });
     join_all(guesses).await;
@@ -237,10 +229,11 @@ async fn a_second_instance_allows_at_most_one_more_guess() {
 
 #[tokio::test]
 async fn a_flood_of_guesses_does_not_delay_the_owner() {
-    let server = TestServer::with(|config| config.graphql.timeout = Duration::from_mins(10)).await;
-    let owner = Visitor::new(&server);
+    let server =
+        TestServer::with(|config| config.graphql.limits.timeout = Duration::from_mins(10)).await;
+    let owner = server.anonymous();
     owner.register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    let stranger = server.at_host(2);
     let mut flood: FuturesUnordered<_> = (0..100)
         .map(|_| answer(&stranger, ADA, "a wrong password"))
         .collect();
@@ -263,8 +256,8 @@ async fn a_flood_of_guesses_does_not_delay_the_owner() {
 #[tokio::test]
 async fn guesses_in_one_document_are_counted_separately() {
     let server = TestServer::start().await;
-    Visitor::new(&server).register(ADA).await;
-    let stranger = Visitor::at(&server, 2);
+    server.anonymous().register(ADA).await;
+    let stranger = server.at_host(2);
     let guesses: Vec<_> = (0..6)
         .map(|n| {
             let password = if n == 5 { PASSWORD } else { "a wrong password" };
@@ -272,11 +265,7 @@ async fn guesses_in_one_document_are_counted_separately() {
         })
         .collect();
     let answer = stranger
-        .ask(
-            None,
-            &format!("mutation {{ {} }}", guesses.concat()),
-            json!({}),
-        )
+        .answer(&format!("mutation {{ {} }}", guesses.concat()), json!({}))
         .await;
     assert!(!answer.to_string().contains("\"ey"), "{answer}");
     assert!(!is_in(&self::answer(&stranger, ADA, PASSWORD).await));
@@ -285,16 +274,17 @@ async fn guesses_in_one_document_are_counted_separately() {
 #[tokio::test]
 async fn a_wrong_current_password_counts_as_a_guess() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let change = async |current: &str| {
         let input = json!({ "currentPassword": current, "newPassword": "another password" });
         let answer = visitor
-            .mutate(Some(&ada.access), "changePassword", super::SIGNED_IN, input)
+            .with(&ada.access)
+            .mutate("changePassword", SIGNED_IN, input)
             .await;
         assert_eq!(
             faults(&answer["data"]["changePassword"]),
-            [("currentPassword", "INVALID")]
+            ["INVALID currentPassword"]
         );
     };
     for _ in 0..5 {
@@ -306,21 +296,10 @@ async fn a_wrong_current_password_counts_as_a_guess() {
     assert!(is_in(&answer(&visitor, ADA, PASSWORD).await));
 }
 
-/// Waits until no more statements are counted, including those of event delivery, and returns the count.
-async fn until_settled(server: &TestServer) -> u64 {
-    loop {
-        let statements = server.statements();
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        if server.statements() == statements {
-            return statements;
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
     let server = TestServer::start().await;
-    Visitor::new(&server).register(ADA).await;
+    server.anonymous().register(ADA).await;
     let db = server.database().connect().await;
     until_recorded(&db, "auth.registered", 1).await;
     let mut host = 2;
@@ -328,14 +307,14 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
     let mut taken = async |emails: [&str; 6]| {
         // Each round uses a new network: four failures, a fifth that locks, and one during the lock.
         host += 1;
-        let visitor = Visitor::at(&server, host);
+        let visitor = server.at_host(host);
         let mut statements = Vec::new();
         for email in emails {
-            let before = until_settled(&server).await;
+            let before = server.settled().await;
             fail(&visitor, email, 1).await;
             seen += 1;
             until_recorded(&db, "auth.login_failed", seen).await;
-            statements.push(until_settled(&server).await - before);
+            statements.push(server.settled().await - before);
         }
         // The fifth failure writes two audit log entries, in one statement or in two, so its count varies.
         statements.remove(4);
@@ -350,7 +329,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
 #[tokio::test]
 async fn lockout_rows_hold_hashes_instead_of_addresses() {
     let server = TestServer::start().await;
-    fail(&Visitor::at(&server, 2), "my password by mistake", 1).await;
+    fail(&server.at_host(2), "my password by mistake", 1).await;
     let db = server.end().await;
     let db = db.connect().await;
     let rows = lockout::Entity::find().all(&db).await.expect("reads");
@@ -364,7 +343,7 @@ async fn lockout_rows_hold_hashes_instead_of_addresses() {
 #[tokio::test]
 async fn deactivation_is_reported_only_with_the_correct_password() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     visitor.register(ADA).await;
     let db = server.database().connect().await;
     let disable = users::Entity::update_many()

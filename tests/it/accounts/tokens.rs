@@ -10,10 +10,14 @@ use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{ADA, BOB, Tokens, Visitor, code, unauthenticated, user};
 use crate::accounts::audit::entries_of;
-use crate::database::{Database, PASSWORD};
-use crate::server::{SIGNING_KEY, TestServer};
+use crate::support::account::{
+    ADA, BOB, SIGNED_IN, Standing, Tokens, tokens, unauthenticated, user,
+};
+use crate::support::actor::code;
+use crate::support::database::{Database, PASSWORD};
+use crate::support::server::{SIGNING_KEY, TestServer};
+use crate::support::wait::until;
 
 /// The claims of a token.
 pub(crate) fn claims(token: &str) -> Value {
@@ -172,7 +176,7 @@ fn by_text(ada: &Tokens, bob: &Tokens) -> Forgeries {
 #[tokio::test]
 async fn forged_tokens_are_refused() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let bob = visitor.register(BOB).await;
     let genuine = claims(&ada.access);
@@ -180,7 +184,7 @@ async fn forged_tokens_are_refused() {
     // A token forged with the correct key is accepted, so each other forgery is refused for the part that differs.
     for (tokens, email) in [(&ada, ADA), (&bob, BOB)] {
         let forged = forge(&header(SIGNING_KEY), &claims(&tokens.access), SIGNING_KEY);
-        assert_eq!(visitor.who(&forged).await, user(email));
+        assert_eq!(visitor.with(&forged).who().await, user(email));
     }
     let forged = [
         by_header(&genuine),
@@ -188,7 +192,7 @@ async fn forged_tokens_are_refused() {
         by_text(&ada, &bob),
     ];
     for (what, token) in forged.concat() {
-        let response = visitor.send(Some(&token), RENAME, json!({})).await;
+        let response = visitor.with(&token).send(RENAME, json!({})).await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{what}");
         let challenge = response.headers()["www-authenticate"]
             .to_str()
@@ -200,7 +204,8 @@ async fn forged_tokens_are_refused() {
     }
     for tokens in [&ada, &bob] {
         let answer = visitor
-            .ask(Some(&tokens.access), "{ viewer { name } }", json!({}))
+            .with(&tokens.access)
+            .answer("{ viewer { name } }", json!({}))
             .await;
         assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
     }
@@ -211,12 +216,11 @@ async fn forged_tokens_are_refused() {
 #[tokio::test]
 async fn malformed_authorization_headers_are_refused() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let post = || {
         visitor
-            .client
-            .post(&visitor.url)
+            .post("/graphql")
             .json(&json!({ "query": "{ viewer { email } }" }))
     };
     let bytes = |bytes: &[u8]| reqwest::header::HeaderValue::from_bytes(bytes).expect("a value");
@@ -255,11 +259,10 @@ async fn malformed_authorization_headers_are_refused() {
         .expect("JSON");
     assert_eq!(answer["data"]["viewer"]["email"], ADA);
     // A token in the URL is ignored, because URLs end up in logs.
-    let url = format!("{}?access_token={}", visitor.url, ada.access);
+    let path = format!("/graphql?access_token={}", ada.access);
     let body = json!({ "query": "{ viewer { email } }" });
     let answer = visitor
-        .client
-        .post(url)
+        .post(&path)
         .json(&body)
         .send()
         .await
@@ -273,7 +276,7 @@ async fn malformed_authorization_headers_are_refused() {
 #[tokio::test]
 async fn only_sign_in_mutations_accept_an_invalid_token() {
     let server = TestServer::with(|config| config.graphql.batch = 2).await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     visitor.register(ADA).await;
     let login =
         format!(r#"login(input: {{ email: "{ADA}", password: "{PASSWORD}" }}) {{ accessToken }}"#);
@@ -298,7 +301,7 @@ async fn only_sign_in_mutations_accept_an_invalid_token() {
         ("{ __typename }".to_owned(), true),
         ("query login { viewer { email } }".to_owned(), true),
     ] {
-        let response = visitor.send(Some("not a token"), &query, json!({})).await;
+        let response = visitor.with("not a token").send(&query, json!({})).await;
         let status = response.status();
         let answer: Value = response.json().await.expect("JSON");
         let has_data = answer["data"].is_object();
@@ -308,11 +311,7 @@ async fn only_sign_in_mutations_accept_an_invalid_token() {
 
     // Each entry of a batch is checked separately.
     let batch = json!([{ "query": format!("mutation {{ {login} }}") }, { "query": "{ viewer { email } }" }]);
-    let request = visitor
-        .client
-        .post(&visitor.url)
-        .bearer_auth("x")
-        .json(&batch);
+    let request = visitor.post("/graphql").bearer_auth("x").json(&batch);
     let answers: Value = request
         .send()
         .await
@@ -331,64 +330,66 @@ async fn only_sign_in_mutations_accept_an_invalid_token() {
 #[tokio::test]
 async fn a_token_expires_after_its_lifetime() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     server.pass(14 * 60);
-    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    assert_eq!(visitor.with(&ada.access).who().await, user(ADA));
     server.pass(61);
-    assert_eq!(visitor.who(&ada.access).await, unauthenticated());
+    assert_eq!(visitor.with(&ada.access).who().await, unauthenticated());
 
     // A refresh and a sign-in succeed even if the request carries the expired token.
     let input = json!({ "refreshToken": ada.refresh });
     let answer = visitor
-        .mutate(Some(&ada.access), "refreshSession", super::SIGNED_IN, input)
+        .with(&ada.access)
+        .mutate("refreshSession", SIGNED_IN, input)
         .await;
-    let next = super::tokens(&answer["data"]["refreshSession"]);
-    assert_eq!(visitor.who(&next.access).await, user(ADA));
+    let next = tokens(&answer["data"]["refreshSession"]);
+    assert_eq!(visitor.with(&next.access).who().await, user(ADA));
     let input = json!({ "email": ADA, "password": PASSWORD });
     let answer = visitor
-        .mutate(Some(&ada.access), "login", super::SIGNED_IN, input)
+        .with(&ada.access)
+        .mutate("login", SIGNED_IN, input)
         .await;
-    super::tokens(&answer["data"]["login"]);
+    tokens(&answer["data"]["login"]);
 }
 
 #[tokio::test]
 async fn a_token_is_refused_before_its_issue_time() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let genuine = claims(&visitor.register(ADA).await.access);
     let now = genuine["iat"].as_i64().expect("a time");
     let future = with(&with(&genuine, "iat", now + 3600), "exp", now + 7200);
     let token = forge(&header(SIGNING_KEY), &future, SIGNING_KEY);
-    assert_eq!(visitor.who(&token).await, unauthenticated());
+    assert_eq!(visitor.with(&token).who().await, unauthenticated());
     server.pass(3600);
-    assert_eq!(visitor.who(&token).await, user(ADA));
+    assert_eq!(visitor.with(&token).who().await, user(ADA));
 }
 
 #[tokio::test]
 async fn a_token_is_valid_for_one_issuer_and_audience() {
     let one = TestServer::start().await;
-    let ada = Visitor::new(&one).register(ADA).await;
+    let ada = one.anonymous().register(ADA).await;
     let same = one.beside(|_| ()).await;
-    assert_eq!(Visitor::new(&same).who(&ada.access).await, user(ADA));
+    assert_eq!(same.anonymous().with(&ada.access).who().await, user(ADA));
     let other = one
-        .beside(|config| config.auth.audience = "elsewhere".to_owned())
+        .beside(|config| config.auth.policy.audience = "elsewhere".to_owned())
         .await;
     assert_eq!(
-        Visitor::new(&other).who(&ada.access).await,
+        other.anonymous().with(&ada.access).who().await,
         unauthenticated()
     );
     let other = one
-        .beside(|config| config.auth.issuer = "elsewhere".to_owned())
+        .beside(|config| config.auth.policy.issuer = "elsewhere".to_owned())
         .await;
     assert_eq!(
-        Visitor::new(&other).who(&ada.access).await,
+        other.anonymous().with(&ada.access).who().await,
         unauthenticated()
     );
 }
 
 /// Whether a token was refused because of a server error.
-fn is_ours(standing: &super::Standing) -> bool {
+fn is_ours(standing: &Standing) -> bool {
     standing.as_ref().is_err_and(|(status, code)| {
         status.is_server_error() && ["UNAVAILABLE", "INTERNAL"].contains(&code.as_str())
     })
@@ -397,12 +398,13 @@ fn is_ours(standing: &super::Standing) -> bool {
 #[tokio::test]
 async fn tokens_are_refused_while_the_database_cannot_check_them() {
     let server = TestServer::start().await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let ended = visitor.login(ADA, PASSWORD).await;
-    assert_eq!(visitor.who(&ada.access).await, user(ADA));
+    assert_eq!(visitor.with(&ada.access).who().await, user(ADA));
     visitor
-        .mutate(Some(&ended.access), "logout", "revokedTokens", json!({}))
+        .with(&ended.access)
+        .mutate("logout", "revokedTokens", json!({}))
         .await;
     let db = server.database().connect().await;
     for table in ["revoked_tokens", "users"] {
@@ -412,31 +414,34 @@ async fn tokens_are_refused_while_the_database_cannot_check_them() {
         };
         let away = format!("{table}_put_away");
         rename(table, &away).await;
-        let standing = visitor.who(&ada.access).await;
+        let standing = visitor.with(&ada.access).who().await;
         assert!(is_ours(&standing), "{table}: {standing:?}");
-        let answer = visitor.ask(Some(&ada.access), RENAME, json!({})).await;
+        let answer = visitor.with(&ada.access).answer(RENAME, json!({})).await;
         assert_eq!(answer.get("data"), None, "{answer}");
         // A token that is known to be revoked is still refused as such.
-        assert_eq!(visitor.who(&ended.access).await, unauthenticated());
+        assert_eq!(visitor.with(&ended.access).who().await, unauthenticated());
         rename(&away, table).await;
-        assert_eq!(visitor.who(&ada.access).await, user(ADA));
+        assert_eq!(visitor.with(&ada.access).who().await, user(ADA));
     }
     let answer = visitor
-        .ask(Some(&ada.access), "{ viewer { name } }", json!({}))
+        .with(&ada.access)
+        .answer("{ viewer { name } }", json!({}))
         .await;
     assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
 }
 
 #[tokio::test]
 async fn tokens_are_refused_while_postgres_is_unavailable() {
-    let Ok(postgres) = std::env::var("GATHERING_TEST_DATABASE_URL") else {
+    let Some(database) = Database::seeded().await.only_on_postgres() else {
         return;
     };
-    let server = TestServer::with(|config| {
+    // Another database of the same server, to whose connections nothing happens.
+    let beside = Database::bare().await;
+    let server = TestServer::on(database, |config| {
         config.database.acquire_timeout = Duration::from_millis(200);
     })
     .await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
     let name = server
         .database()
@@ -445,9 +450,7 @@ async fn tokens_are_refused_while_postgres_is_unavailable() {
         .expect("a name")
         .1
         .to_owned();
-    let db = sea_orm::Database::connect(postgres)
-        .await
-        .expect("connects");
+    let db = beside.connect().await;
     let allow = async |allowed: bool| {
         let statement = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
         db.execute_unprepared(&statement).await.expect("is allowed");
@@ -458,42 +461,42 @@ async fn tokens_are_refused_while_postgres_is_unavailable() {
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
     db.execute_unprepared(&cut).await.expect("cuts");
     for _ in 0..3 {
-        let standing = visitor.who(&ada.access).await;
+        let standing = visitor.with(&ada.access).who().await;
         assert!(is_ours(&standing), "{standing:?}");
     }
     assert!(["UNAVAILABLE", "INTERNAL"].contains(&code(&visitor.try_login(ADA, PASSWORD).await)));
 
     allow(true).await;
-    let mut standing = visitor.who(&ada.access).await;
-    for _ in 0..100 {
-        if standing.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        standing = visitor.who(&ada.access).await;
-    }
-    assert_eq!(standing, user(ADA));
+    until("an answer with the database", async || {
+        visitor.with(&ada.access).who().await == user(ADA)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_revocation_lasts_as_long_as_the_revoked_token() {
     let server = TestServer::on(Database::seeded().await, |_| ()).await;
-    let visitor = Visitor::new(&server);
+    let visitor = server.anonymous();
     // The lifetime of this token is an hour, longer than that of a token from a sign-in.
     let ticket = server.token("demo@example.com").await;
     let ada = visitor.register(ADA).await;
     for token in [&ticket, &ada.access] {
         visitor
-            .mutate(Some(token), "logout", "revokedTokens", json!({}))
+            .with(token)
+            .mutate("logout", "revokedTokens", json!({}))
             .await;
     }
     server.pass(50 * 60);
     super::audit::purge(server.database(), Duration::from_mins(50)).await;
     // A new instance, which has not cached the revocation.
     let other = server.beside(|_| ()).await;
-    assert_eq!(Visitor::new(&other).who(&ticket).await, unauthenticated());
+    assert_eq!(
+        other.anonymous().with(&ticket).who().await,
+        unauthenticated()
+    );
     let message = visitor
-        .ask(Some(&ticket), "{ __typename }", json!({}))
+        .with(&ticket)
+        .answer("{ __typename }", json!({}))
         .await;
     assert!(
         message["errors"][0]["message"]
@@ -506,30 +509,27 @@ async fn a_revocation_lasts_as_long_as_the_revoked_token() {
 #[tokio::test]
 async fn a_shorter_lifetime_does_not_shorten_older_revocations() {
     let server =
-        TestServer::with(|config| config.auth.access_lifetime = Duration::from_hours(1)).await;
-    let visitor = Visitor::new(&server);
+        TestServer::with(|config| config.auth.policy.access_lifetime = Duration::from_hours(1))
+            .await;
+    let visitor = server.anonymous();
     let ada = visitor.register(ADA).await;
-    let session = visitor.session(&ada.access).await;
+    let session = visitor.with(&ada.access).session().await;
     // The lifetime is reduced to a minute, and then another session of the user ends the first one.
     let restarted = server
-        .beside(|config| config.auth.access_lifetime = Duration::from_mins(1))
+        .beside(|config| config.auth.policy.access_lifetime = Duration::from_mins(1))
         .await;
-    let there = Visitor::new(&restarted);
+    let there = restarted.anonymous();
     let other = there.login(ADA, PASSWORD).await;
     let input = json!({ "sessionId": session });
     there
-        .mutate(
-            Some(&other.access),
-            "revokeSession",
-            "revokedSessionId",
-            input,
-        )
+        .with(&other.access)
+        .mutate("revokeSession", "revokedSessionId", input)
         .await;
     server.pass(50 * 60);
     super::audit::purge(server.database(), Duration::from_mins(50)).await;
     let fresh = server.beside(|_| ()).await;
     assert_eq!(
-        Visitor::new(&fresh).who(&ada.access).await,
+        fresh.anonymous().with(&ada.access).who().await,
         unauthenticated()
     );
 }

@@ -5,19 +5,20 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
-use super::{ADMIN, DEMO, GUEST, Team, faults, forbidden, not_found, uuid, wrong};
+use super::{sorted, uuid};
+use crate::support::actor::{Demo, faults};
 
-impl Team {
+impl Demo {
     async fn project(&self, name: &str) -> Value {
         let input = json!({ "name": name });
-        self.thing(DEMO, "createProject", input).await
+        self.owner.made("createProject", input).await
     }
 }
 
 #[tokio::test]
 async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
-    let team = Team::new().await;
-    let made = team.project(" Élan ").await;
+    let demo = Demo::start().await;
+    let made = demo.project(" Élan ").await;
     let id = made["id"].clone();
     let expected = json!({
         "id": id, "owner": made["owner"], "name": "Élan", "description": null, "repositoryUrl": null,
@@ -31,7 +32,7 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
     });
     let mut update = fields.clone();
     update["projectId"] = id.clone();
-    let changed = team.thing(DEMO, "updateProject", update.clone()).await;
+    let changed = demo.owner.made("updateProject", update.clone()).await;
     for (field, value) in fields.as_object().expect("an object") {
         let value = if field == "techStack" {
             json!(["Rust"])
@@ -42,18 +43,18 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
     }
     assert_ne!(changed["updatedAt"], made["updatedAt"]);
     // Repeating the update changes nothing.
-    assert_eq!(team.thing(DEMO, "updateProject", update).await, changed);
+    assert_eq!(demo.owner.made("updateProject", update).await, changed);
     let nulls = json!({
         "projectId": id, "description": null, "repositoryUrl": " ", "techStack": null, "languages": [], "frameworks": null,
     });
-    let cleared = team.thing(DEMO, "updateProject", nulls).await;
+    let cleared = demo.owner.made("updateProject", nulls).await;
     assert_eq!(cleared["description"], Value::Null);
     assert_eq!(cleared["repositoryUrl"], Value::Null);
     assert_eq!(cleared["frameworks"], json!([]));
     assert_eq!(cleared["name"], "Vim");
-    team.delete(ADMIN, "deleteProject", &id).await;
+    demo.admin.delete("deleteProject", &id).await;
 
-    let [demo, admin] = [team.user(DEMO).await, team.user(ADMIN).await];
+    let [owner, admin] = [demo.owner.id().await, demo.admin.id().await];
     let all = json!([
         "name",
         "description",
@@ -77,14 +78,14 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
         })
     };
     let expected = [
-        event("PROJECT_CREATED", &demo, "Élan", json!([])),
-        event("PROJECT_UPDATED", &demo, "Vim", all),
-        event("PROJECT_UPDATED", &demo, "Vim", some),
+        event("PROJECT_CREATED", &owner, "Élan", json!([])),
+        event("PROJECT_UPDATED", &owner, "Vim", all),
+        event("PROJECT_UPDATED", &owner, "Vim", some),
         event("PROJECT_DELETED", &admin, "Vim", json!([])),
     ];
-    assert_eq!(team.events(DEMO, &id, 4).await, expected);
-    for row in team.rows(&id).await {
-        assert_eq!(row.owner_id, Some(uuid(&demo)));
+    assert_eq!(demo.events_of(&demo.owner, &id, 4).await, expected);
+    for row in demo.rows_of(&id).await {
+        assert_eq!(row.owner_id, Some(uuid(&owner)));
         assert_eq!(row.project_id, Some(uuid(&id)));
         assert!(row.payload["updatedAt"].is_string());
     }
@@ -92,100 +93,99 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
 
 #[tokio::test]
 async fn all_input_errors_of_a_project_are_reported_together() {
-    let team = Team::new().await;
+    let demo = Demo::start().await;
     let words: Vec<_> = (0..51).map(|n| format!("w{n}")).collect();
     let mut input = json!({
         "name": "\u{fdfa}".repeat(200), "description": "x".repeat(10_001), "repositoryUrl": "git@example.com:x",
         "defaultBranch": "x".repeat(101), "techStack": words, "languages": [""], "frameworks": ["axum", "x".repeat(101)],
     });
-    let expected = wrong([
-        ("name", "TOO_LONG"),
-        ("description", "TOO_LONG"),
-        ("repositoryUrl", "INVALID"),
-        ("defaultBranch", "TOO_LONG"),
-        ("techStack", "TOO_MANY"),
-        ("languages.0", "INVALID"),
-        ("frameworks.1", "TOO_LONG"),
-    ]);
-    let refused = team.payload(DEMO, "createProject", input.clone()).await;
+    let expected = [
+        "INVALID languages.0",
+        "INVALID repositoryUrl",
+        "TOO_LONG defaultBranch",
+        "TOO_LONG description",
+        "TOO_LONG frameworks.1",
+        "TOO_LONG name",
+        "TOO_MANY techStack",
+    ];
+    let refused = demo.owner.payload("createProject", input.clone()).await;
     assert_eq!(refused["project"], Value::Null);
-    assert_eq!(faults(&refused), expected);
-    let project = team.project("Élan").await;
+    assert_eq!(sorted(faults(&refused)), expected);
+    let project = demo.project("Élan").await;
     input["projectId"] = project["id"].clone();
-    let refused = team.payload(DEMO, "updateProject", input).await;
+    let refused = demo.owner.payload("updateProject", input).await;
     assert_eq!(refused["project"], project);
-    assert_eq!(faults(&refused), expected);
+    assert_eq!(sorted(faults(&refused)), expected);
     let nulls =
         json!({ "projectId": project["id"], "name": null, "defaultBranch": null, "status": null });
-    let expected = wrong([
-        ("name", "REQUIRED"),
-        ("defaultBranch", "REQUIRED"),
-        ("status", "REQUIRED"),
-    ]);
-    assert_eq!(team.faults(DEMO, "updateProject", nulls).await, expected);
-    team.events(DEMO, &project["id"], 1).await;
+    let expected = ["REQUIRED defaultBranch", "REQUIRED name", "REQUIRED status"];
+    assert_eq!(
+        sorted(demo.owner.faults("updateProject", nulls).await),
+        expected
+    );
+    demo.events_of(&demo.owner, &project["id"], 1).await;
 }
 
 #[tokio::test]
 async fn the_name_of_an_archived_project_can_be_reused() {
-    let team = Team::new().await;
-    let first = team.project("Élan").await;
-    let taken = wrong([("name", "TAKEN")]);
+    let demo = Demo::start().await;
+    let first = demo.project("Élan").await;
+    let taken = ["TAKEN name"];
     let again = json!({ "name": "E\u{301}LAN" });
-    let refused = team.faults(DEMO, "createProject", again.clone()).await;
+    let refused = demo.owner.faults("createProject", again.clone()).await;
     assert_eq!(refused, taken);
     // Project names are unique per owner.
-    team.thing(GUEST, "createProject", again.clone()).await;
+    demo.guest.made("createProject", again.clone()).await;
     let put = |status: &str| json!({ "projectId": first["id"], "status": status });
-    team.thing(DEMO, "updateProject", put("ARCHIVED")).await;
-    let second = team.thing(DEMO, "createProject", again).await;
-    let refused = team.payload(DEMO, "updateProject", put("ACTIVE")).await;
+    demo.owner.made("updateProject", put("ARCHIVED")).await;
+    let second = demo.owner.made("createProject", again).await;
+    let refused = demo.owner.payload("updateProject", put("ACTIVE")).await;
     assert_eq!(faults(&refused), taken);
     assert_eq!(refused["project"]["status"], "ARCHIVED");
-    team.delete(DEMO, "deleteProject", &second["id"]).await;
-    let back = team.thing(DEMO, "updateProject", put("ACTIVE")).await;
+    demo.owner.delete("deleteProject", &second["id"]).await;
+    let back = demo.owner.made("updateProject", put("ACTIVE")).await;
     assert_eq!(back["status"], "ACTIVE");
 }
 
 #[tokio::test]
 async fn collaborators_cannot_change_a_project_and_its_circles_survive_deletion() {
-    let team = Team::new().await;
-    let project = team.project("Élan").await;
+    let demo = Demo::start().await;
+    let project = demo.project("Élan").await;
     let rename = json!({ "projectId": project["id"], "name": "Mine" });
     let delete = json!({ "id": project["id"] });
-    let refused = team.refusal(GUEST, "updateProject", rename.clone()).await;
-    assert_eq!(refused, not_found("projectId"));
-    let refused = team.refusal(GUEST, "deleteProject", delete.clone()).await;
-    assert_eq!(refused, not_found("id"));
+    let refused = demo.guest.refused("updateProject", rename.clone()).await;
+    assert_eq!(refused, "NOT_FOUND projectId");
+    let refused = demo.guest.refused("deleteProject", delete.clone()).await;
+    assert_eq!(refused, "NOT_FOUND id");
 
     // A circle that the guest can edit is linked to the project.
     let query = "{ circles(first: 1, filter: { access: [EDITOR] }) { nodes { id } } }";
-    let shared = team.data(GUEST, query, json!({})).await;
+    let shared = demo.guest.ask(query, json!({})).await;
     let shared = shared["circles"]["nodes"][0]["id"].clone();
     let link = circle::Entity::update_many()
         .col_expr(circle::Column::ProjectId, Expr::value(uuid(&project["id"])))
         .filter(circle::Column::Id.eq(uuid(&shared)));
-    link.exec(&team.db().await).await.expect("writes");
+    link.exec(&demo.db.clone()).await.expect("writes");
     for (name, input) in [("updateProject", rename), ("deleteProject", delete)] {
-        let refused = team.refusal(GUEST, name, input).await;
-        assert_eq!(refused, forbidden(), "{name}");
+        let refused = demo.guest.refused(name, input).await;
+        assert_eq!(refused, "FORBIDDEN", "{name}");
     }
-    team.delete(DEMO, "deleteProject", &project["id"]).await;
+    demo.owner.delete("deleteProject", &project["id"]).await;
     let query = "query($id: ID!) { circle(id: $id) { project { id } } }";
-    let left = team.data(GUEST, query, json!({ "id": shared })).await;
+    let left = demo.guest.ask(query, json!({ "id": shared })).await;
     assert_eq!(left["circle"], json!({ "project": null }));
 }
 
 #[tokio::test]
 async fn a_single_line_text_allows_tabs_but_no_other_control_characters() {
-    let team = Team::new().await;
-    let project = team.project("Two\tcolumns").await;
+    let demo = Demo::start().await;
+    let project = demo.project("Two\tcolumns").await;
     assert_eq!(project["name"], "Two\tcolumns");
-    let expected = wrong([("name", "INVALID")]);
+    let expected = ["INVALID name"];
     for name in ["Two\nlines", "Two\r\nlines", "A\u{b}bell"] {
         let input = json!({ "name": name });
         assert_eq!(
-            team.faults(DEMO, "createProject", input).await,
+            demo.owner.faults("createProject", input).await,
             expected,
             "{name:?}"
         );
@@ -194,8 +194,8 @@ async fn a_single_line_text_allows_tabs_but_no_other_control_characters() {
 
 #[tokio::test]
 async fn a_repository_url_needs_a_host_and_has_no_credentials() {
-    let team = Team::new().await;
-    let id = team.project("Élan").await["id"].clone();
+    let demo = Demo::start().await;
+    let id = demo.project("Élan").await["id"].clone();
     let update = |url: &str| json!({ "projectId": id, "repositoryUrl": url });
     for url in [
         "http://localhost",
@@ -203,10 +203,10 @@ async fn a_repository_url_needs_a_host_and_has_no_credentials() {
         "https://[2001:db8::1]/x",
         "https://bücher.example/é",
     ] {
-        let changed = team.thing(DEMO, "updateProject", update(url)).await;
+        let changed = demo.owner.made("updateProject", update(url)).await;
         assert_eq!(changed["repositoryUrl"], url);
     }
-    let expected = wrong([("repositoryUrl", "INVALID")]);
+    let expected = ["INVALID repositoryUrl"];
     for url in [
         "https://",
         "https://[",
@@ -227,7 +227,7 @@ async fn a_repository_url_needs_a_host_and_has_no_credentials() {
         "git@example.com:x",
         "example.com",
     ] {
-        let faults = team.faults(DEMO, "updateProject", update(url)).await;
+        let faults = demo.owner.faults("updateProject", update(url)).await;
         assert_eq!(faults, expected, "{url}");
     }
 }

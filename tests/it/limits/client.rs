@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use gathering::config::{Networks, Origins};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, ORIGIN};
-use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::json;
 
 use super::{Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, attempt, from, let_in, serve};
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use crate::support::actor::client_builder;
+use crate::support::database::PASSWORD;
+use crate::support::server::TestServer;
 
 /// The response to an anonymous query with these headers.
 async fn forwarded(server: &TestServer, headers: &[(&str, &str)]) -> Answer {
@@ -38,7 +39,7 @@ async fn an_address_may_send_three_hundred_invalid_requests_a_minute() {
 async fn every_kind_of_request_is_limited_per_address() {
     const LET_IN: u32 = 5;
     type Flood = fn(&TestServer) -> RequestBuilder;
-    let server = serve(|config| config.limits.health = LET_IN).await;
+    let server = serve(|config| config.limits.address = LET_IN).await;
     let floods: [(StatusCode, Flood); 9] = [
         (StatusCode::UNAUTHORIZED, |server| {
             let request = from(server, "").bearer_auth("nonsense");
@@ -94,7 +95,7 @@ async fn every_kind_of_request_is_limited_per_address() {
 
 #[tokio::test]
 async fn graphql_health_and_metrics_have_separate_buckets() {
-    let server = serve(|config| config.limits.health = 2).await;
+    let server = serve(|config| config.limits.address = 2).await;
     let routes = ["/graphql", "/health/live", "/metrics"];
     for flooded in routes {
         let get = async |path: &str| {
@@ -129,7 +130,7 @@ async fn graphql_health_and_metrics_have_separate_buckets() {
 async fn preflight_requests_are_free() {
     let server = serve(|config| {
         config.server.cors_origins = Origins(vec!["*".to_owned()]);
-        config.limits.health = 1;
+        config.limits.address = 1;
     })
     .await;
     for _ in 0..10 {
@@ -172,7 +173,7 @@ async fn an_untrusted_client_cannot_choose_its_address() {
     }
     // A client that connects from another address has its own bucket.
     let elsewhere: IpAddr = "127.0.0.2".parse().expect("an address");
-    let client = Client::builder().no_proxy().local_address(elsewhere);
+    let client = client_builder().local_address(elsewhere);
     let client = client.build().expect("a client");
     for left in [2, 1, 0] {
         let request = client.post(server.url("/graphql"));

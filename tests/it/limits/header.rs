@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sfv::{BareItem, List, ListEntry, Parser};
 
 use super::{Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, attempt, from, let_in, serve};
-use crate::server::TestServer;
+use crate::support::server::TestServer;
 
 /// The items of a structured list of strings, each with its integer parameters.
 fn list(text: &str) -> BTreeMap<String, BTreeMap<String, i64>> {
@@ -129,7 +129,7 @@ async fn every_response_has_consistent_rate_limit_headers() {
 
 #[tokio::test]
 async fn a_request_refused_as_a_whole_has_rate_limit_headers() {
-    let server = serve(|config| config.limits.health = 2).await;
+    let server = serve(|config| config.limits.address = 2).await;
     for path in ["/graphql", "/health", "/metrics"] {
         for _ in 0..2 {
             let request = server
@@ -159,7 +159,7 @@ async fn a_request_refused_as_a_whole_has_rate_limit_headers() {
 async fn the_headers_report_the_tightest_bucket_used() {
     let server = serve(|config| {
         config.limits.read = 10;
-        config.limits.health = 6;
+        config.limits.address = 6;
     })
     .await;
     // A query also takes from the bucket of all requests.
@@ -216,7 +216,7 @@ async fn cors_exposes_the_rate_limit_headers() {
     let server = serve(|config| {
         config.server.cors_origins = Origins(vec!["https://app.example.com".to_owned()]);
         config.limits.read = 1;
-        config.limits.health = 3;
+        config.limits.address = 3;
     })
     .await;
     // Allowed, refused by the field's bucket, and refused by the bucket of all requests.
@@ -302,7 +302,7 @@ async fn extensions_headers_and_query_report_the_same_quotas() {
 
 #[tokio::test]
 async fn the_rate_limit_query_is_free() {
-    let server = serve(|config| config.limits.health = PLENTY).await;
+    let server = serve(|config| config.limits.address = PLENTY).await;
     let token = server.token("demo@example.com").await;
     ask(&server, HERE, Some(&token), VIEWER).await;
     let before = states(&server, Some(&token)).await;

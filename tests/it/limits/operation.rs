@@ -5,16 +5,17 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream};
 use gathering_entity::lockout;
+use reqwest::StatusCode;
 use reqwest::header::ACCEPT;
-use reqwest::{Client, StatusCode};
 use sea_orm::EntityTrait;
 use serde_json::{Value, json};
 
 use super::{
     Answer, HERE, PLENTY, THERE, VIEWER, aliases, ask, assert_refusal, attempt, from, let_in, serve,
 };
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use crate::support::actor::client;
+use crate::support::database::PASSWORD;
+use crate::support::server::TestServer;
 
 /// The number of failed sign-ins. All of them failed because of the password.
 async fn tried(server: &TestServer) -> i32 {
@@ -148,7 +149,7 @@ async fn two_connections_of_a_client_share_a_quota() {
     let attempt = format!("mutation {{ {} }}", attempt("ada@example.com"));
     let connection = async || {
         // Each client opens its own connection.
-        let client = Client::builder().no_proxy().build().expect("a client");
+        let client = client();
         let mut let_in = 0;
         for _ in 0..5 {
             let request = client
@@ -165,7 +166,7 @@ async fn two_connections_of_a_client_share_a_quota() {
 
 #[tokio::test]
 async fn concurrent_requests_are_allowed_exactly_up_to_the_limit() {
-    let server = serve(|config| config.limits.health = PLENTY).await;
+    let server = serve(|config| config.limits.address = PLENTY).await;
     let requests = stream::iter(0..1_000).map(|_| ask(&server, HERE, None, VIEWER));
     let let_in = requests
         .buffer_unordered(100)
@@ -465,8 +466,8 @@ async fn the_next_request_is_allowed_exactly_after_retry_after() {
 async fn a_too_complex_operation_is_charged_as_one_request() {
     let server = serve(|config| {
         config.limits.read = 3;
-        config.limits.health = 5;
-        config.graphql.root_fields = 10;
+        config.limits.address = 5;
+        config.graphql.limits.root_fields = 10;
     })
     .await;
     for left in (0..5).rev() {

@@ -13,14 +13,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
 
 use super::{HERE, PLENTY, THERE, VIEWER, ask, serve};
-use crate::process::signal;
-use crate::server::TestServer;
-
-/// How long a test waits before it fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::support::program::signal;
+use crate::support::server::TestServer;
+use crate::support::skip::skip;
+use crate::support::wait::until;
 
 /// The longest allowed duration of requests while Redis does not respond, with a wide margin.
 const BOUND: Duration = Duration::from_secs(2);
@@ -37,7 +35,10 @@ impl Redis {
     async fn start() -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let address = free().await;
-        let process = Self::run(address, &folder).await?;
+        let Some(process) = Self::run(address, &folder).await else {
+            skip("needs redis-server");
+            return None;
+        };
         Some(Self {
             process,
             address,
@@ -55,12 +56,7 @@ impl Redis {
             .stdout(Stdio::null())
             .kill_on_drop(true);
         let process = command.spawn().ok()?;
-        let ready = async {
-            while !is_ready(address).await {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, ready).await.expect("starts");
+        until("a Redis that answers", async || is_ready(address).await).await;
         Some(process)
     }
 
@@ -99,6 +95,7 @@ async fn on(url: &str, change: impl FnOnce(&mut Config)) -> TestServer {
     serve(|config| {
         config.redis.url = url.to_owned().into();
         config.limits.health = PLENTY;
+        config.limits.address = PLENTY;
         change(config);
     })
     .await
@@ -127,14 +124,16 @@ async fn is_alone(server: &TestServer) -> bool {
 
 /// Waits until the server uses Redis again.
 async fn until_back(server: &TestServer) {
-    let back = async {
-        while is_alone(server).await {
-            // The server retries once a second.
-            server.pass(2);
-            ask(server, THERE, None, "{ serverInfo { name } }").await;
+    until("a server that asks Redis again", async || {
+        if !is_alone(server).await {
+            return true;
         }
-    };
-    timeout(PATIENCE, back).await.expect("comes back");
+        // The server retries once a second.
+        server.pass(2);
+        ask(server, THERE, None, "{ serverInfo { name } }").await;
+        false
+    })
+    .await;
 }
 
 /// The result of an experiment in which Redis makes every decision. On a busy machine Redis may time out, and the

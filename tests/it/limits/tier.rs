@@ -11,7 +11,7 @@ use gathering_schema::Graph;
 use serde_json::{Value, json};
 
 use super::{Answer, PLENTY, aliases, ask, serve};
-use crate::server::TestServer;
+use crate::support::server::TestServer;
 
 const TIERS: [&str; 4] = ["AUTH", "WRITE", "READ", "HEALTH"];
 
@@ -75,7 +75,7 @@ fn values(inputs: &Value, types: &BTreeMap<&str, &Value>) -> String {
 /// Every root field, including those of introspection.
 async fn fields() -> Vec<Field> {
     let server = TestServer::start().await;
-    let answer = server.ask(None, SCHEMA, json!({})).await;
+    let answer = server.anonymous().answer(SCHEMA, json!({})).await;
     let schema = &answer["data"]["__schema"];
     let types = schema["types"].as_array().expect("types").iter();
     let types = types.map(|ty| (ty["name"].as_str().expect("a name"), ty));
@@ -201,7 +201,10 @@ async fn audience(server: &TestServer, field: &Field) -> &'static str {
         };
         let operation = field.operation(1);
         let answer = if field.root == "Subscription" {
-            let listened = server.listen(token.as_deref(), &operation, json!({})).await;
+            let listened = server
+                .caller(token.as_deref())
+                .listen(&operation, json!({}))
+                .await;
             // A subscription that has started sends no result yet, so its body is not read.
             let has_begun =
                 listened.headers()["content-type"] == "text/event-stream; charset=utf-8";
@@ -211,7 +214,10 @@ async fn audience(server: &TestServer, field: &Field) -> &'static str {
                 listened.json().await.expect("JSON")
             }
         } else {
-            server.ask(token.as_deref(), &operation, json!({})).await
+            server
+                .caller(token.as_deref())
+                .answer(&operation, json!({}))
+                .await
         };
         let code = &answer["errors"][0]["extensions"]["code"];
         codes.push(code.as_str().unwrap_or_default().to_owned());

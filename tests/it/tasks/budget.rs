@@ -1,50 +1,8 @@
 //! Statement counts of task mutations, which do not depend on the size of the circle.
 
 use super::*;
-
-/// The statements that authentication takes.
-const AUTHENTICATION: u64 = 1;
-
-impl Studio {
-    /// The number of statements that the server has sent, once it is idle: after each commit with events, the relay
-    /// numbers and reads them.
-    async fn settled(&self) -> u64 {
-        self.announced().await;
-        let mut seen = self.server.statements();
-        let mut quiet = 0;
-        while quiet < 40 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            let now = self.server.statements();
-            quiet = if now == seen { quiet + 1 } else { 0 };
-            seen = now;
-        }
-        seen
-    }
-
-    /// The response to a mutation and the number of its statements, without authentication and without the relay's
-    /// statements for `events` events.
-    async fn cost(&self, document: &str, input: Value, events: u64) -> (Value, u64) {
-        // A change that takes three statements: the row, its event, and the response.
-        let project = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }";
-        let before = self.settled().await;
-        let name = json!({ "input": { "name": Uuid::now_v7().to_string() } });
-        self.server.ask(Some(&self.token), project, name).await;
-        let relay = self.settled().await - before - AUTHENTICATION - 3;
-        // The relay reads 64 events at a time.
-        let relay = relay + events / 64;
-        let before = self.settled().await;
-        let answer = self
-            .server
-            .ask(Some(&self.token), document, json!({ "input": input }))
-            .await;
-        assert_eq!(answer.get("errors"), None, "{answer}");
-        let after = self.settled().await;
-        (
-            answer["data"].clone(),
-            after - before - AUTHENTICATION - relay,
-        )
-    }
-}
+use crate::support::actor::GUEST;
+use crate::support::counted::CountedGraph;
 
 const APPROVE: &str = "mutation W2Approve($input: ApproveTaskInput!) { approveTask(input: $input) { \
     task { id status version completedAt } userErrors { field code message } } }";
@@ -54,12 +12,11 @@ const CREATE: &str = "mutation ($input: CreateTaskInput!) { createTask(input: $i
 
 #[tokio::test]
 async fn an_approval_takes_at_most_nine_statements_for_every_role() {
-    let mut studio = Studio::routing(1).await;
+    let studio = Studio::routing(1).await;
+    let graph = CountedGraph::on(&studio.server).await;
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
-    let guest = studio.share(GUEST, CollaboratorRole::Editor).await;
-    let admin = studio.server.token(ADMIN).await;
-    for token in [studio.token.clone(), guest, admin] {
-        studio.token = token;
+    studio.share(GUEST, CollaboratorRole::Editor).await;
+    for actor in [&studio.owner, &studio.guest, &studio.admin] {
         for others in [0, 200] {
             for _ in 0..others {
                 studio.task(TaskStatus::Pending, |_| ()).await;
@@ -69,8 +26,12 @@ async fn an_approval_takes_at_most_nine_statements_for_every_role() {
                 .await;
             let input =
                 json!({ "taskId": task_id(task), "reviewerId": agent_id(bob), "comment": "Fine." });
-            let (data, statements) = studio.cost(APPROVE, input, 3).await;
-            assert_eq!(data["approveTask"]["task"]["status"], "COMPLETED");
+            let variables = json!({ "input": input });
+            let (answer, statements) = graph.cost(actor.token(), APPROVE, variables).await;
+            assert_eq!(
+                answer["data"]["approveTask"]["task"]["status"], "COMPLETED",
+                "{answer}"
+            );
             assert!(statements <= 9, "with {others} pending tasks: {statements}");
             assert!(
                 statements >= 6,
@@ -98,9 +59,14 @@ async fn creating_a_task_takes_the_same_statements_in_circles_of_any_size() {
         }
         let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
         let routed = if waiting == 0 { 1 } else { 100 };
-        let (data, statements) = studio.cost(CREATE, input, 1 + routed).await;
+        let graph = CountedGraph::on(&studio.server).await;
+        let variables = json!({ "input": input });
+        let (answer, statements) = graph.cost(studio.owner.token(), CREATE, variables).await;
         let status = if waiting == 0 { "ASSIGNED" } else { "PENDING" };
-        assert_eq!(data["createTask"]["task"]["status"], status);
+        assert_eq!(
+            answer["data"]["createTask"]["task"]["status"], status,
+            "{answer}"
+        );
         let assigned = task::Entity::find()
             .filter(task::Column::CircleId.eq(studio.circle))
             .filter(task::Column::Status.eq(TaskStatus::Assigned))

@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 
 use super::*;
+use crate::support::actor::text;
 
 /// How often each race is run.
 const ROUNDS: usize = 25;
@@ -10,7 +11,7 @@ const ROUNDS: usize = 25;
 impl Studio {
     /// The code of the only user error of a payload, if there is one.
     async fn verdict(&self, name: &str, input: Value) -> Option<String> {
-        let payload = self.call(name, input).await;
+        let payload = self.owner.payload(name, input).await;
         let errors = payload["userErrors"].as_array().expect("a list");
         assert!(errors.len() < 2);
         errors.first().map(|error| text(&error["code"]))
@@ -72,37 +73,37 @@ async fn the_status_of_an_agent_is_correct_under_concurrent_work_in_circles() {
     join_all(
         tasks
             .iter()
-            .map(|task| studio.done("startTask", without_reason(task))),
+            .map(|task| studio.owner.made("startTask", without_reason(task))),
     )
     .await;
     for _ in 0..ROUNDS {
         join_all(
             tasks
                 .iter()
-                .map(|task| studio.done("blockTask", task.clone())),
+                .map(|task| studio.owner.made("blockTask", task.clone())),
         )
         .await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
-        let unblock = |task| studio.done("unblockTask", without_reason(task));
+        let unblock = |task| studio.owner.made("unblockTask", without_reason(task));
         join_all(tasks.iter().map(unblock)).await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
         // One task is resumed while the other is blocked.
         join_all(
             tasks[..2]
                 .iter()
-                .map(|task| studio.done("blockTask", task.clone())),
+                .map(|task| studio.owner.made("blockTask", task.clone())),
         )
         .await;
-        let one = studio.done("unblockTask", without_reason(&tasks[0]));
-        let other = studio.done("blockTask", tasks[2].clone());
+        let one = studio.owner.made("unblockTask", without_reason(&tasks[0]));
+        let other = studio.owner.made("blockTask", tasks[2].clone());
         futures_util::join!(one, other);
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
-        studio.done("blockTask", tasks[0].clone()).await;
+        studio.owner.made("blockTask", tasks[0].clone()).await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
         join_all(
             tasks
                 .iter()
-                .map(|task| studio.done("unblockTask", without_reason(task))),
+                .map(|task| studio.owner.made("unblockTask", without_reason(task))),
         )
         .await;
     }
@@ -125,7 +126,7 @@ async fn concurrently_created_tasks_are_routed_within_the_limits() {
             studio.member(name).await;
         }
         let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
-        let make = |_| studio.done("createTask", input.clone());
+        let make = |_| studio.owner.made("createTask", input.clone());
         join_all((0..12).map(make)).await;
         let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
         let rows = rows.all(&studio.db).await.expect("reads");

@@ -1,13 +1,14 @@
 //! Routing: the choice of assignees and reviewers. Unit tests cover the computation of scores.
 
 use super::*;
+use crate::support::actor::text;
 
 impl Studio {
     async fn create(&self, input: Value) -> Value {
         let mut input = input;
         input["circleId"] = json!(id_of(Kind::Circle, self.circle));
         input["title"] = json!("A task");
-        self.done("createTask", input).await
+        self.owner.made("createTask", input).await
     }
 }
 
@@ -68,7 +69,8 @@ async fn tasks_are_routed_only_in_running_circles_with_auto_routing() {
     let made = studio.create(json!({})).await;
     assert_eq!(made["status"], "PENDING");
     let by_hand = studio
-        .done("assignTask", json!({ "taskId": made["id"] }))
+        .owner
+        .made("assignTask", json!({ "taskId": made["id"] }))
         .await;
     assert_eq!(by_hand["assignee"]["id"], agent_id(ada));
     let events = studio.events().await;
@@ -97,9 +99,10 @@ async fn offline_agents_observers_reviewers_and_former_members_get_no_tasks() {
     assert_eq!(made["status"], "PENDING");
     assert_eq!(
         studio
+            .owner
             .faults("assignTask", json!({ "taskId": made["id"] }))
             .await,
-        [fault("agentId", "INVALID")]
+        ["INVALID agentId"]
     );
     for role in [MemberRole::Lead, MemberRole::Specialist] {
         let seat = |member: &mut member::Model| member.role = role;
@@ -160,24 +163,36 @@ async fn a_released_task_makes_room_for_the_most_urgent_pending_one() {
     for (next, how) in order.into_iter().zip(0..) {
         match how {
             0 => {
-                studio.done("startTask", json!({ "taskId": hand })).await;
-                studio.done("blockTask", reason(&hand)).await;
+                studio
+                    .owner
+                    .made("startTask", json!({ "taskId": hand }))
+                    .await;
+                studio.owner.made("blockTask", reason(&hand)).await;
             }
             1 => {
-                studio.done("failTask", reason(&hand)).await;
+                studio.owner.made("failTask", reason(&hand)).await;
             }
             2 => {
-                studio.done("cancelTask", json!({ "taskId": hand })).await;
+                studio
+                    .owner
+                    .made("cancelTask", json!({ "taskId": hand }))
+                    .await;
             }
             _ => {
-                studio.done("startTask", json!({ "taskId": hand })).await;
+                studio
+                    .owner
+                    .made("startTask", json!({ "taskId": hand }))
+                    .await;
                 let result = json!({ "taskId": hand, "result": "Done." });
-                studio.done("submitTask", result).await;
+                studio.owner.made("submitTask", result).await;
                 let types = studio.event_types().await;
                 let last = &types[types.len() - 2..];
                 let told = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
                 assert_eq!(last, told, "a task in review counts towards the limit");
-                studio.done("approveTask", json!({ "taskId": hand })).await;
+                studio
+                    .owner
+                    .made("approveTask", json!({ "taskId": hand }))
+                    .await;
             }
         }
         let rows = task::Entity::find()
@@ -249,12 +264,14 @@ async fn a_task_that_becomes_pending_is_routed_again() {
         .task(TaskStatus::Failed, |task| task.title = "Old".to_owned())
         .await;
     let reopened = studio
-        .done("reopenTask", json!({ "taskId": task_id(task) }))
+        .owner
+        .made("reopenTask", json!({ "taskId": task_id(task) }))
         .await;
     assert_eq!(reopened["status"], "ASSIGNED");
     assert_eq!(reopened["version"], 3);
     let again = studio
-        .done("unassignTask", json!({ "taskId": task_id(task) }))
+        .owner
+        .made("unassignTask", json!({ "taskId": task_id(task) }))
         .await;
     assert_eq!(again["status"], "ASSIGNED");
     assert_eq!(
@@ -280,7 +297,7 @@ async fn a_submitted_task_gets_the_reviewer_with_the_least_load() {
             change(task);
         });
         let input = json!({ "taskId": task_id(task.await), "result": "Done." });
-        studio.done("submitTask", input).await["reviewer"]["id"].clone()
+        studio.owner.made("submitTask", input).await["reviewer"]["id"].clone()
     };
     assert_eq!(
         submitted(&|_| ()).await,
@@ -383,7 +400,7 @@ async fn tasks_of_a_leaving_agent_are_reassigned_within_the_limit() {
     let remove = "mutation ($input: RemoveCircleMemberInput!) { removeCircleMember(input: $input) { \
         member { isActive } userErrors { code } } }";
     let input = json!({ "input": { "memberId": id } });
-    let answer = studio.server.ask(Some(&studio.token), remove, input).await;
+    let answer = studio.owner.answer(remove, input).await;
     let payload = &answer["data"]["removeCircleMember"];
     assert_eq!(
         *payload,
@@ -459,7 +476,7 @@ async fn starting_a_circle_routes_the_most_urgent_tasks_first() {
     let start = "mutation ($input: CircleActionInput!) { startCircle(input: $input) { \
         circle { status } userErrors { code } } }";
     let input = json!({ "input": { "circleId": id_of(Kind::Circle, studio.circle) } });
-    let answer = studio.server.ask(Some(&studio.token), start, input).await;
+    let answer = studio.owner.answer(start, input).await;
     let payload = &answer["data"]["startCircle"];
     assert_eq!(
         *payload,

@@ -5,14 +5,12 @@ use std::time::Duration;
 use gathering::config::{Config, Networks};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio_tungstenite::client_async;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio::net::TcpStream;
 
-use super::{
-    EVENTS, PROTOCOL, Socket, ask, assert_nothing_is_left, flood, metric, replay, until_metric_is,
-};
-use crate::server::TestServer;
+use super::assert_nothing_is_left;
+use crate::support::events::{EVENTS, PROTOCOL, Socket, connect, flood, replay};
+use crate::support::server::TestServer;
+use crate::support::wait::within;
 
 const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
 
@@ -51,20 +49,25 @@ async fn ten_thousand_operations_leave_no_stream_behind() {
             refused += usize::from(text.contains(r#""type":"error""#));
             if text.contains(r#""type":"error""#) {
                 assert!(
-                    text.contains("At most 20 concurrent operations per connection."),
+                    text.contains("At most 20 operations at once on one connection."),
                     "{text}"
                 );
                 assert!(text.contains("BAD_USER_INPUT"), "{text}");
             }
         }
     };
-    tokio::join!(flood, answers);
-    assert_eq!(metric(&server, STREAMS).await, 20);
+    within("the answers to ten thousand operations", async {
+        tokio::join!(flood, answers)
+    })
+    .await;
+    assert_eq!(server.metric(STREAMS).await, 20);
     socket = Socket(sink.reunite(stream).expect("the same"));
     // A completed operation frees its place.
     socket.send(json!({ "id": "0", "type": "complete" })).await;
     socket.subscribe("more", "{ __typename }").await;
-    while socket.next().await["id"] != "more" {}
+    socket
+        .skip_to("an answer", |message| message["id"] == "more")
+        .await;
     drop(socket);
     assert_nothing_is_left(&server).await;
 }
@@ -83,7 +86,9 @@ async fn the_connections_of_each_client_are_limited() {
     let mut other = Socket::open_from(&server, "2001:db8:1:3::1").await;
     other.greet(None).await;
     drop(held);
-    until_metric_is(&server, "gathering_websocket_connections", 1).await;
+    server
+        .until_metric_is("gathering_websocket_connections", 1)
+        .await;
     Socket::open_from(&server, here).await.greet(None).await;
 }
 
@@ -98,7 +103,7 @@ async fn the_connections_of_the_server_are_limited() {
     let reason = "Connection limit of the server reached.";
     assert_eq!(third.closed().await, (1013, reason.to_owned()));
     // HTTP requests are still served.
-    let answer = server.ask(None, "{ __typename }", json!({})).await;
+    let answer = server.anonymous().answer("{ __typename }", json!({})).await;
     assert_eq!(answer["data"]["__typename"], "Query");
     drop(held);
     assert_nothing_is_left(&server).await;
@@ -138,7 +143,8 @@ async fn connections_broken_at_any_stage_leave_no_stream_behind() {
                 continue;
             }
             let mut head = [0; 12];
-            stream.read_exact(&mut head).await.expect("an answer");
+            let read = stream.read_exact(&mut head);
+            within("an answer", read).await.expect("an answer");
             assert_eq!(&head, b"HTTP/1.1 101");
             if stage == 3 {
                 continue;
@@ -163,29 +169,7 @@ async fn connections_broken_at_any_stage_leave_no_stream_behind() {
 /// A connection of the demo user with a small receive buffer.
 async fn narrow(server: &TestServer) -> Socket {
     let token = server.token("demo@example.com").await;
-    narrow_of(server, &token).await
-}
-
-/// Like [`narrow`], for the user with this token.
-pub(crate) async fn narrow_of(server: &TestServer, token: &str) -> Socket {
-    let address = server.url("").replace("http://", "");
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4 << 10).expect("a size");
-    let stream = socket.connect(address.parse().expect("an address")).await;
-    let mut request = server
-        .url("/graphql")
-        .replace("http://", "ws://")
-        .into_client_request()
-        .expect("a request");
-    request
-        .headers_mut()
-        .insert(PROTOCOL.0, PROTOCOL.1.parse().expect("a header"));
-    let (stream, _) = client_async(request, stream.expect("connects"))
-        .await
-        .expect("a WebSocket");
-    let mut socket = Socket(stream);
-    socket.greet(Some(token)).await;
-    socket
+    Socket::narrow(server, &token).await
 }
 
 #[tokio::test]
@@ -196,9 +180,11 @@ async fn a_client_that_does_not_read_is_disconnected() {
     let mut other = Socket::greeted(&server, Some(&token)).await;
     slow.subscribe("1", &flood(&server).await).await;
     let cut = r#"gathering_websocket_closes_total{code="1013"}"#;
-    until_metric_is(&server, cut, 1).await;
-    until_metric_is(&server, "gathering_websocket_connections", 1).await;
-    assert_eq!(metric(&server, STREAMS).await, 0);
+    server.until_metric_is(cut, 1).await;
+    server
+        .until_metric_is("gathering_websocket_connections", 1)
+        .await;
+    assert_eq!(server.metric(STREAMS).await, 0);
     assert_eq!(other.run("1", "{ __typename }").await.len(), 2);
 }
 
@@ -230,22 +216,19 @@ async fn a_broken_connection_is_counted_as_lost() {
     let mut socket = Socket::greeted(&server, None).await;
     socket.0.get_mut().shutdown().await.expect("ends");
     drop(socket);
-    until_metric_is(
-        &server,
-        r#"gathering_websocket_closes_total{code="lost"}"#,
-        1,
-    )
-    .await;
+    server
+        .until_metric_is(r#"gathering_websocket_closes_total{code="lost"}"#, 1)
+        .await;
 }
 
 #[tokio::test]
 async fn only_a_client_that_does_not_answer_pings_is_disconnected() {
     let server = serve(|config| {
-        config.subscriptions.keep_alive = Duration::from_millis(50);
+        config.subscriptions.keep_alive = Duration::from_millis(200);
     })
     .await;
     // This client never reads, so it does not answer pings.
-    let (silent, _) = ask(&server, &[PROTOCOL]).await.expect("a WebSocket");
+    let (silent, _) = connect(&server, &[PROTOCOL]).await.expect("a WebSocket");
     let mut there = Socket::greeted(&server, None).await;
     let lost = r#"gathering_websocket_closes_total{code="lost"}"#;
     let reading = async {
@@ -255,11 +238,11 @@ async fn only_a_client_that_does_not_answer_pings_is_disconnected() {
         }
     };
     tokio::select! {
-        () = until_metric_is(&server, lost, 1) => {}
+        () = server.until_metric_is(lost, 1) => {}
         () = reading => {}
     }
     drop(silent);
-    assert_eq!(metric(&server, "gathering_websocket_connections").await, 1);
+    assert_eq!(server.metric("gathering_websocket_connections").await, 1);
     assert_eq!(there.run("1", "{ __typename }").await.len(), 2);
 }
 
@@ -287,7 +270,8 @@ async fn a_stopping_server_completes_operations_and_closes_with_1012() {
     };
     let reason = "The server is restarting. Please reconnect.";
     let stopping = server.shut_down(Duration::ZERO);
-    let ((last, frame), closed, ()) = tokio::join!(listening, idle.closed(), stopping);
+    let ended = async { tokio::join!(listening, idle.closed(), stopping) };
+    let ((last, frame), closed, ()) = within("the end of the server", Box::pin(ended)).await;
     assert_eq!(last, json!({ "id": "1", "type": "complete" }));
     assert_eq!(u16::from(frame.code), 1012);
     assert_eq!(frame.reason.as_str(), reason);

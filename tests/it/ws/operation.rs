@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use gathering::config::{Config, Mode, TrustedDocuments};
+use gathering::config::{Config, Mode, Trust};
 use serde_json::{Value, json};
 
-use super::Socket;
-use crate::server::TestServer;
+use crate::support::events::Socket;
+use crate::support::server::TestServer;
 
 const VIEWER: &str = "{ viewer { name } }";
 
@@ -48,7 +48,7 @@ async fn results_over_websocket_equal_those_over_http() {
     let mut socket = Socket::greeted(&server, Some(&token)).await;
     let query = "{ viewer { name } circles(first: 20) { totalCount nodes { id name members(first: 50) { nodes { name model { name provider { name } } } } } } node(id: \"nonsense\") { id } }";
     let messages = socket.run("1", query).await;
-    let over_http = server.ask(Some(&token), query, json!({})).await;
+    let over_http = server.with_token(&token).answer(query, json!({})).await;
     assert_eq!(messages[0]["payload"], over_http);
     assert!(over_http["errors"].is_array());
 }
@@ -59,7 +59,7 @@ async fn a_long_result_over_websocket_arrives_complete() {
     let mut socket = Socket::greeted(&server, None).await;
     let query = "{ __schema { types { name description fields { name description args { name description type { name } } } inputFields { name description } enumValues { name description } } } }";
     let messages = socket.run("1", query).await;
-    let over_http = server.ask(None, query, json!({})).await;
+    let over_http = server.anonymous().answer(query, json!({})).await;
     assert!(
         over_http.to_string().len() > 64 << 10,
         "the result is longer than 64 KiB"
@@ -102,7 +102,7 @@ async fn an_invalid_operation_is_an_error_and_keeps_the_connection() {
         let codes = codes(&messages[0]);
         assert!(!codes.is_empty(), "{messages:?}");
         assert!(codes.iter().all(|known| *known == code), "{messages:?}");
-        let over_http = server.ask(None, query, json!({})).await;
+        let over_http = server.anonymous().answer(query, json!({})).await;
         if !query.starts_with("subscription") {
             assert_eq!(messages[0]["payload"], over_http["errors"]);
         }
@@ -117,7 +117,7 @@ async fn an_untrusted_document_is_refused_and_keeps_the_connection() {
     fs::write(&manifest, r#"{"one": "{ __typename }"}"#).expect("writes");
     let server = TestServer::with(|config| {
         config.graphql.manifest.clone_from(&manifest);
-        config.graphql.trusted_documents = TrustedDocuments::Enforce;
+        config.graphql.trusted_documents = Trust::Enforce;
     })
     .await;
     let token = server.token("demo@example.com").await;
@@ -228,7 +228,7 @@ async fn a_rate_limited_operation_is_an_error_and_keeps_the_connection() {
 
 #[tokio::test]
 async fn websocket_messages_are_charged_as_requests_of_their_address() {
-    let server = limited(|config| config.limits.health = 10).await;
+    let server = limited(|config| config.limits.address = 10).await;
     let mut socket = Socket::greeted(&server, None).await;
     // The handshake and `connection_init` were the first two.
     for _ in 0..8 {

@@ -8,8 +8,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{EVENTS, PROTOCOL, Socket, ask, assert_nothing_is_left, metric, until_metric_is};
-use crate::server::TestServer;
+use super::assert_nothing_is_left;
+use crate::support::events::{EVENTS, PROTOCOL, Socket, connect};
+use crate::support::server::TestServer;
+use crate::support::wait::within;
 
 /// One frame of a fragmented message.
 fn piece(text: &str, kind: Data, is_last: bool) -> Message {
@@ -214,25 +216,22 @@ async fn an_invalid_token_closes_with_4403() {
 #[tokio::test]
 async fn an_unsupported_subprotocol_closes_with_4406() {
     let server = TestServer::start().await;
-    let (mut socket, response) = ask(&server, &[]).await.expect("a WebSocket");
+    let (mut socket, response) = connect(&server, &[]).await.expect("a WebSocket");
     assert!(!response.headers().contains_key("sec-websocket-protocol"));
     let expected = (4406, "Subprotocol not acceptable".to_owned());
     assert_eq!(socket.closed().await, expected);
 
     // A client that requested a subprotocol and gets none may close the connection itself.
-    let other = ask(&server, &[("sec-websocket-protocol", "graphql-ws")]).await;
+    let other = connect(&server, &[("sec-websocket-protocol", "graphql-ws")]).await;
     if let Ok((mut socket, _)) = other {
         assert_eq!(socket.closed().await, expected);
     }
-    until_metric_is(
-        &server,
-        r#"gathering_websocket_closes_total{code="4406"}"#,
-        2,
-    )
-    .await;
+    server
+        .until_metric_is(r#"gathering_websocket_closes_total{code="4406"}"#, 2)
+        .await;
 
     let several = [("sec-websocket-protocol", "graphql-ws, graphql-transport-ws")];
-    let (_, response) = ask(&server, &several).await.expect("a WebSocket");
+    let (_, response) = connect(&server, &several).await.expect("a WebSocket");
     assert_eq!(response.headers()[PROTOCOL.0], PROTOCOL.1);
 }
 
@@ -292,22 +291,20 @@ async fn a_websocket_ping_frame_is_answered() {
 async fn a_connection_closed_by_the_client_is_released() {
     let server = TestServer::start().await;
     let mut socket = Socket::greeted(&server, None).await;
-    assert_eq!(metric(&server, "gathering_websocket_connections").await, 1);
+    assert_eq!(server.metric("gathering_websocket_connections").await, 1);
     socket.0.close(None).await.expect("closes");
-    while let Some(Ok(_)) = socket.frame().await {}
+    let left = async { while let Some(Ok(_)) = socket.frame().await {} };
+    within("the end of the connection", left).await;
     assert_nothing_is_left(&server).await;
-    until_metric_is(
-        &server,
-        r#"gathering_websocket_closes_total{code="client"}"#,
-        1,
-    )
-    .await;
+    server
+        .until_metric_is(r#"gathering_websocket_closes_total{code="client"}"#, 1)
+        .await;
 }
 
 #[tokio::test]
 async fn a_websocket_handshake_needs_its_headers() {
     let server = TestServer::start().await;
-    let status = async |headers: &[(&'static str, &str)]| match ask(&server, headers).await {
+    let status = async |headers: &[(&'static str, &str)]| match connect(&server, headers).await {
         Ok(_) => StatusCode::SWITCHING_PROTOCOLS,
         Err(Error::Http(response)) => response.status(),
         Err(error) => panic!("{error}"),
@@ -337,7 +334,7 @@ async fn cross_site_websockets_need_an_allowed_origin() {
     .await;
     let opens = async |server: &TestServer, headers: &[(&'static str, &str)]| {
         let headers = [&[PROTOCOL], headers].concat();
-        match ask(server, &headers).await {
+        match connect(server, &headers).await {
             Ok(_) => true,
             Err(Error::Http(response)) => {
                 assert_eq!(response.status(), StatusCode::FORBIDDEN);
@@ -363,9 +360,9 @@ async fn cross_site_websockets_need_an_allowed_origin() {
 async fn the_demo_server_refuses_websockets_for_foreign_host_names() {
     let server = TestServer::demo().await;
     let headers = [PROTOCOL, ("host", "evil.example.com")];
-    let Err(Error::Http(response)) = ask(&server, &headers).await else {
+    let Err(Error::Http(response)) = connect(&server, &headers).await else {
         panic!("the handshake was not refused");
     };
     assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST);
-    assert!(ask(&server, &[PROTOCOL]).await.is_ok());
+    assert!(connect(&server, &[PROTOCOL]).await.is_ok());
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use gathering::config::Mode;
 use serde_json::json;
 
-use super::{EVENTS, Socket, assert_nothing_is_left, happen, replay, until_metric_is};
-use crate::accounts::Visitor;
-use crate::database::PASSWORD;
-use crate::server::TestServer;
+use super::assert_nothing_is_left;
+use crate::support::database::PASSWORD;
+use crate::support::events::{EVENTS, Socket, happen, replay};
+use crate::support::server::TestServer;
 
 const STREAMS: &str = r#"gathering_streams{transport="websocket"}"#;
 
@@ -29,7 +29,7 @@ async fn a_subscription_sends_events_until_it_is_completed() {
         assert_eq!(event["type"], "PROJECT_CREATED", "{message}");
     }
     socket.send(json!({ "id": "1", "type": "complete" })).await;
-    until_metric_is(&server, STREAMS, 0).await;
+    server.until_metric_is(STREAMS, 0).await;
     happen(&server, 1).await;
     // No further message arrives: the client's `complete` is not answered.
     socket.send(json!({ "type": "ping" })).await;
@@ -75,7 +75,7 @@ async fn starting_a_subscription_is_charged_as_a_read() {
     assert_eq!(error["tier"], "READ");
     socket.send(json!({ "type": "ping" })).await;
     assert_eq!(socket.next().await, json!({ "type": "pong" }));
-    until_metric_is(&server, STREAMS, 2).await;
+    server.until_metric_is(STREAMS, 2).await;
 }
 
 #[tokio::test]
@@ -111,7 +111,8 @@ async fn a_revoked_token_ends_its_streams_and_the_connection() {
     let server = TestServer::start().await;
     let login = r#"mutation ($password: String!) { login(input: {email: "demo@example.com", password: $password}) { accessToken } }"#;
     let signed_in = server
-        .ask(None, login, json!({ "password": PASSWORD }))
+        .anonymous()
+        .answer(login, json!({ "password": PASSWORD }))
         .await;
     let token = signed_in["data"]["login"]["accessToken"].as_str();
     let token = token.expect("a token").to_owned();
@@ -120,12 +121,9 @@ async fn a_revoked_token_ends_its_streams_and_the_connection() {
     assert_eq!(socket.next().await["type"], "next");
     let logout = "mutation { logout(input: {}) { userErrors { code } } }";
     socket.subscribe("2", logout).await;
-    let ended = loop {
-        let message = socket.next().await;
-        if message["id"] == "1" {
-            break message;
-        }
-    };
+    let ended = socket
+        .skip_to("the end of the stream", |message| message["id"] == "1")
+        .await;
     assert_eq!(ended["type"], "error", "{ended}");
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 4403);
@@ -155,30 +153,23 @@ async fn an_idle_connection_ends_when_its_token_expires() {
 
 #[tokio::test]
 async fn deactivating_a_user_closes_their_sessions() {
-    let server = TestServer::with(|config| {
-        config.subscriptions.keep_alive = Duration::from_millis(50);
-    })
-    .await;
-    let visitor = Visitor::new(&server);
+    let server = TestServer::start().await;
+    let visitor = server.anonymous();
     let token = server.token("guest@example.com").await;
     let mut socket = Socket::greeted(&server, Some(&token)).await;
     socket.subscribe("1", EVENTS).await;
-    while server.subscribers().await == 0 {
-        tokio::task::yield_now().await;
-    }
+    server.until_subscribers_exceed(0).await;
     let admin = server.token("admin@example.com").await;
     let deactivate = "mutation ($user: ID!) { updateUser(input: { userId: $user, isActive: false }) { user { isActive } } }";
-    let user = visitor.id(&token).await;
+    let user = visitor.with(&token).id().await;
     server
-        .ask(Some(&admin), deactivate, json!({ "user": user }))
+        .with_token(&admin)
+        .answer(deactivate, json!({ "user": user }))
         .await;
     // The event about the deactivation may arrive first.
-    let ended = loop {
-        let message = socket.next().await;
-        if message["type"] != "next" {
-            break message;
-        }
-    };
+    let ended = socket
+        .skip_to("the end of the stream", |message| message["type"] != "next")
+        .await;
     assert_eq!(ended["type"], "error", "{ended}");
     assert_eq!(ended["payload"][0]["extensions"]["code"], "UNAUTHENTICATED");
     assert_eq!(socket.closed().await.0, 4403);

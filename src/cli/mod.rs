@@ -1,0 +1,155 @@
+//! The commands and their arguments.
+
+mod database;
+mod demo;
+mod output;
+mod serve;
+mod user;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use gathering::config::Config;
+use gathering::{StartError, keys, telemetry};
+use gathering_schema::Graph;
+
+use self::database::on_database;
+use self::output::print;
+
+const EXAMPLES: &str = "\
+Examples:
+  gathering demo                                  Start a temporary server with demo data
+  gathering serve                                 Serve the SQLite database in the data directory
+  gathering serve --listen 127.0.0.1:0            Serve on a free port
+  DATABASE_URL=postgres://me:secret@localhost/gathering gathering serve --migrate
+  GATHERING__LOG__FILTER=debug gathering serve    Set one key of the configuration
+  gathering user create --email me@example.com --admin
+                                                  Create the first administrator
+  gathering config                                Print every key with its description and value
+
+Environment:
+  DATABASE_URL             sqlite://path or postgres://user:password@host/database
+  REDIS_URL                redis://host, shared by several instances for rate limits
+  GATHERING_CONFIG         TOML file of the configuration
+  GATHERING__SECTION__KEY  One key of it, such as GATHERING__SERVER__LISTEN
+  GATHERING_DEMO_PASSWORD  Password of the users that `seed` and `demo` create";
+
+/// A GraphQL API server for teams of AI agents.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// TOML file of the configuration, instead of the one in `GATHERING_CONFIG`
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the server
+    ///
+    /// A SQLite database is created and migrated first. A PostgreSQL database must be up to date, unless --migrate is
+    /// given; several servers may then start at the same time. With PostgreSQL, `auth.signing_key` must be set; with
+    /// SQLite, a key is generated and kept in the data directory.
+    ///
+    /// SIGTERM starts a graceful shutdown: /health/ready answers 503 immediately, new requests are served for
+    /// `server.grace`, then running requests have `server.drain` to finish. Ctrl-C skips the grace period; a second
+    /// signal stops the server immediately. SIGHUP reloads the rate limits from the configuration.
+    Serve {
+        /// Address and port to listen on; port 0 picks a free one
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+        /// Migrate a PostgreSQL database first
+        #[arg(long)]
+        migrate: bool,
+    },
+    /// Apply or revert migrations of the database
+    Migrate {
+        #[command(subcommand)]
+        direction: Option<database::Direction>,
+    },
+    /// Fill the database with the demo data; no effect if it is already there
+    Seed,
+    /// Start a temporary server with demo data
+    ///
+    /// The database is a SQLite file in a temporary directory that is removed at the end. The playground signs its
+    /// visitors in as the demo user. If port 8000 is in use, a free port is used instead.
+    Demo {
+        /// Address and port to listen on; port 0 picks a free one
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+    },
+    /// Create and change accounts, such as the first administrator
+    User {
+        #[command(subcommand)]
+        action: user::Action,
+    },
+    /// Generate a new key to sign access tokens from the next start on; tokens of the current key stay valid
+    RotateKey,
+    /// Print the GraphQL schema
+    Schema,
+    /// Print every key of the configuration with its description and value; secrets are masked
+    Config,
+}
+
+/// Runs the command, and says in one line why that failed.
+pub(crate) async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Writing fails if standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), StartError> {
+    let configure = || Config::load(arguments.config.as_deref());
+    let start = || {
+        let config = configure()?;
+        telemetry::start(&config.log)?;
+        Ok::<_, StartError>(config)
+    };
+    match arguments.command {
+        Command::Schema => print(&Graph::sdl()),
+        Command::Config => print(&configure()?.show()),
+        Command::Serve { listen, migrate } => {
+            let mut config = start()?;
+            config.server.listen = listen.unwrap_or(config.server.listen);
+            serve::serve(config, migrate, configure).await?;
+        }
+        Command::Demo { listen } => demo::demo(start()?, listen, configure).await?,
+        Command::Migrate { direction } => {
+            let direction = direction.unwrap_or(database::Direction::Up);
+            on_database(&start()?, async |database| {
+                database::migrate(database, direction).await
+            })
+            .await?;
+        }
+        Command::User { action } => {
+            let config = start()?;
+            on_database(&config, async |database| {
+                user::run(database, &config, action).await
+            })
+            .await?;
+        }
+        Command::RotateKey => {
+            keys::rotate(&start()?)?;
+            print("the next start signs with a new key; tokens of the current key stay valid\n");
+        }
+        Command::Seed => {
+            let config = start()?;
+            on_database(&config, async |database| {
+                demo::fill(database, &config).await
+            })
+            .await?;
+            print("the database contains the demo data\n");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The notation of values that only the configuration has.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use gathering_settings::{Setting, Value};
+use ipnet::IpNet;
+
+/// Origins, as browsers send them in the header `Origin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins(pub Vec<String>);
+
+impl Setting for Origins {
+    fn expected(&self) -> String {
+        "* or origins such as https://app.example.com, separated by commas".to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        let entries = text
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        let entries: Vec<_> = entries.map(str::to_owned).collect();
+        let is_origin = |entry: &String| {
+            url::Url::parse(entry).is_ok_and(|url| url.origin().ascii_serialization() == *entry)
+        };
+        let fits = entries == ["*"] || entries.iter().all(is_origin);
+        if fits {
+            self.0 = entries;
+        }
+        fits
+    }
+    fn show(&self) -> Value {
+        Value::String(self.0.join(","))
+    }
+}
+
+/// IP networks in CIDR notation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl Setting for Networks {
+    fn expected(&self) -> String {
+        "addresses or networks such as 10.0.0.0/8, separated by commas".to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        let entries = text
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        let network = |entry: &str| {
+            let address = || entry.parse::<IpAddr>().map(IpNet::from).ok();
+            entry.parse().ok().or_else(address)
+        };
+        let networks: Option<Vec<IpNet>> = entries.map(network).collect();
+        networks.map(|networks| self.0 = networks).is_some()
+    }
+    fn show(&self) -> Value {
+        let networks: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        Value::String(networks.join(","))
+    }
+}
+
+/// A text that is never displayed.
+#[derive(Clone, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Setting for Secret {
+    fn expected(&self) -> String {
+        "a text".to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        text.clone_into(&mut self.0);
+        true
+    }
+    fn show(&self) -> Value {
+        Value::String(if self.0.is_empty() { "" } else { "***" }.to_owned())
+    }
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// The location of the database. Displayed without its password.
+#[derive(Clone, Default)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The whole URL, password included.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is PostgreSQL; it is SQLite otherwise.
+    pub fn is_postgres(&self) -> bool {
+        self.0.starts_with("postgres")
+    }
+
+    fn parsed(&self) -> Option<url::Url> {
+        url::Url::parse(&self.0).ok()
+    }
+
+    /// The SQLite database in this file.
+    pub fn sqlite(file: &Path) -> Self {
+        // SQLx decodes percent signs and ends the path at a question mark.
+        let path = file.display().to_string();
+        Self(format!(
+            "sqlite://{}",
+            path.replace('%', "%25").replace('?', "%3F")
+        ))
+    }
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let url = Self(text.to_owned());
+        // A special character in the password that is not percent-encoded would split the URL in another place and
+        // reveal a part of the password.
+        let is_whole = |parsed: url::Url| {
+            let rest = [Some(parsed.path()), parsed.query()];
+            parsed.fragment().is_none() && !rest.iter().flatten().any(|part| part.contains('@'))
+        };
+        let fits = match text.split_once(':') {
+            None => text.is_empty(),
+            Some(("sqlite", place)) => {
+                !place.contains(":memory:") && !place.contains("mode=memory")
+            }
+            Some(("postgres" | "postgresql", _)) => url.parsed().is_some_and(is_whole),
+            Some(_) => false,
+        };
+        fits.then_some(url).ok_or(())
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(mut url) = self.parsed().filter(|_| self.is_postgres()) else {
+            return f.write_str(&self.0);
+        };
+        if url.password().is_some() && url.set_password(Some("***")).is_err() {
+            return f.write_str("postgres://***");
+        }
+        let masked: Vec<String> = url
+            .query_pairs()
+            .map(|(key, value)| {
+                let value = if key.contains("pass") {
+                    "***".into()
+                } else {
+                    value
+                };
+                format!("{key}={value}")
+            })
+            .collect();
+        url.set_query((!masked.is_empty()).then(|| masked.join("&")).as_deref());
+        write!(f, "{url}")
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Setting for DatabaseUrl {
+    fn expected(&self) -> String {
+        "sqlite:// with the path of a file, or a URL such as postgres://user:password@host/database with characters \
+         like # and / in the password percent-encoded"
+            .to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        text.parse().map(|url| *self = url).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_masked_wherever_a_url_has_them() {
+        for (url, shown) in [
+            ("postgres://me@host/db", "postgres://me@host/db"),
+            (
+                "postgres://me:p%40ss@host:5433/db",
+                "postgres://me:***@host:5433/db",
+            ),
+            (
+                "postgresql://host/db?user=me&password=secret",
+                "postgresql://host/db?user=me&password=***",
+            ),
+            ("postgres://me:a@b@host/db", "postgres://me:***@host/db"),
+        ] {
+            let url: DatabaseUrl = url.parse().expect("fits");
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), shown);
+        }
+        for url in [
+            "postgres://me:a#b@host/db",
+            "postgres://me:1/b@host/db",
+            "postgres://me:1?b@host/db",
+            "sqlite::memory:",
+            "mysql://host/db",
+        ] {
+            assert!(url.parse::<DatabaseUrl>().is_err(), "{url}");
+        }
+    }
+}

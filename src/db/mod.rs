@@ -1,0 +1,176 @@
+//! The database: one connection pool, opened at start and closed last.
+//!
+//! Errors at start are one line that says what to do; later failures recover without a restart. A connection is tested
+//! before use after a long idle time, and after a failed statement. A connection is dropped if its SQLite file was
+//! moved or replaced, or if it is released inside a transaction.
+
+mod pool;
+mod postgres;
+mod sqlite;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use gathering_schema::storage::StorageError;
+use sea_orm::sqlx::sqlite::SqliteConnectOptions;
+use sea_orm::{DatabaseConnection, DbBackend};
+
+use self::pool::PoolHealth;
+use crate::{StartError, config};
+
+pub(crate) use self::sqlite::make_folder;
+
+/// An open database. Cheap to clone; all clones share one pool.
+#[derive(Clone)]
+pub struct Database {
+    connection: DatabaseConnection,
+    health: Arc<PoolHealth>,
+    /// Options of the SQLite file.
+    file: Option<SqliteConnectOptions>,
+    read_only: bool,
+    max_connections: u32,
+}
+
+/// The connections of a pool at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    /// Those that carry out statements or transactions.
+    pub in_use: usize,
+    /// Those that are open and free.
+    pub idle: usize,
+    /// How many may be open; when all are in use, callers wait.
+    pub max: u32,
+}
+
+/// The result of a check of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reachability {
+    /// The database answered.
+    Pass,
+    /// All connections of the pool are in use, and statements succeed.
+    Busy,
+    /// The database did not answer.
+    Fail,
+}
+
+/// The result of a write probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The write succeeded and was rolled back.
+    Pass,
+    /// Another connection or process holds the lock.
+    Locked,
+    /// The write failed.
+    Fail,
+    /// The probe itself was not allowed, or no connection was available.
+    Undecided,
+}
+
+impl Database {
+    /// Opens the pool. A missing SQLite file and its directory are created; a file that cannot be written is opened
+    /// read-only.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or rejects the connection.
+    pub async fn open(settings: &config::Database) -> Result<Self, StartError> {
+        let health = Arc::new(PoolHealth::new());
+        let (mut connection, file, read_only) = if settings.url.is_postgres() {
+            (postgres::open(settings, &health).await?, None, false)
+        } else {
+            let (connection, file, read_only) = sqlite::open(settings, &health).await?;
+            (connection, Some(file), read_only)
+        };
+        let watched = Arc::clone(&health);
+        connection.set_metric_callback(move |statement| watched.record(statement.failed));
+        Ok(Self {
+            connection,
+            health,
+            file,
+            read_only,
+            max_connections: settings.max_connections,
+        })
+    }
+
+    /// The pool for statements and transactions.
+    pub fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    /// Whether the database is a SQLite file that cannot be written.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Number of statements sent through this pool, without BEGIN, COMMIT and connection tests.
+    pub fn statements(&self) -> u64 {
+        self.health.statements.load(Ordering::Relaxed)
+    }
+
+    /// The connections of the pool.
+    pub fn connections(&self) -> Connections {
+        let (open, idle) = if self.connection.get_database_backend() == DbBackend::Sqlite {
+            let pool = self.connection.get_sqlite_connection_pool();
+            (pool.size(), pool.num_idle())
+        } else {
+            let pool = self.connection.get_postgres_connection_pool();
+            (pool.size(), pool.num_idle())
+        };
+        let open = usize::try_from(open).unwrap_or(usize::MAX);
+        Connections {
+            in_use: open.saturating_sub(idle),
+            idle,
+            max: self.max_connections,
+        }
+    }
+
+    /// Checks whether the database answers within `timeout`. A full pool whose statements succeed is busy, not
+    /// unreachable.
+    pub async fn reach(&self, timeout: Duration) -> Reachability {
+        let before = self.health.successes.load(Ordering::Relaxed);
+        match tokio::time::timeout(timeout, self.connection.ping()).await {
+            Ok(Ok(())) => Reachability::Pass,
+            _ if self.health.successes.load(Ordering::Relaxed) > before => Reachability::Busy,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the database does not answer");
+                Reachability::Fail
+            }
+            Err(_) => {
+                tracing::warn!("the database does not answer");
+                Reachability::Fail
+            }
+        }
+    }
+
+    /// Write probe: writes 256 KiB and discards them. Waits up to `timeout` for the lock of SQLite, and twice that overall.
+    pub async fn try_writing(&self, timeout: Duration) -> Attempt {
+        let attempt = async {
+            if let Some(file) = &self.file {
+                return sqlite::try_writing(&file.clone().busy_timeout(timeout)).await;
+            }
+            postgres::try_writing(self.connection.get_postgres_connection_pool()).await
+        };
+        let error = match tokio::time::timeout(2 * timeout, attempt).await {
+            Ok(Ok(())) => return Attempt::Pass,
+            Ok(Err(error)) => error,
+            Err(_) => return Attempt::Undecided,
+        };
+        match error.as_database_error().and_then(StorageError::of) {
+            Some(StorageError::Busy) => Attempt::Locked,
+            Some(_) => Attempt::Fail,
+            None => Attempt::Undecided,
+        }
+    }
+
+    /// Replaces every connection that is open now before its next use.
+    pub fn renew(&self) {
+        self.health.renew();
+    }
+
+    /// Closes every connection, after waiting for those in use.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::warn!(%error, "the pool could not be closed");
+        }
+    }
+}

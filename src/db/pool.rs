@@ -1,0 +1,129 @@
+//! The pool: how it is filled, when a connection is tested or replaced, and what its statements tell about the database.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use gathering_schema::storage;
+use sea_orm::sqlx::{self, Connection};
+
+use crate::config;
+
+/// Health of the pool, as observed from its statements.
+pub(super) struct PoolHealth {
+    started: Instant,
+    pub(super) statements: AtomicU64,
+    pub(super) successes: AtomicU64,
+    /// When a statement last failed, in nanoseconds after `started`; 0 means never.
+    failed: AtomicU64,
+    /// When the replacement of connections was last requested, in nanoseconds after `started`; 0 means never.
+    renewed: AtomicU64,
+}
+
+impl PoolHealth {
+    pub(super) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            statements: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            renewed: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn record(&self, failed: bool) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        if failed {
+            self.fail();
+        } else {
+            self.successes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn fail(&self) {
+        self.failed.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn renew(&self) {
+        self.renewed.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn failed_within(&self, span: Duration) -> bool {
+        self.is_within(&self.failed, span)
+    }
+
+    fn renewed_within(&self, span: Duration) -> bool {
+        self.is_within(&self.renewed, span)
+    }
+
+    fn is_within(&self, instant: &AtomicU64, span: Duration) -> bool {
+        let instant = instant.load(Ordering::Relaxed);
+        instant != 0 && u128::from(self.now().saturating_sub(instant)) <= span.as_nanos()
+    }
+}
+
+/// A pool whose connections are replaced when they are stale, which `is_stale` tells from their age.
+pub(super) fn pool<DB: sqlx::Database>(
+    settings: &config::Database,
+    health: &Arc<PoolHealth>,
+    is_stale: impl Fn(Duration) -> bool + Send + Sync + 'static,
+) -> sqlx::pool::PoolOptions<DB> {
+    let health = Arc::clone(health);
+    let ping_after = settings.ping_after;
+    sqlx::pool::PoolOptions::new()
+        .min_connections(settings.min_connections)
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(move |connection: &mut DB::Connection, age| {
+            let stale = health.renewed_within(age.age)
+                || storage::was_read_only_within(age.age)
+                || is_stale(age.age);
+            let suspect = age.idle_for >= ping_after || health.failed_within(age.idle_for);
+            let health = Arc::clone(&health);
+            Box::pin(async move {
+                if suspect && !stale {
+                    // Then test the other idle connections too.
+                    connection.ping().await.inspect_err(|_| health.fail())?;
+                }
+                Ok(!stale)
+            })
+        })
+        .after_release(|connection: &mut DB::Connection, _| Box::pin(is_settled(connection)))
+}
+
+/// Whether a released connection is outside of a transaction. SQLite rolls a transaction back on its own when the disk
+/// is full or fails. The driver's ROLLBACK then fails, and the driver still counts the transaction as open: later
+/// transactions on the connection would be nested in one that is never committed.
+async fn is_settled<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // Run a queued ROLLBACK first.
+        connection.ping().await?;
+    }
+    let is_settled = !connection.is_in_transaction();
+    if !is_settled {
+        tracing::warn!("a transaction could not be rolled back; closing its connection");
+    }
+    Ok(is_settled)
+}
+
+/// Opens the minimum number of connections. A timeout does not prevent the start.
+pub(super) async fn fill<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Result<(), sqlx::Error> {
+    let kept = pool.options().get_min_connections();
+    for opened in join_all((0..kept).map(|_| pool.acquire())).await {
+        match opened {
+            Err(sqlx::Error::PoolTimedOut) => {
+                tracing::warn!(
+                    "the database allows fewer connections than database.min_connections"
+                );
+            }
+            opened => drop(opened?),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,451 @@
+//! The server: start from a configuration, and shutdown.
+//!
+//! The server listens before it is ready, and becomes unready before it stops listening. Every connection is limited in
+//! header size, in time and in number. The pool is opened at start and closed last.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use chrono::Utc;
+use gathering_schema::auth::{self, Keys};
+use gathering_schema::rate_limit::Rates;
+use gathering_schema::{Answer, Clock, Graph, MonotonicClock, Settings, Trust, TrustedDocuments};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::config::{self, Config};
+use crate::connections::ConnectionLimit;
+use crate::db::Database;
+use crate::health::Health;
+use crate::http::Gate;
+use crate::http::write_guard::{GuardedStream, WriteGuard};
+use crate::http::ws::UpgradeTask;
+use crate::metrics::Metrics;
+use crate::playground::SignIn;
+use crate::{StartError, http, keys, telemetry};
+
+/// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
+const HEADER_LIMIT: usize = 64 << 10;
+
+/// Maximum wait for the pool to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A running server. Dropping it stops it immediately.
+pub struct Server {
+    address: SocketAddr,
+    database: Database,
+    health: Arc<Health>,
+    graph: Graph,
+    gate: Gate,
+    stop: oneshot::Sender<()>,
+    accepting: Task,
+    stop_recording: oneshot::Sender<()>,
+    recording: Task,
+    _purging: Task,
+    _relaying: Task,
+}
+
+/// Options of a start that are not part of the configuration.
+pub struct Options {
+    /// Whether a PostgreSQL database is migrated too.
+    pub migrate: bool,
+    /// The user as whom the playground signs its visitors in.
+    pub sign_in: Option<SignIn>,
+    /// Returns the current time.
+    pub clock: Clock,
+    /// The monotonic clock, unaffected by changes of the system time.
+    pub steady: MonotonicClock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "this is the system clock")]
+        let clock: Clock = Arc::new(Utc::now);
+        let started = Instant::now();
+        Self {
+            migrate: false,
+            sign_in: None,
+            clock,
+            steady: Arc::new(move || {
+                i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
+            }),
+        }
+    }
+}
+
+/// A task that is aborted when its handle is dropped.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Server {
+    /// Binds the address, opens the database, migrates it (SQLite always, PostgreSQL if `options.migrate` is set) and
+    /// serves.
+    ///
+    /// # Errors
+    /// The address is in use, the database cannot be used or has pending migrations, or a signing key is missing.
+    pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
+        let listen = config.server.listen;
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|error| cannot_listen(listen, &error))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| cannot_listen(listen, &error))?;
+
+        let health = Health::new();
+        let app = Arc::new(App {
+            starting: http::starting(health.routes()),
+            serving: OnceLock::new(),
+        });
+        let seats = ConnectionLimit::new(&config.subscriptions);
+        let (stop, stopped) = oneshot::channel();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the server owns the task and ends it"
+        )]
+        let accepting = Task(tokio::spawn(accept(
+            listener,
+            Arc::clone(&app),
+            config.server.clone(),
+            seats.clone(),
+            stopped,
+        )));
+
+        let database = Database::open(&config.database).await?;
+        let has_key = !config.auth.signing_key.expose().is_empty();
+        let is_read_only = database.is_read_only();
+        let keys = if is_read_only && !has_key {
+            // Sign-in is impossible with a read-only database, so a temporary key is sufficient.
+            Keys::random().map_err(|error| StartError::new(error.to_string()))?
+        } else {
+            keys::load(&config)?
+        };
+        bring_up_to_date(&database, &config, options.migrate).await?;
+        let Options {
+            clock,
+            steady,
+            sign_in,
+            ..
+        } = options;
+        let trusted = config.server.trusted_proxies.0.clone();
+        let gate = Gate::new(&config.limits, trusted, clock.clone(), steady.clone());
+        let settings = settings(&config, keys, clock, steady)?;
+        let made = Graph::new(database.connection().clone(), settings);
+        let (graph, mut works) = made.await.map_err(StartError::new)?;
+        works.relay.catch_up(!is_read_only).await;
+        let metrics = Metrics::new();
+        let others = metrics.routes(graph.clone(), database.clone(), seats.clone(), gate.clone());
+        let others = others.merge(health.routes());
+        let routes = http::serving(
+            graph.clone(),
+            config,
+            sign_in.as_ref(),
+            seats,
+            gate.clone(),
+            metrics,
+            others,
+        );
+        app.serving.get_or_init(|| routes);
+        health.started(database.clone(), graph.clone());
+        let (stop_recording, recording_stopped) = oneshot::channel();
+        let stopped = async {
+            // If the server is dropped, the sender is too: stop then as well.
+            let _ = recording_stopped.await;
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the server owns the tasks and ends them"
+        )]
+        let (recording, purging, relaying) = (
+            Task(tokio::spawn(works.recorder.run(stopped))),
+            Task(tokio::spawn(purge(graph.clone()))),
+            Task(tokio::spawn(works.relay.run(!is_read_only))),
+        );
+        Ok(Self {
+            address,
+            database,
+            health,
+            graph,
+            gate,
+            stop,
+            accepting,
+            stop_recording,
+            recording,
+            _purging: purging,
+            _relaying: relaying,
+        })
+    }
+
+    /// The address that the server listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Number of statements sent to the database.
+    pub fn statements(&self) -> u64 {
+        self.database.statements()
+    }
+
+    /// Replaces the rate limits by those of a reloaded configuration.
+    pub fn set_rates(&self, rates: Rates) {
+        self.gate.set_rates(&rates);
+        self.graph.set_rates(rates);
+    }
+
+    /// Deletes expired rows; the server also does this every hour.
+    ///
+    /// # Errors
+    /// The database cannot be written; the cause is logged.
+    pub async fn purge(&self) -> Result<(), Answer> {
+        self.graph.purge().await
+    }
+
+    /// Creates an access token for a user, on behalf of the operator.
+    ///
+    /// # Errors
+    /// The user does not exist, or the database cannot be read.
+    pub async fn operator_token(
+        &self,
+        email: &str,
+        lifetime: Duration,
+    ) -> Result<String, StartError> {
+        let token = self
+            .graph
+            .operator_token(email, lifetime)
+            .await
+            .ok()
+            .flatten();
+        token.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
+    }
+
+    /// Shuts the server down gracefully. It is unready immediately. After `grace` it accepts no new connections,
+    /// notifies subscriptions, and lets running requests finish within the configured time. Then the audit log is
+    /// written, and the pool is closed last.
+    pub async fn shut_down(mut self, grace: Duration) {
+        self.health.draining();
+        tokio::time::sleep(grace).await;
+        // The receiver is dropped only if the task has ended.
+        let _ = self.stop.send(());
+        let _ = (&mut self.accepting.0).await;
+        let _ = self.stop_recording.send(());
+        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.recording.0)
+            .await
+            .is_err()
+        {
+            tracing::error!("the audit log could not be written completely");
+        }
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("statements were still running when the pool was closed");
+        }
+    }
+}
+
+/// The first deletion of expired rows after the start, and the interval afterwards.
+const FIRST_PURGE: Duration = Duration::from_mins(5);
+const PURGE: Duration = Duration::from_hours(1);
+
+/// The service of all connections.
+struct App {
+    /// Used until the graph is ready.
+    starting: Router,
+    serving: OnceLock<Router>,
+}
+
+/// The settings of the graph from a configuration.
+///
+/// # Errors
+/// The manifest of trusted documents cannot be read.
+pub fn settings(
+    config: &Config,
+    keys: Keys,
+    clock: Clock,
+    steady: MonotonicClock,
+) -> Result<Settings, StartError> {
+    let redis = config.redis.url.expose();
+    Ok(Settings {
+        limits: config.graphql.limits.clone(),
+        trusted: trusted(&config.graphql)?,
+        accounts: auth::Settings {
+            keys,
+            policy: config.auth.policy.clone(),
+        },
+        rates: config.limits.clone(),
+        redis: (!redis.is_empty()).then(|| redis.to_owned()),
+        clock,
+        steady,
+        events: config.events.clone(),
+    })
+}
+
+/// Deletes expired rows periodically; retries sooner after a failure.
+async fn purge(graph: Graph) {
+    let mut pause = FIRST_PURGE;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match graph.purge().await {
+            Ok(()) => PURGE,
+            Err(_) => FIRST_PURGE,
+        };
+    }
+}
+
+fn trusted(settings: &config::Graphql) -> Result<TrustedDocuments, StartError> {
+    let trust = settings.trusted_documents;
+    if trust == Trust::Any {
+        let documents = HashMap::new();
+        return Ok(TrustedDocuments { trust, documents });
+    }
+    let path = settings.manifest.display();
+    let text = std::fs::read_to_string(&settings.manifest).map_err(|error| {
+        StartError::new(format!("graphql.manifest: {path} cannot be read: {error}"))
+    })?;
+    let documents = serde_json::from_str(&text).map_err(|error| {
+        StartError::new(format!(
+            "graphql.manifest: {path} must be a JSON object from id to document: {error}"
+        ))
+    })?;
+    Ok(TrustedDocuments { trust, documents })
+}
+
+async fn bring_up_to_date(
+    database: &Database,
+    config: &Config,
+    migrate: bool,
+) -> Result<(), StartError> {
+    let connection = database.connection();
+    let pending = gathering_migration::pending(connection).await?;
+    if pending == 0 {
+        return Ok(());
+    }
+    if database.is_read_only() {
+        return Err(StartError::new(format!(
+            "the database {} is not up to date and not writable: change its permissions",
+            config.database.url,
+        )));
+    }
+    if config.database.url.is_postgres() && !migrate {
+        return Err(StartError::new(format!(
+            "the database is not up to date (pending migrations: {pending}): run `gathering migrate`, or start with `gathering serve --migrate`",
+        )));
+    }
+    gathering_migration::up(connection).await?;
+    tracing::info!(migrations = pending, "migrated the database");
+    Ok(())
+}
+
+fn cannot_listen(listen: SocketAddr, error: &io::Error) -> StartError {
+    StartError::new(match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "cannot listen on {listen}: the port is in use; end the program that uses it, or choose another with --listen {}:0 (0 picks a free one)",
+            listen.ip(),
+        ),
+        _ => format!("cannot listen on {listen} ({error}): choose another address with --listen"),
+    })
+}
+
+/// Accepts connections until the stop signal, then notifies them and lets their requests finish.
+async fn accept(
+    listener: TcpListener,
+    app: Arc<App>,
+    settings: config::Server,
+    seats: ConnectionLimit,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let room = Arc::new(Semaphore::new(settings.max_connections));
+    let mut connections = JoinSet::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(settings.header_timeout)
+        .max_buf_size(HEADER_LIMIT);
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, stream, peer) = tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            Some(_) = connections.join_next() => continue,
+            (permit, accepted) = next => match accepted {
+                Ok((stream, peer)) => (permit, stream, peer),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of file descriptors or memory: wait for other connections to close.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        let app = Arc::clone(&app);
+        let upgrade_task = UpgradeTask::default();
+        let upgraded = upgrade_task.clone();
+        let guard = WriteGuard::default();
+        let io = io(stream, guard.clone(), settings.write_timeout);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(http::Peer(peer));
+            request.extensions_mut().insert(upgrade_task.clone());
+            request.extensions_mut().insert(guard.clone());
+            let router = app.serving.get().unwrap_or(&app.starting).clone();
+            TowerToHyperService::new(router).call(request)
+        });
+        let connection = http.serve_connection(io, service).with_upgrades();
+        let draining = seats.draining();
+        connections.spawn(async move {
+            let _permit = permit;
+            let mut connection = pin!(connection);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = draining => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection failed");
+            }
+            if let Some(work) = upgraded.take() {
+                work.await;
+            }
+        });
+    }
+    drop(listener);
+    seats.drain();
+    let finish = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(settings.drain, finish).await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "requests were still running when the server stopped"
+        );
+    }
+}
+
+/// Configures a connection: data is sent without delay, and the operating system closes the connection if the client
+/// does not acknowledge it in time.
+fn io(stream: TcpStream, guard: WriteGuard, write_timeout: Duration) -> TokioIo<GuardedStream> {
+    let socket = SockRef::from(&stream);
+    let set = socket.set_tcp_nodelay(true);
+    if let Err(error) = set.and_then(|()| socket.set_tcp_user_timeout(Some(write_timeout))) {
+        tracing::debug!(%error, "cannot set the options of a connection");
+    }
+    TokioIo::new(GuardedStream { stream, guard })
+}

@@ -1,0 +1,67 @@
+//! A graph that counts what an operation costs, and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chrono::Utc;
+use gathering::config::Config;
+use gathering::server;
+use gathering_schema::auth::Keys;
+use gathering_schema::{Caller, Client, Graph, Params, Usage, Works};
+use serde_json::Value;
+
+use super::server::{SIGNING_KEY, TestServer};
+
+/// The statements that authentication takes.
+const AUTHENTICATION: u64 = 1;
+
+/// A graph on the database of a server. Its background tasks do not run, so events are not handed out: what that costs is
+/// nothing of the operation's.
+pub(crate) struct CountedGraph {
+    graph: Graph,
+    statements: Arc<AtomicU64>,
+    _works: Works,
+}
+
+impl CountedGraph {
+    pub(crate) async fn on(server: &TestServer) -> Self {
+        let statements = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&statements);
+        let mut db = server.database().connect().await;
+        db.set_metric_callback(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
+        let steady = server::Options::default().steady;
+        let settings = server::settings(&Config::default(), keys, Arc::new(Utc::now), steady);
+        let graph = Graph::new(db, settings.expect("is read")).await;
+        let (graph, works) = graph.expect("is made");
+        Self {
+            graph,
+            statements,
+            _works: works,
+        }
+    }
+
+    /// The whole answer to an operation, and how many statements it took beside the authentication.
+    pub(crate) async fn cost(&self, token: &str, query: &str, variables: Value) -> (Value, u64) {
+        let params = Params {
+            query: Some(query.to_owned()),
+            variables: variables.as_object().cloned(),
+            ..Params::default()
+        };
+        let operation = self.graph.prepare(params).expect("is well formed");
+        let caller = Caller {
+            token: Some(token),
+            client: Client::default(),
+            usage: Usage::Off,
+            after: None,
+            idempotency_key: None,
+            batch_entry: None,
+        };
+        let before = self.statements.load(Ordering::Relaxed);
+        let answer = self.graph.answer(operation, caller).await;
+        let sent = self.statements.load(Ordering::Relaxed) - before - AUTHENTICATION;
+        (serde_json::to_value(&answer).expect("JSON"), sent)
+    }
+}

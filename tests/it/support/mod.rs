@@ -1,0 +1,13 @@
+//! What the tests share: servers, databases, actors, waits, streams of events, and rows.
+
+pub(crate) mod account;
+pub(crate) mod actor;
+pub(crate) mod counted;
+pub(crate) mod database;
+pub(crate) mod events;
+pub(crate) mod program;
+pub(crate) mod schema;
+pub(crate) mod server;
+pub(crate) mod skip;
+pub(crate) mod wait;
+pub(crate) mod world;

@@ -1,0 +1,179 @@
+//! What a user may see, computed from the tables.
+
+use super::*;
+
+/// What a user may see, computed from the tables.
+pub(super) struct Rights {
+    pub(super) user: Uuid,
+    pub(super) circles: BTreeSet<Uuid>,
+    pub(super) agents: BTreeSet<Uuid>,
+    pub(super) own_agents: BTreeSet<Uuid>,
+    pub(super) projects: BTreeSet<Uuid>,
+    pub(super) members: BTreeSet<Uuid>,
+    pub(super) tasks: Vec<task::Model>,
+    pub(super) conversations: Vec<conversation::Model>,
+    pub(super) messages: Vec<message::Model>,
+    pub(super) events: Vec<event::Model>,
+    pub(super) sessions: BTreeSet<Uuid>,
+}
+
+impl Rights {
+    pub(super) async fn of(email: &str, db: &DatabaseConnection) -> Self {
+        let user = user::Entity::find().filter(user::Column::Email.eq(email));
+        let user = user.one(db).await.expect("reads").expect("a user").id;
+        let all = collaborator::Entity::find().all(db).await.expect("reads");
+        let shared: BTreeSet<_> = all
+            .iter()
+            .filter(|row| row.user_id == user)
+            .map(|row| row.circle_id)
+            .collect();
+        let all = circle::Entity::find().all(db).await.expect("reads");
+        let is_mine = |row: &&circle::Model| row.owner_id == user || shared.contains(&row.id);
+        let mine: Vec<_> = all.iter().filter(is_mine).collect();
+        let circles: BTreeSet<_> = mine.iter().map(|row| row.id).collect();
+        let in_circle =
+            |circle: Option<Uuid>| circle.is_some_and(|circle| circles.contains(&circle));
+
+        let all = member::Entity::find().all(db).await.expect("reads");
+        let members: Vec<_> = all
+            .iter()
+            .filter(|row| circles.contains(&row.circle_id))
+            .collect();
+        let active = members
+            .iter()
+            .filter(|row| row.is_active)
+            .map(|row| row.agent_id);
+        let all = agent::Entity::find().all(db).await.expect("reads");
+        let own_agents: BTreeSet<_> = all
+            .iter()
+            .filter(|row| row.owner_id == user)
+            .map(|row| row.id)
+            .collect();
+        let all = project::Entity::find().all(db).await.expect("reads");
+        let own = all
+            .iter()
+            .filter(|row| row.owner_id == user)
+            .map(|row| row.id);
+        let projects = mine
+            .iter()
+            .filter_map(|row| row.project_id)
+            .chain(own)
+            .collect();
+
+        let mut tasks = task::Entity::find().all(db).await.expect("reads");
+        tasks.retain(|row| circles.contains(&row.circle_id));
+        let mut conversations = conversation::Entity::find().all(db).await.expect("reads");
+        conversations.retain(|row| {
+            in_circle(row.circle_id) || (row.circle_id.is_none() && row.owner_id == user)
+        });
+        let readable: BTreeSet<_> = conversations.iter().map(|row| row.id).collect();
+        let mut messages = message::Entity::find().all(db).await.expect("reads");
+        messages.retain(|row| readable.contains(&row.conversation_id));
+        let mut events = event::Entity::find().all(db).await.expect("reads");
+        events.retain(|row| {
+            let is_public = matches!(
+                &*row.kind,
+                "provider.changed" | "model.changed" | "persona.changed"
+            );
+            is_public || row.owner_id == Some(user) || in_circle(row.circle_id)
+        });
+        let sessions = refresh_token::Entity::find().filter(refresh_token::Column::UserId.eq(user));
+        let sessions = sessions.all(db).await.expect("reads");
+        Self {
+            user,
+            agents: active.chain(own_agents.iter().copied()).collect(),
+            own_agents,
+            projects,
+            members: members.iter().map(|row| row.id).collect(),
+            tasks,
+            conversations,
+            messages,
+            events,
+            sessions: sessions.iter().map(|row| row.family_id).collect(),
+            circles,
+        }
+    }
+
+    /// The rows that the user may see, by the prefix of their ids.
+    pub(super) fn rows(&self, prefix: &str) -> BTreeSet<Uuid> {
+        match prefix {
+            "agent" => self.agents.clone(),
+            "project" => self.projects.clone(),
+            "circle" => self.circles.clone(),
+            "member" => self.members.clone(),
+            "task" => self.tasks.iter().map(|row| row.id).collect(),
+            "conversation" => self.conversations.iter().map(|row| row.id).collect(),
+            "message" => self.messages.iter().map(|row| row.id).collect(),
+            "event" => self.events.iter().map(|row| row.id).collect(),
+            "signin" => self.sessions.clone(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Whether the user may read an object.
+    pub(super) fn allow(&self, id: &str) -> bool {
+        let (prefix, row) = decoded(id).expect("an id");
+        PUBLIC.contains(&&*prefix) || self.rows(&prefix).contains(&row)
+    }
+
+    /// Whether an id may appear in a response: that of a readable object, or of one that a readable event names.
+    pub(super) fn allow_name(&self, id: &str) -> bool {
+        let (_, row) = decoded(id).expect("an id");
+        let tells = |event: &event::Model| event.subject_id == row || event.agent_id == Some(row);
+        self.allow(id) || self.events.iter().any(tells)
+    }
+
+    pub(super) fn check(&self, seen: &Seen) {
+        let prefixes: BTreeSet<_> = seen
+            .things
+            .keys()
+            .filter_map(|id| decoded(id))
+            .map(|(prefix, _)| prefix)
+            .collect();
+        assert!(prefixes.contains("user"), "{prefixes:?}");
+        let foreign: Vec<_> = seen
+            .things
+            .iter()
+            .filter(|(id, _)| !self.allow(id))
+            .collect();
+        assert!(
+            foreign.is_empty(),
+            "readable without permission: {foreign:?}"
+        );
+        let foreign: Vec<_> = seen.ids.iter().filter(|id| !self.allow_name(id)).collect();
+        assert!(
+            foreign.is_empty(),
+            "ids shown without permission: {foreign:?}"
+        );
+        for (id, name) in &seen.private {
+            let (_, row) = decoded(id).expect("an id");
+            let is_own = row == self.user || self.own_agents.contains(&row);
+            assert!(is_own, "{name} of {id} is private");
+        }
+        for (connection, total, all) in &seen.counts {
+            assert!(
+                all.is_none_or(|all| all == *total),
+                "{connection} counts {total} and has {all:?}"
+            );
+        }
+        for (list, prefix) in [
+            ("agents", "agent"),
+            ("projects", "project"),
+            ("circles", "circle"),
+            ("tasks", "task"),
+            ("conversations", "conversation"),
+            ("events", "event"),
+            ("sessions", "signin"),
+        ] {
+            let own = self.rows(prefix).len() as u64;
+            assert_eq!(seen.lists[list], (own, own), "{list}");
+        }
+        let refused: BTreeSet<_> = ["FORBIDDEN", "NOT_FOUND"].map(str::to_owned).into();
+        assert_eq!(seen.codes, refused);
+        assert!(
+            seen.bare.is_empty(),
+            "row ids of the database: {:?}",
+            seen.bare
+        );
+    }
+}
