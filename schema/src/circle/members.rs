@@ -32,7 +32,7 @@ use crate::{
     input::{Check, UserError, UserErrorCode, entry},
     request::RequestExt,
     scalar::DateTime,
-    task::ReviewType,
+    task::{ReviewType, routing},
     text,
 };
 
@@ -570,7 +570,7 @@ impl MemberMutation {
         input: RemoveCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
             if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
                 return Ok(Outcome::fault(Some(id), fault));
@@ -581,9 +581,7 @@ impl MemberMutation {
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
             change.append(removed(&circle, &row));
-            if let Err(fault) = change.release_tasks(&circle, row.agent_id).await? {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            routing::release(&mut change, &circle, row.agent_id).await?;
             change.commit(vec![id]).await
         });
         CircleMemberPayload::new(ctx, outcome.await?).await

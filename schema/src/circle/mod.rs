@@ -38,7 +38,7 @@ use crate::{
     project::Project,
     request::RequestExt,
     scalar::DateTime,
-    task::{Task, TaskFilter, TaskOrder},
+    task::{Task, TaskFilter, TaskOrder, routing},
     user::User,
 };
 
@@ -1152,7 +1152,7 @@ impl Step {
             };
             change.append(moved(rule.event, &row, before));
             match self {
-                Self::Start => change.route_pending(&row).await?,
+                Self::Start => routing::assign_pending(&mut change, &row).await?,
                 Self::Stop | Self::Archive => change.pause_conversations(&row).await?,
                 Self::Pause | Self::Restore => {}
             }
