@@ -124,10 +124,7 @@ impl Conversation {
 
     /// The task it is about.
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>, Error> {
-        match self.0.task_id {
-            Some(id) => crate::data::load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Task::readable(ctx, self.0.task_id).await
     }
 
     /// The topic, a single line of at most 500 characters.

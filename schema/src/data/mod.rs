@@ -8,7 +8,7 @@ mod noun;
 mod order;
 mod page;
 
-pub(crate) use change::{Change, Outcome, Stop, change};
+pub(crate) use change::{Change, Outcome, Stop, change, unique};
 pub(crate) use cursor::Order;
 pub(crate) use directive::list_size;
 pub(crate) use edits::{Edits, check_version};

@@ -63,18 +63,12 @@ impl TaskChange {
 
     /// The assignee after the change; null if there is none or the viewer may not read it.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        match self.0.uuid("assigneeId") {
-            Some(id) => load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Agent::readable(ctx, self.0.uuid("assigneeId")).await
     }
 
     /// The reviewer after the change; null if there is none or the viewer may not read it.
     async fn reviewer(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        match self.0.uuid("reviewerId") {
-            Some(id) => load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Agent::readable(ctx, self.0.uuid("reviewerId")).await
     }
 
     /// The score of the assignee when the task was routed.

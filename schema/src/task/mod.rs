@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, ID, InputObject, Object};
 use gathering_entity::{circle, conversation, task, user};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait};
+use uuid::Uuid;
 
 use crate::{
     access::Viewer,
@@ -18,7 +19,7 @@ use crate::{
     circle::Circle,
     conversation::{Conversation, ConversationFilter},
     data::{Connection, Noun, Order, Page, SortDirection, by_id, load},
-    db::{Rule, distinct},
+    db::Rule,
     error::Error,
     id::Kind,
     request::RequestExt,
@@ -108,10 +109,7 @@ impl Task {
 
     /// The parent task, in the same circle.
     async fn parent(&self, ctx: &Context<'_>) -> Result<Option<Self>, Error> {
-        match self.0.parent_id {
-            Some(id) => load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Self::readable(ctx, self.0.parent_id).await
     }
 
     /// The title, a single line of at most 500 characters.
@@ -142,18 +140,12 @@ impl Task {
 
     /// The agent to which it is assigned.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        match self.0.assignee_id {
-            Some(id) => load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Agent::readable(ctx, self.0.assignee_id).await
     }
 
     /// The agent who reviews it.
     async fn reviewer(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
-        match self.0.reviewer_id {
-            Some(id) => load(ctx.request(), id).await,
-            None => Ok(None),
-        }
+        Agent::readable(ctx, self.0.reviewer_id).await
     }
 
     /// The user who created it; null if an agent or the server created it.
@@ -295,6 +287,17 @@ impl Task {
     }
 }
 
+impl Task {
+    /// Loads the task with this row id; `None` if the viewer may not read it.
+    pub(crate) async fn readable(
+        ctx: &Context<'_>,
+        id: Option<Uuid>,
+    ) -> Result<Option<Self>, Error> {
+        let Some(id) = id else { return Ok(None) };
+        load(ctx.request(), id).await
+    }
+}
+
 /// Tasks that are neither in review nor ended.
 pub(crate) fn is_open() -> Condition {
     use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, Pending};
@@ -401,12 +404,16 @@ impl TaskFilter {
         let circle = Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?;
         let assignee = Kind::Agent.parse_opt(filter.assignee_id.as_ref(), "assigneeId")?;
         let reviewer = Kind::Agent.parse_opt(filter.reviewer_id.as_ref(), "reviewerId")?;
-        let status = filter
-            .status
-            .map(|list| Status.is_in(distinct(list.into_iter().map(task::TaskStatus::from))));
-        let priority = filter
-            .priority
-            .map(|list| Pressing.is_in(distinct(list.into_iter().map(task::Priority::from))));
+        let status = filter.status.map(|list| {
+            Status.is_in(crate::db::distinct(
+                list.into_iter().map(task::TaskStatus::from),
+            ))
+        });
+        let priority = filter.priority.map(|list| {
+            Pressing.is_in(crate::db::distinct(
+                list.into_iter().map(task::Priority::from),
+            ))
+        });
         let roots = filter.root_only.map(|roots| {
             if roots {
                 ParentId.is_null()
