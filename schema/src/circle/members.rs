@@ -1,6 +1,5 @@
 //! Members: agents in circles.
 
-use crate::data::Noun;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -24,7 +23,7 @@ use crate::{
     access::Viewer,
     agent::Agent,
     circle::{Access, Circle, check_open, check_room},
-    data::{Change, Edits, Listed, Outcome, change},
+    data::{Change, Edits, Listed, Noun, Outcome, change, load},
     db::{Rule, Totals, count_where, is_among},
     error::Error,
     events::{EventType, NewEvent},
@@ -145,14 +144,10 @@ impl CircleMember {
     async fn readable_agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         let request = ctx.request();
         // A reader of a circle may read its active members. A former member is subject to the rules for agents.
-        let row = if self.0.is_active {
-            request.row::<agent::Entity>(self.0.agent_id).await?
-        } else {
-            let rule = &request.viewer()?.rules().agent;
-            request
-                .readable::<agent::Entity>(rule, self.0.agent_id)
-                .await?
-        };
+        if !self.0.is_active {
+            return load(request, self.0.agent_id).await;
+        }
+        let row = request.row::<agent::Entity>(self.0.agent_id).await?;
         Ok(row.map(Agent))
     }
 }
@@ -483,11 +478,9 @@ impl MemberMutation {
     ) -> Result<CircleMembersPayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let agents = NewMemberInput::agents(&input.members)?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let circle = change.circle(id, "circleId", Access::Editor).await?;
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&circle)?;
             let mut check = Check::default();
             if agents.is_empty() {
                 check.required("members");
@@ -510,9 +503,7 @@ impl MemberMutation {
             }
             let present = change.count_members(id).await?;
             check_room(&mut check, &circle, present, fresh);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let mut rows = vec![id];
             rows.extend(change.add_members(&circle, joiners, &known).await?);
             change.commit(rows).await
@@ -528,11 +519,10 @@ impl MemberMutation {
         input: UpdateCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&circle)?;
+            check_present(&row)?;
             let mut check = Check::default();
             let role = check.if_given("role", &input.role);
             let role = role.map(|role| member::MemberRole::from(*role));
@@ -542,9 +532,7 @@ impl MemberMutation {
             let reviews = input.review_types.as_opt_deref();
             let reviews = reviews
                 .map(|values| reviewing(&mut check, "reviewTypes", values.unwrap_or_default()));
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let mut new = row.into_active_model();
             let mut edits = Edits::default();
             edits.set("role", &mut new.role, role);
@@ -570,20 +558,17 @@ impl MemberMutation {
         input: RemoveCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let (circle, row) = change.member(id, "memberId").await?;
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&circle)?;
+            check_present(&row)?;
             let mut new = row.into_active_model();
             new.is_active = Set(false);
             new.left_at = Set(Some(change.now));
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
             change.append(removed(&circle, &row));
-            if let Err(fault) = change.release_tasks(&circle, row.agent_id).await? {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            change.release_tasks(&circle, row.agent_id).await??;
             change.commit(vec![id]).await
         });
         CircleMemberPayload::new(ctx, outcome.await?).await

@@ -3,7 +3,6 @@
 pub mod event;
 pub mod members;
 
-use crate::events::EventType;
 use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
@@ -18,21 +17,20 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::data::Noun;
 use crate::{
     access::Viewer,
     auth::by_email,
     circle::members::{CircleMembers, MemberFilter, NewMemberInput},
     conversation::{Conversation, ConversationFilter},
     data::{
-        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Order, Outcome, Page,
-        change, check_version,
+        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Noun, Order, Outcome, Page,
+        by_id, change, check_version, unique,
     },
-    db::{RowsByKey, Rule, Totals, count_where, is_among, is_taken},
+    db::{RowsByKey, Rule, Totals, count_where, is_among},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     project::Project,
@@ -570,12 +568,7 @@ pub struct CircleQuery;
 impl CircleQuery {
     /// Fetches a circle by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn circle(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Circle>, Error> {
-        let rule = &ctx.request().viewer()?.rules().circle;
-        let row = ctx
-            .request()
-            .look_up::<circle::Entity>(Kind::Circle, rule, &id)
-            .await?;
-        Ok(Some(Circle(row)))
+        by_id(ctx, &id).await
     }
 
     /// Lists the circles that the viewer may read. Newest first unless `orderBy` is given.
@@ -769,9 +762,7 @@ impl CircleMutation {
             }
             change.check_joiners(&joiners).await?;
             check_room(&mut check, &row, 0, joiners.len());
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
+            check.faults()?;
             change.append(edited(EventType::CircleCreated, &row, &[]));
             let before = row.status;
             if input.start_now {
@@ -781,12 +772,8 @@ impl CircleMutation {
                 row.version += 1;
             }
             let insert = circle::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    return Ok(Outcome::fault(None, name_taken()));
-                }
-                done => done?,
-            };
+            let insert = insert.exec_without_returning(&change.transaction);
+            unique(insert.await, name_taken)?;
             change.add_members(&row, joiners, &[]).await?;
             if input.start_now {
                 change.append(moved(EventType::CircleStarted, &row, before));
@@ -809,13 +796,10 @@ impl CircleMutation {
             MaybeUndefined::Undefined => None,
             project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
         };
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
-            let allowed =
-                check_open(&row).and_then(|()| check_version(input.expected_version, row.version));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&row)?;
+            check_version(input.expected_version, row.version)?;
             if let Some(project) = project.flatten()
                 && row.project_id != Some(project)
             {
@@ -847,9 +831,7 @@ impl CircleMutation {
             let field = "maxConcurrentTasks";
             let tasks = check.if_given(field, &input.max_concurrent_tasks).copied();
             let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let version = row.version;
             let mut new = row.into_active_model();
             let mut edits = Edits::default();
@@ -867,12 +849,7 @@ impl CircleMutation {
             if !edits.is_empty() {
                 new.version = Set(version + 1);
                 new.updated_at = Set(change.now);
-                let row = match new.update(&change.transaction).await {
-                    Err(error) if is_taken(&error) => {
-                        return Ok(Outcome::fault(Some(id), name_taken()));
-                    }
-                    done => done?,
-                };
+                let row = unique(new.update(&change.transaction).await, name_taken)?;
                 change.append(edited(EventType::CircleUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
@@ -941,14 +918,12 @@ impl CircleMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Circle.parse(&input.id, "id")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             use circle::CircleStatus::{Archived, Created, Stopped};
             let row = change.circle(id, "id", Access::Owner).await?;
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_version(input.expected_version, row.version)?;
             if ![Created, Stopped, Archived].contains(&row.status) {
-                return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
+                return Err(cannot(row.status, "deleted").into());
             }
             change.cancel_conversations(&row).await?;
             change.unshare(&row).await?;
@@ -969,26 +944,19 @@ impl CircleMutation {
         input: ShareCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let row = change.circle(id, "circleId", Access::Owner).await?;
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&row)?;
             let mut check = Check::default();
             let (email, _) = check.email("email", &input.email);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let user = by_email(&change.transaction, &email).await?;
             let user = user.filter(|user| user.is_active).map(|user| user.id);
-            let Some(user) = user else {
-                // The response must not reveal that a deactivated account exists.
-                let fault = share_fault("No active user has this e-mail address.");
-                return Ok(Outcome::fault(Some(id), fault));
-            };
+            // The response must not reveal that a deactivated account exists.
+            let user =
+                user.ok_or_else(|| share_fault("No active user has this e-mail address."))?;
             if user == row.owner_id {
-                let fault = share_fault("This user owns the circle.");
-                return Ok(Outcome::fault(Some(id), fault));
+                return Err(share_fault("This user owns the circle.").into());
             }
             let role = input.role.into();
             if change.share(&row, user, role).await? {
@@ -1009,7 +977,7 @@ impl CircleMutation {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let user = Kind::User.parse(&input.user_id, "userId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let leaves = user == change.viewer.id();
             let least = if leaves {
                 Access::Viewer
@@ -1017,9 +985,7 @@ impl CircleMutation {
                 Access::Owner
             };
             let row = change.circle(id, "circleId", least).await?;
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_open(&row)?;
             let share = collaborator::Entity::delete_many()
                 .filter(collaborator::Column::CircleId.eq(id))
                 .filter(collaborator::Column::UserId.eq(user));
@@ -1030,8 +996,7 @@ impl CircleMutation {
                     .lock_reference::<user::Entity>(Some(user), field)
                     .await?;
                 let message = "The circle is not shared with this user.";
-                let fault = UserError::new(field, UserErrorCode::Invalid, message);
-                return Ok(Outcome::fault(Some(id), fault));
+                return Err(UserError::new(field, UserErrorCode::Invalid, message).into());
             }
             change.append(sharing(EventType::CircleUnshared, &row, user, None));
             let reads_on = !leaves || change.viewer.is_admin();
@@ -1121,14 +1086,12 @@ impl Step {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let rule = self.rule();
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let row = change.circle(id, "circleId", rule.least).await?;
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            check_version(input.expected_version, row.version)?;
             let before = row.status;
             if !rule.from.contains(&before) {
-                return Ok(Outcome::fault(Some(id), cannot(before, rule.done)));
+                return Err(cannot(before, rule.done).into());
             }
             let version = row.version + 1;
             let mut new = row.into_active_model();
@@ -1142,14 +1105,10 @@ impl Step {
                 Self::Restore => new.archived_at = Set(None),
                 Self::Pause => {}
             }
-            let row = match new.update(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    let message = "The owner already has another circle with this name.";
-                    let fault = UserError::general(UserErrorCode::Taken, message);
-                    return Ok(Outcome::fault(Some(id), fault));
-                }
-                done => done?,
-            };
+            let row = unique(new.update(&change.transaction).await, || {
+                let message = "The owner already has another circle with this name.";
+                UserError::general(UserErrorCode::Taken, message)
+            })?;
             change.append(moved(rule.event, &row, before));
             match self {
                 Self::Start => change.route_pending(&row).await?,
