@@ -456,7 +456,7 @@ impl CircleFilter {
         Ok(Condition::all()
             .add_option(status)
             .add_option(project.map(|id| circle::Column::ProjectId.eq(id)))
-            .add_option(filter.access.map(|access| accessible(&access, viewer)))
+            .add_option(filter.access.map(|access| with_access(&access, viewer)))
             .add_option(
                 filter
                     .search
@@ -472,7 +472,7 @@ impl CircleFilter {
 }
 
 /// Circles to which the viewer has exactly one of these access levels.
-fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
+fn with_access(access: &[Access], viewer: &Viewer) -> Condition {
     if viewer.is_admin() {
         let all = access.contains(&Access::Admin);
         return Condition::all().add(Expr::val(all).eq(true));
@@ -500,53 +500,60 @@ fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
     )
 }
 
-impl Change<'_> {
-    /// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
-    /// locks the circle first, so concurrent changes wait until this transaction ends.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
-    pub(crate) async fn circle(
-        &self,
-        id: Uuid,
-        field: &str,
-        least: Access,
-    ) -> Result<circle::Model, Error> {
-        let rule = &self.viewer.rules().circle;
-        let row = self.row::<circle::Entity>(rule, id, field).await?;
-        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
-            return Ok(row);
-        }
-        let mine = collaborator::Entity::find()
-            .filter(collaborator::Column::CircleId.eq(id))
-            .filter(collaborator::Column::UserId.eq(self.viewer.id()));
-        let share = mine.one(&self.transaction).await?;
-        self.check_access(&row, share.map(|share| share.role), field, least)?;
-        Ok(row)
+/// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
+/// locks the circle first, so concurrent changes wait until this transaction ends.
+///
+/// # Errors
+/// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+pub(crate) async fn accessible(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+    least: Access,
+) -> Result<circle::Model, Error> {
+    let rule = &change.viewer.rules().circle;
+    let row = change.row::<circle::Entity>(rule, id, field).await?;
+    if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
+        return Ok(row);
     }
+    let mine = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(id))
+        .filter(collaborator::Column::UserId.eq(change.viewer.id()));
+    let share = mine.one(&change.transaction).await?;
+    check_access(change, &row, share.map(|share| share.role), field, least)?;
+    Ok(row)
+}
 
-    /// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
-    /// any.
-    pub(crate) fn check_access(
-        &self,
-        circle: &circle::Model,
-        role: Option<collaborator::CollaboratorRole>,
-        field: &str,
-        least: Access,
-    ) -> Result<(), Error> {
-        if self.viewer.is_admin() || circle.owner_id == self.viewer.id() {
-            return Ok(());
-        }
-        let access = match role {
-            Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
-            Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
-            None => return Err(Error::not_found(field)),
-        };
-        if access >= least {
-            Ok(())
-        } else {
-            Err(self.forbidden(Kind::Circle, circle.id))
-        }
+/// Loads and locks a circle whose contents the viewer may change, as [`accessible`] does.
+pub(crate) async fn editable(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+) -> Result<circle::Model, Error> {
+    accessible(change, id, field, Access::Editor).await
+}
+
+/// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
+/// any.
+pub(crate) fn check_access(
+    change: &Change<'_>,
+    circle: &circle::Model,
+    role: Option<collaborator::CollaboratorRole>,
+    field: &str,
+    least: Access,
+) -> Result<(), Error> {
+    if change.viewer.is_admin() || circle.owner_id == change.viewer.id() {
+        return Ok(());
+    }
+    let access = match role {
+        Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
+        Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
+        None => return Err(Error::not_found(field)),
+    };
+    if access >= least {
+        Ok(())
+    } else {
+        Err(change.forbidden(Kind::Circle, circle.id))
     }
 }
 
@@ -760,7 +767,7 @@ impl CircleMutation {
             if let Some(project) = project {
                 change.project(project, "projectId").await?;
             }
-            change.check_joiners(&joiners).await?;
+            members::check_joiners(&change, &joiners).await?;
             check_room(&mut check, &row, 0, joiners.len());
             check.faults()?;
             change.append(edited(EventType::CircleCreated, &row, &[]));
@@ -774,7 +781,7 @@ impl CircleMutation {
             let insert = circle::Entity::insert(row.clone().into_active_model());
             let insert = insert.exec_without_returning(&change.transaction);
             unique(insert.await, name_taken)?;
-            change.add_members(&row, joiners, &[]).await?;
+            members::add(&mut change, &row, joiners, &[]).await?;
             if input.start_now {
                 change.append(moved(EventType::CircleStarted, &row, before));
             }
@@ -797,7 +804,7 @@ impl CircleMutation {
             project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
         };
         let outcome = change(ctx, Some(id), async |mut change| {
-            let row = change.circle(id, "circleId", Access::Owner).await?;
+            let row = accessible(&change, id, "circleId", Access::Owner).await?;
             check_open(&row)?;
             check_version(input.expected_version, row.version)?;
             if let Some(project) = project.flatten()
@@ -822,7 +829,7 @@ impl CircleMutation {
             if let Some(most) = members {
                 // Only a lowered limit can be below the current number of members.
                 let least = if most < row.max_members && MEMBERS.contains(&most) {
-                    change.count_members(id).await?
+                    members::count(&change, id).await?
                 } else {
                     *MEMBERS.start()
                 };
@@ -920,15 +927,15 @@ impl CircleMutation {
         let id = Kind::Circle.parse(&input.id, "id")?;
         let outcome = change(ctx, Some(id), async |mut change| {
             use circle::CircleStatus::{Archived, Created, Stopped};
-            let row = change.circle(id, "id", Access::Owner).await?;
+            let row = accessible(&change, id, "id", Access::Owner).await?;
             check_version(input.expected_version, row.version)?;
             if ![Created, Stopped, Archived].contains(&row.status) {
                 return Err(cannot(row.status, "deleted").into());
             }
             change.cancel_conversations(&row).await?;
-            change.unshare(&row).await?;
+            unshare(&mut change, &row).await?;
             change.append(edited(EventType::CircleDeleted, &row, &[]));
-            change.free_agents(id).await?;
+            free_agents(&mut change, id).await?;
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -945,7 +952,7 @@ impl CircleMutation {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let outcome = change(ctx, Some(id), async |mut change| {
-            let row = change.circle(id, "circleId", Access::Owner).await?;
+            let row = accessible(&change, id, "circleId", Access::Owner).await?;
             check_open(&row)?;
             let mut check = Check::default();
             let (email, _) = check.email("email", &input.email);
@@ -959,7 +966,7 @@ impl CircleMutation {
                 return Err(share_fault("This user owns the circle.").into());
             }
             let role = input.role.into();
-            if change.share(&row, user, role).await? {
+            if share(&change, &row, user, role).await? {
                 change.append(sharing(EventType::CircleShared, &row, user, Some(role)));
             }
             change.commit(vec![id]).await
@@ -984,7 +991,7 @@ impl CircleMutation {
             } else {
                 Access::Owner
             };
-            let row = change.circle(id, "circleId", least).await?;
+            let row = accessible(&change, id, "circleId", least).await?;
             check_open(&row)?;
             let share = collaborator::Entity::delete_many()
                 .filter(collaborator::Column::CircleId.eq(id))
@@ -1087,7 +1094,7 @@ impl Step {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let rule = self.rule();
         let outcome = change(ctx, Some(id), async |mut change| {
-            let row = change.circle(id, "circleId", rule.least).await?;
+            let row = accessible(&change, id, "circleId", rule.least).await?;
             check_version(input.expected_version, row.version)?;
             let before = row.status;
             if !rule.from.contains(&before) {
@@ -1129,109 +1136,107 @@ struct Transition {
     done: &'static str,
 }
 
-impl Change<'_> {
-    /// Appends a `circle.unshared` event for each collaborator of a circle.
-    async fn unshare(&mut self, circle: &circle::Model) -> Result<(), Error> {
-        let users: Vec<Uuid> = collaborator::Entity::find()
-            .select_only()
-            .column(collaborator::Column::UserId)
-            .filter(collaborator::Column::CircleId.eq(circle.id))
-            .order_by_asc(collaborator::Column::Id)
-            .into_tuple()
-            .all(&self.transaction)
-            .await?;
-        for user in users {
-            self.append(sharing(EventType::CircleUnshared, circle, user, None));
-        }
-        Ok(())
+/// Appends a `circle.unshared` event for each collaborator of a circle.
+async fn unshare(change: &mut Change<'_>, circle: &circle::Model) -> Result<(), Error> {
+    let users: Vec<Uuid> = collaborator::Entity::find()
+        .select_only()
+        .column(collaborator::Column::UserId)
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .order_by_asc(collaborator::Column::Id)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    for user in users {
+        change.append(sharing(EventType::CircleUnshared, circle, user, None));
     }
+    Ok(())
+}
 
-    /// Shares a circle with a user. Returns whether anything changed.
-    async fn share(
-        &self,
-        circle: &circle::Model,
-        user: Uuid,
-        role: collaborator::CollaboratorRole,
-    ) -> Result<bool, Error> {
-        let share = collaborator::Entity::find()
-            .filter(collaborator::Column::CircleId.eq(circle.id))
-            .filter(collaborator::Column::UserId.eq(user));
-        match share.one(&self.transaction).await? {
-            Some(share) if share.role == role => return Ok(false),
-            Some(share) => {
-                let mut share = share.into_active_model();
-                share.role = Set(role);
-                share.updated_at = Set(self.now);
-                share.update(&self.transaction).await?;
-            }
-            None => {
-                let share = collaborator::Model {
-                    id: Uuid::now_v7(),
-                    created_at: self.now,
-                    updated_at: self.now,
-                    circle_id: circle.id,
-                    user_id: user,
-                    role,
-                    added_by: Some(self.viewer.id()),
-                };
-                collaborator::Entity::insert(share.into_active_model())
-                    .exec_without_returning(&self.transaction)
-                    .await?;
-            }
+/// Shares a circle with a user. Returns whether anything changed.
+async fn share(
+    change: &Change<'_>,
+    circle: &circle::Model,
+    user: Uuid,
+    role: collaborator::CollaboratorRole,
+) -> Result<bool, Error> {
+    let share = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .filter(collaborator::Column::UserId.eq(user));
+    match share.one(&change.transaction).await? {
+        Some(share) if share.role == role => return Ok(false),
+        Some(share) => {
+            let mut share = share.into_active_model();
+            share.role = Set(role);
+            share.updated_at = Set(change.now);
+            share.update(&change.transaction).await?;
         }
-        Ok(true)
+        None => {
+            let share = collaborator::Model {
+                id: Uuid::now_v7(),
+                created_at: change.now,
+                updated_at: change.now,
+                circle_id: circle.id,
+                user_id: user,
+                role,
+                added_by: Some(change.viewer.id()),
+            };
+            collaborator::Entity::insert(share.into_active_model())
+                .exec_without_returning(&change.transaction)
+                .await?;
+        }
     }
+    Ok(true)
+}
 
-    /// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
-    async fn free_agents(&mut self, circle: Uuid) -> Result<(), Error> {
-        use agent::{AgentStatus, Column};
-        let in_progress = || {
-            task::Entity::find()
-                .select_only()
-                .column(task::Column::AssigneeId)
-                .filter(task::Column::Status.eq(task::TaskStatus::InProgress))
-        };
-        let here = in_progress().filter(task::Column::CircleId.eq(circle));
-        let mut agents: Vec<(Uuid, Uuid, String, i32)> = agent::Entity::find()
+/// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
+async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result<(), Error> {
+    use agent::{AgentStatus, Column};
+    let in_progress = || {
+        task::Entity::find()
             .select_only()
-            .columns([Column::Id, Column::OwnerId, Column::Name, Column::Version])
-            .filter(Column::Status.eq(AgentStatus::Busy))
-            .filter(Column::Id.in_subquery(here.into_query()))
-            .order_by_asc(Column::Id)
-            .lock(LockType::NoKeyUpdate)
-            .into_tuple()
-            .all(&self.transaction)
-            .await?;
-        if agents.is_empty() {
-            return Ok(());
-        }
-        let backend = self.transaction.get_database_backend();
-        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
-        let assignee = task::Column::AssigneeId.as_column_ref();
-        let elsewhere = in_progress()
-            .filter(task::Column::CircleId.ne(circle))
-            .filter(is_among(backend, assignee, &ids));
-        let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&self.transaction).await?;
-        agents.retain(|(id, ..)| !elsewhere.contains(id));
-        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
-        agent::Entity::update_many()
-            .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
-            .col_expr(Column::UpdatedAt, Expr::value(self.now))
-            .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
-            .exec(&self.transaction)
-            .await?;
-        for (id, owner, name, version) in agents {
-            let payload = json!({
-                "name": name,
-                "fromStatus": AgentStatus::Busy.to_value(),
-                "toStatus": AgentStatus::Idle.to_value(),
-                "version": version,
-            });
-            let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
-            self.append(fact.owner(owner).agent(id));
-        }
-        Ok(())
+            .column(task::Column::AssigneeId)
+            .filter(task::Column::Status.eq(task::TaskStatus::InProgress))
+    };
+    let here = in_progress().filter(task::Column::CircleId.eq(circle));
+    let mut agents: Vec<(Uuid, Uuid, String, i32)> = agent::Entity::find()
+        .select_only()
+        .columns([Column::Id, Column::OwnerId, Column::Name, Column::Version])
+        .filter(Column::Status.eq(AgentStatus::Busy))
+        .filter(Column::Id.in_subquery(here.into_query()))
+        .order_by_asc(Column::Id)
+        .lock(LockType::NoKeyUpdate)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    if agents.is_empty() {
+        return Ok(());
     }
+    let backend = change.transaction.get_database_backend();
+    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    let assignee = task::Column::AssigneeId.as_column_ref();
+    let elsewhere = in_progress()
+        .filter(task::Column::CircleId.ne(circle))
+        .filter(is_among(backend, assignee, &ids));
+    let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&change.transaction).await?;
+    agents.retain(|(id, ..)| !elsewhere.contains(id));
+    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    agent::Entity::update_many()
+        .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
+        .col_expr(Column::UpdatedAt, Expr::value(change.now))
+        .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
+        .exec(&change.transaction)
+        .await?;
+    for (id, owner, name, version) in agents {
+        let payload = json!({
+            "name": name,
+            "fromStatus": AgentStatus::Busy.to_value(),
+            "toStatus": AgentStatus::Idle.to_value(),
+            "version": version,
+        });
+        let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
+        change.append(fact.owner(owner).agent(id));
+    }
+    Ok(())
 }
 
 /// Adds a fault if the joining agents and the `present` members exceed `maxMembers`.
