@@ -28,7 +28,7 @@ use crate::{
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
-    input::{Check, UserError, UserErrorCode, entry},
+    input::{Check, UserError, UserErrorCode, entries, entry},
     request::RequestExt,
     scalar::DateTime,
     task::ReviewType,
@@ -526,12 +526,11 @@ impl MemberMutation {
             let mut check = Check::default();
             let role = check.if_given("role", &input.role);
             let role = role.map(|role| member::MemberRole::from(*role));
-            let competencies = input.competencies.as_opt_deref();
-            let competencies = competencies
-                .map(|values| competent(&mut check, "competencies", values.unwrap_or_default()));
-            let reviews = input.review_types.as_opt_deref();
-            let reviews = reviews
-                .map(|values| reviewing(&mut check, "reviewTypes", values.unwrap_or_default()));
+            let competencies = entries(&input.competencies);
+            let competencies =
+                competencies.map(|values| competent(&mut check, "competencies", values));
+            let reviews = entries(&input.review_types);
+            let reviews = reviews.map(|values| reviewing(&mut check, "reviewTypes", values));
             check.faults()?;
             let mut new = row.into_active_model();
             let mut edits = Edits::default();

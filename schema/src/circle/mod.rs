@@ -11,7 +11,7 @@ use gathering_entity::{agent, circle, collaborator, conversation, member, projec
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
     FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    Set,
+    Set, TryIntoModel,
     sea_query::{Expr, ExprTrait, Func, LockType},
 };
 use serde_json::{Value, json};
@@ -680,6 +680,94 @@ pub struct UpdateCircleInput {
     max_concurrent_tasks: MaybeUndefined<i32>,
 }
 
+/// The fields of a circle in an input, which are validated in the same way for a new and an existing circle.
+struct Fields<'i> {
+    name: MaybeUndefined<&'i str>,
+    display_name: Option<Option<&'i str>>,
+    description: Option<Option<&'i str>>,
+    project: Option<Option<Uuid>>,
+    require_review: MaybeUndefined<bool>,
+    auto_route: MaybeUndefined<bool>,
+    max_members: MaybeUndefined<i32>,
+    max_concurrent_tasks: MaybeUndefined<i32>,
+}
+
+impl CreateCircleInput {
+    /// # Errors
+    /// `BAD_USER_INPUT` for an id that is not a project id.
+    fn fields(&self) -> Result<Fields<'_>, Error> {
+        let project = Kind::Project.parse_opt(self.project_id.as_ref(), "projectId")?;
+        Ok(Fields {
+            name: MaybeUndefined::Value(&self.name),
+            display_name: Some(self.display_name.as_deref()),
+            description: Some(self.description.as_deref()),
+            project: Some(project),
+            require_review: MaybeUndefined::Value(self.require_review),
+            auto_route: MaybeUndefined::Value(self.auto_route),
+            max_members: MaybeUndefined::Value(self.max_members),
+            max_concurrent_tasks: MaybeUndefined::Value(self.max_concurrent_tasks),
+        })
+    }
+}
+
+impl UpdateCircleInput {
+    /// # Errors
+    /// `BAD_USER_INPUT` for an id that is not a project id.
+    fn fields(&self) -> Result<Fields<'_>, Error> {
+        let project = self.project_id.as_opt_ref();
+        let project = project.map(|id| Kind::Project.parse_opt(id, "projectId"));
+        Ok(Fields {
+            name: self.name.as_opt_deref().into(),
+            display_name: self.display_name.as_opt_deref(),
+            description: self.description.as_opt_deref(),
+            project: project.transpose()?,
+            require_review: self.require_review,
+            auto_route: self.auto_route,
+            max_members: self.max_members,
+            max_concurrent_tasks: self.max_concurrent_tasks,
+        })
+    }
+}
+
+impl Fields<'_> {
+    /// Validates the given fields and sets them. `members` are the allowed values of `maxMembers`.
+    fn apply(
+        &self,
+        new: &mut circle::ActiveModel,
+        members: RangeInclusive<i32>,
+        check: &mut Check,
+    ) -> Edits {
+        let name = check.if_given("name", &self.name);
+        let (name, key) = name.map(|name| check.name("name", name, MAX_NAME)).unzip();
+        let display_name = self.display_name;
+        let display_name =
+            display_name.map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
+        let description = self.description;
+        let description =
+            description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
+        let review = check.if_given("requireReview", &self.require_review);
+        let route = check.if_given("autoRoute", &self.auto_route);
+        let max_members = check.if_given("maxMembers", &self.max_members);
+        let max_members = max_members.map(|most| check.range("maxMembers", *most, members));
+        let field = "maxConcurrentTasks";
+        let tasks = check.if_given(field, &self.max_concurrent_tasks);
+        let tasks = tasks.map(|most| check.range(field, *most, CONCURRENT_TASKS));
+        let mut edits = Edits::default();
+        if let Some(key) = key {
+            new.name_key = Set(key);
+        }
+        edits.set("name", &mut new.name, name);
+        edits.set("displayName", &mut new.display_name, display_name);
+        edits.set("description", &mut new.description, description);
+        edits.set("projectId", &mut new.project_id, self.project);
+        edits.set("requireReview", &mut new.require_review, review.copied());
+        edits.set("autoRoute", &mut new.auto_route, route.copied());
+        edits.set("maxMembers", &mut new.max_members, max_members);
+        edits.set(field, &mut new.max_concurrent_tasks, tasks);
+        edits
+    }
+}
+
 /// Input for a status transition of a circle, such as `startCircle`.
 #[derive(InputObject)]
 pub struct CircleActionInput {
@@ -725,46 +813,27 @@ impl CircleMutation {
         input: CreateCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Uuid::now_v7();
-        let project = Kind::Project.parse_opt(input.project_id.as_ref(), "projectId")?;
+        let fields = input.fields()?;
         let joining = input.members.as_deref().unwrap_or_default();
         let agents = NewMemberInput::agents(joining)?;
         let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
-            let (name, name_key) = check.name("name", &input.name, MAX_NAME);
-            let mut row = circle::Model {
-                id,
-                created_at: change.now,
-                updated_at: change.now,
-                version: 1,
-                owner_id: change.viewer.id(),
-                project_id: project,
-                name,
-                name_key,
-                display_name: check.optional_line(
-                    "displayName",
-                    input.display_name.as_deref(),
-                    MAX_DISPLAY_NAME,
-                ),
-                description: check.optional_text(
-                    "description",
-                    input.description.as_deref(),
-                    MAX_DESCRIPTION,
-                ),
-                status: circle::CircleStatus::Created,
-                require_review: input.require_review,
-                auto_route: input.auto_route,
-                max_members: check.range("maxMembers", input.max_members, MEMBERS),
-                max_concurrent_tasks: check.range(
-                    "maxConcurrentTasks",
-                    input.max_concurrent_tasks,
-                    CONCURRENT_TASKS,
-                ),
-                started_at: None,
-                stopped_at: None,
-                archived_at: None,
+            let mut new = circle::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                version: Set(1),
+                owner_id: Set(change.viewer.id()),
+                status: Set(circle::CircleStatus::Created),
+                started_at: Set(None),
+                stopped_at: Set(None),
+                archived_at: Set(None),
+                ..Default::default()
             };
+            fields.apply(&mut new, MEMBERS, &mut check);
+            let mut row = new.try_into_model()?;
             let joiners = NewMemberInput::check(joining, &agents, &mut check);
-            if let Some(project) = project {
+            if let Some(project) = fields.project.flatten() {
                 change.project(project, "projectId").await?;
             }
             members::check_joiners(&change, &joiners).await?;
@@ -799,60 +868,28 @@ impl CircleMutation {
         input: UpdateCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let project = match &input.project_id {
-            MaybeUndefined::Undefined => None,
-            project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
-        };
+        let fields = input.fields()?;
         let outcome = change(ctx, Some(id), async |mut change| {
             let row = accessible(&change, id, "circleId", Access::Owner).await?;
             check_open(&row)?;
             check_version(input.expected_version, row.version)?;
-            if let Some(project) = project.flatten()
+            if let Some(project) = fields.project.flatten()
                 && row.project_id != Some(project)
             {
                 change.project(project, "projectId").await?;
             }
-            let mut check = Check::default();
-            let name = check.if_given("name", &input.name);
-            let (name, key) = name.map(|name| check.name("name", name, MAX_NAME)).unzip();
-            let display_name = input.display_name.as_opt_deref();
-            let display_name = display_name
-                .map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
-            let description = input.description.as_opt_deref();
-            let description =
-                description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
-            let review = check
-                .if_given("requireReview", &input.require_review)
-                .copied();
-            let route = check.if_given("autoRoute", &input.auto_route).copied();
-            let members = check.if_given("maxMembers", &input.max_members).copied();
-            if let Some(most) = members {
-                // Only a lowered limit can be below the current number of members.
-                let least = if most < row.max_members && MEMBERS.contains(&most) {
+            // Only a lowered limit can be below the current number of members.
+            let least = match fields.max_members.value() {
+                Some(most) if *most < row.max_members && MEMBERS.contains(most) => {
                     members::count(&change, id).await?
-                } else {
-                    *MEMBERS.start()
-                };
-                check.range("maxMembers", most, least..=*MEMBERS.end());
-            }
-            let field = "maxConcurrentTasks";
-            let tasks = check.if_given(field, &input.max_concurrent_tasks).copied();
-            let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
-            check.faults()?;
+                }
+                _ => *MEMBERS.start(),
+            };
             let version = row.version;
             let mut new = row.into_active_model();
-            let mut edits = Edits::default();
-            if let Some(key) = key {
-                new.name_key = Set(key);
-            }
-            edits.set("name", &mut new.name, name);
-            edits.set("displayName", &mut new.display_name, display_name);
-            edits.set("description", &mut new.description, description);
-            edits.set("projectId", &mut new.project_id, project);
-            edits.set("requireReview", &mut new.require_review, review);
-            edits.set("autoRoute", &mut new.auto_route, route);
-            edits.set("maxMembers", &mut new.max_members, members);
-            edits.set(field, &mut new.max_concurrent_tasks, tasks);
+            let mut check = Check::default();
+            let edits = fields.apply(&mut new, least..=*MEMBERS.end(), &mut check);
+            check.faults()?;
             if !edits.is_empty() {
                 new.version = Set(version + 1);
                 new.updated_at = Set(change.now);
