@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::data::Noun;
 use crate::{
     agent::Agent,
-    circle::{Access, Circle, check_open},
+    circle::{Circle, check_open},
     conversation::{
         messages::{Message, MessageFilter},
         turns::{Participant, Talk},
@@ -591,7 +591,7 @@ impl ConversationMutation {
         let new = NewConversation::parse(&input)?;
         let outcome = change(ctx, None, async |mut change| {
             let circle = match new.circle {
-                Some(id) => Some(change.circle(id, "circleId", Access::Editor).await?),
+                Some(id) => Some(crate::circle::editable(&change, id, "circleId").await?),
                 None => None,
             };
             if let Some(Err(fault)) = circle.as_ref().map(check_open) {
@@ -1051,7 +1051,7 @@ impl Change<'_> {
         let held = held.one(&self.transaction).await?;
         let held = held.ok_or_else(|| Error::not_found(field))?;
         let circle = match held.circle_id {
-            Some(circle) => match self.circle(circle, field, Access::Editor).await {
+            Some(circle) => match crate::circle::editable(self, circle, field).await {
                 // The circle was deleted after the row was read. Without a circle, only the owner may change the
                 // conversation.
                 Err(error) if error.code == Code::NotFound => return Err(Error::conflict()),
