@@ -20,7 +20,7 @@ use crate::{
     catalogue::model::Model,
     conversation::{
         Conversation, EventScope,
-        turns::{self, Participant, Said, Talk},
+        turns::{self, LastMessage, Participant, TurnState},
     },
     data::{Change, Outcome, change},
     error::Error,
@@ -296,19 +296,19 @@ impl MessageMutation {
             if let Err(fault) = check_state(&row, agent.is_some()) {
                 return Ok(Outcome::fault(None, fault));
             }
-            let words = text::fold(&content);
-            let mentions = turns::mentions(&words, &participants);
+            let folded = text::fold(&content);
+            let mentions = turns::mentions(&folded, &participants);
             let last_turn = match agent {
                 Some(agent) => Some(agent),
                 None => change.last_turn(&row).await?,
             };
-            let said = Said {
+            let last = LastMessage {
                 author: agent,
                 last_turn,
-                words: &words,
+                text: &folded,
                 mentions: &mentions,
             };
-            let progress = Progress::of(&row, &participants, &said);
+            let effect = MessageEffect::of(&row, &participants, &last);
             let message = message::Model {
                 id,
                 created_at: change.now,
@@ -335,7 +335,7 @@ impl MessageMutation {
                 tool_calls: None,
                 tool_results: None,
             };
-            change.add(&row, place, message, &progress).await?;
+            change.add(&row, place, message, &effect).await?;
             change.commit(vec![id]).await
         });
         MessagePayload::new(ctx, outcome.await?).await
@@ -383,7 +383,7 @@ impl MessageMutation {
 }
 
 /// The effect of a message on its conversation.
-struct Progress {
+struct MessageEffect {
     turns_taken: i32,
     next_index: i32,
     next_speaker: Option<Uuid>,
@@ -391,24 +391,32 @@ struct Progress {
     end: Option<&'static str>,
 }
 
-impl Progress {
-    fn of(row: &conversation::Model, participants: &[Participant], said: &Said<'_>) -> Self {
-        let mut talk = Talk::of(row, participants);
+impl MessageEffect {
+    fn of(
+        row: &conversation::Model,
+        participants: &[Participant],
+        message: &LastMessage<'_>,
+    ) -> Self {
+        let mut state = TurnState::of(row, participants);
         let mut end = None;
-        if said.author.is_some() {
-            let places = i32::try_from(participants.len()).unwrap_or(i32::MAX);
-            talk.turns += 1;
-            talk.pointer = (talk.pointer + 1) % places;
-            if turns::is_final(said.words) {
+        if message.author.is_some() {
+            let count = i32::try_from(participants.len()).unwrap_or(i32::MAX);
+            state.turns_taken += 1;
+            state.next_index = (state.next_index + 1) % count;
+            if turns::ends_conversation(message.text) {
                 end = Some("marker");
-            } else if talk.turns >= row.max_turns {
+            } else if state.turns_taken >= row.max_turns {
                 end = Some("max_turns");
             }
         }
         Self {
-            turns_taken: talk.turns,
-            next_index: talk.pointer,
-            next_speaker: if end.is_none() { talk.next(said) } else { None },
+            turns_taken: state.turns_taken,
+            next_index: state.next_index,
+            next_speaker: if end.is_none() {
+                state.next_speaker(message)
+            } else {
+                None
+            },
             end,
         }
     }
@@ -500,19 +508,19 @@ impl Change<'_> {
         row: &conversation::Model,
         place: EventScope,
         message: message::Model,
-        progress: &Progress,
+        effect: &MessageEffect,
     ) -> Result<(), Error> {
         let now = self.now;
         let mut new = conversation::ActiveModel {
             last_seq: Set(message.seq),
             last_message_at: Set(Some(now)),
             updated_at: Set(now),
-            next_speaker_id: Set(progress.next_speaker),
-            next_index: Set(progress.next_index),
-            turns_taken: Set(progress.turns_taken),
+            next_speaker_id: Set(effect.next_speaker),
+            next_index: Set(effect.next_index),
+            turns_taken: Set(effect.turns_taken),
             ..Default::default()
         };
-        let ended = progress.end.map(|reason| conversation::Model {
+        let ended = effect.end.map(|reason| conversation::Model {
             status: conversation::ConversationStatus::Completed,
             version: row.version + 1,
             end_reason: Some(reason.to_owned()),
@@ -548,8 +556,8 @@ impl Change<'_> {
             .await?;
         let Some(agent) = agent else { return Ok(()) };
 
-        let next = progress.next_speaker.map(|id| Kind::Agent.id(id));
-        let payload = json!({ "turn": progress.turns_taken, "nextSpeakerId": next });
+        let next = effect.next_speaker.map(|id| Kind::Agent.id(id));
+        let payload = json!({ "turn": effect.turns_taken, "nextSpeakerId": next });
         self.append(by(place.told(
             EventType::ConversationTurnCompleted,
             row,

@@ -33,7 +33,7 @@ use crate::{
     circle::{Access, Circle, check_open},
     conversation::{
         messages::{Message, MessageFilter},
-        turns::{Participant, Talk},
+        turns::{Participant, TurnState},
     },
     data::{Change, Connection, Edits, Listed, Order, Outcome, Page, change, check_version},
     db::PageQuery,
@@ -642,7 +642,7 @@ impl ConversationMutation {
             ));
             if input.start_now {
                 let mut ids = new.participants.iter().copied();
-                row.next_speaker_id = turns::opening(new.facilitator, &mut ids);
+                row.next_speaker_id = turns::first_speaker(new.facilitator, &mut ids);
                 row.status = START.to.into();
                 row.started_at = Some(change.now);
                 row.version += 1;
@@ -830,10 +830,10 @@ async fn transit(
         let now = change.now;
         let begins = from == conversation::ConversationStatus::Pending
             && step.to == ConversationStatus::Active;
-        let opening = if begins {
+        let first_speaker = if begins {
             let participants = change.participants(id).await?;
             let mut ids = participants.iter().map(|participant| participant.id);
-            turns::opening(row.facilitator_id, &mut ids)
+            turns::first_speaker(row.facilitator_id, &mut ids)
         } else {
             row.next_speaker_id
         };
@@ -842,7 +842,7 @@ async fn transit(
         new.version = Set(version);
         if begins {
             new.started_at = Set(Some(now));
-            new.next_speaker_id = Set(opening);
+            new.next_speaker_id = Set(first_speaker);
         }
         step.apply(&mut new, reason, now);
         let row = new.update(&change.transaction).await?;
@@ -1020,7 +1020,7 @@ impl EventScope {
     }
 }
 
-impl<'a> Talk<'a> {
+impl<'a> TurnState<'a> {
     /// The turn state of a conversation row.
     pub(crate) fn of(row: &conversation::Model, participants: &'a [Participant]) -> Self {
         Self {
@@ -1028,8 +1028,8 @@ impl<'a> Talk<'a> {
             strategy: row.turn_strategy,
             facilitator: row.facilitator_id,
             participants,
-            turns: row.turns_taken,
-            pointer: row.next_index,
+            turns_taken: row.turns_taken,
+            next_index: row.next_index,
         }
     }
 }
