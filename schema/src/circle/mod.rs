@@ -950,7 +950,7 @@ impl CircleMutation {
             if ![Created, Stopped, Archived].contains(&row.status) {
                 return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
             }
-            change.cancel_conversations(&row).await?;
+            crate::conversation::workflow::cancel_all(&mut change, &row).await?;
             change.unshare(&row).await?;
             change.append(edited(EventType::CircleDeleted, &row, &[]));
             change.free_agents(id).await?;
@@ -1153,7 +1153,9 @@ impl Step {
             change.append(moved(rule.event, &row, before));
             match self {
                 Self::Start => change.route_pending(&row).await?,
-                Self::Stop | Self::Archive => change.pause_conversations(&row).await?,
+                Self::Stop | Self::Archive => {
+                    crate::conversation::workflow::pause_all(&mut change, &row).await?;
+                }
                 Self::Pause | Self::Restore => {}
             }
             change.commit(vec![id]).await

@@ -1,7 +1,7 @@
 //! Turn-taking in conversations: mentions, the next speaker, and the end of a conversation. Uses neither the database
 //! nor a clock, so every instance computes the same result.
 
-use gathering_entity::conversation::TurnStrategy;
+use gathering_entity::conversation::{self, TurnStrategy};
 use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
 use sea_orm::FromQueryResult;
 use sha2::{Digest, Sha256};
@@ -82,7 +82,19 @@ pub(crate) fn ends_conversation(words: &str) -> bool {
     END_MARKERS.iter().any(|marker| words.contains(marker))
 }
 
-impl TurnState<'_> {
+impl<'a> TurnState<'a> {
+    /// The turn state of a conversation row.
+    pub(crate) fn of(row: &conversation::Model, participants: &'a [Participant]) -> Self {
+        Self {
+            conversation: row.id,
+            strategy: row.turn_strategy,
+            facilitator: row.facilitator_id,
+            participants,
+            turns_taken: row.turns_taken,
+            next_index: row.next_index,
+        }
+    }
+
     /// The next speaker after the last message; `None` without participants.
     pub(crate) fn next_speaker(&self, message: &LastMessage<'_>) -> Option<Uuid> {
         let mut others = message
