@@ -1,6 +1,5 @@
 //! Members: agents in circles.
 
-use crate::data::Noun;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -23,13 +22,13 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     agent::Agent,
-    circle::{Access, Circle, check_open, check_room},
-    data::{Change, Edits, Listed, Outcome, change},
+    circle::{Circle, check_open, check_room},
+    data::{Change, Edits, Listed, Noun, Outcome, change, load},
     db::{Rule, Totals, count_where, is_among},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
-    input::{Check, UserError, UserErrorCode, entry},
+    input::{Check, UserError, UserErrorCode, entries, entry},
     request::RequestExt,
     scalar::DateTime,
     task::ReviewType,
@@ -145,14 +144,10 @@ impl CircleMember {
     async fn readable_agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         let request = ctx.request();
         // A reader of a circle may read its active members. A former member is subject to the rules for agents.
-        let row = if self.0.is_active {
-            request.row::<agent::Entity>(self.0.agent_id).await?
-        } else {
-            let rule = &request.viewer()?.rules().agent;
-            request
-                .readable::<agent::Entity>(rule, self.0.agent_id)
-                .await?
-        };
+        if !self.0.is_active {
+            return load(request, self.0.agent_id).await;
+        }
+        let row = request.row::<agent::Entity>(self.0.agent_id).await?;
         Ok(row.map(Agent))
     }
 }
@@ -483,18 +478,16 @@ impl MemberMutation {
     ) -> Result<CircleMembersPayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let agents = NewMemberInput::agents(&input.members)?;
-        let outcome = change(ctx, None, async |mut change| {
-            let circle = change.circle(id, "circleId", Access::Editor).await?;
-            if let Err(fault) = check_open(&circle) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let circle = crate::circle::editable(&change, id, "circleId").await?;
+            check_open(&circle)?;
             let mut check = Check::default();
             if agents.is_empty() {
                 check.required("members");
             }
             let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
-            change.check_joiners(&joiners).await?;
-            let known = change.members(id, &joiners).await?;
+            check_joiners(&change, &joiners).await?;
+            let known = memberships(&change, id, &joiners).await?;
             let mut fresh = joiners.len();
             for joiner in &joiners {
                 let is_there = |member: &&member::Model| member.agent_id == joiner.agent;
@@ -508,13 +501,11 @@ impl MemberMutation {
                     fresh -= 1;
                 }
             }
-            let present = change.count_members(id).await?;
+            let present = count(&change, id).await?;
             check_room(&mut check, &circle, present, fresh);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let mut rows = vec![id];
-            rows.extend(change.add_members(&circle, joiners, &known).await?);
+            rows.extend(add(&mut change, &circle, joiners, &known).await?);
             change.commit(rows).await
         });
         CircleMembersPayload::new(ctx, outcome.await?).await
@@ -528,23 +519,19 @@ impl MemberMutation {
         input: UpdateCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let (circle, row) = change.member(id, "memberId").await?;
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let (circle, row) = editable(&change, id, "memberId").await?;
+            check_open(&circle)?;
+            check_present(&row)?;
             let mut check = Check::default();
             let role = check.if_given("role", &input.role);
             let role = role.map(|role| member::MemberRole::from(*role));
-            let competencies = input.competencies.as_opt_deref();
-            let competencies = competencies
-                .map(|values| competent(&mut check, "competencies", values.unwrap_or_default()));
-            let reviews = input.review_types.as_opt_deref();
-            let reviews = reviews
-                .map(|values| reviewing(&mut check, "reviewTypes", values.unwrap_or_default()));
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            let competencies = entries(&input.competencies);
+            let competencies =
+                competencies.map(|values| competent(&mut check, "competencies", values));
+            let reviews = entries(&input.review_types);
+            let reviews = reviews.map(|values| reviewing(&mut check, "reviewTypes", values));
+            check.faults()?;
             let mut new = row.into_active_model();
             let mut edits = Edits::default();
             edits.set("role", &mut new.role, role);
@@ -570,154 +557,156 @@ impl MemberMutation {
         input: RemoveCircleMemberInput,
     ) -> Result<CircleMemberPayload, Error> {
         let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let (circle, row) = change.member(id, "memberId").await?;
-            if let Err(fault) = check_open(&circle).and_then(|()| check_present(&row)) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let (circle, row) = editable(&change, id, "memberId").await?;
+            check_open(&circle)?;
+            check_present(&row)?;
             let mut new = row.into_active_model();
             new.is_active = Set(false);
             new.left_at = Set(Some(change.now));
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
             change.append(removed(&circle, &row));
-            if let Err(fault) = change.release_tasks(&circle, row.agent_id).await? {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            change.release_tasks(&circle, row.agent_id).await??;
             change.commit(vec![id]).await
         });
         CircleMemberPayload::new(ctx, outcome.await?).await
     }
 }
 
-impl Change<'_> {
-    /// Loads a membership that the viewer may change, with its circle, which is locked.
-    async fn member(&self, id: Uuid, field: &str) -> Result<(circle::Model, member::Model), Error> {
-        // A membership never changes its circle, so its circle may be read before it is locked.
-        let circle = member::Entity::find_by_id(id)
-            .select_only()
-            .column(member::Column::CircleId);
-        let circle: Option<Uuid> = circle.into_tuple().one(&self.transaction).await?;
-        let circle = circle.ok_or_else(|| Error::not_found(field))?;
-        let circle = self.circle(circle, field, Access::Editor).await?;
-        let any = Rule::default();
-        let row = self.row::<member::Entity>(&any, id, field).await?;
-        Ok((circle, row))
-    }
+/// Loads a membership that the viewer may change, with its circle, which is locked.
+async fn editable(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+) -> Result<(circle::Model, member::Model), Error> {
+    // A membership never changes its circle, so its circle may be read before it is locked.
+    let circle = member::Entity::find_by_id(id)
+        .select_only()
+        .column(member::Column::CircleId);
+    let circle: Option<Uuid> = circle.into_tuple().one(&change.transaction).await?;
+    let circle = circle.ok_or_else(|| Error::not_found(field))?;
+    let circle = crate::circle::editable(change, circle, field).await?;
+    let any = Rule::default();
+    let row = change.row::<member::Entity>(&any, id, field).await?;
+    Ok((circle, row))
+}
 
-    /// The number of active members of a circle.
-    pub(crate) async fn count_members(&self, circle: Uuid) -> Result<i32, Error> {
-        let active = member::Entity::find()
-            .filter(member::Column::CircleId.eq(circle))
-            .filter(member::Column::IsActive.eq(true));
-        let count = active.count(&self.transaction).await?;
-        Ok(i32::try_from(count).unwrap_or(i32::MAX))
-    }
+/// The number of active members of a circle.
+pub(crate) async fn count(change: &Change<'_>, circle: Uuid) -> Result<i32, Error> {
+    let active = member::Entity::find()
+        .filter(member::Column::CircleId.eq(circle))
+        .filter(member::Column::IsActive.eq(true));
+    let count = active.count(&change.transaction).await?;
+    Ok(i32::try_from(count).unwrap_or(i32::MAX))
+}
 
-    /// The memberships, current and former, of joining agents in a circle.
-    async fn members(&self, circle: Uuid, joiners: &[Joiner]) -> Result<Vec<member::Model>, Error> {
-        let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
-        let backend = self.transaction.get_database_backend();
-        let agent = member::Column::AgentId.as_column_ref();
-        let rows = member::Entity::find()
-            .filter(member::Column::CircleId.eq(circle))
-            .filter(is_among(backend, agent, &agents));
-        Ok(rows.all(&self.transaction).await?)
-    }
+/// The memberships, current and former, of joining agents in a circle.
+async fn memberships(
+    change: &Change<'_>,
+    circle: Uuid,
+    joiners: &[Joiner],
+) -> Result<Vec<member::Model>, Error> {
+    let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
+    let backend = change.transaction.get_database_backend();
+    let agent = member::Column::AgentId.as_column_ref();
+    let rows = member::Entity::find()
+        .filter(member::Column::CircleId.eq(circle))
+        .filter(is_among(backend, agent, &agents));
+    Ok(rows.all(&change.transaction).await?)
+}
 
-    /// Checks that the viewer may add the agents: only their owner or an administrator may. Locks them against deletion
-    /// until the transaction ends.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` and `FORBIDDEN`, naming the first agent concerned.
-    pub(crate) async fn check_joiners(&self, joiners: &[Joiner]) -> Result<(), Error> {
-        if joiners.is_empty() {
-            return Ok(());
-        }
-        let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
-        let backend = self.transaction.get_database_backend();
-        let owners = agent::Entity::find()
-            .select_only()
-            .columns([agent::Column::Id, agent::Column::OwnerId])
-            .filter(self.viewer.rules().agent.condition())
-            .filter(is_among(
-                backend,
-                agent::Column::Id.as_column_ref(),
-                &agents,
-            ))
-            .order_by_asc(agent::Column::Id)
-            .lock(LockType::KeyShare);
-        let owners: Vec<(Uuid, Uuid)> = owners.into_tuple().all(&self.transaction).await?;
-        let owners: HashMap<_, _> = owners.into_iter().collect();
-        for joiner in joiners {
-            match owners.get(&joiner.agent) {
-                None => return Err(Error::not_found(&joiner.path())),
-                Some(owner) if !self.viewer.is_admin() && *owner != self.viewer.id() => {
-                    return Err(self
-                        .forbidden(Kind::Agent, joiner.agent)
-                        .field(&joiner.path()));
-                }
-                Some(_) => {}
+/// Checks that the viewer may add the agents: only their owner or an administrator may. Locks them against deletion
+/// until the transaction ends.
+///
+/// # Errors
+/// `NOT_FOUND` and `FORBIDDEN`, naming the first agent concerned.
+pub(crate) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Result<(), Error> {
+    if joiners.is_empty() {
+        return Ok(());
+    }
+    let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
+    let backend = change.transaction.get_database_backend();
+    let owners = agent::Entity::find()
+        .select_only()
+        .columns([agent::Column::Id, agent::Column::OwnerId])
+        .filter(change.viewer.rules().agent.condition())
+        .filter(is_among(
+            backend,
+            agent::Column::Id.as_column_ref(),
+            &agents,
+        ))
+        .order_by_asc(agent::Column::Id)
+        .lock(LockType::KeyShare);
+    let owners: Vec<(Uuid, Uuid)> = owners.into_tuple().all(&change.transaction).await?;
+    let owners: HashMap<_, _> = owners.into_iter().collect();
+    for joiner in joiners {
+        match owners.get(&joiner.agent) {
+            None => return Err(Error::not_found(&joiner.path())),
+            Some(owner) if !change.viewer.is_admin() && *owner != change.viewer.id() => {
+                return Err(change
+                    .forbidden(Kind::Agent, joiner.agent)
+                    .field(&joiner.path()));
             }
+            Some(_) => {}
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Adds agents to a circle, in one statement, and returns the ids of the memberships. `known` are former
-    /// memberships in the circle, which are reactivated.
-    pub(crate) async fn add_members(
-        &mut self,
-        circle: &circle::Model,
-        joiners: Vec<Joiner>,
-        known: &[member::Model],
-    ) -> Result<Vec<Uuid>, Error> {
-        use member::Column::{
-            AgentId, CircleId, Competencies, IsActive, JoinedAt, LeftAt, ReviewTypes, Role,
-            UpdatedAt,
-        };
-        if joiners.is_empty() {
-            return Ok(Vec::new());
-        }
-        let new: Vec<_> = joiners
-            .into_iter()
-            .map(|joiner| member::Model {
-                id: Uuid::now_v7(),
-                created_at: self.now,
-                updated_at: self.now,
-                circle_id: circle.id,
-                agent_id: joiner.agent,
-                role: joiner.role,
-                competencies: joiner.competencies,
-                review_types: joiner.review_types,
-                is_active: true,
-                joined_at: self.now,
-                left_at: None,
-            })
-            .collect();
-        let again = OnConflict::columns([CircleId, AgentId])
-            .update_columns([
-                UpdatedAt,
-                Role,
-                Competencies,
-                ReviewTypes,
-                IsActive,
-                JoinedAt,
-                LeftAt,
-            ])
-            .to_owned();
-        let rows = new.iter().cloned().map(IntoActiveModel::into_active_model);
-        member::Entity::insert_many(rows)
-            .on_conflict(again)
-            .exec_without_returning(&self.transaction)
-            .await?;
-        let joined = new.into_iter().map(|mut row| {
-            let past = known.iter().find(|past| past.agent_id == row.agent_id);
-            row.id = past.map_or(row.id, |past| past.id);
-            self.append(fact(EventType::MemberAdded, circle, &row, &[]));
-            row.id
-        });
-        Ok(joined.collect())
+/// Adds agents to a circle, in one statement, and returns the ids of the memberships. `known` are former
+/// memberships in the circle, which are reactivated.
+pub(crate) async fn add(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+    joiners: Vec<Joiner>,
+    known: &[member::Model],
+) -> Result<Vec<Uuid>, Error> {
+    use member::Column::{
+        AgentId, CircleId, Competencies, IsActive, JoinedAt, LeftAt, ReviewTypes, Role, UpdatedAt,
+    };
+    if joiners.is_empty() {
+        return Ok(Vec::new());
     }
+    let new: Vec<_> = joiners
+        .into_iter()
+        .map(|joiner| member::Model {
+            id: Uuid::now_v7(),
+            created_at: change.now,
+            updated_at: change.now,
+            circle_id: circle.id,
+            agent_id: joiner.agent,
+            role: joiner.role,
+            competencies: joiner.competencies,
+            review_types: joiner.review_types,
+            is_active: true,
+            joined_at: change.now,
+            left_at: None,
+        })
+        .collect();
+    let again = OnConflict::columns([CircleId, AgentId])
+        .update_columns([
+            UpdatedAt,
+            Role,
+            Competencies,
+            ReviewTypes,
+            IsActive,
+            JoinedAt,
+            LeftAt,
+        ])
+        .to_owned();
+    let rows = new.iter().cloned().map(IntoActiveModel::into_active_model);
+    member::Entity::insert_many(rows)
+        .on_conflict(again)
+        .exec_without_returning(&change.transaction)
+        .await?;
+    let joined = new.into_iter().map(|mut row| {
+        let past = known.iter().find(|past| past.agent_id == row.agent_id);
+        row.id = past.map_or(row.id, |past| past.id);
+        change.append(fact(EventType::MemberAdded, circle, &row, &[]));
+        row.id
+    });
+    Ok(joined.collect())
 }
 
 /// A former member cannot be changed, only added again.

@@ -3,7 +3,6 @@
 pub mod event;
 pub mod members;
 
-use crate::events::EventType;
 use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
@@ -12,27 +11,26 @@ use gathering_entity::{agent, circle, collaborator, conversation, member, projec
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
     FromQueryResult, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    Set,
+    Set, TryIntoModel,
     sea_query::{Expr, ExprTrait, Func, LockType},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::data::Noun;
 use crate::{
     access::Viewer,
     auth::by_email,
     circle::members::{CircleMembers, MemberFilter, NewMemberInput},
     conversation::{Conversation, ConversationFilter},
     data::{
-        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Order, Outcome, Page,
-        change, check_version,
+        Change, Connection, Edits, Listed, NamedOrder, NamedOrderField, Noun, Order, Outcome, Page,
+        by_id, change, check_version, unique,
     },
-    db::{RowsByKey, Rule, Totals, count_where, is_among, is_taken},
+    db::{RowsByKey, Rule, Totals, count_where, is_among},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     event::{EventFilter, Events},
-    events::NewEvent,
+    events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     project::Project,
@@ -458,7 +456,7 @@ impl CircleFilter {
         Ok(Condition::all()
             .add_option(status)
             .add_option(project.map(|id| circle::Column::ProjectId.eq(id)))
-            .add_option(filter.access.map(|access| accessible(&access, viewer)))
+            .add_option(filter.access.map(|access| with_access(&access, viewer)))
             .add_option(
                 filter
                     .search
@@ -474,7 +472,7 @@ impl CircleFilter {
 }
 
 /// Circles to which the viewer has exactly one of these access levels.
-fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
+fn with_access(access: &[Access], viewer: &Viewer) -> Condition {
     if viewer.is_admin() {
         let all = access.contains(&Access::Admin);
         return Condition::all().add(Expr::val(all).eq(true));
@@ -502,53 +500,60 @@ fn accessible(access: &[Access], viewer: &Viewer) -> Condition {
     )
 }
 
-impl Change<'_> {
-    /// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
-    /// locks the circle first, so concurrent changes wait until this transaction ends.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
-    pub(crate) async fn circle(
-        &self,
-        id: Uuid,
-        field: &str,
-        least: Access,
-    ) -> Result<circle::Model, Error> {
-        let rule = &self.viewer.rules().circle;
-        let row = self.row::<circle::Entity>(rule, id, field).await?;
-        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
-            return Ok(row);
-        }
-        let mine = collaborator::Entity::find()
-            .filter(collaborator::Column::CircleId.eq(id))
-            .filter(collaborator::Column::UserId.eq(self.viewer.id()));
-        let share = mine.one(&self.transaction).await?;
-        self.check_access(&row, share.map(|share| share.role), field, least)?;
-        Ok(row)
+/// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
+/// locks the circle first, so concurrent changes wait until this transaction ends.
+///
+/// # Errors
+/// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+pub(crate) async fn accessible(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+    least: Access,
+) -> Result<circle::Model, Error> {
+    let rule = &change.viewer.rules().circle;
+    let row = change.row::<circle::Entity>(rule, id, field).await?;
+    if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
+        return Ok(row);
     }
+    let mine = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(id))
+        .filter(collaborator::Column::UserId.eq(change.viewer.id()));
+    let share = mine.one(&change.transaction).await?;
+    check_access(change, &row, share.map(|share| share.role), field, least)?;
+    Ok(row)
+}
 
-    /// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
-    /// any.
-    pub(crate) fn check_access(
-        &self,
-        circle: &circle::Model,
-        role: Option<collaborator::CollaboratorRole>,
-        field: &str,
-        least: Access,
-    ) -> Result<(), Error> {
-        if self.viewer.is_admin() || circle.owner_id == self.viewer.id() {
-            return Ok(());
-        }
-        let access = match role {
-            Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
-            Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
-            None => return Err(Error::not_found(field)),
-        };
-        if access >= least {
-            Ok(())
-        } else {
-            Err(self.forbidden(Kind::Circle, circle.id))
-        }
+/// Loads and locks a circle whose contents the viewer may change, as [`accessible`] does.
+pub(crate) async fn editable(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+) -> Result<circle::Model, Error> {
+    accessible(change, id, field, Access::Editor).await
+}
+
+/// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
+/// any.
+pub(crate) fn check_access(
+    change: &Change<'_>,
+    circle: &circle::Model,
+    role: Option<collaborator::CollaboratorRole>,
+    field: &str,
+    least: Access,
+) -> Result<(), Error> {
+    if change.viewer.is_admin() || circle.owner_id == change.viewer.id() {
+        return Ok(());
+    }
+    let access = match role {
+        Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
+        Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
+        None => return Err(Error::not_found(field)),
+    };
+    if access >= least {
+        Ok(())
+    } else {
+        Err(change.forbidden(Kind::Circle, circle.id))
     }
 }
 
@@ -570,12 +575,7 @@ pub struct CircleQuery;
 impl CircleQuery {
     /// Fetches a circle by id. `NOT_FOUND` if it does not exist or the viewer may not read it.
     async fn circle(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Circle>, Error> {
-        let rule = &ctx.request().viewer()?.rules().circle;
-        let row = ctx
-            .request()
-            .look_up::<circle::Entity>(Kind::Circle, rule, &id)
-            .await?;
-        Ok(Some(Circle(row)))
+        by_id(ctx, &id).await
     }
 
     /// Lists the circles that the viewer may read. Newest first unless `orderBy` is given.
@@ -680,6 +680,94 @@ pub struct UpdateCircleInput {
     max_concurrent_tasks: MaybeUndefined<i32>,
 }
 
+/// The fields of a circle in an input, which are validated in the same way for a new and an existing circle.
+struct Fields<'i> {
+    name: MaybeUndefined<&'i str>,
+    display_name: Option<Option<&'i str>>,
+    description: Option<Option<&'i str>>,
+    project: Option<Option<Uuid>>,
+    require_review: MaybeUndefined<bool>,
+    auto_route: MaybeUndefined<bool>,
+    max_members: MaybeUndefined<i32>,
+    max_concurrent_tasks: MaybeUndefined<i32>,
+}
+
+impl CreateCircleInput {
+    /// # Errors
+    /// `BAD_USER_INPUT` for an id that is not a project id.
+    fn fields(&self) -> Result<Fields<'_>, Error> {
+        let project = Kind::Project.parse_opt(self.project_id.as_ref(), "projectId")?;
+        Ok(Fields {
+            name: MaybeUndefined::Value(&self.name),
+            display_name: Some(self.display_name.as_deref()),
+            description: Some(self.description.as_deref()),
+            project: Some(project),
+            require_review: MaybeUndefined::Value(self.require_review),
+            auto_route: MaybeUndefined::Value(self.auto_route),
+            max_members: MaybeUndefined::Value(self.max_members),
+            max_concurrent_tasks: MaybeUndefined::Value(self.max_concurrent_tasks),
+        })
+    }
+}
+
+impl UpdateCircleInput {
+    /// # Errors
+    /// `BAD_USER_INPUT` for an id that is not a project id.
+    fn fields(&self) -> Result<Fields<'_>, Error> {
+        let project = self.project_id.as_opt_ref();
+        let project = project.map(|id| Kind::Project.parse_opt(id, "projectId"));
+        Ok(Fields {
+            name: self.name.as_opt_deref().into(),
+            display_name: self.display_name.as_opt_deref(),
+            description: self.description.as_opt_deref(),
+            project: project.transpose()?,
+            require_review: self.require_review,
+            auto_route: self.auto_route,
+            max_members: self.max_members,
+            max_concurrent_tasks: self.max_concurrent_tasks,
+        })
+    }
+}
+
+impl Fields<'_> {
+    /// Validates the given fields and sets them. `members` are the allowed values of `maxMembers`.
+    fn apply(
+        &self,
+        new: &mut circle::ActiveModel,
+        members: RangeInclusive<i32>,
+        check: &mut Check,
+    ) -> Edits {
+        let name = check.if_given("name", &self.name);
+        let (name, key) = name.map(|name| check.name("name", name, MAX_NAME)).unzip();
+        let display_name = self.display_name;
+        let display_name =
+            display_name.map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
+        let description = self.description;
+        let description =
+            description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
+        let review = check.if_given("requireReview", &self.require_review);
+        let route = check.if_given("autoRoute", &self.auto_route);
+        let max_members = check.if_given("maxMembers", &self.max_members);
+        let max_members = max_members.map(|most| check.range("maxMembers", *most, members));
+        let field = "maxConcurrentTasks";
+        let tasks = check.if_given(field, &self.max_concurrent_tasks);
+        let tasks = tasks.map(|most| check.range(field, *most, CONCURRENT_TASKS));
+        let mut edits = Edits::default();
+        if let Some(key) = key {
+            new.name_key = Set(key);
+        }
+        edits.set("name", &mut new.name, name);
+        edits.set("displayName", &mut new.display_name, display_name);
+        edits.set("description", &mut new.description, description);
+        edits.set("projectId", &mut new.project_id, self.project);
+        edits.set("requireReview", &mut new.require_review, review.copied());
+        edits.set("autoRoute", &mut new.auto_route, route.copied());
+        edits.set("maxMembers", &mut new.max_members, max_members);
+        edits.set(field, &mut new.max_concurrent_tasks, tasks);
+        edits
+    }
+}
+
 /// Input for a status transition of a circle, such as `startCircle`.
 #[derive(InputObject)]
 pub struct CircleActionInput {
@@ -725,53 +813,32 @@ impl CircleMutation {
         input: CreateCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Uuid::now_v7();
-        let project = Kind::Project.parse_opt(input.project_id.as_ref(), "projectId")?;
+        let fields = input.fields()?;
         let joining = input.members.as_deref().unwrap_or_default();
         let agents = NewMemberInput::agents(joining)?;
         let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
-            let (name, name_key) = check.name("name", &input.name, MAX_NAME);
-            let mut row = circle::Model {
-                id,
-                created_at: change.now,
-                updated_at: change.now,
-                version: 1,
-                owner_id: change.viewer.id(),
-                project_id: project,
-                name,
-                name_key,
-                display_name: check.optional_line(
-                    "displayName",
-                    input.display_name.as_deref(),
-                    MAX_DISPLAY_NAME,
-                ),
-                description: check.optional_text(
-                    "description",
-                    input.description.as_deref(),
-                    MAX_DESCRIPTION,
-                ),
-                status: circle::CircleStatus::Created,
-                require_review: input.require_review,
-                auto_route: input.auto_route,
-                max_members: check.range("maxMembers", input.max_members, MEMBERS),
-                max_concurrent_tasks: check.range(
-                    "maxConcurrentTasks",
-                    input.max_concurrent_tasks,
-                    CONCURRENT_TASKS,
-                ),
-                started_at: None,
-                stopped_at: None,
-                archived_at: None,
+            let mut new = circle::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                version: Set(1),
+                owner_id: Set(change.viewer.id()),
+                status: Set(circle::CircleStatus::Created),
+                started_at: Set(None),
+                stopped_at: Set(None),
+                archived_at: Set(None),
+                ..Default::default()
             };
+            fields.apply(&mut new, MEMBERS, &mut check);
+            let mut row = new.try_into_model()?;
             let joiners = NewMemberInput::check(joining, &agents, &mut check);
-            if let Some(project) = project {
+            if let Some(project) = fields.project.flatten() {
                 change.project(project, "projectId").await?;
             }
-            change.check_joiners(&joiners).await?;
+            members::check_joiners(&change, &joiners).await?;
             check_room(&mut check, &row, 0, joiners.len());
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
+            check.faults()?;
             change.append(edited(EventType::CircleCreated, &row, &[]));
             let before = row.status;
             if input.start_now {
@@ -781,13 +848,9 @@ impl CircleMutation {
                 row.version += 1;
             }
             let insert = circle::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    return Ok(Outcome::fault(None, name_taken()));
-                }
-                done => done?,
-            };
-            change.add_members(&row, joiners, &[]).await?;
+            let insert = insert.exec_without_returning(&change.transaction);
+            unique(insert.await, name_taken)?;
+            members::add(&mut change, &row, joiners, &[]).await?;
             if input.start_now {
                 change.append(moved(EventType::CircleStarted, &row, before));
             }
@@ -805,74 +868,32 @@ impl CircleMutation {
         input: UpdateCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let project = match &input.project_id {
-            MaybeUndefined::Undefined => None,
-            project => Some(Kind::Project.parse_opt(project.value(), "projectId")?),
-        };
-        let outcome = change(ctx, None, async |mut change| {
-            let row = change.circle(id, "circleId", Access::Owner).await?;
-            let allowed =
-                check_open(&row).and_then(|()| check_version(input.expected_version, row.version));
-            if let Err(fault) = allowed {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
-            if let Some(project) = project.flatten()
+        let fields = input.fields()?;
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let row = accessible(&change, id, "circleId", Access::Owner).await?;
+            check_open(&row)?;
+            check_version(input.expected_version, row.version)?;
+            if let Some(project) = fields.project.flatten()
                 && row.project_id != Some(project)
             {
                 change.project(project, "projectId").await?;
             }
-            let mut check = Check::default();
-            let name = check.if_given("name", &input.name);
-            let (name, key) = name.map(|name| check.name("name", name, MAX_NAME)).unzip();
-            let display_name = input.display_name.as_opt_deref();
-            let display_name = display_name
-                .map(|value| check.optional_line("displayName", value, MAX_DISPLAY_NAME));
-            let description = input.description.as_opt_deref();
-            let description =
-                description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
-            let review = check
-                .if_given("requireReview", &input.require_review)
-                .copied();
-            let route = check.if_given("autoRoute", &input.auto_route).copied();
-            let members = check.if_given("maxMembers", &input.max_members).copied();
-            if let Some(most) = members {
-                // Only a lowered limit can be below the current number of members.
-                let least = if most < row.max_members && MEMBERS.contains(&most) {
-                    change.count_members(id).await?
-                } else {
-                    *MEMBERS.start()
-                };
-                check.range("maxMembers", most, least..=*MEMBERS.end());
-            }
-            let field = "maxConcurrentTasks";
-            let tasks = check.if_given(field, &input.max_concurrent_tasks).copied();
-            let tasks = tasks.map(|most| check.range(field, most, CONCURRENT_TASKS));
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            // Only a lowered limit can be below the current number of members.
+            let least = match fields.max_members.value() {
+                Some(most) if *most < row.max_members && MEMBERS.contains(most) => {
+                    members::count(&change, id).await?
+                }
+                _ => *MEMBERS.start(),
+            };
             let version = row.version;
             let mut new = row.into_active_model();
-            let mut edits = Edits::default();
-            if let Some(key) = key {
-                new.name_key = Set(key);
-            }
-            edits.set("name", &mut new.name, name);
-            edits.set("displayName", &mut new.display_name, display_name);
-            edits.set("description", &mut new.description, description);
-            edits.set("projectId", &mut new.project_id, project);
-            edits.set("requireReview", &mut new.require_review, review);
-            edits.set("autoRoute", &mut new.auto_route, route);
-            edits.set("maxMembers", &mut new.max_members, members);
-            edits.set(field, &mut new.max_concurrent_tasks, tasks);
+            let mut check = Check::default();
+            let edits = fields.apply(&mut new, least..=*MEMBERS.end(), &mut check);
+            check.faults()?;
             if !edits.is_empty() {
                 new.version = Set(version + 1);
                 new.updated_at = Set(change.now);
-                let row = match new.update(&change.transaction).await {
-                    Err(error) if is_taken(&error) => {
-                        return Ok(Outcome::fault(Some(id), name_taken()));
-                    }
-                    done => done?,
-                };
+                let row = unique(new.update(&change.transaction).await, name_taken)?;
                 change.append(edited(EventType::CircleUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
@@ -941,19 +962,17 @@ impl CircleMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Circle.parse(&input.id, "id")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             use circle::CircleStatus::{Archived, Created, Stopped};
-            let row = change.circle(id, "id", Access::Owner).await?;
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            let row = accessible(&change, id, "id", Access::Owner).await?;
+            check_version(input.expected_version, row.version)?;
             if ![Created, Stopped, Archived].contains(&row.status) {
-                return Ok(Outcome::fault(Some(id), cannot(row.status, "deleted")));
+                return Err(cannot(row.status, "deleted").into());
             }
             crate::conversation::workflow::cancel_all(&mut change, &row).await?;
-            change.unshare(&row).await?;
+            unshare(&mut change, &row).await?;
             change.append(edited(EventType::CircleDeleted, &row, &[]));
-            change.free_agents(id).await?;
+            free_agents(&mut change, id).await?;
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -969,29 +988,22 @@ impl CircleMutation {
         input: ShareCircleInput,
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let row = change.circle(id, "circleId", Access::Owner).await?;
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let row = accessible(&change, id, "circleId", Access::Owner).await?;
+            check_open(&row)?;
             let mut check = Check::default();
             let (email, _) = check.email("email", &input.email);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             let user = by_email(&change.transaction, &email).await?;
             let user = user.filter(|user| user.is_active).map(|user| user.id);
-            let Some(user) = user else {
-                // The response must not reveal that a deactivated account exists.
-                let fault = share_fault("No active user has this e-mail address.");
-                return Ok(Outcome::fault(Some(id), fault));
-            };
+            // The response must not reveal that a deactivated account exists.
+            let user =
+                user.ok_or_else(|| share_fault("No active user has this e-mail address."))?;
             if user == row.owner_id {
-                let fault = share_fault("This user owns the circle.");
-                return Ok(Outcome::fault(Some(id), fault));
+                return Err(share_fault("This user owns the circle.").into());
             }
             let role = input.role.into();
-            if change.share(&row, user, role).await? {
+            if share(&change, &row, user, role).await? {
                 change.append(sharing(EventType::CircleShared, &row, user, Some(role)));
             }
             change.commit(vec![id]).await
@@ -1009,17 +1021,15 @@ impl CircleMutation {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let user = Kind::User.parse(&input.user_id, "userId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let leaves = user == change.viewer.id();
             let least = if leaves {
                 Access::Viewer
             } else {
                 Access::Owner
             };
-            let row = change.circle(id, "circleId", least).await?;
-            if let Err(fault) = check_open(&row) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+            let row = accessible(&change, id, "circleId", least).await?;
+            check_open(&row)?;
             let share = collaborator::Entity::delete_many()
                 .filter(collaborator::Column::CircleId.eq(id))
                 .filter(collaborator::Column::UserId.eq(user));
@@ -1030,8 +1040,7 @@ impl CircleMutation {
                     .lock_reference::<user::Entity>(Some(user), field)
                     .await?;
                 let message = "The circle is not shared with this user.";
-                let fault = UserError::new(field, UserErrorCode::Invalid, message);
-                return Ok(Outcome::fault(Some(id), fault));
+                return Err(UserError::new(field, UserErrorCode::Invalid, message).into());
             }
             change.append(sharing(EventType::CircleUnshared, &row, user, None));
             let reads_on = !leaves || change.viewer.is_admin();
@@ -1121,14 +1130,12 @@ impl Step {
     ) -> Result<CirclePayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let rule = self.rule();
-        let outcome = change(ctx, None, async |mut change| {
-            let row = change.circle(id, "circleId", rule.least).await?;
-            if let Err(fault) = check_version(input.expected_version, row.version) {
-                return Ok(Outcome::fault(Some(id), fault));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let row = accessible(&change, id, "circleId", rule.least).await?;
+            check_version(input.expected_version, row.version)?;
             let before = row.status;
             if !rule.from.contains(&before) {
-                return Ok(Outcome::fault(Some(id), cannot(before, rule.done)));
+                return Err(cannot(before, rule.done).into());
             }
             let version = row.version + 1;
             let mut new = row.into_active_model();
@@ -1142,14 +1149,10 @@ impl Step {
                 Self::Restore => new.archived_at = Set(None),
                 Self::Pause => {}
             }
-            let row = match new.update(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    let message = "The owner already has another circle with this name.";
-                    let fault = UserError::general(UserErrorCode::Taken, message);
-                    return Ok(Outcome::fault(Some(id), fault));
-                }
-                done => done?,
-            };
+            let row = unique(new.update(&change.transaction).await, || {
+                let message = "The owner already has another circle with this name.";
+                UserError::general(UserErrorCode::Taken, message)
+            })?;
             change.append(moved(rule.event, &row, before));
             match self {
                 Self::Start => change.route_pending(&row).await?,
@@ -1172,109 +1175,107 @@ struct Transition {
     done: &'static str,
 }
 
-impl Change<'_> {
-    /// Appends a `circle.unshared` event for each collaborator of a circle.
-    async fn unshare(&mut self, circle: &circle::Model) -> Result<(), Error> {
-        let users: Vec<Uuid> = collaborator::Entity::find()
-            .select_only()
-            .column(collaborator::Column::UserId)
-            .filter(collaborator::Column::CircleId.eq(circle.id))
-            .order_by_asc(collaborator::Column::Id)
-            .into_tuple()
-            .all(&self.transaction)
-            .await?;
-        for user in users {
-            self.append(sharing(EventType::CircleUnshared, circle, user, None));
-        }
-        Ok(())
+/// Appends a `circle.unshared` event for each collaborator of a circle.
+async fn unshare(change: &mut Change<'_>, circle: &circle::Model) -> Result<(), Error> {
+    let users: Vec<Uuid> = collaborator::Entity::find()
+        .select_only()
+        .column(collaborator::Column::UserId)
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .order_by_asc(collaborator::Column::Id)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    for user in users {
+        change.append(sharing(EventType::CircleUnshared, circle, user, None));
     }
+    Ok(())
+}
 
-    /// Shares a circle with a user. Returns whether anything changed.
-    async fn share(
-        &self,
-        circle: &circle::Model,
-        user: Uuid,
-        role: collaborator::CollaboratorRole,
-    ) -> Result<bool, Error> {
-        let share = collaborator::Entity::find()
-            .filter(collaborator::Column::CircleId.eq(circle.id))
-            .filter(collaborator::Column::UserId.eq(user));
-        match share.one(&self.transaction).await? {
-            Some(share) if share.role == role => return Ok(false),
-            Some(share) => {
-                let mut share = share.into_active_model();
-                share.role = Set(role);
-                share.updated_at = Set(self.now);
-                share.update(&self.transaction).await?;
-            }
-            None => {
-                let share = collaborator::Model {
-                    id: Uuid::now_v7(),
-                    created_at: self.now,
-                    updated_at: self.now,
-                    circle_id: circle.id,
-                    user_id: user,
-                    role,
-                    added_by: Some(self.viewer.id()),
-                };
-                collaborator::Entity::insert(share.into_active_model())
-                    .exec_without_returning(&self.transaction)
-                    .await?;
-            }
+/// Shares a circle with a user. Returns whether anything changed.
+async fn share(
+    change: &Change<'_>,
+    circle: &circle::Model,
+    user: Uuid,
+    role: collaborator::CollaboratorRole,
+) -> Result<bool, Error> {
+    let share = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .filter(collaborator::Column::UserId.eq(user));
+    match share.one(&change.transaction).await? {
+        Some(share) if share.role == role => return Ok(false),
+        Some(share) => {
+            let mut share = share.into_active_model();
+            share.role = Set(role);
+            share.updated_at = Set(change.now);
+            share.update(&change.transaction).await?;
         }
-        Ok(true)
+        None => {
+            let share = collaborator::Model {
+                id: Uuid::now_v7(),
+                created_at: change.now,
+                updated_at: change.now,
+                circle_id: circle.id,
+                user_id: user,
+                role,
+                added_by: Some(change.viewer.id()),
+            };
+            collaborator::Entity::insert(share.into_active_model())
+                .exec_without_returning(&change.transaction)
+                .await?;
+        }
     }
+    Ok(true)
+}
 
-    /// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
-    async fn free_agents(&mut self, circle: Uuid) -> Result<(), Error> {
-        use agent::{AgentStatus, Column};
-        let in_progress = || {
-            task::Entity::find()
-                .select_only()
-                .column(task::Column::AssigneeId)
-                .filter(task::Column::Status.eq(task::TaskStatus::InProgress))
-        };
-        let here = in_progress().filter(task::Column::CircleId.eq(circle));
-        let mut agents: Vec<(Uuid, Uuid, String, i32)> = agent::Entity::find()
+/// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
+async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result<(), Error> {
+    use agent::{AgentStatus, Column};
+    let in_progress = || {
+        task::Entity::find()
             .select_only()
-            .columns([Column::Id, Column::OwnerId, Column::Name, Column::Version])
-            .filter(Column::Status.eq(AgentStatus::Busy))
-            .filter(Column::Id.in_subquery(here.into_query()))
-            .order_by_asc(Column::Id)
-            .lock(LockType::NoKeyUpdate)
-            .into_tuple()
-            .all(&self.transaction)
-            .await?;
-        if agents.is_empty() {
-            return Ok(());
-        }
-        let backend = self.transaction.get_database_backend();
-        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
-        let assignee = task::Column::AssigneeId.as_column_ref();
-        let elsewhere = in_progress()
-            .filter(task::Column::CircleId.ne(circle))
-            .filter(is_among(backend, assignee, &ids));
-        let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&self.transaction).await?;
-        agents.retain(|(id, ..)| !elsewhere.contains(id));
-        let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
-        agent::Entity::update_many()
-            .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
-            .col_expr(Column::UpdatedAt, Expr::value(self.now))
-            .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
-            .exec(&self.transaction)
-            .await?;
-        for (id, owner, name, version) in agents {
-            let payload = json!({
-                "name": name,
-                "fromStatus": AgentStatus::Busy.to_value(),
-                "toStatus": AgentStatus::Idle.to_value(),
-                "version": version,
-            });
-            let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
-            self.append(fact.owner(owner).agent(id));
-        }
-        Ok(())
+            .column(task::Column::AssigneeId)
+            .filter(task::Column::Status.eq(task::TaskStatus::InProgress))
+    };
+    let here = in_progress().filter(task::Column::CircleId.eq(circle));
+    let mut agents: Vec<(Uuid, Uuid, String, i32)> = agent::Entity::find()
+        .select_only()
+        .columns([Column::Id, Column::OwnerId, Column::Name, Column::Version])
+        .filter(Column::Status.eq(AgentStatus::Busy))
+        .filter(Column::Id.in_subquery(here.into_query()))
+        .order_by_asc(Column::Id)
+        .lock(LockType::NoKeyUpdate)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    if agents.is_empty() {
+        return Ok(());
     }
+    let backend = change.transaction.get_database_backend();
+    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    let assignee = task::Column::AssigneeId.as_column_ref();
+    let elsewhere = in_progress()
+        .filter(task::Column::CircleId.ne(circle))
+        .filter(is_among(backend, assignee, &ids));
+    let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&change.transaction).await?;
+    agents.retain(|(id, ..)| !elsewhere.contains(id));
+    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    agent::Entity::update_many()
+        .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
+        .col_expr(Column::UpdatedAt, Expr::value(change.now))
+        .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
+        .exec(&change.transaction)
+        .await?;
+    for (id, owner, name, version) in agents {
+        let payload = json!({
+            "name": name,
+            "fromStatus": AgentStatus::Busy.to_value(),
+            "toStatus": AgentStatus::Idle.to_value(),
+            "version": version,
+        });
+        let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
+        change.append(fact.owner(owner).agent(id));
+    }
+    Ok(())
 }
 
 /// Adds a fault if the joining agents and the `present` members exceed `maxMembers`.

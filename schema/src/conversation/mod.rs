@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     Viewer,
     agent::Agent,
-    circle::{Access, Circle, check_open},
+    circle::{Circle, check_open},
     conversation::{
         event::EventScope,
         messages::{Message, MessageFilter},
@@ -424,7 +424,7 @@ pub(crate) async fn editable(
     let held = held.one(&change.transaction).await?;
     let held = held.ok_or_else(|| Error::not_found(field))?;
     let circle = match held.circle_id {
-        Some(circle) => match change.circle(circle, field, Access::Editor).await {
+        Some(circle) => match crate::circle::editable(change, circle, field).await {
             // The circle was deleted after the row was read. Without a circle, only the owner may change the
             // conversation.
             Err(error) if error.code == Code::NotFound => return Err(Error::conflict().into()),

@@ -9,7 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    circle::{Access, check_open},
+    circle::{self, check_open},
     conversation::{
         Conversation, editable,
         event::EventScope,
@@ -65,7 +65,7 @@ impl ConversationMutation {
         let new = NewConversation::parse(input)?;
         let outcome = change(ctx, None, async |mut change| {
             let circle = match new.circle {
-                Some(id) => Some(change.circle(id, "circleId", Access::Editor).await?),
+                Some(id) => Some(circle::editable(&change, id, "circleId").await?),
                 None => None,
             };
             if let Some(circle) = &circle {

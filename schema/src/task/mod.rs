@@ -684,7 +684,7 @@ impl TaskMutation {
         let reviewer = Kind::Agent.parse_opt(input.reviewer_id.as_ref(), "reviewerId")?;
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let circle = change.circle(circle, "circleId", Access::Editor).await?;
+            let circle = crate::circle::editable(&change, circle, "circleId").await?;
             if let Err(fault) = check_open(&circle) {
                 return Ok(Outcome::fault(None, fault));
             }
@@ -1480,7 +1480,7 @@ impl Change<'_> {
             role,
             is_member,
         } = seen.await?.ok_or_else(|| Error::not_found(field))?;
-        self.check_access(&circle, role, field, Access::Editor)?;
+        crate::circle::check_access(self, &circle, role, field, Access::Editor)?;
         Ok(Found {
             circle,
             task,
