@@ -6,29 +6,32 @@ use std::{
 };
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject, resolver_utils::EnumType,
+    Context, Enum, ID, InputObject, Object, SimpleObject, resolver_utils::EnumType,
 };
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::try_join_all;
 use gathering_entity::{List, agent, circle, member, task};
 use sea_orm::{
-    ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait,
-    FromQueryResult, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait, Set,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, IntoActiveModel,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
     sea_query::{Expr, ExprTrait, JoinType, LockType, OnConflict},
 };
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     agent::Agent,
-    circle::{Circle, check_open, check_room},
-    data::{Change, Edits, Listed, Noun, Outcome, change, load},
+    circle::{
+        Circle,
+        event::membership,
+        inputs::{MEMBERS, NewMemberInput},
+        sharing,
+    },
+    data::{Change, Listed, Noun, load},
     db::{Rule, Totals, count_where, is_among},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
-    input::{Check, UserError, UserErrorCode, entries, entry},
+    input::{Check, UserError, UserErrorCode, entry},
     request::RequestExt,
     scalar::DateTime,
     task::ReviewType,
@@ -292,95 +295,8 @@ impl MemberFilter {
     }
 }
 
-/// Payload of `updateCircleMember` and `removeCircleMember`.
-#[derive(SimpleObject)]
-pub struct CircleMemberPayload {
-    /// The membership in its current state; null if there is none.
-    member: Option<CircleMember>,
-    /// Errors that the caller can correct; empty on success.
-    user_errors: Vec<UserError>,
-}
-
-impl CircleMemberPayload {
-    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
-        Ok(Self {
-            member: outcome.row::<CircleMember>(ctx).await?,
-            user_errors: outcome.errors,
-        })
-    }
-}
-
-/// Payload of `addCircleMembers`.
-#[derive(SimpleObject)]
-pub struct CircleMembersPayload {
-    /// The circle in its current state; null if there is none or the caller can no longer read it.
-    circle: Option<Circle>,
-    /// The memberships of the added agents, in the order of the input; empty if none was added.
-    members: Vec<CircleMember>,
-    /// Errors that the caller can correct; empty on success.
-    user_errors: Vec<UserError>,
-}
-
-impl CircleMembersPayload {
-    async fn new(ctx: &Context<'_>, outcome: Outcome) -> Result<Self, Error> {
-        let joined = outcome.rows.iter().skip(1);
-        let joined = joined.map(|id| outcome.load::<CircleMember>(ctx, *id));
-        let (circle, members) = try_join(outcome.row::<Circle>(ctx), try_join_all(joined)).await?;
-        Ok(Self {
-            circle,
-            members: members.into_iter().flatten().collect(),
-            user_errors: outcome.errors,
-        })
-    }
-}
-
-/// An agent to add to a circle.
-#[derive(InputObject)]
-pub struct NewMemberInput {
-    /// The agent. Only its owner or an administrator may add it to a circle.
-    agent_id: ID,
-    /// The role in the circle.
-    #[graphql(default_with = "MemberRole::Member")]
-    role: MemberRole,
-    /// The competencies in this circle, instead of the agent's own; at most 50 of at most 100 characters.
-    competencies: Option<Vec<String>>,
-    /// The review types in this circle, instead of the agent's own. At most 10 values of `ReviewType`, or `all`.
-    review_types: Option<Vec<String>>,
-}
-
-/// Input for `addCircleMembers`.
-#[derive(InputObject)]
-pub struct AddCircleMembersInput {
-    /// The circle.
-    circle_id: ID,
-    /// The agents to add: 1 to 100, each once.
-    members: Vec<NewMemberInput>,
-}
-
-/// Input for `updateCircleMember`. Omitted fields keep their value; null clears a nullable field.
-#[derive(InputObject)]
-pub struct UpdateCircleMemberInput {
-    /// The membership.
-    member_id: ID,
-    /// The role of the agent in the circle.
-    role: MaybeUndefined<MemberRole>,
-    /// The competencies in this circle; at most 50 entries of at most 100 characters. If empty, those of the agent
-    /// apply.
-    competencies: MaybeUndefined<Vec<String>>,
-    /// The review types in this circle: at most 10 values of `ReviewType`, or `all`. If empty, those of the agent
-    /// apply.
-    review_types: MaybeUndefined<Vec<String>>,
-}
-
-/// Input for `removeCircleMember`.
-#[derive(InputObject)]
-pub struct RemoveCircleMemberInput {
-    /// The membership.
-    member_id: ID,
-}
-
 /// An agent to add to a circle. Its input is validated, its ownership is not.
-pub(crate) struct Joiner {
+pub(super) struct Joiner {
     /// The index in the input.
     place: usize,
     agent: Uuid,
@@ -401,7 +317,7 @@ impl NewMemberInput {
     ///
     /// # Errors
     /// `BAD_USER_INPUT` for an id that is not an agent id.
-    pub(crate) fn agents(inputs: &[Self]) -> Result<Vec<Uuid>, Error> {
+    pub(super) fn agents(inputs: &[Self]) -> Result<Vec<Uuid>, Error> {
         let agents = inputs.iter().enumerate().map(|(place, input)| {
             Kind::Agent.parse(&input.agent_id, &format!("members.{place}.agentId"))
         });
@@ -409,7 +325,7 @@ impl NewMemberInput {
     }
 
     /// Returns the valid agents to add, and adds validation errors for the others to `check`.
-    pub(crate) fn check(inputs: &[Self], agents: &[Uuid], check: &mut Check) -> Vec<Joiner> {
+    pub(super) fn check(inputs: &[Self], agents: &[Uuid], check: &mut Check) -> Vec<Joiner> {
         if inputs.len() > MAX_JOINERS {
             let message = format!("`members` must have at most {MAX_JOINERS} entries.");
             check.fault("members", UserErrorCode::TooMany, message);
@@ -439,7 +355,7 @@ impl NewMemberInput {
     }
 }
 
-fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
+pub(super) fn competent(check: &mut Check, field: &str, values: &[String]) -> List {
     check.words(field, values, MAX_COMPETENCIES, MAX_COMPETENCY)
 }
 
@@ -460,122 +376,53 @@ pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> Li
     List(words)
 }
 
-/// Member mutations.
-#[derive(Default)]
-pub struct MemberMutation;
-
-#[Object]
-impl MemberMutation {
-    /// Adds agents to a circle, all of them or none; former members rejoin. Requires editor access to the circle and
-    /// ownership of the agents, or an administrator: an agent of another user is `FORBIDDEN`, or `NOT_FOUND` if the
-    /// caller may not read it. `userErrors` codes besides input validation: `TAKEN` for an agent that is already an
-    /// active member; `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for more than the circle's
-    /// `maxMembers`; `BAD_TRANSITION` while the circle is `ARCHIVED`.
-    async fn add_circle_members(
-        &self,
-        ctx: &Context<'_>,
-        input: AddCircleMembersInput,
-    ) -> Result<CircleMembersPayload, Error> {
-        let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
-        let agents = NewMemberInput::agents(&input.members)?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let circle = crate::circle::editable(&change, id, "circleId").await?;
-            check_open(&circle)?;
-            let mut check = Check::default();
-            if agents.is_empty() {
-                check.required("members");
-            }
-            let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
-            check_joiners(&change, &joiners).await?;
-            let known = memberships(&change, id, &joiners).await?;
-            let mut fresh = joiners.len();
-            for joiner in &joiners {
-                let is_there = |member: &&member::Model| member.agent_id == joiner.agent;
-                if known
-                    .iter()
-                    .find(is_there)
-                    .is_some_and(|member| member.is_active)
-                {
-                    let message = "This agent is already a member.";
-                    check.fault(&joiner.path(), UserErrorCode::Taken, message);
-                    fresh -= 1;
-                }
-            }
-            let present = count(&change, id).await?;
-            check_room(&mut check, &circle, present, fresh);
-            check.faults()?;
-            let mut rows = vec![id];
-            rows.extend(add(&mut change, &circle, joiners, &known).await?);
-            change.commit(rows).await
-        });
-        CircleMembersPayload::new(ctx, outcome.await?).await
-    }
-
-    /// Updates an active membership. Requires editor access to the circle. `userErrors` codes besides input validation:
-    /// `NOT_MEMBER` if the agent has left; `BAD_TRANSITION` while the circle is `ARCHIVED`.
-    async fn update_circle_member(
-        &self,
-        ctx: &Context<'_>,
-        input: UpdateCircleMemberInput,
-    ) -> Result<CircleMemberPayload, Error> {
-        let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let (circle, row) = editable(&change, id, "memberId").await?;
-            check_open(&circle)?;
-            check_present(&row)?;
-            let mut check = Check::default();
-            let role = check.if_given("role", &input.role);
-            let role = role.map(|role| member::MemberRole::from(*role));
-            let competencies = entries(&input.competencies);
-            let competencies =
-                competencies.map(|values| competent(&mut check, "competencies", values));
-            let reviews = entries(&input.review_types);
-            let reviews = reviews.map(|values| reviewing(&mut check, "reviewTypes", values));
-            check.faults()?;
-            let mut new = row.into_active_model();
-            let mut edits = Edits::default();
-            edits.set("role", &mut new.role, role);
-            edits.set("competencies", &mut new.competencies, competencies);
-            edits.set("reviewTypes", &mut new.review_types, reviews);
-            if !edits.is_empty() {
-                new.updated_at = Set(change.now);
-                let row = new.update(&change.transaction).await?;
-                change.append(fact(EventType::MemberUpdated, &circle, &row, edits.names()));
-            }
-            change.commit(vec![id]).await
-        });
-        CircleMemberPayload::new(ctx, outcome.await?).await
-    }
-
-    /// Removes an agent from a circle. Its tasks there that are `ASSIGNED`, `CHANGES_REQUESTED` or `BLOCKED` become
-    /// `PENDING`. Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER` if the agent has left already;
-    /// `IN_USE` while one of its tasks there is `IN_PROGRESS` or `IN_REVIEW`; `BAD_TRANSITION` while the circle is
-    /// `ARCHIVED`.
-    async fn remove_circle_member(
-        &self,
-        ctx: &Context<'_>,
-        input: RemoveCircleMemberInput,
-    ) -> Result<CircleMemberPayload, Error> {
-        let id = Kind::Member.parse(&input.member_id, "memberId")?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let (circle, row) = editable(&change, id, "memberId").await?;
-            check_open(&circle)?;
-            check_present(&row)?;
-            let mut new = row.into_active_model();
-            new.is_active = Set(false);
-            new.left_at = Set(Some(change.now));
-            new.updated_at = Set(change.now);
-            let row = new.update(&change.transaction).await?;
-            change.append(removed(&circle, &row));
-            change.release_tasks(&circle, row.agent_id).await??;
-            change.commit(vec![id]).await
-        });
-        CircleMemberPayload::new(ctx, outcome.await?).await
+/// Adds a fault if the joining agents and the `present` members exceed `maxMembers`.
+pub(super) fn check_room(check: &mut Check, circle: &circle::Model, present: i32, joining: usize) {
+    let room = usize::try_from(circle.max_members - present).unwrap_or_default();
+    // A bound that is out of range has been reported already.
+    if joining > room && MEMBERS.contains(&circle.max_members) {
+        let message = format!(
+            "The circle allows at most {} active members and has {present}.",
+            circle.max_members
+        );
+        check.fault("members", UserErrorCode::LimitReached, message);
     }
 }
 
+/// Adds a fault for each joining agent that is already an active member. Returns the number of the others. `known` are
+/// the memberships of the joining agents.
+pub(super) fn check_absent(
+    check: &mut Check,
+    joiners: &[Joiner],
+    known: &[member::Model],
+) -> usize {
+    let mut fresh = joiners.len();
+    for joiner in joiners {
+        let is_there = |member: &member::Model| member.agent_id == joiner.agent && member.is_active;
+        if known.iter().any(is_there) {
+            let message = "This agent is already a member.";
+            check.fault(&joiner.path(), UserErrorCode::Taken, message);
+            fresh -= 1;
+        }
+    }
+    fresh
+}
+
+/// A former member cannot be changed, only added again.
+pub(super) fn check_present(row: &member::Model) -> Result<(), UserError> {
+    if row.is_active {
+        return Ok(());
+    }
+    let message = "The agent has left the circle.";
+    Err(UserError::new(
+        "memberId",
+        UserErrorCode::NotMember,
+        message,
+    ))
+}
+
 /// Loads a membership that the viewer may change, with its circle, which is locked.
-async fn editable(
+pub(super) async fn editable(
     change: &Change<'_>,
     id: Uuid,
     field: &str,
@@ -586,14 +433,14 @@ async fn editable(
         .column(member::Column::CircleId);
     let circle: Option<Uuid> = circle.into_tuple().one(&change.transaction).await?;
     let circle = circle.ok_or_else(|| Error::not_found(field))?;
-    let circle = crate::circle::editable(change, circle, field).await?;
+    let circle = sharing::editable(change, circle, field).await?;
     let any = Rule::default();
     let row = change.row::<member::Entity>(&any, id, field).await?;
     Ok((circle, row))
 }
 
 /// The number of active members of a circle.
-pub(crate) async fn count(change: &Change<'_>, circle: Uuid) -> Result<i32, Error> {
+pub(super) async fn count(change: &Change<'_>, circle: Uuid) -> Result<i32, Error> {
     let active = member::Entity::find()
         .filter(member::Column::CircleId.eq(circle))
         .filter(member::Column::IsActive.eq(true));
@@ -602,7 +449,7 @@ pub(crate) async fn count(change: &Change<'_>, circle: Uuid) -> Result<i32, Erro
 }
 
 /// The memberships, current and former, of joining agents in a circle.
-async fn memberships(
+pub(super) async fn memberships(
     change: &Change<'_>,
     circle: Uuid,
     joiners: &[Joiner],
@@ -621,7 +468,7 @@ async fn memberships(
 ///
 /// # Errors
 /// `NOT_FOUND` and `FORBIDDEN`, naming the first agent concerned.
-pub(crate) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Result<(), Error> {
+pub(super) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Result<(), Error> {
     if joiners.is_empty() {
         return Ok(());
     }
@@ -656,7 +503,7 @@ pub(crate) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Re
 
 /// Adds agents to a circle, in one statement, and returns the ids of the memberships. `known` are former
 /// memberships in the circle, which are reactivated.
-pub(crate) async fn add(
+pub(super) async fn add(
     change: &mut Change<'_>,
     circle: &circle::Model,
     joiners: Vec<Joiner>,
@@ -703,46 +550,13 @@ pub(crate) async fn add(
     let joined = new.into_iter().map(|mut row| {
         let past = known.iter().find(|past| past.agent_id == row.agent_id);
         row.id = past.map_or(row.id, |past| past.id);
-        change.append(fact(EventType::MemberAdded, circle, &row, &[]));
+        change.append(membership(EventType::MemberAdded, circle, &row, &[]));
         row.id
     });
     Ok(joined.collect())
 }
 
-/// A former member cannot be changed, only added again.
-fn check_present(row: &member::Model) -> Result<(), UserError> {
-    if row.is_active {
-        return Ok(());
-    }
-    let message = "The agent has left the circle.";
-    Err(UserError::new(
-        "memberId",
-        UserErrorCode::NotMember,
-        message,
-    ))
-}
-
 /// The event for an agent that has left a circle.
 pub(crate) fn removed(circle: &circle::Model, row: &member::Model) -> NewEvent {
-    fact(EventType::MemberRemoved, circle, row, &[])
-}
-
-fn fact(
-    kind: EventType,
-    circle: &circle::Model,
-    row: &member::Model,
-    changed: &[&str],
-) -> NewEvent {
-    let payload = json!({
-        "circleId": Kind::Circle.id(row.circle_id).as_str(),
-        "agentId": Kind::Agent.id(row.agent_id).as_str(),
-        "role": row.role.to_value(),
-        "changed": changed,
-        "updatedAt": row.updated_at,
-    });
-    NewEvent::new(kind, row.id, payload)
-        .owner(circle.owner_id)
-        .circle(circle.id)
-        .project(circle.project_id)
-        .agent(row.agent_id)
+    membership(EventType::MemberRemoved, circle, row, &[])
 }
