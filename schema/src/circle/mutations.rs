@@ -25,6 +25,7 @@ use crate::{
     events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
+    task::routing,
 };
 
 /// Payload of the circle mutations.
@@ -428,7 +429,7 @@ impl MemberMutation {
             new.updated_at = Set(change.now);
             let row = new.update(&change.transaction).await?;
             change.append(members::removed(&circle, &row));
-            change.release_tasks(&circle, row.agent_id).await??;
+            routing::release(&mut change, &circle, row.agent_id).await?;
             change.commit(vec![id]).await
         });
         CircleMemberPayload::new(ctx, outcome.await?).await

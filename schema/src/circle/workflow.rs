@@ -20,6 +20,7 @@ use crate::{
     events::{EventType, NewEvent},
     id::Kind,
     input::{UserError, UserErrorCode},
+    task::routing,
     workflow::Transition,
 };
 
@@ -85,7 +86,7 @@ pub(super) async fn run(
         })?;
         change.append(moved(transition.event, &row, before));
         match (before, transition.to) {
-            (_, Running) => change.route_pending(&row).await?,
+            (_, Running) => routing::assign_pending(&mut change, &row).await?,
             (Archived, _) | (_, Created | Paused) => {}
             (_, Stopped | Archived) => conversation::workflow::pause_all(&mut change, &row).await?,
         }
