@@ -18,6 +18,7 @@ use crate::{
         members::{self, CircleMember},
         sharing, workflow,
     },
+    conversation,
     data::{Edits, Outcome, change, check_version, unique},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
@@ -261,7 +262,7 @@ impl CircleMutation {
             let row = sharing::accessible(&change, id, "id", Access::Owner).await?;
             check_version(input.expected_version, row.version)?;
             workflow::check_deletable(&row)?;
-            change.cancel_conversations(&row).await?;
+            conversation::workflow::cancel_all(&mut change, &row).await?;
             sharing::unshare_all(&mut change, &row).await?;
             change.append(event::edited(EventType::CircleDeleted, &row, &[]));
             workflow::free_agents(&mut change, id).await?;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     circle::{Access, accessible, event::moved, inputs::CircleActionInput},
+    conversation,
     data::{Change, Outcome, change, check_version, unique},
     db::is_among,
     error::Error,
@@ -87,7 +88,7 @@ pub(super) async fn run(
         match (before, transition.to) {
             (_, Running) => routing::assign_pending(&mut change, &row).await?,
             (Archived, _) | (_, Created | Paused) => {}
-            (_, Stopped | Archived) => change.pause_conversations(&row).await?,
+            (_, Stopped | Archived) => conversation::workflow::pause_all(&mut change, &row).await?,
         }
         change.commit(vec![id]).await
     })
