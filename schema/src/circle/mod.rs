@@ -449,11 +449,7 @@ impl CircleFilter {
         let Some(filter) = filter else {
             return Ok(Condition::all());
         };
-        let status = filter.status.map(|status| {
-            circle::Column::Status.is_in(crate::db::distinct(
-                status.into_iter().map(circle::CircleStatus::from),
-            ))
-        });
+        let status = filter.status.map(|list| crate::db::is_one_of::<circle::CircleStatus>(circle::Column::Status, list));
         let project = Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?;
         Ok(Condition::all()
             .add_option(status)
@@ -765,7 +761,7 @@ impl CircleMutation {
             };
             let joiners = NewMemberInput::check(joining, &agents, &mut check);
             if let Some(project) = project {
-                change.project(project, "projectId").await?;
+                crate::project::editable(&change, project, "projectId").await?;
             }
             change.check_joiners(&joiners).await?;
             check_room(&mut check, &row, 0, joiners.len());
@@ -819,7 +815,7 @@ impl CircleMutation {
             if let Some(project) = project.flatten()
                 && row.project_id != Some(project)
             {
-                change.project(project, "projectId").await?;
+                crate::project::editable(&change, project, "projectId").await?;
             }
             let mut check = Check::default();
             let name = check.if_given("name", &input.name);
