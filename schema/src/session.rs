@@ -1,7 +1,5 @@
 //! Registration, sign-in, sign-out and sessions.
 
-use crate::auth::MAX_USER_NAME;
-use crate::auth::check_password;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
@@ -12,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::AuditAction,
-    auth::{Profile, SignedIn, in_session, live},
+    auth::{MAX_USER_NAME, Profile, SignedIn, check_password, in_session, live},
     data::{Connection, Listed, Order, Page, change},
     db::Totals,
     error::Error,
