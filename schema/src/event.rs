@@ -384,7 +384,7 @@ impl Events {
         Ok(Condition::all()
             .add(event::Column::Position.is_not_null())
             .add(readable)
-            .add(EventFilter::wanted(filter)?.condition()))
+            .add(EventFilter::feed_filter(filter)?.condition()))
     }
 }
 
@@ -405,7 +405,7 @@ pub struct EventFilter {
 
 impl EventFilter {
     /// Converts the input to the internal event filter.
-    pub(crate) fn wanted(filter: Option<Self>) -> Result<FeedFilter, Error> {
+    pub(crate) fn feed_filter(filter: Option<Self>) -> Result<FeedFilter, Error> {
         let Some(filter) = filter else {
             return Ok(FeedFilter::default());
         };

@@ -404,7 +404,7 @@ impl ProjectMutation {
             let insert = project::Entity::insert(row.clone().into_active_model());
             let inserted = insert.exec_without_returning(&change.transaction).await;
             unique(inserted, name_taken)?;
-            change.append(fact(EventType::ProjectCreated, &row, &[]));
+            change.append(changed(EventType::ProjectCreated, &row, &[]));
             change.commit(vec![id]).await
         });
         ProjectPayload::new(ctx, outcome.await?).await
@@ -426,7 +426,7 @@ impl ProjectMutation {
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
                 let row = unique(new.update(&change.transaction).await, name_taken)?;
-                change.append(fact(EventType::ProjectUpdated, &row, edits.names()));
+                change.append(changed(EventType::ProjectUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -442,7 +442,7 @@ impl ProjectMutation {
         let id = Kind::Project.parse(&input.id, "id")?;
         let outcome = change(ctx, None, async |mut change| {
             let row = editable(&change, id, "id").await?;
-            change.append(fact(EventType::ProjectDeleted, &row, &[]));
+            change.append(changed(EventType::ProjectDeleted, &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -473,7 +473,7 @@ fn name_taken() -> UserError {
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
-fn fact(kind: EventType, row: &project::Model, changed: &[&str]) -> NewEvent {
+fn changed(kind: EventType, row: &project::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "updatedAt": row.updated_at });
     NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)

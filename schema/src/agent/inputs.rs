@@ -8,6 +8,7 @@ use sea_orm::{ActiveValue, Set};
 
 use crate::{
     agent::AgentStatus,
+    catalogue::persona::{MAX_ENTRY, MAX_LIST, MAX_PROMPT, MAX_STYLE, TEMPERATURE},
     circle::members::reviewing,
     data::Edits,
     input::{Check, entries},
@@ -15,17 +16,8 @@ use crate::{
 
 /// Maximum length of an agent's name, in characters.
 const MAX_NAME: usize = 100;
-/// Maximum length of a system prompt, in characters.
-pub(crate) const MAX_PROMPT: usize = 20_000;
-/// Maximum length of a communication style, in characters.
-pub(crate) const MAX_STYLE: usize = 50;
-/// Maximum number of entries of a list field, and maximum length of an entry in characters.
-pub(crate) const MAX_LIST: usize = 50;
-pub(crate) const MAX_ENTRY: usize = 100;
-/// The allowed sampling temperatures.
-pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 /// The temperature if neither the input nor the persona sets one.
-pub(super) const USUAL_TEMPERATURE: f64 = 0.7;
+pub(super) const DEFAULT_TEMPERATURE: f64 = 0.7;
 /// The allowed review strictness.
 const STRICTNESS: RangeInclusive<f64> = 0.0..=1.0;
 

@@ -38,7 +38,6 @@ use crate::{
 
 pub use activity::{AgentActivity, AgentConversation};
 pub use inputs::{CreateAgentInput, UpdateAgentInput};
-pub(crate) use inputs::{MAX_ENTRY, MAX_LIST, MAX_PROMPT, MAX_STYLE, TEMPERATURE};
 pub use mutations::{AgentMutation, AgentPayload};
 
 /// The status of an agent.
@@ -358,7 +357,7 @@ impl AgentFilter {
             .map(|competency| filter(&competency, "competency"))
             .transpose()?
             .map(|competency| {
-                has(
+                contains_entry(
                     backend,
                     agent::Column::Competencies,
                     &text::fold(&competency),
@@ -380,7 +379,7 @@ impl AgentFilter {
 }
 
 /// Whether a list column contains an entry. PostgreSQL and SQLite need different SQL for it.
-fn has(backend: DbBackend, column: agent::Column, entry: &str) -> Expr {
+fn contains_entry(backend: DbBackend, column: agent::Column, entry: &str) -> Expr {
     let list = Expr::col(column.as_column_ref());
     if backend == DbBackend::Postgres {
         list.binary(

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     agent::{
         Agent, AgentStatus, event,
-        inputs::{AgentFields, CreateAgentInput, USUAL_TEMPERATURE, UpdateAgentInput},
+        inputs::{AgentFields, CreateAgentInput, DEFAULT_TEMPERATURE, UpdateAgentInput},
         workflow,
     },
     data::{Change, Edits, Outcome, change, check_version, unique},
@@ -56,12 +56,11 @@ impl AgentMutation {
         let (persona, model) = (persona.flatten(), model.flatten());
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let persona = change.lock_reference::<persona::Entity>(persona, "personaId");
-            let persona = persona.await?;
-            let preferred = persona
-                .as_ref()
-                .and_then(|persona| persona.default_model_id);
-            let model = model.or(preferred);
+            let persona = change
+                .lock_reference::<persona::Entity>(persona, "personaId")
+                .await?;
+            let default_model = persona.as_ref().and_then(|row| row.default_model_id);
+            let model = model.or(default_model);
             change
                 .lock_reference::<model::Entity>(model, "modelId")
                 .await?;
@@ -74,7 +73,7 @@ impl AgentMutation {
                 persona_id: Set(persona.as_ref().map(|persona| persona.id)),
                 model_id: Set(model),
                 competency_scores: Set(json!({})),
-                temperature: Set(persona.map_or(USUAL_TEMPERATURE, |row| row.default_temperature)),
+                temperature: Set(persona.map_or(DEFAULT_TEMPERATURE, |row| row.default_temperature)),
                 status: Set(agent::AgentStatus::Idle),
                 reviews_total: Set(0),
                 reviews_approved: Set(0),
@@ -109,11 +108,12 @@ impl AgentMutation {
             let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
             let row = editable(&change, row)?;
             check_version(input.expected_version, row.version)?;
-            let character =
-                change.lock_reference::<persona::Entity>(persona.flatten(), "personaId");
-            character.await?;
-            let engine = change.lock_reference::<model::Entity>(model.flatten(), "modelId");
-            engine.await?;
+            change
+                .lock_reference::<persona::Entity>(persona.flatten(), "personaId")
+                .await?;
+            change
+                .lock_reference::<model::Entity>(model.flatten(), "modelId")
+                .await?;
 
             let (from, version) = (row.status, row.version);
             let mut new = row.into_active_model();
@@ -128,7 +128,7 @@ impl AgentMutation {
             }
             check.faults()?;
 
-            let to = workflow::status(&change, id, from, status).await?;
+            let to = workflow::new_status(&change, id, from, status).await?;
             if edits.is_empty() && to == from {
                 return change.commit(vec![id]).await;
             }
@@ -173,7 +173,7 @@ impl AgentMutation {
     }
 }
 
-/// Passes on an agent that the viewer may change.
+/// Returns the agent if the viewer may change it.
 ///
 /// # Errors
 /// `FORBIDDEN` for an agent that the viewer may read, but not change.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The new status when the owner takes an agent offline or back into service.
-pub(super) async fn status(
+pub(super) async fn new_status(
     change: &Change<'_>,
     agent: Uuid,
     from: agent::AgentStatus,
@@ -37,16 +37,19 @@ pub(super) async fn status(
     })
 }
 
-/// Checks that no open task and no running conversation needs the agent.
+/// Checks that the agent has no open tasks and takes part in no open conversation.
 ///
 /// # Errors
 /// `IN_USE`.
 pub(super) async fn check_unused(change: &Change<'_>, agent: Uuid) -> Result<(), Stop> {
-    if change.any::<task::Entity>(in_hand(agent)).await? {
+    if change.any::<task::Entity>(open_tasks(agent)).await? {
         let message = "The agent has open tasks. Reassign or end them first.";
         return Err(in_use(message).into());
     }
-    if change.any::<conversation::Entity>(talks_in(agent)).await? {
+    if change
+        .any::<conversation::Entity>(open_conversations(agent))
+        .await?
+    {
         let message = "The agent takes part in conversations that have not ended. End them first.";
         return Err(in_use(message).into());
     }
@@ -79,7 +82,7 @@ pub(super) async fn leave_circles(change: &mut Change<'_>, agent: Uuid) -> Resul
 }
 
 /// Tasks assigned to an agent that have not ended.
-fn in_hand(agent: Uuid) -> Expr {
+fn open_tasks(agent: Uuid) -> Expr {
     use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
     let open = [Assigned, InProgress, InReview, ChangesRequested, Blocked];
     task::Column::AssigneeId
@@ -88,7 +91,7 @@ fn in_hand(agent: Uuid) -> Expr {
 }
 
 /// Conversations in which an agent takes part and that have not ended.
-fn talks_in(agent: Uuid) -> Expr {
+fn open_conversations(agent: Uuid) -> Expr {
     use conversation::ConversationStatus::{Active, Paused, Pending};
     let parts = participant::Entity::find()
         .select_only()

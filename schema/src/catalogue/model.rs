@@ -422,8 +422,9 @@ impl ModelMutation {
         let id = Uuid::now_v7();
         let (name, fields) = input.into_parts();
         let outcome = change(ctx, None, async |mut change| {
-            let runs_it = change.lock_reference::<provider::Entity>(Some(provider), "providerId");
-            runs_it.await?;
+            change
+                .lock_reference::<provider::Entity>(Some(provider), "providerId")
+                .await?;
             let mut check = Check::default();
             let mut new = model::ActiveModel {
                 id: Set(id),

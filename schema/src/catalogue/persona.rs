@@ -1,6 +1,6 @@
 //! Personas: reusable characters for agents.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{List, agent, model, persona};
@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::{
     access::Viewer,
-    agent::{MAX_ENTRY, MAX_LIST, MAX_PROMPT, MAX_STYLE, TEMPERATURE},
     catalogue::{Entry, model::Model},
     data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
     db::{Rule, contains, filter},
@@ -39,6 +38,15 @@ const MAX_DESCRIPTION: usize = 10_000;
 const MAX_ICON: usize = 50;
 /// Maximum length of the motto, in characters.
 const MAX_MOTTO: usize = 500;
+/// Maximum length of a system prompt, in characters.
+pub(crate) const MAX_PROMPT: usize = 20_000;
+/// Maximum length of a communication style, in characters.
+pub(crate) const MAX_STYLE: usize = 50;
+/// Maximum number of entries of a list field, and maximum length of an entry in characters.
+pub(crate) const MAX_LIST: usize = 50;
+pub(crate) const MAX_ENTRY: usize = 100;
+/// The allowed sampling temperatures.
+pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 
 /// A persona: a reusable character for agents.
 pub struct Persona(pub(crate) Arc<persona::Model>);
@@ -432,8 +440,9 @@ impl PersonaMutation {
         let model = model.flatten();
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let preferred = change.lock_reference::<model::Entity>(model, "defaultModelId");
-            preferred.await?;
+            change
+                .lock_reference::<model::Entity>(model, "defaultModelId")
+                .await?;
             let mut check = Check::default();
             let (name, name_key) = check.name("name", &name, MAX_NAME);
             let mut new = persona::ActiveModel {
@@ -471,9 +480,9 @@ impl PersonaMutation {
             let rule = Rule::default();
             let row = change.row::<persona::Entity>(&rule, id, "personaId");
             let mut new = row.await?.into_active_model();
-            let preferred =
-                change.lock_reference::<model::Entity>(model.flatten(), "defaultModelId");
-            preferred.await?;
+            change
+                .lock_reference::<model::Entity>(model.flatten(), "defaultModelId")
+                .await?;
             let (mut check, mut edits) = (Check::default(), Edits::default());
             input.fields.apply(&mut new, &mut check, &mut edits);
             edits.set("defaultModelId", &mut new.default_model_id, model);
