@@ -288,7 +288,9 @@ impl MemberFilter {
                 .add(active)
                 .add(member::Column::AgentId.in_subquery(readable))
         };
-        let role = filter.role.map(|list| crate::db::is_one_of::<member::MemberRole>(member::Column::Role, list));
+        let role = filter
+            .role
+            .map(|list| crate::db::is_one_of::<member::MemberRole>(member::Column::Role, list));
         Condition::all().add(present).add_option(role)
     }
 }
