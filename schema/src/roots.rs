@@ -13,7 +13,7 @@ use futures_util::Stream;
 use crate::{
     agent, audit_entry as audit,
     catalogue::{model, persona, provider},
-    circle::{self, members as member},
+    circle,
     conversation::{self, messages as message},
     dashboard,
     data::{DEFAULT_PAGE, list_size},
@@ -57,7 +57,7 @@ pub struct Mutation(
     agent::AgentMutation,
     project::ProjectMutation,
     circle::CircleMutation,
-    member::MemberMutation,
+    circle::MemberMutation,
     conversation::ConversationMutation,
     message::MessageMutation,
     task::TaskMutation,

@@ -1,20 +1,22 @@
 //! Events about circles, their sharing and their members.
 
-use crate::agent::Agent;
-use crate::circle::CircleStatus;
-use crate::circle::CollaboratorRole;
-use crate::circle::members::MemberRole;
-use crate::user::User;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, Object};
-use gathering_entity::{event, member, user};
+use gathering_entity::{circle, collaborator, event, member, user};
+use sea_orm::ActiveEnum;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
+    agent::Agent,
+    circle::{CircleStatus, CollaboratorRole, members::MemberRole},
     error::Error,
     event::{EventDetails, Payload},
+    events::{EventType, NewEvent},
     id::Kind,
     request::RequestExt,
+    user::User,
 };
 
 /// A change of a circle.
@@ -45,14 +47,14 @@ impl CircleChange {
     /// The status before the change.
     async fn from_status(&self) -> Option<CircleStatus> {
         self.0
-            .value::<gathering_entity::circle::CircleStatus>("fromStatus")
+            .value::<circle::CircleStatus>("fromStatus")
             .map(Into::into)
     }
 
     /// The status after the change.
     async fn to_status(&self) -> Option<CircleStatus> {
         self.0
-            .value::<gathering_entity::circle::CircleStatus>("toStatus")
+            .value::<circle::CircleStatus>("toStatus")
             .map(Into::into)
     }
 
@@ -93,7 +95,7 @@ impl SharingChange {
     /// The role of the user after the change; null if the circle is no longer shared.
     async fn role(&self) -> Option<CollaboratorRole> {
         self.0
-            .value::<gathering_entity::collaborator::CollaboratorRole>("role")
+            .value::<collaborator::CollaboratorRole>("role")
             .map(Into::into)
     }
 }
@@ -143,7 +145,7 @@ impl MemberChange {
     /// The role of the agent in the circle.
     async fn role(&self) -> MemberRole {
         self.0
-            .value::<gathering_entity::member::MemberRole>("role")
+            .value::<member::MemberRole>("role")
             .unwrap_or(member::MemberRole::Member)
             .into()
     }
@@ -152,4 +154,68 @@ impl MemberChange {
     async fn changed(&self) -> Vec<String> {
         self.0.changed()
     }
+}
+
+fn circle_event(kind: EventType, row: &circle::Model, payload: Value) -> NewEvent {
+    NewEvent::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .circle(row.id)
+        .project(row.project_id)
+}
+
+/// The event for a circle that was created, updated or deleted.
+pub(super) fn edited(kind: EventType, row: &circle::Model, changed: &[&str]) -> NewEvent {
+    let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
+    circle_event(kind, row, payload)
+}
+
+/// The event for a changed circle status.
+pub(super) fn moved(
+    kind: EventType,
+    row: &circle::Model,
+    before: circle::CircleStatus,
+) -> NewEvent {
+    let payload = json!({
+        "name": row.name,
+        "fromStatus": before.to_value(),
+        "toStatus": row.status.to_value(),
+        "version": row.version,
+    });
+    circle_event(kind, row, payload)
+}
+
+/// The event for a changed collaborator. Delivered to the user concerned, even if that user cannot read the circle.
+pub(super) fn collaboration(
+    kind: EventType,
+    row: &circle::Model,
+    user: Uuid,
+    role: Option<collaborator::CollaboratorRole>,
+) -> NewEvent {
+    let payload = json!({
+        "userId": Kind::User.id(user).as_str(),
+        "role": role.map(|role| role.to_value()),
+        "version": row.version,
+    });
+    circle_event(kind, row, payload).owner(user)
+}
+
+/// The event for a changed membership.
+pub(super) fn membership(
+    kind: EventType,
+    circle: &circle::Model,
+    row: &member::Model,
+    changed: &[&str],
+) -> NewEvent {
+    let payload = json!({
+        "circleId": Kind::Circle.id(row.circle_id).as_str(),
+        "agentId": Kind::Agent.id(row.agent_id).as_str(),
+        "role": row.role.to_value(),
+        "changed": changed,
+        "updatedAt": row.updated_at,
+    });
+    NewEvent::new(kind, row.id, payload)
+        .owner(circle.owner_id)
+        .circle(circle.id)
+        .project(circle.project_id)
+        .agent(row.agent_id)
 }

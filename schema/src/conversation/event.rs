@@ -1,18 +1,72 @@
 //! Events about conversations and messages.
 
-use crate::conversation::Conversation;
-use crate::conversation::ConversationStatus;
-use crate::conversation::Message;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, Object};
-use gathering_entity::event;
+use gathering_entity::{circle, conversation, event};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
+    conversation::{Conversation, ConversationStatus, messages::Message},
+    data::load,
     error::Error,
     event::{EventDetails, Payload},
+    events::{EventType, NewEvent},
     id::Kind,
+    request::RequestExt,
 };
+
+/// The circle and project of a conversation, and the user to whom its events are addressed.
+#[derive(Clone, Copy)]
+pub(crate) struct EventScope {
+    owner: Uuid,
+    circle: Option<Uuid>,
+    project: Option<Uuid>,
+}
+
+impl EventScope {
+    /// Events in a circle are addressed to the circle's owner, because the conversation's owner may have lost access to
+    /// the circle.
+    pub(super) fn of(row: &conversation::Model, circle: Option<&circle::Model>) -> Self {
+        circle.map_or(
+            Self {
+                owner: row.owner_id,
+                circle: None,
+                project: None,
+            },
+            Self::in_circle,
+        )
+    }
+
+    pub(super) fn in_circle(circle: &circle::Model) -> Self {
+        Self {
+            owner: circle.owner_id,
+            circle: Some(circle.id),
+            project: circle.project_id,
+        }
+    }
+
+    /// Creates an event in this scope.
+    pub(super) fn new_event(self, kind: EventType, subject: Uuid, payload: Value) -> NewEvent {
+        NewEvent::new(kind, subject, payload)
+            .owner(self.owner)
+            .circle(self.circle)
+            .project(self.project)
+    }
+
+    /// Creates an event of a conversation: `payload`, which must be an object, extended by topic and version.
+    pub(super) fn conversation_event(
+        self,
+        kind: EventType,
+        row: &conversation::Model,
+        mut payload: Value,
+    ) -> NewEvent {
+        payload["topic"] = json!(row.topic);
+        payload["version"] = json!(row.version);
+        self.new_event(kind, row.id, payload)
+    }
+}
 
 /// A change of a conversation.
 pub struct ConversationChange(Arc<event::Model>);
@@ -36,7 +90,7 @@ impl ConversationChange {
 
     /// The conversation in its current state; null if it has been deleted.
     async fn conversation(&self, ctx: &Context<'_>) -> Result<Option<Conversation>, Error> {
-        Conversation::readable(ctx, self.0.subject_id).await
+        load(ctx.request(), self.0.subject_id).await
     }
 
     /// The topic at the time of the event.
@@ -47,14 +101,14 @@ impl ConversationChange {
     /// The status before the change.
     async fn from_status(&self) -> Option<ConversationStatus> {
         self.0
-            .value::<gathering_entity::conversation::ConversationStatus>("fromStatus")
+            .value::<conversation::ConversationStatus>("fromStatus")
             .map(Into::into)
     }
 
     /// The status after the change.
     async fn to_status(&self) -> Option<ConversationStatus> {
         self.0
-            .value::<gathering_entity::conversation::ConversationStatus>("toStatus")
+            .value::<conversation::ConversationStatus>("toStatus")
             .map(Into::into)
     }
 
@@ -100,7 +154,7 @@ impl MessageChange {
         let Some(id) = self.0.uuid("conversationId") else {
             return Ok(None);
         };
-        Conversation::readable(ctx, id).await
+        load(ctx.request(), id).await
     }
 
     /// The id of the message.
@@ -110,7 +164,7 @@ impl MessageChange {
 
     /// The message; null if it has been deleted.
     async fn message(&self, ctx: &Context<'_>) -> Result<Option<Message>, Error> {
-        Message::readable(ctx, self.0.subject_id).await
+        load(ctx.request(), self.0.subject_id).await
     }
 
     /// The sequence number in the conversation.

@@ -1,7 +1,5 @@
 //! Messages: numbered contributions to a conversation.
 
-use crate::Viewer;
-use crate::db::Rule;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
@@ -14,15 +12,19 @@ use sea_orm::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::data::Noun;
 use crate::{
+    Viewer,
     agent::Agent,
     catalogue::model::Model,
     conversation::{
-        Conversation, EventScope,
-        turns::{self, Participant, Said, Talk},
+        Conversation, editable,
+        event::EventScope,
+        participants,
+        turns::{self, LastMessage, Participant, TurnState},
+        workflow::{self, COMPLETE},
     },
-    data::{Change, Outcome, change},
+    data::{Change, Noun, Outcome, change, load},
+    db::Rule,
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
@@ -123,7 +125,7 @@ impl Message {
         let Some(id) = self.0.parent_id else {
             return Ok(None);
         };
-        Self::readable(ctx, id).await
+        load(ctx.request(), id).await
     }
 
     /// Whether it is pinned.
@@ -152,18 +154,6 @@ impl Message {
     /// When it was written.
     async fn created_at(&self) -> DateTime {
         self.0.created_at.into()
-    }
-}
-
-impl Message {
-    /// Loads the message with this row id; `None` if the viewer may not read it.
-    pub(crate) async fn readable(ctx: &Context<'_>, id: Uuid) -> Result<Option<Self>, Error> {
-        let rule = &ctx.request().viewer()?.rules().message;
-        Ok(ctx
-            .request()
-            .readable::<message::Entity>(rule, id)
-            .await?
-            .map(Self))
     }
 }
 
@@ -201,11 +191,9 @@ impl MessageFilter {
             return Ok(Condition::all());
         };
         let agent = Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?;
-        let role = filter.role.map(|role| {
-            Role.is_in(crate::db::distinct(
-                role.into_iter().map(message::MessageRole::from),
-            ))
-        });
+        let role = filter
+            .role
+            .map(|list| crate::db::is_one_of::<message::MessageRole>(Role, list));
         Ok(Condition::all()
             .add_option(role)
             .add_option(agent.map(|id| AgentId.eq(id)))
@@ -277,38 +265,30 @@ impl MessageMutation {
         let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
         let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
         let outcome = change(ctx, None, async |mut change| {
-            let held = change.conversation(conversation, "conversationId").await?;
-            let (row, place) = match held {
-                Ok(held) => held,
-                Err(fault) => return Ok(Outcome::fault(None, fault)),
-            };
+            let (row, scope) = editable(&change, conversation, "conversationId").await?;
             let mut check = Check::default();
             let content = check.text("content", &input.content, MAX_CONTENT);
-            let participants = change.participants(row.id).await?;
+            let participants = participants(&change, row.id).await?;
             let speaker = match agent {
                 Some(agent) => check_speaker(&mut check, &row, &participants, agent),
                 None => None,
             };
-            change.check_parent(&mut check, row.id, parent).await?;
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
-            if let Err(fault) = check_state(&row, agent.is_some()) {
-                return Ok(Outcome::fault(None, fault));
-            }
-            let words = text::fold(&content);
-            let mentions = turns::mentions(&words, &participants);
+            check_parent(&change, &mut check, row.id, parent).await?;
+            check.faults()?;
+            check_status(&row, agent.is_some())?;
+            let folded = text::fold(&content);
+            let mentions = turns::mentions(&folded, &participants);
             let last_turn = match agent {
                 Some(agent) => Some(agent),
-                None => change.last_turn(&row).await?,
+                None => last_turn(&change, &row).await?,
             };
-            let said = Said {
+            let last = LastMessage {
                 author: agent,
                 last_turn,
-                words: &words,
+                text: &folded,
                 mentions: &mentions,
             };
-            let progress = Progress::of(&row, &participants, &said);
+            let effect = MessageEffect::of(&row, &participants, &last);
             let message = message::Model {
                 id,
                 created_at: change.now,
@@ -335,7 +315,7 @@ impl MessageMutation {
                 tool_calls: None,
                 tool_results: None,
             };
-            change.add(&row, place, message, &progress).await?;
+            add(&mut change, &row, scope, message, &effect).await?;
             change.commit(vec![id]).await
         });
         MessagePayload::new(ctx, outcome.await?).await
@@ -350,15 +330,9 @@ impl MessageMutation {
         input: PinMessageInput,
     ) -> Result<MessagePayload, Error> {
         let id = Kind::Message.parse(&input.message_id, "messageId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let row = change.message(id, "messageId").await?;
-            let held = change
-                .conversation(row.conversation_id, "messageId")
-                .await?;
-            let (conversation, place) = match held {
-                Ok(held) => held,
-                Err(fault) => return Ok(Outcome::fault(Some(id), fault)),
-            };
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let row = readable(&change, id, "messageId").await?;
+            let (conversation, scope) = editable(&change, row.conversation_id, "messageId").await?;
             let pinned = message::Entity::update_many()
                 .col_expr(message::Column::IsPinned, input.is_pinned.into())
                 .filter(message::Column::Id.eq(id))
@@ -373,8 +347,8 @@ impl MessageMutation {
                     "excerpt": excerpt(&row.content),
                     "isPinned": input.is_pinned,
                 });
-                let fact = place.fact(EventType::MessagePinned, id, payload);
-                change.append(fact.agent(row.agent_id));
+                let event = scope.new_event(EventType::MessagePinned, id, payload);
+                change.append(event.agent(row.agent_id));
             }
             change.commit(vec![id]).await
         });
@@ -383,7 +357,7 @@ impl MessageMutation {
 }
 
 /// The effect of a message on its conversation.
-struct Progress {
+struct MessageEffect {
     turns_taken: i32,
     next_index: i32,
     next_speaker: Option<Uuid>,
@@ -391,24 +365,32 @@ struct Progress {
     end: Option<&'static str>,
 }
 
-impl Progress {
-    fn of(row: &conversation::Model, participants: &[Participant], said: &Said<'_>) -> Self {
-        let mut talk = Talk::of(row, participants);
+impl MessageEffect {
+    fn of(
+        row: &conversation::Model,
+        participants: &[Participant],
+        message: &LastMessage<'_>,
+    ) -> Self {
+        let mut state = TurnState::of(row, participants);
         let mut end = None;
-        if said.author.is_some() {
-            let places = i32::try_from(participants.len()).unwrap_or(i32::MAX);
-            talk.turns += 1;
-            talk.pointer = (talk.pointer + 1) % places;
-            if turns::is_final(said.words) {
+        if message.author.is_some() {
+            let count = i32::try_from(participants.len()).unwrap_or(i32::MAX);
+            state.turns_taken += 1;
+            state.next_index = (state.next_index + 1) % count;
+            if turns::ends_conversation(message.text) {
                 end = Some("marker");
-            } else if talk.turns >= row.max_turns {
+            } else if state.turns_taken >= row.max_turns {
                 end = Some("max_turns");
             }
         }
         Self {
-            turns_taken: talk.turns,
-            next_index: talk.pointer,
-            next_speaker: if end.is_none() { talk.next(said) } else { None },
+            turns_taken: state.turns_taken,
+            next_index: state.next_index,
+            next_speaker: if end.is_none() {
+                state.next_speaker(message)
+            } else {
+                None
+            },
             end,
         }
     }
@@ -442,7 +424,7 @@ fn excerpt(content: &str) -> String {
 }
 
 /// Checks that the conversation's status allows a message or a turn.
-fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
+fn check_status(row: &conversation::Model, is_turn: bool) -> Result<(), UserError> {
     use conversation::ConversationStatus::{Active, Paused};
     let what = if is_turn { "turns" } else { "messages" };
     match row.status {
@@ -455,120 +437,115 @@ fn check_state(row: &conversation::Model, is_turn: bool) -> Result<(), UserError
     }
 }
 
-impl Change<'_> {
-    /// Loads a message that the viewer may read.
-    async fn message(&self, id: Uuid, field: &str) -> Result<message::Model, Error> {
-        let rule = &self.viewer.rules().message;
-        let row = message::Entity::find_by_id(id).filter(rule.condition());
-        let row = row.one(&self.transaction).await?;
-        row.ok_or_else(|| Error::not_found(field))
-    }
+/// Loads a message that the viewer may read.
+async fn readable(change: &Change<'_>, id: Uuid, field: &str) -> Result<message::Model, Error> {
+    let rule = &change.viewer.rules().message;
+    let row = message::Entity::find_by_id(id).filter(rule.condition());
+    let row = row.one(&change.transaction).await?;
+    row.ok_or_else(|| Error::not_found(field))
+}
 
-    /// Checks that the parent message belongs to the same conversation.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    async fn check_parent(
-        &self,
-        check: &mut Check,
-        conversation: Uuid,
-        parent: Option<Uuid>,
-    ) -> Result<(), Error> {
-        let Some(parent) = parent else { return Ok(()) };
-        if self.message(parent, "parentId").await?.conversation_id != conversation {
-            let message = "The parent must be a message of the same conversation.";
-            check.fault("parentId", UserErrorCode::Invalid, message);
-        }
-        Ok(())
+/// Checks that the parent message belongs to the same conversation.
+///
+/// # Errors
+/// `NOT_FOUND`.
+async fn check_parent(
+    change: &Change<'_>,
+    check: &mut Check,
+    conversation: Uuid,
+    parent: Option<Uuid>,
+) -> Result<(), Error> {
+    let Some(parent) = parent else { return Ok(()) };
+    if readable(change, parent, "parentId").await?.conversation_id != conversation {
+        let message = "The parent must be a message of the same conversation.";
+        check.fault("parentId", UserErrorCode::Invalid, message);
     }
+    Ok(())
+}
 
-    /// The agent who took the last turn.
-    async fn last_turn(&self, row: &conversation::Model) -> Result<Option<Uuid>, Error> {
-        let speakers = message::Entity::find()
-            .select_only()
-            .column(message::Column::AgentId)
-            .filter(message::Column::ConversationId.eq(row.id))
-            .filter(message::Column::AgentId.is_not_null())
-            .order_by_desc(message::Column::Seq)
-            .limit(1);
-        Ok(speakers.into_tuple().one(&self.transaction).await?)
-    }
+/// The agent who took the last turn.
+async fn last_turn(change: &Change<'_>, row: &conversation::Model) -> Result<Option<Uuid>, Error> {
+    let speakers = message::Entity::find()
+        .select_only()
+        .column(message::Column::AgentId)
+        .filter(message::Column::ConversationId.eq(row.id))
+        .filter(message::Column::AgentId.is_not_null())
+        .order_by_desc(message::Column::Seq)
+        .limit(1);
+    Ok(speakers.into_tuple().one(&change.transaction).await?)
+}
 
-    /// Inserts a message, updates its conversation and appends the events.
-    async fn add(
-        &mut self,
-        row: &conversation::Model,
-        place: EventScope,
-        message: message::Model,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        let now = self.now;
-        let mut new = conversation::ActiveModel {
-            last_seq: Set(message.seq),
-            last_message_at: Set(Some(now)),
-            updated_at: Set(now),
-            next_speaker_id: Set(progress.next_speaker),
-            next_index: Set(progress.next_index),
-            turns_taken: Set(progress.turns_taken),
-            ..Default::default()
-        };
-        let ended = progress.end.map(|reason| conversation::Model {
-            status: conversation::ConversationStatus::Completed,
-            version: row.version + 1,
-            end_reason: Some(reason.to_owned()),
-            ended_at: Some(now),
+/// Inserts a message, updates its conversation and appends the events.
+async fn add(
+    change: &mut Change<'_>,
+    row: &conversation::Model,
+    scope: EventScope,
+    message: message::Model,
+    effect: &MessageEffect,
+) -> Result<(), Error> {
+    let now = change.now;
+    let mut new = conversation::ActiveModel {
+        last_seq: Set(message.seq),
+        last_message_at: Set(Some(now)),
+        updated_at: Set(now),
+        next_speaker_id: Set(effect.next_speaker),
+        next_index: Set(effect.next_index),
+        turns_taken: Set(effect.turns_taken),
+        ..Default::default()
+    };
+    let ended = effect.end.map(|reason| {
+        let version = row.version + 1;
+        new.version = Set(version);
+        workflow::apply(&COMPLETE, &mut new, Some(reason.to_owned()), now);
+        let payload = workflow::payload(&COMPLETE, row.status, Some(reason));
+        let row = conversation::Model {
+            version,
             ..row.clone()
-        });
-        if let Some(ended) = &ended {
-            new.status = Set(ended.status);
-            new.version = Set(ended.version);
-            new.end_reason = Set(ended.end_reason.clone());
-            new.ended_at = Set(ended.ended_at);
-        }
-        conversation::Entity::update_many()
-            .set(new)
-            .filter(conversation::Column::Id.eq(row.id))
-            .exec(&self.transaction)
-            .await?;
-
-        let agent = message.agent_id;
-        let by = |fact: NewEvent| match agent {
-            Some(agent) => fact.agent(agent).by_agent(),
-            None => fact,
         };
-        let payload = json!({
-            "conversationId": Kind::Conversation.id(row.id),
-            "seq": message.seq,
-            "role": message.role.to_value(),
-            "excerpt": excerpt(&message.content),
-        });
-        self.append(by(place.fact(EventType::MessageAdded, message.id, payload)));
-        message::Entity::insert(message.into_active_model())
-            .exec_without_returning(&self.transaction)
-            .await?;
-        let Some(agent) = agent else { return Ok(()) };
+        scope.conversation_event(COMPLETE.event, &row, payload)
+    });
+    conversation::Entity::update_many()
+        .set(new)
+        .filter(conversation::Column::Id.eq(row.id))
+        .exec(&change.transaction)
+        .await?;
 
-        let next = progress.next_speaker.map(|id| Kind::Agent.id(id));
-        let payload = json!({ "turn": progress.turns_taken, "nextSpeakerId": next });
-        self.append(by(place.told(
-            EventType::ConversationTurnCompleted,
-            row,
-            payload,
-        )));
-        if let Some(ended) = &ended {
-            let payload = json!({
-                "fromStatus": row.status.to_value(),
-                "toStatus": ended.status.to_value(),
-                "reason": ended.end_reason,
-            });
-            self.append(by(place.told(EventType::ConversationEnded, ended, payload)));
-        }
-        agent::Entity::update_many()
-            .col_expr(agent::Column::LastActiveAt, Expr::value(now))
-            .col_expr(agent::Column::UpdatedAt, Expr::value(now))
-            .filter(agent::Column::Id.eq(agent))
-            .exec(&self.transaction)
-            .await?;
-        Ok(())
+    let agent = message.agent_id;
+    let by = |event: NewEvent| match agent {
+        Some(agent) => event.agent(agent).by_agent(),
+        None => event,
+    };
+    let payload = json!({
+        "conversationId": Kind::Conversation.id(row.id),
+        "seq": message.seq,
+        "role": message.role.to_value(),
+        "excerpt": excerpt(&message.content),
+    });
+    change.append(by(scope.new_event(
+        EventType::MessageAdded,
+        message.id,
+        payload,
+    )));
+    message::Entity::insert(message.into_active_model())
+        .exec_without_returning(&change.transaction)
+        .await?;
+    let Some(agent) = agent else { return Ok(()) };
+
+    let next = effect.next_speaker.map(|id| Kind::Agent.id(id));
+    let payload = json!({ "turn": effect.turns_taken, "nextSpeakerId": next });
+    change.append(by(scope.conversation_event(
+        EventType::ConversationTurnCompleted,
+        row,
+        payload,
+    )));
+    if let Some(ended) = ended {
+        change.append(by(ended));
     }
+    agent::Entity::update_many()
+        .col_expr(agent::Column::LastActiveAt, Expr::value(now))
+        .col_expr(agent::Column::UpdatedAt, Expr::value(now))
+        .filter(agent::Column::Id.eq(agent))
+        .exec(&change.transaction)
+        .await?;
+    Ok(())
 }

@@ -6,40 +6,40 @@
 use std::ops::Range;
 
 /// Replaces a removed part: neither a letter, nor white space, nor punctuation.
-pub(crate) const LEFT_OUT: char = '\u{fffc}';
+pub(crate) const PLACEHOLDER: char = '\u{fffc}';
 
 /// The text with each piece of code and each web address replaced by one character.
 pub(crate) fn strip_code_and_urls(text: &str) -> String {
-    let mut strip_code_and_urls = String::with_capacity(text.len());
+    let mut stripped = String::with_capacity(text.len());
     let mut end = 0;
-    for Range { start, end: after } in code(text) {
-        without_addresses(&text[end..start], &mut strip_code_and_urls);
-        strip_code_and_urls.push(LEFT_OUT);
+    for Range { start, end: after } in code_ranges(text) {
+        push_without_urls(&text[end..start], &mut stripped);
+        stripped.push(PLACEHOLDER);
         end = after;
     }
-    without_addresses(&text[end..], &mut strip_code_and_urls);
-    strip_code_and_urls
+    push_without_urls(&text[end..], &mut stripped);
+    stripped
 }
 
 /// Appends a text with each web address, from its scheme to the next white space, replaced by one character.
-fn without_addresses(text: &str, strip_code_and_urls: &mut String) {
+fn push_without_urls(text: &str, stripped: &mut String) {
     for word in text.split_inclusive(char::is_whitespace) {
         let Some(at) = word.find("://") else {
-            strip_code_and_urls.push_str(word);
+            stripped.push_str(word);
             continue;
         };
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         let before = word[..at].trim_end_matches(is_scheme);
         let space = word.trim_end_matches(char::is_whitespace).len();
-        strip_code_and_urls.push_str(before);
-        strip_code_and_urls.push(LEFT_OUT);
-        strip_code_and_urls.push_str(&word[space..]);
+        stripped.push_str(before);
+        stripped.push(PLACEHOLDER);
+        stripped.push_str(&word[space..]);
     }
 }
 
 /// The ranges of fenced blocks and code spans, in order.
-fn code(text: &str) -> Vec<Range<usize>> {
-    let mut places = Vec::new();
+fn code_ranges(text: &str) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
     let mut paragraph = 0..0;
     let mut fence: Option<(usize, &str)> = None;
     let mut start = 0;
@@ -48,20 +48,20 @@ fn code(text: &str) -> Vec<Range<usize>> {
         let content = content(line);
         match fence {
             Some((opened, opening)) => {
-                let closing = run(content);
+                let closing = fence_run(content);
                 if closing.starts_with(opening) && content[closing.len()..].trim().is_empty() {
-                    places.push(opened..start + line.trim_end_matches('\n').len());
+                    ranges.push(opened..start + line.trim_end_matches('\n').len());
                     fence = None;
                 }
                 paragraph = end..end;
             }
             None if content.trim().is_empty() => {
-                spans(text, &paragraph, &mut places);
+                push_code_spans(text, &paragraph, &mut ranges);
                 paragraph = end..end;
             }
-            None => match opening(content) {
+            None => match opening_fence(content) {
                 Some(opening) => {
-                    spans(text, &paragraph, &mut places);
+                    push_code_spans(text, &paragraph, &mut ranges);
                     fence = Some((start, opening));
                 }
                 None => paragraph.end = end,
@@ -70,10 +70,10 @@ fn code(text: &str) -> Vec<Range<usize>> {
         start = end;
     }
     match fence {
-        Some((opened, _)) => places.push(opened..text.len()),
-        None => spans(text, &paragraph, &mut places),
+        Some((opened, _)) => ranges.push(opened..text.len()),
+        None => push_code_spans(text, &paragraph, &mut ranges),
     }
-    places
+    ranges
 }
 
 /// The line without its indentation and without quotation and list markers.
@@ -99,21 +99,21 @@ fn content(line: &str) -> &str {
 }
 
 /// The run of fence characters at the start of a line.
-fn run(line: &str) -> &str {
+fn fence_run(line: &str) -> &str {
     let fence = line.chars().next().filter(|c| matches!(c, '`' | '~'));
     let rest = fence.map_or(line, |fence| line.trim_start_matches(fence));
     &line[..line.len() - rest.len()]
 }
 
 /// The opening fence of the line, if it has one.
-fn opening(line: &str) -> Option<&str> {
-    let fence = run(line);
+fn opening_fence(line: &str) -> Option<&str> {
+    let fence = fence_run(line);
     let is_span = fence.starts_with('`') && line[fence.len()..].contains('`');
     (fence.len() >= 3 && !is_span).then_some(fence)
 }
 
 /// Adds the code spans of a paragraph.
-fn spans(text: &str, paragraph: &Range<usize>, places: &mut Vec<Range<usize>>) {
+fn push_code_spans(text: &str, paragraph: &Range<usize>, ranges: &mut Vec<Range<usize>>) {
     let words = &text[paragraph.clone()];
     // Backtick runs: the offset, the length, and whether the run may open a span.
     let mut runs: Vec<(usize, usize, bool)> = Vec::new();
@@ -140,7 +140,7 @@ fn spans(text: &str, paragraph: &Range<usize>, places: &mut Vec<Range<usize>>) {
         next += 1;
         if let Some(closing) = closing.filter(|_| length > 0) {
             let (end, length, _) = runs[next + closing];
-            places.push(paragraph.start + start..paragraph.start + end + length);
+            ranges.push(paragraph.start + start..paragraph.start + end + length);
             next += closing + 1;
         }
     }
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_and_addresses_are_left_out() {
+    fn code_and_urls_are_replaced_by_a_placeholder() {
         for (text, expected) in [
             ("", ""),
             ("plain ` text", "plain ` text"),

@@ -1,7 +1,7 @@
 //! Turn-taking in conversations: mentions, the next speaker, and the end of a conversation. Uses neither the database
 //! nor a clock, so every instance computes the same result.
 
-use gathering_entity::conversation::TurnStrategy;
+use gathering_entity::conversation::{self, TurnStrategy};
 use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
 use sea_orm::FromQueryResult;
 use sha2::{Digest, Sha256};
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{conversation::prose, text};
 
 /// Markers with which an agent ends its conversation, folded.
-const MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
+const END_MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
 
 /// The data of a participating agent that turn-taking needs.
 #[derive(Clone, Debug, FromQueryResult)]
@@ -23,34 +23,34 @@ pub(crate) struct Participant {
 
 /// The data of a conversation that turn-taking needs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Talk<'a> {
+pub(crate) struct TurnState<'a> {
     pub(crate) conversation: Uuid,
     pub(crate) strategy: TurnStrategy,
     pub(crate) facilitator: Option<Uuid>,
     /// Sorted by position.
     pub(crate) participants: &'a [Participant],
     /// The number of turns taken.
-    pub(crate) turns: i32,
+    pub(crate) turns_taken: i32,
     /// The current position in the round; each turn advances it by one.
-    pub(crate) pointer: i32,
+    pub(crate) next_index: i32,
 }
 
 /// The last message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Said<'a> {
+pub(crate) struct LastMessage<'a> {
     /// The agent who wrote it; `None` for a user.
     pub(crate) author: Option<Uuid>,
     /// The agent who took the last turn.
     pub(crate) last_turn: Option<Uuid>,
     /// The text, folded.
-    pub(crate) words: &'a str,
+    pub(crate) text: &'a str,
     /// The mentioned participants, in order of appearance.
     pub(crate) mentions: &'a [Uuid],
 }
 
 /// An occurrence of a participant's name in a text.
-struct Naming<'t> {
-    who: Uuid,
+struct NameMatch<'t> {
+    participant: Uuid,
     before: &'t str,
     after: &'t str,
 }
@@ -60,9 +60,9 @@ struct Naming<'t> {
 pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
     let words = prose::strip_code_and_urls(words);
     let mut mentioned = Vec::new();
-    for naming in namings(&words, participants) {
-        if naming.is_mention() && !mentioned.contains(&naming.who) {
-            mentioned.push(naming.who);
+    for found in name_matches(&words, participants) {
+        if found.is_mention() && !mentioned.contains(&found.participant) {
+            mentioned.push(found.participant);
         }
     }
     mentioned
@@ -70,7 +70,7 @@ pub(crate) fn mentions(words: &str, participants: &[Participant]) -> Vec<Uuid> {
 
 /// The first speaker, under every strategy: the facilitator, or else the first participant; `None` without
 /// participants.
-pub(crate) fn opening(
+pub(crate) fn first_speaker(
     facilitator: Option<Uuid>,
     participants: &mut dyn Iterator<Item = Uuid>,
 ) -> Option<Uuid> {
@@ -78,42 +78,58 @@ pub(crate) fn opening(
 }
 
 /// Whether this folded text ends the conversation.
-pub(crate) fn is_final(words: &str) -> bool {
-    MARKERS.iter().any(|marker| words.contains(marker))
+pub(crate) fn ends_conversation(words: &str) -> bool {
+    END_MARKERS.iter().any(|marker| words.contains(marker))
 }
 
-impl Talk<'_> {
+impl<'a> TurnState<'a> {
+    /// The turn state of a conversation row.
+    pub(crate) fn of(row: &conversation::Model, participants: &'a [Participant]) -> Self {
+        Self {
+            conversation: row.id,
+            strategy: row.turn_strategy,
+            facilitator: row.facilitator_id,
+            participants,
+            turns_taken: row.turns_taken,
+            next_index: row.next_index,
+        }
+    }
+
     /// The next speaker after the last message; `None` without participants.
-    pub(crate) fn next(&self, said: &Said<'_>) -> Option<Uuid> {
-        let mut others = said.mentions.iter().filter(|id| Some(**id) != said.author);
+    pub(crate) fn next_speaker(&self, message: &LastMessage<'_>) -> Option<Uuid> {
+        let mut others = message
+            .mentions
+            .iter()
+            .filter(|id| Some(**id) != message.author);
         match self.strategy {
-            TurnStrategy::RoundRobin => self.in_round(said.last_turn),
+            TurnStrategy::RoundRobin => self.next_in_round(message.last_turn),
             TurnStrategy::MentionBased => match others.next() {
                 Some(id) => Some(*id),
-                None => self.in_round(said.last_turn),
+                None => self.next_in_round(message.last_turn),
             },
             TurnStrategy::FreeForm => match others.next() {
                 Some(id) => Some(*id),
-                None => self.at_random(said.last_turn),
+                None => self.pseudo_random_participant(message.last_turn),
             },
             TurnStrategy::FacilitatorLed => {
                 let takes_part = |id: &Uuid| self.participants.iter().any(|one| one.id == *id);
                 match self.facilitator.filter(takes_part) {
-                    Some(facilitator) if said.author == Some(facilitator) => {
-                        Some(self.called(said.words, facilitator).unwrap_or(facilitator))
-                    }
+                    Some(facilitator) if message.author == Some(facilitator) => Some(
+                        self.called_by_facilitator(message.text, facilitator)
+                            .unwrap_or(facilitator),
+                    ),
                     Some(facilitator) => Some(facilitator),
-                    None => self.in_round(said.last_turn),
+                    None => self.next_in_round(message.last_turn),
                 }
             }
         }
     }
 
     /// The next speaker in the round, other than the agent who took the last turn unless it is alone.
-    fn in_round(&self, last: Option<Uuid>) -> Option<Uuid> {
+    fn next_in_round(&self, last: Option<Uuid>) -> Option<Uuid> {
         let all = self.participants;
-        let pointer = usize::try_from(self.pointer).unwrap_or_default();
-        let mut round = all.iter().cycle().skip(pointer % all.len().max(1));
+        let next_index = usize::try_from(self.next_index).unwrap_or_default();
+        let mut round = all.iter().cycle().skip(next_index % all.len().max(1));
         let first = round.next()?;
         if Some(first.id) == last {
             round.next().map(|next| next.id)
@@ -124,8 +140,8 @@ impl Talk<'_> {
 
     /// A pseudo-random participant, other than the agent who took the last turn unless it is alone. The same turn
     /// always gives the same result.
-    fn at_random(&self, last: Option<Uuid>) -> Option<Uuid> {
-        if self.turns == 0 {
+    fn pseudo_random_participant(&self, last: Option<Uuid>) -> Option<Uuid> {
+        if self.turns_taken == 0 {
             return self.participants.first().map(|first| first.id);
         }
         let all = || self.participants.iter().map(|one| one.id);
@@ -135,7 +151,7 @@ impl Talk<'_> {
         }
         let hash = Sha256::new()
             .chain_update(self.conversation.as_bytes())
-            .chain_update(self.turns.to_be_bytes())
+            .chain_update(self.turns_taken.to_be_bytes())
             .finalize();
         let hash = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
         let number = usize::try_from(hash).unwrap_or_default();
@@ -143,15 +159,15 @@ impl Talk<'_> {
     }
 
     /// The participant that the facilitator calls upon.
-    fn called(&self, words: &str, facilitator: Uuid) -> Option<Uuid> {
+    fn called_by_facilitator(&self, words: &str, facilitator: Uuid) -> Option<Uuid> {
         let words = prose::strip_code_and_urls(words);
-        let mut namings = namings(&words, self.participants);
-        let called = namings.find(|naming| naming.who != facilitator && naming.is_call())?;
-        Some(called.who)
+        let mut matches = name_matches(&words, self.participants);
+        let called = matches.find(|found| found.participant != facilitator && found.is_call())?;
+        Some(called.participant)
     }
 }
 
-impl Naming<'_> {
+impl NameMatch<'_> {
     /// Whether the name follows an `@` that is not part of an address: at the start of the text, or after white space
     /// or an opening or separating mark, with optional quotation or emphasis marks in between.
     fn is_mention(&self) -> bool {
@@ -166,7 +182,7 @@ impl Naming<'_> {
         let before = before.trim_end_matches(['\'', '"', '*', '_', '~', '`']);
         let is_open = match before.chars().next_back() {
             None => true,
-            Some(prose::LEFT_OUT) => false,
+            Some(prose::PLACEHOLDER) => false,
             Some(letter) if letter.is_ascii() => {
                 letter.is_ascii_whitespace() || "([{<>}])|,;:".contains(letter)
             }
@@ -228,10 +244,10 @@ fn is_unspaced(letter: char) -> bool {
 
 /// The occurrences of participant names in a folded text, in order. The longest matching name wins; a name starts and
 /// ends at word boundaries.
-fn namings<'t>(
+fn name_matches<'t>(
     words: &'t str,
     participants: &[Participant],
-) -> impl Iterator<Item = Naming<'t>> + use<'t> {
+) -> impl Iterator<Item = NameMatch<'t>> + use<'t> {
     let mut names: Vec<_> = participants
         .iter()
         .map(|participant| (text::fold(&participant.name), participant.id))
@@ -249,12 +265,16 @@ fn namings<'t>(
             return None;
         }
         let (before, rest) = words.split_at(at);
-        let (who, after) = names.iter().find_map(|(name, who)| {
+        let (participant, after) = names.iter().find_map(|(name, participant)| {
             let after = rest.strip_prefix(name.as_str())?;
-            (!after.starts_with(char::is_alphanumeric)).then_some((*who, after))
+            (!after.starts_with(char::is_alphanumeric)).then_some((*participant, after))
         })?;
         taken = words.len() - after.len();
-        Some(Naming { who, before, after })
+        Some(NameMatch {
+            participant,
+            before,
+            after,
+        })
     })
 }
 
@@ -273,7 +293,7 @@ mod tests {
         Uuid::from_u128(n + 1)
     }
 
-    fn people(names: &[&str]) -> Vec<Participant> {
+    fn participants(names: &[&str]) -> Vec<Participant> {
         let person = |(n, name): (u128, &&str)| Participant {
             id: id(n),
             name: (*name).to_owned(),
@@ -283,57 +303,58 @@ mod tests {
     }
 
     fn mentioned(text: &str) -> Vec<Uuid> {
-        mentions(&fold(text), &people(&NAMES))
+        mentions(&fold(text), &participants(&NAMES))
     }
 
     /// A conversation between all of them, with Ada as the facilitator.
-    struct Stage {
-        people: Vec<Participant>,
+    struct Fixture {
+        participants: Vec<Participant>,
         strategy: TurnStrategy,
-        turns: i32,
-        pointer: i32,
+        turns_taken: i32,
+        next_index: i32,
         last: Option<Uuid>,
     }
 
-    impl Stage {
+    impl Fixture {
         fn new(strategy: TurnStrategy) -> Self {
             Self {
-                people: people(&NAMES),
+                participants: participants(&NAMES),
                 strategy,
-                turns: 0,
-                pointer: 0,
+                turns_taken: 0,
+                next_index: 0,
                 last: None,
             }
         }
 
         /// Adds a message, and returns the next speaker.
-        fn says(&mut self, author: Option<Uuid>, text: &str) -> Uuid {
-            let words = fold(text);
+        fn post(&mut self, author: Option<Uuid>, text: &str) -> Uuid {
+            let text = fold(text);
             if author.is_some() {
-                self.turns += 1;
-                self.pointer = (self.pointer + 1) % i32::try_from(self.people.len()).expect("few");
+                self.turns_taken += 1;
+                self.next_index =
+                    (self.next_index + 1) % i32::try_from(self.participants.len()).expect("few");
                 self.last = author;
             }
-            let talk = Talk {
+            let state = TurnState {
                 conversation: Uuid::from_u128(7),
                 strategy: self.strategy,
                 facilitator: Some(ADA),
-                participants: &self.people,
-                turns: self.turns,
-                pointer: self.pointer,
+                participants: &self.participants,
+                turns_taken: self.turns_taken,
+                next_index: self.next_index,
             };
-            let said = Said {
+            let message = LastMessage {
                 author,
                 last_turn: self.last,
-                words: &words,
-                mentions: &mentions(&words, &self.people),
+                text: &text,
+                mentions: &mentions(&text, &self.participants),
             };
-            talk.next(&said).expect("somebody")
+            state.next_speaker(&message).expect("a next speaker")
         }
     }
 
     #[test]
-    fn a_mention_is_an_at_sign_and_the_longest_name_that_fits() {
+    fn mention_is_at_sign_with_longest_matching_name() {
         assert_eq!(mentioned("@Ada and @bob"), [ADA, BOB]);
         assert_eq!(mentioned("@Bob, then @Ada, then @Bob"), [BOB, ADA]);
         assert_eq!(mentioned("@ada lovelace!"), [LOVELACE]);
@@ -345,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_mentions_nobody() {
+    fn addresses_contain_no_mentions() {
         for text in [
             "mail ada@example.com",
             "mail x@ada.example, please",
@@ -366,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn code_mentions_nobody() {
+    fn code_contains_no_mentions() {
         for text in [
             "`@ada`",
             "a `x @ada` b ``@bob ` @ada``",
@@ -381,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mention_may_stand_behind_space_and_marks() {
+    fn mention_may_follow_white_space_and_punctuation() {
         for text in [
             "@ada",
             "hey\n@ada",
@@ -409,25 +430,28 @@ mod tests {
     }
 
     #[test]
-    fn a_name_ends_where_the_word_does() {
+    fn name_ends_at_word_boundary() {
         assert!(mentioned("@Adam @Bob2 @Bobé").is_empty());
         assert_eq!(mentioned("@Ada_x @Bob's @Ada's"), [ADA, BOB]);
     }
 
     #[test]
-    fn names_are_compared_folded() {
+    fn names_are_compared_case_folded() {
         assert_eq!(mentioned("@e\u{301}lan"), [ELAN]);
         assert_eq!(mentioned("＠ＢＯＢ"), [BOB]);
         assert!(mentioned("@elan").is_empty());
     }
 
     #[test]
-    fn of_two_with_the_same_name_the_first_is_mentioned() {
-        assert_eq!(mentions("@ada", &people(&["Bob", "Ada", "ADA"])), [id(1)]);
+    fn mention_of_duplicate_name_means_first_participant() {
+        assert_eq!(
+            mentions("@ada", &participants(&["Bob", "Ada", "ADA"])),
+            [id(1)]
+        );
     }
 
     #[test]
-    fn a_marker_ends_a_talk_in_any_case_wherever_it_stands() {
+    fn end_marker_matches_anywhere_in_any_case() {
         for text in [
             "[DONE]",
             "All is said.[done] Really.",
@@ -436,62 +460,65 @@ mod tests {
             "[TERMINÉ]",
             "[termine\u{301}]",
         ] {
-            assert!(is_final(&fold(text)), "{text}");
+            assert!(ends_conversation(&fold(text)), "{text}");
         }
         for text in ["DONE", "[ done ]", "[finished]", "[TERMINE]", ""] {
-            assert!(!is_final(&fold(text)), "{text}");
+            assert!(!ends_conversation(&fold(text)), "{text}");
         }
     }
 
     #[test]
-    fn a_round_goes_from_one_to_the_next() {
-        let mut stage = Stage::new(TurnStrategy::RoundRobin);
+    fn round_robin_follows_positions() {
+        let mut fixture = Fixture::new(TurnStrategy::RoundRobin);
         let mut speaker = ADA;
         for expected in [LOVELACE, ELAN, BOB, ADA, LOVELACE] {
-            speaker = stage.says(Some(speaker), "@Bob, what do you say?");
+            speaker = fixture.post(Some(speaker), "@Bob, what do you say?");
             assert_eq!(speaker, expected);
-            assert_eq!(stage.says(None, "@Bob, and you?"), expected);
+            assert_eq!(fixture.post(None, "@Bob, and you?"), expected);
         }
     }
 
     #[test]
-    fn whoever_spoke_last_is_passed_over_while_there_are_others() {
-        let mut stage = Stage::new(TurnStrategy::MentionBased);
-        assert_eq!(stage.says(Some(ADA), "Well, @Élan?"), ELAN);
-        assert_eq!(stage.says(Some(ELAN), "Yes."), BOB);
-        stage.pointer = 1;
-        assert_eq!(stage.says(Some(ELAN), "And again."), BOB);
-        assert_eq!(stage.says(None, "I see."), BOB);
+    fn last_speaker_is_skipped_unless_alone() {
+        let mut fixture = Fixture::new(TurnStrategy::MentionBased);
+        assert_eq!(fixture.post(Some(ADA), "Well, @Élan?"), ELAN);
+        assert_eq!(fixture.post(Some(ELAN), "Yes."), BOB);
+        fixture.next_index = 1;
+        assert_eq!(fixture.post(Some(ELAN), "And again."), BOB);
+        assert_eq!(fixture.post(None, "I see."), BOB);
 
-        let mut alone = Stage::new(TurnStrategy::RoundRobin);
-        alone.people.truncate(1);
-        assert_eq!(alone.says(Some(ADA), "Only me."), ADA);
+        let mut alone = Fixture::new(TurnStrategy::RoundRobin);
+        alone.participants.truncate(1);
+        assert_eq!(alone.post(Some(ADA), "Only me."), ADA);
         alone.strategy = TurnStrategy::FreeForm;
-        assert_eq!(alone.says(Some(ADA), "Only me."), ADA);
+        assert_eq!(alone.post(Some(ADA), "Only me."), ADA);
     }
 
     #[test]
-    fn who_is_mentioned_speaks_next_but_not_who_mentions_themselves() {
+    fn mentioned_participant_speaks_next_except_the_author() {
         for strategy in [TurnStrategy::MentionBased, TurnStrategy::FreeForm] {
-            let mut stage = Stage::new(strategy);
-            assert_eq!(stage.says(None, "@Bob or @Ada?"), BOB);
-            assert_eq!(stage.says(Some(BOB), "I, @Bob, ask @Élan and @Ada."), ELAN);
+            let mut fixture = Fixture::new(strategy);
+            assert_eq!(fixture.post(None, "@Bob or @Ada?"), BOB);
+            assert_eq!(
+                fixture.post(Some(BOB), "I, @Bob, ask @Élan and @Ada."),
+                ELAN
+            );
         }
-        let mut stage = Stage::new(TurnStrategy::MentionBased);
-        assert_eq!(stage.says(Some(ADA), "I am @Ada."), LOVELACE);
+        let mut fixture = Fixture::new(TurnStrategy::MentionBased);
+        assert_eq!(fixture.post(Some(ADA), "I am @Ada."), LOVELACE);
     }
 
     #[test]
-    fn anyone_but_the_last_may_come_next_in_free_form_and_each_time_the_same() {
-        let mut one = Stage::new(TurnStrategy::FreeForm);
-        let mut other = Stage::new(TurnStrategy::FreeForm);
-        assert_eq!(one.says(None, "Who begins?"), ADA);
+    fn free_form_choice_is_deterministic_and_skips_last_speaker() {
+        let mut one = Fixture::new(TurnStrategy::FreeForm);
+        let mut other = Fixture::new(TurnStrategy::FreeForm);
+        assert_eq!(one.post(None, "Who begins?"), ADA);
         let mut speaker = ADA;
         let mut heard = Vec::new();
         for _ in 0..40 {
-            let next = one.says(Some(speaker), "Hm.");
-            assert_eq!(other.says(Some(speaker), "Hm."), next);
-            assert_eq!(one.says(None, "Hm?"), next);
+            let next = one.post(Some(speaker), "Hm.");
+            assert_eq!(other.post(Some(speaker), "Hm."), next);
+            assert_eq!(one.post(None, "Hm?"), next);
             assert_ne!(next, speaker);
             heard.push(next);
             speaker = next;
@@ -504,8 +531,8 @@ mod tests {
     }
 
     #[test]
-    fn the_facilitator_calls_upon_whom_it_names_and_comes_back() {
-        let mut stage = Stage::new(TurnStrategy::FacilitatorLed);
+    fn facilitator_selects_each_speaker_and_speaks_after_each() {
+        let mut fixture = Fixture::new(TurnStrategy::FacilitatorLed);
         for (text, next) in [
             ("What does @Bob say?", BOB),
             ("Let me ask Bob about it.", BOB),
@@ -524,23 +551,23 @@ mod tests {
             ("Rob, Bobby? Go.", ADA),
             ("Nobody, then.", ADA),
         ] {
-            assert_eq!(stage.says(Some(ADA), text), next, "{text}");
-            assert_eq!(stage.says(Some(BOB), "@Élan, what do you think?"), ADA);
-            assert_eq!(stage.says(None, "@Élan?"), ADA);
+            assert_eq!(fixture.post(Some(ADA), text), next, "{text}");
+            assert_eq!(fixture.post(Some(BOB), "@Élan, what do you think?"), ADA);
+            assert_eq!(fixture.post(None, "@Élan?"), ADA);
         }
     }
 
     #[test]
-    fn a_talk_whose_facilitator_is_gone_goes_round() {
-        let mut stage = Stage::new(TurnStrategy::FacilitatorLed);
-        stage.people.remove(0);
-        assert_eq!(stage.says(Some(LOVELACE), "@Bob?"), ELAN);
+    fn facilitator_led_without_facilitator_is_round_robin() {
+        let mut fixture = Fixture::new(TurnStrategy::FacilitatorLed);
+        fixture.participants.remove(0);
+        assert_eq!(fixture.post(Some(LOVELACE), "@Bob?"), ELAN);
     }
 
     #[test]
-    fn whoever_leads_opens_and_else_the_first() {
-        let opening = |leader| opening(leader, &mut [ADA, BOB].into_iter());
-        assert_eq!(opening(Some(BOB)), Some(BOB));
-        assert_eq!(opening(None), Some(ADA));
+    fn facilitator_speaks_first_or_else_first_participant() {
+        let speaker = |facilitator| first_speaker(facilitator, &mut [ADA, BOB].into_iter());
+        assert_eq!(speaker(Some(BOB)), Some(BOB));
+        assert_eq!(speaker(None), Some(ADA));
     }
 }

@@ -8,12 +8,12 @@ mod noun;
 mod order;
 mod page;
 
-pub(crate) use change::{Change, Outcome, change};
+pub(crate) use change::{Change, Outcome, Stop, change, unique};
 pub(crate) use cursor::Order;
 pub(crate) use directive::list_size;
 pub(crate) use edits::{Edits, check_version};
 pub use noun::Noun;
-pub(crate) use noun::load;
+pub(crate) use noun::{by_id, load};
 pub use order::{NamedOrder, NamedOrderField, SortDirection};
 pub(crate) use page::DEFAULT_PAGE;
 pub(crate) use page::Page;

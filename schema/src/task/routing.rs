@@ -13,16 +13,14 @@ use sea_orm::{
     prelude::Json,
     sea_query::{CaseStatement, Expr, ExprTrait, Query, SelectStatement},
 };
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    data::Change,
+    data::{Change, Stop},
     db::is_among,
     error::Error,
-    events::{EventType, NewEvent},
-    id::Kind,
     input::{UserError, UserErrorCode},
+    task::event::{assigned, unassigned},
     text,
 };
 
@@ -231,59 +229,6 @@ struct Held {
     version: i32,
 }
 
-/// The event for a task that got an assignee: with the score if it was routed, without a previous status if it is new,
-/// and with the previous assignee if there was one.
-pub(crate) fn assigned(
-    circle: &circle::Model,
-    (id, title, version): (Uuid, &str, i32),
-    from: Option<task::TaskStatus>,
-    (agent, score): (Uuid, Option<f64>),
-    left: Option<Uuid>,
-) -> NewEvent {
-    let mut payload = json!({
-        "title": title,
-        "fromStatus": from.map(|status| status.to_value()),
-        "toStatus": task::TaskStatus::Assigned.to_value(),
-        "assigneeId": Kind::Agent.id(agent),
-        "routingScore": score,
-        "version": version,
-    });
-    if let Some(left) = left {
-        payload["fromAssigneeId"] = json!(Kind::Agent.id(left));
-    }
-    about(circle, NewEvent::new(EventType::TaskAssigned, id, payload)).agent(agent)
-}
-
-/// The event for a task that was taken from its assignee and is PENDING again.
-pub(crate) fn unassigned(
-    circle: &circle::Model,
-    (id, title, version): (Uuid, &str, i32),
-    (from, agent): (task::TaskStatus, Option<Uuid>),
-    note: Option<&str>,
-) -> NewEvent {
-    let payload = json!({
-        "title": title,
-        "fromStatus": from.to_value(),
-        "toStatus": task::TaskStatus::Pending.to_value(),
-        "assigneeId": null,
-        "routingScore": null,
-        "note": note,
-        "version": version,
-    });
-    about(
-        circle,
-        NewEvent::new(EventType::TaskUnassigned, id, payload),
-    )
-    .agent(agent)
-}
-
-/// Addresses an event to the readers of a circle.
-pub(crate) fn about(circle: &circle::Model, fact: NewEvent) -> NewEvent {
-    fact.owner(circle.owner_id)
-        .circle(circle.id)
-        .project(circle.project_id)
-}
-
 /// A subquery that counts the load of the outer query's agent.
 fn load() -> SelectStatement {
     let own = Expr::col(task::Column::AssigneeId.as_column_ref())
@@ -296,225 +241,231 @@ fn load() -> SelectStatement {
         .take()
 }
 
-impl Change<'_> {
-    /// Routes the circle's PENDING tasks in order of priority, up to `max_concurrent_tasks`. Does nothing if the circle
-    /// is not RUNNING or does not route automatically. Call it last, with the circle locked and up to date: its writes
-    /// depend on the earlier ones. Takes at most three statements, regardless of the number of tasks.
-    pub(crate) async fn route_pending(&mut self, circle: &circle::Model) -> Result<(), Error> {
-        if circle.status != circle::CircleStatus::Running || !circle.auto_route {
-            return Ok(());
-        }
-        let waiting = self.pending(circle).await?;
-        let Some(first) = waiting.first() else {
-            return Ok(());
-        };
-        let room = i64::from(circle.max_concurrent_tasks) - first.in_hand;
-        let room = usize::try_from(room).unwrap_or_default();
-        let mut team = self.team(circle.id).await?;
-        let mut routed = Vec::new();
-        for one in &waiting {
-            if routed.len() == room {
-                break;
-            }
-            let work = Work {
-                required: &one.required_competencies,
-                priority_rank: one.priority_rank,
-                reviewer: one.reviewer_id,
-            };
-            if let Some((agent, score)) = team.best(&work) {
-                team.weigh(agent, 1);
-                routed.push((one, agent, score));
-            }
-        }
-        if routed.is_empty() {
-            return Ok(());
-        }
-        self.give(routed.iter().map(|(task, agent, _)| (task.id, *agent)))
-            .await?;
-        for (task, agent, score) in routed {
-            let subject = (task.id, task.title.as_str(), task.version + 1);
-            let to = (agent, Some(score));
-            let from = Some(task::TaskStatus::Pending);
-            self.append(assigned(circle, subject, from, to, None));
-        }
-        Ok(())
+/// Routes the circle's PENDING tasks in order of priority, up to `max_concurrent_tasks`. Does nothing if the circle
+/// is not RUNNING or does not route automatically. Call it last, with the circle locked and up to date: its writes
+/// depend on the earlier ones. Takes at most three statements, regardless of the number of tasks.
+pub(crate) async fn assign_pending(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+) -> Result<(), Error> {
+    if circle.status != circle::CircleStatus::Running || !circle.auto_route {
+        return Ok(());
     }
-
-    /// Releases the tasks of an agent who leaves a circle: tasks that are assigned, blocked or returned from a review
-    /// become PENDING and are routed again. Reviews are kept; a task that is submitted later gets another reviewer if
-    /// its reviewer is no longer a member.
-    ///
-    /// Call it with the circle locked, after the membership was deactivated, so that no task is routed back. If the
-    /// agent has work in progress or in review, the result is `IN_USE` and the change must be dropped.
-    pub(crate) async fn release_tasks(
-        &mut self,
-        circle: &circle::Model,
-        agent: Uuid,
-    ) -> Result<Result<(), UserError>, Error> {
-        use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
-        let held = task::Entity::find()
-            .select_only()
-            .columns([
-                task::Column::Id,
-                task::Column::Title,
-                task::Column::Status,
-                task::Column::Version,
-            ])
-            .filter(task::Column::CircleId.eq(circle.id))
-            .filter(task::Column::AssigneeId.eq(agent))
-            .filter(task::Column::Status.is_in([
-                Assigned,
-                Blocked,
-                ChangesRequested,
-                InProgress,
-                InReview,
-            ]))
-            .order_by_asc(task::Column::Id)
-            .into_model::<Held>()
-            .all(&self.transaction)
-            .await?;
-        if held
-            .iter()
-            .any(|task| matches!(task.status, InProgress | InReview))
-        {
-            let message = "The agent has work in progress or in review in this circle.";
-            return Ok(Err(UserError::general(UserErrorCode::InUse, message)));
-        }
-        if !held.is_empty() {
-            task::Entity::update_many()
-                .col_expr(
-                    task::Column::Status,
-                    Expr::value(task::TaskStatus::Pending.to_value()),
-                )
-                .col_expr(task::Column::AssigneeId, Expr::value(None::<Uuid>))
-                .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
-                .col_expr(
-                    task::Column::Version,
-                    Expr::col(task::Column::Version).add(1),
-                )
-                .col_expr(task::Column::UpdatedAt, Expr::value(self.now))
-                .filter(task::Column::CircleId.eq(circle.id))
-                .filter(task::Column::AssigneeId.eq(agent))
-                .filter(task::Column::Status.is_in([Assigned, Blocked, ChangesRequested]))
-                .exec(&self.transaction)
-                .await?;
-            for task in &held {
-                let subject = (task.id, task.title.as_str(), task.version + 1);
-                let from = (task.status, Some(agent));
-                self.append(unassigned(circle, subject, from, None));
-            }
-            self.route_pending(circle).await?;
-        }
-        Ok(Ok(()))
-    }
-
-    /// The best candidate for a task, and its score. The task itself is not counted in the load.
-    pub(crate) async fn fitting(
-        &self,
-        task: &task::Model,
-    ) -> Result<Option<(Uuid, Option<f64>)>, Error> {
-        let mut team = self.team(task.circle_id).await?;
-        if let Some(agent) = task.assignee_id.filter(|_| LOADING.contains(&task.status)) {
-            team.weigh(agent, -1);
+    let waiting = pending(change, circle).await?;
+    let Some(first) = waiting.first() else {
+        return Ok(());
+    };
+    let room = i64::from(circle.max_concurrent_tasks) - first.in_hand;
+    let room = usize::try_from(room).unwrap_or_default();
+    let mut team = team(change, circle.id).await?;
+    let mut routed = Vec::new();
+    for one in &waiting {
+        if routed.len() == room {
+            break;
         }
         let work = Work {
-            required: &task.required_competencies,
-            priority_rank: task.priority_rank,
-            reviewer: task.reviewer_id,
+            required: &one.required_competencies,
+            priority_rank: one.priority_rank,
+            reviewer: one.reviewer_id,
         };
-        let best = team.best(&work);
-        Ok(best.map(|(agent, score)| (agent, Some(score))))
-    }
-
-    /// The candidates of a circle, with their load in all circles.
-    pub(crate) async fn team(&self, circle: Uuid) -> Result<Team, Error> {
-        use {agent::Column as Of, member::Column as In};
-        let agents = member::Entity::belongs_to(agent::Entity)
-            .from(In::AgentId)
-            .to(Of::Id);
-        let rows = member::Entity::find()
-            .select_only()
-            .column_as(In::Id, "member")
-            .column_as(In::AgentId, "agent")
-            .columns([In::JoinedAt, In::Role])
-            .column_as(In::Competencies, "member_competencies")
-            .column_as(Of::Competencies, "agent_competencies")
-            .column_as(In::ReviewTypes, "member_review_types")
-            .column_as(Of::ReviewTypes, "agent_review_types")
-            .columns([Of::CompetencyScores, Of::ReviewsTotal, Of::ReviewsApproved])
-            .expr_as(Expr::from(load()), "load")
-            .join(JoinType::InnerJoin, agents.into())
-            .filter(In::CircleId.eq(circle))
-            .filter(In::IsActive.eq(true))
-            .filter(Of::Status.ne(agent::AgentStatus::Offline))
-            .into_model::<Row>()
-            .all(&self.transaction)
-            .await?;
-        Ok(Team::new(rows))
-    }
-
-    /// The PENDING tasks, highest priority first; none if `max_concurrent_tasks` is reached.
-    async fn pending(&self, circle: &circle::Model) -> Result<Vec<Pending>, Error> {
-        use task::Column::{
-            CircleId, Id, PriorityRank, RequiredCompetencies, ReviewerId, Status, Title, Version,
-        };
-        let in_hand = task::Entity::find()
-            .select_only()
-            .expr(Expr::col(Id).count())
-            .filter(CircleId.eq(circle.id))
-            .filter(Status.is_in(IN_HAND))
-            .into_query();
-        Ok(task::Entity::find()
-            .select_only()
-            .columns([Id, Title, RequiredCompetencies, PriorityRank, ReviewerId])
-            .column(Version)
-            .expr_as(Expr::from(in_hand.clone()), "in_hand")
-            .filter(CircleId.eq(circle.id))
-            .filter(Status.eq(task::TaskStatus::Pending))
-            .filter(Expr::from(in_hand).lt(circle.max_concurrent_tasks))
-            .order_by_asc(PriorityRank)
-            .order_by_asc(Id)
-            .limit(MOST_LOOKED_AT)
-            .into_model::<Pending>()
-            .all(&self.transaction)
-            .await?)
-    }
-
-    /// Assigns PENDING tasks to agents, in one statement.
-    async fn give(&self, tasks: impl Iterator<Item = (Uuid, Uuid)>) -> Result<(), Error> {
-        let mut ids = Vec::new();
-        let mut to = CaseStatement::new();
-        for (task, agent) in tasks {
-            ids.push(task);
-            to = to.case(task::Column::Id.eq(task), Expr::val(agent));
+        if let Some((agent, score)) = team.best(&work) {
+            team.weigh(agent, 1);
+            routed.push((one, agent, score));
         }
-        let backend = self.transaction.get_database_backend();
-        let given = task::Entity::update_many()
+    }
+    if routed.is_empty() {
+        return Ok(());
+    }
+    give(
+        change,
+        routed.iter().map(|(task, agent, _)| (task.id, *agent)),
+    )
+    .await?;
+    for (task, agent, score) in routed {
+        let subject = (task.id, task.title.as_str(), task.version + 1);
+        let to = (agent, Some(score));
+        let from = Some(task::TaskStatus::Pending);
+        change.append(assigned(circle, subject, from, to, None));
+    }
+    Ok(())
+}
+
+/// Releases the tasks of an agent who leaves a circle: tasks that are assigned, blocked or returned from a review
+/// become PENDING and are routed again. Reviews are kept; a task that is submitted later gets another reviewer if
+/// its reviewer is no longer a member.
+///
+/// Call it with the circle locked, after the membership was deactivated, so that no task is routed back. If the
+/// agent has work in progress or in review, the result is `IN_USE` and the change must be dropped.
+pub(crate) async fn release(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+    agent: Uuid,
+) -> Result<(), Stop> {
+    use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
+    let held = task::Entity::find()
+        .select_only()
+        .columns([
+            task::Column::Id,
+            task::Column::Title,
+            task::Column::Status,
+            task::Column::Version,
+        ])
+        .filter(task::Column::CircleId.eq(circle.id))
+        .filter(task::Column::AssigneeId.eq(agent))
+        .filter(task::Column::Status.is_in([
+            Assigned,
+            Blocked,
+            ChangesRequested,
+            InProgress,
+            InReview,
+        ]))
+        .order_by_asc(task::Column::Id)
+        .into_model::<Held>()
+        .all(&change.transaction)
+        .await?;
+    if held
+        .iter()
+        .any(|task| matches!(task.status, InProgress | InReview))
+    {
+        let message = "The agent has work in progress or in review in this circle.";
+        return Err(UserError::general(UserErrorCode::InUse, message).into());
+    }
+    if !held.is_empty() {
+        task::Entity::update_many()
             .col_expr(
                 task::Column::Status,
-                Expr::value(task::TaskStatus::Assigned.to_value()),
+                Expr::value(task::TaskStatus::Pending.to_value()),
             )
-            .col_expr(task::Column::AssigneeId, to.into())
+            .col_expr(task::Column::AssigneeId, Expr::value(None::<Uuid>))
             .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
             .col_expr(
                 task::Column::Version,
                 Expr::col(task::Column::Version).add(1),
             )
-            .col_expr(task::Column::UpdatedAt, Expr::value(self.now))
-            .filter(is_among(backend, task::Column::Id.as_column_ref(), &ids))
-            .filter(task::Column::Status.eq(task::TaskStatus::Pending))
-            .exec(&self.transaction)
+            .col_expr(task::Column::UpdatedAt, Expr::value(change.now))
+            .filter(task::Column::CircleId.eq(circle.id))
+            .filter(task::Column::AssigneeId.eq(agent))
+            .filter(task::Column::Status.is_in([Assigned, Blocked, ChangesRequested]))
+            .exec(&change.transaction)
             .await?;
-        if given.rows_affected == ids.len() as u64 {
-            Ok(())
-        } else {
-            Err(Error::conflict())
+        for task in &held {
+            let subject = (task.id, task.title.as_str(), task.version + 1);
+            let from = (task.status, Some(agent));
+            change.append(unassigned(circle, subject, from, None));
         }
+        assign_pending(change, circle).await?;
+    }
+    Ok(())
+}
+
+/// The best candidate for a task, and its score. The task itself is not counted in the load.
+pub(crate) async fn best_match(
+    change: &Change<'_>,
+    task: &task::Model,
+) -> Result<Option<(Uuid, Option<f64>)>, Error> {
+    let mut team = team(change, task.circle_id).await?;
+    if let Some(agent) = task.assignee_id.filter(|_| LOADING.contains(&task.status)) {
+        team.weigh(agent, -1);
+    }
+    let work = Work {
+        required: &task.required_competencies,
+        priority_rank: task.priority_rank,
+        reviewer: task.reviewer_id,
+    };
+    let best = team.best(&work);
+    Ok(best.map(|(agent, score)| (agent, Some(score))))
+}
+
+/// The candidates of a circle, with their load in all circles.
+pub(crate) async fn team(change: &Change<'_>, circle: Uuid) -> Result<Team, Error> {
+    use {agent::Column as Of, member::Column as In};
+    let agents = member::Entity::belongs_to(agent::Entity)
+        .from(In::AgentId)
+        .to(Of::Id);
+    let rows = member::Entity::find()
+        .select_only()
+        .column_as(In::Id, "member")
+        .column_as(In::AgentId, "agent")
+        .columns([In::JoinedAt, In::Role])
+        .column_as(In::Competencies, "member_competencies")
+        .column_as(Of::Competencies, "agent_competencies")
+        .column_as(In::ReviewTypes, "member_review_types")
+        .column_as(Of::ReviewTypes, "agent_review_types")
+        .columns([Of::CompetencyScores, Of::ReviewsTotal, Of::ReviewsApproved])
+        .expr_as(Expr::from(load()), "load")
+        .join(JoinType::InnerJoin, agents.into())
+        .filter(In::CircleId.eq(circle))
+        .filter(In::IsActive.eq(true))
+        .filter(Of::Status.ne(agent::AgentStatus::Offline))
+        .into_model::<Row>()
+        .all(&change.transaction)
+        .await?;
+    Ok(Team::new(rows))
+}
+
+/// The PENDING tasks, highest priority first; none if `max_concurrent_tasks` is reached.
+async fn pending(change: &Change<'_>, circle: &circle::Model) -> Result<Vec<Pending>, Error> {
+    use task::Column::{
+        CircleId, Id, PriorityRank, RequiredCompetencies, ReviewerId, Status, Title, Version,
+    };
+    let in_hand = task::Entity::find()
+        .select_only()
+        .expr(Expr::col(Id).count())
+        .filter(CircleId.eq(circle.id))
+        .filter(Status.is_in(IN_HAND))
+        .into_query();
+    Ok(task::Entity::find()
+        .select_only()
+        .columns([Id, Title, RequiredCompetencies, PriorityRank, ReviewerId])
+        .column(Version)
+        .expr_as(Expr::from(in_hand.clone()), "in_hand")
+        .filter(CircleId.eq(circle.id))
+        .filter(Status.eq(task::TaskStatus::Pending))
+        .filter(Expr::from(in_hand).lt(circle.max_concurrent_tasks))
+        .order_by_asc(PriorityRank)
+        .order_by_asc(Id)
+        .limit(MOST_LOOKED_AT)
+        .into_model::<Pending>()
+        .all(&change.transaction)
+        .await?)
+}
+
+/// Assigns PENDING tasks to agents, in one statement.
+async fn give(change: &Change<'_>, tasks: impl Iterator<Item = (Uuid, Uuid)>) -> Result<(), Error> {
+    let mut ids = Vec::new();
+    let mut to = CaseStatement::new();
+    for (task, agent) in tasks {
+        ids.push(task);
+        to = to.case(task::Column::Id.eq(task), Expr::val(agent));
+    }
+    let backend = change.transaction.get_database_backend();
+    let given = task::Entity::update_many()
+        .col_expr(
+            task::Column::Status,
+            Expr::value(task::TaskStatus::Assigned.to_value()),
+        )
+        .col_expr(task::Column::AssigneeId, to.into())
+        .col_expr(task::Column::StatusNote, Expr::value(None::<String>))
+        .col_expr(
+            task::Column::Version,
+            Expr::col(task::Column::Version).add(1),
+        )
+        .col_expr(task::Column::UpdatedAt, Expr::value(change.now))
+        .filter(is_among(backend, task::Column::Id.as_column_ref(), &ids))
+        .filter(task::Column::Status.eq(task::TaskStatus::Pending))
+        .exec(&change.transaction)
+        .await?;
+    if given.rows_affected == ids.len() as u64 {
+        Ok(())
+    } else {
+        Err(Error::conflict())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const ROLES: [member::MemberRole; 5] = [

@@ -1,0 +1,261 @@
+//! Sharing: the access of users to circles, and the collaborators of a circle.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Enum, SimpleObject};
+use futures_util::future::try_join_all;
+use gathering_entity::{circle, collaborator, user};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, Set,
+    sea_query::{Expr, ExprTrait},
+};
+use uuid::Uuid;
+
+use crate::{
+    access::Viewer,
+    circle::event::collaboration,
+    data::{Change, Listed, Stop},
+    error::Error,
+    events::EventType,
+    id::Kind,
+    input::{UserError, UserErrorCode},
+    request::RequestExt,
+    scalar::DateTime,
+    user::User,
+};
+
+/// The role of a collaborator: a user with whom a circle is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "collaborator::CollaboratorRole")]
+pub enum CollaboratorRole {
+    /// Can read the circle and its contents.
+    Viewer,
+    /// Can also change members, tasks and conversations, and start, pause and stop the circle.
+    Editor,
+}
+
+/// The access level of a user to a circle, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Enum)]
+pub enum Access {
+    /// Can read the circle and its contents.
+    Viewer,
+    /// Can also change members, tasks and conversations, and start, pause and stop the circle.
+    Editor,
+    /// Can also rename, share, archive and delete the circle.
+    Owner,
+    /// An administrator: full access to every circle.
+    Admin,
+}
+
+/// Marker type for connections of the users with whom a circle is shared.
+pub struct CircleCollaborators;
+
+impl Listed for CircleCollaborators {
+    type Entity = collaborator::Entity;
+    type Node = User;
+    type Extra = Collaboration;
+    const NAME: &'static str = "CircleCollaborator";
+
+    async fn nodes(
+        ctx: &Context<'_>,
+        rows: &[Arc<collaborator::Model>],
+    ) -> Result<Vec<Option<User>>, Error> {
+        let users = rows
+            .iter()
+            .map(|row| ctx.request().row::<user::Entity>(row.user_id));
+        Ok(try_join_all(users)
+            .await?
+            .into_iter()
+            .map(|user| user.map(User::new))
+            .collect())
+    }
+
+    fn extra(row: &Arc<collaborator::Model>) -> Collaboration {
+        Collaboration {
+            role: row.role.into(),
+            added_at: row.created_at.into(),
+        }
+    }
+}
+
+/// Edge fields of a circle's collaborator.
+#[derive(SimpleObject)]
+pub struct Collaboration {
+    /// The role of the user in the circle.
+    role: CollaboratorRole,
+    /// When the circle was shared with the user.
+    added_at: DateTime,
+}
+
+/// Circles to which the viewer has exactly one of these access levels.
+pub(super) fn with_access(access: &[Access], viewer: &Viewer) -> Condition {
+    if viewer.is_admin() {
+        let all = access.contains(&Access::Admin);
+        return Condition::all().add(Expr::val(all).eq(true));
+    }
+    let shared = |role: collaborator::CollaboratorRole| {
+        let ids = collaborator::Entity::find()
+            .select_only()
+            .column(collaborator::Column::CircleId)
+            .filter(collaborator::Column::UserId.eq(viewer.id()))
+            .filter(collaborator::Column::Role.eq(role))
+            .into_query();
+        circle::Column::Id
+            .in_subquery(ids)
+            .and(circle::Column::OwnerId.ne(viewer.id()))
+    };
+    access.iter().fold(
+        // Makes an empty list match nothing.
+        Condition::any().add(Expr::val(false).eq(true)),
+        |any, access| match access {
+            Access::Viewer => any.add(shared(collaborator::CollaboratorRole::Viewer)),
+            Access::Editor => any.add(shared(collaborator::CollaboratorRole::Editor)),
+            Access::Owner => any.add(circle::Column::OwnerId.eq(viewer.id())),
+            Access::Admin => any,
+        },
+    )
+}
+
+/// Loads and locks a circle to which the viewer has at least this access. Every change to a circle or its contents
+/// locks the circle first, so concurrent changes wait until this transaction ends.
+///
+/// # Errors
+/// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+pub(crate) async fn accessible(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+    least: Access,
+) -> Result<circle::Model, Error> {
+    let rule = &change.viewer.rules().circle;
+    let row = change.row::<circle::Entity>(rule, id, field).await?;
+    if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
+        return Ok(row);
+    }
+    let mine = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(id))
+        .filter(collaborator::Column::UserId.eq(change.viewer.id()));
+    let share = mine.one(&change.transaction).await?;
+    check_access(change, &row, share.map(|share| share.role), field, least)?;
+    Ok(row)
+}
+
+/// Loads and locks a circle whose contents the viewer may change, as [`accessible`] does.
+pub(crate) async fn editable(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+) -> Result<circle::Model, Error> {
+    accessible(change, id, field, Access::Editor).await
+}
+
+/// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
+/// any.
+pub(crate) fn check_access(
+    change: &Change<'_>,
+    circle: &circle::Model,
+    role: Option<collaborator::CollaboratorRole>,
+    field: &str,
+    least: Access,
+) -> Result<(), Error> {
+    if change.viewer.is_admin() || circle.owner_id == change.viewer.id() {
+        return Ok(());
+    }
+    let access = match role {
+        Some(collaborator::CollaboratorRole::Editor) => Access::Editor,
+        Some(collaborator::CollaboratorRole::Viewer) => Access::Viewer,
+        None => return Err(Error::not_found(field)),
+    };
+    if access >= least {
+        Ok(())
+    } else {
+        Err(change.forbidden(Kind::Circle, circle.id))
+    }
+}
+
+/// Shares a circle with a user, or changes the user's role.
+pub(super) async fn share(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+    user: Uuid,
+    role: collaborator::CollaboratorRole,
+) -> Result<(), Error> {
+    let share = collaborator::Entity::find()
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .filter(collaborator::Column::UserId.eq(user));
+    match share.one(&change.transaction).await? {
+        Some(share) if share.role == role => return Ok(()),
+        Some(share) => {
+            let mut share = share.into_active_model();
+            share.role = Set(role);
+            share.updated_at = Set(change.now);
+            share.update(&change.transaction).await?;
+        }
+        None => {
+            let share = collaborator::Model {
+                id: Uuid::now_v7(),
+                created_at: change.now,
+                updated_at: change.now,
+                circle_id: circle.id,
+                user_id: user,
+                role,
+                added_by: Some(change.viewer.id()),
+            };
+            collaborator::Entity::insert(share.into_active_model())
+                .exec_without_returning(&change.transaction)
+                .await?;
+        }
+    }
+    change.append(collaboration(
+        EventType::CircleShared,
+        circle,
+        user,
+        Some(role),
+    ));
+    Ok(())
+}
+
+/// Stops sharing a circle with a user.
+///
+/// # Errors
+/// `INVALID` if the circle is not shared with the user; `NOT_FOUND` if there is no such user.
+pub(super) async fn unshare(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+    user: Uuid,
+) -> Result<(), Stop> {
+    let share = collaborator::Entity::delete_many()
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .filter(collaborator::Column::UserId.eq(user));
+    let gone = share.exec(&change.transaction).await?;
+    if gone.rows_affected == 0 {
+        let field = "userId";
+        change
+            .lock_reference::<user::Entity>(Some(user), field)
+            .await?;
+        let message = "The circle is not shared with this user.";
+        return Err(UserError::new(field, UserErrorCode::Invalid, message).into());
+    }
+    change.append(collaboration(EventType::CircleUnshared, circle, user, None));
+    Ok(())
+}
+
+/// Appends a `circle.unshared` event for each collaborator of a circle.
+pub(super) async fn unshare_all(
+    change: &mut Change<'_>,
+    circle: &circle::Model,
+) -> Result<(), Error> {
+    let users: Vec<Uuid> = collaborator::Entity::find()
+        .select_only()
+        .column(collaborator::Column::UserId)
+        .filter(collaborator::Column::CircleId.eq(circle.id))
+        .order_by_asc(collaborator::Column::Id)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    for user in users {
+        change.append(collaboration(EventType::CircleUnshared, circle, user, None));
+    }
+    Ok(())
+}
