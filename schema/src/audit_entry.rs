@@ -1,7 +1,5 @@
 //! The audit log: sign-ins, refused requests and administrative actions.
 
-use crate::Viewer;
-use crate::db::Rule;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Object};
@@ -9,11 +7,12 @@ use gathering_entity::{audit, user};
 use sea_orm::{ColumnTrait, Condition};
 use serde_json::Value;
 
-use crate::data::Noun;
 use crate::{
-    data::{Connection, Order, Page},
+    access::Viewer,
+    data::{Connection, Noun, Order, Page},
+    db::{Rule, filter, is_one_of},
     error::Error,
-    id::Kind,
+    id::{self, Kind},
     request::RequestExt,
     scalar::DateTime,
     user::User,
@@ -128,16 +127,14 @@ impl AuditFilter {
         use audit::Column::{Action, ActorId, Severity, TargetId};
         let action = self
             .action
-            .map(|action| crate::db::filter(&action, "action"))
+            .map(|action| filter(&action, "action"))
             .transpose()?;
-        let severity = self.severity.map(|severity| {
-            Severity.is_in(crate::db::distinct(
-                severity.into_iter().map(audit::AuditSeverity::from),
-            ))
-        });
+        let severity = self
+            .severity
+            .map(|list| is_one_of::<audit::AuditSeverity>(Severity, list));
         let actor = Kind::User.parse_opt(self.actor_id.as_ref(), "actorId")?;
         let target = match self.target_id {
-            Some(id) => match crate::id::parse(&id) {
+            Some(id) => match id::parse(&id) {
                 Some((_, uuid)) => Some(uuid),
                 None => return Err(Error::bad_input("`targetId` must be an id.").field("targetId")),
             },

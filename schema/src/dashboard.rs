@@ -13,6 +13,7 @@ use crate::{
     db::{Totals, count_where},
     error::Error,
     request::RequestExt,
+    task::is_open,
 };
 
 /// Totals of the agents, circles, tasks and conversations that the viewer may read.
@@ -64,12 +65,9 @@ impl Dashboard {
             .add(CompletedAt.gte(today));
         let select = task::Entity::find()
             .select_only()
-            .expr_as(count_where(crate::task::is_open()), "open")
+            .expr_as(count_where(is_open()), "open")
             .expr_as(count_where(Status.eq(TaskStatus::InReview)), "in_review")
-            .expr_as(
-                count_where(crate::task::is_open().add(DueAt.lt(now))),
-                "overdue",
-            )
+            .expr_as(count_where(is_open().add(DueAt.lt(now))), "overdue")
             .expr_as(count_where(done_today), "completed_today")
             .filter(ctx.request().viewer()?.tasks())
             .into_query();

@@ -2,39 +2,35 @@
 //!
 //! A payload is read leniently: a field that an older version did not write is null or empty, never an error.
 
-use crate::agent::event::AgentChange;
-use crate::catalogue::event::CatalogueChange;
-use crate::circle::event::CircleChange;
-use crate::circle::event::MemberChange;
-use crate::circle::event::SharingChange;
-use crate::conversation::event::ConversationChange;
-use crate::conversation::event::MessageChange;
-use crate::events::EventType;
-use crate::project::ProjectChange;
-use crate::task::event::TaskChange;
-use crate::user::UserChange;
 use std::{borrow::Cow, sync::Arc};
 
 use async_graphql::{
     Context, ID, InputObject, Interface, Object, ObjectType, TypeName, connection::EmptyFields,
 };
 use chrono::Utc;
-use gathering_entity::{circle, event, project, user};
+use gathering_entity::{event, user};
 use sea_orm::{ActiveEnum, ColumnTrait, Condition};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    agent::Agent,
-    circle::Circle,
-    data::{Connection, Listed, Order, Page},
+    agent::{Agent, event::AgentChange},
+    catalogue::event::CatalogueChange,
+    circle::{
+        Circle,
+        event::{CircleChange, MemberChange, SharingChange},
+    },
+    conversation::event::{ConversationChange, MessageChange},
+    data::{Connection, Listed, Order, Page, load},
+    db::distinct,
     error::Error,
-    events::FeedFilter,
-    id::Kind,
-    project::Project,
+    events::{EventType, FeedFilter},
+    id::{self, Kind},
+    project::{Project, ProjectChange},
     request::RequestExt,
     scalar::DateTime,
-    user::User,
+    task::event::TaskChange,
+    user::{User, UserChange},
 };
 
 /// The author of a change: a user or an agent. A null actor is the server.
@@ -198,12 +194,7 @@ impl<C: EventDetails> Of<C> {
         let Some(id) = self.row.circle_id else {
             return Ok(None);
         };
-        let rule = &ctx.request().viewer()?.rules().circle;
-        Ok(ctx
-            .request()
-            .readable::<circle::Entity>(rule, id)
-            .await?
-            .map(Circle))
+        load(ctx.request(), id).await
     }
 
     /// The project in which it happened; null if the viewer may not read it.
@@ -211,12 +202,7 @@ impl<C: EventDetails> Of<C> {
         let Some(id) = self.row.project_id else {
             return Ok(None);
         };
-        let rule = &ctx.request().viewer()?.rules().project;
-        Ok(ctx
-            .request()
-            .readable::<project::Entity>(rule, id)
-            .await?
-            .map(Project))
+        load(ctx.request(), id).await
     }
 
     #[graphql(flatten)]
@@ -317,7 +303,7 @@ pub(crate) trait Payload {
         let text = self.text(name)?;
         Uuid::parse_str(text)
             .ok()
-            .or_else(|| crate::id::parse(&ID(text.to_owned())).map(|(_, uuid)| uuid))
+            .or_else(|| id::parse(&ID(text.to_owned())).map(|(_, uuid)| uuid))
     }
 
     fn changed(&self) -> Vec<String> {
@@ -398,7 +384,7 @@ impl Events {
         Ok(Condition::all()
             .add(event::Column::Position.is_not_null())
             .add(readable)
-            .add(EventFilter::wanted(filter)?.condition()))
+            .add(EventFilter::feed_filter(filter)?.condition()))
     }
 }
 
@@ -419,12 +405,12 @@ pub struct EventFilter {
 
 impl EventFilter {
     /// Converts the input to the internal event filter.
-    pub(crate) fn wanted(filter: Option<Self>) -> Result<FeedFilter, Error> {
+    pub(crate) fn feed_filter(filter: Option<Self>) -> Result<FeedFilter, Error> {
         let Some(filter) = filter else {
             return Ok(FeedFilter::default());
         };
         let subject = match filter.subject_id {
-            Some(id) => match crate::id::parse(&id) {
+            Some(subject) => match id::parse(&subject) {
                 Some((_, uuid)) => Some(uuid),
                 None => {
                     return Err(
@@ -437,7 +423,7 @@ impl EventFilter {
         Ok(FeedFilter {
             types: filter
                 .types
-                .map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted))),
+                .map(|types| distinct(types.into_iter().map(EventType::dotted))),
             circle: Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?,
             project: Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?,
             agent: Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?,

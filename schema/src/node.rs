@@ -1,25 +1,32 @@
 //! Nodes: objects that can be fetched by their global id.
 
-use crate::data::load;
 use async_graphql::{Context, ID, Interface, Object};
 use futures_util::future::try_join_all;
 use gathering_entity::event;
 use uuid::Uuid;
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, event::AgentChange},
     audit_entry::AuditEntry,
-    catalogue::{model::Model, persona::Persona, provider::Provider},
-    circle::{Circle, members::CircleMember},
-    conversation::{Conversation, messages::Message},
-    data::list_size,
+    catalogue::{event::CatalogueChange, model::Model, persona::Persona, provider::Provider},
+    circle::{
+        Circle,
+        event::{CircleChange, MemberChange, SharingChange},
+        members::CircleMember,
+    },
+    conversation::{
+        Conversation,
+        event::{ConversationChange, MessageChange},
+        messages::Message,
+    },
+    data::{list_size, load},
     error::Error,
-    event::Event,
+    event::{Event, Of},
     id::{self, Kind},
-    project::Project,
+    project::{Project, ProjectChange},
     request::{Request, RequestExt},
-    task::Task,
-    user::User,
+    task::{Task, event::TaskChange},
+    user::{User, UserChange},
 };
 
 /// Maximum number of ids of one `nodes` field.
@@ -59,25 +66,25 @@ pub enum Node {
     /// An entry of the audit log.
     Audit(AuditEntry),
     /// An agent event.
-    AgentEvent(crate::event::Of<crate::agent::event::AgentChange>),
+    AgentEvent(Of<AgentChange>),
     /// A project event.
-    ProjectEvent(crate::event::Of<crate::project::ProjectChange>),
+    ProjectEvent(Of<ProjectChange>),
     /// A circle event.
-    CircleEvent(crate::event::Of<crate::circle::event::CircleChange>),
+    CircleEvent(Of<CircleChange>),
     /// An event about the sharing of a circle.
-    SharingEvent(crate::event::Of<crate::circle::event::SharingChange>),
+    SharingEvent(Of<SharingChange>),
     /// A member event.
-    MemberEvent(crate::event::Of<crate::circle::event::MemberChange>),
+    MemberEvent(Of<MemberChange>),
     /// A task event.
-    TaskEvent(crate::event::Of<crate::task::event::TaskChange>),
+    TaskEvent(Of<TaskChange>),
     /// A conversation event.
-    ConversationEvent(crate::event::Of<crate::conversation::event::ConversationChange>),
+    ConversationEvent(Of<ConversationChange>),
     /// A message event.
-    MessageEvent(crate::event::Of<crate::conversation::event::MessageChange>),
+    MessageEvent(Of<MessageChange>),
     /// A catalogue event.
-    CatalogueEvent(crate::event::Of<crate::catalogue::event::CatalogueChange>),
+    CatalogueEvent(Of<CatalogueChange>),
     /// A user event.
-    UserEvent(crate::event::Of<crate::user::UserChange>),
+    UserEvent(Of<UserChange>),
 }
 
 impl Node {

@@ -1,31 +1,30 @@
 //! Projects that circles work on.
 
-use crate::Viewer;
-use crate::data::Change;
-use crate::db::Rule;
-use crate::event::{EventDetails, Payload};
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
-use gathering_entity::{circle, event, project, user};
+use gathering_entity::{List, circle, event, project, user};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
-    sea_query::Expr,
+    ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
+    ModelTrait, Set, TryIntoModel, sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::data::Noun;
 use crate::{
+    access::Viewer,
     circle::{Circle, CircleFilter},
-    data::{Connection, Edits, NamedOrder, NamedOrderField, Order, Outcome, Page, change},
-    db::is_taken,
+    data::{
+        Change, Connection, Edits, NamedOrder, NamedOrderField, Noun, Order, Outcome, Page, by_id,
+        change, unique,
+    },
+    db::{Rule, contains, is_one_of},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
-    event::{EventFilter, Events},
+    event::{EventDetails, EventFilter, Events, Payload},
     events::{EventType, NewEvent},
     id::Kind,
-    input::{Check, UserError, UserErrorCode},
+    input::{Check, UserError, UserErrorCode, entries},
     request::RequestExt,
     scalar::DateTime,
     user::User,
@@ -206,18 +205,13 @@ pub struct ProjectFilter {
 
 impl ProjectFilter {
     fn condition(self) -> Result<Condition, Error> {
-        let status = self.status.map(|status| {
-            project::Column::Status.is_in(crate::db::distinct(
-                status.into_iter().map(project::ProjectStatus::from),
-            ))
-        });
+        let status = self
+            .status
+            .map(|list| is_one_of::<project::ProjectStatus>(project::Column::Status, list));
         Ok(Condition::all().add_option(status).add_option(
             self.search
                 .map(|search| {
-                    crate::db::contains(
-                        Expr::col(project::Column::NameKey.as_column_ref()),
-                        &search,
-                    )
+                    contains(Expr::col(project::Column::NameKey.as_column_ref()), &search)
                 })
                 .transpose()?,
         ))
@@ -232,12 +226,7 @@ pub struct ProjectQuery;
 impl ProjectQuery {
     /// The project with this id.
     async fn project(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Project>, Error> {
-        let rule = &ctx.request().viewer()?.rules().project;
-        let row = ctx
-            .request()
-            .look_up::<project::Entity>(Kind::Project, rule, &id)
-            .await?;
-        Ok(Some(Project(row)))
+        by_id(ctx, &id).await
     }
 
     /// The projects that the caller may read, newest first unless `orderBy` is set.
@@ -312,6 +301,13 @@ pub struct CreateProjectInput {
 pub struct UpdateProjectInput {
     /// The id of the project.
     project_id: ID,
+    #[graphql(flatten)]
+    fields: ProjectFields,
+}
+
+/// The fields that can be created and updated. An undefined field keeps its value.
+#[derive(InputObject)]
+struct ProjectFields {
     /// The name, 1 to 200 characters, unique among its owner's active projects.
     name: MaybeUndefined<String>,
     /// The description, at most 10,000 characters.
@@ -330,6 +326,55 @@ pub struct UpdateProjectInput {
     status: MaybeUndefined<ProjectStatus>,
 }
 
+impl From<CreateProjectInput> for ProjectFields {
+    fn from(input: CreateProjectInput) -> Self {
+        Self {
+            name: MaybeUndefined::Value(input.name),
+            description: Some(input.description).into(),
+            repository_url: Some(input.repository_url).into(),
+            default_branch: MaybeUndefined::Value(input.default_branch),
+            tech_stack: Some(input.tech_stack).into(),
+            languages: Some(input.languages).into(),
+            frameworks: Some(input.frameworks).into(),
+            status: MaybeUndefined::Value(ProjectStatus::Active),
+        }
+    }
+}
+
+impl ProjectFields {
+    /// Applies the fields to the row, and collects the errors of the input.
+    fn apply(&self, new: &mut project::ActiveModel, check: &mut Check, edits: &mut Edits) {
+        let name = check.if_given("name", &self.name);
+        let name = name.map(|name| check.name("name", name, MAX_NAME));
+        let (name, name_key) = name.unzip();
+        edits.set("name", &mut new.name, name);
+        if let Some(key) = name_key {
+            new.name_key = Set(key);
+        }
+        let description = self.description.as_opt_deref();
+        let description =
+            description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
+        edits.set("description", &mut new.description, description);
+        let repository = self.repository_url.as_opt_deref();
+        let repository = repository.map(|value| check.url("repositoryUrl", value));
+        edits.set("repositoryUrl", &mut new.repository_url, repository);
+        let branch = check.if_given("defaultBranch", &self.default_branch);
+        let branch = branch.map(|branch| check.line("defaultBranch", branch, MAX_BRANCH));
+        edits.set("defaultBranch", &mut new.default_branch, branch);
+        let mut list =
+            |field, values: &MaybeUndefined<Vec<String>>, column: &mut ActiveValue<List>| {
+                let values = entries(values);
+                let values = values.map(|values| check.list(field, values, MAX_LIST, MAX_ENTRY));
+                edits.set(field, column, values);
+            };
+        list("techStack", &self.tech_stack, &mut new.tech_stack);
+        list("languages", &self.languages, &mut new.languages);
+        list("frameworks", &self.frameworks, &mut new.frameworks);
+        let status = check.if_given("status", &self.status).copied();
+        edits.set("status", &mut new.status, status.map(Into::into));
+    }
+}
+
 /// Mutations of projects.
 #[derive(Default)]
 pub struct ProjectMutation;
@@ -343,52 +388,23 @@ impl ProjectMutation {
         input: CreateProjectInput,
     ) -> Result<ProjectPayload, Error> {
         let id = Uuid::now_v7();
+        let fields = ProjectFields::from(input);
         let outcome = change(ctx, None, async |mut change| {
+            let mut new = project::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                owner_id: Set(change.viewer.id()),
+                ..Default::default()
+            };
             let mut check = Check::default();
-            let (name, name_key) = check.name("name", &input.name, MAX_NAME);
-            let mut list = |field, values: &Option<Vec<String>>| {
-                check.list(
-                    field,
-                    values.as_deref().unwrap_or_default(),
-                    MAX_LIST,
-                    MAX_ENTRY,
-                )
-            };
-            let (tech_stack, languages, frameworks) = (
-                list("techStack", &input.tech_stack),
-                list("languages", &input.languages),
-                list("frameworks", &input.frameworks),
-            );
-            let row = project::Model {
-                id,
-                created_at: change.now,
-                updated_at: change.now,
-                owner_id: change.viewer.id(),
-                name,
-                name_key,
-                description: check.optional_text(
-                    "description",
-                    input.description.as_deref(),
-                    MAX_DESCRIPTION,
-                ),
-                repository_url: check.url("repositoryUrl", input.repository_url.as_deref()),
-                default_branch: check.line("defaultBranch", &input.default_branch, MAX_BRANCH),
-                tech_stack,
-                languages,
-                frameworks,
-                status: project::ProjectStatus::Active,
-            };
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
+            fields.apply(&mut new, &mut check, &mut Edits::default());
+            check.faults()?;
+            let row = new.try_into_model()?;
             let insert = project::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    return Ok(Outcome::fault(None, name_taken()));
-                }
-                done => done?,
-            };
-            change.append(fact(EventType::ProjectCreated, &row, &[]));
+            let inserted = insert.exec_without_returning(&change.transaction).await;
+            unique(inserted, name_taken)?;
+            change.append(changed(EventType::ProjectCreated, &row, &[]));
             change.commit(vec![id]).await
         });
         ProjectPayload::new(ctx, outcome.await?).await
@@ -401,54 +417,16 @@ impl ProjectMutation {
         input: UpdateProjectInput,
     ) -> Result<ProjectPayload, Error> {
         let id = Kind::Project.parse(&input.project_id, "projectId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let row = change.project(id, "projectId").await?;
-            let mut check = Check::default();
-            let name = check.if_given("name", &input.name);
-            let name = name.map(|name| check.name("name", name, MAX_NAME));
-            let (name, name_key) = name.unzip();
-            let branch = check.if_given("defaultBranch", &input.default_branch);
-            let branch = branch.map(|branch| check.line("defaultBranch", branch, MAX_BRANCH));
-            let description = input.description.as_opt_deref();
-            let description =
-                description.map(|value| check.optional_text("description", value, MAX_DESCRIPTION));
-            let repository = input.repository_url.as_opt_deref();
-            let repository = repository.map(|value| check.url("repositoryUrl", value));
-            let status = check.if_given("status", &input.status).copied();
-            let mut list = |field, values: &MaybeUndefined<Vec<String>>| {
-                let values = values.as_opt_deref()?.unwrap_or_default();
-                Some(check.list(field, values, MAX_LIST, MAX_ENTRY))
-            };
-            let (tech_stack, languages, frameworks) = (
-                list("techStack", &input.tech_stack),
-                list("languages", &input.languages),
-                list("frameworks", &input.frameworks),
-            );
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+        let outcome = change(ctx, Some(id), async |mut change| {
+            let row = editable(&change, id, "projectId").await?;
             let mut new = row.into_active_model();
-            let mut edits = Edits::default();
-            edits.set("name", &mut new.name, name);
-            if let Some(key) = name_key {
-                new.name_key = Set(key);
-            }
-            edits.set("description", &mut new.description, description);
-            edits.set("repositoryUrl", &mut new.repository_url, repository);
-            edits.set("defaultBranch", &mut new.default_branch, branch);
-            edits.set("techStack", &mut new.tech_stack, tech_stack);
-            edits.set("languages", &mut new.languages, languages);
-            edits.set("frameworks", &mut new.frameworks, frameworks);
-            edits.set("status", &mut new.status, status.map(Into::into));
+            let (mut check, mut edits) = (Check::default(), Edits::default());
+            input.fields.apply(&mut new, &mut check, &mut edits);
+            check.faults()?;
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
-                let row = match new.update(&change.transaction).await {
-                    Err(error) if is_taken(&error) => {
-                        return Ok(Outcome::fault(Some(id), name_taken()));
-                    }
-                    done => done?,
-                };
-                change.append(fact(EventType::ProjectUpdated, &row, edits.names()));
+                let row = unique(new.update(&change.transaction).await, name_taken)?;
+                change.append(changed(EventType::ProjectUpdated, &row, edits.names()));
             }
             change.commit(vec![id]).await
         });
@@ -463,8 +441,8 @@ impl ProjectMutation {
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Project.parse(&input.id, "id")?;
         let outcome = change(ctx, None, async |mut change| {
-            let row = change.project(id, "id").await?;
-            change.append(fact(EventType::ProjectDeleted, &row, &[]));
+            let row = editable(&change, id, "id").await?;
+            change.append(changed(EventType::ProjectDeleted, &row, &[]));
             row.delete(&change.transaction).await?;
             change.commit(vec![]).await
         });
@@ -472,19 +450,21 @@ impl ProjectMutation {
     }
 }
 
-impl Change<'_> {
-    /// Loads a project that the viewer may change.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
-    pub(crate) async fn project(&self, id: Uuid, field: &str) -> Result<project::Model, Error> {
-        let rule = &self.viewer.rules().project;
-        let row = self.row::<project::Entity>(rule, id, field).await?;
-        if self.viewer.is_admin() || row.owner_id == self.viewer.id() {
-            Ok(row)
-        } else {
-            Err(self.forbidden(Kind::Project, id))
-        }
+/// Loads a project that the viewer may change.
+///
+/// # Errors
+/// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+pub(crate) async fn editable(
+    change: &Change<'_>,
+    id: Uuid,
+    field: &str,
+) -> Result<project::Model, Error> {
+    let rule = &change.viewer.rules().project;
+    let row = change.row::<project::Entity>(rule, id, field).await?;
+    if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
+        Ok(row)
+    } else {
+        Err(change.forbidden(Kind::Project, id))
     }
 }
 
@@ -493,7 +473,7 @@ fn name_taken() -> UserError {
     UserError::new("name", UserErrorCode::Taken, message)
 }
 
-fn fact(kind: EventType, row: &project::Model, changed: &[&str]) -> NewEvent {
+fn changed(kind: EventType, row: &project::Model, changed: &[&str]) -> NewEvent {
     let payload = json!({ "name": row.name, "changed": changed, "updatedAt": row.updated_at });
     NewEvent::new(kind, row.id, payload)
         .owner(row.owner_id)

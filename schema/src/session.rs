@@ -1,7 +1,5 @@
 //! Registration, sign-in, sign-out and sessions.
 
-use crate::auth::MAX_USER_NAME;
-use crate::auth::check_password;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
@@ -12,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::AuditAction,
-    auth::{Profile, SignedIn, in_session, live},
+    auth::{MAX_USER_NAME, Profile, SignedIn, check_password, in_session, live},
     data::{Connection, Listed, Order, Page, change},
     db::Totals,
     error::Error,
@@ -37,7 +35,9 @@ impl Session {
 
     /// When the user signed in, to the millisecond.
     async fn created_at(&self) -> DateTime {
-        began(self.0.family_id).unwrap_or(self.0.created_at).into()
+        started_at(self.0.family_id)
+            .unwrap_or(self.0.created_at)
+            .into()
     }
 
     /// When the session was last refreshed.
@@ -68,7 +68,7 @@ impl Session {
 }
 
 /// The timestamp of a version 7 UUID.
-fn began(id: Uuid) -> Option<ChronoDateTime<Utc>> {
+fn started_at(id: Uuid) -> Option<ChronoDateTime<Utc>> {
     let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
     ChronoDateTime::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)
 }

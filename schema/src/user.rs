@@ -1,9 +1,5 @@
 //! Users: people with an account.
 
-use crate::Viewer;
-use crate::auth::MAX_USER_NAME;
-use crate::data::Noun;
-use crate::event::{EventDetails, Payload};
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
@@ -12,11 +8,13 @@ use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
 use uuid::Uuid;
 
 use crate::{
+    access::Viewer,
     audit::AuditAction,
-    auth::Amendment,
-    data::{Connection, Order, Outcome, Page, change},
-    db::Rule,
+    auth::{Amendment, MAX_USER_NAME},
+    data::{Connection, Noun, Order, Page, change},
+    db::{Rule, contains},
     error::Error,
+    event::{EventDetails, Payload},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -143,10 +141,7 @@ impl UserFilter {
             .add_option(
                 self.search
                     .map(|search| {
-                        crate::db::contains(
-                            Expr::col(user::Column::EmailKey.as_column_ref()),
-                            &search,
-                        )
+                        contains(Expr::col(user::Column::EmailKey.as_column_ref()), &search)
                     })
                     .transpose()?,
             ))
@@ -172,12 +167,10 @@ impl UserPayload {
     ) -> Result<Self, Error> {
         let accounts = ctx.request().accounts();
         let faults = check.faults();
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(user), async |mut change| {
             let any = Rule::default();
             let row = change.row::<user::Entity>(&any, user, "userId").await?;
-            if let Err(faults) = &faults {
-                return Ok(Outcome::refused(Some(user), faults.clone()));
-            }
+            faults.clone()?;
             let (transaction, now) = (&change.transaction, change.now);
             let amended = accounts.amend(transaction, row, &amendment, now).await?;
             for fact in amended.facts {

@@ -1,15 +1,17 @@
 //! Events about agents.
 
-use crate::agent::Agent;
-use crate::agent::AgentStatus;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, Object};
-use gathering_entity::event;
+use gathering_entity::{agent, event};
+use sea_orm::ActiveEnum;
+use serde_json::json;
 
 use crate::{
+    agent::{Agent, AgentStatus},
     error::Error,
     event::{EventDetails, Payload},
+    events::{EventType, NewEvent},
     id::Kind,
 };
 
@@ -46,14 +48,14 @@ impl AgentChange {
     /// The status before the change.
     async fn from_status(&self) -> Option<AgentStatus> {
         self.0
-            .value::<gathering_entity::agent::AgentStatus>("fromStatus")
+            .value::<agent::AgentStatus>("fromStatus")
             .map(Into::into)
     }
 
     /// The status after the change.
     async fn to_status(&self) -> Option<AgentStatus> {
         self.0
-            .value::<gathering_entity::agent::AgentStatus>("toStatus")
+            .value::<agent::AgentStatus>("toStatus")
             .map(Into::into)
     }
 
@@ -61,4 +63,25 @@ impl AgentChange {
     async fn changed(&self) -> Vec<String> {
         self.0.changed()
     }
+}
+
+/// The event for a created, updated or deleted agent.
+pub(super) fn changed(kind: EventType, row: &agent::Model, changed: &[&str]) -> NewEvent {
+    let payload = json!({ "name": row.name, "changed": changed, "version": row.version });
+    NewEvent::new(kind, row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
+}
+
+/// The event for a changed agent status.
+pub(super) fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> NewEvent {
+    let payload = json!({
+        "name": row.name,
+        "fromStatus": from.to_value(),
+        "toStatus": row.status.to_value(),
+        "version": row.version,
+    });
+    NewEvent::new(EventType::AgentStatusChanged, row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
 }

@@ -28,15 +28,15 @@ pub(crate) struct Entry<'a> {
 impl Entry<'_> {
     /// Records that the entry was added, or that these fields changed.
     pub(crate) fn changed(&self, change: &mut Change<'_>, changed: &[&str]) {
-        self.tell(change, changed, false);
+        self.record(change, changed, false);
     }
 
     /// Records that the entry was deleted.
     pub(crate) fn deleted(&self, change: &mut Change<'_>) {
-        self.tell(change, &[], true);
+        self.record(change, &[], true);
     }
 
-    fn tell(&self, change: &mut Change<'_>, changed: &[&str], is_deleted: bool) {
+    fn record(&self, change: &mut Change<'_>, changed: &[&str], is_deleted: bool) {
         let (kind, event) = self.kind;
         let details = json!({ "name": self.name, "isDeleted": is_deleted, "changed": changed });
         let mut payload = details.clone();

@@ -1,24 +1,23 @@
 //! Models: the language models that agents run on.
 
-use crate::Viewer;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{agent, model, provider};
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
-    ModelTrait, Set,
+    ModelTrait, Set, TryIntoModel,
 };
 use uuid::Uuid;
 
-use crate::data::Noun;
-use crate::events::EventType;
 use crate::{
+    access::Viewer,
     catalogue::{Entry, provider::Provider},
-    data::{Connection, Edits, Order, Outcome, Page, change},
-    db::{Rule, is_taken},
+    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    db::Rule,
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
+    events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -200,12 +199,7 @@ pub struct ModelQuery;
 impl ModelQuery {
     /// The model with this id.
     async fn model(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Model>, Error> {
-        ctx.request().viewer()?;
-        let row = ctx
-            .request()
-            .look_up::<model::Entity>(Kind::Model, &Rule::default(), &id)
-            .await?;
-        Ok(Some(Model(row)))
+        by_id(ctx, &id).await
     }
 
     /// All models, oldest first. Deprecated models are included only if the filter says so.
@@ -295,6 +289,13 @@ pub struct CreateModelInput {
 pub struct UpdateModelInput {
     /// The id of the model.
     model_id: ID,
+    #[graphql(flatten)]
+    fields: ModelFields,
+}
+
+/// The fields that can be created and updated. An undefined field keeps its value.
+#[derive(InputObject)]
+struct ModelFields {
     /// The display name, 1 to 200 characters.
     display_name: MaybeUndefined<String>,
     /// The size of the context window in tokens, at least 1.
@@ -321,8 +322,30 @@ pub struct UpdateModelInput {
     is_deprecated: MaybeUndefined<bool>,
 }
 
-impl UpdateModelInput {
-    /// Applies the input to the row, and collects the errors of the input.
+impl CreateModelInput {
+    /// The name, and the fields that an update can change too.
+    fn into_parts(self) -> (String, ModelFields) {
+        use MaybeUndefined::Value;
+        let fields = ModelFields {
+            display_name: Value(self.display_name),
+            context_window: Value(self.context_window),
+            max_output: Value(self.max_output),
+            price_input: Value(self.price_input),
+            price_output: Value(self.price_output),
+            price_cache_read: Value(self.price_cache_read),
+            price_cache_write: Value(self.price_cache_write),
+            supports_vision: Value(self.supports_vision),
+            supports_tools: Value(self.supports_tools),
+            supports_streaming: Value(self.supports_streaming),
+            supports_thinking: Value(self.supports_thinking),
+            is_deprecated: Value(false),
+        };
+        (self.name, fields)
+    }
+}
+
+impl ModelFields {
+    /// Applies the fields to the row, and collects the errors of the input.
     fn apply(&self, new: &mut model::ActiveModel, check: &mut Check, edits: &mut Edits) {
         let name = check.if_given("displayName", &self.display_name);
         let name = name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
@@ -397,42 +420,26 @@ impl ModelMutation {
         ctx.request().admin()?;
         let provider = Kind::Provider.parse(&input.provider_id, "providerId")?;
         let id = Uuid::now_v7();
+        let (name, fields) = input.into_parts();
         let outcome = change(ctx, None, async |mut change| {
-            let runs_it = change.lock_reference::<provider::Entity>(Some(provider), "providerId");
-            runs_it.await?;
+            change
+                .lock_reference::<provider::Entity>(Some(provider), "providerId")
+                .await?;
             let mut check = Check::default();
-            let whole = 1..=i32::MAX;
-            let row = model::Model {
-                id,
-                created_at: change.now,
-                updated_at: change.now,
-                provider_id: provider,
-                name: check.exact_line("name", &input.name, MAX_NAME),
-                display_name: check.line("displayName", &input.display_name, MAX_DISPLAY_NAME),
-                price_input: micros(&mut check, "priceInput", input.price_input),
-                price_output: micros(&mut check, "priceOutput", input.price_output),
-                price_cache_read: micros(&mut check, "priceCacheRead", input.price_cache_read),
-                price_cache_write: micros(&mut check, "priceCacheWrite", input.price_cache_write),
-                context_window: check.range("contextWindow", input.context_window, whole.clone()),
-                max_output: check.range("maxOutput", input.max_output, whole),
-                supports_vision: input.supports_vision,
-                supports_tools: input.supports_tools,
-                supports_streaming: input.supports_streaming,
-                supports_thinking: input.supports_thinking,
-                is_deprecated: false,
+            let mut new = model::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                provider_id: Set(provider),
+                name: Set(check.exact_line("name", &name, MAX_NAME)),
+                ..Default::default()
             };
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
+            fields.apply(&mut new, &mut check, &mut Edits::default());
+            check.faults()?;
+            let row = new.try_into_model()?;
             let insert = model::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    let message = "Another model of the provider has this name.";
-                    let taken = UserError::new("name", UserErrorCode::Taken, message);
-                    return Ok(Outcome::fault(None, taken));
-                }
-                done => done?,
-            };
+            let inserted = insert.exec_without_returning(&change.transaction).await;
+            unique(inserted, name_taken)?;
             entry(&row).changed(&mut change, &[]);
             change.commit(vec![id]).await
         });
@@ -447,15 +454,13 @@ impl ModelMutation {
     ) -> Result<ModelPayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Model.parse(&input.model_id, "modelId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.row::<model::Entity>(&rule, id, "modelId");
             let mut new = row.await?.into_active_model();
             let (mut check, mut edits) = (Check::default(), Edits::default());
-            input.apply(&mut new, &mut check, &mut edits);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            input.fields.apply(&mut new, &mut check, &mut edits);
+            check.faults()?;
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
                 let row = new.update(&change.transaction).await?;
@@ -475,14 +480,14 @@ impl ModelMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Model.parse(&input.id, "id")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<model::Entity>(&rule, id, "id");
             let row = row.await?;
             let agents = agent::Column::ModelId.eq(id);
             if change.any::<agent::Entity>(agents).await? {
                 let message = "Agents use this model. Assign them another model first, or mark it as deprecated.";
-                return Ok(Outcome::fault(Some(id), in_use(message)));
+                return Err(in_use(message).into());
             }
             entry(&row).deleted(&mut change);
             row.delete(&change.transaction).await?;
@@ -490,6 +495,11 @@ impl ModelMutation {
         });
         DeletePayload::new(ctx, Kind::Model, id, outcome.await?).await
     }
+}
+
+fn name_taken() -> UserError {
+    let message = "Another model of the provider has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
 }
 
 /// The price in millionths of a US dollar; a negative price is an error.

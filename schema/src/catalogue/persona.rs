@@ -1,25 +1,23 @@
 //! Personas: reusable characters for agents.
 
-use crate::Viewer;
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{List, agent, model, persona};
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
-    ModelTrait, Set, sea_query::Expr,
+    ModelTrait, Set, TryIntoModel, sea_query::Expr,
 };
 use uuid::Uuid;
 
-use crate::data::Noun;
-use crate::events::EventType;
 use crate::{
-    agent::{MAX_ENTRY, MAX_LIST, MAX_PROMPT, MAX_STYLE, TEMPERATURE},
+    access::Viewer,
     catalogue::{Entry, model::Model},
-    data::{Connection, Edits, Order, Outcome, Page, change},
-    db::{Rule, is_taken},
+    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    db::{Rule, contains, filter},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
+    events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
     request::RequestExt,
@@ -40,6 +38,15 @@ const MAX_DESCRIPTION: usize = 10_000;
 const MAX_ICON: usize = 50;
 /// Maximum length of the motto, in characters.
 const MAX_MOTTO: usize = 500;
+/// Maximum length of a system prompt, in characters.
+pub(crate) const MAX_PROMPT: usize = 20_000;
+/// Maximum length of a communication style, in characters.
+pub(crate) const MAX_STYLE: usize = 50;
+/// Maximum number of entries of a list field, and maximum length of an entry in characters.
+pub(crate) const MAX_LIST: usize = 50;
+pub(crate) const MAX_ENTRY: usize = 100;
+/// The allowed sampling temperatures.
+pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 
 /// A persona: a reusable character for agents.
 pub struct Persona(pub(crate) Arc<persona::Model>);
@@ -178,7 +185,7 @@ impl PersonaFilter {
     fn condition(self) -> Result<Condition, Error> {
         let category = self
             .category
-            .map(|category| crate::db::filter(&category, "category"))
+            .map(|category| filter(&category, "category"))
             .transpose()?;
         Ok(Condition::all()
             .add_option(category.map(|category| persona::Column::Category.eq(category)))
@@ -189,10 +196,7 @@ impl PersonaFilter {
             .add_option(
                 self.search
                     .map(|search| {
-                        crate::db::contains(
-                            Expr::col(persona::Column::NameKey.as_column_ref()),
-                            &search,
-                        )
+                        contains(Expr::col(persona::Column::NameKey.as_column_ref()), &search)
                     })
                     .transpose()?,
             ))
@@ -207,12 +211,7 @@ pub struct PersonaQuery;
 impl PersonaQuery {
     /// The persona with this id.
     async fn persona(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Persona>, Error> {
-        ctx.request().viewer()?;
-        let row = ctx
-            .request()
-            .look_up::<persona::Entity>(Kind::Persona, &Rule::default(), &id)
-            .await?;
-        Ok(Some(Persona(row)))
+        by_id(ctx, &id).await
     }
 
     /// All personas, oldest first.
@@ -298,6 +297,13 @@ pub struct CreatePersonaInput {
 pub struct UpdatePersonaInput {
     /// The id of the persona.
     persona_id: ID,
+    #[graphql(flatten)]
+    fields: PersonaFields,
+}
+
+/// The fields that can be created and updated. An undefined field keeps its value.
+#[derive(InputObject)]
+struct PersonaFields {
     /// The display name, 1 to 200 characters.
     display_name: MaybeUndefined<String>,
     /// The role in a team, 1 to 200 characters.
@@ -329,64 +335,30 @@ pub struct UpdatePersonaInput {
 }
 
 impl CreatePersonaInput {
-    /// Builds the row and adds validation errors to `check`.
-    fn row(
-        &self,
-        id: Uuid,
-        now: chrono::DateTime<chrono::Utc>,
-        model: Option<Uuid>,
-        check: &mut Check,
-    ) -> persona::Model {
-        let (name, name_key) = check.name("name", &self.name, MAX_NAME);
-        let display_name = check.line("displayName", &self.display_name, MAX_DISPLAY_NAME);
-        let role = check.line("role", &self.role, MAX_ROLE);
-        let mut line =
-            |field, text: &Option<String>, most| check.optional_line(field, text.as_deref(), most);
-        let category = line("category", &self.category, MAX_CATEGORY);
-        let icon = line("icon", &self.icon, MAX_ICON);
-        let motto = line("motto", &self.motto, MAX_MOTTO);
-        let style = line("communicationStyle", &self.communication_style, MAX_STYLE);
-        let mut text =
-            |field, text: &Option<String>, most| check.optional_text(field, text.as_deref(), most);
-        let description = text("description", &self.description, MAX_DESCRIPTION);
-        let prompt = text("prompt", &self.prompt, MAX_PROMPT);
-        let mut list = |field, words: &Option<Vec<String>>| {
-            let words = words.as_deref().unwrap_or_default();
-            check.list(field, words, MAX_LIST, MAX_ENTRY)
+    /// The name, and the fields that an update can change too.
+    fn into_parts(self) -> (String, PersonaFields) {
+        let fields = PersonaFields {
+            display_name: MaybeUndefined::Value(self.display_name),
+            role: MaybeUndefined::Value(self.role),
+            category: Some(self.category).into(),
+            description: Some(self.description).into(),
+            icon: Some(self.icon).into(),
+            motto: Some(self.motto).into(),
+            prompt: Some(self.prompt).into(),
+            traits: Some(self.traits).into(),
+            competencies: Some(self.competencies).into(),
+            specializations: Some(self.specializations).into(),
+            languages: Some(self.languages).into(),
+            communication_style: Some(self.communication_style).into(),
+            default_model_id: Some(self.default_model_id).into(),
+            default_temperature: MaybeUndefined::Value(self.default_temperature),
         };
-        let traits = list("traits", &self.traits);
-        let specializations = list("specializations", &self.specializations);
-        let languages = list("languages", &self.languages);
-        let competencies = self.competencies.as_deref().unwrap_or_default();
-        let competencies = check.words("competencies", competencies, MAX_LIST, MAX_ENTRY);
-        let temperature = self.default_temperature;
-        persona::Model {
-            id,
-            created_at: now,
-            updated_at: now,
-            name,
-            name_key,
-            display_name,
-            role,
-            category,
-            description,
-            icon,
-            motto,
-            prompt,
-            traits,
-            competencies,
-            specializations,
-            languages,
-            communication_style: style,
-            default_model_id: model,
-            default_temperature: check.range("defaultTemperature", temperature, TEMPERATURE),
-            is_builtin: false,
-        }
+        (self.name, fields)
     }
 }
 
-impl UpdatePersonaInput {
-    /// Applies the input to the row, and collects the errors of the input.
+impl PersonaFields {
+    /// Applies the fields to the row, and collects the errors of the input. The caller handles the default model.
     fn apply(&self, new: &mut persona::ActiveModel, check: &mut Check, edits: &mut Edits) {
         let name = check.if_given("displayName", &self.display_name);
         let name = name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
@@ -463,25 +435,32 @@ impl PersonaMutation {
         input: CreatePersonaInput,
     ) -> Result<PersonaPayload, Error> {
         ctx.request().admin()?;
-        let model = Kind::Model.parse_opt(input.default_model_id.as_ref(), "defaultModelId")?;
+        let (name, fields) = input.into_parts();
+        let model = Kind::Model.parse_new(&fields.default_model_id, "defaultModelId")?;
+        let model = model.flatten();
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let preferred = change.lock_reference::<model::Entity>(model, "defaultModelId");
-            preferred.await?;
+            change
+                .lock_reference::<model::Entity>(model, "defaultModelId")
+                .await?;
             let mut check = Check::default();
-            let row = input.row(id, change.now, model, &mut check);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
-            let insert = persona::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    let message = "Another persona has this name.";
-                    let taken = UserError::new("name", UserErrorCode::Taken, message);
-                    return Ok(Outcome::fault(None, taken));
-                }
-                done => done?,
+            let (name, name_key) = check.name("name", &name, MAX_NAME);
+            let mut new = persona::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                name: Set(name),
+                name_key: Set(name_key),
+                default_model_id: Set(model),
+                is_builtin: Set(false),
+                ..Default::default()
             };
+            fields.apply(&mut new, &mut check, &mut Edits::default());
+            check.faults()?;
+            let row = new.try_into_model()?;
+            let insert = persona::Entity::insert(row.clone().into_active_model());
+            let inserted = insert.exec_without_returning(&change.transaction).await;
+            unique(inserted, name_taken)?;
             entry(&row).changed(&mut change, &[]);
             change.commit(vec![id]).await
         });
@@ -496,20 +475,18 @@ impl PersonaMutation {
     ) -> Result<PersonaPayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Persona.parse(&input.persona_id, "personaId")?;
-        let model = Kind::Model.parse_new(&input.default_model_id, "defaultModelId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let model = Kind::Model.parse_new(&input.fields.default_model_id, "defaultModelId")?;
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.row::<persona::Entity>(&rule, id, "personaId");
             let mut new = row.await?.into_active_model();
-            let preferred =
-                change.lock_reference::<model::Entity>(model.flatten(), "defaultModelId");
-            preferred.await?;
+            change
+                .lock_reference::<model::Entity>(model.flatten(), "defaultModelId")
+                .await?;
             let (mut check, mut edits) = (Check::default(), Edits::default());
-            input.apply(&mut new, &mut check, &mut edits);
+            input.fields.apply(&mut new, &mut check, &mut edits);
             edits.set("defaultModelId", &mut new.default_model_id, model);
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            check.faults()?;
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
                 let row = new.update(&change.transaction).await?;
@@ -529,19 +506,18 @@ impl PersonaMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Persona.parse(&input.id, "id")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<persona::Entity>(&rule, id, "id");
             let row = row.await?;
             if row.is_builtin {
                 let message = "Built-in personas cannot be deleted.";
-                let protected = UserError::new("id", UserErrorCode::Protected, message);
-                return Ok(Outcome::fault(Some(id), protected));
+                return Err(UserError::new("id", UserErrorCode::Protected, message).into());
             }
             let agents = agent::Column::PersonaId.eq(id);
             if change.any::<agent::Entity>(agents).await? {
                 let message = "Agents use this persona. Assign them another persona first.";
-                return Ok(Outcome::fault(Some(id), in_use(message)));
+                return Err(in_use(message).into());
             }
             entry(&row).deleted(&mut change);
             row.delete(&change.transaction).await?;
@@ -549,6 +525,11 @@ impl PersonaMutation {
         });
         DeletePayload::new(ctx, Kind::Persona, id, outcome.await?).await
     }
+}
+
+fn name_taken() -> UserError {
+    let message = "Another persona has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
 }
 
 fn entry(row: &persona::Model) -> Entry<'_> {

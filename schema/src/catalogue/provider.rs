@@ -1,26 +1,26 @@
 //! Providers: companies and local servers that run models.
 
-use crate::Viewer;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{model, provider};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, Set,
+    TryIntoModel,
 };
 use uuid::Uuid;
 
-use crate::data::Noun;
-use crate::events::EventType;
 use crate::{
+    access::Viewer,
     catalogue::{
         Entry,
         model::{Model, ModelFilter},
     },
-    data::{Connection, Edits, Order, Outcome, Page, change},
-    db::{Rule, is_taken},
+    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    db::Rule,
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
+    events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     request::RequestExt,
@@ -116,12 +116,7 @@ pub struct ProviderQuery;
 impl ProviderQuery {
     /// The provider with this id.
     async fn provider(&self, ctx: &Context<'_>, id: ID) -> Result<Option<Provider>, Error> {
-        ctx.request().viewer()?;
-        let row = ctx
-            .request()
-            .look_up::<provider::Entity>(Kind::Provider, &Rule::default(), &id)
-            .await?;
-        Ok(Some(Provider(row)))
+        by_id(ctx, &id).await
     }
 
     /// All providers, oldest first.
@@ -179,12 +174,46 @@ pub struct CreateProviderInput {
 pub struct UpdateProviderInput {
     /// The id of the provider.
     provider_id: ID,
+    #[graphql(flatten)]
+    fields: ProviderFields,
+}
+
+/// The fields that can be created and updated. An undefined field keeps its value.
+#[derive(InputObject)]
+struct ProviderFields {
     /// The display name, 1 to 100 characters.
     display_name: MaybeUndefined<String>,
     /// The base URL of the API, http or https, without a user name; null for the provider's default.
     api_base_url: MaybeUndefined<String>,
     /// Whether the provider runs on the same machine as this server, so that no data leaves the machine.
     is_local: MaybeUndefined<bool>,
+}
+
+impl CreateProviderInput {
+    /// The name, and the fields that an update can change too.
+    fn into_parts(self) -> (String, ProviderFields) {
+        let fields = ProviderFields {
+            display_name: MaybeUndefined::Value(self.display_name),
+            api_base_url: Some(self.api_base_url).into(),
+            is_local: MaybeUndefined::Value(self.is_local),
+        };
+        (self.name, fields)
+    }
+}
+
+impl ProviderFields {
+    /// Applies the fields to the row, and collects the errors of the input.
+    fn apply(&self, new: &mut provider::ActiveModel, check: &mut Check, edits: &mut Edits) {
+        let display_name = check.if_given("displayName", &self.display_name);
+        let display_name =
+            display_name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
+        edits.set("displayName", &mut new.display_name, display_name);
+        let url = self.api_base_url.as_opt_deref();
+        let url = url.map(|url| check.url("apiBaseUrl", url));
+        edits.set("apiBaseUrl", &mut new.api_base_url, url);
+        let is_local = check.if_given("isLocal", &self.is_local);
+        edits.set("isLocal", &mut new.is_local, is_local.copied());
+    }
 }
 
 /// Mutations of providers.
@@ -201,30 +230,22 @@ impl ProviderMutation {
     ) -> Result<ProviderPayload, Error> {
         ctx.request().admin()?;
         let id = Uuid::now_v7();
+        let (name, fields) = input.into_parts();
         let outcome = change(ctx, None, async |mut change| {
             let mut check = Check::default();
-            let url = input.api_base_url.as_deref();
-            let row = provider::Model {
-                id,
-                created_at: change.now,
-                updated_at: change.now,
-                name: check.identifier("name", &input.name, MAX_NAME),
-                display_name: check.line("displayName", &input.display_name, MAX_DISPLAY_NAME),
-                api_base_url: check.url("apiBaseUrl", url),
-                is_local: input.is_local,
+            let mut new = provider::ActiveModel {
+                id: Set(id),
+                created_at: Set(change.now),
+                updated_at: Set(change.now),
+                name: Set(check.identifier("name", &name, MAX_NAME)),
+                ..Default::default()
             };
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(None, faults));
-            }
+            fields.apply(&mut new, &mut check, &mut Edits::default());
+            check.faults()?;
+            let row = new.try_into_model()?;
             let insert = provider::Entity::insert(row.clone().into_active_model());
-            match insert.exec_without_returning(&change.transaction).await {
-                Err(error) if is_taken(&error) => {
-                    let message = "Another provider has this name.";
-                    let taken = UserError::new("name", UserErrorCode::Taken, message);
-                    return Ok(Outcome::fault(None, taken));
-                }
-                done => done?,
-            };
+            let inserted = insert.exec_without_returning(&change.transaction).await;
+            unique(inserted, name_taken)?;
             entry(&row).changed(&mut change, &[]);
             change.commit(vec![id]).await
         });
@@ -239,23 +260,13 @@ impl ProviderMutation {
     ) -> Result<ProviderPayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Provider.parse(&input.provider_id, "providerId")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.row::<provider::Entity>(&rule, id, "providerId");
             let mut new = row.await?.into_active_model();
             let (mut check, mut edits) = (Check::default(), Edits::default());
-            let display_name = check.if_given("displayName", &input.display_name);
-            let display_name =
-                display_name.map(|name| check.line("displayName", name, MAX_DISPLAY_NAME));
-            edits.set("displayName", &mut new.display_name, display_name);
-            let url = input.api_base_url.as_opt_deref();
-            let url = url.map(|url| check.url("apiBaseUrl", url));
-            edits.set("apiBaseUrl", &mut new.api_base_url, url);
-            let is_local = check.if_given("isLocal", &input.is_local);
-            edits.set("isLocal", &mut new.is_local, is_local.copied());
-            if let Err(faults) = check.faults() {
-                return Ok(Outcome::refused(Some(id), faults));
-            }
+            input.fields.apply(&mut new, &mut check, &mut edits);
+            check.faults()?;
             if !edits.is_empty() {
                 new.updated_at = Set(change.now);
                 let row = new.update(&change.transaction).await?;
@@ -274,14 +285,14 @@ impl ProviderMutation {
     ) -> Result<DeletePayload, Error> {
         ctx.request().admin()?;
         let id = Kind::Provider.parse(&input.id, "id")?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = change(ctx, Some(id), async |mut change| {
             let rule = Rule::default();
             let row = change.lock_for_delete::<provider::Entity>(&rule, id, "id");
             let row = row.await?;
             let models = model::Column::ProviderId.eq(id);
             if change.any::<model::Entity>(models).await? {
                 let message = "The provider has models. Delete them first.";
-                return Ok(Outcome::fault(Some(id), in_use(message)));
+                return Err(in_use(message).into());
             }
             entry(&row).deleted(&mut change);
             row.delete(&change.transaction).await?;
@@ -289,6 +300,11 @@ impl ProviderMutation {
         });
         DeletePayload::new(ctx, Kind::Provider, id, outcome.await?).await
     }
+}
+
+fn name_taken() -> UserError {
+    let message = "Another provider has this name.";
+    UserError::new("name", UserErrorCode::Taken, message)
 }
 
 fn entry(row: &provider::Model) -> Entry<'_> {

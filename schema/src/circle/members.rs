@@ -286,11 +286,9 @@ impl MemberFilter {
                 .add(active)
                 .add(member::Column::AgentId.in_subquery(readable))
         };
-        let role = filter.role.map(|role| {
-            member::Column::Role.is_in(crate::db::distinct(
-                role.into_iter().map(member::MemberRole::from),
-            ))
-        });
+        let role = filter
+            .role
+            .map(|list| crate::db::is_one_of::<member::MemberRole>(member::Column::Role, list));
         Condition::all().add(present).add_option(role)
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
+    project,
     task::routing,
 };
 
@@ -125,7 +126,7 @@ impl CircleMutation {
             let mut row = new.try_into_model()?;
             let joiners = NewMemberInput::check(joining, &agents, &mut check);
             if let Some(project) = fields.project.value() {
-                change.project(*project, "projectId").await?;
+                project::editable(&change, *project, "projectId").await?;
             }
             members::check_joiners(&change, &joiners).await?;
             members::check_room(&mut check, &row, 0, joiners.len());
@@ -167,7 +168,7 @@ impl CircleMutation {
             if let Some(project) = fields.project.value()
                 && row.project_id != Some(*project)
             {
-                change.project(*project, "projectId").await?;
+                project::editable(&change, *project, "projectId").await?;
             }
             // Only a lowered limit can be below the current number of members.
             let least = match fields.max_members.value() {

@@ -30,7 +30,7 @@ use crate::{
         turns::Participant,
     },
     data::{Change, Connection, Listed, Noun, Order, Page, Stop, by_id},
-    db::{PageQuery, Rule},
+    db::{PageQuery, Rule, is_one_of},
     error::{Code, Error},
     id::Kind,
     request::RequestExt,
@@ -362,13 +362,9 @@ impl ConversationFilter {
                 .into_query();
             Id.in_subquery(conversations)
         });
-        let status = filter.status.map(|status| {
-            Status.is_in(crate::db::distinct(
-                status
-                    .into_iter()
-                    .map(conversation::ConversationStatus::from),
-            ))
-        });
+        let status = filter
+            .status
+            .map(|list| is_one_of::<conversation::ConversationStatus>(Status, list));
         Ok(Condition::all()
             .add_option(circle.map(|id| CircleId.eq(id)))
             .add_option(task.map(|id| TaskId.eq(id)))

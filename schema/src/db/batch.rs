@@ -73,6 +73,14 @@ pub(crate) fn distinct<T: PartialEq>(list: impl IntoIterator<Item = T>) -> Vec<T
     distinct
 }
 
+/// Condition: the column has one of these values of an input. An empty list matches nothing.
+pub(crate) fn is_one_of<V>(column: impl ColumnTrait, list: Vec<impl Into<V>>) -> Expr
+where
+    V: Into<Value> + PartialEq,
+{
+    column.is_in(distinct(list.into_iter().map(Into::into)))
+}
+
 fn array(keys: &[Uuid]) -> Value {
     Value::Array(
         ArrayType::Uuid,

@@ -6,7 +6,7 @@ mod search;
 mod writer;
 
 pub(crate) use batch::{
-    ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among,
+    ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among, is_one_of,
 };
 pub(crate) use loader::{Batch, DispatchWhenIdle, Loader, PendingBatches, Reader, Usage};
 pub(crate) use search::{contains, filter};

@@ -88,7 +88,7 @@ impl Subscription {
         #[graphql(desc = "Filters the events.")] filter: Option<EventFilter>,
         #[graphql(desc = "The `cursor` of the last event received.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
-        let wanted = EventFilter::wanted(filter)?;
+        let wanted = EventFilter::feed_filter(filter)?;
         let feed = follow(ctx.shared(), wanted, after).await?;
         Ok(ending(ctx.shared(), events(feed, None)))
     }

@@ -404,16 +404,12 @@ impl TaskFilter {
         let circle = Kind::Circle.parse_opt(filter.circle_id.as_ref(), "circleId")?;
         let assignee = Kind::Agent.parse_opt(filter.assignee_id.as_ref(), "assigneeId")?;
         let reviewer = Kind::Agent.parse_opt(filter.reviewer_id.as_ref(), "reviewerId")?;
-        let status = filter.status.map(|list| {
-            Status.is_in(crate::db::distinct(
-                list.into_iter().map(task::TaskStatus::from),
-            ))
-        });
-        let priority = filter.priority.map(|list| {
-            Pressing.is_in(crate::db::distinct(
-                list.into_iter().map(task::Priority::from),
-            ))
-        });
+        let status = filter
+            .status
+            .map(|list| crate::db::is_one_of::<task::TaskStatus>(Status, list));
+        let priority = filter
+            .priority
+            .map(|list| crate::db::is_one_of::<task::Priority>(Pressing, list));
         let roots = filter.root_only.map(|roots| {
             if roots {
                 ParentId.is_null()

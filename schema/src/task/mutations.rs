@@ -10,7 +10,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    circle::{self, check_open},
+    circle::check_open,
     data::{Change, Edits, Outcome, Stop, change, check_version},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
@@ -68,7 +68,7 @@ impl TaskMutation {
         let new = input.parse()?;
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let circle = circle::editable(&change, new.circle_id, "circleId");
+            let circle = crate::circle::editable(&change, new.circle_id, "circleId");
             let circle = circle.await?;
             check_open(&circle)?;
             let row = blank(&change, &circle, id, new.assignee_id);

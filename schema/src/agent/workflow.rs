@@ -1,0 +1,104 @@
+//! The status of agents, and what their deletion requires of other objects.
+
+use gathering_entity::{agent, circle, conversation, member, participant, task};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, LockType},
+};
+use uuid::Uuid;
+
+use crate::{
+    agent::AgentStatus,
+    circle::members::removed,
+    data::{Change, Stop},
+    db::is_among,
+    deletion::in_use,
+    error::Error,
+};
+
+/// The new status when the owner takes an agent offline or back into service.
+pub(super) async fn new_status(
+    change: &Change<'_>,
+    agent: Uuid,
+    from: agent::AgentStatus,
+    wanted: Option<AgentStatus>,
+) -> Result<agent::AgentStatus, Error> {
+    use agent::AgentStatus::{Busy, Idle, Offline};
+    Ok(match wanted {
+        Some(AgentStatus::Offline) => Offline,
+        Some(AgentStatus::Idle) if from == Offline => {
+            let in_progress = task::Column::AssigneeId
+                .eq(agent)
+                .and(task::Column::Status.eq(task::TaskStatus::InProgress));
+            let is_busy = change.any::<task::Entity>(in_progress).await?;
+            if is_busy { Busy } else { Idle }
+        }
+        _ => from,
+    })
+}
+
+/// Checks that the agent has no open tasks and takes part in no open conversation.
+///
+/// # Errors
+/// `IN_USE`.
+pub(super) async fn check_unused(change: &Change<'_>, agent: Uuid) -> Result<(), Stop> {
+    if change.any::<task::Entity>(open_tasks(agent)).await? {
+        let message = "The agent has open tasks. Reassign or end them first.";
+        return Err(in_use(message).into());
+    }
+    if change
+        .any::<conversation::Entity>(open_conversations(agent))
+        .await?
+    {
+        let message = "The agent takes part in conversations that have not ended. End them first.";
+        return Err(in_use(message).into());
+    }
+    Ok(())
+}
+
+/// Appends a `member.removed` event for each circle that a deleted agent leaves.
+pub(super) async fn leave_circles(change: &mut Change<'_>, agent: Uuid) -> Result<(), Error> {
+    // Locked, so that a concurrent removal does not append the same event.
+    let members = member::Entity::find()
+        .filter(member::Column::AgentId.eq(agent))
+        .filter(member::Column::IsActive.eq(true))
+        .order_by_asc(member::Column::Id)
+        .lock(LockType::Update)
+        .all(&change.transaction)
+        .await?;
+    let backend = change.transaction.get_database_backend();
+    let ids: Vec<_> = members.iter().map(|row| row.circle_id).collect();
+    let circles = circle::Entity::find()
+        .filter(is_among(backend, circle::Column::Id.as_column_ref(), &ids))
+        .all(&change.transaction)
+        .await?;
+    for mut row in members {
+        row.updated_at = change.now;
+        if let Some(circle) = circles.iter().find(|circle| circle.id == row.circle_id) {
+            change.append(removed(circle, &row));
+        }
+    }
+    Ok(())
+}
+
+/// Tasks assigned to an agent that have not ended.
+fn open_tasks(agent: Uuid) -> Expr {
+    use task::TaskStatus::{Assigned, Blocked, ChangesRequested, InProgress, InReview};
+    let open = [Assigned, InProgress, InReview, ChangesRequested, Blocked];
+    task::Column::AssigneeId
+        .eq(agent)
+        .and(task::Column::Status.is_in(open))
+}
+
+/// Conversations in which an agent takes part and that have not ended.
+fn open_conversations(agent: Uuid) -> Expr {
+    use conversation::ConversationStatus::{Active, Paused, Pending};
+    let parts = participant::Entity::find()
+        .select_only()
+        .column(participant::Column::ConversationId)
+        .filter(participant::Column::AgentId.eq(agent))
+        .into_query();
+    conversation::Column::Id
+        .in_subquery(parts)
+        .and(conversation::Column::Status.is_in([Pending, Active, Paused]))
+}
