@@ -1,7 +1,7 @@
 //! Mutations of tasks.
 
 use async_graphql::{Context, MaybeUndefined, Object, SimpleObject};
-use gathering_entity::{List, circle, task};
+use gathering_entity::{List, circle::Model as CircleRow, task};
 use sea_orm::{
     ActiveEnum, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, JoinType, ModelTrait,
     QueryFilter, QuerySelect, QueryTrait, TryIntoModel,
@@ -10,7 +10,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    circle::check_open,
+    circle::{self, check_open},
     data::{Change, Edits, Outcome, Stop, change, check_version},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
@@ -68,8 +68,7 @@ impl TaskMutation {
         let new = input.parse()?;
         let id = Uuid::now_v7();
         let outcome = change(ctx, None, async |mut change| {
-            let circle = crate::circle::editable(&change, new.circle_id, "circleId");
-            let circle = circle.await?;
+            let circle = circle::editable(&change, new.circle_id, "circleId").await?;
             check_open(&circle)?;
             let row = blank(&change, &circle, id, new.assignee_id);
             let (row, _) = apply(&change, &new.fields, &row, true).await?;
@@ -272,12 +271,7 @@ const DELETABLE: &[task::TaskStatus] = &[
 ];
 
 /// A new task that has no fields yet.
-fn blank(
-    change: &Change<'_>,
-    circle: &circle::Model,
-    id: Uuid,
-    assignee: Option<Uuid>,
-) -> task::Model {
+fn blank(change: &Change<'_>, circle: &CircleRow, id: Uuid, assignee: Option<Uuid>) -> task::Model {
     let priority = task::Priority::Medium;
     task::Model {
         id,

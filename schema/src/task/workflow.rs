@@ -21,7 +21,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    circle::{Access, check_open},
+    circle::{Access, check_access, check_open},
     data::{Change, Outcome, change, check_version},
     db::is_among,
     error::Error,
@@ -365,7 +365,7 @@ pub(super) async fn editable(
         role,
         is_member,
     } = seen.await?.ok_or_else(|| Error::not_found(field))?;
-    crate::circle::check_access(change, &circle, role, field, Access::Editor)?;
+    check_access(change, &circle, role, field, Access::Editor)?;
     Ok(Found {
         circle,
         task,
