@@ -19,7 +19,7 @@ use crate::{
     circle::Circle,
     conversation::{Conversation, ConversationFilter},
     data::{Connection, Noun, Order, Page, SortDirection, by_id, load},
-    db::Rule,
+    db::{Rule, is_one_of},
     error::Error,
     id::Kind,
     request::RequestExt,
@@ -406,10 +406,10 @@ impl TaskFilter {
         let reviewer = Kind::Agent.parse_opt(filter.reviewer_id.as_ref(), "reviewerId")?;
         let status = filter
             .status
-            .map(|list| crate::db::is_one_of::<task::TaskStatus>(Status, list));
+            .map(|list| is_one_of::<task::TaskStatus>(Status, list));
         let priority = filter
             .priority
-            .map(|list| crate::db::is_one_of::<task::Priority>(Pressing, list));
+            .map(|list| is_one_of::<task::Priority>(Pressing, list));
         let roots = filter.root_only.map(|roots| {
             if roots {
                 ParentId.is_null()
