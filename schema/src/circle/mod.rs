@@ -374,9 +374,11 @@ impl CircleFilter {
         let Some(filter) = filter else {
             return Ok(Condition::all());
         };
-        let status = filter
-            .status
-            .map(|list| crate::db::is_one_of::<circle::CircleStatus>(circle::Column::Status, list));
+        let status = filter.status.map(|status| {
+            circle::Column::Status.is_in(crate::db::distinct(
+                status.into_iter().map(circle::CircleStatus::from),
+            ))
+        });
         let project = Kind::Project.parse_opt(filter.project_id.as_ref(), "projectId")?;
         Ok(Condition::all()
             .add_option(status)

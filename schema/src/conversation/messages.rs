@@ -24,7 +24,7 @@ use crate::{
         workflow::{self, COMPLETE},
     },
     data::{Change, Noun, Outcome, change, load},
-    db::Rule,
+    db::{Rule, is_one_of},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
@@ -193,7 +193,7 @@ impl MessageFilter {
         let agent = Kind::Agent.parse_opt(filter.agent_id.as_ref(), "agentId")?;
         let role = filter
             .role
-            .map(|list| crate::db::is_one_of::<message::MessageRole>(Role, list));
+            .map(|list| is_one_of::<message::MessageRole>(Role, list));
         Ok(Condition::all()
             .add_option(role)
             .add_option(agent.map(|id| AgentId.eq(id)))

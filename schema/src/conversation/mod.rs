@@ -30,7 +30,7 @@ use crate::{
         turns::Participant,
     },
     data::{Change, Connection, Listed, Noun, Order, Page, Stop, by_id},
-    db::{PageQuery, Rule},
+    db::{PageQuery, Rule, is_one_of},
     error::{Code, Error},
     id::Kind,
     request::RequestExt,
@@ -364,7 +364,7 @@ impl ConversationFilter {
         });
         let status = filter
             .status
-            .map(|list| crate::db::is_one_of::<conversation::ConversationStatus>(Status, list));
+            .map(|list| is_one_of::<conversation::ConversationStatus>(Status, list));
         Ok(Condition::all()
             .add_option(circle.map(|id| CircleId.eq(id)))
             .add_option(task.map(|id| TaskId.eq(id)))
