@@ -34,7 +34,7 @@ use crate::http::write_guard::{GuardedStream, WriteGuard};
 use crate::http::ws::UpgradeTask;
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
-use crate::{StartError, http, keys, telemetry};
+use crate::{StartError, http, keys};
 
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;

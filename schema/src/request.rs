@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use async_graphql::{Context, ID};
+use async_graphql::Context;
 use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::{DatabaseConnection, DbBackend, EntityTrait};
 use serde_json::json;
@@ -29,7 +29,6 @@ use crate::{
     error::{Code, Error},
     events::{BATCH, Bus},
     health::Probe,
-    id::Kind,
     idempotency::{Key, Turns},
     limits::Limits,
     rate_limit::RateKey,
@@ -279,25 +278,6 @@ impl Request {
                 done => return done,
             }
         }
-    }
-
-    /// The row with a public id from the client.
-    ///
-    /// # Errors
-    /// `BAD_USER_INPUT` for an id of another kind, `NOT_FOUND` if there is no such row that the viewer can read.
-    pub(crate) async fn look_up<E>(
-        &self,
-        kind: Kind,
-        rule: &Rule,
-        id: &ID,
-    ) -> Result<Arc<E::Model>, Error>
-    where
-        E: EntityTrait<Model: Send + Sync>,
-    {
-        let key = kind.parse(id, "id")?;
-        self.readable::<E>(rule, key)
-            .await?
-            .ok_or_else(|| Error::not_found("id"))
     }
 }
 

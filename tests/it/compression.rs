@@ -9,8 +9,8 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
-use crate::ws::replay;
+use crate::support::events::replay;
+use crate::support::server::TestServer;
 
 /// A query with a long answer.
 const LONG: &str = "{ __schema { types { name description } } }";

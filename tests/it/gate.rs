@@ -6,8 +6,8 @@ use gathering::config::{Config, Mode, Networks};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::TestServer;
-use crate::ws::{Socket, metric};
+use crate::support::events::Socket;
+use crate::support::server::TestServer;
 
 const HERE: &str = "192.0.2.1";
 const THERE: &str = "192.0.2.2";
@@ -82,10 +82,10 @@ async fn addresses_in_memory_are_bounded_and_the_latest_are_remembered() {
         assert_eq!(request(&server, &address).await.status(), StatusCode::OK);
     }
     assert_eq!(request(&server, HERE).await.status(), 429);
-    let buckets = metric(&server, "gathering_address_limit_buckets").await;
+    let buckets = server.metric("gathering_address_limit_buckets").await;
     assert_eq!(buckets, 1_000);
     let refused = "gathering_address_limit_requests_total{outcome=\"refused\"}";
-    assert_eq!(metric(&server, refused).await, 2);
+    assert_eq!(server.metric(refused).await, 2);
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn each_message_of_a_websocket_counts_for_its_address() {
     socket.send(json!({ "type": "ping" })).await;
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 1013);
-    assert_eq!(reason, "Too many messages. Come back in 12 s.");
+    assert_eq!(reason, "Too many messages. Retry in 12 s.");
 }
 
 #[tokio::test]

@@ -44,11 +44,6 @@ impl Outcome {
         }
     }
 
-    /// As [`Outcome::refused`], for one error.
-    pub(crate) fn fault(row: Option<Uuid>, error: UserError) -> Self {
-        Self::refused(row, vec![error])
-    }
-
     /// The object of the first row in its current state.
     pub(crate) async fn row<N: Noun>(&self, ctx: &Context<'_>) -> Result<Option<N>, Error> {
         match self.rows.first() {

@@ -7,7 +7,7 @@ use chrono::Utc;
 use gathering::config::Config;
 use gathering::server;
 use gathering_schema::auth::Keys;
-use gathering_schema::{Caller, Client, Graph, Params, Usage, Works};
+use gathering_schema::{BackgroundTasks, Caller, Client, Graph, Params, Usage};
 use serde_json::Value;
 
 use super::server::{SIGNING_KEY, TestServer};
@@ -20,7 +20,7 @@ const AUTHENTICATION: u64 = 1;
 pub(crate) struct CountedGraph {
     graph: Graph,
     statements: Arc<AtomicU64>,
-    _works: Works,
+    _works: BackgroundTasks,
 }
 
 impl CountedGraph {
