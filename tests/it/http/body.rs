@@ -99,7 +99,7 @@ async fn a_malformed_body_is_refused_with_the_reason() {
         (r#"{"documentId":1}"#, "`documentId` must be a string"),
         (
             r#"{"query":"{ __typename }","query":"{ a }"}"#,
-            "`query` is given twice",
+            "`query` occurs more than once",
         ),
         (
             r#"[{"query":"{ __typename }"}]"#,

@@ -54,7 +54,7 @@ async fn get_parameters_are_validated_like_a_body() {
             &[query, ("extensions", "7")],
             "`extensions` must be an object",
         ),
-        (&[query, query], "`query` is given twice"),
+        (&[query, query], "`query` occurs more than once"),
     ] {
         let response = send(get(&server, parameters)).await;
         let message = assert_refused(response, StatusCode::BAD_REQUEST, "BAD_USER_INPUT").await;

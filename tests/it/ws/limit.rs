@@ -49,7 +49,7 @@ async fn ten_thousand_operations_leave_no_stream_behind() {
             refused += usize::from(text.contains(r#""type":"error""#));
             if text.contains(r#""type":"error""#) {
                 assert!(
-                    text.contains("At most 20 operations at once on one connection."),
+                    text.contains("At most 20 concurrent operations per connection."),
                     "{text}"
                 );
                 assert!(text.contains("BAD_USER_INPUT"), "{text}");
