@@ -10,6 +10,7 @@
 # the environment sets CI, a skip fails.
 #
 #   ./test.sh             every step, in this order:
+#     commits             subjects of commits: `area: Imperative summary`, at most 72 characters
 #     fmt                 formatting
 #     clippy              lints; a warning fails
 #     sqlite              the suite on SQLite
@@ -20,7 +21,7 @@
 #     differential        random operations, compared with graphql-js, against a running server
 #     clients             graphql-ws, graphql-sse and Apollo Client, against a running server
 #   ./test.sh STEP...     these steps
-#   ./test.sh --fast      fmt clippy sqlite
+#   ./test.sh --fast      commits fmt clippy sqlite
 
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 case ${1-} in
@@ -28,8 +29,8 @@ case ${1-} in
     sed -n '3,/^$/s/^# \{0,1\}//p' test.sh
     exit
     ;;
---fast) set -- fmt clippy sqlite ;;
-'') set -- fmt clippy sqlite postgres doc deny audit differential clients ;;
+--fast) set -- commits fmt clippy sqlite ;;
+'') set -- commits fmt clippy sqlite postgres doc deny audit differential clients ;;
 esac
 source tests/servers.sh
 
@@ -38,6 +39,19 @@ PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
 type -P cargo >/dev/null || die "cargo is missing; please install Rust: https://rustup.rs"
 program=${CARGO_TARGET_DIR:-target}/debug/gathering
 cargo_deny=0.20.2
+
+# Older commits have subjects of another form.
+first_checked=2026-11-30T00:00:00Z
+
+step_commits() {
+    local subjects
+    if ! subjects=$(git log --no-merges --since="$first_checked" --format=%s 2>/dev/null); then
+        note='no history'
+        return 0
+    fi
+    awk 'length > 72 || !/^[a-z][a-z0-9_.\/-]*: [A-Z]/ { print "wrong form: " $0; wrong = 1 } END { exit wrong }' \
+        <<<"${subjects:-none: None}"
+}
 
 step_fmt() { run cargo fmt --all --check; }
 

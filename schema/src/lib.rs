@@ -1,7 +1,8 @@
 //! Gathering's graph and everything a resolver may touch. It knows no HTTP and no environment.
 //!
-//! Modules import in one direction: `db`, `audit`, `events`, `auth`, `rate_limit`, `request`, `data`, the nouns, `roots`,
-//! `operation`, `response`, `execute`, `subscribe`, `graph`. A resolver reaches the world through `request` alone.
+//! Modules import in one direction: `db`, `audit`, `events`, `access`, `auth`, `idempotency`, `rate_limit`, `health`,
+//! `request`, `data`, the nouns, `operation`, `response`, `subscribe`, `roots`, `execute`, `graph`. A resolver reaches
+//! the database, the caller and the clock only through `request`.
 #![expect(
     clippy::unused_async,
     reason = "the macros of async-graphql require async resolvers, even if they do not await"
