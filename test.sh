@@ -127,7 +127,7 @@ step_audit() {
 step_differential() {
     needs_node || return 0
     run npm --prefix tests/differential ci --no-audit --no-fund &&
-        run cargo build --locked || return
+        run cargo test --locked --workspace --tests --no-run || return
     # The events of the demo data are older than the default retention.
     local bounds=(GATHERING__LIMITS__MODE=off GATHERING__EVENTS__RETENTION=87600h)
     local -A raised=([COMPLEXITY]=10000000 [ALIASES]=10000 [TOKENS]=100000 [DEPTH]=100 [ROOT_FIELDS]=1000)
@@ -144,7 +144,7 @@ step_differential() {
 step_clients() {
     needs_node || return 0
     run npm --prefix tests/clients ci --no-audit --no-fund &&
-        run cargo build --locked || return
+        run cargo test --locked --workspace --tests --no-run || return
     start_gathering "$program" demo || return
     local token
     token=$(sed -n 's/^token: //p' "$scratch/gathering.log")

@@ -15,10 +15,10 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::events::EventType;
 use crate::{
     cache::{Cache, CacheStats},
     db::Rule,
+    events::EventType,
 };
 
 /// Maximum number of users whose rules are cached.

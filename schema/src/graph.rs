@@ -3,7 +3,6 @@
 //! No extension of async-graphql is used: with any extension every field and list item is boxed, which costs more than
 //! the rest of the execution.
 
-use crate::subscribe::Live;
 use std::collections::VecDeque;
 use std::{
     sync::Arc,
@@ -33,7 +32,7 @@ use crate::{
     request::Services,
     response::Answer,
     roots,
-    subscribe::{self, Answers},
+    subscribe::{self, Answers, Live},
 };
 
 /// The settings of a graph.

@@ -1,8 +1,5 @@
 //! The request context: the only access from resolvers to the viewer, the loader and the clock.
 
-use crate::db::Loader;
-use crate::db::Writer;
-use crate::rate_limit::Limiter;
 use std::time::Duration;
 use std::time::Instant;
 use std::{
@@ -25,13 +22,13 @@ use crate::{
     audit::{AuditAction, Client},
     auth::Accounts,
     clock::Clock,
-    db::{Batch, PendingBatches, RowsByKey, Rule},
+    db::{Batch, Loader, PendingBatches, RowsByKey, Rule, Writer},
     error::{Code, Error},
     events::{BATCH, Bus},
     health::Probe,
     idempotency::{Key, Turns},
     limits::Limits,
-    rate_limit::RateKey,
+    rate_limit::{Limiter, RateKey},
 };
 
 /// How long a subscriber waits before it retries, if the database does not respond.

@@ -22,7 +22,7 @@ Three example queries for the playground at the address above:
   { circle(id: "circle_01ke6p4zk8e03r000000000001") { name members(first: 20) { edges { membership { role }
     node { name status model { displayName provider { name isLocal } } recentActivity { totalMessages completedTasks } } } } } }
 
-  # The desk: what is going on now
+  # The dashboard: agents, circles and tasks
   { viewer { name } dashboard { agents { total busy idle } circles { total running } tasks { open inReview } } }
 
   # The board: the first tasks of every running circle, in a handful of statements

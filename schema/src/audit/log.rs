@@ -4,7 +4,6 @@
 //! at will (invalid tokens, refused fields) are written once a minute per address, with a count. An entry that does not
 //! fit into the queue is missing in the table, but is logged, and counted by the next batch.
 
-use crate::audit::AuditAction;
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -26,6 +25,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    audit::AuditAction,
     clock::Clock,
     error::{Code, Error},
     id::Kind,

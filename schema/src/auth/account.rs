@@ -17,13 +17,6 @@ use uuid::Uuid;
 
 use crate::{
     access::Viewer,
-    db::retry_on_conflict,
-    error::{Code, Error},
-    events::{Ended, EventType, NewEvent, notify_ended},
-    text,
-};
-
-use crate::{
     audit::{AuditAction, Client},
     auth::{
         Accounts, SignedIn, changed,
@@ -32,6 +25,10 @@ use crate::{
         session::{Ending, is_ended, lock, new_session},
         tokens_revoked,
     },
+    db::retry_on_conflict,
+    error::{Code, Error},
+    events::{Ended, EventType, NewEvent, notify_ended},
+    text,
 };
 
 /// Maximum length of a user's name, in characters.

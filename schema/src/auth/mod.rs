@@ -13,11 +13,6 @@ mod password;
 mod session;
 mod token;
 
-use crate::Client;
-use crate::audit::AuditAction;
-use crate::audit::AuditLog;
-use crate::audit::AuditWriter;
-use crate::audit::audit_log;
 use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
@@ -42,18 +37,21 @@ pub(crate) use account::{Amendment, MAX_USER_NAME, Profile, by_email};
 pub(crate) use password::check_password;
 pub(crate) use session::{SignedIn, in_session, live};
 
+use credential::{Credential, Found};
+use lockout::Attempt;
+use password::Passwords;
+use token::{Claims, TokenError, TokenSigner};
+
 use crate::{
+    Client,
     access::Viewer,
+    audit::{AuditAction, AuditLog, AuditWriter, audit_log},
     cache::{Cache, CacheStats},
     clock::Clock,
     db::{Loader, Writer},
     error::Error,
     events::{Bus, Ended, EventType, NewEvent, Watch, append},
 };
-use credential::{Credential, Found};
-use lockout::Attempt;
-use password::Passwords;
-use token::{Claims, TokenError, TokenSigner};
 
 /// Maximum number of accounts in concurrent sign-ins. Attempts on one account are serialized, so that parallel guesses
 /// are counted one after the other.

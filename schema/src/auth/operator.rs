@@ -1,22 +1,17 @@
 //! Account operations of the server's operator, from a command line instead of a request.
 
-use crate::auth::MAX_USER_NAME;
-use crate::auth::check_password;
 use async_graphql::ID;
 use gathering_entity::user::UserRole;
 use sea_orm::DatabaseConnection;
 
 use crate::{
+    audit::{AuditWriter, Client},
+    auth::{Accounts, Amendment, MAX_USER_NAME, Profile, Settings, check_password},
     clock::Clock,
     db::Writer,
     error::Error,
     id::Kind,
     input::{Check, UserError},
-};
-
-use crate::{
-    audit::{AuditWriter, Client},
-    auth::{Accounts, Amendment, Profile, Settings},
 };
 
 /// Creates and changes accounts. The audit log contains the operations only after [`finish`](Operator::finish).

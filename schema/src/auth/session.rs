@@ -24,16 +24,13 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
     access::Viewer,
+    audit::{AuditAction, Client},
+    auth::{Accounts, tokens_revoked},
     db::retry_on_conflict,
     error::Error,
     events::{Ended, notify_ended},
     id::Kind,
     text,
-};
-
-use crate::{
-    audit::{AuditAction, Client},
-    auth::{Accounts, tokens_revoked},
 };
 
 /// The prefix of refresh tokens, for secret scanners.

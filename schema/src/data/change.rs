@@ -1,7 +1,5 @@
 //! Changes: each one is a transaction that is applied completely or not at all, together with its events.
 
-use crate::db::WriterGuard;
-use crate::db::retry_on_conflict;
 use async_graphql::Context;
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -15,8 +13,7 @@ use crate::{
     access::Viewer,
     audit::AuditAction,
     data::{Noun, noun},
-    db::Rule,
-    db::is_taken,
+    db::{Rule, WriterGuard, is_taken, retry_on_conflict},
     error::{Code, Error},
     events::{Ended, NewEvent, append},
     id::Kind,

@@ -3,7 +3,6 @@
 //! A cursor contains the values of the order columns, so rows that are added or removed before it do not shift the
 //! page. A connection loads its rows only if they are selected, and counts them only if `totalCount` is selected.
 
-use crate::data::Order;
 use std::{borrow::Cow, marker::PhantomData, sync::Arc};
 
 use async_graphql::{
@@ -16,6 +15,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
+    data::Order,
     db::{ColumnOf, Count, PageQuery, Totals},
     error::Error,
     request::RequestExt,

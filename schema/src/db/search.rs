@@ -1,8 +1,8 @@
 //! Text that a client searches for, as a condition.
 
-use crate::error::Error;
-use crate::text::fold;
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
+
+use crate::{error::Error, text::fold};
 
 /// Maximum length of a filter text, in characters.
 const MAX_FILTER: usize = 100;

@@ -1,7 +1,5 @@
 //! The latest events in memory.
 
-use crate::{db::Writer, error::Error};
-
 use std::{
     collections::VecDeque,
     sync::{
@@ -19,7 +17,11 @@ use sea_orm::{
 use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
-use crate::events::{BATCH, Counts, EventType, Relay, Settings, Watches};
+use crate::{
+    db::Writer,
+    error::Error,
+    events::{BATCH, Counts, EventType, Relay, Settings, Watches},
+};
 
 /// The latest events, and their statistics.
 pub(crate) struct Bus {

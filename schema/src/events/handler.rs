@@ -18,8 +18,10 @@ use gathering_entity::event;
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use tokio::{sync::Semaphore, time::sleep};
 
-use crate::error::Error;
-use crate::events::{BATCH, Bus, relay::LONGEST_PAUSE};
+use crate::{
+    error::Error,
+    events::{BATCH, Bus, relay::LONGEST_PAUSE},
+};
 
 /// Handles one event.
 pub(crate) type Handle =

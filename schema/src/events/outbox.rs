@@ -14,8 +14,11 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::events::relay::CHANNEL;
-use crate::{db::is_among, error::Error, events::EventType};
+use crate::{
+    db::is_among,
+    error::Error,
+    events::{EventType, relay::CHANNEL},
+};
 
 /// The version of the payloads.
 const VERSION: i32 = 1;

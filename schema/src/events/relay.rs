@@ -1,7 +1,5 @@
 //! The relay: numbers events and appends them to the bus.
 
-use crate::{db::Writer, error::Error};
-
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use gathering_entity::event;
@@ -21,7 +19,11 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::events::{BATCH, Bus, Ended, Handler, outbox};
+use crate::{
+    db::Writer,
+    error::Error,
+    events::{BATCH, Bus, Ended, Handler, outbox},
+};
 
 /// Numbers and publishes events.
 pub struct Relay {

@@ -64,7 +64,7 @@ pub(crate) struct Run {
     pub(crate) refused: Vec<Name>,
 }
 
-/// Decides whether an operation may run, and finds out who asks.
+/// Authenticates the caller and charges the rate limits of an operation.
 ///
 /// # Errors
 /// A request error, ready to be sent.
@@ -159,7 +159,7 @@ fn record_refusals(services: &Services, verdict: &Decision, rate_key: &RateKey, 
     }
 }
 
-/// Finds out who presents an access token.
+/// Authenticates an access token.
 ///
 /// # Errors
 /// The token is not valid, or its user may not sign in.

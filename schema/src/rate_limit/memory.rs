@@ -12,8 +12,10 @@ use std::{
     },
 };
 
-use crate::cache::CacheStats;
-use crate::rate_limit::bucket::{Acquire, Granted};
+use crate::{
+    cache::CacheStats,
+    rate_limit::bucket::{Acquire, Granted},
+};
 
 /// If fewer than `capacity / SHARE` buckets could be removed, the next attempt is delayed.
 const SHARE: usize = 10;

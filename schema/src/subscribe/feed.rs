@@ -1,8 +1,6 @@
 //! The feed of one subscriber: the events that match the filter and that the viewer may read, in order and without
 //! gaps.
 
-use crate::events::FeedFilter;
-use crate::request::PAUSE;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
@@ -21,12 +19,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::events::{BATCH, changes_sharing};
 use crate::{
     access::PUBLIC_EVENTS,
     db::{Batch, Loader, PageQuery, Reader, is_among},
     error::Error,
-    request::Request,
+    events::{BATCH, FeedFilter, changes_sharing},
+    request::{PAUSE, Request},
 };
 
 /// Maximum number of events that one statement of a replay examines.

@@ -1,7 +1,5 @@
 //! Subscriptions: events as they are committed, and objects in their state after a change.
 
-use crate::events::EventType;
-use crate::events::FeedFilter;
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, Interface, SimpleObject, Subscription};
@@ -16,7 +14,7 @@ use crate::{
     db::{PageQuery, Rule},
     error::Error,
     event::{Event, EventFilter, Events, EventsMissed, Payload},
-    events::SHARING,
+    events::{EventType, FeedFilter, SHARING},
     id::Kind,
     request::{Request, RequestExt},
     subscribe::{Burst, Feed, Item, Told},

@@ -1,8 +1,11 @@
 //! Ends the streams of users whose tokens were revoked on another instance.
 
-use crate::events::EventType;
-use crate::{events::Handler, request::Services};
 use std::sync::Arc;
+
+use crate::{
+    events::{EventType, Handler},
+    request::Services,
+};
 
 /// Checks the sessions of a user whose tokens were revoked, perhaps on another instance, and ends the streams of ended
 /// sessions.

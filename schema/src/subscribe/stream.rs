@@ -16,7 +16,6 @@ use futures_util::{
 };
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-use crate::subscribe::burst::{split, weight};
 use crate::{
     db::{DispatchWhenIdle, PendingBatches},
     error::{Code, Error},
@@ -25,6 +24,7 @@ use crate::{
     rate_limit::{Decision, QuotaStatus},
     request::Request,
     response::Answer,
+    subscribe::burst::{split, weight},
 };
 
 /// How often the session of a subscription is checked. A session that is ended on this instance ends its streams
