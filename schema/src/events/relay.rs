@@ -1,7 +1,5 @@
 //! The relay: numbers events and appends them to the bus.
 
-use crate::{db::Writer, error::Error};
-
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use gathering_entity::event;
@@ -21,7 +19,14 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::events::{BATCH, Bus, Ended, Handler, outbox};
+use crate::{
+    db::Writer,
+    error::Error,
+    events::{
+        BATCH, Bus, Ended, Handler,
+        outbox::{self, CHANNEL},
+    },
+};
 
 /// Numbers and publishes events.
 pub struct Relay {
@@ -250,9 +255,6 @@ impl From<DbErr> for Failed {
         Error::from(cause).into()
     }
 }
-
-/// The channel on which instances notify each other of new positions (PostgreSQL).
-pub(super) const CHANNEL: &str = "gathering_events";
 
 /// The channel on which instances notify each other of ended sessions (PostgreSQL).
 const ENDED: &str = "gathering_sign_outs";
