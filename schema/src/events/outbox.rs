@@ -14,11 +14,10 @@ use sea_orm::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{
-    db::is_among,
-    error::Error,
-    events::{EventType, relay::CHANNEL},
-};
+use crate::{db::is_among, error::Error, events::EventType};
+
+/// The channel on which instances notify each other of new positions (PostgreSQL).
+pub(super) const CHANNEL: &str = "gathering_events";
 
 /// The version of the payloads.
 const VERSION: i32 = 1;

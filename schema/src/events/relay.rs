@@ -22,7 +22,10 @@ use uuid::Uuid;
 use crate::{
     db::Writer,
     error::Error,
-    events::{BATCH, Bus, Ended, Handler, outbox},
+    events::{
+        BATCH, Bus, Ended, Handler,
+        outbox::{self, CHANNEL},
+    },
 };
 
 /// Numbers and publishes events.
@@ -252,9 +255,6 @@ impl From<DbErr> for Failed {
         Error::from(cause).into()
     }
 }
-
-/// The channel on which instances notify each other of new positions (PostgreSQL).
-pub(super) const CHANNEL: &str = "gathering_events";
 
 /// The channel on which instances notify each other of ended sessions (PostgreSQL).
 const ENDED: &str = "gathering_sign_outs";

@@ -13,8 +13,8 @@ use async_graphql::{
 use async_graphql_value::Value as Input;
 
 use crate::operation::{
-    front::Variables,
     plan::{FieldPlan, Plan, Selection},
+    validator::Variables,
 };
 
 /// The response key under which the executor returns the type of an object. Clients cannot use it.

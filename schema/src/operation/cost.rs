@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use apollo_compiler::ast::{FieldDefinition, Value as Literal};
 use async_graphql::Name;
 use async_graphql_value::{ConstValue, Value as Input};
 
@@ -11,65 +10,13 @@ use crate::{
     error::Error,
     limits::Limits,
     operation::{
-        front::Variables,
         plan::{FieldPlan, Plan, Selection},
         source::too_complex,
+        validator::Variables,
     },
     rate_limit::{RootField, Tier},
     text,
 };
-
-/// The size of a field's list, as declared by `@listSize`.
-#[derive(Debug, Default)]
-pub(crate) struct ListSize {
-    assumed: Option<u64>,
-    slicing: Vec<Name>,
-    sized: Vec<Name>,
-}
-
-impl ListSize {
-    /// Reads the directive of a field.
-    pub(crate) fn declared(definition: &FieldDefinition) -> Self {
-        let Some(declared) = definition.directives.get("listSize") else {
-            return Self::default();
-        };
-        let names = |argument: &str| {
-            let list = declared.specified_argument_by_name(argument);
-            let list = list.and_then(|list| list.as_list()).unwrap_or_default();
-            let names = list.iter().filter_map(|name| name.as_str());
-            names.map(Name::new).collect()
-        };
-        let assumed = declared.specified_argument_by_name("assumedSize");
-        Self {
-            assumed: assumed.and_then(|size| match &**size {
-                Literal::Int(size) => size.as_str().parse().ok(),
-                _ => None,
-            }),
-            slicing: names("slicingArguments"),
-            sized: names("sizedFields"),
-        }
-    }
-
-    /// The number of values. The field itself refuses a size that is out of bounds.
-    fn of(&self, field: &FieldPlan, variables: &Variables) -> u64 {
-        let asked = self.slicing.iter().find_map(|name| {
-            let length = |length: usize| u64::try_from(length).ok();
-            match field.argument(name)? {
-                Input::Number(number) => number.as_u64(),
-                Input::List(items) => length(items.len()),
-                Input::Variable(name) => match variables.get(name)? {
-                    ConstValue::Number(number) => number.as_u64(),
-                    ConstValue::List(items) => length(items.len()),
-                    ConstValue::Null => None,
-                    _ => Some(1),
-                },
-                Input::Null => None,
-                _ => Some(1),
-            }
-        });
-        asked.or(self.assumed).unwrap_or(1).min(MAX_PAGE)
-    }
-}
 
 /// The cost of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +75,7 @@ impl Measure {
     }
 
     fn field(field: &FieldPlan, variables: &Variables, sized: Option<(&[Name], u64)>) -> Self {
-        let size = field.size.of(field, variables);
+        let size = size_of(field, variables);
         let inner = Some((&field.size.sized[..], size));
         let below = Self::selection(&field.selection, variables, inner);
         let own = if field.size.sized.is_empty() { size } else { 1 };
@@ -222,4 +169,24 @@ fn account(field: &FieldPlan, variables: &Variables) -> Option<String> {
         _ => return None,
     };
     text::email_key(email)
+}
+
+/// The number of values of a field's list. The field itself refuses a size that is out of bounds.
+fn size_of(field: &FieldPlan, variables: &Variables) -> u64 {
+    let asked = field.size.slicing.iter().find_map(|name| {
+        let length = |length: usize| u64::try_from(length).ok();
+        match field.argument(name)? {
+            Input::Number(number) => number.as_u64(),
+            Input::List(items) => length(items.len()),
+            Input::Variable(name) => match variables.get(name)? {
+                ConstValue::Number(number) => number.as_u64(),
+                ConstValue::List(items) => length(items.len()),
+                ConstValue::Null => None,
+                _ => Some(1),
+            },
+            Input::Null => None,
+            _ => Some(1),
+        }
+    });
+    asked.or(field.size.assumed).unwrap_or(1).min(MAX_PAGE)
 }

@@ -17,9 +17,9 @@ use crate::{
     error::Error,
     limits::Limits,
     operation::{
-        front::{Validator, Variables},
         plan::{FieldPlan, Plan, Selection},
         source::too_complex,
+        validator::{Validator, Variables},
     },
 };
 
@@ -66,7 +66,7 @@ impl Introspection {
     ///
     /// # Errors
     /// The schema cannot be read; the text contains the reason.
-    pub(crate) fn new(front: &Validator, limits: &Limits) -> Result<Self, String> {
+    pub(crate) fn new(validator: &Validator, limits: &Limits) -> Result<Self, String> {
         let limits = Limits {
             document_bytes: u64::MAX,
             tokens: u64::MAX,
@@ -74,13 +74,13 @@ impl Introspection {
             ..limits.clone()
         };
         let unreadable = || "cannot introspect the schema".to_owned();
-        let document = front.parse(WHOLE, &limits).map_err(|_| unreadable())?;
+        let document = validator.parse(WHOLE, &limits).map_err(|_| unreadable())?;
         let operation: Option<&Operation> =
             document.executable.operations.iter().next().map(|it| &**it);
         let operation = operation.ok_or_else(unreadable)?;
-        let plan = Plan::new(front, &document, operation, &HashMap::new(), u64::MAX);
+        let plan = Plan::new(validator, &document, operation, &HashMap::new(), u64::MAX);
         let plan = plan.map_err(|_| unreadable())?;
-        let whole = size(front, &plan, &Variables::new());
+        let whole = size(validator, &plan, &Variables::new());
         Ok(Self {
             most: whole.and(whole),
         })
@@ -92,11 +92,11 @@ impl Introspection {
     /// `QUERY_TOO_COMPLEX` for an operation that reads too much.
     pub(crate) fn check(
         &self,
-        front: &Validator,
+        validator: &Validator,
         plan: &Plan,
         variables: &Variables,
     ) -> Result<bool, Error> {
-        let size = size(front, plan, variables);
+        let size = size(validator, plan, variables);
         let less = "Request a smaller part of the schema.";
         if size.values > self.most.values {
             let what = "introspection values";
@@ -110,10 +110,10 @@ impl Introspection {
     }
 }
 
-fn size(front: &Validator, plan: &Plan, variables: &Variables) -> Size {
+fn size(validator: &Validator, plan: &Plan, variables: &Variables) -> Size {
     let mut reader = Reader {
-        front,
-        schema: front.schema(),
+        validator,
+        schema: validator.schema(),
         variables,
         known: HashMap::new(),
     };
@@ -144,7 +144,7 @@ enum Thing<'a> {
 }
 
 struct Reader<'a> {
-    front: &'a Validator,
+    validator: &'a Validator,
     schema: &'a Schema,
     variables: &'a Variables,
     /// By the address of a selection, and the name of its type.
@@ -296,8 +296,8 @@ impl<'a> Reader<'a> {
                 )
             }
             ("possibleTypes", Some(ExtendedType::Interface(_) | ExtendedType::Union(_))) => {
-                let front = self.front;
-                self.all(field, front.possible(name).iter().map(Thing::Named))
+                let validator = self.validator;
+                self.all(field, validator.possible(name).iter().map(Thing::Named))
             }
             ("enumValues", Some(ExtendedType::Enum(ty))) => self.all(
                 field,

@@ -3,22 +3,24 @@
 pub(crate) mod bind;
 mod cost;
 mod documents;
-pub(crate) mod front;
 mod introspection;
+mod list_size;
+mod literal;
 mod merge;
 mod params;
 pub(crate) mod plan;
 mod prepare;
 pub(crate) mod source;
 mod syntax;
+mod validator;
 mod variables;
 
 pub(crate) use bind::bind;
 pub(crate) use cost::{Measure, measure, root_fields};
 pub use documents::{Trust, TrustedDocuments};
-pub(crate) use front::{Document, Validator, Variables};
 pub(crate) use introspection::Introspection;
 pub use params::Params;
 pub(crate) use plan::Plan;
 pub use prepare::Operation;
 pub(crate) use prepare::{Preparer, Timings};
+pub(crate) use validator::{Document, Validator, Variables};

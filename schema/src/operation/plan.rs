@@ -17,9 +17,10 @@ use async_graphql_value::Value as Input;
 use crate::{
     error::Error,
     operation::{
-        cost::ListSize,
-        front::{Document, Validator},
+        list_size::ListSize,
+        literal::literal,
         source::too_complex,
+        validator::{Document, Validator},
     },
 };
 
@@ -85,14 +86,14 @@ impl Plan {
     /// `QUERY_TOO_COMPLEX` for more than `limit` selections, fragments expanded; `BAD_USER_INPUT` for a condition that
     /// is null.
     pub(crate) fn new(
-        front: &Validator,
+        validator: &Validator,
         document: &Document,
         operation: &Operation,
         includes: &HashMap<&str, bool>,
         limit: u64,
     ) -> Result<Self, Error> {
         let mut planner = Planner {
-            front,
+            validator,
             document: &document.executable,
             includes,
             limit,
@@ -121,7 +122,7 @@ impl Plan {
 }
 
 struct Planner<'a> {
-    front: &'a Validator,
+    validator: &'a Validator,
     document: &'a ExecutableDocument,
     includes: &'a HashMap<&'a str, bool>,
     limit: u64,
@@ -146,8 +147,8 @@ struct Collected<'a> {
 
 impl<'a> Planner<'a> {
     fn selection(&mut self, ty: &str, sets: &[&'a SelectionSet]) -> Result<Selection, Error> {
-        let front = self.front;
-        let possible = front.possible(ty);
+        let validator = self.validator;
+        let possible = validator.possible(ty);
         if possible.is_empty() {
             return Ok(Selection::Leaf);
         }
@@ -259,7 +260,7 @@ impl<'a> Planner<'a> {
     }
 
     fn narrow(&self, types: &[usize], condition: &str, possible: &[ApolloName]) -> Vec<usize> {
-        let wanted = self.front.possible(condition);
+        let wanted = self.validator.possible(condition);
         let kept = types.iter().copied();
         kept.filter(|ty| wanted.contains(&possible[*ty])).collect()
     }
@@ -302,7 +303,7 @@ impl<'a> Planner<'a> {
         let arguments = first.arguments.iter().map(|argument| {
             let declared = definition.argument_by_name(&argument.name);
             let ty = declared.map_or(&definition.ty, |declared| &declared.ty);
-            let value = self.front.literal(&argument.value, ty);
+            let value = literal(self.validator.schema(), &argument.value, ty);
             (Name::new(&argument.name), value)
         });
         let at = first.location();

@@ -6,13 +6,13 @@
 use std::collections::{HashMap, HashSet};
 
 use apollo_compiler::{
-    ExecutableDocument, Name, Node,
+    ExecutableDocument, Name, Node, Schema,
     ast::{Argument, DirectiveList, InputValueDefinition, Type, Value, VariableDefinition},
     executable::{Operation, Selection, SelectionSet},
     parser::SourceSpan,
 };
 
-use crate::{operation::front::Validator, scalar};
+use crate::{operation::literal::literal, scalar};
 
 /// A usage of a variable.
 struct Usage<'a> {
@@ -40,25 +40,22 @@ pub(crate) struct InvalidUsage {
 }
 
 /// The invalid usages in the operations of a document.
-pub(crate) fn invalid_usages(
-    front: &Validator,
-    document: &ExecutableDocument,
-) -> Vec<InvalidUsage> {
+pub(crate) fn invalid_usages(schema: &Schema, document: &ExecutableDocument) -> Vec<InvalidUsage> {
     let mut of_fragments = HashMap::new();
     for (name, fragment) in &document.fragments {
         let mut used = Used::default();
-        used.directives(front, &fragment.directives);
-        used.selections(front, &fragment.selection_set);
+        used.directives(schema, &fragment.directives);
+        used.selections(schema, &fragment.selection_set);
         of_fragments.insert(name, used);
     }
     let operations = document.operations.iter();
     operations
-        .flat_map(|operation| of_operation(front, operation, &of_fragments))
+        .flat_map(|operation| of_operation(schema, operation, &of_fragments))
         .collect()
 }
 
 fn of_operation(
-    front: &Validator,
+    schema: &Schema,
     operation: &Node<Operation>,
     of_fragments: &HashMap<&Name, Used<'_>>,
 ) -> Vec<InvalidUsage> {
@@ -69,11 +66,11 @@ fn of_operation(
     let mut used = Used::default();
     for variable in &operation.variables {
         if let Some(default) = &variable.default_value {
-            used.value(front, default, Some(&variable.ty), false);
+            used.value(schema, default, Some(&variable.ty), false);
         }
     }
-    used.directives(front, &operation.directives);
-    used.selections(front, &operation.selection_set);
+    used.directives(schema, &operation.directives);
+    used.selections(schema, &operation.selection_set);
     let mut invalid_usages = used.invalid_usages(&variables);
     let mut fragments = used.fragments;
     let mut seen = HashSet::new();
@@ -87,37 +84,37 @@ fn of_operation(
 }
 
 impl<'a> Used<'a> {
-    fn selections(&mut self, front: &Validator, set: &'a SelectionSet) {
+    fn selections(&mut self, schema: &Schema, set: &'a SelectionSet) {
         for selection in &set.selections {
             match selection {
                 Selection::Field(field) => {
-                    self.arguments(front, &field.arguments, &field.definition.arguments);
-                    self.directives(front, &field.directives);
-                    self.selections(front, &field.selection_set);
+                    self.arguments(schema, &field.arguments, &field.definition.arguments);
+                    self.directives(schema, &field.directives);
+                    self.selections(schema, &field.selection_set);
                 }
                 Selection::FragmentSpread(spread) => {
-                    self.directives(front, &spread.directives);
+                    self.directives(schema, &spread.directives);
                     self.fragments.push(&spread.fragment_name);
                 }
                 Selection::InlineFragment(inline) => {
-                    self.directives(front, &inline.directives);
-                    self.selections(front, &inline.selection_set);
+                    self.directives(schema, &inline.directives);
+                    self.selections(schema, &inline.selection_set);
                 }
             }
         }
     }
 
-    fn directives(&mut self, front: &Validator, directives: &'a DirectiveList) {
+    fn directives(&mut self, schema: &Schema, directives: &'a DirectiveList) {
         for directive in directives {
-            if let Some(definition) = front.schema().directive_definitions.get(&directive.name) {
-                self.arguments(front, &directive.arguments, &definition.arguments);
+            if let Some(definition) = schema.directive_definitions.get(&directive.name) {
+                self.arguments(schema, &directive.arguments, &definition.arguments);
             }
         }
     }
 
     fn arguments(
         &mut self,
-        front: &Validator,
+        schema: &Schema,
         arguments: &'a [Node<Argument>],
         definitions: &[Node<InputValueDefinition>],
     ) {
@@ -125,19 +122,19 @@ impl<'a> Used<'a> {
             let named = |definition: &&Node<InputValueDefinition>| definition.name == argument.name;
             if let Some(definition) = definitions.iter().find(named) {
                 let has_default = definition.default_value.is_some();
-                self.value(front, &argument.value, Some(&definition.ty), has_default);
+                self.value(schema, &argument.value, Some(&definition.ty), has_default);
             }
         }
     }
 
     fn value(
         &mut self,
-        front: &Validator,
+        schema: &Schema,
         value: &'a Node<Value>,
         ty: Option<&Type>,
         has_default: bool,
     ) {
-        if let Some(message) = ty.and_then(|ty| misfit(front, value, ty)) {
+        if let Some(message) = ty.and_then(|ty| misfit(schema, value, ty)) {
             let at = value.location();
             self.misfits.push(InvalidUsage { message, at });
         }
@@ -151,17 +148,16 @@ impl<'a> Used<'a> {
             Value::List(items) => {
                 let of = ty.map(|ty| if ty.is_list() { ty.item_type() } else { ty });
                 for item in items {
-                    self.value(front, item, of, false);
+                    self.value(schema, item, of, false);
                 }
             }
             Value::Object(fields) => {
-                let input =
-                    ty.and_then(|ty| front.schema().get_input_object(ty.inner_named_type()));
+                let input = ty.and_then(|ty| schema.get_input_object(ty.inner_named_type()));
                 for (name, value) in fields {
                     let field = input.and_then(|input| input.fields.get(name));
                     let ty = field.map(|field| &*field.ty);
                     let has_default = field.is_some_and(|field| field.default_value.is_some());
-                    self.value(front, value, ty, has_default);
+                    self.value(schema, value, ty, has_default);
                 }
             }
             _ => {}
@@ -191,12 +187,12 @@ impl<'a> Used<'a> {
 }
 
 /// Why a custom scalar rejects a literal. The executor would report it only after other fields have been executed.
-fn misfit(front: &Validator, value: &Value, ty: &Type) -> Option<String> {
+fn misfit(schema: &Schema, value: &Value, ty: &Type) -> Option<String> {
     let is_list = ty.is_list() && value.as_list().is_some();
     if is_list || value.is_null() {
         return None;
     }
-    let value = front.literal(value, ty).into_const()?;
+    let value = literal(schema, value, ty).into_const()?;
     scalar::misfit(ty.inner_named_type(), value)
 }
 

@@ -19,13 +19,16 @@ use apollo_compiler::{
     validation::{DiagnosticList, Valid},
 };
 use async_graphql::{ErrorExtensionValues, Name, Pos, ServerError, indexmap::IndexMap};
-use async_graphql_value::{ConstValue, Value as Input};
+use async_graphql_value::ConstValue;
 use serde_json::{Map, Value as Json};
 
 use crate::{
     error::{Code, Error, Refusal},
     limits::Limits,
-    operation::{merge, source, syntax, variables},
+    operation::{
+        literal::{is_custom, literal},
+        merge, source, syntax, variables,
+    },
     rate_limit::Tier,
     scalar,
 };
@@ -193,7 +196,7 @@ impl Validator {
             );
             found.refuse(&message, conflict.at);
         }
-        for usage in variables::invalid_usages(self, &executable) {
+        for usage in variables::invalid_usages(&self.schema, &executable) {
             found.refuse(&usage.message, usage.at);
         }
         found.definitions(&parsed);
@@ -270,11 +273,10 @@ impl Validator {
             };
             if let Some(default) = &variable.default_value
                 && !given.contains_key(name)
-                && self.is_custom(variable.ty.inner_named_type())
+                && is_custom(&self.schema, variable.ty.inner_named_type())
             {
                 // A literal keeps the digits of a number.
-                *value = self
-                    .literal(default, &variable.ty)
+                *value = literal(&self.schema, default, &variable.ty)
                     .into_const()
                     .unwrap_or_default();
             }
@@ -304,56 +306,6 @@ impl Validator {
                     _ => scalar::misfit(named, value.clone()),
                 }
             }
-        }
-    }
-
-    /// A literal in the form that the executor accepts. A custom scalar gets a number with a fraction as text, because
-    /// a float does not hold all digits.
-    pub(crate) fn literal(&self, value: &Value, ty: &Type) -> Input {
-        let named = ty.inner_named_type();
-        match value {
-            Value::Null => Input::Null,
-            Value::Variable(name) => Input::Variable(Name::new(name)),
-            Value::Enum(name) => Input::Enum(Name::new(name)),
-            Value::String(text) => Input::String(text.clone()),
-            Value::Boolean(value) => Input::Boolean(*value),
-            Value::Int(number) => self.number(number.as_str(), named),
-            Value::Float(number) => self.number(number.as_str(), named),
-            Value::List(items) => {
-                let of = if ty.is_list() { ty.item_type() } else { ty };
-                Input::List(items.iter().map(|item| self.literal(item, of)).collect())
-            }
-            Value::Object(fields) => {
-                let definition = self.schema.get_input_object(named);
-                let fields = fields.iter().map(|(name, value)| {
-                    let field = definition.and_then(|definition| definition.fields.get(name));
-                    let ty = field.map_or(ty, |field| &field.ty);
-                    (Name::new(name), self.literal(value, ty))
-                });
-                Input::Object(fields.collect())
-            }
-        }
-    }
-
-    fn is_custom(&self, named: &str) -> bool {
-        let scalar = self.schema.get_scalar(named);
-        scalar.is_some_and(|scalar| !scalar.is_built_in())
-    }
-
-    fn number(&self, text: &str, named: &str) -> Input {
-        // An id keeps its digits, and no integer is a negative zero.
-        match (named, text) {
-            ("ID", _) => return Input::String(text.to_owned()),
-            ("Int", "-0") => return Input::Number(0.into()),
-            _ => {}
-        }
-        let is_custom = self.is_custom(named) && named != "JSON";
-        let is_whole = text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'-');
-        match text.parse::<serde_json::Number>() {
-            Ok(number) if !is_custom || is_whole && !number.is_f64() => Input::Number(number),
-            _ => Input::String(text.to_owned()),
         }
     }
 }
