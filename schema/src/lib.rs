@@ -54,6 +54,7 @@ mod workflow;
 pub use access::Viewer;
 pub use audit::{AuditWriter, Client};
 pub use clock::{Clock, MonotonicClock};
+pub use db::BatchSizes;
 pub use error::Code;
 pub use events::Watch;
 pub use execute::{Bearer, Caller, Usage};

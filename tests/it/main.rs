@@ -29,6 +29,7 @@ mod idempotency;
 mod limits;
 mod live;
 mod members;
+mod metrics;
 mod names;
 mod operate;
 mod pool;

@@ -1,6 +1,6 @@
 //! The latest events in memory.
 
-use crate::{db::Writer, error::Error};
+use crate::{clock::Clock, db::Writer, error::Error};
 
 use std::{
     collections::VecDeque,
@@ -34,6 +34,8 @@ pub(crate) struct Bus {
     pub(super) deduplicated: AtomicU64,
     pub(crate) lagged: AtomicU64,
     pub(super) handler_errors: AtomicU64,
+    /// The lag of the relay, in milliseconds.
+    pub(super) relay_lag: AtomicU64,
     pub(crate) subscribers: AtomicU64,
     /// How often the sharing of a circle has changed.
     pub(crate) sharing: AtomicU64,
@@ -47,6 +49,7 @@ impl Bus {
         settings: Settings,
         db: DatabaseConnection,
         writer: Writer,
+        clock: Clock,
     ) -> (Arc<Self>, Relay) {
         let bus = Arc::new(Self {
             history: RwLock::default(),
@@ -58,6 +61,7 @@ impl Bus {
             deduplicated: AtomicU64::new(0),
             lagged: AtomicU64::new(0),
             handler_errors: AtomicU64::new(0),
+            relay_lag: AtomicU64::new(0),
             subscribers: AtomicU64::new(0),
             sharing: AtomicU64::new(0),
             replays: Semaphore::new(REPLAYS),
@@ -68,6 +72,7 @@ impl Bus {
             bus: Arc::clone(&bus),
             db,
             writer,
+            clock,
             handlers: Vec::new(),
             told: Arc::default(),
             is_behind: true,
@@ -106,6 +111,7 @@ impl Bus {
             handler_errors: self.handler_errors.load(Ordering::Relaxed),
             subscribers: self.subscribers.load(Ordering::Relaxed),
             history: self.history().len() as u64,
+            relay_lag: Duration::from_millis(self.relay_lag.load(Ordering::Relaxed)),
         }
     }
 
