@@ -32,6 +32,7 @@ mod members;
 mod metrics;
 mod names;
 mod operate;
+mod oracle;
 mod pool;
 mod process;
 mod severed;
