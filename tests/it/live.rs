@@ -47,7 +47,7 @@ pub(crate) fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
     }
 }
 
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::json;
 
 use crate::live;
@@ -52,14 +52,14 @@ async fn the_relay_reports_the_age_of_the_oldest_event_that_it_publishes() {
     let lag = async || value(&server, "gathering_event_relay_lag_seconds").await;
     assert_eq!(lag().await, Some(0.0));
     let db = server.database().connect().await;
-    let now = Utc::now();
+    let now = live::now();
     let rows = [0, 5000].map(|age| live::row(1, 1, now - TimeDelta::seconds(age)));
     live::insert(&db, rows.into()).await;
     until("a lag of the older event", async || {
         lag().await.is_some_and(|lag| lag >= 5000.0)
     })
     .await;
-    live::insert(&db, vec![live::row(2, 2, Utc::now())]).await;
+    live::insert(&db, vec![live::row(2, 2, live::now())]).await;
     until("a lag of the next event", async || {
         lag().await.is_some_and(|lag| lag < 5000.0)
     })
