@@ -11,10 +11,10 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use gathering_schema::{Code, Graph};
+use gathering_schema::{BatchSizes, Code, Graph};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -237,6 +237,7 @@ impl Collector for Process {
         self.caches(&mut encoder)?;
         self.streams(&mut encoder)?;
         self.events(&mut encoder)?;
+        self.loader(&mut encoder)?;
         self.pool(&mut encoder)?;
         let statements = encoder.encode_descriptor(
             "database_statements",
@@ -417,6 +418,36 @@ impl Process {
             let number = i64::try_from(number).unwrap_or(i64::MAX);
             let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
             ConstGauge::new(number).encode(family)?;
+        }
+        let lag = encoder.encode_descriptor(
+            "event_relay_lag_seconds",
+            "Time from the oldest event of the last pass that published any to its publication",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(events.relay_lag.as_secs_f64()).encode(lag)
+    }
+
+    fn loader(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "loader_batch_keys",
+            "Keys in one batch of the loader, by the name of the batch",
+            None,
+            MetricType::Histogram,
+        )?;
+        for sizes in self.graph.batch_sizes() {
+            let bounds = BatchSizes::BOUNDS.map(f64::from);
+            let mut buckets: Vec<_> = bounds.into_iter().zip(sizes.batches).collect();
+            buckets.push((f64::INFINITY, 0));
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "the sum of a histogram is a floating-point number"
+            )]
+            let keys = sizes.keys as f64;
+            let count = sizes.batches.iter().sum();
+            family
+                .encode_family(&[("loader", sizes.name.as_str())])?
+                .encode_histogram::<NoLabelSet>(keys, count, &buckets, None)?;
         }
         Ok(())
     }

@@ -198,6 +198,11 @@ impl Server {
         self.address
     }
 
+    /// The graph that the server serves, for another transport.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
     /// Number of statements sent to the database.
     pub fn statements(&self) -> u64 {
         self.database.statements()

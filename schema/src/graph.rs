@@ -20,7 +20,7 @@ use crate::{
     auth::{self, Accounts},
     cache::CacheStats,
     clock::{Clock, MonotonicClock},
-    db::{Loader, Writer},
+    db::{BatchSizes, Loader, Writer},
     error::Code,
     events::{self, Bus, Relay},
     execute::{self, Bearer, Caller, Engine},
@@ -100,7 +100,7 @@ impl Graph {
         let tiers = preparer.tiers().clone();
         let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), steady)?;
         let writer = Writer::new(db.clone());
-        let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone());
+        let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone(), Arc::clone(&clock));
         let epoch = journal::Entity::find().one(&db).await;
         let epoch = epoch.map_err(|error| error.to_string())?;
         let epoch = epoch.ok_or("the database table `journal` is empty")?.epoch;
@@ -248,6 +248,11 @@ impl Graph {
     /// The event statistics of this instance.
     pub fn event_counts(&self) -> events::Counts {
         self.services().bus.counts()
+    }
+
+    /// The sizes of the batches that the loader has sent, by name.
+    pub fn batch_sizes(&self) -> Vec<BatchSizes> {
+        self.services().loader.batch_sizes()
     }
 
     /// Whether this instance applies the limits separately because Redis does not respond; `None` if Redis is not

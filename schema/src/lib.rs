@@ -1,8 +1,8 @@
 //! Gathering's graph and everything a resolver may touch. It knows no HTTP and no environment.
 //!
 //! Modules import in one direction: `db`, `audit`, `events`, `access`, `auth`, `idempotency`, `rate_limit`, `health`,
-//! `request`, `data`, the nouns, `operation`, `response`, `subscribe`, `roots`, `execute`, `graph`. A resolver reaches
-//! the database, the caller and the clock only through `request`.
+//! `request`, `data`, the nouns, `operation`, `response`, `subscribe`, `roots`, `execute`, `graph`, `executor`. A
+//! resolver reaches the database, the caller and the clock only through `request`.
 #![expect(
     clippy::unused_async,
     reason = "the macros of async-graphql require async resolvers, even if they do not await"
@@ -27,6 +27,7 @@ pub mod error;
 pub mod event;
 pub mod events;
 mod execute;
+mod executor;
 mod graph;
 pub mod health;
 pub mod id;
@@ -54,9 +55,11 @@ mod workflow;
 pub use access::Viewer;
 pub use audit::{AuditWriter, Client};
 pub use clock::{Clock, MonotonicClock};
+pub use db::BatchSizes;
 pub use error::Code;
 pub use events::Watch;
 pub use execute::{Bearer, Caller, Usage};
+pub use executor::GraphExecutor;
 pub use graph::{BackgroundTasks, Graph, Settings};
 pub use limits::Limits;
 pub use operation::{Operation, Params, Trust, TrustedDocuments};

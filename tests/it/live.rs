@@ -28,7 +28,7 @@ const CREATE: &str = "mutation ($input: CreateProjectInput!) { createProject(inp
     project { id } userErrors { code } } }";
 
 /// The row of a catalogue event, to insert as if another process had written it.
-fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
+pub(crate) fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
     event::Model {
         id: Uuid::now_v7(),
         position: None,
@@ -47,11 +47,11 @@ fn row(n: u128, subject: u128, now: DateTime<Utc>) -> event::Model {
     }
 }
 
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 
-async fn insert(db: &impl ConnectionTrait, rows: Vec<event::Model>) {
+pub(crate) async fn insert(db: &impl ConnectionTrait, rows: Vec<event::Model>) {
     for rows in rows.chunks(500) {
         let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
         event::Entity::insert_many(rows)

@@ -28,7 +28,10 @@ use sea_orm::{
     sea_query::SelectStatement,
 };
 
-use crate::error::{self, Error};
+use crate::{
+    db::batch_sizes::{BatchSizes, SizeCounter},
+    error::{self, Error},
+};
 
 /// Maximum number of concurrent statements of one kind.
 const IN_FLIGHT: usize = 2;
@@ -114,6 +117,7 @@ pub(crate) struct Usage {
 pub(crate) struct Loader {
     db: DatabaseConnection,
     lanes: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    sizes: Arc<SizeCounter>,
 }
 
 impl Loader {
@@ -121,7 +125,13 @@ impl Loader {
         Self {
             db,
             lanes: RwLock::default(),
+            sizes: Arc::default(),
         }
+    }
+
+    /// The sizes of the batches sent so far, by name.
+    pub(crate) fn batch_sizes(&self) -> Vec<BatchSizes> {
+        self.sizes.read()
     }
 
     /// Loads the value of a key for a request whose execution runs inside [`DispatchWhenIdle`].
@@ -165,6 +175,7 @@ impl Loader {
             let lane = lanes.entry(id).or_insert_with(|| {
                 Arc::new(BatchQueue::<B> {
                     db: self.db.clone(),
+                    sizes: Arc::clone(&self.sizes),
                     groups: Mutex::default(),
                 })
             });
@@ -183,6 +194,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// All waiting and running batches of one type.
 struct BatchQueue<B: Batch> {
     db: DatabaseConnection,
+    sizes: Arc<SizeCounter>,
     groups: Mutex<Vec<Group<B>>>,
 }
 
@@ -300,6 +312,7 @@ struct BatchRun<B: Batch> {
 impl<B: Batch> BatchRun<B> {
     async fn run(self) {
         let keys: Vec<_> = lock(&self.pending.keys).iter().copied().collect();
+        self.lane.sizes.record(&self.batch.name(), keys.len());
         let outcome = self.batch.run(&self.reader, &keys).await;
         let _ = self.pending.outcome.set(outcome);
     }

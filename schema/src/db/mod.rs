@@ -1,6 +1,7 @@
 //! Database access: the loader with its batches, the writer's transactions, retries.
 
 mod batch;
+mod batch_sizes;
 mod loader;
 mod search;
 mod writer;
@@ -8,6 +9,7 @@ mod writer;
 pub(crate) use batch::{
     ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among, is_one_of,
 };
+pub use batch_sizes::BatchSizes;
 pub(crate) use loader::{Batch, DispatchWhenIdle, Loader, PendingBatches, Reader, Usage};
 pub(crate) use search::{contains, filter};
 pub(crate) use writer::{Writer, WriterGuard, is_taken, retry_on_conflict};

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     db::Writer,
     error::Error,
     events::{BATCH, Counts, EventType, Relay, Settings, Watches},
@@ -36,6 +37,8 @@ pub(crate) struct Bus {
     pub(super) deduplicated: AtomicU64,
     pub(crate) lagged: AtomicU64,
     pub(super) handler_errors: AtomicU64,
+    /// The lag of the relay, in milliseconds.
+    pub(super) relay_lag: AtomicU64,
     pub(crate) subscribers: AtomicU64,
     /// How often the sharing of a circle has changed.
     pub(crate) sharing: AtomicU64,
@@ -49,6 +52,7 @@ impl Bus {
         settings: Settings,
         db: DatabaseConnection,
         writer: Writer,
+        clock: Clock,
     ) -> (Arc<Self>, Relay) {
         let bus = Arc::new(Self {
             history: RwLock::default(),
@@ -60,6 +64,7 @@ impl Bus {
             deduplicated: AtomicU64::new(0),
             lagged: AtomicU64::new(0),
             handler_errors: AtomicU64::new(0),
+            relay_lag: AtomicU64::new(0),
             subscribers: AtomicU64::new(0),
             sharing: AtomicU64::new(0),
             replays: Semaphore::new(REPLAYS),
@@ -70,6 +75,7 @@ impl Bus {
             bus: Arc::clone(&bus),
             db,
             writer,
+            clock,
             handlers: Vec::new(),
             told: Arc::default(),
             is_behind: true,
@@ -108,6 +114,7 @@ impl Bus {
             handler_errors: self.handler_errors.load(Ordering::Relaxed),
             subscribers: self.subscribers.load(Ordering::Relaxed),
             history: self.history().len() as u64,
+            relay_lag: Duration::from_millis(self.relay_lag.load(Ordering::Relaxed)),
         }
     }
 

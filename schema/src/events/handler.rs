@@ -134,7 +134,13 @@ mod tests {
         };
         let db = Database::connect("sqlite::memory:").await;
         let db = db.expect("a database");
-        let bus = Bus::new(settings, db.clone(), Writer::new(db.clone())).0;
+        let bus = Bus::new(
+            settings,
+            db.clone(),
+            Writer::new(db.clone()),
+            Arc::new(DateTime::default),
+        )
+        .0;
         (bus, db)
     }
 

@@ -61,4 +61,6 @@ pub struct Counts {
     pub subscribers: u64,
     /// Events in memory.
     pub history: u64,
+    /// The time from the oldest event of the last pass that published any to its publication.
+    pub relay_lag: Duration,
 }

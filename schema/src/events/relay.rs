@@ -1,6 +1,10 @@
 //! The relay: numbers events and appends them to the bus.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use gathering_entity::event;
 use sea_orm::{
@@ -20,6 +24,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     db::Writer,
     error::Error,
     events::{
@@ -35,6 +40,7 @@ pub struct Relay {
     pub(super) bus: Arc<Bus>,
     pub(super) db: DatabaseConnection,
     pub(super) writer: Writer,
+    pub(super) clock: Clock,
     pub(super) handlers: Vec<Handler>,
     /// Notified when another instance has assigned new positions.
     pub(super) told: Arc<Notify>,
@@ -147,6 +153,7 @@ impl Relay {
     }
 
     async fn read(&self) -> Result<(), Failed> {
+        let mut oldest = None;
         loop {
             let latest = (*self.bus.latest.borrow()).unwrap_or_default();
             let rows = event::Entity::find()
@@ -156,8 +163,16 @@ impl Relay {
                 .all(&self.db)
                 .await?;
             let is_last = rows.len() < BATCH;
+            let occurred = rows.iter().map(|row| row.occurred_at);
+            oldest = occurred.chain(oldest).min();
             self.bus.append(rows);
             if is_last {
+                if let Some(oldest) = oldest {
+                    // The clocks of instances differ, so the event may be from the future.
+                    let lag = ((self.clock)() - oldest).num_milliseconds();
+                    let lag = u64::try_from(lag).unwrap_or_default();
+                    self.bus.relay_lag.store(lag, Ordering::Relaxed);
+                }
                 return Ok(());
             }
         }

@@ -262,6 +262,30 @@ impl Answer {
     }
 }
 
+impl From<Data> for Value {
+    fn from(data: Data) -> Self {
+        let value = match data {
+            Data::Fresh(data, plan) => async_graphql::to_value(plan.order(&data)).ok(),
+            Data::Kept(text) => serde_json::from_str(text.get()).ok(),
+        };
+        value.unwrap_or_else(|| unreachable!("data is a JSON value"))
+    }
+}
+
+/// A request error has null as `data`.
+impl From<Answer> for Response {
+    fn from(answer: Answer) -> Self {
+        let mut response = Self::new(answer.data.map_or(Value::Null, |data| (*data).into()));
+        response.errors = answer.errors;
+        response.extensions = answer
+            .extensions
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, Value::from_json(value).ok()?)))
+            .collect();
+        response
+    }
+}
+
 impl From<Refusal> for Answer {
     fn from(Refusal(errors): Refusal) -> Self {
         Self::refused(errors)

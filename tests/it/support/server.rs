@@ -9,6 +9,7 @@ use chrono::{TimeDelta, Utc};
 use gathering::config::{Config, Mode};
 use gathering::playground::SignIn;
 use gathering::server::{Options, Server};
+use gathering_schema::Graph;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -108,6 +109,11 @@ impl TestServer {
     /// Sets only the wall clock forward or back.
     pub(crate) fn jump(&self, seconds: i64) {
         self.clocks.wall.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// The graph that the server serves.
+    pub(crate) fn graph(&self) -> &Graph {
+        self.server.graph()
     }
 
     /// The database of the server.
