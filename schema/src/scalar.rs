@@ -7,8 +7,9 @@ use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, T
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DateTime(pub ChronoDateTime<Utc>);
 
-/// A date and time in UTC with microseconds, such as `2026-01-05T09:00:01.000000Z`. Follows [RFC
-/// 3339](https://www.rfc-editor.org/rfc/rfc3339). Input may use any offset and is truncated to microseconds.
+/// A date and time in UTC with microseconds, such as `2026-01-05T09:00:01.000000Z`.
+/// Follows [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339). Input may use any offset and is truncated to
+/// microseconds.
 #[Scalar(specified_by_url = "https://www.rfc-editor.org/rfc/rfc3339")]
 impl ScalarType for DateTime {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -74,9 +75,9 @@ impl Decimal {
     }
 }
 
-/// An exact decimal number, serialized as a string with six decimal places, such as `"0.270000"`. Input is a string with
-/// up to six decimal places, or an integer. The server refuses numbers with a decimal point or an exponent, because a
-/// client may already have rounded them.
+/// An exact decimal number, serialized as a string with six decimal places, such as `"0.270000"`.
+/// Input is a string with up to six decimal places, or an integer. The server refuses numbers with a decimal point or
+/// an exponent, because a client may already have rounded them.
 #[Scalar]
 impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {

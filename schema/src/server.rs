@@ -29,8 +29,9 @@ pub struct ServerInfo {
     max_page_size: i32,
     /// The maximum nesting depth of fields.
     max_depth: i32,
-    /// The maximum complexity of an operation. Each field costs 1 plus the cost of its selection; in a connection, the
-    /// cost of the selection is multiplied by the page size.
+    /// The maximum complexity of an operation.
+    /// Each field costs 1 plus the cost of its selection; in a connection, the cost of the selection is multiplied by
+    /// the page size.
     max_complexity: i32,
 }
 

@@ -471,8 +471,8 @@ impl ModelMutation {
         ModelPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a model. Personas lose it as their default model. For administrators. `userErrors`: `IN_USE` while an
-    /// agent uses it.
+    /// Deletes a model.
+    /// Personas lose it as their default model. For administrators. `userErrors`: `IN_USE` while an agent uses it.
     async fn delete_model(
         &self,
         ctx: &Context<'_>,

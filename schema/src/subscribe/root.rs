@@ -71,17 +71,18 @@ pub(crate) struct ConversationEnded {
     reason: Option<String>,
 }
 
-/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
-/// once.
+/// The root of subscriptions: live updates.
+/// Each field delivers one response per update, in commit order, at least once.
 #[derive(Default)]
 pub(crate) struct Subscription;
 
-/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
-/// once.
+/// The root of subscriptions: live updates.
+/// Each field delivers one response per update, in commit order, at least once.
 #[Subscription]
 impl Subscription {
-    /// Streams the events that the caller may read. With `after`, the stream resumes after that event without a gap
-    /// while it is stored; otherwise the first event is `EventsMissed`.
+    /// Streams the events that the caller may read.
+    /// With `after`, the stream resumes after that event without a gap while it is stored; otherwise the first event is
+    /// `EventsMissed`.
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -122,9 +123,9 @@ impl Subscription {
         Ok(ending(request, events(feed, Some((id, types)))))
     }
 
-    /// Streams tasks, each in its state after a change. Selects the tasks of a circle, of an agent, or of an agent in a
-    /// circle; `BAD_USER_INPUT` if neither is given. Several changes of one task at the same time may be combined into
-    /// one update. Deleted tasks are not sent.
+    /// Streams tasks, each in its state after a change.
+    /// Selects the tasks of a circle, of an agent, or of an agent in a circle; `BAD_USER_INPUT` if neither is given.
+    /// Several changes of one task at the same time may be combined into one update. Deleted tasks are not sent.
     async fn task_updated(
         &self,
         ctx: &Context<'_>,
@@ -185,8 +186,8 @@ impl Subscription {
         Ok(ending(ctx.shared(), told))
     }
 
-    /// Streams agents whose status has changed, in their current state. Several changes of one agent at the same time
-    /// may be combined into one update.
+    /// Streams agents whose status has changed, in their current state.
+    /// Several changes of one agent at the same time may be combined into one update.
     async fn agent_status_changed(
         &self,
         ctx: &Context<'_>,
@@ -242,8 +243,9 @@ impl Subscription {
         Ok(ending(ctx.shared(), told))
     }
 
-    /// Streams the updates of a conversation: its messages, its turns and its end. Ends with the first update that the
-    /// caller may no longer read. With `afterSeq`, it starts with the messages after that sequence number.
+    /// Streams the updates of a conversation: its messages, its turns and its end.
+    /// Ends with the first update that the caller may no longer read. With `afterSeq`, it starts with the messages
+    /// after that sequence number.
     async fn conversation_updates(
         &self,
         ctx: &Context<'_>,

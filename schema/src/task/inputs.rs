@@ -63,8 +63,9 @@ pub(super) struct CreateTaskInput {
     due_at: Option<DateTime>,
 }
 
-/// Input for `updateTask`. Omitted fields keep their value; null clears a nullable field. The status is changed by
-/// other mutations, such as `startTask`.
+/// Input for `updateTask`.
+/// Omitted fields keep their value; null clears a nullable field. The status is changed by other mutations, such as
+/// `startTask`.
 #[derive(InputObject)]
 pub(super) struct UpdateTaskInput {
     /// The task.
@@ -135,8 +136,8 @@ pub(super) struct SubmitTaskInput {
     pub(super) task_id: ID,
     /// The result, 1 to 50,000 characters.
     result: String,
-    /// Names or addresses of the artifacts produced; at most 200 of at most 500 characters. If omitted, the existing
-    /// ones are kept.
+    /// Names or addresses of the artifacts produced; at most 200 of at most 500 characters.
+    /// If omitted, the existing ones are kept.
     artifacts: Option<Vec<String>>,
     /// The actual number of hours, 0 or more.
     actual_hours: Option<f64>,
@@ -149,8 +150,8 @@ pub(super) struct SubmitTaskInput {
 pub(super) struct ApproveTaskInput {
     /// The task.
     pub(super) task_id: ID,
-    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
-    /// to none if that agent has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee.
+    /// Defaults to the reviewer of the task, or to none if that agent has left the circle.
     reviewer_id: Option<ID>,
     /// The review comment, at most 10,000 characters. If omitted, the previous comment is kept.
     comment: Option<String>,
@@ -163,8 +164,8 @@ pub(super) struct ApproveTaskInput {
 pub(super) struct RejectTaskInput {
     /// The task.
     pub(super) task_id: ID,
-    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
-    /// to none if that agent has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee.
+    /// Defaults to the reviewer of the task, or to none if that agent has left the circle.
     reviewer_id: Option<ID>,
     /// The required changes, 1 to 10,000 characters.
     reason: String,
