@@ -152,9 +152,9 @@ fn complete(registry: &mut Registry, root: &str) {
             let (Some(text), Some(tier)) = (&mut field.description, tier) else {
                 continue;
             };
-            let said = format!("\n\nRate tier: {tier}.");
-            if !text.ends_with(&said) {
-                text.push_str(&said);
+            let suffix = format!("\n\nRate tier: {tier}.");
+            if !text.ends_with(&suffix) {
+                text.push_str(&suffix);
             }
         }
     }
@@ -187,8 +187,7 @@ fn complete(registry: &mut Registry, root: &str) {
     }
 }
 
-/// Describes the types whose name depends on a type parameter, because their doc comment is the same for all, and the
-/// type of the library.
+/// Describes the generic types, which share one doc comment, and `PageInfo` of the GraphQL library.
 fn describe_generic(ty: &mut MetaType) {
     let MetaType::Object {
         name,

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decimal_keeps_every_millionth() {
+    fn decimals_keep_six_decimal_places() {
         for (text, micros, shown) in [
             ("0", 0, "0.000000"),
             ("0.27", 270_000, "0.270000"),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_may_have_lost_digits_is_no_decimal() {
+    fn numbers_with_a_point_or_exponent_are_rejected_as_decimals() {
         let parse = |json: &str| {
             let json = serde_json::from_str(json).expect("JSON");
             Decimal::parse(Value::from_json(json).expect("a value"))
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instant_is_shown_in_utc_with_microseconds() {
+    fn times_are_serialized_in_utc_with_microseconds() {
         let parsed =
             DateTime::parse(Value::from("2026-01-05T10:00:01.1234567+01:00")).expect("an instant");
         assert_eq!(

@@ -173,8 +173,8 @@ impl UserPayload {
             faults.clone()?;
             let (transaction, now) = (&change.transaction, change.now);
             let amended = accounts.amend(transaction, row, &amendment, now).await?;
-            for fact in amended.facts {
-                change.append(fact);
+            for event in amended.events {
+                change.append(event);
             }
             if let Some(ended) = amended.ended {
                 change.end(ended);

@@ -192,8 +192,8 @@ impl Access {
             calls.push((named(&"agentIds".to_owned()), agents));
         }
         if field.argument("userId").is_some() {
-            let somebody = json!({ "userId": self.thing("User") });
-            calls.push((format!("{}(userId)", field.name), somebody));
+            let other_user = json!({ "userId": self.thing("User") });
+            calls.push((format!("{}(userId)", field.name), other_user));
         }
         calls
     }
@@ -264,7 +264,7 @@ impl Access {
         }
     }
 
-    /// As [`Access::input`], for what is done to a circle or in one.
+    /// As [`Access::input`], for mutations of a circle or in one.
     async fn input_in_circle(&self, mutation: &str) -> Value {
         match mutation {
             "createConversation" => {

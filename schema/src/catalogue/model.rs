@@ -202,7 +202,7 @@ impl ModelQuery {
         by_id(ctx, &id).await
     }
 
-    /// All models, oldest first. Deprecated models are included only if the filter says so.
+    /// All models, oldest first. Deprecated models are included only if the filter selects them.
     async fn models(
         &self,
         ctx: &Context<'_>,

@@ -321,7 +321,7 @@ impl MessageMutation {
         MessagePayload::new(ctx, outcome.await?).await
     }
 
-    /// Pins or unpins a message, whatever the status of its conversation.
+    /// Pins or unpins a message, in any status of its conversation.
     /// Requires editor access to the conversation's circle; without a circle, its owner or an administrator.
     /// `userErrors` code: `BAD_TRANSITION` in an archived circle.
     async fn pin_message(

@@ -52,7 +52,7 @@ impl ListSize {
 
     /// The number of values. The field itself refuses a size that is out of bounds.
     fn of(&self, field: &FieldPlan, variables: &Variables) -> u64 {
-        let asked = self.slicing.iter().find_map(|name| {
+        let requested = self.slicing.iter().find_map(|name| {
             let length = |length: usize| u64::try_from(length).ok();
             match field.argument(name)? {
                 Input::Number(number) => number.as_u64(),
@@ -67,7 +67,7 @@ impl ListSize {
                 _ => Some(1),
             }
         });
-        asked.or(self.assumed).unwrap_or(1).min(MAX_PAGE)
+        requested.or(self.assumed).unwrap_or(1).min(MAX_PAGE)
     }
 }
 
