@@ -23,7 +23,7 @@ struct Inner {
     most: usize,
     most_per_client: usize,
     /// Number of permits per client; clients without one are not in the map.
-    taken: Mutex<HashMap<Option<IpAddr>, usize>>,
+    in_use: Mutex<HashMap<Option<IpAddr>, usize>>,
     gauges: [AtomicI64; Gauge::ALL.len()],
     ends: [AtomicU64; ENDS.len()],
     draining: watch::Sender<bool>,
@@ -102,7 +102,7 @@ impl ConnectionLimit {
         Self(Arc::new(Inner {
             most: settings.connections,
             most_per_client: settings.connections_per_client,
-            taken: Mutex::default(),
+            in_use: Mutex::default(),
             gauges: Default::default(),
             ends: Default::default(),
             draining: watch::Sender::new(false),
@@ -119,15 +119,15 @@ impl ConnectionLimit {
             return Err(Full::Draining);
         }
         let client = client.address.map(network);
-        let mut taken = inner.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= inner.most {
+        let mut in_use = inner.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_use.values().sum::<usize>() >= inner.most {
             return Err(Full::Server);
         }
-        let own = taken.get(&client).copied().unwrap_or_default();
+        let own = in_use.get(&client).copied().unwrap_or_default();
         if own >= inner.most_per_client {
             return Err(Full::Client(inner.most_per_client));
         }
-        taken.insert(client, own + 1);
+        in_use.insert(client, own + 1);
         Ok(ConnectionPermit {
             limit: self.clone(),
             client,
@@ -175,9 +175,9 @@ impl ConnectionLimit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let taken = &self.limit.0.taken;
-        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut own) = taken.entry(self.client) {
+        let in_use = &self.limit.0.in_use;
+        let mut in_use = in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut own) = in_use.entry(self.client) {
             *own.get_mut() -= 1;
             if *own.get() == 0 {
                 own.remove();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_its_own_number_and_the_server_a_number_for_all() {
+    fn connections_are_limited_per_client_and_per_server() {
         let connections = connections(3, 2);
         let (one, other, third) = (
             client("192.0.2.1"),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_neighbours_of_an_ipv6_network_are_one_client() {
+    fn an_ipv6_64_network_counts_as_one_client() {
         let connections = connections(10, 1);
         let _held = connections.acquire(&client("2001:db8:1:2::1"));
         assert!(
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_drains_seats_nobody() {
+    fn a_draining_server_grants_no_permits() {
         let connections = connections(10, 10);
         connections.drain();
         let refused = connections.acquire(&client("192.0.2.1"));

@@ -170,9 +170,9 @@ impl Health {
         let probe = match *last {
             Some(probe) if probe.at.elapsed() < SECOND => probe,
             _ => {
-                let asked = Instant::now();
+                let started = Instant::now();
                 let reach = database.reach(SECOND).await;
-                let took = asked.elapsed();
+                let took = started.elapsed();
                 let before = last.map_or_else(Writes::new, |probe| probe.writes);
                 let writes = match reach {
                     Reachability::Pass | Reachability::Busy => before.probe(database).await,

@@ -69,11 +69,12 @@ pub fn rotate(config: &Config) -> Result<(), StartError> {
     let folder = &config.data.dir;
     let former = read_or_make(folder)?;
     let former = former.first().map_or("", String::as_str);
-    let made = make().and_then(|key| {
+    let created = make().and_then(|key| {
         let file = write(folder, &format!("{key}\n{former}\n"))?;
         file.persist(folder.join(FILE)).map_err(io::Error::from)
     });
-    made.map(drop)
+    created
+        .map(drop)
         .map_err(|error| unusable(folder, &error.to_string()))
 }
 

@@ -14,7 +14,7 @@ pub mod telemetry;
 
 use std::fmt;
 
-/// An error of a command: one line that says what to do about it.
+/// An error of a command: one line with the remedy.
 #[derive(Debug)]
 pub struct StartError(String);
 

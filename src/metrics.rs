@@ -136,7 +136,7 @@ impl Metrics {
         &self,
         graph: Graph,
         database: Database,
-        seats: ConnectionLimit,
+        connection_limit: ConnectionLimit,
         gate: Gate,
     ) -> Router {
         let mut registry = Registry::with_prefix("gathering");
@@ -153,7 +153,7 @@ impl Metrics {
         registry.register_collector(Box::new(Process {
             graph,
             database,
-            seats,
+            connection_limit,
             gate,
         }));
         Router::new()
@@ -220,7 +220,7 @@ fn to_prometheus_text(text: &str) -> String {
 struct Process {
     graph: Graph,
     database: Database,
-    seats: ConnectionLimit,
+    connection_limit: ConnectionLimit,
     gate: Gate,
 }
 
@@ -348,7 +348,7 @@ impl Process {
             None,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(self.seats.counted(Gauge::Connections)).encode(connections)?;
+        ConstGauge::new(self.connection_limit.counted(Gauge::Connections)).encode(connections)?;
         let mut streams = encoder.encode_descriptor(
             "streams",
             "Open response streams; for WebSocket, all running operations",
@@ -361,7 +361,8 @@ impl Process {
             ("multipart", Gauge::Multipart),
         ] {
             let labels = [("transport", transport)];
-            ConstGauge::new(self.seats.counted(gauge)).encode(streams.encode_family(&labels)?)?;
+            ConstGauge::new(self.connection_limit.counted(gauge))
+                .encode(streams.encode_family(&labels)?)?;
         }
         let mut ends = encoder.encode_descriptor(
             "websocket_closes",
@@ -369,7 +370,7 @@ impl Process {
             None,
             MetricType::Counter,
         )?;
-        for (code, number) in self.seats.ends() {
+        for (code, number) in self.connection_limit.ends() {
             ConstCounter::new(number).encode(ends.encode_family(&[("code", code)])?)?;
         }
         Ok(())

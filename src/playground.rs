@@ -1,7 +1,7 @@
 //! The playground: `GraphiQL` at `/graphql`, served from the binary.
 //!
 //! Its page may load only its own assets and connect only to its own server. A server that was built without Node has
-//! no assets and serves a page that says so.
+//! no assets and serves a page with a notice.
 
 use axum::body::Bytes;
 use axum::extract::Path;

@@ -66,7 +66,7 @@ pub struct Options {
     /// Returns the current time.
     pub clock: Clock,
     /// The monotonic clock, unaffected by changes of the system time.
-    pub steady: MonotonicClock,
+    pub monotonic: MonotonicClock,
 }
 
 impl Default for Options {
@@ -78,7 +78,7 @@ impl Default for Options {
             migrate: false,
             sign_in: None,
             clock,
-            steady: Arc::new(move || {
+            monotonic: Arc::new(move || {
                 i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
             }),
         }
@@ -114,7 +114,7 @@ impl Server {
             starting: http::starting(health.routes()),
             serving: OnceLock::new(),
         });
-        let seats = ConnectionLimit::new(&config.subscriptions);
+        let connection_limit = ConnectionLimit::new(&config.subscriptions);
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,
@@ -124,7 +124,7 @@ impl Server {
             listener,
             Arc::clone(&app),
             config.server.clone(),
-            seats.clone(),
+            connection_limit.clone(),
             stopped,
         )));
 
@@ -140,24 +140,29 @@ impl Server {
         bring_up_to_date(&database, &config, options.migrate).await?;
         let Options {
             clock,
-            steady,
+            monotonic,
             sign_in,
             ..
         } = options;
         let trusted = config.server.trusted_proxies.0.clone();
-        let gate = Gate::new(&config.limits, trusted, clock.clone(), steady.clone());
-        let settings = settings(&config, keys, clock, steady)?;
-        let made = Graph::new(database.connection().clone(), settings);
-        let (graph, mut works) = made.await.map_err(StartError::new)?;
-        works.relay.catch_up(!is_read_only).await;
+        let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
+        let settings = settings(&config, keys, clock, monotonic)?;
+        let created = Graph::new(database.connection().clone(), settings);
+        let (graph, mut background) = created.await.map_err(StartError::new)?;
+        background.relay.catch_up(!is_read_only).await;
         let metrics = Metrics::new();
-        let others = metrics.routes(graph.clone(), database.clone(), seats.clone(), gate.clone());
+        let others = metrics.routes(
+            graph.clone(),
+            database.clone(),
+            connection_limit.clone(),
+            gate.clone(),
+        );
         let others = others.merge(health.routes());
         let routes = http::serving(
             graph.clone(),
             config,
             sign_in.as_ref(),
-            seats,
+            connection_limit,
             gate.clone(),
             metrics,
             others,
@@ -174,9 +179,9 @@ impl Server {
             reason = "the server owns the tasks and ends them"
         )]
         let (recording, purging, relaying) = (
-            Task(tokio::spawn(works.recorder.run(stopped))),
+            Task(tokio::spawn(background.audit_writer.run(stopped))),
             Task(tokio::spawn(purge(graph.clone()))),
-            Task(tokio::spawn(works.relay.run(!is_read_only))),
+            Task(tokio::spawn(background.relay.run(!is_read_only))),
         );
         Ok(Self {
             address,
@@ -284,7 +289,7 @@ pub fn settings(
     config: &Config,
     keys: Keys,
     clock: Clock,
-    steady: MonotonicClock,
+    monotonic: MonotonicClock,
 ) -> Result<Settings, StartError> {
     let redis = config.redis.url.expose();
     Ok(Settings {
@@ -297,7 +302,7 @@ pub fn settings(
         rates: config.limits.clone(),
         redis: (!redis.is_empty()).then(|| redis.to_owned()),
         clock,
-        steady,
+        monotonic,
         events: config.events.clone(),
     })
 }
@@ -373,7 +378,7 @@ async fn accept(
     listener: TcpListener,
     app: Arc<App>,
     settings: config::Server,
-    seats: ConnectionLimit,
+    connection_limit: ConnectionLimit,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let room = Arc::new(Semaphore::new(settings.max_connections));
@@ -414,7 +419,7 @@ async fn accept(
             TowerToHyperService::new(router).call(request)
         });
         let connection = http.serve_connection(io, service).with_upgrades();
-        let draining = seats.draining();
+        let draining = connection_limit.draining();
         connections.spawn(async move {
             let _permit = permit;
             let mut connection = pin!(connection);
@@ -434,7 +439,7 @@ async fn accept(
         });
     }
     drop(listener);
-    seats.drain();
+    connection_limit.drain();
     let finish = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(settings.drain, finish).await.is_err() {
         tracing::warn!(

@@ -33,8 +33,8 @@ impl RequestId {
             let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
             (1..=64).contains(&id.len()) && id.as_bytes().iter().all(fits)
         };
-        let given = request.headers().get(&HEADER).filter(well_formed);
-        Self(given.cloned().unwrap_or_else(|| {
+        let received = request.headers().get(&HEADER).filter(well_formed);
+        Self(received.cloned().unwrap_or_else(|| {
             let mut text = [0; uuid::fmt::Simple::LENGTH];
             let text = uuid::Uuid::now_v7().as_simple().encode_lower(&mut text);
             HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))

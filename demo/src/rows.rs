@@ -148,11 +148,11 @@ pub(crate) struct Task {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Conversation {
-    /// What its messages call it.
+    /// The name in its messages.
     key: String,
     pub(crate) topic: String,
     pub(crate) circle: Option<String>,
-    /// The agents, in the order in which they speak.
+    /// The agents, in speaking order.
     participants: Vec<String>,
     #[serde(deserialize_with = "word")]
     status: ConversationStatus,

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heavy_entry_takes_the_place_of_several() {
+    fn a_heavy_entry_evicts_several_light_ones() {
         let cache = Cache::weighed(3, |_, value: &&str| value.len() as u64);
         for (key, value) in [(1, ""), (2, ""), (3, ""), (4, "a"), (5, "long")] {
             cache.insert(key, value);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cache_puts_out_the_least_recently_used_entry() {
+    fn a_full_cache_evicts_the_least_recently_used_entry() {
         let cache = Cache::new(2, None);
         cache.insert(1, "one");
         cache.insert(2, "two");

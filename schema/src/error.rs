@@ -147,7 +147,7 @@ impl Error {
         )
     }
 
-    /// `UNAUTHENTICATED` for every failed sign-in, whatever the reason.
+    /// `UNAUTHENTICATED` for every failed sign-in, independent of the reason.
     pub(crate) fn bad_credentials() -> Self {
         Self::new(
             Code::Unauthenticated,
@@ -221,7 +221,7 @@ impl Error {
 
     /// The client error for a failed commit.
     pub(crate) fn of_commit(cause: DbErr) -> Self {
-        let is_unknown = is_disconnect(&cause) || trouble(&cause) == Some(StorageError::Io);
+        let is_unknown = is_disconnect(&cause) || storage_error(&cause) == Some(StorageError::Io);
         let error = Self::from(cause);
         if is_unknown {
             Self::outcome_unknown()
@@ -294,7 +294,7 @@ fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
     }
 }
 
-fn trouble(error: &DbErr) -> Option<StorageError> {
+fn storage_error(error: &DbErr) -> Option<StorageError> {
     StorageError::of(driver_error(error)?.as_database_error()?)
 }
 
@@ -326,9 +326,9 @@ fn ends_connection(error: &dyn DatabaseError) -> bool {
 impl From<DbErr> for Error {
     fn from(cause: DbErr) -> Self {
         let busy = || Self::unavailable("The database is busy. Try again in a moment.");
-        let trouble = trouble(&cause);
-        if let Some(trouble) = trouble {
-            storage::failed(trouble);
+        let failure = storage_error(&cause);
+        if let Some(failure) = failure {
+            storage::failed(failure);
         }
         let error = match (&cause, driver_error(&cause)) {
             _ if is_disconnect(&cause) => {
@@ -336,7 +336,7 @@ impl From<DbErr> for Error {
             }
             (_, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed))
             | (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => busy(),
-            (_, Some(sqlx::Error::Database(error))) => match (trouble, error.code().as_deref()) {
+            (_, Some(sqlx::Error::Database(error))) => match (failure, error.code().as_deref()) {
                 (Some(StorageError::Busy), _) => busy(),
                 (Some(StorageError::DiskFull), _) => Self::unavailable(
                     "The database disk is full. The change was not applied. Try again later.",

@@ -211,9 +211,9 @@ impl<C: EventDetails> Of<C> {
     }
 }
 
-/// Reports that events the subscriber has not received are no longer stored. The events that are still stored follow.
-/// Sent first when a subscription resumes from too far back, and whenever a subscriber lags that far. Never stored
-/// itself.
+/// Reports that events the subscriber has not received are no longer stored.
+/// The events that are still stored follow. Sent first when a subscription resumes from too far back, and whenever a
+/// subscriber lags that far. Never stored itself.
 pub struct EventsMissed {
     oldest: Arc<event::Model>,
     now: chrono::DateTime<Utc>,
@@ -232,9 +232,9 @@ impl EventsMissed {
     }
 }
 
-/// Reports that events the subscriber has not received are no longer stored. The events that are still stored follow.
-/// Sent first when a subscription resumes from too far back, and whenever a subscriber lags that far. Never stored
-/// itself.
+/// Reports that events the subscriber has not received are no longer stored.
+/// The events that are still stored follow. Sent first when a subscription resumes from too far back, and whenever a
+/// subscriber lags that far. Never stored itself.
 #[Object]
 impl EventsMissed {
     /// A generated id, `event_…`. It cannot be used to fetch the event.

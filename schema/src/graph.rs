@@ -50,7 +50,7 @@ pub struct Settings {
     /// Returns the current time.
     pub clock: Clock,
     /// Returns the monotonic time.
-    pub steady: MonotonicClock,
+    pub monotonic: MonotonicClock,
     /// The settings of live events.
     pub events: events::Settings,
 }
@@ -58,7 +58,7 @@ pub struct Settings {
 /// Background tasks, which must run as long as the graph is used.
 pub struct BackgroundTasks {
     /// Writes the audit log.
-    pub recorder: AuditWriter,
+    pub audit_writer: AuditWriter,
     /// Publishes live events.
     pub relay: Relay,
 }
@@ -88,29 +88,29 @@ impl Graph {
             rates,
             redis,
             clock,
-            steady,
+            monotonic,
             events,
         } = settings;
-        // The validator has validated what the executor gets.
+        // The validator has validated every operation that reaches the executor.
         let schema = roots::schema()
             .validation_mode(ValidationMode::Fast)
             .limit_recursive_depth(usize::MAX)
             .finish();
         let preparer = Preparer::new(&schema.sdl(), trusted, limits.clone())?;
         let tiers = preparer.tiers().clone();
-        let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), steady)?;
+        let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), monotonic)?;
         let writer = Writer::new(db.clone());
         let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone(), Arc::clone(&clock));
         let epoch = journal::Entity::find().one(&db).await;
         let epoch = epoch.map_err(|error| error.to_string())?;
         let epoch = epoch.ok_or("the database table `journal` is empty")?.epoch;
-        let told = Some(Arc::clone(&bus));
-        let (accounts, recorder) = Accounts::new(
+        let notified = Some(Arc::clone(&bus));
+        let (accounts, audit_writer) = Accounts::new(
             db.clone(),
             writer.clone(),
             accounts,
             Arc::clone(&clock),
-            told,
+            notified,
         )?;
         let services = Arc::new(Services {
             backend: db.get_database_backend(),
@@ -122,7 +122,7 @@ impl Graph {
             epoch,
             bus,
             limits,
-            look: Probe::default(),
+            probe: Probe::default(),
             started_at: clock(),
             began: Instant::now(),
             clock,
@@ -136,7 +136,13 @@ impl Graph {
             long: Arc::new(Semaphore::new(1)),
         };
         let graph = Self(Arc::new(Inner { preparer, engine }));
-        Ok((graph, BackgroundTasks { recorder, relay }))
+        Ok((
+            graph,
+            BackgroundTasks {
+                audit_writer,
+                relay,
+            },
+        ))
     }
 
     /// The schema in the schema definition language (SDL).
@@ -175,7 +181,7 @@ impl Graph {
     pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
         let engine = &self.0.engine;
         let is_mutation = operation.kind() == OperationType::Mutation;
-        let (run, mut verdict) = match execute::admit(self.services(), operation, caller).await {
+        let (run, mut decision) = match execute::admit(self.services(), operation, caller).await {
             Ok(entered) => entered,
             Err(answer) => return answer,
         };
@@ -185,11 +191,11 @@ impl Graph {
             engine.execute(run).await
         };
         if answer.has_data() {
-            answer.refuse(&verdict);
+            answer.refuse(&decision);
         } else if answer.code() == Some(Code::ValidationFailed) {
-            self.services().limiter.refund(&mut verdict).await;
+            self.services().limiter.refund(&mut decision).await;
         }
-        answer.with_standings(verdict.standings)
+        answer.with_quotas(decision.quotas)
     }
 
     /// Charges, authenticates and starts a subscription.
@@ -201,19 +207,19 @@ impl Graph {
         operation: Operation,
         caller: Caller<'_>,
     ) -> Result<Answers, Answer> {
-        let (run, verdict) = execute::admit(self.services(), operation, caller).await?;
+        let (run, decision) = execute::admit(self.services(), operation, caller).await?;
         let engine = &self.0.engine;
         let watch = run.watch.clone();
         let execution = engine.execution(run);
         let live = Live {
             responses: engine.schema.execute_stream(execution.request),
-            request: execution.known,
-            waiting: execution.waiting,
+            request: execution.context,
+            pending: execution.pending,
             plan: execution.plan,
             watch,
             ready: VecDeque::new(),
         };
-        live.start(verdict).await
+        live.start(decision).await
     }
 
     /// The user who presents an access token.

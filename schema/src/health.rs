@@ -7,7 +7,7 @@ use async_graphql::{Enum, SimpleObject};
 use crate::cache::Cache;
 
 /// How long a health report is cached.
-const LOOK: Duration = Duration::from_secs(1);
+const CACHED: Duration = Duration::from_secs(1);
 
 /// The health of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -47,6 +47,6 @@ pub(crate) struct Probe(pub(crate) Cache<(), HealthReport>);
 
 impl Default for Probe {
     fn default() -> Self {
-        Self(Cache::new(1, Some(LOOK)))
+        Self(Cache::new(1, Some(CACHED)))
     }
 }

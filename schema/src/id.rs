@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_the_uuid_in_base32_behind_its_prefix() {
+    fn an_id_is_a_prefix_followed_by_the_uuid_in_base32() {
         let uuid = Uuid::parse_str("01890a5d-ac96-774b-bcce-b302099a8057").expect("a UUID");
         let id = Kind::Circle.id(uuid);
         assert_eq!(id.as_str(), "circle_01h455vb4pex5vsknk084sn02q");
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_id_names_nothing() {
+    fn a_malformed_id_is_rejected() {
         for text in [
             "",
             "_",

@@ -90,12 +90,12 @@ impl Key {
     /// `BAD_USER_INPUT` for an invalid key, or if the response contains a secret and cannot be stored.
     pub(crate) fn new<'a>(
         user: Option<Uuid>,
-        wanted: &RequestedKey,
+        requested: &RequestedKey,
         fingerprint: String,
         mut fields: impl Iterator<Item = &'a Name>,
         now: DateTime<Utc>,
     ) -> Result<Self, Error> {
-        let key = wanted.text.as_str();
+        let key = requested.text.as_str();
         // A string of structured fields (RFC 9651), or without quotes.
         let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
         let key = bare.unwrap_or(key);
@@ -111,7 +111,7 @@ impl Key {
                 "The response of `{field}` contains a secret and is not stored: send it without an idempotency key."
             )));
         }
-        let text = match wanted.entry {
+        let text = match requested.entry {
             // A client cannot send a key with a space. The first entry keeps the plain key, so that a batch of one
             // equals a single request.
             Some(place) if place > 0 => {
@@ -160,7 +160,7 @@ impl Key {
 
     /// Records the request. Returns the earlier record of the key, if there is one.
     async fn write_down(&self, writer: &Writer) -> Result<Option<idempotency::Model>, Error> {
-        let (transaction, _turn) = writer.begin().await?;
+        let (transaction, _guard) = writer.begin().await?;
         self.forget(&transaction).await?;
         let row = self.row(String::new(), Some(self.fingerprint.clone()));
         let insert = idempotency::Entity::insert(row.into_active_model());
@@ -241,7 +241,7 @@ impl Key {
             return;
         }
         let kept = async {
-            let (transaction, _turn) = writer.begin().await?;
+            let (transaction, _guard) = writer.begin().await?;
             idempotency::Entity::update_many()
                 .col_expr(Column::Outcome, answer.into())
                 .filter(self.is_this())
@@ -263,7 +263,7 @@ impl Key {
     /// record of another request that has taken over the key, or one under which another attempt has applied a change.
     pub(crate) async fn release(self, writer: &Writer) {
         let released = async {
-            let (transaction, _turn) = writer.begin().await?;
+            let (transaction, _guard) = writer.begin().await?;
             // The lock waits for a running change, so that the next statement sees it.
             if self.lock(&transaction).await?.is_none() {
                 return Ok(());

@@ -1,4 +1,4 @@
-//! Gathering's graph and everything a resolver may touch. It knows no HTTP and no environment.
+//! Gathering's graph and everything a resolver may touch. It does not depend on HTTP or on environment variables.
 //!
 //! Modules import in one direction: `db`, `audit`, `events`, `access`, `auth`, `idempotency`, `rate_limit`, `health`,
 //! `request`, `data`, the nouns, `operation`, `response`, `subscribe`, `roots`, `execute`, `graph`, `executor`. A

@@ -32,8 +32,8 @@ use crate::{
 /// Maximum number of ids of one `nodes` field.
 const MAX_NODES: usize = 100;
 
-/// An object with a global id. See the [GraphQL global object identification
-/// specification](https://relay.dev/graphql/objectidentification.htm).
+/// An object with a global id.
+/// See the [GraphQL global object identification specification](https://relay.dev/graphql/objectidentification.htm).
 #[derive(Interface)]
 #[graphql(field(
     name = "id",
@@ -152,8 +152,9 @@ impl NodeQuery {
         node.map(Some).ok_or_else(|| Error::not_found("id"))
     }
 
-    /// Fetches objects by their global ids, in the given order. An entry is null if the object does not exist or the
-    /// viewer may not read it. A malformed id is null, with a `BAD_USER_INPUT` error at its index.
+    /// Fetches objects by their global ids, in the given order.
+    /// An entry is null if the object does not exist or the viewer may not read it. A malformed id is null, with a
+    /// `BAD_USER_INPUT` error at its index.
     #[graphql(directive = list_size::apply(None, Some(vec!["ids".to_owned()]), None))]
     async fn nodes(
         &self,

@@ -47,7 +47,7 @@ pub(crate) struct Request {
     pub(crate) client: Client,
     /// The owner of the rate limit buckets that the operation takes from.
     pub(crate) rate_key: RateKey,
-    pub(crate) waiting: Arc<PendingBatches>,
+    pub(crate) pending: Arc<PendingBatches>,
     /// The idempotency key of the operation.
     pub(crate) key: Option<Key>,
     /// The progress of a subscription.
@@ -206,8 +206,8 @@ impl Request {
         if viewer.is_admin() {
             return Ok(viewer);
         }
-        let (trail, actor) = (&self.accounts().trail, Some(viewer.id()));
-        trail.record(AuditAction::Refused, &self.client, actor, None, json!({}));
+        let (audit, actor) = (&self.accounts().audit, Some(viewer.id()));
+        audit.record(AuditAction::Refused, &self.client, actor, None, json!({}));
         Err(Error::admins_only())
     }
 
@@ -236,7 +236,7 @@ impl Request {
 
     /// Loads the value of a key.
     pub(crate) async fn load<B: Batch>(&self, batch: B, key: B::Key) -> Result<B::Value, Error> {
-        self.services.loader.load(&self.waiting, batch, key).await
+        self.services.loader.load(&self.pending, batch, key).await
     }
 
     /// A row that the viewer may read because its id comes from an object that they may read.
@@ -283,7 +283,7 @@ pub(crate) struct Services {
     pub(crate) backend: DbBackend,
     pub(crate) loader: Loader,
     pub(crate) limits: Limits,
-    pub(crate) look: Probe,
+    pub(crate) probe: Probe,
     pub(crate) rulebook: Rulebook,
     pub(crate) started_at: DateTime<Utc>,
     /// The start time on a monotonic clock.

@@ -152,13 +152,14 @@ fn complete(registry: &mut Registry, root: &str) {
             let (Some(text), Some(tier)) = (&mut field.description, tier) else {
                 continue;
             };
-            let said = format!("\n\nRate tier: {tier}.");
-            if !text.ends_with(&said) {
-                text.push_str(&said);
+            let suffix = format!("\n\nRate tier: {tier}.");
+            if !text.ends_with(&suffix) {
+                text.push_str(&suffix);
             }
         }
     }
     for ty in registry.types.values_mut() {
+        describe_generic(ty);
         let (MetaType::Object { fields, .. } | MetaType::Interface { fields, .. }) = ty else {
             continue;
         };
@@ -184,6 +185,88 @@ fn complete(registry: &mut Registry, root: &str) {
             argument.description = argument.description.take().or(description);
         }
     }
+}
+
+/// Describes the generic types, which share one doc comment, and `PageInfo` of the GraphQL library.
+fn describe_generic(ty: &mut MetaType) {
+    let MetaType::Object {
+        name,
+        description,
+        fields,
+        ..
+    } = ty
+    else {
+        return;
+    };
+    let text = if let Some(prefix) = name.strip_suffix("Connection") {
+        format!(
+            "A page of {}. See the [Relay connection specification](https://relay.dev/graphql/connections.htm).",
+            entries(prefix)
+        )
+    } else if let Some(prefix) = name.strip_suffix("Edge") {
+        format!(
+            "An edge in a list of {}: an entry with its cursor.",
+            entries(prefix)
+        )
+    } else if let Some(subject) = event_subject(name) {
+        format!("An event about {subject}.")
+    } else if name == "PageInfo" {
+        for (field, text) in [
+            (
+                "hasPreviousPage",
+                "Whether there are entries before the page.",
+            ),
+            ("hasNextPage", "Whether there are entries after the page."),
+            (
+                "startCursor",
+                "The cursor of the first entry. Null if the page is empty.",
+            ),
+            (
+                "endCursor",
+                "The cursor of the last entry. Null if the page is empty.",
+            ),
+        ] {
+            if let Some(field) = fields.get_mut(field) {
+                field.description = Some(text.to_owned());
+            }
+        }
+        "Information about the position of a page in its list.".to_owned()
+    } else {
+        return;
+    };
+    *description = Some(text);
+}
+
+/// The entries of a connection, from the name prefix of its type: `CircleMember` becomes `circle members`.
+fn entries(prefix: &str) -> String {
+    if prefix == "Audit" {
+        return "audit log entries".to_owned();
+    }
+    let mut text = String::new();
+    for letter in prefix.chars() {
+        if letter.is_uppercase() && !text.is_empty() {
+            text.push(' ');
+        }
+        text.extend(letter.to_lowercase());
+    }
+    text.push('s');
+    text
+}
+
+fn event_subject(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "AgentEvent" => "an agent",
+        "CatalogueEvent" => "an entry of the catalogue: a provider, a model or a persona",
+        "CircleEvent" => "a circle",
+        "ConversationEvent" => "a conversation",
+        "MemberEvent" => "a member of a circle",
+        "MessageEvent" => "a message",
+        "ProjectEvent" => "a project",
+        "SharingEvent" => "the sharing of a circle with a user",
+        "TaskEvent" => "a task",
+        "UserEvent" => "a user account",
+        _ => return None,
+    })
 }
 
 fn argument_description(name: &str) -> Option<&'static str> {

@@ -7,8 +7,9 @@ use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, T
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DateTime(pub ChronoDateTime<Utc>);
 
-/// A date and time in UTC with microseconds, such as `2026-01-05T09:00:01.000000Z`. Follows [RFC
-/// 3339](https://www.rfc-editor.org/rfc/rfc3339). Input may use any offset and is truncated to microseconds.
+/// A date and time in UTC with microseconds, such as `2026-01-05T09:00:01.000000Z`.
+/// Follows [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339). Input may use any offset and is truncated to
+/// microseconds.
 #[Scalar(specified_by_url = "https://www.rfc-editor.org/rfc/rfc3339")]
 impl ScalarType for DateTime {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -74,9 +75,9 @@ impl Decimal {
     }
 }
 
-/// An exact decimal number, serialized as a string with six decimal places, such as `"0.270000"`. Input is a string with
-/// up to six decimal places, or an integer. The server refuses numbers with a decimal point or an exponent, because a
-/// client may already have rounded them.
+/// An exact decimal number, serialized as a string with six decimal places, such as `"0.270000"`.
+/// Input is a string with up to six decimal places, or an integer. The server refuses numbers with a decimal point or
+/// an exponent, because a client may already have rounded them.
 #[Scalar]
 impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decimal_keeps_every_millionth() {
+    fn decimals_keep_six_decimal_places() {
         for (text, micros, shown) in [
             ("0", 0, "0.000000"),
             ("0.27", 270_000, "0.270000"),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_may_have_lost_digits_is_no_decimal() {
+    fn numbers_with_a_point_or_exponent_are_rejected_as_decimals() {
         let parse = |json: &str| {
             let json = serde_json::from_str(json).expect("JSON");
             Decimal::parse(Value::from_json(json).expect("a value"))
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instant_is_shown_in_utc_with_microseconds() {
+    fn times_are_serialized_in_utc_with_microseconds() {
         let parsed =
             DateTime::parse(Value::from("2026-01-05T10:00:01.1234567+01:00")).expect("an instant");
         assert_eq!(

@@ -29,8 +29,9 @@ pub struct ServerInfo {
     max_page_size: i32,
     /// The maximum nesting depth of fields.
     max_depth: i32,
-    /// The maximum complexity of an operation. Each field costs 1 plus the cost of its selection; in a connection, the
-    /// cost of the selection is multiplied by the page size.
+    /// The maximum complexity of an operation.
+    /// Each field costs 1 plus the cost of its selection; in a connection, the cost of the selection is multiplied by
+    /// the page size.
     max_complexity: i32,
 }
 
@@ -95,15 +96,15 @@ impl ServerQuery {
         let request = ctx.request();
         let limiter = &request.services.limiter;
         let bounded = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let standings = limiter
-            .look(&request.rate_key, request.client.address)
+        let quotas = limiter
+            .status(&request.rate_key, request.client.address)
             .await;
-        let states = standings.into_iter().map(|standing| RateLimitState {
-            field: standing.field,
-            tier: standing.tier,
-            limit: bounded(standing.limit),
-            remaining: bounded(standing.remaining),
-            reset_at: standing.reset_at.into(),
+        let states = quotas.into_iter().map(|quota| RateLimitState {
+            field: quota.field,
+            tier: quota.tier,
+            limit: bounded(quota.limit),
+            remaining: bounded(quota.remaining),
+            reset_at: quota.reset_at.into(),
         });
         states.collect()
     }
@@ -136,10 +137,10 @@ impl ServerQuery {
     async fn health(&self, ctx: &Context<'_>) -> Result<HealthReport, Error> {
         let request = ctx.request();
         request.admin()?;
-        if let Some(report) = request.services.look.0.get(&()) {
+        if let Some(report) = request.services.probe.0.get(&()) {
             return Ok(report);
         }
-        let asked = Instant::now();
+        let started = Instant::now();
         let one = Query::select()
             .expr_as(Expr::cust("CAST(1 AS BIGINT)"), Alias::new("count"))
             .take();
@@ -157,7 +158,7 @@ impl ServerQuery {
             name: "database",
             status,
             message,
-            latency_ms: Some(asked.elapsed().as_secs_f64() * 1e3),
+            latency_ms: Some(started.elapsed().as_secs_f64() * 1e3),
         }];
         let alone = request.services.limiter.is_alone();
         checks.extend(alone.map(|alone| HealthCheck {
@@ -177,7 +178,7 @@ impl ServerQuery {
             status => status,
         };
         let report = HealthReport { status, checks };
-        request.services.look.0.insert((), report.clone());
+        request.services.probe.0.insert((), report.clone());
         Ok(report)
     }
 }

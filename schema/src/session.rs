@@ -108,8 +108,8 @@ pub struct RevocationStats {
     stored: i32,
 }
 
-/// Payload of `register`, `login`, `refreshSession` and `changePassword`. Without `userErrors` all other fields are
-/// set.
+/// Payload of `register`, `login`, `refreshSession` and `changePassword`.
+/// Without `userErrors` all other fields are set.
 #[derive(Default, SimpleObject)]
 pub struct AuthPayload {
     /// The access token for the header `Authorization: Bearer …`. Valid for at most 15 minutes by default.
@@ -282,9 +282,9 @@ pub struct SessionMutation;
 
 #[Object]
 impl SessionMutation {
-    /// Creates an account and signs in to it. No authentication required. `FORBIDDEN` if the server's operator has
-    /// closed registration. `userErrors`: `TAKEN` for an e-mail address that has an account, `REQUIRED`, `TOO_SHORT`,
-    /// `TOO_LONG` and `INVALID`.
+    /// Creates an account and signs in to it.
+    /// No authentication required. `FORBIDDEN` if the server's operator has closed registration. `userErrors`: `TAKEN`
+    /// for an e-mail address that has an account, `REQUIRED`, `TOO_SHORT`, `TOO_LONG` and `INVALID`.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn register(
         &self,
@@ -318,9 +318,10 @@ impl SessionMutation {
         })
     }
 
-    /// Signs in. No authentication required. `UNAUTHENTICATED` for a wrong password, an unknown e-mail address and a
-    /// locked account, with the same message and response time. Several failures lock an account for one minute, then
-    /// twice as long each time, up to 15 minutes. `FORBIDDEN` for a deactivated account.
+    /// Signs in.
+    /// No authentication required. `UNAUTHENTICATED` for a wrong password, an unknown e-mail address and a locked
+    /// account, with the same message and response time. Several failures lock an account for one minute, then twice as
+    /// long each time, up to 15 minutes. `FORBIDDEN` for a deactivated account.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn login(&self, ctx: &Context<'_>, input: LoginInput) -> Result<AuthPayload, Error> {
         let request = ctx.request();
@@ -329,9 +330,9 @@ impl SessionMutation {
         Ok(signed_in.await?.into())
     }
 
-    /// Exchanges a refresh token for new tokens. No authentication required. A refresh token can be used once: a second
-    /// use ends the whole session, because the token must have been stolen. `UNAUTHENTICATED` if the token cannot be
-    /// used.
+    /// Exchanges a refresh token for new tokens.
+    /// No authentication required. A refresh token can be used once: a second use ends the whole session, because the
+    /// token must have been stolen. `UNAUTHENTICATED` if the token cannot be used.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn refresh_session(
         &self,
@@ -362,8 +363,9 @@ impl SessionMutation {
         })
     }
 
-    /// Changes the caller's password, ends all of their sessions and starts a new one. `userErrors`: `INVALID` for a
-    /// wrong current password, `REQUIRED`, `TOO_SHORT` and `TOO_LONG`. A wrong password counts as a failed sign-in.
+    /// Changes the caller's password, ends all of their sessions and starts a new one.
+    /// `userErrors`: `INVALID` for a wrong current password, `REQUIRED`, `TOO_SHORT` and `TOO_LONG`. A wrong password
+    /// counts as a failed sign-in.
     async fn change_password(
         &self,
         ctx: &Context<'_>,
@@ -390,8 +392,8 @@ impl SessionMutation {
         })
     }
 
-    /// Ends one session, immediately and on every instance. `NOT_FOUND` for a session of another user, except for
-    /// administrators.
+    /// Ends one session, immediately and on every instance.
+    /// `NOT_FOUND` for a session of another user, except for administrators.
     async fn revoke_session(
         &self,
         ctx: &Context<'_>,

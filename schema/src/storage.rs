@@ -64,8 +64,8 @@ impl StorageError {
 }
 
 /// Counts a failure.
-pub(crate) fn failed(trouble: StorageError) {
-    if trouble == StorageError::ReadOnly {
+pub(crate) fn failed(error: StorageError) {
+    if error == StorageError::ReadOnly {
         *READ_ONLY.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
     FAILURES.fetch_add(1, Ordering::Relaxed);

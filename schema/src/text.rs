@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_people_take_for_the_same_fold_alike() {
+    fn visually_equal_names_fold_to_the_same_key() {
         assert_eq!(fold("  Ada Lovelace\t"), "ada lovelace");
         assert_eq!(fold("ﬁne"), "fine");
         assert_eq!(fold("E\u{301}LAN"), fold("élan"));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_folded_stays_as_it_is() {
+    fn folding_is_idempotent() {
         let holds = |text: &str| {
             let folded = fold(text);
             assert_eq!(fold(&folded), folded, "{}", text.escape_unicode());
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn capitals_and_small_letters_fold_alike() {
+    fn folding_ignores_case() {
         // The capital of the dotless letter equals that of the dotted one.
         for letter in ('\0'..='\u{1ffff}').filter(|letter| *letter != 'ı') {
             let small: String = letter.to_lowercase().collect();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_ink_is_blank() {
+    fn text_without_visible_characters_is_blank() {
         for text in [
             "",
             " ",
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_reorders_or_hides_is_no_part_of_a_line() {
+    fn control_and_bidi_characters_are_not_allowed_in_lines() {
         for text in [
             "a\nb",
             "a\0b",
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_found_under_the_former_key_too() {
+    fn accounts_are_found_by_their_former_key() {
         assert_eq!(account_keys("Ada@Example.com"), ["ada@example.com"; 2]);
         let [key, former] = account_keys("Stra\u{df}e@example.com");
         assert_eq!(
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_an_address_or_a_prefix_of_64_bits() {
+    fn an_ipv4_network_is_an_address_and_an_ipv6_network_a_64_prefix() {
         let of = |text: &str| network(text.parse().expect("an address"));
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));

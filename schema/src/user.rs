@@ -71,8 +71,8 @@ impl User {
         self.row.created_at.into()
     }
 
-    /// When the user last signed in. Null before the first sign-in, and unless the caller is the user or an
-    /// administrator.
+    /// When the user last signed in.
+    /// Null before the first sign-in, and unless the caller is the user or an administrator.
     async fn last_login_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
         self.row
             .last_login_at
@@ -173,8 +173,8 @@ impl UserPayload {
             faults.clone()?;
             let (transaction, now) = (&change.transaction, change.now);
             let amended = accounts.amend(transaction, row, &amendment, now).await?;
-            for fact in amended.facts {
-                change.append(fact);
+            for event in amended.events {
+                change.append(event);
             }
             if let Some(ended) = amended.ended {
                 change.end(ended);
@@ -235,8 +235,8 @@ impl UserMutation {
         UserPayload::amended(ctx, viewer, amendment, check).await
     }
 
-    /// Updates another user: their name, their role, and whether they may sign in. For administrators. `userErrors`:
-    /// validation codes, and `PROTECTED` for the caller's own account.
+    /// Updates another user: their name, their role, and whether they may sign in.
+    /// For administrators. `userErrors`: validation codes, and `PROTECTED` for the caller's own account.
     async fn update_user(
         &self,
         ctx: &Context<'_>,
@@ -327,8 +327,9 @@ impl UserChange {
             .map(User::new))
     }
 
-    /// The reason for the event. Revoked tokens: `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a
-    /// refresh token). Locked-out user: `FAILED_LOGINS`.
+    /// The reason for the event.
+    /// Revoked tokens: `LOGOUT` (everywhere), `PASSWORD_CHANGED`, `ADMIN` or `REUSE` (of a refresh token). Locked-out
+    /// user: `FAILED_LOGINS`.
     async fn reason(&self) -> Option<&str> {
         self.0.text("reason")
     }

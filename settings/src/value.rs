@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_written_with_a_unit() {
+    fn durations_require_a_unit() {
         let mut duration = Duration::ZERO;
         for (text, milliseconds) in [
             ("0s", 0),

@@ -29,7 +29,7 @@ Three example queries for the playground at the address above:
   { circles(first: 5, filter: {status: [RUNNING]}) { nodes { name tasks(first: 3) { totalCount nodes { title status assignee { name } } } } } }
 "#;
 
-/// Serves a database of its own with the demo data until a signal comes.
+/// Serves a separate database with the demo data until a signal is received.
 pub(super) async fn demo(
     mut config: Config,
     listen: Option<SocketAddr>,
@@ -52,12 +52,12 @@ pub(super) async fn demo(
         ..Options::default()
     };
 
-    let wanted = config.server.listen;
-    config.server.listen = listen.unwrap_or(wanted);
-    if listen.is_none() && is_taken(wanted) {
+    let configured = config.server.listen;
+    config.server.listen = listen.unwrap_or(configured);
+    if listen.is_none() && is_taken(configured) {
         // The demo should start even if its port is in use.
         config.server.listen.set_port(0);
-        tracing::warn!("{wanted} is in use; using a free port instead");
+        tracing::warn!("{configured} is in use; using a free port instead");
     }
 
     let mut signals = Signals::new()?;

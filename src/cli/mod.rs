@@ -96,7 +96,7 @@ enum Command {
     Config,
 }
 
-/// Runs the command, and says in one line why that failed.
+/// Runs the command. An error is one line.
 pub(crate) async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,

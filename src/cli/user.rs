@@ -96,8 +96,8 @@ async fn apply(operator: &Operator, action: Action) -> Result<String, StartError
             let password = read_password()?;
             let local = || email.split('@').next().unwrap_or_default();
             let name = name.unwrap_or_else(|| local().chars().take(100).collect());
-            let made = operator.create(&email, &name, &password, admin).await;
-            made.map(|id| format!("created {}", id.as_str()))
+            let created = operator.create(&email, &name, &password, admin).await;
+            created.map(|id| format!("created {}", id.as_str()))
         }
         Action::Disable { email } => {
             let done = operator.set_active(&email, false).await;

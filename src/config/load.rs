@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_default_fits_its_bounds_and_its_notation() {
+    fn every_default_is_within_its_bounds_and_can_be_parsed() {
         for key in Config::default().keys() {
             assert!(key.check_bounds().is_ok(), "{}", key.path);
             let text = key.value.show();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_specific_variable_wins() {
+    fn the_most_specific_variable_wins() {
         let own = ("GATHERING__DATABASE__URL", "sqlite://own.db");
         let config = read(&[("DATABASE_URL", "sqlite://shared.db"), own]).expect("fits");
         assert_eq!(config.database.url.expose(), "sqlite://own.db");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_database_is_in_the_data_directory_unless_named() {
+    fn the_default_database_is_in_the_data_directory() {
         let url = |environment: &[_]| read(environment).expect("fits").database.url.to_string();
         assert_eq!(
             url(&[("HOME", "/home/me")]),

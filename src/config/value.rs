@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_masked_wherever_a_url_has_them() {
+    fn passwords_in_urls_are_masked() {
         for (url, shown) in [
             ("postgres://me@host/db", "postgres://me@host/db"),
             (

@@ -1,6 +1,6 @@
 //! The database: one connection pool, opened at start and closed last.
 //!
-//! Errors at start are one line that says what to do; later failures recover without a restart. A connection is tested
+//! Errors at start are one line with the remedy; later failures recover without a restart. A connection is tested
 //! before use after a long idle time, and after a failed statement. A connection is dropped if its SQLite file was
 //! moved or replaced, or if it is released inside a transaction.
 

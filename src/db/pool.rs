@@ -1,4 +1,5 @@
-//! The pool: how it is filled, when a connection is tested or replaced, and what its statements tell about the database.
+//! The pool: how it is filled, when a connection is tested or replaced, and how its statements show the state of the
+//! database.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +68,7 @@ impl PoolHealth {
     }
 }
 
-/// A pool whose connections are replaced when they are stale, which `is_stale` tells from their age.
+/// A pool whose connections are replaced when they are stale, which `is_stale` decides by their age.
 pub(super) fn pool<DB: sqlx::Database>(
     settings: &config::Database,
     health: &Arc<PoolHealth>,

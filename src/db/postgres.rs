@@ -1,4 +1,4 @@
-//! Opens a PostgreSQL database, or says in one line why that is impossible.
+//! Opens a PostgreSQL database; an error is one line.
 
 use std::sync::Arc;
 use std::time::Duration;

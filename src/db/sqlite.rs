@@ -1,4 +1,4 @@
-//! Opens a SQLite file for writing, else for reading, or says in one line why neither is possible.
+//! Opens a SQLite file for writing, else for reading; an error is one line.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -44,8 +44,8 @@ pub(super) async fn open(
     let directory = file
         .parent()
         .filter(|directory| !directory.as_os_str().is_empty());
-    let made = directory.map_or(Ok(()), make_folder);
-    let opened = match made {
+    let created = directory.map_or(Ok(()), make_folder);
+    let opened = match created {
         Ok(()) => make_writable(&writable.clone().create_if_missing(true)).await,
         Err(error) => Err(error.into()),
     };

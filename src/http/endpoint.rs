@@ -21,7 +21,7 @@ use super::headers::{IDEMPOTENCY_KEY, LAST_EVENT_ID, USAGE, bearer, text};
 use super::media::{Media, OFFERS, STREAMS};
 use super::outcome::{Outcome, Refusal};
 use super::params::{Members, Payload};
-use super::rate_headers::Standings;
+use super::rate_headers::Quotas;
 use super::respond::{answered, respond};
 use super::state::{Endpoint, Started};
 use super::write_guard::WriteGuard;
@@ -120,7 +120,7 @@ impl Endpoint {
             Started::One(outcome) => self.reply(outcome, media),
             Started::Many {
                 answers,
-                standings,
+                quotas,
                 watch,
             } => {
                 let guard = head
@@ -129,7 +129,7 @@ impl Endpoint {
                     .cloned()
                     .unwrap_or_default();
                 let session = watch.map(|watch| (watch, guard));
-                stream::response(self, media, answers, standings, (permit, session))
+                stream::response(self, media, answers, quotas, (permit, session))
             }
         })
     }
@@ -139,9 +139,9 @@ impl Endpoint {
         let is_stream = STREAMS.contains(&media) && outcome.status(media) == StatusCode::OK;
         match outcome {
             outcome if is_stream => {
-                let standings = outcome.standings().to_vec();
+                let quotas = outcome.quotas().to_vec();
                 let answers = futures_util::stream::iter([outcome]).boxed();
-                stream::response(self, media, answers, standings, (None, None))
+                stream::response(self, media, answers, quotas, (None, None))
             }
             Outcome::Answered(answer) => answered(&answer, media),
             Outcome::Refused(refusal) => refusal.into_response(),
@@ -189,10 +189,10 @@ impl Endpoint {
         };
         let retry_after = outcomes.iter().filter_map(Outcome::retry_after).max();
         let retry_after = retry_after.filter(|_| status != StatusCode::OK);
-        let standings = outcomes.iter().flat_map(Outcome::standings).cloned();
-        let standings = Standings(standings.collect());
+        let quotas = outcomes.iter().flat_map(Outcome::quotas).cloned();
+        let quotas = Quotas(quotas.collect());
         let mut response = respond(status, media, retry_after, &outcomes);
-        response.extensions_mut().insert(standings);
+        response.extensions_mut().insert(quotas);
         Ok(response)
     }
 

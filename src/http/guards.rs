@@ -1,4 +1,4 @@
-//! What is refused by its headers, before anything of a request is read.
+//! Refuses requests by their headers, before the body is read.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! What the graph reads in the headers of a request.
+//! The request headers that the graph uses.
 
 use std::borrow::Cow;
 
@@ -18,8 +18,8 @@ pub(super) const USAGE: &str = "x-gathering-usage";
 
 /// The access token, from the header only: URLs end up in logs and browser histories.
 pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let mut given = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (given.next(), given.next()) else {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
         return if headers.contains_key(AUTHORIZATION) {
             Err(Refusal::unauthenticated(
                 "Send one Authorization header, not several.",
@@ -40,8 +40,8 @@ pub(super) fn text<'a>(
     headers: &'a HeaderMap,
     name: &str,
 ) -> Result<Option<Cow<'a, str>>, Refusal> {
-    let mut given = headers.get_all(name).iter();
-    match (given.next(), given.next()) {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => Ok(Some(String::from_utf8_lossy(value.as_bytes()))),
         _ => Err(Refusal::bad(format!("Send the header `{name}` only once."))),

@@ -1,4 +1,4 @@
-//! What becomes of an operation: an answer of the graph, or a refusal; and the status that it has over HTTP.
+//! The result of an operation, an answer of the graph or a refusal, and its HTTP status.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ pub(crate) struct Refusal {
     /// For `INTERNAL`: the id to search for in the log.
     pub(super) request_id: Option<String>,
     /// For `RATE_LIMITED`: the bucket that is empty.
-    pub(super) standing: Option<Box<QuotaStatus>>,
+    pub(super) quota: Option<Box<QuotaStatus>>,
 }
 
 impl Refusal {
@@ -36,7 +36,7 @@ impl Refusal {
             allow: None,
             retry_after: None,
             request_id: None,
-            standing: None,
+            quota: None,
         }
     }
 
@@ -76,15 +76,16 @@ impl Refusal {
     }
 
     /// An address sends too many requests.
-    pub(super) fn rate_limited(standing: QuotaStatus) -> Self {
-        let (field, limit) = (&standing.field, standing.limit);
-        let seconds = standing.seconds().max(1);
-        let message =
-            format!("`{field}` may be asked for {limit} times a minute. Come back in {seconds} s.");
+    pub(super) fn rate_limited(quota: QuotaStatus) -> Self {
+        let (field, limit) = (&quota.field, quota.limit);
+        let seconds = quota.seconds().max(1);
+        let message = format!(
+            "`{field}` is limited to {limit} requests per minute. Retry after {seconds} s."
+        );
         Self {
             code: Code::RateLimited,
             retry_after: Some(seconds),
-            standing: Some(Box::new(standing)),
+            quota: Some(Box::new(quota)),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, message)
         }
     }
@@ -141,15 +142,13 @@ impl Serialize for Refusal {
             reset_at: String,
         }
 
-        let bucket = self.standing.as_ref().map(|standing| Bucket {
-            tier: standing.tier.name().to_uppercase(),
-            limit: standing.limit,
+        let bucket = self.quota.as_ref().map(|quota| Bucket {
+            tier: quota.tier.name().to_uppercase(),
+            limit: quota.limit,
             window_seconds: 60,
-            remaining: standing.remaining,
-            retry_after_ms: (standing.retry_in.unwrap_or_default() + 999) / 1_000,
-            reset_at: standing
-                .reset_at
-                .to_rfc3339_opts(SecondsFormat::Micros, true),
+            remaining: quota.remaining,
+            retry_after_ms: (quota.retry_in.unwrap_or_default() + 999) / 1_000,
+            reset_at: quota.reset_at.to_rfc3339_opts(SecondsFormat::Micros, true),
         });
 
         let error = Error {
@@ -186,9 +185,9 @@ impl From<Refusal> for Outcome {
 }
 
 impl Outcome {
-    pub(super) fn standings(&self) -> &[QuotaStatus] {
+    pub(super) fn quotas(&self) -> &[QuotaStatus] {
         match self {
-            Self::Answered(answer) => answer.standings(),
+            Self::Answered(answer) => answer.quotas(),
             Self::Refused(_) => &[],
         }
     }

@@ -9,7 +9,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// What is wrong with the parameters of a request, for people.
+/// A human-readable error in the parameters of a request.
 pub(super) struct InvalidParams(pub(super) Cow<'static, str>);
 
 impl InvalidParams {

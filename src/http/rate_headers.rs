@@ -1,6 +1,6 @@
-//! The headers that tell of rate limits.
+//! The rate limit headers of a response.
 //!
-//! `X-RateLimit-*` tell of the tightest bucket that a response has touched; `RateLimit` and `RateLimit-Policy`
+//! `X-RateLimit-*` describe the tightest bucket that a response has touched; `RateLimit` and `RateLimit-Policy`
 //! (draft-ietf-httpapi-ratelimit-headers) of the tightest of each tier.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -17,28 +17,28 @@ pub(super) const HEADERS: [HeaderName; 5] = [
 
 /// The quotas that a response has used.
 #[derive(Clone)]
-pub(super) struct Standings(pub(super) Vec<QuotaStatus>);
+pub(super) struct Quotas(pub(super) Vec<QuotaStatus>);
 
 /// Writes the rate limit headers.
-pub(super) fn write(standings: &[QuotaStatus], headers: &mut HeaderMap) {
-    let Some(tightest) = standings.iter().min_by_key(|standing| standing.remaining) else {
+pub(super) fn write(quotas: &[QuotaStatus], headers: &mut HeaderMap) {
+    let Some(tightest) = quotas.iter().min_by_key(|quota| quota.remaining) else {
         return;
     };
     let mut tiers: Vec<&QuotaStatus> = Vec::new();
-    for standing in standings {
-        match tiers.iter_mut().find(|known| known.tier == standing.tier) {
-            Some(known) if known.remaining > standing.remaining => *known = standing,
+    for quota in quotas {
+        match tiers.iter_mut().find(|known| known.tier == quota.tier) {
+            Some(known) if known.remaining > quota.remaining => *known = quota,
             Some(_) => {}
-            None => tiers.push(standing),
+            None => tiers.push(quota),
         }
     }
-    let policies = tiers.iter().map(|standing| {
-        let (name, limit) = (standing.tier.name(), standing.limit);
+    let policies = tiers.iter().map(|quota| {
+        let (name, limit) = (quota.tier.name(), quota.limit);
         format!("\"{name}\";q={limit};w=60")
     });
-    let states = tiers.iter().map(|standing| {
-        let (name, remaining) = (standing.tier.name(), standing.remaining);
-        format!("\"{name}\";r={remaining};t={}", standing.seconds())
+    let states = tiers.iter().map(|quota| {
+        let (name, remaining) = (quota.tier.name(), quota.remaining);
+        format!("\"{name}\";r={remaining};t={}", quota.seconds())
     });
     let list = |items: Vec<String>| items.join(", ");
     let reset =

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::media::Media;
 use super::outcome::{Refusal, status};
-use super::rate_headers::Standings;
+use super::rate_headers::Quotas;
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -25,9 +25,9 @@ impl IntoResponse for Refusal {
 pub(super) fn answered(answer: &Answer, media: Media) -> Response {
     let retry_after = answer.retry_after().filter(|_| !answer.has_data());
     let mut response = respond(status(answer, media), media, retry_after, answer);
-    if !answer.standings().is_empty() {
-        let standings = Standings(answer.standings().to_vec());
-        response.extensions_mut().insert(standings);
+    if !answer.quotas().is_empty() {
+        let quotas = Quotas(answer.quotas().to_vec());
+        response.extensions_mut().insert(quotas);
     }
     response
 }

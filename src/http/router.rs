@@ -83,7 +83,7 @@ impl ResponseForPanic for Panicked {
     }
 }
 
-/// Answers a panic with `INTERNAL` and the request id; the text of the panic goes to the log only.
+/// Answers a panic with `INTERNAL` and the request id; the text of the panic is only logged.
 async fn catch_panics(request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestId>();
     let id = id.map(RequestId::as_str).unwrap_or_default().to_owned();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_any_route_shows_the_request_id_and_nothing_else() {
+    async fn a_panic_of_any_route_reveals_only_the_request_id() {
         let routes = layered(Router::new().route("/other", get(panics)), None, None);
         let request = Request::get("/other").header("x-request-id", "7f");
         let request = request.body(Body::empty()).expect("a request");

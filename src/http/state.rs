@@ -1,4 +1,4 @@
-//! What the transports of the graph share: who may connect, and how an operation is started.
+//! The state that the transports of the graph share: connection limits, and the start of operations.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
@@ -45,10 +45,10 @@ impl Endpoint {
     }
 
     /// Whether the response contains the usage, given the value of the client's usage header.
-    pub(crate) fn usage(&self, asked: Option<&str>) -> Usage {
+    pub(crate) fn usage(&self, requested: Option<&str>) -> Usage {
         match self.config.graphql.usage {
-            config::Usage::Everyone if asked == Some("1") => Usage::On,
-            config::Usage::Admin if asked == Some("1") => Usage::Admin,
+            config::Usage::Everyone if requested == Some("1") => Usage::On,
+            config::Usage::Admin if requested == Some("1") => Usage::Admin,
             _ => Usage::Off,
         }
     }
@@ -68,7 +68,7 @@ impl Endpoint {
                     OperationOutcome::Ok,
                     began.elapsed(),
                 );
-                let standings = answers.standings().to_vec();
+                let quotas = answers.quotas().to_vec();
                 let watch = answers.watch();
                 let answers = AssertUnwindSafe(answers).catch_unwind();
                 let outcome = move |answer: Result<Answer, _>| match answer {
@@ -77,7 +77,7 @@ impl Endpoint {
                 };
                 Started::Many {
                     answers: answers.map(outcome).boxed(),
-                    standings,
+                    quotas,
                     watch,
                 }
             }
@@ -129,13 +129,13 @@ pub(crate) enum Started {
     Many {
         answers: BoxStream<'static, Outcome>,
         /// The client's quotas.
-        standings: Vec<QuotaStatus>,
+        quotas: Vec<QuotaStatus>,
         /// The session of the subscription.
         watch: Option<Watch>,
     },
 }
 
-/// Converts a panic into an `INTERNAL` error of its own request.
+/// Converts a panic into an `INTERNAL` error of the request that caused it.
 async fn guarded<T>(work: impl Future<Output = T>, request_id: String) -> Result<T, Refusal> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     done.map_err(|_| Refusal::internal(request_id))
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_shows_the_request_id_and_nothing_else() {
+    async fn a_panic_reveals_only_the_request_id() {
         let work = async { panic!("{}", "postgres://secret") };
         let refusal = guarded::<()>(work, "7f".to_owned())
             .await

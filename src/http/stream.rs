@@ -21,7 +21,7 @@ use tokio::time::sleep;
 
 use super::media::Media;
 use super::outcome::Outcome;
-use super::rate_headers::Standings;
+use super::rate_headers::Quotas;
 use super::state::Endpoint;
 use super::write_guard::WriteGuard;
 use super::{multipart, sse};
@@ -61,7 +61,7 @@ pub(crate) fn response(
     endpoint: &Endpoint,
     media: Media,
     answers: BoxStream<'static, Outcome>,
-    standings: Vec<QuotaStatus>,
+    quotas: Vec<QuotaStatus>,
     (permit, session): (Option<ConnectionPermit>, Option<(Watch, WriteGuard)>),
 ) -> Response {
     let (form, gauge) = match media {
@@ -91,8 +91,8 @@ pub(crate) fn response(
     ];
     let body = Body::from_stream(pieces.map(Ok::<_, axum::Error>));
     let mut response = (headers, body).into_response();
-    if !standings.is_empty() {
-        response.extensions_mut().insert(Standings(standings));
+    if !quotas.is_empty() {
+        response.extensions_mut().insert(Quotas(quotas));
     }
     response
 }
@@ -153,7 +153,7 @@ async fn gather(
         }
         if let Some((watch, guard)) = session.filter(|_| !piece.is_empty()) {
             if watch.has_ended() {
-                // The last message, after these events, says that the session has ended.
+                // The last message, after these events, reports the end of the session.
                 piece.clear();
             } else {
                 guard.hold(watch);

@@ -21,12 +21,12 @@ use crate::support::world;
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/access.md");
 
-const HEAD: &str = "# Who may call what
+const HEAD: &str = "# Access by caller
 
-Each root field, called as each kind of caller: nobody who is signed in, a user without anything, the two kinds of
-collaborator of the circle that things belong to, its owner, and an administrator. `data` is an answer, `stream` one
-that goes on, `null` and `empty` are answers without anything in them, the rest are error codes; a mutation that is allowed and declines its
-input has `userErrors` and their code. Made by `UPDATE_SNAPSHOTS=1 cargo test --test it access`.
+Each root field, called as each kind of caller: an anonymous caller, a user without data, a viewer and an editor of the
+circle, its owner, and an administrator. `data` is a result, `stream` an open subscription, `null` and `empty` are
+results without content, other words are error codes; `userErrors` is an accepted call with rejected input. Generated
+by a test. Regenerate with `UPDATE_SNAPSHOTS=1 cargo test --test it access`.
 
 ";
 
@@ -192,8 +192,8 @@ impl Access {
             calls.push((named(&"agentIds".to_owned()), agents));
         }
         if field.argument("userId").is_some() {
-            let somebody = json!({ "userId": self.thing("User") });
-            calls.push((format!("{}(userId)", field.name), somebody));
+            let other_user = json!({ "userId": self.thing("User") });
+            calls.push((format!("{}(userId)", field.name), other_user));
         }
         calls
     }
@@ -264,7 +264,7 @@ impl Access {
         }
     }
 
-    /// As [`Access::input`], for what is done to a circle or in one.
+    /// As [`Access::input`], for mutations of a circle or in one.
     async fn input_in_circle(&self, mutation: &str) -> Value {
         match mutation {
             "createConversation" => {

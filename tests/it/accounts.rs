@@ -215,7 +215,7 @@ async fn users_change_their_own_name() {
         let refused = update(token, json!(name)).await;
         let payload = &refused["data"]["updateProfile"];
         assert_eq!(faults(payload), [format!("{fault} name")]);
-        assert_eq!(payload["user"]["name"], "Somebody");
+        assert_eq!(payload["user"]["name"], "Test User");
     }
     let name = format!(" {} ", "\u{1f642}".repeat(100));
     let changed = update(token, json!(name)).await;
@@ -273,7 +273,7 @@ async fn only_administrators_list_and_change_other_users() {
     }
     let token = Some(admin.access.as_str());
     let found = visitor.as_caller(token).answer(list, json!({})).await;
-    let expected = json!({ "totalCount": 1, "nodes": [{ "name": "Somebody", "email": ADA }] });
+    let expected = json!({ "totalCount": 1, "nodes": [{ "name": "Test User", "email": ADA }] });
     assert_eq!(found["data"]["users"], expected);
 
     let oneself = update(token, &admin_id).await;
@@ -283,8 +283,8 @@ async fn only_administrators_list_and_change_other_users() {
         visitor.with(&admin.access).who().await,
         account::user(ADMIN)
     );
-    let nobody = json!("user_00000000000000000000000000");
-    assert_eq!(code(&update(token, &nobody).await), "NOT_FOUND");
+    let unknown = json!("user_00000000000000000000000000");
+    assert_eq!(code(&update(token, &unknown).await), "NOT_FOUND");
     let cleared = async |id: &Value| {
         let input = json!({ "userId": id, "name": null, "role": null, "isActive": null });
         visitor
@@ -292,7 +292,7 @@ async fn only_administrators_list_and_change_other_users() {
             .mutate("updateUser", CHANGED, input)
             .await
     };
-    assert_eq!(code(&cleared(&nobody).await), "NOT_FOUND");
+    assert_eq!(code(&cleared(&unknown).await), "NOT_FOUND");
     let refused = cleared(&ada_id).await;
     let payload = &refused["data"]["updateUser"];
     let expected = ["name", "role", "isActive"].map(|field| format!("REQUIRED {field}"));

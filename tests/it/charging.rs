@@ -23,10 +23,10 @@ fn aliases(count: usize, field: &str) -> String {
 
 /// The fields that a response was charged for.
 fn charged(answer: &Value) -> Vec<&str> {
-    let standings = answer["extensions"]["rateLimit"].as_array();
-    let standings = standings.into_iter().flatten();
-    standings
-        .map(|standing| standing["field"].as_str().expect("a field"))
+    let quotas = answer["extensions"]["rateLimit"].as_array();
+    let quotas = quotas.into_iter().flatten();
+    quotas
+        .map(|quota| quota["field"].as_str().expect("a field"))
         .collect()
 }
 

@@ -17,7 +17,7 @@ use crate::support::counted::CountedGraph;
 /// A well-formed id without a row.
 const NO_PROJECT: &str = "project_01h455vb4pex5vsknk084sn02q";
 
-const NOBODY: &str = "user_01h455vb4pex5vsknk084sn02q";
+const UNKNOWN: &str = "user_01h455vb4pex5vsknk084sn02q";
 
 impl Demo {
     /// Creates a circle of the owner in this state.

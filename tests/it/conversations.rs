@@ -32,7 +32,7 @@ const STEPS: [&str; 5] = ["start", "pause", "resume", "complete", "cancel"];
 /// mutation and of the one before.
 const BESIDE: u64 = 7;
 
-/// The demo data, and what its conversations are about.
+/// The demo data, and the objects of its conversations.
 struct Desk {
     demo: Demo,
     /// A circle of the demo user that the guest can edit.
@@ -122,7 +122,7 @@ impl Desk {
         id
     }
 
-    async fn says(&self, conversation: &str, content: &str) -> Value {
+    async fn posts(&self, conversation: &str, content: &str) -> Value {
         let input = json!({ "conversationId": conversation, "content": content });
         self.owner.made("postMessage", input).await
     }
@@ -153,7 +153,7 @@ impl Desk {
     }
 
     /// The events after this one, oldest first.
-    async fn told(&self, since: Uuid) -> Vec<event::Model> {
+    async fn events_after(&self, since: Uuid) -> Vec<event::Model> {
         event::Entity::find()
             .filter(event::Column::Id.gt(since))
             .order_by_asc(event::Column::Id)
@@ -162,9 +162,9 @@ impl Desk {
             .expect("reads")
     }
 
-    /// Like [`Desk::told`], as the types and payloads of the events.
-    async fn facts(&self, since: Uuid) -> Vec<(String, Value)> {
-        let events = self.told(since).await.into_iter();
+    /// Like [`Desk::events_after`], as the types and payloads of the events.
+    async fn payloads_after(&self, since: Uuid) -> Vec<(String, Value)> {
+        let events = self.events_after(since).await.into_iter();
         events
             .map(|mut event| {
                 let payload = event.payload.as_object_mut().expect("an object");

@@ -28,7 +28,7 @@ const STEPS: usize = 4;
 async fn listen(
     actor: &Actor,
     after: Option<&str>,
-    told: &Mutex<Vec<(String, String)>>,
+    received: &Mutex<Vec<(String, String)>>,
     began: &AtomicBool,
     enough: impl Fn(&[(String, String)]) -> bool,
 ) {
@@ -53,9 +53,9 @@ async fn listen(
             if let (Some(cursor), Some(data)) = (line("id: "), line("data: ")) {
                 let data: Value = serde_json::from_str(data).expect("JSON");
                 let name = data["data"]["events"]["name"].as_str().expect("a name");
-                let mut told = told.lock().expect("no panic");
-                told.push((name.to_owned(), cursor.to_owned()));
-                if enough(&told) {
+                let mut received = received.lock().expect("no panic");
+                received.push((name.to_owned(), cursor.to_owned()));
+                if enough(&received) {
                     return;
                 }
             }
@@ -108,10 +108,10 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
     let server = Running::start(&mut serve()).await;
     let visitor = Actor::new(&server.url).signed_in(OWNER).await;
 
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::new(Mutex::new(Vec::new()));
     let began = Arc::new(AtomicBool::new(false));
     let mut work = JoinSet::new();
-    let (listener, log, open) = (visitor.clone(), Arc::clone(&told), Arc::clone(&began));
+    let (listener, log, open) = (visitor.clone(), Arc::clone(&received), Arc::clone(&began));
     work.spawn(async move { listen(&listener, None, &log, &open, |_| false).await });
     until("the beginning of the stream", async || {
         began.load(Ordering::SeqCst)
@@ -150,9 +150,9 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
             }
         });
     }
-    let is_told = || !told.lock().expect("no panic").is_empty();
+    let has_received = || !received.lock().expect("no panic").is_empty();
     until("enough acknowledged changes and an event", async || {
-        count.load(Ordering::SeqCst) >= ACKNOWLEDGED && is_told()
+        count.load(Ordering::SeqCst) >= ACKNOWLEDGED && has_received()
     })
     .await;
     server.signal("KILL");
@@ -162,15 +162,15 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
     let server = Running::start(&mut serve()).await;
     let visitor = Actor::new(&server.url).signed_in(OWNER).await;
     let acknowledged = acknowledged.lock().expect("no panic").clone();
-    let before = told.lock().expect("no panic").clone();
+    let before = received.lock().expect("no panic").clone();
     // Resumes after the last event that the listener had received.
     let seen = before.last().map(|(_, cursor)| cursor.clone());
     let db = database.connect().await;
     let all: usize = projects(&db).await.values().map(|step| step + 1).sum();
-    let told = Mutex::new(before);
+    let received = Mutex::new(before);
     let began = AtomicBool::new(false);
-    let listening = listen(&visitor, seen.as_deref(), &told, &began, |told| {
-        told.len() >= all
+    let listening = listen(&visitor, seen.as_deref(), &received, &began, |received| {
+        received.len() >= all
     });
     within("all events", listening).await;
 
@@ -182,7 +182,7 @@ async fn acknowledged_changes_survive_a_kill_and_their_events_arrive_in_order() 
         );
     }
     let mut heard: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (name, _) in told.into_inner().expect("no panic") {
+    for (name, _) in received.into_inner().expect("no panic") {
         let (project, step) = parse(&name);
         heard.entry(project).or_default().push(step);
     }

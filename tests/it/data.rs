@@ -96,7 +96,7 @@ async fn insert_user(db: &DatabaseConnection, email: &str) -> Uuid {
         updated_at: Set(start()),
         email: Set(email.to_owned()),
         email_key: Set(email.to_owned()),
-        name: Set("Somebody".to_owned()),
+        name: Set("Test User".to_owned()),
         password_hash: Set(String::new()),
         ..Default::default()
     };

@@ -75,14 +75,14 @@ impl Streams {
             events,
             multipart,
         } = self;
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         let over_socket = async {
             loop {
                 let message = socket.next().await;
                 if message["type"] != "next" {
                     break message;
                 }
-                told.push(message["payload"].clone());
+                received.push(message["payload"].clone());
             }
         };
         let ended = within("the end of the stream over WebSocket", over_socket).await;
@@ -108,17 +108,17 @@ impl Streams {
             let last = payloads.pop().expect("an answer");
             let code = &last["errors"][0]["extensions"]["code"];
             assert_eq!(code, "UNAUTHENTICATED", "{text}");
-            told.extend(payloads.into_iter().map(|mut payload| {
+            received.extend(payloads.into_iter().map(|mut payload| {
                 let wrapped = payload.get_mut("payload").map(Value::take);
                 wrapped.unwrap_or(payload)
             }));
         }
-        told.iter().map(number).collect()
+        received.iter().map(number).collect()
     }
 
     /// Waits for this event on the WebSocket stream.
     async fn until(&mut self, n: usize) {
-        let told = async {
+        let received = async {
             loop {
                 let message = self.socket.next().await;
                 assert_eq!(message["type"], "next", "{message}");
@@ -127,7 +127,7 @@ impl Streams {
                 }
             }
         };
-        within(format!("event {n}"), told).await;
+        within(format!("event {n}"), received).await;
     }
 }
 
@@ -264,11 +264,11 @@ async fn no_event_follows_the_response_that_ends_a_session() {
         for n in 2..5 {
             publish(&server, n).await;
         }
-        let told = streams.until_the_end().await;
-        assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
+        let received = streams.until_the_end().await;
+        assert!(received.iter().all(|n| *n == 1), "{how:?}: {received:?}");
         if how.ends_all() {
-            let told = others.until_the_end().await;
-            assert!(told.iter().all(|n| *n == 1), "{how:?}: {told:?}");
+            let received = others.until_the_end().await;
+            assert!(received.iter().all(|n| *n == 1), "{how:?}: {received:?}");
         } else {
             others.until(4).await;
         }
@@ -301,9 +301,12 @@ async fn no_event_created_while_a_session_ends_follows_the_response() {
             begun.get()
         };
         let ((), last) = tokio::join!(publishing, ending);
-        let told = streams.until_the_end().await;
-        assert!(told.len() > 3, "{told:?}");
-        assert!(told.iter().all(|n| *n <= last), "{told:?} after {last}");
+        let received = streams.until_the_end().await;
+        assert!(received.len() > 3, "{received:?}");
+        assert!(
+            received.iter().all(|n| *n <= last),
+            "{received:?} after {last}"
+        );
         first += 30;
     }
 }

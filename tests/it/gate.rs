@@ -1,6 +1,6 @@
 //! The gate in front of everything: how many requests and messages each address may send.
 //!
-//! The clock of the server stands still unless a test moves it.
+//! The clock of the server advances only when a test advances it.
 
 use gathering::config::{Config, Mode, Networks};
 use reqwest::{Method, Response, StatusCode};

@@ -175,7 +175,7 @@ async fn a_byte_order_mark_before_json_is_ignored() {
     assert_eq!(send(get(&server, &members)).await.status(), StatusCode::OK);
 
     let mut socket = Socket::greeted(&server, None).await;
-    socket.say("\u{feff}{\"type\":\"ping\"}").await;
+    socket.send_text("\u{feff}{\"type\":\"ping\"}").await;
     assert_eq!(socket.next().await, json!({ "type": "pong" }));
 
     for bad in ["\u{feff}", "\u{feff}\u{feff}{}", " \u{feff}{}"] {

@@ -88,12 +88,12 @@ impl Answer {
     }
 
     /// The reported quota of a root field.
-    fn standing(&self, field: &str) -> &Value {
-        let standings = &self.body["extensions"]["rateLimit"];
-        let mut known = standings.as_array().expect("standings").iter();
+    fn quota(&self, field: &str) -> &Value {
+        let quotas = &self.body["extensions"]["rateLimit"];
+        let mut known = quotas.as_array().expect("quotas").iter();
         known
-            .find(|standing| standing["field"] == field)
-            .unwrap_or_else(|| panic!("no quota of {field} in {standings}"))
+            .find(|quota| quota["field"] == field)
+            .unwrap_or_else(|| panic!("no quota of {field} in {quotas}"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What Gathering promises, module by module, over real HTTP and on a real database: SQLite, or PostgreSQL when
+//! Integration tests, module by module, over real HTTP and on a real database: SQLite, or PostgreSQL when
 //! `GATHERING_TEST_DATABASE_URL` names a server. A test that needs the other database, or a
 //! server that is missing, is reported as skipped.
 

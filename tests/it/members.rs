@@ -90,7 +90,7 @@ async fn agents_join_in_input_order_with_an_event_each() {
     ];
     assert_eq!(seen, expected);
     let events = demo.events(&since, 2).await;
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| {
             json!([
@@ -105,7 +105,7 @@ async fn agents_join_in_input_order_with_an_event_each() {
         json!(["MEMBER_ADDED", circle, agents[5], "LEAD"]),
         json!(["MEMBER_ADDED", circle, agents[3], "OBSERVER"]),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
 }
 
 #[tokio::test]
@@ -144,10 +144,10 @@ async fn adding_members_succeeds_for_all_agents_or_none() {
         .faults("addCircleMembers", join(&circle, &many))
         .await;
     assert_eq!(faults, ["TOO_MANY members"]);
-    let nobody = json!("agent_00000000000000000000000000");
+    let unknown = json!("agent_00000000000000000000000000");
     let refused = demo
         .owner
-        .refused("addCircleMembers", join(&circle, &[&agents[1], &nobody]))
+        .refused("addCircleMembers", join(&circle, &[&agents[1], &unknown]))
         .await;
     assert_eq!(refused, "NOT_FOUND members.1.agentId");
     assert_eq!(demo.members(&circle).await, before);
@@ -313,7 +313,7 @@ async fn a_member_update_without_a_change_creates_no_event() {
     );
 
     let events = demo.events(&since, 2).await;
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| {
             json!([
@@ -333,7 +333,7 @@ async fn a_member_update_without_a_change_creates_no_event() {
         ]),
         json!(["MEMBER_UPDATED", agents[0], "SPECIALIST", ["competencies"]]),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
 }
 
 #[tokio::test]
@@ -444,7 +444,7 @@ async fn editors_add_only_their_own_agents_and_viewers_none() {
         assert_eq!(refused, "NOT_FOUND memberId", "{name}");
         demo.guest.done(name, of(&own_member)).await;
     }
-    let nobody = json!("member_00000000000000000000000000");
-    let refused = demo.owner.refused("removeCircleMember", of(&nobody)).await;
+    let unknown = json!("member_00000000000000000000000000");
+    let refused = demo.owner.refused("removeCircleMember", of(&unknown)).await;
     assert_eq!(refused, "NOT_FOUND memberId");
 }

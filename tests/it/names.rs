@@ -9,8 +9,8 @@ use crate::support::server::TestServer;
 
 const FAULTS: &str = "userErrors { field code }";
 
-/// What was wrong with a mutation's input.
-async fn told(actor: &Actor, name: &str, input: Value) -> Vec<String> {
+/// The user errors of a mutation.
+async fn faults_of(actor: &Actor, name: &str, input: Value) -> Vec<String> {
     let answer = actor.mutate(name, FAULTS, input).await;
     assert!(answer["errors"].is_null(), "{name}: {answer}");
     faults(&answer["data"][name])
@@ -52,10 +52,10 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
         ("createAgent", &|name: &str| json!({ "name": name })),
         ("createPersona", &persona),
     ] {
-        let first = told(&server.with_token(&token), mutation, input("Straße")).await;
+        let first = faults_of(&server.with_token(&token), mutation, input("Straße")).await;
         assert_eq!(first, [""; 0], "{mutation}");
         for other in others {
-            let again = told(&server.with_token(&token), mutation, input(other)).await;
+            let again = faults_of(&server.with_token(&token), mutation, input(other)).await;
             assert_eq!(again, ["TAKEN name"], "{mutation} {other}");
         }
     }
@@ -95,7 +95,7 @@ async fn a_name_is_taken_in_every_equivalent_spelling() {
     // Competencies are searched in folded form.
     let skilled = json!({ "name": "Skilled", "competencies": ["Maßarbeit", "MASSARBEIT"] });
     assert_eq!(
-        told(&server.with_token(&token), "createAgent", skilled).await,
+        faults_of(&server.with_token(&token), "createAgent", skilled).await,
         [""; 0]
     );
     let query =
@@ -217,7 +217,7 @@ async fn invisible_text_does_not_satisfy_a_required_field() {
             } else {
                 &token
             };
-            let wrong = told(&server.with_token(token), mutation, input).await;
+            let wrong = faults_of(&server.with_token(token), mutation, input).await;
             assert_eq!(
                 wrong,
                 [format!("REQUIRED {field}")],
@@ -226,7 +226,7 @@ async fn invisible_text_does_not_satisfy_a_required_field() {
             );
         }
         let traits = json!({ "name": "x", "traits": ["a", blank] });
-        let wrong = told(&server.with_token(&token), "createAgent", traits).await;
+        let wrong = faults_of(&server.with_token(&token), "createAgent", traits).await;
         assert_eq!(wrong, ["INVALID traits.1"]);
     }
     let query = format!(
@@ -263,7 +263,7 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
         "a\u{85}b",
         "a\nb",
     ] {
-        let wrong = told(
+        let wrong = faults_of(
             &server.with_token(&token),
             "createProject",
             json!({ "name": bad }),
@@ -300,10 +300,10 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
     let provider = &providers["data"]["providers"]["nodes"][0]["id"];
     let model = |name: &str| json!({ "providerId": provider, "name": name, "displayName": "x" });
     assert_eq!(
-        told(&server.with_token(&admin), "createModel", model("edge-1")).await,
+        faults_of(&server.with_token(&admin), "createModel", model("edge-1")).await,
         [""; 0]
     );
-    let wrong = told(
+    let wrong = faults_of(
         &server.with_token(&admin),
         "createModel",
         model("edge\u{200b}-1"),
@@ -312,7 +312,7 @@ async fn names_reject_invisible_controls_and_keep_joiners() {
     assert_eq!(wrong, ["INVALID name"]);
     let url = json!({ "name": "Linked", "repositoryUrl": "https://exam\u{200b}ple.com/x" });
     assert_eq!(
-        told(&server.with_token(&token), "createProject", url).await,
+        faults_of(&server.with_token(&token), "createProject", url).await,
         ["INVALID repositoryUrl"]
     );
 }

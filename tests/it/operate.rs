@@ -517,7 +517,7 @@ async fn a_refused_account_creation_is_reported_in_one_line() {
 async fn changing_an_unknown_account_is_refused() {
     let operated = Operated::new().await;
     for command in ["disable", "enable", "set-role --role admin", "set-password"] {
-        let arguments = format!("user {command} --email nobody@example.com");
+        let arguments = format!("user {command} --email unknown@example.com");
         let line = operated.refused(&arguments, "a long password\n").await;
         assert!(line.contains("there is no account"), "{line}");
     }

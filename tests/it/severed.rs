@@ -46,7 +46,7 @@ struct Fault {
 /// The next fault.
 type Plan = Arc<Mutex<Option<Fault>>>;
 
-/// The fault for a message, if it is due. `is_named` remembers that the connection has sent the fault's name.
+/// The fault for a message, if it is due. `is_named` is set once the connection has sent the fault's name.
 fn fate(plan: &Plan, message: &[u8], is_named: &mut bool) -> Option<Fate> {
     let has = |text: &str| {
         message

@@ -164,7 +164,7 @@ impl Studio {
     }
 
     /// Makes an agent a member of a circle.
-    async fn seat(&self, circle: Uuid, agent: Uuid, change: impl FnOnce(&mut member::Model)) {
+    async fn join(&self, circle: Uuid, agent: Uuid, change: impl FnOnce(&mut member::Model)) {
         let mut row = member::Model {
             id: Uuid::now_v7(),
             created_at: moment(),
@@ -198,7 +198,7 @@ impl Studio {
         member: impl FnOnce(&mut member::Model),
     ) -> Uuid {
         let id = self.agent(name, agent).await;
-        self.seat(self.circle, id, member).await;
+        self.join(self.circle, id, member).await;
         id
     }
 

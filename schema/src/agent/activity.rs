@@ -31,7 +31,8 @@ pub struct AgentActivity {
     pub(super) agent: Uuid,
 }
 
-/// The recent activity of an agent: totals, latest conversations and latest tasks. Limited to what the viewer may read.
+/// The recent activity of an agent: totals, latest conversations and latest tasks.
+/// Limited to the objects that the viewer may read.
 #[Object]
 impl AgentActivity {
     /// The number of messages written by the agent.

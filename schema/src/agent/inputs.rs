@@ -60,8 +60,9 @@ pub struct UpdateAgentInput {
     pub(super) expected_version: Option<i32>,
     #[graphql(flatten)]
     pub(super) fields: AgentFields,
-    /// `OFFLINE` stops routing of tasks to the agent; `IDLE` takes it back into service. It becomes `BUSY` immediately
-    /// if one of its tasks is `IN_PROGRESS`. `BUSY` itself is `INVALID`: the server sets it.
+    /// `OFFLINE` stops routing of tasks to the agent; `IDLE` takes it back into service.
+    /// It becomes `BUSY` immediately if one of its tasks is `IN_PROGRESS`. `BUSY` itself is `INVALID`: the server sets
+    /// it.
     pub(super) status: MaybeUndefined<AgentStatus>,
 }
 

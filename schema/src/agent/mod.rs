@@ -55,8 +55,8 @@ pub enum AgentStatus {
 /// A configured AI worker.
 pub struct Agent(pub(crate) Arc<agent::Model>);
 
-/// A configured AI worker: persona, model, prompt and competencies. Visible to its owner, to readers of the circles in
-/// which it is an active member, and to administrators.
+/// A configured AI worker: persona, model, prompt and competencies.
+/// Visible to its owner, to readers of the circles in which it is an active member, and to administrators.
 #[Object]
 impl Agent {
     /// The id of the agent, `agent_…`.
@@ -164,7 +164,7 @@ impl Agent {
         self.0.version
     }
 
-    /// Recent activity, limited to what the viewer may read.
+    /// Recent activity, limited to the objects that the viewer may read.
     async fn recent_activity(&self) -> AgentActivity {
         AgentActivity { agent: self.0.id }
     }

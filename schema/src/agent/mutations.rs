@@ -93,8 +93,9 @@ impl AgentMutation {
         AgentPayload::new(ctx, outcome.await?).await
     }
 
-    /// Updates an agent. Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN`
-    /// (name); `CONFLICT` (version).
+    /// Updates an agent.
+    /// Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN` (name); `CONFLICT`
+    /// (version).
     async fn update_agent(
         &self,
         ctx: &Context<'_>,
@@ -147,9 +148,10 @@ impl AgentMutation {
         AgentPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes an agent. It leaves its circles; its messages are kept. Requires its owner or an administrator.
-    /// `userErrors` codes: `CONFLICT` (version); `IN_USE` while it has a task that is neither `PENDING` nor ended, or
-    /// takes part in a conversation that has not ended.
+    /// Deletes an agent.
+    /// It leaves its circles; its messages are kept. Requires its owner or an administrator. `userErrors` codes:
+    /// `CONFLICT` (version); `IN_USE` while it has a task that is neither `PENDING` nor ended, or takes part in a
+    /// conversation that has not ended.
     async fn delete_agent(
         &self,
         ctx: &Context<'_>,

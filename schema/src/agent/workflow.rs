@@ -21,10 +21,10 @@ pub(super) async fn new_status(
     change: &Change<'_>,
     agent: Uuid,
     from: agent::AgentStatus,
-    wanted: Option<AgentStatus>,
+    requested: Option<AgentStatus>,
 ) -> Result<agent::AgentStatus, Error> {
     use agent::AgentStatus::{Busy, Idle, Offline};
-    Ok(match wanted {
+    Ok(match requested {
         Some(AgentStatus::Offline) => Offline,
         Some(AgentStatus::Idle) if from == Offline => {
             let in_progress = task::Column::AssigneeId

@@ -1,4 +1,4 @@
-//! What the audit log records.
+//! The actions in the audit log.
 
 use gathering_entity::audit::AuditSeverity;
 
@@ -62,7 +62,7 @@ impl AuditAction {
         }
     }
 
-    /// Whether one client can cause it as often as it wants.
+    /// Whether one client can cause it without limit.
     pub(super) fn is_repetitive(self) -> bool {
         matches!(
             self,

@@ -1,8 +1,8 @@
 //! The audit log: records events as rows of `audit_log` without making the caller wait.
 //!
 //! An entry goes into a bounded queue and is written together with the others in it. Entries that one address can cause
-//! at will (invalid tokens, refused fields) are written once a minute per address, with a count. An entry that does not
-//! fit into the queue is missing in the table, but is logged, and counted by the next batch.
+//! without limit (invalid tokens, refused fields) are written once a minute per address, with a count. An entry that
+//! does not fit into the queue is missing in the table, but is logged, and counted by the next batch.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -96,39 +96,39 @@ pub(crate) fn audit_log(
 ) -> (AuditLog, AuditWriter) {
     let (sender, receiver) = mpsc::channel(waiting);
     let lost = Arc::default();
-    let trail = AuditLog {
+    let log = AuditLog {
         queue: sender,
         lost: Arc::clone(&lost),
         clock: Arc::clone(&clock),
     };
-    let recorder = AuditWriter {
+    let audit_writer = AuditWriter {
         queue: receiver,
         lost,
         clock,
         db,
         repeated: HashMap::new(),
     };
-    (trail, recorder)
+    (log, audit_writer)
 }
 
 impl AuditLog {
     /// Records an action of `actor`, on a user if one is given.
     pub(crate) fn record(
         &self,
-        act: AuditAction,
+        action: AuditAction,
         client: &Client,
         actor: Option<Uuid>,
         target: Option<Uuid>,
         details: Value,
     ) {
         let target = target.map(|user| (Kind::User, user));
-        self.record_of(act, client, actor, target, details);
+        self.record_of(action, client, actor, target, details);
     }
 
     /// Records an action of `actor`, on a row if one is given.
     pub(crate) fn record_of(
         &self,
-        act: AuditAction,
+        action: AuditAction,
         client: &Client,
         actor: Option<Uuid>,
         target: Option<(Kind, Uuid)>,
@@ -137,8 +137,8 @@ impl AuditLog {
         let entry = audit::Model {
             id: Uuid::now_v7(),
             created_at: (self.clock)().trunc_subsecs(6),
-            action: act.name().to_owned(),
-            severity: act.severity(),
+            action: action.name().to_owned(),
+            severity: action.severity(),
             actor_id: actor,
             client_ip: client.ip(),
             user_agent: client.program(),
@@ -147,10 +147,10 @@ impl AuditLog {
             target_id: target.map(|(_, id)| id),
             details,
         };
-        if self.queue.try_send((act, entry)).is_err() {
+        if self.queue.try_send((action, entry)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
-                action = act.name(),
+                action = action.name(),
                 "the audit log queue is full: an entry was dropped"
             );
         }
@@ -189,7 +189,7 @@ impl AuditWriter {
             rows.extend(
                 entries
                     .drain(..)
-                    .filter_map(|(act, entry)| self.first(act, entry)),
+                    .filter_map(|(action, entry)| self.first(action, entry)),
             );
             if !self.repeated.is_empty() {
                 repeated_until.get_or_insert(Instant::now() + COUNTED);
@@ -201,13 +201,13 @@ impl AuditWriter {
     }
 
     /// Returns the entry unless it repeats one of the last minute.
-    fn first(&mut self, act: AuditAction, entry: audit::Model) -> Option<audit::Model> {
-        if !act.is_repetitive() {
+    fn first(&mut self, action: AuditAction, entry: audit::Model) -> Option<audit::Model> {
+        if !action.is_repetitive() {
             return Some(entry);
         }
         let address = entry.client_ip.as_ref().and_then(|ip| ip.parse().ok());
         let details = entry.details.to_string();
-        let repeated = (act, details, address.map(text::network), entry.actor_id);
+        let repeated = (action, details, address.map(text::network), entry.actor_id);
         match self.repeated.entry(repeated) {
             Entry::Occupied(mut known) => {
                 known.get_mut().1 += 1;
@@ -319,14 +319,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_the_database_refuses_is_counted_and_not_tried_for_ever() {
+    async fn entries_refused_by_the_database_are_counted_and_not_retried() {
         // A database without the table.
         let db = sea_orm::Database::connect("sqlite::memory:").await;
         let clock: Clock = Arc::new(|| DateTime::UNIX_EPOCH);
-        let (trail, recorder) = audit_log(db.expect("opens"), 10, clock);
-        trail.lost.fetch_add(4, Ordering::Relaxed);
+        let (log, audit_writer) = audit_log(db.expect("opens"), 10, clock);
+        log.lost.fetch_add(4, Ordering::Relaxed);
         for _ in 0..3 {
-            trail.record(
+            log.record(
                 AuditAction::LoginFailed,
                 &Client::default(),
                 None,
@@ -334,8 +334,8 @@ mod tests {
                 json!({}),
             );
         }
-        let ended = tokio::time::timeout(Duration::from_secs(30), recorder.run(ready(())));
+        let ended = tokio::time::timeout(Duration::from_secs(30), audit_writer.run(ready(())));
         assert!(ended.await.is_ok());
-        assert_eq!(trail.lost.load(Ordering::Relaxed), 4 + 3);
+        assert_eq!(log.lost.load(Ordering::Relaxed), 4 + 3);
     }
 }

@@ -74,7 +74,7 @@ impl Amendment {
 pub(crate) struct Amended {
     pub(crate) row: user::Model,
     /// The events to append.
-    pub(crate) facts: Vec<NewEvent>,
+    pub(crate) events: Vec<NewEvent>,
     /// The details for the audit log; `None` if nothing has changed.
     pub(crate) details: Option<Value>,
     /// The sessions that end with the commit.
@@ -116,22 +116,22 @@ impl Accounts {
         let attempt = Attempt::new(&profile.email_key, client.address);
         let change = || async {
             let now = self.now();
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             let Some(user) = self.insert(&transaction, profile, &hash, Some(now)).await? else {
                 return Ok(None);
             };
             attempt.succeeded(&transaction, now).await?;
             let origin = (Some(user.id), client);
-            let facts = vec![changed(EventType::UserRegistered, &user, &[])];
+            let events = vec![changed(EventType::UserRegistered, &user, &[])];
             let session = new_session(now);
             let issued = self.issue(&transaction, user, session, client, now).await?;
-            self.commit(transaction, origin, facts, now).await?;
+            self.commit(transaction, origin, events, now).await?;
             Ok(Some(issued.0))
         };
         let registered = retry_on_conflict(change).await?;
         if let Some(signed_in) = &registered {
             let user = Some(signed_in.user.id);
-            self.trail
+            self.audit
                 .record(AuditAction::Registered, client, user, user, json!({}));
         }
         Ok(registered)
@@ -148,11 +148,11 @@ impl Accounts {
             return Ok(None);
         };
         let change = || async {
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             let user = self.insert(&transaction, profile, &hash, None).await?;
             if let Some(user) = &user {
-                let facts = vec![changed(EventType::UserRegistered, user, &[])];
-                self.commit(transaction, (None, client), facts, user.created_at)
+                let events = vec![changed(EventType::UserRegistered, user, &[])];
+                self.commit(transaction, (None, client), events, user.created_at)
                     .await?;
             }
             Ok(user)
@@ -160,7 +160,7 @@ impl Accounts {
         let user = retry_on_conflict(change).await?;
         if let Some(user) = &user {
             let details = json!({ "role": user.role.to_value() });
-            self.trail.record(
+            self.audit.record(
                 AuditAction::UserCreated,
                 client,
                 None,
@@ -228,28 +228,28 @@ impl Accounts {
             None => ("", String::new()),
         };
         let attempt = Attempt::new(&key, client.address);
-        let _turn = self.turn(&attempt).await?;
+        let _guard = self.lock_queue(&attempt).await?;
         let user = by_email(&self.db, email).await?;
-        let verdict = self
+        let matched = self
             .attempt(client, &attempt, user.as_ref(), password)
             .await?;
-        let (Some(user), Some(verdict)) = (user, verdict) else {
+        let (Some(user), Some(matched)) = (user, matched) else {
             return Err(Error::bad_credentials());
         };
         let id = Some(user.id);
         if !user.is_active {
             let details = json!({ "reason": "deactivated" });
-            self.trail
+            self.audit
                 .record(AuditAction::LoginFailed, client, id, id, details);
             return Err(Error::deactivated());
         }
-        let rehashed = match verdict {
+        let rehashed = match matched {
             PasswordMatch::Outdated => Some(self.passwords.hash(password).await?),
             _ => None,
         };
         let change = || async {
             let now = self.now();
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             // The account must not have changed since the password was checked.
             let current = lock(&transaction, user.id)
                 .await?
@@ -274,7 +274,7 @@ impl Accounts {
         let Some(signed_in) = retry_on_conflict(change).await? else {
             return Err(Error::bad_credentials());
         };
-        self.trail
+        self.audit
             .record(AuditAction::LoginSucceeded, client, id, id, json!({}));
         Ok(signed_in)
     }
@@ -287,23 +287,23 @@ impl Accounts {
         user: Option<&user::Model>,
         password: &str,
     ) -> Result<Option<PasswordMatch>, Error> {
-        let standing = attempt.standing(&self.db, self.now()).await?;
+        let status = attempt.status(&self.db, self.now()).await?;
         let hash = user
-            .filter(|_| !standing.is_locked)
+            .filter(|_| !status.is_locked)
             .map(|user| user.password_hash.as_str());
-        let verdict = self.passwords.verify(password, hash).await?;
-        if verdict != PasswordMatch::Wrong {
-            return Ok(Some(verdict));
+        let matched = self.passwords.verify(password, hash).await?;
+        if matched != PasswordMatch::Wrong {
+            return Ok(Some(matched));
         }
         let id = user.map(|user| user.id);
         let mut details = json!({});
-        if standing.is_locked {
+        if status.is_locked {
             details = json!({ "reason": "locked" });
         } else {
             let count = || async {
                 let now = self.now();
-                let (transaction, _turn) = self.writer.begin().await?;
-                let locked = attempt.failed(&transaction, &standing, now).await?;
+                let (transaction, _guard) = self.writer.begin().await?;
+                let locked = attempt.failed(&transaction, &status, now).await?;
                 let duplicates = match locked {
                     Some(_) => self.announce_lock(&transaction, client, id, now).await?,
                     None => 0,
@@ -316,11 +316,11 @@ impl Accounts {
             };
             if let Some(until) = retry_on_conflict(count).await? {
                 let details = json!({ "until": until });
-                self.trail
+                self.audit
                     .record(AuditAction::Locked, client, None, id, details);
             }
         }
-        self.trail
+        self.audit
             .record(AuditAction::LoginFailed, client, None, id, details);
         Ok(None)
     }
@@ -361,9 +361,9 @@ impl Accounts {
     ) -> Result<Option<SignedIn>, Error> {
         let user = &viewer.user;
         let attempt = Attempt::new(&text::fold(&user.email), client.address);
-        let _turn = self.turn(&attempt).await?;
-        let verdict = self.attempt(client, &attempt, Some(user), current).await?;
-        if verdict.is_none() {
+        let _guard = self.lock_queue(&attempt).await?;
+        let matched = self.attempt(client, &attempt, Some(user), current).await?;
+        if matched.is_none() {
             return Ok(None);
         }
         let signed_in = self
@@ -374,7 +374,7 @@ impl Accounts {
             tracing::warn!(cause = %error, "cannot clear the failed sign-in attempts");
         }
         let id = Some(user.id);
-        self.trail
+        self.audit
             .record(AuditAction::PasswordChanged, client, id, id, json!({}));
         Ok(signed_in)
     }
@@ -395,7 +395,7 @@ impl Accounts {
         };
         self.replace_password(client, user.id, new, None).await?;
         lockout::forget(&self.db, &text::fold(&user.email)).await?;
-        self.trail.record(
+        self.audit.record(
             AuditAction::PasswordChanged,
             client,
             None,
@@ -417,13 +417,13 @@ impl Accounts {
         let hash = self.passwords.hash(new).await?;
         let change = || async {
             let now = self.now();
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             let row = lock(&transaction, user).await?;
             let row = row.ok_or_else(Error::token_invalid)?;
             if let Some(viewer) = viewer {
                 let version = viewer.user.token_version;
-                let stands = row.is_active && row.token_version == version;
-                if !stands || is_ended(&transaction, viewer.session()).await? {
+                let is_valid = row.is_active && row.token_version == version;
+                if !is_valid || is_ended(&transaction, viewer.session()).await? {
                     return Err(Error::token_revoked());
                 }
             }
@@ -446,8 +446,8 @@ impl Accounts {
                 None => None,
             };
             let origin = (viewer.map(Viewer::id), client);
-            let facts = vec![tokens_revoked(user, reason, now)];
-            self.commit(transaction, origin, facts, now).await?;
+            let events = vec![tokens_revoked(user, reason, now)];
+            self.commit(transaction, origin, events, now).await?;
             self.ended(Ended::Before { user, version });
             Ok(signed_in)
         };
@@ -471,7 +471,7 @@ impl Accounts {
         if names.is_empty() {
             return Ok(Amended {
                 row,
-                facts: Vec::new(),
+                events: Vec::new(),
                 details: None,
                 ended: None,
             });
@@ -500,9 +500,9 @@ impl Accounts {
             row.is_active = Set(is_active);
         }
         let row = row.update(transaction).await?;
-        let mut facts = vec![changed(EventType::UserUpdated, &row, &names)];
+        let mut events = vec![changed(EventType::UserUpdated, &row, &names)];
         if revokes {
-            facts.push(tokens_revoked(user, RevocationReason::Admin, now));
+            events.push(tokens_revoked(user, RevocationReason::Admin, now));
         }
         let details = json!({
             "changed": names,
@@ -511,7 +511,7 @@ impl Accounts {
         });
         Ok(Amended {
             row,
-            facts,
+            events,
             details: Some(details),
             ended,
         })
@@ -532,18 +532,19 @@ impl Accounts {
         };
         let change = || async {
             let now = self.now();
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             let Some(row) = lock(&transaction, user.id).await? else {
                 return Ok(None);
             };
             let amended = self.amend(&transaction, row, amendment, now).await?;
             let Amended {
                 row,
-                facts,
+                events,
                 details,
                 ended,
             } = amended;
-            self.commit(transaction, (None, client), facts, now).await?;
+            self.commit(transaction, (None, client), events, now)
+                .await?;
             if let Some(ended) = ended {
                 self.ended(ended);
             }
@@ -553,7 +554,7 @@ impl Accounts {
             return Ok(None);
         };
         if let Some(details) = details {
-            self.trail.record(
+            self.audit.record(
                 AuditAction::UserChanged,
                 client,
                 None,

@@ -59,11 +59,11 @@ impl Batch for Credential {
                 Condition::all().add(of_user).add(among(jti, &sessions)),
             )
             .take();
-        let mut known: HashMap<Uuid, (Arc<user::Model>, HashSet<Uuid>)> = HashMap::new();
+        let mut by_user: HashMap<Uuid, (Arc<user::Model>, HashSet<Uuid>)> = HashMap::new();
         for row in db.rows(&select).await? {
             let user = user::Model::from_query_result(&row, "")?;
             let revoked: Option<Uuid> = row.try_get("", "revoked")?;
-            let (_, sessions) = known
+            let (_, sessions) = by_user
                 .entry(user.id)
                 .or_insert_with(|| (Arc::new(user), HashSet::new()));
             sessions.extend(revoked);
@@ -71,7 +71,7 @@ impl Batch for Credential {
         Ok(keys
             .iter()
             .filter_map(|key| {
-                let (user, revoked) = known.get(&key.0)?;
+                let (user, revoked) = by_user.get(&key.0)?;
                 let found = Found {
                     user: Arc::clone(user),
                     is_revoked: revoked.contains(&key.1),

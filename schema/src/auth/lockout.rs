@@ -87,7 +87,7 @@ impl Attempt {
     }
 
     /// Reads the lock status of the attempt.
-    pub(super) async fn standing(
+    pub(super) async fn status(
         &self,
         db: &impl ConnectionTrait,
         now: DateTime<Utc>,
@@ -113,8 +113,8 @@ impl Attempt {
 
     /// The key of the attempt's queue, which serializes concurrent guesses so that each one is counted. Attempts from
     /// unknown networks share the queue of the account; attempts from the owner's networks do not wait in it.
-    pub(super) fn queue(&self, standing: &LockStatus) -> &str {
-        &self.keys[if standing.is_known {
+    pub(super) fn queue(&self, status: &LockStatus) -> &str {
+        &self.keys[if status.is_known {
             &Scope::Pair
         } else {
             &Scope::Account
@@ -125,11 +125,11 @@ impl Attempt {
     pub(super) async fn failed(
         &self,
         db: &impl ConnectionTrait,
-        standing: &LockStatus,
+        status: &LockStatus,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, DbErr> {
         use lockout::Column::{ExpiresAt, Failures, Key, LockedUntil};
-        let scopes: &[Scope] = if standing.is_known {
+        let scopes: &[Scope] = if status.is_known {
             &[Scope::Pair, Scope::Network]
         } else {
             &[Scope::Pair, Scope::Network, Scope::Account]

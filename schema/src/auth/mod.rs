@@ -55,7 +55,7 @@ use crate::{
 
 /// Maximum number of accounts in concurrent sign-ins. Attempts on one account are serialized, so that parallel guesses
 /// are counted one after the other.
-const TURNS: usize = 1_024;
+const QUEUES: usize = 1_024;
 
 /// Maximum number of rows purged by one statement.
 const PURGED: u64 = 1_000;
@@ -111,7 +111,7 @@ pub struct Accounts {
     db: DatabaseConnection,
     writer: Writer,
     clock: Clock,
-    mint: TokenSigner,
+    signer: TokenSigner,
     passwords: Passwords,
     access_lifetime: Duration,
     refresh_lifetime: Duration,
@@ -120,11 +120,11 @@ pub struct Accounts {
     /// Sessions that were ended before their access tokens expired.
     revoked: Cache<Uuid, ()>,
     capacity: u64,
-    turns: Box<[Mutex<()>]>,
+    queues: Box<[Mutex<()>]>,
     hasher: RandomState,
     /// Notified of changes. `None` on a command line: the server then finds the changes by polling.
     bus: Option<Arc<Bus>>,
-    pub(crate) trail: AuditLog,
+    pub(crate) audit: AuditLog,
 }
 
 impl Accounts {
@@ -139,12 +139,12 @@ impl Accounts {
     ) -> Result<(Self, AuditWriter), String> {
         let (keys, settings) = (settings.keys, settings.policy);
         let passwords = Passwords::new(&settings.hashing).map_err(|error| error.to_string())?;
-        let (trail, recorder) = audit_log(db.clone(), settings.audit_queue, Arc::clone(&clock));
+        let (audit, audit_writer) = audit_log(db.clone(), settings.audit_queue, Arc::clone(&clock));
         let accounts = Self {
             db,
             writer,
             clock,
-            mint: TokenSigner {
+            signer: TokenSigner {
                 keys,
                 issuer: settings.issuer,
                 audience: settings.audience,
@@ -156,12 +156,12 @@ impl Accounts {
             audit_retention: settings.audit_retention,
             revoked: Cache::new(settings.revoked_tokens, Some(settings.access_lifetime)),
             capacity: settings.revoked_tokens,
-            turns: (0..TURNS).map(|_| Mutex::default()).collect(),
+            queues: (0..QUEUES).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             bus,
-            trail,
+            audit,
         };
-        Ok((accounts, recorder))
+        Ok((accounts, audit_writer))
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -173,12 +173,12 @@ impl Accounts {
         &self,
         transaction: &DatabaseTransaction,
         (actor, client): (Option<Uuid>, &Client),
-        facts: Vec<NewEvent>,
+        events: Vec<NewEvent>,
         now: DateTime<Utc>,
     ) -> Result<u64, Error> {
         let window = self.bus.as_ref().map(|bus| bus.window());
         let origin = (actor, client.request_id.as_str());
-        append(transaction, origin, facts, now, window.unwrap_or_default()).await
+        append(transaction, origin, events, now, window.unwrap_or_default()).await
     }
 
     /// Must be called after a commit that has appended events.
@@ -193,23 +193,23 @@ impl Accounts {
         &self,
         transaction: DatabaseTransaction,
         origin: (Option<Uuid>, &Client),
-        facts: Vec<NewEvent>,
+        events: Vec<NewEvent>,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let is_told = !facts.is_empty();
-        let duplicates = self.append(&transaction, origin, facts, now).await?;
+        let has_events = !events.is_empty();
+        let duplicates = self.append(&transaction, origin, events, now).await?;
         self.writer.commit(transaction).await?;
-        if is_told {
+        if has_events {
             self.committed(duplicates);
         }
         Ok(())
     }
 
-    async fn turn(&self, attempt: &Attempt) -> Result<MutexGuard<'_, ()>, Error> {
-        let standing = attempt.standing(&self.db, self.now()).await?;
-        let hash = self.hasher.hash_one(attempt.queue(&standing));
-        let place = usize::try_from(hash % TURNS as u64).unwrap_or_default();
-        Ok(self.turns[place].lock().await)
+    async fn lock_queue(&self, attempt: &Attempt) -> Result<MutexGuard<'_, ()>, Error> {
+        let status = attempt.status(&self.db, self.now()).await?;
+        let hash = self.hasher.hash_one(attempt.queue(&status));
+        let place = usize::try_from(hash % QUEUES as u64).unwrap_or_default();
+        Ok(self.queues[place].lock().await)
     }
 
     /// The user of an access token, its session, and when it expires.
@@ -224,7 +224,7 @@ impl Accounts {
     ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
         let reject = |user, why: &str, error: Error| {
             let details = json!({ "reason": why });
-            self.trail
+            self.audit
                 .record(AuditAction::TokenRejected, client, user, user, details);
             error
         };
@@ -306,7 +306,7 @@ impl Accounts {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub(crate) async fn look(&self, loader: &Loader, user: Uuid) -> Result<(), Error> {
+    pub(crate) async fn check_watched(&self, loader: &Loader, user: Uuid) -> Result<(), Error> {
         let Some(bus) = &self.bus else {
             return Ok(());
         };
@@ -322,7 +322,7 @@ impl Accounts {
 
     /// Decodes an access token. Does not check whether it was revoked.
     pub(crate) fn read(&self, token: &str) -> TokenClaims {
-        TokenClaims(self.mint.read(token, self.now()))
+        TokenClaims(self.signer.read(token, self.now()))
     }
 
     /// Statistics of the revocation cache.

@@ -17,7 +17,7 @@ use crate::{
 /// Creates and changes accounts. The audit log contains the operations only after [`finish`](Operator::finish).
 pub struct Operator {
     accounts: Accounts,
-    recorder: AuditWriter,
+    audit_writer: AuditWriter,
     client: Client,
 }
 
@@ -28,7 +28,7 @@ impl Operator {
     /// # Errors
     /// The settings are invalid.
     pub fn new(db: DatabaseConnection, settings: Settings, clock: Clock) -> Result<Self, Reason> {
-        let (accounts, recorder) =
+        let (accounts, audit_writer) =
             Accounts::new(db.clone(), Writer::new(db), settings, clock, None)?;
         let client = Client {
             user_agent: Some("gathering user".to_owned()),
@@ -36,7 +36,7 @@ impl Operator {
         };
         Ok(Self {
             accounts,
-            recorder,
+            audit_writer,
             client,
         })
     }
@@ -56,7 +56,7 @@ impl Operator {
         let (email, email_key) = check.email("email", email);
         let name = check.line("name", name, MAX_USER_NAME);
         check_password(&mut check, "password", password);
-        check.faults().map_err(told)?;
+        check.faults().map_err(messages)?;
         let profile = Profile {
             email,
             email_key,
@@ -100,21 +100,24 @@ impl Operator {
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), Reason> {
         let mut check = Check::default();
         check_password(&mut check, "password", password);
-        check.faults().map_err(told)?;
+        check.faults().map_err(messages)?;
         let done = self.accounts.set_password(&self.client, email, password);
-        done.await.map_err(line)?.then_some(()).ok_or_else(nobody)
+        done.await
+            .map_err(line)?
+            .then_some(())
+            .ok_or_else(no_account)
     }
 
     /// Writes the recorded operations to the audit log.
     pub async fn finish(self) {
         drop(self.accounts);
-        self.recorder.run(std::future::pending()).await;
+        self.audit_writer.run(std::future::pending()).await;
     }
 
     async fn change(&self, email: &str, amendment: &Amendment) -> Result<(), Reason> {
         let changed = self.accounts.amend_by_email(&self.client, email, amendment);
         let changed = changed.await.map_err(line)?;
-        changed.map(drop).ok_or_else(nobody)
+        changed.map(drop).ok_or_else(no_account)
     }
 }
 
@@ -126,11 +129,11 @@ fn role(is_admin: bool) -> UserRole {
     }
 }
 
-fn nobody() -> Reason {
+fn no_account() -> Reason {
     "there is no account with this e-mail address".to_owned()
 }
 
-fn told(faults: Vec<UserError>) -> Reason {
+fn messages(faults: Vec<UserError>) -> Reason {
     let messages: Vec<_> = faults.into_iter().map(|fault| fault.message).collect();
     messages.join(" ")
 }

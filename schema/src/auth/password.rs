@@ -43,7 +43,7 @@ gathering_settings::settings! {
 pub(super) struct Passwords {
     argon2: Argon2<'static>,
     /// The hash of a random password, for nonexistent accounts.
-    nobody: OnceLock<String>,
+    decoy: OnceLock<String>,
     running: Arc<Semaphore>,
     waiting: Semaphore,
 }
@@ -88,7 +88,7 @@ impl Passwords {
         let params = Params::new(hashing.memory, hashing.passes, 1, None)?;
         Ok(Self {
             argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
-            nobody: OnceLock::new(),
+            decoy: OnceLock::new(),
             running: Arc::new(Semaphore::new(hashing.parallel)),
             waiting: Semaphore::new(WAITING),
         })
@@ -114,14 +114,14 @@ impl Passwords {
         password: &str,
         hashed: Option<&str>,
     ) -> Result<PasswordMatch, Error> {
-        let nobody = if let Some(nobody) = self.nobody.get() {
-            nobody
+        let decoy = if let Some(decoy) = self.decoy.get() {
+            decoy
         } else {
-            let nobody = self.hash(&Uuid::new_v4().to_string()).await?;
-            self.nobody.get_or_init(|| nobody)
+            let decoy = self.hash(&Uuid::new_v4().to_string()).await?;
+            self.decoy.get_or_init(|| decoy)
         };
         let exists = hashed.is_some();
-        let hashed = hashed.unwrap_or(nobody).to_owned();
+        let hashed = hashed.unwrap_or(decoy).to_owned();
         // No account has a longer password. Avoid spending more time on it.
         let fits = !has(password, LENGTH.end() + 1);
         let password = if fits {
@@ -130,7 +130,7 @@ impl Passwords {
             String::new()
         };
         let argon2 = self.argon2.clone();
-        let verdict = self
+        let result = self
             .compute(move || {
                 let hashed = PasswordHash::new(&hashed)?;
                 match argon2.verify_password(password.as_bytes(), &hashed) {
@@ -143,7 +143,7 @@ impl Passwords {
             .await?
             .map_err(broken)?;
         Ok(if exists && fits {
-            verdict
+            result
         } else {
             PasswordMatch::Wrong
         })
@@ -177,9 +177,9 @@ fn hash(argon2: &Argon2<'_>, password: &str) -> password_hash::Result<String> {
 }
 
 fn is_outdated(argon2: &Argon2<'_>, hashed: &PasswordHash) -> bool {
-    let wanted = argon2.params();
+    let params = argon2.params();
     Params::try_from(hashed)
-        .is_ok_and(|made| made.m_cost() < wanted.m_cost() || made.t_cost() < wanted.t_cost())
+        .is_ok_and(|stored| stored.m_cost() < params.m_cost() || stored.t_cost() < params.t_cost())
 }
 
 fn broken(error: password_hash::Error) -> Error {
@@ -201,21 +201,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_checked_against_its_hash_alone() {
+    async fn a_password_matches_only_its_own_hash() {
         let passwords = passwords(64, 1);
         let hashed = passwords.hash("caf\u{e9} at noon").await.expect("hashes");
         assert!(
             hashed.starts_with("$argon2id$v=19$m=64,t=1,p=1$"),
             "{hashed}"
         );
-        for (password, verdict) in [
+        for (password, expected) in [
             ("caf\u{e9} at noon", PasswordMatch::Right),
             ("cafe\u{301} at noon", PasswordMatch::Right),
             ("cafe at noon", PasswordMatch::Wrong),
             ("", PasswordMatch::Wrong),
         ] {
             let found = passwords.verify(password, Some(&hashed)).await;
-            assert_eq!(found.expect("checks"), verdict, "{password}");
+            assert_eq!(found.expect("checks"), expected, "{password}");
         }
         let long = "x".repeat(1 << 20);
         let hashed = passwords.hash("").await.expect("hashes");
@@ -226,12 +226,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hash_of_less_effort_is_outdated() {
+    async fn a_hash_with_weaker_parameters_is_outdated() {
         let hashed = passwords(64, 1)
             .hash("correct horse")
             .await
             .expect("hashes");
-        for (memory, passes, verdict) in [
+        for (memory, passes, expected) in [
             (64, 1, PasswordMatch::Right),
             (32, 1, PasswordMatch::Right),
             (128, 1, PasswordMatch::Outdated),
@@ -242,7 +242,7 @@ mod tests {
                 .await;
             assert_eq!(
                 found.expect("checks"),
-                verdict,
+                expected,
                 "{memory} KiB, {passes} passes"
             );
         }

@@ -45,7 +45,7 @@ pub(crate) struct SignedIn {
     pub(crate) refresh_expires_at: DateTime<Utc>,
 }
 
-/// The maximum lifetime of an access token, whatever the configuration was when it was issued.
+/// The maximum lifetime of an access token under any configuration.
 const LONGEST_ACCESS: Duration = Duration::from_hours(1);
 
 /// The sessions that end.
@@ -179,7 +179,7 @@ impl Accounts {
         // Tokens have a precision of one second.
         let until = DateTime::from_timestamp(until.timestamp(), 0).unwrap_or(until);
         let token = self
-            .mint
+            .signer
             .sign((user.id, user.token_version), session, now, until)
             .map_err(|error| {
                 tracing::error!(%error, "cannot sign an access token");
@@ -195,21 +195,21 @@ impl Accounts {
     pub(crate) async fn refresh(&self, client: &Client, token: &str) -> Result<SignedIn, Error> {
         let failed = |user, reason: &str| {
             let details = json!({ "reason": reason });
-            self.trail
+            self.audit
                 .record(AuditAction::TokenRejected, client, user, user, details);
         };
         match retry_on_conflict(|| self.exchange(client, token)).await? {
             Refresh::Renewed(signed_in, session) => {
                 let user = Some(signed_in.user.id);
                 let details = in_session(session);
-                self.trail
+                self.audit
                     .record(AuditAction::Refreshed, client, user, user, details);
                 Ok(signed_in)
             }
             Refresh::Reused(user, session) => {
                 let details = in_session(session);
                 let user = Some(user);
-                self.trail
+                self.audit
                     .record(AuditAction::RefreshReused, client, user, user, details);
                 Err(Error::bad_refresh_token())
             }
@@ -234,7 +234,7 @@ impl Accounts {
         let Some(row) = find().one(&self.db).await? else {
             return Ok(Refresh::Unusable);
         };
-        let (transaction, _turn) = self.writer.begin().await?;
+        let (transaction, _guard) = self.writer.begin().await?;
         let Some(user) = lock(&transaction, row.user_id).await? else {
             return Ok(Refresh::Unusable);
         };
@@ -254,8 +254,8 @@ impl Accounts {
                 // The session has ended before; do not report it again.
                 return Ok(Refresh::Unusable);
             }
-            let facts = vec![tokens_revoked(user.id, reason, now)];
-            self.commit(transaction, (Some(user.id), client), facts, now)
+            let events = vec![tokens_revoked(user.id, reason, now)];
+            self.commit(transaction, (Some(user.id), client), events, now)
                 .await?;
             self.ended(ending.of(user.id));
             return Ok(Refresh::Reused(user.id, session));
@@ -337,7 +337,7 @@ impl Accounts {
             retry_on_conflict(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
         let user = Some(viewer.id());
         let details = json!({ "everywhere": everywhere });
-        self.trail
+        self.audit
             .record(AuditAction::LoggedOut, client, user, user, details);
         // Also count the presented access token.
         Ok(ended + 1)
@@ -352,7 +352,7 @@ impl Accounts {
     ) -> Result<u64, Error> {
         let now = self.now();
         let reason = RevocationReason::Logout;
-        let (transaction, _turn) = self.writer.begin().await?;
+        let (transaction, _guard) = self.writer.begin().await?;
         let user = lock(&transaction, viewer.id()).await?;
         let user = user.ok_or_else(Error::token_invalid)?;
         let latest = now + LONGEST_ACCESS;
@@ -376,9 +376,9 @@ impl Accounts {
             let end = self.end(&transaction, viewer.id(), *ending, reason, now);
             ended += end.await?;
         }
-        let facts = everywhere.then(|| tokens_revoked(viewer.id(), reason, now));
-        let facts = facts.into_iter().collect();
-        self.commit(transaction, (Some(viewer.id()), client), facts, now)
+        let events = everywhere.then(|| tokens_revoked(viewer.id(), reason, now));
+        let events = events.into_iter().collect();
+        self.commit(transaction, (Some(viewer.id()), client), events, now)
             .await?;
         for ending in endings {
             self.ended(ending.of(viewer.id()));

@@ -273,7 +273,7 @@ mod tests {
     const OTHER: &[u8] = b"vutsrqponmlkjihgfedcba9876543210";
     const NONE: [&[u8]; 0] = [];
 
-    fn mint(signing: &[u8], verifying: &[&[u8]]) -> TokenSigner {
+    fn signer(signing: &[u8], verifying: &[&[u8]]) -> TokenSigner {
         TokenSigner {
             keys: Keys::new(signing, verifying).expect("strong keys"),
             issuer: "gathering".to_owned(),
@@ -281,9 +281,10 @@ mod tests {
         }
     }
 
-    fn sign(mint: &TokenSigner, now: DateTime<Utc>) -> String {
+    fn sign(signer: &TokenSigner, now: DateTime<Utc>) -> String {
         let until = now + Duration::from_mins(15);
-        mint.sign((Uuid::max(), 3), Uuid::max(), now, until)
+        signer
+            .sign((Uuid::max(), 3), Uuid::max(), now, until)
             .expect("signs")
     }
 
@@ -300,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_from_its_first_second_to_its_last() {
-        let mint = mint(KEY, &[]);
+    fn a_token_is_valid_from_its_issue_to_its_expiry() {
+        let signer = signer(KEY, &[]);
         let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
-        let token = sign(&mint, now);
-        let at = |seconds: i64| mint.read(&token, now + chrono::TimeDelta::seconds(seconds));
+        let token = sign(&signer, now);
+        let at = |seconds: i64| signer.read(&token, now + chrono::TimeDelta::seconds(seconds));
         assert_eq!(at(0).expect("good").ver, 3);
         assert!(at(899).is_ok());
         assert_eq!(at(900).err(), Some(TokenError::Expired));
@@ -313,9 +314,9 @@ mod tests {
     }
 
     #[test]
-    fn a_key_takes_over_from_another_without_a_gap() {
+    fn keys_can_be_rotated_without_rejecting_valid_tokens() {
         let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
-        let [old, both, new] = [mint(KEY, &[]), mint(OTHER, &[KEY]), mint(OTHER, &[])];
+        let [old, both, new] = [signer(KEY, &[]), signer(OTHER, &[KEY]), signer(OTHER, &[])];
         assert!(both.read(&sign(&old, now), now).is_ok());
         assert!(both.read(&sign(&new, now), now).is_ok());
         assert!(old.read(&sign(&both, now), now).is_err());
@@ -323,10 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forged_is_not_believed() {
-        let mint = mint(KEY, &[]);
+    fn forged_tokens_are_rejected() {
+        let signer = signer(KEY, &[]);
         let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
-        let id = &mint.keys.0[0].id;
+        let id = &signer.keys.0[0].id;
         let genuine = |iss: &str, aud: &str| {
             serde_json::json!({ "iss": iss, "aud": aud, "sub": Uuid::max(), "jti": Uuid::max(), "sid": Uuid::max(),
                 "iat": now.timestamp(), "exp": now.timestamp() + 900, "ver": 0 })
@@ -334,7 +335,7 @@ mod tests {
         let claims = genuine("gathering", "api");
         let header = |alg: &str| format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{id}"}}"#);
         let good = forged(&header("HS256"), &claims, KEY);
-        assert!(mint.read(&good, now).is_ok());
+        assert!(signer.read(&good, now).is_ok());
 
         let unsigned = good.rsplit_once('.').expect("three parts").0;
         let none = forged(&header("none"), &claims, KEY);
@@ -363,7 +364,7 @@ mod tests {
         }
         for token in cases {
             assert_eq!(
-                mint.read(&token, now).err(),
+                signer.read(&token, now).err(),
                 Some(TokenError::Invalid),
                 "{token}"
             );
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weak_key_is_refused() {
+    fn a_weak_key_is_rejected() {
         assert_eq!(Keys::new(b"short", &NONE).err(), Some(WeakKey::Short));
         for typed in [
             "a".repeat(64),

@@ -202,7 +202,7 @@ impl ModelQuery {
         by_id(ctx, &id).await
     }
 
-    /// All models, oldest first. Deprecated models are included only if the filter says so.
+    /// All models, oldest first. Deprecated models are included only if the filter selects them.
     async fn models(
         &self,
         ctx: &Context<'_>,
@@ -471,8 +471,8 @@ impl ModelMutation {
         ModelPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a model. Personas lose it as their default model. For administrators. `userErrors`: `IN_USE` while an
-    /// agent uses it.
+    /// Deletes a model.
+    /// Personas lose it as their default model. For administrators. `userErrors`: `IN_USE` while an agent uses it.
     async fn delete_model(
         &self,
         ctx: &Context<'_>,

@@ -51,8 +51,8 @@ pub(crate) const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 /// A persona: a reusable character for agents.
 pub struct Persona(pub(crate) Arc<persona::Model>);
 
-/// A reusable character for agents: role, traits, prompt and a default model. Part of the catalogue, which every
-/// signed-in user may read.
+/// A reusable character for agents: role, traits, prompt and a default model.
+/// Part of the catalogue, which every signed-in user may read.
 #[Object]
 impl Persona {
     /// The id of the persona, `persona_…`.
@@ -291,8 +291,9 @@ pub struct CreatePersonaInput {
     default_temperature: f64,
 }
 
-/// Input for `updatePersona`. Omitted fields keep their value; null clears a nullable field. Agents keep the defaults
-/// that they took from the persona.
+/// Input for `updatePersona`.
+/// Omitted fields keep their value; null clears a nullable field. Agents keep the defaults that they took from the
+/// persona.
 #[derive(InputObject)]
 pub struct UpdatePersonaInput {
     /// The id of the persona.
@@ -497,8 +498,8 @@ impl PersonaMutation {
         PersonaPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a persona. For administrators. `userErrors`: `PROTECTED` for a built-in persona, `IN_USE` while an agent
-    /// uses it.
+    /// Deletes a persona.
+    /// For administrators. `userErrors`: `PROTECTED` for a built-in persona, `IN_USE` while an agent uses it.
     async fn delete_persona(
         &self,
         ctx: &Context<'_>,

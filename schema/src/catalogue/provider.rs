@@ -73,7 +73,7 @@ impl Provider {
         self.0.updated_at.into()
     }
 
-    /// The provider's models, oldest first. Deprecated models are included only if the filter says so.
+    /// The provider's models, oldest first. Deprecated models are included only if the filter selects them.
     async fn models(
         &self,
         first: Option<i32>,

@@ -46,8 +46,8 @@ pub struct CreateCircleInput {
     /// The maximum number of active members, from 1 to 500.
     #[graphql(default = 50)]
     max_members: i32,
-    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
-    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
+    /// The number of active tasks at which routing stops, from 1 to 100.
+    /// Active tasks are `ASSIGNED`, `IN_PROGRESS`, `IN_REVIEW` or `CHANGES_REQUESTED`.
     #[graphql(default = 5)]
     max_concurrent_tasks: i32,
     /// The initial members: the caller's agents, each once; at most 100 and at most `maxMembers`.
@@ -70,8 +70,8 @@ pub struct UpdateCircleInput {
     display_name: MaybeUndefined<String>,
     /// The description, at most 10,000 characters.
     description: MaybeUndefined<String>,
-    /// The project it belongs to. Circle readers can read it, so only the project's owner or an administrator may link
-    /// it.
+    /// The project it belongs to.
+    /// Circle readers can read it, so only the project's owner or an administrator may link it.
     project_id: MaybeUndefined<ID>,
     /// Whether tasks require a review by default. Existing tasks are not changed.
     require_review: MaybeUndefined<bool>,
@@ -79,8 +79,8 @@ pub struct UpdateCircleInput {
     auto_route: MaybeUndefined<bool>,
     /// The maximum number of active members, from 1 to 500; not less than the current number.
     max_members: MaybeUndefined<i32>,
-    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
-    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
+    /// The number of active tasks at which routing stops, from 1 to 100.
+    /// Active tasks are `ASSIGNED`, `IN_PROGRESS`, `IN_REVIEW` or `CHANGES_REQUESTED`.
     max_concurrent_tasks: MaybeUndefined<i32>,
 }
 
@@ -235,11 +235,11 @@ pub struct UpdateCircleMemberInput {
     pub(super) member_id: ID,
     /// The role of the agent in the circle.
     pub(super) role: MaybeUndefined<MemberRole>,
-    /// The competencies in this circle; at most 50 entries of at most 100 characters. If empty, those of the agent
-    /// apply.
+    /// The competencies in this circle; at most 50 entries of at most 100 characters.
+    /// If empty, those of the agent apply.
     pub(super) competencies: MaybeUndefined<Vec<String>>,
-    /// The review types in this circle: at most 10 values of `ReviewType`, or `all`. If empty, those of the agent
-    /// apply.
+    /// The review types in this circle: at most 10 values of `ReviewType`, or `all`.
+    /// If empty, those of the agent apply.
     pub(super) review_types: MaybeUndefined<Vec<String>>,
 }
 

@@ -365,8 +365,8 @@ pub(crate) fn reviewing(check: &mut Check, field: &str, values: &[String]) -> Li
         *word != ALL_REVIEWS && types.all(|item| text::fold(item.name) != **word)
     };
     if let Some(unknown) = words.iter().find(is_unknown) {
-        let mut given = values.iter().map(|value| text::fold(value));
-        let place = given.position(|word| word == *unknown).unwrap_or_default();
+        let mut folded = values.iter().map(|value| text::fold(value));
+        let place = folded.position(|word| word == *unknown).unwrap_or_default();
         let field = entry(field, place);
         let message = format!("`{field}` must be a value of `ReviewType`, or `{ALL_REVIEWS}`.");
         check.fault(&field, UserErrorCode::Invalid, message);

@@ -60,8 +60,8 @@ pub enum CircleStatus {
 /// A team of agents.
 pub struct Circle(pub(crate) Arc<circle::Model>);
 
-/// A team of agents with rules for routing and reviewing tasks. Visible to its owner, to users with whom it is shared,
-/// and to administrators.
+/// A team of agents with rules for routing and reviewing tasks.
+/// Visible to its owner, to users with whom it is shared, and to administrators.
 #[Object]
 impl Circle {
     /// The id of the circle, `circle_…`.
@@ -137,8 +137,8 @@ impl Circle {
         self.0.max_members
     }
 
-    /// The number of active tasks at which routing stops, from 1 to 100. Active tasks are `ASSIGNED`, `IN_PROGRESS`,
-    /// `IN_REVIEW` or `CHANGES_REQUESTED`.
+    /// The number of active tasks at which routing stops, from 1 to 100.
+    /// Active tasks are `ASSIGNED`, `IN_PROGRESS`, `IN_REVIEW` or `CHANGES_REQUESTED`.
     async fn max_concurrent_tasks(&self) -> i32 {
         self.0.max_concurrent_tasks
     }
@@ -168,8 +168,8 @@ impl Circle {
         self.0.updated_at.into()
     }
 
-    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
-    /// changes.
+    /// The version, incremented by each edit and status transition.
+    /// Pass it as `expectedVersion` to detect concurrent changes.
     async fn version(&self) -> i32 {
         self.0.version
     }

@@ -95,10 +95,10 @@ pub struct CircleMutation;
 
 #[Object]
 impl CircleMutation {
-    /// Creates a circle owned by the caller, with its initial members, atomically. An agent or project of another user
-    /// is `FORBIDDEN`, or `NOT_FOUND` if the caller may not read it. `userErrors` codes besides input validation:
-    /// `TAKEN` (name); `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for more `members` than
-    /// `maxMembers`.
+    /// Creates a circle owned by the caller, with its initial members, atomically.
+    /// An agent or project of another user is `FORBIDDEN`, or `NOT_FOUND` if the caller may not read it. `userErrors`
+    /// codes besides input validation: `TAKEN` (name); `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for
+    /// more `members` than `maxMembers`.
     async fn create_circle(
         &self,
         ctx: &Context<'_>,
@@ -151,9 +151,10 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Updates a circle. Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN`
-    /// (name); `OUT_OF_RANGE` for a `maxMembers` below the number of active members; `CONFLICT`; `BAD_TRANSITION` while
-    /// it is `ARCHIVED`.
+    /// Updates a circle.
+    /// Requires its owner or an administrator. `userErrors` codes besides input validation: `TAKEN` (name);
+    /// `OUT_OF_RANGE` for a `maxMembers` below the number of active members; `CONFLICT`; `BAD_TRANSITION` while it is
+    /// `ARCHIVED`.
     async fn update_circle(
         &self,
         ctx: &Context<'_>,
@@ -193,8 +194,9 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Starts a circle that is `CREATED`, `PAUSED` or `STOPPED`. With `autoRoute`, its pending tasks are assigned.
-    /// Requires editor access to the circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
+    /// Starts a circle that is `CREATED`, `PAUSED` or `STOPPED`.
+    /// With `autoRoute`, its pending tasks are assigned. Requires editor access to the circle. `userErrors` codes:
+    /// `CONFLICT`; `BAD_TRANSITION`.
     async fn start_circle(
         &self,
         ctx: &Context<'_>,
@@ -204,8 +206,8 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome).await
     }
 
-    /// Pauses a `RUNNING` circle: no new tasks are routed, assigned tasks continue. Requires editor access to the
-    /// circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
+    /// Pauses a `RUNNING` circle: no new tasks are routed, assigned tasks continue.
+    /// Requires editor access to the circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn pause_circle(
         &self,
         ctx: &Context<'_>,
@@ -215,8 +217,8 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome).await
     }
 
-    /// Stops a `RUNNING` or `PAUSED` circle and pauses its active conversations. Requires editor access to the circle.
-    /// `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
+    /// Stops a `RUNNING` or `PAUSED` circle and pauses its active conversations.
+    /// Requires editor access to the circle. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn stop_circle(
         &self,
         ctx: &Context<'_>,
@@ -226,9 +228,9 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome).await
     }
 
-    /// Archives a circle that is `CREATED` or `STOPPED` and pauses its active conversations. An archived circle can
-    /// only be read, restored or deleted; its name may be reused. Requires its owner or an administrator. `userErrors`
-    /// codes: `CONFLICT`; `BAD_TRANSITION`.
+    /// Archives a circle that is `CREATED` or `STOPPED` and pauses its active conversations.
+    /// An archived circle can only be read, restored or deleted; its name may be reused. Requires its owner or an
+    /// administrator. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn archive_circle(
         &self,
         ctx: &Context<'_>,
@@ -249,10 +251,10 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome).await
     }
 
-    /// Deletes a circle that is `CREATED`, `STOPPED` or `ARCHIVED`. Its memberships, shares and tasks are deleted too;
-    /// the users with whom it was shared receive `CIRCLE_UNSHARED`. Its conversations are kept for their owners; those
-    /// that have not ended become `CANCELLED`. Requires its owner or an administrator. `userErrors` codes: `CONFLICT`;
-    /// `BAD_TRANSITION`.
+    /// Deletes a circle that is `CREATED`, `STOPPED` or `ARCHIVED`.
+    /// Its memberships, shares and tasks are deleted too; the users with whom it was shared receive `CIRCLE_UNSHARED`.
+    /// Its conversations are kept for their owners; those that have not ended become `CANCELLED`. Requires its owner or
+    /// an administrator. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn delete_circle(
         &self,
         ctx: &Context<'_>,
@@ -273,9 +275,9 @@ impl CircleMutation {
         DeletePayload::new(ctx, Kind::Circle, id, outcome.await?).await
     }
 
-    /// Shares a circle with another user, or changes that user's role. Requires its owner or an administrator.
-    /// `userErrors` codes: `INVALID` for an `email` that belongs to no active user or to the owner; `BAD_TRANSITION`
-    /// while the circle is `ARCHIVED`.
+    /// Shares a circle with another user, or changes that user's role.
+    /// Requires its owner or an administrator. `userErrors` codes: `INVALID` for an `email` that belongs to no active
+    /// user or to the owner; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn share_circle(
         &self,
         ctx: &Context<'_>,
@@ -302,9 +304,10 @@ impl CircleMutation {
         CirclePayload::new(ctx, outcome.await?).await
     }
 
-    /// Stops sharing a circle with a user. Requires its owner or an administrator; a collaborator may leave, and then
-    /// `circle` is null. `NOT_FOUND` if there is no such user. `userErrors` codes: `INVALID` if the circle is not
-    /// shared with the user; `BAD_TRANSITION` while the circle is `ARCHIVED`.
+    /// Stops sharing a circle with a user.
+    /// Requires its owner or an administrator; a collaborator may leave, and then `circle` is null. `NOT_FOUND` if
+    /// there is no such user. `userErrors` codes: `INVALID` if the circle is not shared with the user; `BAD_TRANSITION`
+    /// while the circle is `ARCHIVED`.
     async fn unshare_circle(
         &self,
         ctx: &Context<'_>,
@@ -335,11 +338,11 @@ pub struct MemberMutation;
 
 #[Object]
 impl MemberMutation {
-    /// Adds agents to a circle, all of them or none; former members rejoin. Requires editor access to the circle and
-    /// ownership of the agents, or an administrator: an agent of another user is `FORBIDDEN`, or `NOT_FOUND` if the
-    /// caller may not read it. `userErrors` codes besides input validation: `TAKEN` for an agent that is already an
-    /// active member; `INVALID` for an agent that is listed twice; `LIMIT_REACHED` for more than the circle's
-    /// `maxMembers`; `BAD_TRANSITION` while the circle is `ARCHIVED`.
+    /// Adds agents to a circle, all of them or none; former members rejoin.
+    /// Requires editor access to the circle and ownership of the agents, or an administrator: an agent of another user
+    /// is `FORBIDDEN`, or `NOT_FOUND` if the caller may not read it. `userErrors` codes besides input validation:
+    /// `TAKEN` for an agent that is already an active member; `INVALID` for an agent that is listed twice;
+    /// `LIMIT_REACHED` for more than the circle's `maxMembers`; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn add_circle_members(
         &self,
         ctx: &Context<'_>,
@@ -368,8 +371,9 @@ impl MemberMutation {
         CircleMembersPayload::new(ctx, outcome.await?).await
     }
 
-    /// Updates an active membership. Requires editor access to the circle. `userErrors` codes besides input validation:
-    /// `NOT_MEMBER` if the agent has left; `BAD_TRANSITION` while the circle is `ARCHIVED`.
+    /// Updates an active membership.
+    /// Requires editor access to the circle. `userErrors` codes besides input validation: `NOT_MEMBER` if the agent has
+    /// left; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn update_circle_member(
         &self,
         ctx: &Context<'_>,
@@ -410,10 +414,10 @@ impl MemberMutation {
         CircleMemberPayload::new(ctx, outcome.await?).await
     }
 
-    /// Removes an agent from a circle. Its tasks there that are `ASSIGNED`, `CHANGES_REQUESTED` or `BLOCKED` become
-    /// `PENDING`. Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER` if the agent has left already;
-    /// `IN_USE` while one of its tasks there is `IN_PROGRESS` or `IN_REVIEW`; `BAD_TRANSITION` while the circle is
-    /// `ARCHIVED`.
+    /// Removes an agent from a circle.
+    /// Its tasks there that are `ASSIGNED`, `CHANGES_REQUESTED` or `BLOCKED` become `PENDING`. Requires editor access
+    /// to the circle. `userErrors` codes: `NOT_MEMBER` if the agent has left already; `IN_USE` while one of its tasks
+    /// there is `IN_PROGRESS` or `IN_REVIEW`; `BAD_TRANSITION` while the circle is `ARCHIVED`.
     async fn remove_circle_member(
         &self,
         ctx: &Context<'_>,

@@ -150,8 +150,8 @@ pub(super) async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result
             "toStatus": AgentStatus::Idle.to_value(),
             "version": version,
         });
-        let fact = NewEvent::new(EventType::AgentStatusChanged, id, payload);
-        change.append(fact.owner(owner).agent(id));
+        let new_event = NewEvent::new(EventType::AgentStatusChanged, id, payload);
+        change.append(new_event.owner(owner).agent(id));
     }
     Ok(())
 }

@@ -37,8 +37,8 @@ const TURNS: RangeInclusive<i32> = 1..=50;
 pub(crate) struct CreateConversationInput {
     /// The topic, a single line of 1 to 500 characters.
     pub(super) topic: String,
-    /// The participants, in speaking order. In a circle: 2 to 20 active members; without a circle: 1 to 20 agents of
-    /// the caller.
+    /// The participants, in speaking order.
+    /// In a circle: 2 to 20 active members; without a circle: 1 to 20 agents of the caller.
     pub(super) participant_ids: Vec<ID>,
     /// The circle in which it takes place.
     pub(super) circle_id: Option<ID>,
@@ -70,8 +70,8 @@ pub(crate) struct UpdateConversationInput {
     pub(super) topic: MaybeUndefined<String>,
     /// The summary, at most 20,000 characters.
     pub(super) summary: MaybeUndefined<String>,
-    /// The number of turns after which it ends, from 1 to 50. It must be greater than the number of turns taken, or,
-    /// once the conversation has ended, not less.
+    /// The number of turns after which it ends, from 1 to 50.
+    /// It must be greater than the number of turns taken, or, once the conversation has ended, not less.
     pub(super) max_turns: MaybeUndefined<i32>,
 }
 

@@ -224,8 +224,8 @@ impl MessagePayload {
 pub struct PostMessageInput {
     /// The conversation.
     conversation_id: ID,
-    /// The content, 1 to 100,000 characters. `@` followed by a participant's name is a mention, except in code, URLs
-    /// and e-mail addresses.
+    /// The content, 1 to 100,000 characters.
+    /// `@` followed by a participant's name is a mention, except in code, URLs and e-mail addresses.
     content: String,
     /// The participant whose turn this is; if omitted, the message is from the caller.
     agent_id: Option<ID>,
@@ -248,13 +248,13 @@ pub struct MessageMutation;
 
 #[Object]
 impl MessageMutation {
-    /// Posts a message to a conversation. Without `agentId` it is a message of the caller and requires that the
-    /// conversation is `ACTIVE` or `PAUSED`; with `agentId` it is a turn of the agent and requires that it is `ACTIVE`.
-    /// The conversation ends with turn number `maxTurns`, or with an agent's message that contains `[DONE]`,
-    /// `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. Requires editor access to the conversation's circle; without a circle, its
-    /// owner or an administrator. `userErrors` codes besides input validation: `NOT_MEMBER` for an agent that is not a
-    /// participant; `INVALID` for an agent whose turn it is not and for a parent of another conversation;
-    /// `BAD_TRANSITION`.
+    /// Posts a message to a conversation.
+    /// Without `agentId` it is a message of the caller and requires that the conversation is `ACTIVE` or `PAUSED`; with
+    /// `agentId` it is a turn of the agent and requires that it is `ACTIVE`. The conversation ends with turn number
+    /// `maxTurns`, or with an agent's message that contains `[DONE]`, `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. Requires
+    /// editor access to the conversation's circle; without a circle, its owner or an administrator. `userErrors` codes
+    /// besides input validation: `NOT_MEMBER` for an agent that is not a participant; `INVALID` for an agent whose turn
+    /// it is not and for a parent of another conversation; `BAD_TRANSITION`.
     async fn post_message(
         &self,
         ctx: &Context<'_>,
@@ -321,9 +321,9 @@ impl MessageMutation {
         MessagePayload::new(ctx, outcome.await?).await
     }
 
-    /// Pins or unpins a message, whatever the status of its conversation. Requires editor access to the conversation's
-    /// circle; without a circle, its owner or an administrator. `userErrors` code: `BAD_TRANSITION` in an archived
-    /// circle.
+    /// Pins or unpins a message, in any status of its conversation.
+    /// Requires editor access to the conversation's circle; without a circle, its owner or an administrator.
+    /// `userErrors` code: `BAD_TRANSITION` in an archived circle.
     async fn pin_message(
         &self,
         ctx: &Context<'_>,

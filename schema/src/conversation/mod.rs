@@ -52,8 +52,8 @@ pub enum TurnStrategy {
     RoundRobin,
     /// The first mentioned participant speaks next; without a mention, as in `ROUND_ROBIN`.
     MentionBased,
-    /// The first mentioned participant speaks next; without a mention, any that did not speak last. An agent may also
-    /// speak out of turn.
+    /// The first mentioned participant speaks next; without a mention, any that did not speak last.
+    /// An agent may also speak out of turn.
     FreeForm,
     /// The facilitator selects each speaker and speaks again after each of them.
     FacilitatorLed,
@@ -80,8 +80,8 @@ pub enum ConversationStatus {
 /// A turn-based conversation between agents.
 pub struct Conversation(pub(crate) Arc<conversation::Model>);
 
-/// A turn-based conversation between agents and users. Visible to readers of its circle, or to its owner if it has no
-/// circle, and to administrators.
+/// A turn-based conversation between agents and users.
+/// Visible to readers of its circle, or to its owner if it has no circle, and to administrators.
 #[Object]
 impl Conversation {
     /// The id of the conversation, `conversation_…`.
@@ -183,8 +183,8 @@ impl Conversation {
         self.0.updated_at.into()
     }
 
-    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
-    /// changes.
+    /// The version, incremented by each edit and status transition.
+    /// Pass it as `expectedVersion` to detect concurrent changes.
     async fn version(&self) -> i32 {
         self.0.version
     }

@@ -52,10 +52,11 @@ pub struct ConversationMutation;
 
 #[Object]
 impl ConversationMutation {
-    /// Creates a conversation in a circle, or without one among the caller's own agents. A circle requires editor
-    /// access. `userErrors` codes besides input validation: `NOT_MEMBER` for a participant that is not an active member
-    /// of the circle; `INVALID` for a participant that is listed twice, for a facilitator that is not needed or not a
-    /// participant, and for a task of another circle; `BAD_TRANSITION` in an archived circle.
+    /// Creates a conversation in a circle, or without one among the caller's own agents.
+    /// A circle requires editor access. `userErrors` codes besides input validation: `NOT_MEMBER` for a participant
+    /// that is not an active member of the circle; `INVALID` for a participant that is listed twice, for a facilitator
+    /// that is not needed or not a participant, and for a task of another circle; `BAD_TRANSITION` in an archived
+    /// circle.
     async fn create_conversation(
         &self,
         ctx: &Context<'_>,
@@ -111,8 +112,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome.await?).await
     }
 
-    /// Updates a conversation in any status. Requires editor access to its circle; without a circle, its owner or an
-    /// administrator. `userErrors` codes besides input validation: `CONFLICT`; `BAD_TRANSITION` in an archived circle.
+    /// Updates a conversation in any status.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes
+    /// besides input validation: `CONFLICT`; `BAD_TRANSITION` in an archived circle.
     async fn update_conversation(
         &self,
         ctx: &Context<'_>,
@@ -145,8 +147,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome.await?).await
     }
 
-    /// Starts a `PENDING` conversation: it becomes `ACTIVE` and its first speaker is set. Requires editor access to its
-    /// circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Starts a `PENDING` conversation: it becomes `ACTIVE` and its first speaker is set.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn start_conversation(
         &self,
         ctx: &Context<'_>,
@@ -156,8 +159,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome).await
     }
 
-    /// Pauses an `ACTIVE` conversation: agents take no turns, users may still post messages. Requires editor access to
-    /// its circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Pauses an `ACTIVE` conversation: agents take no turns, users may still post messages.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn pause_conversation(
         &self,
         ctx: &Context<'_>,
@@ -167,8 +171,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome).await
     }
 
-    /// Resumes a `PAUSED` conversation: it becomes `ACTIVE`. Requires editor access to its circle; without a circle,
-    /// its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Resumes a `PAUSED` conversation: it becomes `ACTIVE`.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn resume_conversation(
         &self,
         ctx: &Context<'_>,
@@ -178,8 +183,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome).await
     }
 
-    /// Ends an `ACTIVE` conversation as `COMPLETED`. Requires editor access to its circle; without a circle, its owner
-    /// or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Ends an `ACTIVE` conversation as `COMPLETED`.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn complete_conversation(
         &self,
         ctx: &Context<'_>,
@@ -189,8 +195,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome).await
     }
 
-    /// Cancels a `PENDING`, `ACTIVE` or `PAUSED` conversation: it becomes `CANCELLED`. Requires editor access to its
-    /// circle; without a circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Cancels a `PENDING`, `ACTIVE` or `PAUSED` conversation: it becomes `CANCELLED`.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn cancel_conversation(
         &self,
         ctx: &Context<'_>,
@@ -200,8 +207,9 @@ impl ConversationMutation {
         ConversationPayload::new(ctx, outcome).await
     }
 
-    /// Deletes a conversation that is not `ACTIVE`, with its messages. Requires editor access to its circle; without a
-    /// circle, its owner or an administrator. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Deletes a conversation that is not `ACTIVE`, with its messages.
+    /// Requires editor access to its circle; without a circle, its owner or an administrator. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn delete_conversation(
         &self,
         ctx: &Context<'_>,

@@ -514,20 +514,20 @@ mod tests {
         let mut other = Fixture::new(TurnStrategy::FreeForm);
         assert_eq!(one.post(None, "Who begins?"), ADA);
         let mut speaker = ADA;
-        let mut heard = Vec::new();
+        let mut speakers = Vec::new();
         for _ in 0..40 {
             let next = one.post(Some(speaker), "Hm.");
             assert_eq!(other.post(Some(speaker), "Hm."), next);
             assert_eq!(one.post(None, "Hm?"), next);
             assert_ne!(next, speaker);
-            heard.push(next);
+            speakers.push(next);
             speaker = next;
         }
         for id in [ADA, LOVELACE, ELAN, BOB] {
-            assert!(heard.contains(&id));
+            assert!(speakers.contains(&id));
         }
         // All versions of the server must choose the same.
-        assert_eq!(heard[..4], [ELAN, LOVELACE, ELAN, ADA]);
+        assert_eq!(speakers[..4], [ELAN, LOVELACE, ELAN, ADA]);
     }
 
     #[test]

@@ -129,7 +129,7 @@ where
     let request = ctx.request();
     let viewer = request.viewer()?;
     retry_on_conflict(|| async {
-        let (transaction, turn) = request.services.writer.begin().await?;
+        let (transaction, guard) = request.services.writer.begin().await?;
         let now = request.now();
         if let Some(key) = &request.key
             && let Some(rows) = key.begin(ctx, &transaction).await?
@@ -146,10 +146,10 @@ where
             viewer,
             ctx,
             request,
-            facts: Vec::new(),
+            events: Vec::new(),
             notes: Vec::new(),
             ended: Vec::new(),
-            _turn: turn,
+            _guard: guard,
         };
         let outcome = match work(change).await {
             Ok(outcome) => outcome,
@@ -174,21 +174,21 @@ pub(crate) struct Change<'a> {
     pub(crate) viewer: &'a Viewer,
     ctx: &'a Context<'a>,
     request: &'a Request,
-    facts: Vec<NewEvent>,
+    events: Vec<NewEvent>,
     notes: Vec<(AuditAction, Kind, Uuid, Json)>,
     ended: Vec<Ended>,
-    _turn: WriterGuard,
+    _guard: WriterGuard,
 }
 
 impl Change<'_> {
     /// Adds an event. Events are written with the commit, in the order of the calls.
-    pub(crate) fn append(&mut self, fact: NewEvent) {
-        self.facts.push(fact);
+    pub(crate) fn append(&mut self, event: NewEvent) {
+        self.events.push(event);
     }
 
     /// Adds an audit log entry, which is recorded after the commit: the action, the row, and further details.
-    pub(crate) fn note(&mut self, act: AuditAction, kind: Kind, id: Uuid, details: Json) {
-        self.notes.push((act, kind, id, details));
+    pub(crate) fn note(&mut self, action: AuditAction, kind: Kind, id: Uuid, details: Json) {
+        self.notes.push((action, kind, id, details));
     }
 
     /// Adds sessions that end with the commit.
@@ -204,7 +204,7 @@ impl Change<'_> {
             self.request.client.request_id.as_str(),
         );
         let window = bus.window();
-        let duplicates = append(&self.transaction, origin, self.facts, self.now, window).await?;
+        let duplicates = append(&self.transaction, origin, self.events, self.now, window).await?;
         if let Some(key) = &self.request.key {
             key.note(self.ctx, &self.transaction, &rows).await?;
         }
@@ -217,10 +217,10 @@ impl Change<'_> {
             self.request.accounts().ended(ended);
         }
         bus.committed(duplicates);
-        let (trail, client) = (&self.request.accounts().trail, &self.request.client);
-        for (act, kind, id, details) in self.notes {
+        let (audit, client) = (&self.request.accounts().audit, &self.request.client);
+        for (action, kind, id, details) in self.notes {
             let actor = Some(self.viewer.id());
-            trail.record_of(act, client, actor, Some((kind, id)), details);
+            audit.record_of(action, client, actor, Some((kind, id)), details);
         }
         Ok(Outcome {
             rows,
@@ -306,10 +306,10 @@ impl Change<'_> {
 
     /// `FORBIDDEN`: the viewer may read the row, but may not change it like this. Recorded in the audit log.
     pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
-        let trail = &self.request.accounts().trail;
+        let audit = &self.request.accounts().audit;
         let (actor, target) = (Some(self.viewer.id()), kind.id(id));
         let details = json!({ "target": target.as_str() });
-        trail.record(
+        audit.record(
             AuditAction::Refused,
             &self.request.client,
             actor,

@@ -2,10 +2,10 @@
 
 use async_graphql::TypeDirective;
 
-/// Declares the size of a list for the complexity limit. The size is the value of the first slicing argument that is set,
-/// or its length if the argument is a list, and the assumed size otherwise. If `sizedFields` is set, the size applies to
-/// these fields of the object, as in a connection. See the
-/// [cost directive specification](https://ibm.github.io/graphql-specs/cost-spec.html).
+/// Declares the size of a list for the complexity limit.
+/// The size is the value of the first slicing argument that is set, or its length if the argument is a list, and the
+/// assumed size otherwise. If `sizedFields` is set, the size applies to these fields of the object, as in a connection.
+/// See the [cost directive specification](https://ibm.github.io/graphql-specs/cost-spec.html).
 #[TypeDirective(name = "listSize", location = "FieldDefinition")]
 pub(crate) fn list_size(
     #[graphql(desc = "The size if no slicing argument is set.")] assumed_size: Option<u32>,

@@ -1,4 +1,4 @@
-//! What an update changes.
+//! The changed columns of an update.
 
 use crate::input::{UserError, UserErrorCode};
 use sea_orm::{ActiveValue, Value};

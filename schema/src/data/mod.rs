@@ -1,4 +1,4 @@
-//! What nouns are built from: pages of a connection, and changes in one transaction.
+//! The building blocks of nouns: pages of a connection, and changes in one transaction.
 
 mod change;
 mod cursor;

@@ -1,4 +1,4 @@
-//! What every noun of the graph has in common.
+//! The interface that every noun of the graph implements.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
 /// The row of a noun.
 pub(crate) type RowOf<N> = <<N as Noun>::Entity as EntityTrait>::Model;
 
-/// An object type with an id of its own, shown from one row.
+/// An object type with a global id, backed by one row.
 pub trait Noun: OutputType + From<Arc<RowOf<Self>>> + Send + Sync + 'static {
     /// The rows.
     type Entity: EntityTrait<Model: Send + Sync + FromQueryResult>;

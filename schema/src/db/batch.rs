@@ -26,7 +26,7 @@ const PARENT: &str = "parent_key";
 /// Maximum number of parents in one statement on SQLite, which allows at most 500 compound selects.
 const SQLITE_PARENTS: usize = 256;
 
-/// Who may read a row, as a condition on it; the empty rule allows everything. Comparing clones is free.
+/// The condition under which a viewer may read a row; the empty rule allows everything. Comparing clones is free.
 #[derive(Clone, Debug, Default)]
 pub struct Rule(Option<Arc<Condition>>);
 

@@ -3,10 +3,10 @@
 //! Resolvers load one key at a time; a dispatched batch is one statement for all waiting keys. Keys of *all* requests
 //! wait together: while [`IN_FLIGHT`] statements of a kind are running, new keys are collected for the next one (group
 //! commit). No timer is involved: the keys of a request are dispatched when its execution is idle ([`DispatchWhenIdle`]
-//! detects this exactly), so that a single request takes one statement per edge, whatever the number of parents.
+//! detects this exactly), so that a single request takes one statement per edge, regardless of the number of parents.
 //!
 //! Values are not kept after they are returned, so nothing can be stale. Keys are ids and nothing else: a rule about
-//! who may read is part of the batch, and batches with different rules never share a statement. Reads inside a
+//! the read rule is part of the batch, and batches with different rules never share a statement. Reads inside a
 //! transaction do not use the loader.
 
 use std::{
@@ -116,7 +116,7 @@ pub(crate) struct Usage {
 /// The loader: one for the process, shared by all requests.
 pub(crate) struct Loader {
     db: DatabaseConnection,
-    lanes: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    queues: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     sizes: Arc<SizeCounter>,
 }
 
@@ -124,7 +124,7 @@ impl Loader {
     pub(crate) fn new(db: DatabaseConnection) -> Self {
         Self {
             db,
-            lanes: RwLock::default(),
+            queues: RwLock::default(),
             sizes: Arc::default(),
         }
     }
@@ -141,8 +141,8 @@ impl Loader {
         batch: B,
         key: B::Key,
     ) -> Result<B::Value, Error> {
-        let lane = self.lane::<B>();
-        let pending = BatchQueue::join(&lane, request, batch, key)?;
+        let queue = self.queue::<B>();
+        let pending = BatchQueue::join(&queue, request, batch, key)?;
         Load {
             pending,
             request,
@@ -158,30 +158,31 @@ impl Loader {
         batch: B,
         key: B::Key,
     ) -> Result<B::Value, Error> {
-        let waiting = PendingBatches::new(false);
-        DispatchWhenIdle::new(&waiting, self.load(&waiting, batch, key)).await
+        let pending = PendingBatches::new(false);
+        DispatchWhenIdle::new(&pending, self.load(&pending, batch, key)).await
     }
 
-    fn lane<B: Batch>(&self) -> Arc<BatchQueue<B>> {
+    fn queue<B: Batch>(&self) -> Arc<BatchQueue<B>> {
         let id = TypeId::of::<B>();
         let known = self
-            .lanes
+            .queues
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .cloned();
-        let lane = known.unwrap_or_else(|| {
-            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-            let lane = lanes.entry(id).or_insert_with(|| {
+        let queue = known.unwrap_or_else(|| {
+            let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+            let queue = queues.entry(id).or_insert_with(|| {
                 Arc::new(BatchQueue::<B> {
                     db: self.db.clone(),
                     sizes: Arc::clone(&self.sizes),
                     groups: Mutex::default(),
                 })
             });
-            Arc::clone(lane)
+            Arc::clone(queue)
         });
-        lane.downcast()
+        queue
+            .downcast()
             .unwrap_or_else(|_| unreachable!("a queue is stored under its own type"))
     }
 }
@@ -219,12 +220,12 @@ struct Pending<B: Batch> {
 
 impl<B: Batch> BatchQueue<B> {
     fn join(
-        lane: &Arc<Self>,
+        queue: &Arc<Self>,
         request: &Arc<PendingBatches>,
         batch: B,
         key: B::Key,
     ) -> Result<Arc<Pending<B>>, Error> {
-        let mut groups = lock(&lane.groups);
+        let mut groups = lock(&queue.groups);
         let at = groups
             .iter()
             .position(|group| group.batch == batch)
@@ -265,15 +266,15 @@ impl<B: Batch> BatchQueue<B> {
         };
         if full {
             pending.ready.store(true, Ordering::Relaxed);
-            Self::dispatch(lane, group);
+            Self::dispatch(queue, group);
         } else {
-            request.touch(lane, &pending);
+            request.touch(queue, &pending);
         }
         Ok(pending)
     }
 
     /// Dispatches ready batches, up to the limit of concurrent statements of the group.
-    fn dispatch(lane: &Arc<Self>, group: &mut Group<B>) {
+    fn dispatch(queue: &Arc<Self>, group: &mut Group<B>) {
         while group.in_flight < IN_FLIGHT
             && group
                 .waiting
@@ -282,12 +283,12 @@ impl<B: Batch> BatchQueue<B> {
         {
             let pending = group.waiting.remove(0);
             group.in_flight += 1;
-            let journey = BatchRun {
-                lane: Arc::clone(lane),
+            let run = BatchRun {
+                queue: Arc::clone(queue),
                 batch: group.batch.clone(),
                 pending,
                 reader: Reader {
-                    db: lane.db.clone(),
+                    db: queue.db.clone(),
                     statements: AtomicU64::new(0),
                     rows: AtomicU64::new(0),
                 },
@@ -296,14 +297,14 @@ impl<B: Batch> BatchQueue<B> {
                 clippy::disallowed_methods,
                 reason = "a batch is shared by several requests; at most IN_FLIGHT run"
             )]
-            tokio::spawn(journey.run());
+            tokio::spawn(run.run());
         }
     }
 }
 
 /// A running batch. However it ends, even by a panic, its waiting resolvers get a result.
 struct BatchRun<B: Batch> {
-    lane: Arc<BatchQueue<B>>,
+    queue: Arc<BatchQueue<B>>,
     batch: B,
     pending: Arc<Pending<B>>,
     reader: Reader,
@@ -312,7 +313,7 @@ struct BatchRun<B: Batch> {
 impl<B: Batch> BatchRun<B> {
     async fn run(self) {
         let keys: Vec<_> = lock(&self.pending.keys).iter().copied().collect();
-        self.lane.sizes.record(&self.batch.name(), keys.len());
+        self.queue.sizes.record(&self.batch.name(), keys.len());
         let outcome = self.batch.run(&self.reader, &keys).await;
         let _ = self.pending.outcome.set(outcome);
     }
@@ -325,11 +326,11 @@ impl<B: Batch> Drop for BatchRun<B> {
             let _ = self.pending.outcome.set(Err(Error::internal()));
         }
         {
-            let mut groups = lock(&self.lane.groups);
+            let mut groups = lock(&self.queue.groups);
             if let Some(at) = groups.iter().position(|group| group.batch == self.batch) {
                 let group = &mut groups[at];
                 group.in_flight -= 1;
-                BatchQueue::dispatch(&self.lane, group);
+                BatchQueue::dispatch(&self.queue, group);
                 if group.in_flight == 0 && group.waiting.is_empty() {
                     groups.swap_remove(at);
                 }
@@ -412,7 +413,7 @@ trait Departure: Send + Sync {
 }
 
 struct Joined<B: Batch> {
-    lane: Arc<BatchQueue<B>>,
+    queue: Arc<BatchQueue<B>>,
     pending: Arc<Pending<B>>,
 }
 
@@ -422,7 +423,7 @@ impl<B: Batch> Departure for Joined<B> {
     }
 
     fn dispatch(&self) {
-        let mut groups = lock(&self.lane.groups);
+        let mut groups = lock(&self.queue.groups);
         self.pending.ready.store(true, Ordering::Relaxed);
         let group = groups.iter_mut().find(|group| {
             group
@@ -431,7 +432,7 @@ impl<B: Batch> Departure for Joined<B> {
                 .any(|pending| Arc::ptr_eq(pending, &self.pending))
         });
         if let Some(group) = group {
-            BatchQueue::dispatch(&self.lane, group);
+            BatchQueue::dispatch(&self.queue, group);
         }
     }
 }
@@ -450,12 +451,12 @@ impl PendingBatches {
         self.usage.as_ref().map(|usage| lock(usage).clone())
     }
 
-    fn touch<B: Batch>(&self, lane: &Arc<BatchQueue<B>>, pending: &Arc<Pending<B>>) {
+    fn touch<B: Batch>(&self, queue: &Arc<BatchQueue<B>>, pending: &Arc<Pending<B>>) {
         let mut joined = lock(&self.joined);
         let address = Arc::as_ptr(pending).cast();
         if !joined.iter().any(|known| known.is(address)) {
             joined.push(Arc::new(Joined {
-                lane: Arc::clone(lane),
+                queue: Arc::clone(queue),
                 pending: Arc::clone(pending),
             }));
         }
@@ -501,19 +502,19 @@ impl Wake for PendingBatches {
 /// wait forever.
 pub(crate) struct DispatchWhenIdle<'a, T> {
     execution: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
-    waiting: &'a Arc<PendingBatches>,
+    pending: &'a Arc<PendingBatches>,
     waker: Waker,
 }
 
 impl<'a, T> DispatchWhenIdle<'a, T> {
     pub(crate) fn new(
-        waiting: &'a Arc<PendingBatches>,
+        pending: &'a Arc<PendingBatches>,
         execution: impl Future<Output = T> + Send + 'a,
     ) -> Self {
         Self {
             execution: Box::pin(execution),
-            waiting,
-            waker: Waker::from(Arc::clone(waiting)),
+            pending,
+            waker: Waker::from(Arc::clone(pending)),
         }
     }
 }
@@ -523,24 +524,24 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
-        let waiting = this.waiting;
-        waiting.task.register(context.waker());
+        let pending = this.pending;
+        pending.task.register(context.waker());
         let mut inner = Context::from_waker(&this.waker);
         for _ in 0..SPINS {
-            waiting.polling.store(true, Ordering::SeqCst);
-            waiting.woken.store(false, Ordering::SeqCst);
-            for waker in mem::take(&mut *lock(&waiting.answered)) {
+            pending.polling.store(true, Ordering::SeqCst);
+            pending.woken.store(false, Ordering::SeqCst);
+            for waker in mem::take(&mut *lock(&pending.answered)) {
                 waker.wake();
             }
             let state = this.execution.as_mut().poll(&mut inner);
-            waiting.polling.store(false, Ordering::SeqCst);
+            pending.polling.store(false, Ordering::SeqCst);
             if state.is_ready() {
                 return state;
             }
             // Joined futures wake themselves after they have polled their share; the execution is idle only if it was
             // not woken.
-            if !waiting.woken.swap(false, Ordering::SeqCst) && lock(&waiting.answered).is_empty() {
-                waiting.dispatch();
+            if !pending.woken.swap(false, Ordering::SeqCst) && lock(&pending.answered).is_empty() {
+                pending.dispatch();
                 return Poll::Pending;
             }
         }
@@ -551,7 +552,7 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
 
 impl<T> Drop for DispatchWhenIdle<'_, T> {
     fn drop(&mut self) {
-        self.waiting.dispatch();
+        self.pending.dispatch();
     }
 }
 
@@ -589,35 +590,35 @@ mod tests {
     const DOUBLES: Doubles = Doubles { fails: false };
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn siblings_leave_together_at_every_level_and_each_key_once() {
+    async fn siblings_share_one_batch_per_level_and_each_key_is_loaded_once() {
         for _ in 0..500 {
             let loader = Loader::new(DatabaseConnection::default());
-            let waiting = PendingBatches::new(true);
+            let pending = PendingBatches::new(true);
             let child = async |number: u64| {
-                let (double, together) = loader.load(&waiting, DOUBLES, number % 50).await?;
-                let (_, below) = loader.load(&waiting, DOUBLES, 1_000 + double).await?;
+                let (double, together) = loader.load(&pending, DOUBLES, number % 50).await?;
+                let (_, below) = loader.load(&pending, DOUBLES, 1_000 + double).await?;
                 Ok::<_, Error>((together, below))
             };
             // More than thirty joined futures wake themselves, and so do those within them.
             let children =
                 join_all((0..10).map(|part| join_all((0..40).map(move |n| child(40 * part + n)))));
-            let answers = DispatchWhenIdle::new(&waiting, children).await;
+            let answers = DispatchWhenIdle::new(&pending, children).await;
             for answer in answers.into_iter().flatten() {
                 assert_eq!(answer.map_err(|error| error.code), Ok((50, 50)));
             }
-            let batches = waiting.usage().map(|usage| usage.batches.len());
+            let batches = pending.usage().map(|usage| usage.batches.len());
             assert_eq!(batches, Some(2));
         }
     }
 
     #[tokio::test]
-    async fn a_batch_that_panics_fails_its_keys_and_nothing_else() {
+    async fn a_panicking_batch_fails_only_its_own_keys() {
         let loader = Loader::new(DatabaseConnection::default());
-        let waiting = PendingBatches::new(false);
+        let pending = PendingBatches::new(false);
         for _ in 0..3 {
             let both =
-                join_all([true, false].map(|fails| loader.load(&waiting, Doubles { fails }, 7)));
-            let answers = DispatchWhenIdle::new(&waiting, both).await;
+                join_all([true, false].map(|fails| loader.load(&pending, Doubles { fails }, 7)));
+            let answers = DispatchWhenIdle::new(&pending, both).await;
             let codes = answers
                 .into_iter()
                 .map(|answer| answer.map_err(|error| error.code));
@@ -629,12 +630,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_has_a_largest_size() {
+    async fn the_size_of_a_batch_is_limited() {
         let loader = Loader::new(DatabaseConnection::default());
-        let waiting = PendingBatches::new(false);
+        let pending = PendingBatches::new(false);
         let keys = 2 * BATCH_KEYS as u64 + 5;
-        let all = join_all((0..keys).map(|key| loader.load(&waiting, DOUBLES, key)));
-        let answers = DispatchWhenIdle::new(&waiting, all).await;
+        let all = join_all((0..keys).map(|key| loader.load(&pending, DOUBLES, key)));
+        let answers = DispatchWhenIdle::new(&pending, all).await;
         for (key, answer) in (0..).zip(answers) {
             let (double, together) = answer.unwrap_or_default();
             assert_eq!(double, 2 * key);
@@ -643,19 +644,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_went_away_leaves_nothing_behind() {
+    async fn a_cancelled_request_leaves_no_batch_pending() {
         let loader = Loader::new(DatabaseConnection::default());
-        let waiting = PendingBatches::new(false);
-        let mut gather = DispatchWhenIdle::new(&waiting, async {
-            let forgotten = loader.load(&waiting, DOUBLES, 1);
+        let pending = PendingBatches::new(false);
+        let mut execution = DispatchWhenIdle::new(&pending, async {
+            let forgotten = loader.load(&pending, DOUBLES, 1);
             futures_util::future::select(std::pin::pin!(forgotten), std::future::ready(())).await;
         });
-        futures_util::future::poll_fn(|context| Pin::new(&mut gather).poll(context)).await;
-        drop(gather);
+        futures_util::future::poll_fn(|context| Pin::new(&mut execution).poll(context)).await;
+        drop(execution);
         let other = PendingBatches::new(false);
         let answer = DispatchWhenIdle::new(&other, loader.load(&other, DOUBLES, 2)).await;
         assert_eq!(answer.map_err(|error| error.code), Ok((4, 1)));
-        while !lock(&loader.lane::<Doubles>().groups).is_empty() {
+        while !lock(&loader.queue::<Doubles>().groups).is_empty() {
             tokio::task::yield_now().await;
         }
     }

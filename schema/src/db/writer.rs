@@ -40,12 +40,12 @@ impl Writer {
     /// transaction that reads first and then writes is refused if another one has written in between. On PostgreSQL the
     /// caller locks the rows that it depends on.
     ///
-    /// BEGIN runs to its end even if the caller is dropped: the driver forgets a PostgreSQL transaction whose BEGIN was
-    /// not awaited, and its connection would return to the pool with the transaction open.
+    /// BEGIN runs to its end even if the caller is dropped: the driver loses track of a PostgreSQL transaction whose
+    /// BEGIN was not awaited, and its connection would return to the pool with the transaction open.
     pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, WriterGuard), Error> {
         let writer = self.clone();
         let begin = async move {
-            let turn = match writer.queue {
+            let guard = match writer.queue {
                 Some(queue) => Some(queue.lock_owned().await),
                 None => None,
             };
@@ -53,7 +53,7 @@ impl Writer {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                 ..TransactionOptions::default()
             };
-            Ok((writer.db.begin_with_options(options).await?, turn))
+            Ok((writer.db.begin_with_options(options).await?, guard))
         };
         #[expect(
             clippy::disallowed_methods,
@@ -70,7 +70,7 @@ impl Writer {
     /// Commits a transaction.
     ///
     /// # Errors
-    /// The transaction was not committed, or its outcome is unknown, which the error says.
+    /// The transaction was not committed, or its outcome is unknown; the error states which.
     pub(crate) async fn commit(&self, transaction: DatabaseTransaction) -> Result<(), Error> {
         transaction.commit().await.map_err(Error::of_commit)?;
         storage::committed();

@@ -77,7 +77,7 @@ impl Bus {
             writer,
             clock,
             handlers: Vec::new(),
-            told: Arc::default(),
+            numbered: Arc::default(),
             is_behind: true,
         };
         (bus, relay)
@@ -100,7 +100,7 @@ impl Bus {
     }
 
     /// Counts an event that is delivered to a subscriber.
-    pub(crate) fn given(&self) {
+    pub(crate) fn count_delivered(&self) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
     }
 

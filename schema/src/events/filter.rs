@@ -17,11 +17,12 @@ pub(crate) struct FeedFilter {
 
 impl FeedFilter {
     pub(crate) fn takes(&self, row: &event::Model) -> bool {
-        let is = |wanted: Option<Uuid>, has: Option<Uuid>| wanted.is_none() || wanted == has;
-        is(self.circle, row.circle_id)
-            && is(self.project, row.project_id)
-            && is(self.agent, row.agent_id)
-            && is(self.subject, Some(row.subject_id))
+        let matches =
+            |expected: Option<Uuid>, actual: Option<Uuid>| expected.is_none() || expected == actual;
+        matches(self.circle, row.circle_id)
+            && matches(self.project, row.project_id)
+            && matches(self.agent, row.agent_id)
+            && matches(self.subject, Some(row.subject_id))
             && self
                 .types
                 .as_ref()

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_events_of_a_subject_are_handled_one_after_the_other_in_order() {
+    async fn events_of_one_subject_are_handled_in_order() {
         let seen: Arc<Mutex<Vec<(Uuid, i64)>>> = Arc::default();
         let log = Arc::clone(&seen);
         let handle: Handle = Arc::new(move |row| {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_fails_or_panics_is_counted_and_goes_on() {
+    async fn failures_and_panics_are_counted_and_handling_continues() {
         let handle: Handle = Arc::new(|row| {
             let position = row.position.unwrap_or_default();
             assert!(position != 3, "this handler panics");
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_run_at_once_than_the_semaphore_lets() {
+    async fn concurrent_handlers_are_limited_by_the_semaphore() {
         let running = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
         let (now, peak) = (Arc::clone(&running), Arc::clone(&most));

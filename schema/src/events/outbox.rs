@@ -125,20 +125,20 @@ impl NewEvent {
 pub(crate) async fn append(
     transaction: &DatabaseTransaction,
     (user, request): (Option<Uuid>, &str),
-    facts: Vec<NewEvent>,
+    events: Vec<NewEvent>,
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<u64, Error> {
-    if facts.is_empty() {
+    if events.is_empty() {
         return Ok(0);
     }
-    let all = facts.len();
-    let mut latest = latest(transaction, &facts, now, window).await?;
+    let all = events.len();
+    let mut latest = latest(transaction, &events, now, window).await?;
     let mut rows = Vec::with_capacity(all);
-    for fact in facts {
-        let row = fact.into_row(user, request, now);
+    for event in events {
+        let row = event.into_row(user, request, now);
         let before = latest.get(&row.subject_id);
-        if !before.is_some_and(|before| says_the_same(before, &row)) {
+        if !before.is_some_and(|before| is_duplicate(before, &row)) {
             latest.insert(row.subject_id, row.clone());
             rows.push(row);
         }
@@ -157,18 +157,18 @@ pub(crate) async fn append(
 /// The latest event of each subject of the new events, if it is younger than `window`.
 async fn latest(
     transaction: &DatabaseTransaction,
-    facts: &[NewEvent],
+    events: &[NewEvent],
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<HashMap<Uuid, event::Model>, Error> {
     // A new subject has no events yet, and an event with a version is never a duplicate.
-    let may_repeat = |fact: &&NewEvent| {
-        !fact.kind.dotted().ends_with(".created") && fact.payload.get("version").is_none()
+    let may_repeat = |event: &&NewEvent| {
+        !event.kind.dotted().ends_with(".created") && event.payload.get("version").is_none()
     };
-    let subjects: Vec<Uuid> = facts
+    let subjects: Vec<Uuid> = events
         .iter()
         .filter(may_repeat)
-        .map(|fact| fact.subject)
+        .map(|event| event.subject)
         .collect();
     if window.is_zero() || subjects.is_empty() {
         return Ok(HashMap::new());
@@ -188,7 +188,7 @@ async fn latest(
     Ok(latest)
 }
 
-fn says_the_same(one: &event::Model, other: &event::Model) -> bool {
+fn is_duplicate(one: &event::Model, other: &event::Model) -> bool {
     one.kind == other.kind
         && one.circle_id == other.circle_id
         && one.actor_user_id == other.actor_user_id

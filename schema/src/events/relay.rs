@@ -43,7 +43,7 @@ pub struct Relay {
     pub(super) clock: Clock,
     pub(super) handlers: Vec<Handler>,
     /// Notified when another instance has assigned new positions.
-    pub(super) told: Arc<Notify>,
+    pub(super) numbered: Arc<Notify>,
     /// Whether notifications may have been missed.
     pub(super) is_behind: bool,
 }
@@ -65,13 +65,13 @@ impl Relay {
             helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
         }
         if self.db.get_database_backend() == DbBackend::Postgres {
-            let (bus, told) = (Arc::clone(&self.bus), Arc::clone(&self.told));
-            helpers.spawn(listen(self.db.clone(), self.id, bus, told));
+            let (bus, numbered) = (Arc::clone(&self.bus), Arc::clone(&self.numbered));
+            helpers.spawn(listen(self.db.clone(), self.id, bus, numbered));
         }
         let mut pause = Duration::ZERO;
         loop {
             let began = Instant::now();
-            let Err(Failed) = self.go_on(numbers).await;
+            let Err(Failed) = self.publish(numbers).await;
             pause = longer(pause, began);
             sleep(pause).await;
             self.is_behind = true;
@@ -89,13 +89,13 @@ impl Relay {
         if self.bus.latest.borrow().is_none() {
             self.bus.latest.send_replace(Some(self.newest().await?));
         }
-        self.hand_out(numbers).await?;
+        self.deliver(numbers).await?;
         self.is_behind = false;
         Ok(())
     }
 
     /// Publishes events until the database fails.
-    async fn go_on(&mut self, numbers: bool) -> Result<Infallible, Failed> {
+    async fn publish(&mut self, numbers: bool) -> Result<Infallible, Failed> {
         if self.is_behind {
             self.begin(numbers).await?;
         }
@@ -104,15 +104,15 @@ impl Relay {
             let is_mine = tokio::select! {
                 () = self.bus.changed.notified() => true,
                 () = sleep(self.bus.settings.poll) => self.has_unnumbered().await?,
-                () = self.told.notified() => false,
+                () = self.numbered.notified() => false,
             };
             // The first event of a burst is published without delay, the rest of it together.
             sleep(BURST.saturating_sub(began.elapsed())).await;
-            self.hand_out(is_mine && numbers).await?;
+            self.deliver(is_mine && numbers).await?;
         }
     }
 
-    async fn hand_out(&self, numbers: bool) -> Result<(), Failed> {
+    async fn deliver(&self, numbers: bool) -> Result<(), Failed> {
         let numbered = if numbers { self.number().await } else { Ok(()) };
         // Events that other instances have numbered are published even if this one failed.
         self.read().await?;
@@ -143,7 +143,7 @@ impl Relay {
 
     async fn number(&self) -> Result<(), Failed> {
         loop {
-            let (transaction, _turn) = self.writer.begin().await?;
+            let (transaction, _guard) = self.writer.begin().await?;
             let has_more = outbox::number(&transaction, self.id).await?;
             self.writer.commit(transaction).await?;
             if !has_more {
@@ -203,12 +203,12 @@ pub(crate) async fn notify_ended(db: &impl ConnectionTrait, ended: Ended) -> Res
 /// Wakes the relay when another instance has assigned new positions, and ends everything that belongs to a session that
 /// another instance has ended. The relay does not depend on it: missed positions are found by polling, and missed
 /// session ends by the checks of the streams.
-async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, told: Arc<Notify>) {
+async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, numbered: Arc<Notify>) {
     let own = own.to_string();
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
-        if let Err(cause) = hear(&db, &own, &bus, &told).await {
+        if let Err(cause) = receive(&db, &own, &bus, &numbered).await {
             tracing::warn!(%cause, "cannot listen for notifications of other instances");
         }
         pause = longer(pause, began);
@@ -216,11 +216,11 @@ async fn listen(db: DatabaseConnection, own: Uuid, bus: Arc<Bus>, told: Arc<Noti
     }
 }
 
-async fn hear(
+async fn receive(
     db: &DatabaseConnection,
     own: &str,
     bus: &Bus,
-    told: &Notify,
+    numbered: &Notify,
 ) -> Result<(), sqlx::Error> {
     // Listening occupies a connection, so a separate pool is used.
     let options = db.get_postgres_connection_pool().connect_options();
@@ -238,11 +238,11 @@ async fn hear(
                     bus.watches.end(ended);
                 }
             } else if payload != own {
-                told.notify_one();
+                numbered.notify_one();
             }
         }
         // The connection was lost and reopened, so notifications may have been missed.
-        told.notify_one();
+        numbered.notify_one();
     }
 }
 

@@ -112,8 +112,8 @@ impl Watches {
     /// The sessions of a user that are watched and have not ended.
     pub(crate) fn sessions(&self, user: Uuid) -> Vec<Uuid> {
         let watched = self.of(user).into_iter();
-        let standing = watched.filter(|watched| !*watched.has_ended.borrow());
-        let mut sessions: Vec<Uuid> = standing.map(|watched| watched.session).collect();
+        let active = watched.filter(|watched| !*watched.has_ended.borrow());
+        let mut sessions: Vec<Uuid> = active.map(|watched| watched.session).collect();
         sessions.sort_unstable();
         sessions.dedup();
         sessions
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_is_read_as_it_was_written() {
+    fn notices_survive_a_round_trip() {
         let (user, session, version) = (ADA, HERE, 7);
         for ended in [
             Ended::One { user, session },

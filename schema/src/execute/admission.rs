@@ -58,13 +58,13 @@ pub(crate) struct Run {
     pub(crate) usage: bool,
     pub(crate) after: Option<String>,
     /// The idempotency key sent by the client, and the key under which the request is recorded.
-    pub(crate) wanted_key: Option<RequestedKey>,
+    pub(crate) requested_key: Option<RequestedKey>,
     pub(crate) key: Option<Key>,
     /// The response keys of refused root fields.
     pub(crate) refused: Vec<Name>,
 }
 
-/// Authenticates the caller and charges the rate limits of an operation.
+/// Decides whether an operation may run, and authenticates its caller.
 ///
 /// # Errors
 /// A request error, ready to be sent.
@@ -78,7 +78,7 @@ pub(crate) async fn admit(
         .idempotency_key
         .clone()
         .map(|text| RequestedKey { text, entry: None });
-    let wanted_key = own_key.or(caller.idempotency_key.map(|text| RequestedKey {
+    let requested_key = own_key.or(caller.idempotency_key.map(|text| RequestedKey {
         text,
         entry: caller.batch_entry,
     }));
@@ -92,10 +92,10 @@ pub(crate) async fn admit(
     let charge = services
         .limiter
         .charge(&rate_key, client.address, &operation.roots, whole);
-    let mut verdict = charge.await;
-    record_refusals(services, &verdict, &rate_key, client);
-    if verdict.is_refused {
-        return Err(Answer::limited(verdict));
+    let mut decision = charge.await;
+    record_refusals(services, &decision, &rate_key, client);
+    if decision.is_refused {
+        return Err(Answer::limited(decision));
     }
     let is_stream = operation.kind() == OperationType::Subscription;
     let watched = presented.as_ref().filter(|_| is_stream);
@@ -107,17 +107,17 @@ pub(crate) async fn admit(
                 let answer = Answer::failed(error, &client.request_id);
                 if matches!(rate_key, RateKey::User(_)) {
                     // The token is invalid, so its user must not be charged; charge the client's address instead.
-                    services.limiter.refund(&mut verdict).await;
+                    services.limiter.refund(&mut decision).await;
                     let rate_key = RateKey::Network(client.address);
                     let limiter = &services.limiter;
                     let charge = limiter.charge(&rate_key, client.address, &operation.roots, whole);
-                    verdict = charge.await;
-                    record_refusals(services, &verdict, &rate_key, client);
-                    if verdict.is_refused {
-                        return Err(Answer::limited(verdict));
+                    decision = charge.await;
+                    record_refusals(services, &decision, &rate_key, client);
+                    if decision.is_refused {
+                        return Err(Answer::limited(decision));
                     }
                 }
-                return Err(answer.with_standings(verdict.standings));
+                return Err(answer.with_quotas(decision.quotas));
             }
         },
         None => None,
@@ -131,30 +131,30 @@ pub(crate) async fn admit(
         operation,
         client: caller.client,
         after: caller.after,
-        wanted_key,
+        requested_key,
         key: None,
         viewer,
         rate_key,
         watch,
-        refused: verdict
+        refused: decision
             .refused
             .iter()
             .map(|(field, _)| field.key.clone())
             .collect(),
     };
-    Ok((run, verdict))
+    Ok((run, decision))
 }
 
-fn record_refusals(services: &Services, verdict: &Decision, rate_key: &RateKey, client: &Client) {
+fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey, client: &Client) {
     let actor = match rate_key {
         RateKey::User(user) => Some(*user),
         RateKey::Network(_) => None,
     };
-    for standing in &verdict.standings {
-        if standing.retry_in.is_some() {
-            let details = json!({ "field": standing.field });
-            let trail = &services.accounts.trail;
-            trail.record(AuditAction::RateLimited, client, actor, None, details);
+    for quota in &decision.quotas {
+        if quota.retry_in.is_some() {
+            let details = json!({ "field": quota.field });
+            let audit = &services.accounts.audit;
+            audit.record(AuditAction::RateLimited, client, actor, None, details);
         }
     }
 }

@@ -25,8 +25,8 @@ use crate::{
 /// An operation that the executor can run.
 pub(crate) struct Execution {
     pub(crate) request: Request,
-    pub(crate) known: Arc<request::Request>,
-    pub(crate) waiting: Arc<PendingBatches>,
+    pub(crate) context: Arc<request::Request>,
+    pub(crate) pending: Arc<PendingBatches>,
     pub(crate) plan: Arc<Plan>,
     pub(crate) measure: Measure,
     pub(crate) timings: Timings,
@@ -71,29 +71,29 @@ impl Engine {
             after,
             key,
             refused,
-            wanted_key: _,
+            requested_key: _,
         } = run;
         // A subscription has no end at which to report its cost.
         let usage = usage && operation.kind() != OperationType::Subscription;
-        let waiting = PendingBatches::new(usage);
+        let pending = PendingBatches::new(usage);
         let mut request = Request::new("");
         let document = operation::bind(&operation.plan, &operation.variables, &refused);
         request.set_parsed_query(document);
-        let known = Arc::new(request::Request {
+        let context = Arc::new(request::Request {
             services: Arc::clone(&self.services),
             viewer,
             client,
             rate_key,
-            waiting: Arc::clone(&waiting),
+            pending: Arc::clone(&pending),
             key,
             progress: Progress::new(after),
             text: AtomicU64::new(0),
         });
-        request.data.insert(Arc::clone(&known));
+        request.data.insert(Arc::clone(&context));
         Execution {
             request,
-            known,
-            waiting,
+            context,
+            pending,
             plan: operation.plan,
             measure: operation.measure,
             timings: operation.timings,
@@ -103,12 +103,12 @@ impl Engine {
 
     /// Executes an operation, or returns the stored response of the first request with the same idempotency key.
     async fn execute_as_first(&self, mut run: Run) -> Answer {
-        let Some(wanted) = run.wanted_key.take() else {
+        let Some(requested) = run.requested_key.take() else {
             return self.execute(run).await;
         };
-        let (key, _turn) = match self.claim(&run, &wanted).await {
+        let (key, _guard) = match self.claim(&run, &requested).await {
             Ok((Known::Nothing(key), turn)) => (key, turn),
-            Ok((Known::Answer(known), _)) => return Answer::again(&known),
+            Ok((Known::Answer(stored), _)) => return Answer::again(&stored),
             Err(error) => return Answer::failed(error, &run.client.request_id),
         };
         run.key = Some(key.clone());
@@ -129,7 +129,7 @@ impl Engine {
     }
 
     /// Claims the idempotency key of a request, and waits for its turn among the requests with the same key.
-    async fn claim(&self, run: &Run, wanted: &RequestedKey) -> Result<(Known, Turn), Error> {
+    async fn claim(&self, run: &Run, requested: &RequestedKey) -> Result<(Known, Turn), Error> {
         let operation = &run.operation;
         let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
         let name = operation.name.as_deref();
@@ -138,7 +138,7 @@ impl Engine {
         let services = &*self.services;
         let now = (services.clock)().trunc_subsecs(6);
         let user = run.viewer.as_ref().map(Viewer::id);
-        let key = Key::new(user, wanted, fingerprint, fields, now)?;
+        let key = Key::new(user, requested, fingerprint, fields, now)?;
         let claim = async {
             let turn = services.turns.take(&key).await;
             Ok((key.claim(&services.writer).await?, turn))
@@ -151,8 +151,8 @@ impl Engine {
         let kind = run.operation.kind();
         let Execution {
             request,
-            known,
-            waiting,
+            context,
+            pending,
             plan,
             measure,
             timings,
@@ -162,9 +162,9 @@ impl Engine {
         let timeout = self.services.limits.timeout;
         let execution = async {
             if is_long {
-                self.execute_aside(request, Arc::clone(&waiting)).await
+                self.execute_aside(request, Arc::clone(&pending)).await
             } else {
-                DispatchWhenIdle::new(&waiting, self.schema.execute(request)).await
+                DispatchWhenIdle::new(&pending, self.schema.execute(request)).await
             }
         };
         let Ok(response) = tokio::time::timeout(timeout, execution).await else {
@@ -174,8 +174,8 @@ impl Engine {
             };
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, plan, &known.client.request_id);
-        if let Some(usage) = waiting.usage() {
+        let mut answer = Answer::of(response, plan, &context.client.request_id);
+        if let Some(usage) = pending.usage() {
             let account = usage::account(&usage, measure, timings, took);
             answer.extend("usage", account);
         }
@@ -183,7 +183,7 @@ impl Engine {
     }
 
     /// Executes an operation that reads much of the schema in a blocking thread, because the executor does not yield.
-    async fn execute_aside(&self, request: Request, waiting: Arc<PendingBatches>) -> Response {
+    async fn execute_aside(&self, request: Request, pending: Arc<PendingBatches>) -> Response {
         let shutting_down = || {
             let error =
                 async_graphql::Error::from(Error::unavailable("The server is shutting down."));
@@ -195,7 +195,7 @@ impl Engine {
         let (schema, runtime) = (self.schema.clone(), Handle::current());
         let work = tokio::task::spawn_blocking(move || {
             let response =
-                runtime.block_on(DispatchWhenIdle::new(&waiting, schema.execute(request)));
+                runtime.block_on(DispatchWhenIdle::new(&pending, schema.execute(request)));
             drop(permit);
             response
         });

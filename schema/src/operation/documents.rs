@@ -79,7 +79,7 @@ impl Documents {
         }
     }
 
-    /// What the caches hold and have done: parsed documents, persisted queries.
+    /// The statistics of the caches: parsed documents, persisted queries.
     pub(crate) fn stats(&self) -> [CacheStats; 2] {
         [self.parsed.stats(), self.persisted.stats()]
     }

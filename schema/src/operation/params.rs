@@ -1,4 +1,4 @@
-//! What a client sends, whatever the transport.
+//! The parameters of a request, independent of the transport.
 
 use serde::Deserialize;
 use serde_json::Map;

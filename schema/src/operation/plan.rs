@@ -157,7 +157,7 @@ impl<'a> Planner<'a> {
         for set in sets {
             self.collect(set, &all, possible, &mut collected)?;
         }
-        // Fields with the same occurrences are equal, whatever the type of the parent.
+        // Fields with the same occurrences are equal, regardless of the type of the parent.
         let mut parts: Vec<(Vec<usize>, usize, Arc<FieldPlan>)> = Vec::new();
         for occurrences in collected.fields.values() {
             let mut groups: IndexMap<Vec<usize>, Vec<usize>> = IndexMap::new();
@@ -260,9 +260,10 @@ impl<'a> Planner<'a> {
     }
 
     fn narrow(&self, types: &[usize], condition: &str, possible: &[ApolloName]) -> Vec<usize> {
-        let wanted = self.validator.possible(condition);
+        let matching = self.validator.possible(condition);
         let kept = types.iter().copied();
-        kept.filter(|ty| wanted.contains(&possible[*ty])).collect()
+        kept.filter(|ty| matching.contains(&possible[*ty]))
+            .collect()
     }
 
     /// # Errors

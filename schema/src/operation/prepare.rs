@@ -111,7 +111,7 @@ impl Preparer {
     /// Prepares operations of a schema.
     ///
     /// # Errors
-    /// The schema cannot be read; the text says why.
+    /// The schema cannot be read; the text contains the reason.
     pub(crate) fn new(
         sdl: &str,
         trusted: TrustedDocuments,
@@ -135,7 +135,7 @@ impl Preparer {
         &self.tiers
     }
 
-    /// What the caches hold and have done: parsed documents, plans, persisted queries.
+    /// The statistics of the caches: parsed documents, plans, persisted queries.
     pub(crate) fn stats(&self) -> [CacheStats; 3] {
         let [parsed, persisted] = self.documents.stats();
         [parsed, self.plans.stats(), persisted]

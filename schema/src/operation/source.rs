@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_those_of_the_specification() {
+    fn tokens_follow_the_specification() {
         for (text, count, deepest) in [
             ("", 0, 0),
             ("{ a }", 3, 1),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_token_is_refused() {
+    fn text_that_is_not_a_token_is_rejected() {
         for (text, message, at) in [
             ("a.b", "unexpected character `.`", 1),
             ("..", "unexpected character `.`", 0),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_an_error_counts_each_kind_of_line_end_once() {
+    fn error_locations_count_every_line_terminator_once() {
         let error = SyntaxError::new("a\r\nb\rc\né".len(), "");
         let place = error.place("a\r\nb\rc\né %");
         assert_eq!((place.line, place.column), (4, 2));

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_compiler_cannot_read_becomes_spaces() {
+    fn syntax_unknown_to_the_compiler_becomes_spaces() {
         for (text, plain) in [
             ("\"d\" query { a }", "    query { a }"),
             (
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_not_well_formed_is_refused() {
+    fn a_malformed_document_is_rejected() {
         for (text, message) in [
             (
                 "",

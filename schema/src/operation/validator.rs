@@ -235,14 +235,14 @@ impl Validator {
                 check_size(value, &mut count).map_err(|error| error.field(&variable.name))?;
             }
         }
-        let given = values.into_iter().filter_map(|(name, value)| {
+        let raw = values.into_iter().filter_map(|(name, value)| {
             Some((
                 apollo_compiler::response::serde_json_bytes::ByteString::from(name),
                 apollo_compiler::response::serde_json_bytes::to_value(value).ok()?,
             ))
         });
-        let given = given.collect();
-        let coerced = coerce_variable_values(&self.schema, operation, &given);
+        let raw = raw.collect();
+        let coerced = coerce_variable_values(&self.schema, operation, &raw);
         let coerced = coerced.map_err(|error| {
             let message = sentence(&error.message().to_string());
             let refusal = Error::bad_input(match message.char_indices().nth(MAX_MESSAGE) {
@@ -253,7 +253,7 @@ impl Validator {
             let mut alone = operation.clone();
             let named = operation.variables.iter().find(|variable| {
                 alone.variables = vec![Node::clone(variable)];
-                coerce_variable_values(&self.schema, &alone, &given).is_err()
+                coerce_variable_values(&self.schema, &alone, &raw).is_err()
             });
             match named {
                 Some(variable) => refusal.field(variable.name.as_str()),
@@ -272,7 +272,7 @@ impl Validator {
                 continue;
             };
             if let Some(default) = &variable.default_value
-                && !given.contains_key(name)
+                && !raw.contains_key(name)
                 && is_custom(&self.schema, variable.ty.inner_named_type())
             {
                 // A literal keeps the digits of a number.

@@ -18,7 +18,7 @@ pub(super) struct Acquire {
     pub(super) cost: i64,
 }
 
-/// What a bucket has granted.
+/// The result of a request to a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Granted {
     /// The amount taken.
@@ -38,7 +38,7 @@ impl Acquire {
         self.interval() * i64::from(self.limit)
     }
 
-    /// What a bucket with this debt grants.
+    /// The amount granted by a bucket with this debt.
     pub(super) fn of(&self, debt: i64) -> Granted {
         // If the clock was set back, the debt is at most one full window.
         let debt = debt.clamp(0, self.most());
@@ -49,25 +49,25 @@ impl Acquire {
         }
     }
 
-    /// What buckets with these debts grant together; with `whole`, everything or nothing.
-    pub(super) fn of_all(asks: &[Self], debts: &[i64], whole: bool) -> Vec<Granted> {
-        let given = |asks: &[Self]| -> Vec<_> {
-            let both = asks.iter().zip(debts);
-            both.map(|(ask, debt)| ask.of(*debt)).collect()
+    /// The amounts granted by buckets with these debts; with `whole`, everything or nothing.
+    pub(super) fn of_all(acquires: &[Self], debts: &[i64], whole: bool) -> Vec<Granted> {
+        let grants = |acquires: &[Self]| -> Vec<_> {
+            let both = acquires.iter().zip(debts);
+            both.map(|(acquire, debt)| acquire.of(*debt)).collect()
         };
-        let all = given(asks);
-        let fits = asks
+        let all = grants(acquires);
+        let fits = acquires
             .iter()
             .zip(&all)
-            .all(|(ask, given)| given.granted >= ask.cost);
+            .all(|(acquire, grant)| grant.granted >= acquire.cost);
         if fits || !whole {
             return all;
         }
-        let nothing = asks.iter().map(|ask| Self {
+        let nothing = acquires.iter().map(|acquire| Self {
             cost: 0,
-            ..ask.clone()
+            ..acquire.clone()
         });
-        given(&nothing.collect::<Vec<_>>())
+        grants(&nothing.collect::<Vec<_>>())
     }
 
     /// The amount left in a bucket with this debt.
@@ -94,12 +94,12 @@ mod tests {
     use crate::rate_limit::schedule::Schedule;
 
     #[test]
-    fn verdicts_are_those_of_governor() {
+    fn decisions_equal_those_of_governor() {
         for limit in [1, 5, 6, 30, 120, 300] {
             let clock = FakeRelativeClock::default();
             let quota = Quota::per_minute(NonZeroU32::new(limit).expect("not zero"));
             let oracle = RateLimiter::direct_with_clock(quota, clock.clone());
-            let ask = Acquire {
+            let acquire = Acquire {
                 key: String::new(),
                 limit,
                 cost: 1,
@@ -108,13 +108,13 @@ mod tests {
             let mut schedule = Schedule::new(u64::from(limit));
             let mut refused = 0;
             for step in 0..5_000 {
-                let pause = schedule.below(3 * ask.interval() / 2);
+                let pause = schedule.below(3 * acquire.interval() / 2);
                 now += pause;
                 clock.advance(Duration::from_micros(pause.unsigned_abs()));
-                let given = ask.of(full_at - now);
-                full_at = now + given.debt;
+                let grant = acquire.of(full_at - now);
+                full_at = now + grant.debt;
                 let expected = oracle.check().is_ok();
-                assert_eq!(given.granted == 1, expected, "limit {limit}, step {step}");
+                assert_eq!(grant.granted == 1, expected, "limit {limit}, step {step}");
                 refused += u32::from(!expected);
             }
             assert!(refused > 100, "{refused}");
@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_says_what_is_left_and_how_long_to_wait() {
-        let ask = |cost| Acquire {
+    fn a_bucket_reports_the_remaining_amount_and_the_wait() {
+        let acquire = |cost| Acquire {
             key: String::new(),
             limit: 5,
             cost,
         };
         let second = 1_000_000;
-        let three = ask(3).of(0);
+        let three = acquire(3).of(0);
         assert_eq!(
             three,
             Granted {
@@ -137,22 +137,22 @@ mod tests {
                 debt: 36 * second
             }
         );
-        assert_eq!(ask(0).remaining(three.debt), 2);
+        assert_eq!(acquire(0).remaining(three.debt), 2);
         assert_eq!(
-            ask(3).of(three.debt),
+            acquire(3).of(three.debt),
             Granted {
                 granted: 2,
                 debt: 60 * second
             }
         );
-        assert_eq!(ask(0).wait(60 * second, 1), 12 * second);
-        assert_eq!(ask(0).wait(60 * second - 1, 1), 12 * second - 1);
-        assert_eq!(ask(0).wait(60 * second, 6), 60 * second);
-        assert_eq!(ask(-2).of(three.debt).debt, 12 * second);
-        assert_eq!(ask(-9).of(three.debt).debt, 0);
+        assert_eq!(acquire(0).wait(60 * second, 1), 12 * second);
+        assert_eq!(acquire(0).wait(60 * second - 1, 1), 12 * second - 1);
+        assert_eq!(acquire(0).wait(60 * second, 6), 60 * second);
+        assert_eq!(acquire(-2).of(three.debt).debt, 12 * second);
+        assert_eq!(acquire(-9).of(three.debt).debt, 0);
         // The clock was set back by an hour.
         assert_eq!(
-            ask(1).of(3_600 * second),
+            acquire(1).of(3_600 * second),
             Granted {
                 granted: 0,
                 debt: 60 * second

@@ -73,15 +73,15 @@ impl Memory {
     }
 
     /// Takes from all buckets atomically; with `whole`, everything or nothing.
-    pub(super) fn take(&self, asks: &[Acquire], whole: bool, now: i64) -> Vec<Granted> {
+    pub(super) fn take(&self, acquires: &[Acquire], whole: bool, now: i64) -> Vec<Granted> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.full_at.len() + asks.len() > self.capacity && now >= buckets.next_attempt {
+        if buckets.full_at.len() + acquires.len() > self.capacity && now >= buckets.next_attempt {
             self.make_room(&mut buckets, now);
         }
-        let has_room = buckets.full_at.len() + asks.len() <= self.capacity;
-        let places: Vec<_> = asks
+        let has_room = buckets.full_at.len() + acquires.len() <= self.capacity;
+        let places: Vec<_> = acquires
             .iter()
-            .map(|ask| buckets.place(self.hash(&ask.key), ask.limit, has_room))
+            .map(|acquire| buckets.place(self.hash(&acquire.key), acquire.limit, has_room))
             .collect();
         let debts = places.iter().map(|place| {
             let debt = buckets.debt(*place, now);
@@ -93,16 +93,16 @@ impl Memory {
             counter.fetch_add(1, Ordering::Relaxed);
             debt.unwrap_or_default()
         });
-        let given = Acquire::of_all(asks, &debts.collect::<Vec<_>>(), whole);
-        for ((ask, place), given) in asks.iter().zip(places).zip(&given) {
-            if given.granted != 0 {
+        let grants = Acquire::of_all(acquires, &debts.collect::<Vec<_>>(), whole);
+        for ((acquire, place), grant) in acquires.iter().zip(places).zip(&grants) {
+            if grant.granted != 0 {
                 // Two buckets of an operation may be the same shared bucket, which then has both debts.
                 let full_at = buckets.full_at.entry(place).or_insert(now);
-                let owed = (*full_at).clamp(now, now + ask.most());
-                *full_at = (owed + given.granted * ask.interval()).max(now);
+                let owed = (*full_at).clamp(now, now + acquire.most());
+                *full_at = (owed + grant.granted * acquire.interval()).max(now);
             }
         }
-        given
+        grants
     }
 
     fn make_room(&self, buckets: &mut Buckets, now: i64) {
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    fn ask(key: &(impl ToString + ?Sized), limit: u32, cost: i64) -> Acquire {
+    fn acquire(key: &(impl ToString + ?Sized), limit: u32, cost: i64) -> Acquire {
         Acquire {
             key: key.to_string(),
             limit,
@@ -142,18 +142,18 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_a_million_addresses_forgets_no_debt_and_takes_no_memory() {
+    fn a_million_addresses_evict_no_debt_and_memory_stays_bounded() {
         let memory = Memory::new(50_000);
-        let victim = ask("victim", 5, 5);
+        let victim = acquire("victim", 5, 5);
         assert_eq!(memory.take(&[victim], true, 0)[0].granted, 5);
         for address in 0..1_000_000_i64 {
             // A million in ten seconds.
             let now = address * 10;
-            let given = memory.take(&[ask(&address, 300, 1)], true, now);
-            assert_eq!(given[0].granted, 1, "{address}");
+            let grants = memory.take(&[acquire(&address, 300, 1)], true, now);
+            assert_eq!(grants[0].granted, 1, "{address}");
             if address % 1_000 == 0 {
-                let given = memory.take(&[ask("victim", 5, 0)], true, now);
-                assert_eq!(given[0].debt, 60_000_000 - now);
+                let grants = memory.take(&[acquire("victim", 5, 0)], true, now);
+                assert_eq!(grants[0].debt, 60_000_000 - now);
             }
         }
         let stats = memory.stats();
@@ -162,27 +162,30 @@ mod tests {
     }
 
     #[test]
-    fn when_every_bucket_is_spent_further_clients_share_one() {
+    fn without_room_new_clients_share_one_bucket() {
         let memory = Memory::new(1_000);
         for address in 0..1_000 {
-            assert_eq!(memory.take(&[ask(&address, 5, 5)], true, 0)[0].granted, 5);
+            assert_eq!(
+                memory.take(&[acquire(&address, 5, 5)], true, 0)[0].granted,
+                5
+            );
         }
         let newcomers: i64 = (1_000..2_000)
-            .map(|address| memory.take(&[ask(&address, 5, 1)], true, 1)[0].granted)
+            .map(|address| memory.take(&[acquire(&address, 5, 1)], true, 1)[0].granted)
             .sum();
         assert_eq!(newcomers, 5);
-        assert_eq!(memory.take(&[ask(&7, 5, 1)], true, 1)[0].granted, 0);
+        assert_eq!(memory.take(&[acquire(&7, 5, 1)], true, 1)[0].granted, 0);
         assert!(memory.stats().size <= 1_001, "and the shared one");
     }
 
     #[test]
-    fn of_a_thousand_at_once_exactly_as_many_pass_as_there_is_room_for() {
+    fn concurrent_requests_never_exceed_the_limit() {
         let memory = Memory::new(1_000);
         let passed = thread::scope(|scope| {
             let threads = (0..8).map(|_| {
                 scope.spawn(|| {
                     (0..125)
-                        .map(|_| memory.take(&[ask("one", 120, 1)], true, 0)[0].granted)
+                        .map(|_| memory.take(&[acquire("one", 120, 1)], true, 0)[0].granted)
                         .sum::<i64>()
                 })
             });
@@ -196,18 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_as_a_whole_leaves_no_trace_where_it_does_not_fit() {
+    fn an_atomic_request_that_does_not_fit_takes_nothing() {
         let memory = Memory::new(1_000);
-        let asks = [ask("a", 5, 2), ask("b", 5, 6)];
-        assert!(memory.take(&asks, true, 0).iter().all(|given| *given
+        let acquires = [acquire("a", 5, 2), acquire("b", 5, 6)];
+        assert!(memory.take(&acquires, true, 0).iter().all(|grant| *grant
             == Granted {
                 granted: 0,
                 debt: 0
             }));
         let part: Vec<_> = memory
-            .take(&asks, false, 0)
+            .take(&acquires, false, 0)
             .iter()
-            .map(|given| given.granted)
+            .map(|grant| grant.granted)
             .collect();
         assert_eq!(part, [2, 5]);
     }

@@ -114,9 +114,9 @@ gathering_settings::settings! {
         write: u32 = 30, from 1, to 1_000_000;
         /// Queries per minute, per field.
         read: u32 = 120, from 1, to 1_000_000;
-        /// Health questions a minute, for each field.
+        /// Health queries per minute, per field.
         health: u32 = 300, from 1, to 1_000_000;
-        /// Requests and WebSocket messages a minute from one address (IPv6: from one /64), whatever they ask. Each instance counts its own.
+        /// Requests and WebSocket messages per minute from one address (IPv6: one /64), on each instance.
         address: u32 = 300, from 1, to 1_000_000;
         /// Whether the limits apply per root field (`field`) or to all fields of a tier together (`tier`).
         scope: Scope = Scope::Field;
@@ -128,7 +128,7 @@ gathering_settings::settings! {
 }
 
 impl Rates {
-    /// How much a minute, and at once.
+    /// The limit per minute, which is also the burst size.
     fn per_minute(&self, tier: Tier) -> u32 {
         match tier {
             Tier::Auth => self.auth,
@@ -192,13 +192,13 @@ impl QuotaStatus {
 #[derive(Debug, Default)]
 pub(crate) struct Decision {
     /// The quota status of each root field.
-    pub(crate) standings: Vec<QuotaStatus>,
+    pub(crate) quotas: Vec<QuotaStatus>,
     /// The refused occurrences of root fields, each with the index of its quota status.
     pub(crate) refused: Vec<(RootField, usize)>,
     /// Whether nothing may run.
     pub(crate) is_refused: bool,
     /// The amounts taken, as refunds.
-    taken: Vec<Acquire>,
+    refunds: Vec<Acquire>,
 }
 
 /// Allowed and refused requests of a tier.
@@ -227,7 +227,7 @@ pub(crate) struct Limiter {
     shared: Option<Shared>,
     counters: [Counter; 4],
     clock: Clock,
-    steady: MonotonicClock,
+    monotonic: MonotonicClock,
 }
 
 impl Limiter {
@@ -238,7 +238,7 @@ impl Limiter {
         redis: Option<String>,
         tiers: HashMap<String, Tier>,
         clock: Clock,
-        steady: MonotonicClock,
+        monotonic: MonotonicClock,
     ) -> Result<Self, String> {
         let shared = redis.map(|url| Shared::new(&url)).transpose();
         let shared = shared.map_err(|error| format!("REDIS_URL cannot be used: {error}"))?;
@@ -249,7 +249,7 @@ impl Limiter {
             shared,
             counters: Default::default(),
             clock,
-            steady,
+            monotonic,
         })
     }
 
@@ -264,7 +264,7 @@ impl Limiter {
 
     /// Whether Redis does not respond; `None` if it is not configured.
     pub(crate) fn is_alone(&self) -> Option<bool> {
-        self.shared.as_ref().map(Shared::is_away)
+        self.shared.as_ref().map(Shared::is_unreachable)
     }
 
     /// The statistics of the buckets in memory.
@@ -325,59 +325,59 @@ impl Limiter {
                 _ => charges.add(&rates, field, tier, from_ref(&client)),
             }
         }
-        if charges.asks.is_empty() {
+        if charges.acquires.is_empty() {
             return Decision::default();
         }
-        let mut verdict = self.decide(&rates, charges, whole).await;
+        let mut decision = self.decide(&rates, charges, whole).await;
         // In a query, free fields run even if all others are refused.
-        verdict.is_refused &= whole || !is_some_free;
-        verdict
+        decision.is_refused &= whole || !is_some_free;
+        decision
     }
 
     async fn decide(&self, rates: &Rates, charges: Charges, whole: bool) -> Decision {
-        let Charges { asks, fields } = charges;
+        let Charges { acquires, fields } = charges;
         let enforces = rates.mode == Mode::Enforce;
-        let given = self.take(&asks, whole && enforces).await;
+        let grants = self.take(&acquires, whole && enforces).await;
         let wait = |place: usize| {
-            let (ask, given) = (&asks[place], &given[place]);
+            let (acquire, grant) = (&acquires[place], &grants[place]);
             // Until the whole cost fits, because the client will send the same operation again.
-            (given.granted < ask.cost).then(|| ask.wait(given.debt, ask.cost))
+            (grant.granted < acquire.cost).then(|| acquire.wait(grant.debt, acquire.cost))
         };
-        let longest = (0..asks.len()).filter_map(wait).max();
+        let longest = (0..acquires.len()).filter_map(wait).max();
         let is_refused = whole && enforces && longest.is_some();
-        let mut left: Vec<_> = given.iter().map(|given| given.granted).collect();
+        let mut left: Vec<_> = grants.iter().map(|grant| grant.granted).collect();
         let now = (self.clock)();
-        let mut standings: Vec<QuotaStatus> = Vec::new();
+        let mut quotas: Vec<QuotaStatus> = Vec::new();
         let mut refused = Vec::new();
         for (field, tier, places) in fields {
-            let remaining = |place: &usize| asks[*place].remaining(given[*place].debt);
+            let remaining = |place: &usize| acquires[*place].remaining(grants[*place].debt);
             let Some(place) = places.iter().copied().min_by_key(remaining) else {
                 continue;
             };
-            let (remaining, debt) = (remaining(&place), given[place].debt);
-            let known = standings
+            let (remaining, debt) = (remaining(&place), grants[place].debt);
+            let index = quotas
                 .iter()
-                .position(|known| known.field == field.name.as_str());
-            let known = known.unwrap_or_else(|| {
-                standings.push(QuotaStatus {
+                .position(|existing| existing.field == field.name.as_str());
+            let index = index.unwrap_or_else(|| {
+                quotas.push(QuotaStatus {
                     field: field.name.to_string(),
                     tier,
-                    limit: asks[place].limit,
+                    limit: acquires[place].limit,
                     cost: 0,
                     remaining,
                     reset_at: now + TimeDelta::microseconds(debt),
                     reset_in: debt,
                     retry_in: None,
                 });
-                standings.len() - 1
+                quotas.len() - 1
             });
-            let standing = &mut standings[known];
-            standing.cost += 1;
-            if remaining < standing.remaining {
+            let quota = &mut quotas[index];
+            quota.cost += 1;
+            if remaining < quota.remaining {
                 // The same field may also sign in to another account.
-                standing.remaining = remaining;
-                standing.reset_at = now + TimeDelta::microseconds(debt);
-                standing.reset_in = debt;
+                quota.remaining = remaining;
+                quota.reset_at = now + TimeDelta::microseconds(debt);
+                quota.reset_in = debt;
             }
             let short = places.iter().find(|place| left[**place] < 1);
             let counter = &self.counters[tier.place()];
@@ -390,50 +390,53 @@ impl Limiter {
             }
             counter.refused.fetch_add(1, Ordering::Relaxed);
             if enforces {
-                standing.retry_in = if is_refused {
+                quota.retry_in = if is_refused {
                     longest
                 } else {
                     short.and_then(|place| wait(*place))
                 };
-                refused.push((field, known));
+                refused.push((field, index));
             }
         }
-        let taken = asks.into_iter().zip(&given).map(|(ask, given)| Acquire {
-            cost: -given.granted,
-            ..ask
-        });
-        let ran = standings
+        let refunds = acquires
+            .into_iter()
+            .zip(&grants)
+            .map(|(acquire, grant)| Acquire {
+                cost: -grant.granted,
+                ..acquire
+            });
+        let ran = quotas
             .iter()
-            .map(|standing| standing.cost as usize)
+            .map(|quota| quota.cost as usize)
             .sum::<usize>();
         Decision {
             is_refused: is_refused || (ran > 0 && refused.len() == ran),
-            standings,
+            quotas,
             refused,
-            taken: taken.filter(|ask| ask.cost < 0).collect(),
+            refunds: refunds.filter(|acquire| acquire.cost < 0).collect(),
         }
     }
 
-    async fn take(&self, asks: &[Acquire], whole: bool) -> Vec<Granted> {
-        let steady = (self.steady)();
+    async fn take(&self, acquires: &[Acquire], whole: bool) -> Vec<Granted> {
+        let monotonic = (self.monotonic)();
         if let Some(shared) = &self.shared
-            && let Some(given) = shared.take(asks, whole, steady).await
+            && let Some(grants) = shared.take(acquires, whole, monotonic).await
         {
-            return given;
+            return grants;
         }
-        self.memory.take(asks, whole, steady)
+        self.memory.take(acquires, whole, monotonic)
     }
 
     /// Refunds the cost of an operation that did not run.
-    pub(crate) async fn refund(&self, verdict: &mut Decision) {
-        let asks = std::mem::take(&mut verdict.taken);
-        if !asks.is_empty() {
-            self.take(&asks, false).await;
+    pub(crate) async fn refund(&self, decision: &mut Decision) {
+        let acquires = std::mem::take(&mut decision.refunds);
+        if !acquires.is_empty() {
+            self.take(&acquires, false).await;
         }
     }
 
     /// The quota status of a client for each recently used root field. Costs nothing.
-    pub(crate) async fn look(
+    pub(crate) async fn status(
         &self,
         rate_key: &RateKey,
         address: Option<IpAddr>,
@@ -445,7 +448,7 @@ impl Limiter {
         let [client, network] = [rate_key.bucket(), RateKey::Network(address).bucket()];
         let mut fields: Vec<_> = self.tiers.iter().collect();
         fields.sort_unstable_by_key(|(field, _)| *field);
-        let mut asks: Vec<Acquire> = Vec::new();
+        let mut acquires: Vec<Acquire> = Vec::new();
         let mut places = Vec::with_capacity(fields.len());
         for (field, tier) in &fields {
             let owner = if **tier == Tier::Auth {
@@ -453,52 +456,57 @@ impl Limiter {
             } else {
                 &client
             };
-            let ask = ask(&rates, owner, field, **tier);
-            let known = asks.iter().position(|known| known.key == ask.key);
-            places.push(known.unwrap_or(asks.len()));
-            if known.is_none() {
-                asks.push(ask);
+            let acquire = acquire(&rates, owner, field, **tier);
+            let index = acquires
+                .iter()
+                .position(|existing| existing.key == acquire.key);
+            places.push(index.unwrap_or(acquires.len()));
+            if index.is_none() {
+                acquires.push(acquire);
             }
         }
-        let given = self.take(&asks, false).await;
+        let grants = self.take(&acquires, false).await;
         let now = (self.clock)();
-        let standings = fields
+        let quotas = fields
             .into_iter()
             .zip(places)
             .map(|((field, tier), place)| {
-                let (ask, debt) = (&asks[place], given[place].debt);
+                let (acquire, debt) = (&acquires[place], grants[place].debt);
                 QuotaStatus {
                     field: field.clone(),
                     tier: *tier,
-                    limit: ask.limit,
+                    limit: acquire.limit,
                     cost: 0,
-                    remaining: ask.remaining(debt),
+                    remaining: acquire.remaining(debt),
                     reset_at: now + TimeDelta::microseconds(debt),
                     reset_in: debt,
                     retry_in: None,
                 }
             });
-        standings.filter(|standing| standing.reset_in > 0).collect()
+        quotas.filter(|quota| quota.reset_in > 0).collect()
     }
 }
 
 /// The amounts that an operation takes from its buckets, and the buckets of each occurrence of a root field.
 #[derive(Default)]
 struct Charges {
-    asks: Vec<Acquire>,
+    acquires: Vec<Acquire>,
     fields: Vec<(RootField, Tier, Vec<usize>)>,
 }
 
 impl Charges {
     fn add(&mut self, rates: &Rates, field: &RootField, tier: Tier, owners: &[String]) {
         let places = owners.iter().map(|owner| {
-            let ask = ask(rates, owner, &field.name, tier);
-            let known = self.asks.iter().position(|known| known.key == ask.key);
-            let place = known.unwrap_or_else(|| {
-                self.asks.push(ask);
-                self.asks.len() - 1
+            let acquire = acquire(rates, owner, &field.name, tier);
+            let index = self
+                .acquires
+                .iter()
+                .position(|existing| existing.key == acquire.key);
+            let place = index.unwrap_or_else(|| {
+                self.acquires.push(acquire);
+                self.acquires.len() - 1
             });
-            self.asks[place].cost += 1;
+            self.acquires[place].cost += 1;
             place
         });
         let places = places.collect();
@@ -507,7 +515,7 @@ impl Charges {
 }
 
 /// The bucket of an owner for a root field or for its tier, with a cost of zero.
-fn ask(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
+fn acquire(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
     let bucket = match rates.scope {
         Scope::Field => field,
         Scope::Tier => tier.name(),

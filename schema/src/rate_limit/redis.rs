@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use crate::rate_limit::bucket::{Acquire, Granted};
 
 /// Maximum wait for Redis.
-const PATIENCE: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The pause after Redis did not respond, in microseconds.
-const REST: i64 = 1_000_000;
+const RETRY_INTERVAL: i64 = 1_000_000;
 
 const PREFIX: &str = "{gathering-limits}:";
 
@@ -65,8 +65,8 @@ pub(super) struct Shared {
     connection: ConnectionManager,
     script: Script,
     /// When Redis may be tried again, by the monotonic clock.
-    rests_until: AtomicI64,
-    is_away: AtomicBool,
+    next_attempt: AtomicI64,
+    is_unreachable: AtomicBool,
 }
 
 impl Shared {
@@ -80,49 +80,50 @@ impl Shared {
         Ok(Self {
             connection: ConnectionManager::new_lazy_with_config(client, config)?,
             script: Script::new(TAKE),
-            rests_until: AtomicI64::new(i64::MIN),
-            is_away: AtomicBool::new(false),
+            next_attempt: AtomicI64::new(i64::MIN),
+            is_unreachable: AtomicBool::new(false),
         })
     }
 
     /// Whether Redis did not respond the last time.
-    pub(super) fn is_away(&self) -> bool {
-        self.is_away.load(Ordering::Relaxed)
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.is_unreachable.load(Ordering::Relaxed)
     }
 
     /// Takes from all buckets atomically; with `whole`, everything or nothing. `None` if Redis cannot be reached.
     pub(super) async fn take(
         &self,
-        asks: &[Acquire],
+        acquires: &[Acquire],
         whole: bool,
-        steady: i64,
+        monotonic: i64,
     ) -> Option<Vec<Granted>> {
-        if self.is_away() {
-            let until = self.rests_until.load(Ordering::Relaxed);
-            let next = steady + REST;
+        if self.is_unreachable() {
+            let until = self.next_attempt.load(Ordering::Relaxed);
+            let next = monotonic + RETRY_INTERVAL;
             let order = Ordering::Relaxed;
-            let may_try = steady >= until
+            let may_try = monotonic >= until
                 && self
-                    .rests_until
+                    .next_attempt
                     .compare_exchange(until, next, order, order)
                     .is_ok();
             if !may_try {
                 return None;
             }
         }
-        let answer = timeout(PATIENCE, self.ask(asks, whole, None)).await;
+        let answer = timeout(TIMEOUT, self.invoke(acquires, whole, None)).await;
         let why = match answer {
-            Ok(Ok(given)) => {
-                if self.is_away.swap(false, Ordering::Relaxed) {
+            Ok(Ok(grants)) => {
+                if self.is_unreachable.swap(false, Ordering::Relaxed) {
                     tracing::info!("Redis is back: rate limits are shared again");
                 }
-                return Some(given);
+                return Some(grants);
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no response in time".to_owned(),
         };
-        self.rests_until.store(steady + REST, Ordering::Relaxed);
-        if !self.is_away.swap(true, Ordering::Relaxed) {
+        self.next_attempt
+            .store(monotonic + RETRY_INTERVAL, Ordering::Relaxed);
+        if !self.is_unreachable.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 why,
                 "Redis does not respond: this instance applies the limits separately"
@@ -132,18 +133,20 @@ impl Shared {
     }
 
     /// `now` defaults to the clock of Redis.
-    async fn ask(
+    async fn invoke(
         &self,
-        asks: &[Acquire],
+        acquires: &[Acquire],
         whole: bool,
         now: Option<i64>,
     ) -> Result<Vec<Granted>, RedisError> {
         let mut call = self.script.prepare_invoke();
         call.arg(if whole { "whole" } else { "part" });
         call.arg(now.map(|now| now.to_string()).unwrap_or_default());
-        for ask in asks {
-            call.key(format!("{PREFIX}{}", ask.key));
-            call.arg(ask.limit).arg(ask.interval()).arg(ask.cost);
+        for acquire in acquires {
+            call.key(format!("{PREFIX}{}", acquire.key));
+            call.arg(acquire.limit)
+                .arg(acquire.interval())
+                .arg(acquire.cost);
         }
         let mut connection = self.connection.clone();
         let answer: Vec<i64> = call.invoke_async(&mut connection).await?;
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn redis_gives_exactly_what_the_memory_gives() {
+    async fn redis_and_memory_grant_the_same() {
         let Some(redis) = redis() else {
             return;
         };
@@ -185,7 +188,7 @@ mod tests {
         for step in 0..4_000 {
             now += schedule.below(400_000);
             let first = schedule.below(6);
-            let asks = (0..=schedule.below(3)).map(|more| {
+            let acquires = (0..=schedule.below(3)).map(|more| {
                 let bucket = (first + more) % 6;
                 Acquire {
                     key: format!("{run}/{bucket}"),
@@ -193,19 +196,19 @@ mod tests {
                     cost: schedule.below(12) - 3,
                 }
             });
-            let asks: Vec<_> = asks.collect();
+            let acquires: Vec<_> = acquires.collect();
             let whole = schedule.below(2) == 0;
-            let ours = memory.take(&asks, whole, now);
+            let ours = memory.take(&acquires, whole, now);
             let theirs = redis
-                .ask(&asks, whole, Some(now))
+                .invoke(&acquires, whole, Some(now))
                 .await
                 .expect("Redis answers");
-            assert_eq!(ours, theirs, "step {step}: {asks:?}");
-            granted += ours.iter().filter(|given| given.granted > 0).count();
+            assert_eq!(ours, theirs, "step {step}: {acquires:?}");
+            granted += ours.iter().filter(|grant| grant.granted > 0).count();
             refused += ours
                 .iter()
-                .zip(&asks)
-                .filter(|(given, ask)| given.granted < ask.cost)
+                .zip(&acquires)
+                .filter(|(grant, acquire)| grant.granted < acquire.cost)
                 .count();
         }
         assert!(

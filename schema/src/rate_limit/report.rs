@@ -8,24 +8,24 @@ use crate::{
 use async_graphql::ScalarType;
 
 /// `RATE_LIMITED`, with the time of the next attempt.
-pub(crate) fn refused(standing: &QuotaStatus) -> Error {
-    let (field, seconds) = (&standing.field, standing.seconds().max(1));
-    let most = standing.limit;
-    let message = if standing.cost > most {
+pub(crate) fn refused(quota: &QuotaStatus) -> Error {
+    let (field, seconds) = (&quota.field, quota.seconds().max(1));
+    let most = quota.limit;
+    let message = if quota.cost > most {
         format!(
             "`{field}` is limited to {most} requests per minute, but the operation contains {}.",
-            standing.cost
+            quota.cost
         )
     } else {
         format!("`{field}` is limited to {most} requests per minute. Retry after {seconds} s.")
     };
-    let milliseconds = (standing.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
+    let milliseconds = (quota.retry_in.unwrap_or_default().max(0) + 999) / 1_000;
     Error::new(Code::RateLimited, message)
-        .with("tier", standing.tier.name().to_uppercase())
+        .with("tier", quota.tier.name().to_uppercase())
         .with("limit", most)
         .with("windowSeconds", 60)
         .with("remaining", 0)
         .with("retryAfter", seconds)
         .with("retryAfterMs", milliseconds)
-        .with("resetAt", DateTime(standing.reset_at).to_value())
+        .with("resetAt", DateTime(quota.reset_at).to_value())
 }

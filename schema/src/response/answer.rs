@@ -21,7 +21,7 @@ pub struct Answer {
     data: Option<Box<Data>>,
     errors: Vec<ServerError>,
     extensions: Map<String, serde_json::Value>,
-    standings: Vec<QuotaStatus>,
+    quotas: Vec<QuotaStatus>,
     cursor: Option<String>,
 }
 
@@ -65,15 +65,15 @@ impl Answer {
         Error::new(code, message.into()).into()
     }
 
-    /// What a stream or connection gets whose session has ended.
+    /// The answer to a stream or connection whose session has ended.
     pub fn session_ended() -> Self {
         Error::token_revoked().into()
     }
 
     /// A request error: a rate limit is exceeded and nothing was executed.
-    pub(crate) fn limited(verdict: Decision) -> Self {
-        let errors = verdict.refused.iter().map(|(field, place)| {
-            let error = rate_limit::refused(&verdict.standings[*place]);
+    pub(crate) fn limited(decision: Decision) -> Self {
+        let errors = decision.refused.iter().map(|(field, place)| {
+            let error = rate_limit::refused(&decision.quotas[*place]);
             let mut refused = ServerError::new(error.message.clone(), None);
             refused.extensions = Some(error.extension_values());
             // A refused request is charged for its route, which is not a field of the response.
@@ -82,7 +82,7 @@ impl Answer {
             }
             refused
         });
-        Self::refused(errors.collect()).with_standings(verdict.standings)
+        Self::refused(errors.collect()).with_quotas(decision.quotas)
     }
 
     /// A request error, with the request id if the error is internal.
@@ -100,34 +100,34 @@ impl Answer {
             data: None,
             errors,
             extensions: Map::new(),
-            standings: Vec::new(),
+            quotas: Vec::new(),
             cursor: None,
         }
     }
 
     /// The quota status of the requested fields.
-    pub fn standings(&self) -> &[QuotaStatus] {
-        &self.standings
+    pub fn quotas(&self) -> &[QuotaStatus] {
+        &self.quotas
     }
 
     /// Adds the quota status.
     #[must_use]
-    pub fn with_standings(mut self, standings: Vec<QuotaStatus>) -> Self {
-        let account = standings.iter().map(|standing| {
+    pub fn with_quotas(mut self, quotas: Vec<QuotaStatus>) -> Self {
+        let account = quotas.iter().map(|quota| {
             json!({
-                "field": standing.field,
-                "tier": standing.tier.name().to_uppercase(),
-                "limit": standing.limit,
-                "cost": standing.cost,
-                "remaining": standing.remaining,
-                "resetAt": DateTime(standing.reset_at).to_value(),
+                "field": quota.field,
+                "tier": quota.tier.name().to_uppercase(),
+                "limit": quota.limit,
+                "cost": quota.cost,
+                "remaining": quota.remaining,
+                "resetAt": DateTime(quota.reset_at).to_value(),
             })
         });
-        if !standings.is_empty() {
+        if !quotas.is_empty() {
             self.extensions
                 .insert("rateLimit".to_owned(), account.collect());
         }
-        self.standings = standings;
+        self.quotas = quotas;
         self
     }
 
@@ -183,7 +183,7 @@ impl Answer {
             data: Some(Box::new(Data::Kept(data))),
             errors: serde_json::from_value(part("errors")).unwrap_or_default(),
             extensions,
-            standings: Vec::new(),
+            quotas: Vec::new(),
             cursor: None,
         };
         again.mark_replayed();
@@ -239,7 +239,7 @@ impl Answer {
             data: ran.then(|| Box::new(Data::Fresh(data, plan))),
             errors,
             extensions: Map::new(),
-            standings: Vec::new(),
+            quotas: Vec::new(),
             cursor: None,
         }
     }
@@ -248,12 +248,12 @@ impl Answer {
 impl Answer {
     /// Replaces each refused root field by null and an error, even if the field is not nullable: a rate limit must not
     /// remove the other fields.
-    pub(crate) fn refuse(&mut self, verdict: &Decision) {
-        for (field, place) in &verdict.refused {
+    pub(crate) fn refuse(&mut self, decision: &Decision) {
+        for (field, place) in &decision.refused {
             if let Some(Data::Fresh(Value::Object(data), _)) = self.data.as_deref_mut() {
                 data.insert(field.key.clone(), Value::Null);
             }
-            let error = rate_limit::refused(&verdict.standings[*place]);
+            let error = rate_limit::refused(&decision.quotas[*place]);
             let mut refused = ServerError::new(error.message.clone(), Some(field.place));
             refused.path = vec![PathSegment::Field(field.key.to_string())];
             refused.extensions = Some(error.extension_values());

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_stand_in_the_order_of_the_document() {
+    fn fields_follow_the_order_of_the_document() {
         let query = "{ b { name id } ...F a { id } } fragment F on Query { a { name } x: b { id } b { may { id } } }";
         let data = json!({"x": {"id": 1}, "a": {"id": 2, "name": 3}, "b": {"may": null, "id": 4, "name": 5}});
         assert_eq!(
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_an_interface_is_that_of_the_type() {
+    fn the_field_order_depends_on_the_concrete_type() {
         let query = "{ n { ... on A { name id } ... on B { id name } } }";
         for (ty, expected) in [
             ("A", r#"{"n":{"name":2,"id":1}}"#),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_field_is_null_as_far_out_as_null_is_not_allowed() {
+    fn a_failed_field_nulls_its_nearest_nullable_parent() {
         let all = json!({"a": {"id": 1}, "list": [{"id": 1}, {"id": 2}]});
         for (query, data, path, expected) in [
             (

@@ -11,22 +11,22 @@ use std::{borrow::Cow, mem, sync::atomic::Ordering};
 pub(crate) struct Burst<T>(Vec<Option<T>>);
 
 /// An item to deliver, and the cursor of its event.
-pub(crate) type Told<T> = (T, Option<String>);
+pub(crate) type Update<T> = (T, Option<String>);
 
 impl<T> Burst<T> {
     /// A burst of all items; `None` if there are none.
     pub(crate) fn new(
         request: &Request,
-        told: impl IntoIterator<Item = Option<Told<T>>>,
+        updates: impl IntoIterator<Item = Option<Update<T>>>,
     ) -> Option<Self> {
-        let told = told.into_iter().flatten();
-        let (told, cursors): (Vec<_>, Vec<_>) = told.map(|(it, at)| (Some(it), at)).unzip();
-        if told.is_empty() {
+        let updates = updates.into_iter().flatten();
+        let (updates, cursors): (Vec<_>, Vec<_>) = updates.map(|(it, at)| (Some(it), at)).unzip();
+        if updates.is_empty() {
             return None;
         }
         request.progress.passed(cursors);
         request.text.store(0, Ordering::Relaxed);
-        Some(Self(told))
+        Some(Self(updates))
     }
 }
 
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_goes_with_the_answer_that_it_belongs_to() {
+    fn errors_are_assigned_to_the_answer_of_their_path() {
         let mut response = Response::new(value!({ "all": [{ "id": 1 }, null, { "id": 3 }] }));
         let field = |name: &str| PathSegment::Field(name.to_owned());
         let path = vec![field("all"), PathSegment::Index(1), field("id")];

@@ -33,10 +33,10 @@ const SPAN: i64 = 10_000;
 /// The longest queueing delay that is ignored.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(2);
 
-/// A subscriber that is behind sleeps for its queueing delay multiplied by `PATIENCE`, but no longer than
-/// `LONGEST_STAY`.
-const PATIENCE: u32 = 8;
-const LONGEST_STAY: Duration = Duration::from_millis(500);
+/// A subscriber that is behind sleeps for its queueing delay multiplied by `DELAY_FACTOR`, but no longer than
+/// `LONGEST_DELAY`.
+const DELAY_FACTOR: u32 = 8;
+const LONGEST_DELAY: Duration = Duration::from_millis(500);
 
 /// An item that is delivered to a subscriber.
 pub(crate) enum Item {
@@ -56,11 +56,11 @@ impl Item {
 pub(crate) struct Feed {
     request: Arc<Request>,
     latest: watch::Receiver<Option<i64>>,
-    wanted: FeedFilter,
+    filter: FeedFilter,
     /// The position of the last event that was examined.
     seen: i64,
     /// Matching events that were examined but not delivered yet.
-    taken: VecDeque<Arc<event::Model>>,
+    rows: VecDeque<Arc<event::Model>>,
     missed: Option<Arc<event::Model>>,
     /// Whether there is more than one batch to deliver.
     is_behind: bool,
@@ -79,7 +79,7 @@ impl Feed {
     /// `BAD_USER_INPUT` for a position in the future.
     pub(crate) async fn open(
         request: Arc<Request>,
-        wanted: FeedFilter,
+        filter: FeedFilter,
         after: Option<i64>,
     ) -> Result<Self, Error> {
         let bus = Arc::clone(&request.services.bus);
@@ -105,9 +105,9 @@ impl Feed {
         Ok(Self {
             request,
             latest,
-            wanted,
+            filter,
             seen,
-            taken: VecDeque::new(),
+            rows: VecDeque::new(),
             missed: None,
             is_behind: false,
             replays: false,
@@ -139,10 +139,10 @@ impl Feed {
             // A subscriber that always finds events must not starve the other tasks of its thread.
             tokio::task::coop::consume_budget().await;
             items.extend(self.missed.take().map(Item::Missed));
-            let gained = match self.taken.front().cloned() {
+            let gained = match self.rows.front().cloned() {
                 _ if items.len() >= self.request.progress.burst() => return Ok(items),
                 Some(row) => self.may_read(&row).await.map(|may_read| {
-                    self.taken.pop_front();
+                    self.rows.pop_front();
                     items.extend(may_read.then_some(Item::Event(row)));
                 }),
                 None if items.is_empty() => self.fill().await,
@@ -169,7 +169,7 @@ impl Feed {
         let bus = Arc::clone(&self.request.services.bus);
         // Marked as seen before the history is read, so that events that arrive in between wake the feed.
         self.latest.borrow_and_update();
-        match bus.behind(self.seen, |row| self.wanted.takes(row)) {
+        match bus.behind(self.seen, |row| self.filter.takes(row)) {
             Some((_, seen)) if seen == self.seen => {
                 // The bus ends with the server, which ends its streams before.
                 let _ = self.latest.changed().await;
@@ -177,7 +177,7 @@ impl Feed {
             Some((rows, seen)) => {
                 self.seen = seen;
                 self.is_behind = rows.len() == BATCH;
-                self.taken = rows;
+                self.rows = rows;
             }
             None => {
                 self.is_behind = true;
@@ -196,7 +196,7 @@ impl Feed {
         let mut select = event::Entity::find()
             .filter(event::Column::Position.gt(self.seen))
             .filter(event::Column::Position.lte(end))
-            .filter(self.wanted.condition());
+            .filter(self.filter.condition());
         if self.is_guarded {
             select = select.filter(self.request.viewer()?.events());
         }
@@ -210,7 +210,7 @@ impl Feed {
         let mut reading = JoinSet::new();
         reading.spawn(async move {
             // The semaphore is never closed.
-            let _turn = services.bus.replays.acquire().await;
+            let _guard = services.bus.replays.acquire().await;
             let rows = services.loader.load_alone(pages, Uuid::nil()).await?;
             // Read after the events, so that events deleted in between are noticed as missing.
             let oldest = edge(&services.loader, Edge::Oldest).await?;
@@ -226,7 +226,7 @@ impl Feed {
             _ => end.max(oldest_at.unwrap_or_default().min(newest) - 1),
         };
         self.replays = self.seen < newest;
-        self.taken = rows.iter().cloned().collect();
+        self.rows = rows.iter().cloned().collect();
         Ok(())
     }
 
@@ -268,7 +268,7 @@ async fn give_way() {
     yield_now().await;
     let queued = came.elapsed();
     if queued > SHORTEST_QUEUE {
-        sleep(LONGEST_STAY.min(queued * PATIENCE)).await;
+        sleep(LONGEST_DELAY.min(queued * DELAY_FACTOR)).await;
     }
 }
 

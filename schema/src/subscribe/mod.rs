@@ -6,7 +6,7 @@ mod root;
 mod sign_outs;
 mod stream;
 
-pub(crate) use burst::{Burst, Told};
+pub(crate) use burst::{Burst, Update};
 pub(crate) use feed::{Feed, Item};
 pub(crate) use root::Subscription;
 pub(crate) use sign_outs::watch_sign_outs;

@@ -17,7 +17,7 @@ use crate::{
     events::{EventType, FeedFilter, SHARING},
     id::Kind,
     request::{Request, RequestExt},
-    subscribe::{Burst, Feed, Item, Told},
+    subscribe::{Burst, Feed, Item, Update},
     task::Task,
 };
 
@@ -69,25 +69,26 @@ pub(crate) struct ConversationEnded {
     reason: Option<String>,
 }
 
-/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
-/// once.
+/// The root of subscriptions: live updates.
+/// Each field delivers one response per update, in commit order, at least once.
 #[derive(Default)]
 pub(crate) struct Subscription;
 
-/// The root of subscriptions: live updates. Each field delivers one response per update, in commit order, at least
-/// once.
+/// The root of subscriptions: live updates.
+/// Each field delivers one response per update, in commit order, at least once.
 #[Subscription]
 impl Subscription {
-    /// Streams the events that the caller may read. With `after`, the stream resumes after that event without a gap
-    /// while it is stored; otherwise the first event is `EventsMissed`.
+    /// Streams the events that the caller may read.
+    /// With `after`, the stream resumes after that event without a gap while it is stored; otherwise the first event is
+    /// `EventsMissed`.
     async fn events(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Filters the events.")] filter: Option<EventFilter>,
         #[graphql(desc = "The `cursor` of the last event received.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
-        let wanted = EventFilter::feed_filter(filter)?;
-        let feed = follow(ctx.shared(), wanted, after).await?;
+        let filter = EventFilter::feed_filter(filter)?;
+        let feed = follow(ctx.shared(), filter, after).await?;
         Ok(ending(ctx.shared(), events(feed, None)))
     }
 
@@ -107,22 +108,22 @@ impl Subscription {
             types.map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted)));
         // The sharing events end the stream, so they are received even if the client filters them out.
         let sharing = SHARING.map(EventType::dotted);
-        let wanted = FeedFilter {
+        let filter = FeedFilter {
             types: types
                 .clone()
                 .map(|types| [types, sharing.to_vec()].concat()),
             circle: Some(id),
             ..FeedFilter::default()
         };
-        let feed = follow(Arc::clone(&request), wanted, after).await?;
+        let feed = follow(Arc::clone(&request), filter, after).await?;
         // The feed is open already, so it contains any change after this check.
         readable_circle(&request, id).await?;
         Ok(ending(request, events(feed, Some((id, types)))))
     }
 
-    /// Streams tasks, each in its state after a change. Selects the tasks of a circle, of an agent, or of an agent in a
-    /// circle; `BAD_USER_INPUT` if neither is given. Several changes of one task at the same time may be combined into
-    /// one update. Deleted tasks are not sent.
+    /// Streams tasks, each in its state after a change.
+    /// Selects the tasks of a circle, of an agent, or of an agent in a circle; `BAD_USER_INPUT` if neither is given.
+    /// Several changes of one task at the same time may be combined into one update. Deleted tasks are not sent.
     async fn task_updated(
         &self,
         ctx: &Context<'_>,
@@ -150,13 +151,13 @@ impl Subscription {
             Some(id) => Some(readable_agent(&request, id, "assigneeId").await?),
             None => None,
         };
-        let wanted = FeedFilter {
+        let filter = FeedFilter {
             types: Some(EventType::all_of("task")),
             circle,
             ..FeedFilter::default()
         };
-        let feed = follow(Arc::clone(&request), wanted, None).await?;
-        let told = stream::try_unfold(feed, move |mut feed| {
+        let feed = follow(Arc::clone(&request), filter, None).await?;
+        let updates = stream::try_unfold(feed, move |mut feed| {
             let request = Arc::clone(&request);
             async move {
                 loop {
@@ -173,18 +174,18 @@ impl Subscription {
                         let task = task.await?.filter(concerns);
                         Ok::<_, Error>(task.map(|task| (Task(task), change.cursor(&request))))
                     });
-                    let told = try_join_all(tasks).await?;
-                    if let Some(burst) = Burst::new(&request, told) {
+                    let updates = try_join_all(tasks).await?;
+                    if let Some(burst) = Burst::new(&request, updates) {
                         return Ok(Some((burst, feed)));
                     }
                 }
             }
         });
-        Ok(ending(ctx.shared(), told))
+        Ok(ending(ctx.shared(), updates))
     }
 
-    /// Streams agents whose status has changed, in their current state. Several changes of one agent at the same time
-    /// may be combined into one update.
+    /// Streams agents whose status has changed, in their current state.
+    /// Several changes of one agent at the same time may be combined into one update.
     async fn agent_status_changed(
         &self,
         ctx: &Context<'_>,
@@ -208,14 +209,14 @@ impl Subscription {
             }
             None => None,
         };
-        let wanted = FeedFilter {
+        let filter = FeedFilter {
             types: Some(vec![EventType::AgentStatusChanged.dotted()]),
             ..FeedFilter::default()
         };
-        let feed = follow(Arc::clone(&request), wanted, None).await?;
+        let feed = follow(Arc::clone(&request), filter, None).await?;
         // A reader of an agent may see its status in every circle, so the events are not filtered by circle.
         let feed = feed.unguarded();
-        let told = stream::try_unfold(feed, move |mut feed| {
+        let updates = stream::try_unfold(feed, move |mut feed| {
             let (request, agents) = (Arc::clone(&request), agents.clone());
             async move {
                 loop {
@@ -230,18 +231,19 @@ impl Subscription {
                         let agent = agent.await?;
                         Ok::<_, Error>(agent.map(|agent| (Agent(agent), change.cursor(&request))))
                     });
-                    let told = try_join_all(agents).await?;
-                    if let Some(burst) = Burst::new(&request, told) {
+                    let updates = try_join_all(agents).await?;
+                    if let Some(burst) = Burst::new(&request, updates) {
                         return Ok(Some((burst, feed)));
                     }
                 }
             }
         });
-        Ok(ending(ctx.shared(), told))
+        Ok(ending(ctx.shared(), updates))
     }
 
-    /// Streams the updates of a conversation: its messages, its turns and its end. Ends with the first update that the
-    /// caller may no longer read. With `afterSeq`, it starts with the messages after that sequence number.
+    /// Streams the updates of a conversation: its messages, its turns and its end.
+    /// Ends with the first update that the caller may no longer read. With `afterSeq`, it starts with the messages
+    /// after that sequence number.
     async fn conversation_updates(
         &self,
         ctx: &Context<'_>,
@@ -262,7 +264,7 @@ impl Subscription {
             EventType::ConversationTurnCompleted,
             EventType::ConversationEnded,
         ];
-        let wanted = FeedFilter {
+        let filter = FeedFilter {
             // Not limited to the events of the circle, because a conversation outlives its circle.
             types: Some(types.map(EventType::dotted).to_vec()),
             ..FeedFilter::default()
@@ -271,24 +273,24 @@ impl Subscription {
         let is_behind = after_seq.is_some() && request.progress.after.is_none();
         let follower = Follower {
             // The feed is opened before the messages are read. A message added in between is in both and is sent once.
-            feed: follow(Arc::clone(&request), wanted, None)
+            feed: follow(Arc::clone(&request), filter, None)
                 .await?
                 .unguarded(),
             request,
             id,
             is_behind,
-            told: after_seq.unwrap_or_default(),
+            last_seq: after_seq.unwrap_or_default(),
         };
-        let told = stream::try_unfold(follower, async |mut follower| {
+        let updates = stream::try_unfold(follower, async |mut follower| {
             let burst = follower.next().await?;
             Ok(burst.map(|burst| (burst, follower)))
         });
-        Ok(ending(ctx.shared(), told))
+        Ok(ending(ctx.shared(), updates))
     }
 }
 
 /// Updates of a conversation that are sent together.
-type Updates = Vec<Option<Told<ConversationUpdate>>>;
+type Updates = Vec<Option<Update<ConversationUpdate>>>;
 
 /// A subscriber of a conversation.
 struct Follower {
@@ -298,7 +300,7 @@ struct Follower {
     /// Whether there are earlier messages still to be sent.
     is_behind: bool,
     /// The sequence number of the last message sent.
-    told: i32,
+    last_seq: i32,
 }
 
 impl Follower {
@@ -306,15 +308,15 @@ impl Follower {
     async fn next(&mut self) -> Result<Option<Burst<ConversationUpdate>>, Error> {
         self.request.progress.started();
         loop {
-            let told = if self.is_behind {
+            let updates = if self.is_behind {
                 self.earlier().await?
             } else {
                 self.changes().await?
             };
-            let Some(told) = told else {
+            let Some(updates) = updates else {
                 return Ok(None);
             };
-            let burst = Burst::new(&self.request, told);
+            let burst = Burst::new(&self.request, updates);
             if burst.is_some() {
                 return Ok(burst);
             }
@@ -324,7 +326,7 @@ impl Follower {
     /// The next batch of the earlier messages.
     async fn earlier(&mut self) -> Result<Option<Updates>, Error> {
         let select = message::Entity::find()
-            .filter(message::Column::Seq.gt(self.told))
+            .filter(message::Column::Seq.gt(self.last_seq))
             .order_by_asc(message::Column::Seq)
             .limit(self.request.progress.burst() as u64)
             .into_query();
@@ -332,14 +334,14 @@ impl Follower {
         let pages = PageQuery::<message::Model>::new("messages", select, Some(parent));
         let messages = self.request.load(pages, self.id).await?;
         match messages.last() {
-            Some(last) => self.told = last.seq,
+            Some(last) => self.last_seq = last.seq,
             None => self.is_behind = false,
         }
         let conversation = readable_conversation(&self.request, self.id).await?;
         Ok(conversation.map(|conversation| {
             let added = |message| added(Arc::clone(&conversation), Arc::clone(message));
-            let told = messages.iter().map(|message| Some((added(message), None)));
-            told.collect()
+            let updates = messages.iter().map(|message| Some((added(message), None)));
+            updates.collect()
         }))
     }
 
@@ -350,10 +352,10 @@ impl Follower {
             if row.kind != EventType::MessageAdded.dotted() {
                 return row.subject_id == self.id;
             }
-            let seq = row.number("seq").filter(|seq| *seq > self.told);
+            let seq = row.number("seq").filter(|seq| *seq > self.last_seq);
             let is_new = seq.is_some() && row.uuid("conversationId") == Some(self.id);
             if is_new {
-                self.told = seq.unwrap_or(self.told);
+                self.last_seq = seq.unwrap_or(self.last_seq);
             }
             is_new
         });
@@ -363,15 +365,15 @@ impl Follower {
         let Some(conversation) = readable_conversation(&self.request, self.id).await? else {
             return Ok(None);
         };
-        let told = rows.iter().map(|row| self.change(&conversation, row));
-        try_join_all(told).await.map(Some)
+        let updates = rows.iter().map(|row| self.change(&conversation, row));
+        try_join_all(updates).await.map(Some)
     }
 
     async fn change(
         &self,
         conversation: &Arc<conversation::Model>,
         row: &event::Model,
-    ) -> Result<Option<Told<ConversationUpdate>>, Error> {
+    ) -> Result<Option<Update<ConversationUpdate>>, Error> {
         let conversation = Arc::clone(conversation);
         let update = if row.kind == EventType::MessageAdded.dotted() {
             let everybody = Rule::default();
@@ -418,7 +420,7 @@ fn added(
 /// Opens a feed that starts now, or after the client's cursor.
 async fn follow(
     request: Arc<Request>,
-    wanted: FeedFilter,
+    filter: FeedFilter,
     after: Option<String>,
 ) -> Result<Feed, Error> {
     request.viewer()?;
@@ -427,7 +429,7 @@ async fn follow(
         Some(cursor) => Some(Events::position(request.services.epoch, cursor)?),
         None => None,
     };
-    Feed::open(request, wanted, after).await
+    Feed::open(request, filter, after).await
 }
 
 /// Turns a feed into a stream of events that ends with its first error. The stream of a circle contains only events of
@@ -443,7 +445,7 @@ fn events(
         loop {
             let items = feed.next().await?;
             let (request, now) = (feed.request(), feed.request().now());
-            let goes_on = match &circle {
+            let continues = match &circle {
                 Some((id, _)) if items.iter().any(Item::changes_sharing) => {
                     let rule = &request.viewer()?.rules().circle;
                     let circle = request.readable_later::<circle::Entity>(rule, *id);
@@ -455,7 +457,7 @@ fn events(
             let is_wanted =
                 |row: &event::Model| types.is_none_or(|types| types.contains(&row.kind.as_str()));
             let epoch = request.services.epoch;
-            let told = items.into_iter().map(|item| match item {
+            let updates = items.into_iter().map(|item| match item {
                 Item::Event(row) if is_wanted(&row) => {
                     Some((Event::of(&row)?, Some(Events::cursor(epoch, &row))))
                 }
@@ -466,9 +468,9 @@ fn events(
                     Some((Event::Missed(missed), Some(cursor)))
                 }
             });
-            match Burst::new(request, told) {
-                Some(burst) => return Ok(Some((burst, goes_on.then_some((feed, circle))))),
-                None if goes_on => {}
+            match Burst::new(request, updates) {
+                Some(burst) => return Ok(Some((burst, continues.then_some((feed, circle))))),
+                None if continues => {}
                 None => return Ok(None),
             }
         }

@@ -19,7 +19,7 @@ pub(crate) fn watch_sign_outs(services: Arc<Services>) -> Handler {
                     let Services {
                         accounts, loader, ..
                     } = &*services;
-                    accounts.look(loader, event.subject_id).await?;
+                    accounts.check_watched(loader, event.subject_id).await?;
                 }
                 Ok(())
             })

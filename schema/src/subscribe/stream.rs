@@ -29,12 +29,12 @@ use crate::{
 
 /// How often the session of a subscription is checked. A session that is ended on this instance ends its streams
 /// immediately; the check finds sessions that another instance or another program has ended.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A started subscription. Buffers at most one burst if the client does not read.
 pub struct Answers {
     stream: BoxStream<'static, Answer>,
-    standings: Vec<QuotaStatus>,
+    quotas: Vec<QuotaStatus>,
     watch: Option<Watch>,
 }
 
@@ -46,8 +46,8 @@ impl Answers {
     }
 
     /// The quota status of the requested fields.
-    pub fn standings(&self) -> &[QuotaStatus] {
-        &self.standings
+    pub fn quotas(&self) -> &[QuotaStatus] {
+        &self.quotas
     }
 }
 
@@ -63,7 +63,7 @@ impl Stream for Answers {
 pub(crate) struct Live {
     pub(crate) responses: BoxStream<'static, Response>,
     pub(crate) request: Arc<Request>,
-    pub(crate) waiting: Arc<PendingBatches>,
+    pub(crate) pending: Arc<PendingBatches>,
     pub(crate) plan: Arc<Plan>,
     /// The session of the subscription.
     pub(crate) watch: Option<Watch>,
@@ -76,7 +76,7 @@ impl Live {
     ///
     /// # Errors
     /// A request error: nothing was started.
-    pub(crate) async fn start(mut self, mut verdict: Decision) -> Result<Answers, Answer> {
+    pub(crate) async fn start(mut self, mut decision: Decision) -> Result<Answers, Answer> {
         let (responses, progress) = (&mut self.responses, &self.request.progress);
         let first = poll_fn(|context| match responses.poll_next_unpin(context) {
             Poll::Pending if progress.is_started() => Poll::Ready(None),
@@ -84,13 +84,13 @@ impl Live {
             Poll::Pending => Poll::Pending,
         });
         let services = Arc::clone(&self.request.services);
-        let first = DispatchWhenIdle::new(&self.waiting, first);
+        let first = DispatchWhenIdle::new(&self.pending, first);
         let first = match tokio::time::timeout(services.limits.timeout, first).await {
             Err(_) => Err(Error::timeout().into()),
             Ok(None) => Ok(()),
             Ok(Some(None)) => Err(Error::internal().into()),
             Ok(Some(Some(response))) => {
-                self.take_in(response);
+                self.buffer(response);
                 if self.request.progress.is_started() {
                     Ok(())
                 } else {
@@ -101,36 +101,36 @@ impl Live {
         };
         if let Err(answer) = first {
             if answer.code() == Some(Code::ValidationFailed) {
-                services.limiter.refund(&mut verdict).await;
+                services.limiter.refund(&mut decision).await;
             }
-            return Err(answer.with_standings(verdict.standings));
+            return Err(answer.with_quotas(decision.quotas));
         }
         // All subscriptions check at the same times, so that few statements serve them all.
         let passed = services.began.elapsed().as_secs();
-        let next = services.began + Duration::from_secs(passed) + LOOK;
-        let mut looks = interval_at(next.into(), LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let next = services.began + Duration::from_secs(passed) + CHECK_INTERVAL;
+        let mut checks = interval_at(next.into(), CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let watch = self.watch.clone();
-        let answers = stream::unfold(Some((self, looks)), |state| async {
-            let (mut live, mut looks) = state?;
-            let (answer, goes_on) = live.next(&mut looks).await?;
-            Some((answer, goes_on.then_some((live, looks))))
+        let answers = stream::unfold(Some((self, checks)), |state| async {
+            let (mut live, mut checks) = state?;
+            let (answer, continues) = live.next(&mut checks).await?;
+            Some((answer, continues.then_some((live, checks))))
         });
         // The first answer contains the quota status of the start.
-        let mut untold = Some(verdict.standings.clone());
-        let answers = answers.map(move |answer| match untold.take() {
-            Some(standings) => answer.with_standings(standings),
+        let mut first_quotas = Some(decision.quotas.clone());
+        let answers = answers.map(move |answer| match first_quotas.take() {
+            Some(quotas) => answer.with_quotas(quotas),
             None => answer,
         });
         Ok(Answers {
             stream: answers.boxed(),
-            standings: verdict.standings,
+            quotas: decision.quotas,
             watch,
         })
     }
 
     /// The next answer, and whether there may be another one.
-    async fn next(&mut self, looks: &mut Interval) -> Option<(Answer, bool)> {
+    async fn next(&mut self, checks: &mut Interval) -> Option<(Answer, bool)> {
         let watch = self.watch.clone();
         let ended = async {
             match &watch {
@@ -143,11 +143,11 @@ impl Live {
             tokio::select! {
                 biased;
                 () = &mut ended => return Some((Error::token_revoked().into(), false)),
-                _ = looks.tick() => {}
+                _ = checks.tick() => {}
                 answer = self.answer() => {
                     let answer = answer?;
                     if answer.cursor().is_some() {
-                        self.request.services.bus.given();
+                        self.request.services.bus.count_delivered();
                     }
                     return Some((answer, !self.request.progress.has_failed()));
                 }
@@ -159,7 +159,7 @@ impl Live {
                 // Nothing is sent until the session has been checked.
                 tokio::select! {
                     () = &mut ended => return Some((Error::token_revoked().into(), false)),
-                    _ = looks.tick() => {}
+                    _ = checks.tick() => {}
                 }
             }
         }
@@ -167,13 +167,13 @@ impl Live {
 
     async fn answer(&mut self) -> Option<Answer> {
         if self.ready.is_empty() {
-            let response = DispatchWhenIdle::new(&self.waiting, self.responses.next()).await?;
-            self.take_in(response);
+            let response = DispatchWhenIdle::new(&self.pending, self.responses.next()).await?;
+            self.buffer(response);
         }
         self.ready.pop_front()
     }
 
-    fn take_in(&mut self, response: Response) {
+    fn buffer(&mut self, response: Response) {
         let request_id = &self.request.client.request_id;
         let mut cursors = self.request.progress.take_cursors().into_iter();
         let has_failed = self.request.progress.has_failed();

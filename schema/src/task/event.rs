@@ -151,8 +151,9 @@ pub(super) fn unassigned(
 }
 
 /// Addresses an event to the readers of a circle.
-pub(super) fn about(circle: &circle::Model, fact: NewEvent) -> NewEvent {
-    fact.owner(circle.owner_id)
+pub(super) fn about(circle: &circle::Model, new_event: NewEvent) -> NewEvent {
+    new_event
+        .owner(circle.owner_id)
         .circle(circle.id)
         .project(circle.project_id)
 }

@@ -63,8 +63,9 @@ pub(super) struct CreateTaskInput {
     due_at: Option<DateTime>,
 }
 
-/// Input for `updateTask`. Omitted fields keep their value; null clears a nullable field. The status is changed by
-/// other mutations, such as `startTask`.
+/// Input for `updateTask`.
+/// Omitted fields keep their value; null clears a nullable field. The status is changed by other mutations, such as
+/// `startTask`.
 #[derive(InputObject)]
 pub(super) struct UpdateTaskInput {
     /// The task.
@@ -135,8 +136,8 @@ pub(super) struct SubmitTaskInput {
     pub(super) task_id: ID,
     /// The result, 1 to 50,000 characters.
     result: String,
-    /// Names or addresses of the artifacts produced; at most 200 of at most 500 characters. If omitted, the existing
-    /// ones are kept.
+    /// Names or addresses of the artifacts produced; at most 200 of at most 500 characters.
+    /// If omitted, the existing ones are kept.
     artifacts: Option<Vec<String>>,
     /// The actual number of hours, 0 or more.
     actual_hours: Option<f64>,
@@ -149,8 +150,8 @@ pub(super) struct SubmitTaskInput {
 pub(super) struct ApproveTaskInput {
     /// The task.
     pub(super) task_id: ID,
-    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
-    /// to none if that agent has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee.
+    /// Defaults to the reviewer of the task, or to none if that agent has left the circle.
     reviewer_id: Option<ID>,
     /// The review comment, at most 10,000 characters. If omitted, the previous comment is kept.
     comment: Option<String>,
@@ -163,8 +164,8 @@ pub(super) struct ApproveTaskInput {
 pub(super) struct RejectTaskInput {
     /// The task.
     pub(super) task_id: ID,
-    /// The reviewer, an active member of the circle other than the assignee. Defaults to the reviewer of the task, or
-    /// to none if that agent has left the circle.
+    /// The reviewer, an active member of the circle other than the assignee.
+    /// Defaults to the reviewer of the task, or to none if that agent has left the circle.
     reviewer_id: Option<ID>,
     /// The required changes, 1 to 10,000 characters.
     reason: String,
@@ -201,17 +202,17 @@ impl CreateTaskInput {
         let assignee_id = Kind::Agent.parse_opt(self.assignee_id.as_ref(), "assigneeId")?;
         let reviewer_id = Kind::Agent.parse_opt(self.reviewer_id.as_ref(), "reviewerId")?;
         let fields = Fields {
-            parent_id: given(parent_id),
+            parent_id: or_undefined(parent_id),
             title: MaybeUndefined::Value(self.title),
-            description: given(self.description),
-            required_competencies: given(self.required_competencies),
+            description: or_undefined(self.description),
+            required_competencies: or_undefined(self.required_competencies),
             priority: MaybeUndefined::Value(self.priority),
-            reviewer_id: given(reviewer_id),
-            requires_review: given(self.requires_review),
+            reviewer_id: or_undefined(reviewer_id),
+            requires_review: or_undefined(self.requires_review),
             review_type: MaybeUndefined::Value(self.review_type),
-            estimated_hours: given(self.estimated_hours),
+            estimated_hours: or_undefined(self.estimated_hours),
             actual_hours: MaybeUndefined::Undefined,
-            due_at: given(self.due_at.map(|at| at.0)),
+            due_at: or_undefined(self.due_at.map(|at| at.0)),
         };
         Ok(NewTask {
             circle_id,
@@ -222,7 +223,7 @@ impl CreateTaskInput {
 }
 
 /// Null and absent are the same in an input that creates.
-fn given<T>(value: Option<T>) -> MaybeUndefined<T> {
+fn or_undefined<T>(value: Option<T>) -> MaybeUndefined<T> {
     value.map_or(MaybeUndefined::Undefined, MaybeUndefined::Value)
 }
 
@@ -404,7 +405,7 @@ impl Details<'_> {
     }
 
     /// For a review, whether the work was approved; otherwise `None`.
-    pub(super) fn verdict(&self) -> Option<bool> {
+    pub(super) fn decision(&self) -> Option<bool> {
         match self {
             Self::Approval(_) => Some(true),
             Self::Rejection(_) => Some(false),

@@ -88,8 +88,8 @@ pub enum ReviewType {
 /// A unit of work in a circle.
 pub struct Task(pub(crate) Arc<task::Model>);
 
-/// A piece of work in a circle, assigned to one agent and usually reviewed by another. Visible to readers of the
-/// circle.
+/// A piece of work in a circle, assigned to one agent and usually reviewed by another.
+/// Visible to readers of the circle.
 #[Object]
 impl Task {
     /// The id of the task, `task_…`.
@@ -231,8 +231,8 @@ impl Task {
         self.0.updated_at.into()
     }
 
-    /// The version, incremented by each edit and status transition. Pass it as `expectedVersion` to detect concurrent
-    /// changes.
+    /// The version, incremented by each edit and status transition.
+    /// Pass it as `expectedVersion` to detect concurrent changes.
     async fn version(&self) -> i32 {
         self.0.version
     }

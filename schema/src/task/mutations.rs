@@ -56,7 +56,8 @@ pub struct TaskMutation;
 
 #[Object]
 impl TaskMutation {
-    /// Creates a task. If the circle is running with `autoRoute`, it is assigned to the best-fitting member as soon as
+    /// Creates a task.
+    /// If the circle is running with `autoRoute`, it is assigned to the best-fitting member as soon as
     /// `maxConcurrentTasks` allows. Requires editor access to the circle. `userErrors` codes besides input validation:
     /// `NOT_MEMBER` for the assignee and the reviewer; `INVALID` for a reviewer that is the assignee and for a parent
     /// of another circle; `BAD_TRANSITION` in an archived circle.
@@ -87,9 +88,10 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Updates a task in any status. Requires editor access to the circle. `userErrors` codes besides input validation:
-    /// `NOT_MEMBER` for the reviewer; `INVALID` for a reviewer that is the assignee and for a parent that is in another
-    /// circle or is a subtask of the task; `CONFLICT`; `BAD_TRANSITION` in an archived circle.
+    /// Updates a task in any status.
+    /// Requires editor access to the circle. `userErrors` codes besides input validation: `NOT_MEMBER` for the
+    /// reviewer; `INVALID` for a reviewer that is the assignee and for a parent that is in another circle or is a
+    /// subtask of the task; `CONFLICT`; `BAD_TRANSITION` in an archived circle.
     async fn update_task(
         &self,
         ctx: &Context<'_>,
@@ -112,8 +114,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Deletes a task that is `PENDING`, `COMPLETED`, `FAILED` or `CANCELLED`. Its subtasks are kept, without a parent.
-    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Deletes a task that is `PENDING`, `COMPLETED`, `FAILED` or `CANCELLED`.
+    /// Its subtasks are kept, without a parent. Requires editor access to the circle. `userErrors` codes:
+    /// `BAD_TRANSITION`; `CONFLICT`.
     async fn delete_task(
         &self,
         ctx: &Context<'_>,
@@ -135,9 +138,10 @@ impl TaskMutation {
         DeletePayload::new(ctx, Kind::Task, id, outcome.await?).await
     }
 
-    /// Assigns a task to an agent, or to the best-fitting member. The task must be `PENDING`, `ASSIGNED`, `BLOCKED` or
-    /// `CHANGES_REQUESTED`. Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER`; `INVALID` if the
-    /// agent is the reviewer or no member fits; `BAD_TRANSITION`; `CONFLICT`.
+    /// Assigns a task to an agent, or to the best-fitting member.
+    /// The task must be `PENDING`, `ASSIGNED`, `BLOCKED` or `CHANGES_REQUESTED`. Requires editor access to the circle.
+    /// `userErrors` codes: `NOT_MEMBER`; `INVALID` if the agent is the reviewer or no member fits; `BAD_TRANSITION`;
+    /// `CONFLICT`.
     async fn assign_task(
         &self,
         ctx: &Context<'_>,
@@ -147,9 +151,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome).await
     }
 
-    /// Unassigns a task that is `ASSIGNED`, `BLOCKED` or `CHANGES_REQUESTED`: it becomes `PENDING`. If the circle is
-    /// running with `autoRoute`, it is routed again. Requires editor access to the circle. `userErrors` codes:
-    /// `BAD_TRANSITION`; `CONFLICT`.
+    /// Unassigns a task that is `ASSIGNED`, `BLOCKED` or `CHANGES_REQUESTED`: it becomes `PENDING`.
+    /// If the circle is running with `autoRoute`, it is routed again. Requires editor access to the circle.
+    /// `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn unassign_task(
         &self,
         ctx: &Context<'_>,
@@ -159,8 +163,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Starts a task that is `ASSIGNED` or `CHANGES_REQUESTED`; its assignee becomes `BUSY`. Requires editor access to
-    /// the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Starts a task that is `ASSIGNED` or `CHANGES_REQUESTED`; its assignee becomes `BUSY`.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn start_task(
         &self,
         ctx: &Context<'_>,
@@ -170,8 +174,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Marks a task that is `IN_PROGRESS` as `BLOCKED`. Requires editor access to the circle. `userErrors` codes:
-    /// `BAD_TRANSITION`; `CONFLICT`.
+    /// Marks a task that is `IN_PROGRESS` as `BLOCKED`.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn block_task(
         &self,
         ctx: &Context<'_>,
@@ -181,8 +185,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Resumes a task that is `BLOCKED`: it becomes `IN_PROGRESS`. Requires editor access to the circle. `userErrors`
-    /// codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Resumes a task that is `BLOCKED`: it becomes `IN_PROGRESS`.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn unblock_task(
         &self,
         ctx: &Context<'_>,
@@ -192,10 +196,10 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Submits a task that is `IN_PROGRESS`, for review or as `COMPLETED`. If a review is required and no member is its
-    /// reviewer, the least loaded member that handles its review type becomes the reviewer; if there is none, the user
-    /// who approves it is the reviewer. Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`;
-    /// `CONFLICT`.
+    /// Submits a task that is `IN_PROGRESS`, for review or as `COMPLETED`.
+    /// If a review is required and no member is its reviewer, the least loaded member that handles its review type
+    /// becomes the reviewer; if there is none, the user who approves it is the reviewer. Requires editor access to the
+    /// circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn submit_task(
         &self,
         ctx: &Context<'_>,
@@ -205,8 +209,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Approves a task that is `IN_REVIEW`: it becomes `COMPLETED`. Requires editor access to the circle. `userErrors`
-    /// codes: `NOT_MEMBER`; `INVALID` if the reviewer is the assignee; `BAD_TRANSITION`; `CONFLICT`.
+    /// Approves a task that is `IN_REVIEW`: it becomes `COMPLETED`.
+    /// Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER`; `INVALID` if the reviewer is the
+    /// assignee; `BAD_TRANSITION`; `CONFLICT`.
     async fn approve_task(
         &self,
         ctx: &Context<'_>,
@@ -216,8 +221,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Rejects a task that is `IN_REVIEW`: it becomes `CHANGES_REQUESTED`. Requires editor access to the circle.
-    /// `userErrors` codes: `NOT_MEMBER`; `INVALID` if the reviewer is the assignee; `BAD_TRANSITION`; `CONFLICT`.
+    /// Rejects a task that is `IN_REVIEW`: it becomes `CHANGES_REQUESTED`.
+    /// Requires editor access to the circle. `userErrors` codes: `NOT_MEMBER`; `INVALID` if the reviewer is the
+    /// assignee; `BAD_TRANSITION`; `CONFLICT`.
     async fn reject_task(
         &self,
         ctx: &Context<'_>,
@@ -227,8 +233,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Marks an assigned task that has not ended as `FAILED`. Requires editor access to the circle. `userErrors` codes:
-    /// `BAD_TRANSITION`; `CONFLICT`.
+    /// Marks an assigned task that has not ended as `FAILED`.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn fail_task(
         &self,
         ctx: &Context<'_>,
@@ -238,8 +244,8 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Cancels a task that has not ended: it becomes `CANCELLED`. Requires editor access to the circle. `userErrors`
-    /// codes: `BAD_TRANSITION`; `CONFLICT`.
+    /// Cancels a task that has not ended: it becomes `CANCELLED`.
+    /// Requires editor access to the circle. `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn cancel_task(
         &self,
         ctx: &Context<'_>,
@@ -249,9 +255,9 @@ impl TaskMutation {
         TaskPayload::new(ctx, outcome.await?).await
     }
 
-    /// Reopens a task that is `FAILED` or `CANCELLED`: it becomes `PENDING`, without an assignee. If the circle is
-    /// running with `autoRoute`, it is routed again. Requires editor access to the circle. `userErrors` codes:
-    /// `BAD_TRANSITION`; `CONFLICT`.
+    /// Reopens a task that is `FAILED` or `CANCELLED`: it becomes `PENDING`, without an assignee.
+    /// If the circle is running with `autoRoute`, it is routed again. Requires editor access to the circle.
+    /// `userErrors` codes: `BAD_TRANSITION`; `CONFLICT`.
     async fn reopen_task(
         &self,
         ctx: &Context<'_>,

@@ -439,7 +439,7 @@ async fn give(change: &Change<'_>, tasks: impl Iterator<Item = (Uuid, Uuid)>) ->
         to = to.case(task::Column::Id.eq(task), Expr::val(agent));
     }
     let backend = change.transaction.get_database_backend();
-    let given = task::Entity::update_many()
+    let assigned = task::Entity::update_many()
         .col_expr(
             task::Column::Status,
             Expr::value(task::TaskStatus::Assigned.to_value()),
@@ -455,7 +455,7 @@ async fn give(change: &Change<'_>, tasks: impl Iterator<Item = (Uuid, Uuid)>) ->
         .filter(task::Column::Status.eq(task::TaskStatus::Pending))
         .exec(&change.transaction)
         .await?;
-    if given.rows_affected == ids.len() as u64 {
+    if assigned.rows_affected == ids.len() as u64 {
         Ok(())
     } else {
         Err(Error::conflict())
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_score_is_what_the_reference_says() {
+    fn scores_equal_the_reference_values() {
         let example = || Row {
             agent_competencies: list(&["rust", "sql"]),
             load: 1,
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_score_wins_and_of_equals_the_one_who_joined_first() {
+    fn the_highest_score_wins_and_ties_go_to_the_earliest_member() {
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
         let mut ties = 0;
         for _ in 0..5_000 {
@@ -646,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reviewer_is_another_who_reviews_this_and_has_most_time() {
+    fn the_reviewer_is_the_least_loaded_other_member_with_the_review_type() {
         let mut dice = Dice(0x2545_f491_4f6c_dd1d);
         let mut found = 0;
         for _ in 0..5_000 {

@@ -129,7 +129,7 @@ pub(super) async fn perform(
 ) -> Result<Outcome, Error> {
     let id = Kind::Task.parse(action.task_id, "taskId")?;
     let reviewer = Kind::Agent.parse_opt(action.reviewer_id, "reviewerId")?;
-    let verdict = action.details.verdict();
+    let decision = action.details.decision();
     change(ctx, Some(id), async |mut change| {
         let found = editable(&change, id, "taskId", reviewer).await?;
         let Found {
@@ -156,7 +156,7 @@ pub(super) async fn perform(
         if status == InReview && !is_member {
             let team = routing::team(&change, circle.id).await?;
             new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
-        } else if verdict.is_some() && !is_member {
+        } else if decision.is_some() && !is_member {
             // A reviewer that has left the circle has not reviewed the task; the calling user has.
             new.reviewer_id = Set(None);
         }
@@ -165,7 +165,7 @@ pub(super) async fn perform(
         append(&mut change, &circle, transition.event, rows, note);
         if let Some(agent) = after.assignee_id {
             let between = (task.status, status);
-            involve(&mut change, &circle, agent, between, verdict).await?;
+            involve(&mut change, &circle, agent, between, decision).await?;
         }
         let is_let_go = is_in_hand(task.status) && !is_in_hand(status);
         if is_let_go || status == Pending {
@@ -231,13 +231,13 @@ fn append(
         moved["reviewerId"] = json!(after.reviewer_id.map(|id| Kind::Agent.id(id)));
         moved["round"] = json!(after.review_round);
     }
-    let fact = |event, payload| {
+    let new_event = |event, payload| {
         about(circle, NewEvent::new(event, after.id, payload)).agent(before.assignee_id)
     };
-    change.append(fact(event, moved.clone()));
+    change.append(new_event(event, moved.clone()));
     if after.status == Completed {
         moved["note"] = json!(null);
-        change.append(fact(EventType::TaskCompleted, moved));
+        change.append(new_event(EventType::TaskCompleted, moved));
     }
 }
 
@@ -401,14 +401,14 @@ async fn involve(
     circle: &circle::Model,
     agent: Uuid,
     (from, to): (TaskStatus, TaskStatus),
-    verdict: Option<bool>,
+    decision: Option<bool>,
 ) -> Result<(), Error> {
     use agent::Column::{Id, LastActiveAt, ReviewsApproved, ReviewsTotal, Status, UpdatedAt};
     let mut update = agent::Entity::update_many()
         .col_expr(LastActiveAt, Expr::value(change.now))
         .col_expr(UpdatedAt, Expr::value(change.now))
         .filter(Id.eq(agent));
-    if let Some(is_approved) = verdict {
+    if let Some(is_approved) = decision {
         update = update
             .col_expr(ReviewsTotal, Expr::col(ReviewsTotal).add(1))
             .col_expr(
@@ -439,11 +439,11 @@ async fn involve(
                 "version": row.version,
             });
             // Delivered to the readers of the circle and to the owner of the agent.
-            let fact = about(
+            let new_event = about(
                 circle,
                 NewEvent::new(EventType::AgentStatusChanged, agent, payload),
             );
-            change.append(fact.owner(row.owner_id).agent(agent));
+            change.append(new_event.owner(row.owner_id).agent(agent));
         }
     }
     update.exec(&change.transaction).await?;

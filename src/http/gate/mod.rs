@@ -27,10 +27,10 @@ use self::store::{States, StatesSince};
 use super::body::discard;
 use super::client_address::client;
 use super::outcome::Refusal;
-use super::rate_headers::{Standings, write};
+use super::rate_headers::{Quotas, write};
 use crate::connections::network;
 
-/// What is requested. Each route has its own bucket, so a flood of queries does not make health probes fail.
+/// A rate limited route. Each route has its own bucket, so a flood of queries does not make health probes fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Route {
     Graphql,
@@ -65,9 +65,9 @@ struct Key {
 
 /// The monotonic clock of the server, as the limiter reads it.
 #[derive(Clone)]
-struct SteadyClock(MonotonicClock);
+struct GovernorClock(MonotonicClock);
 
-impl governor::clock::Clock for SteadyClock {
+impl governor::clock::Clock for GovernorClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
@@ -79,7 +79,7 @@ impl governor::clock::Clock for SteadyClock {
 /// The limit in force, which a reload of the configuration replaces.
 struct Rule {
     mode: Mode,
-    limiter: RateLimiter<Key, StatesSince<Key>, SteadyClock, StateInformationMiddleware>,
+    limiter: RateLimiter<Key, StatesSince<Key>, GovernorClock, StateInformationMiddleware>,
 }
 
 /// The gate of a server. Clones share it.
@@ -90,7 +90,7 @@ struct Inner {
     rule: RwLock<Arc<Rule>>,
     states: Arc<States<Key>>,
     clock: Clock,
-    steady: SteadyClock,
+    monotonic: GovernorClock,
     /// Trusted proxies, whose forwarding headers are used.
     trusted: Vec<IpNet>,
     allowed: AtomicU64,
@@ -114,16 +114,16 @@ impl Gate {
         settings: &Rates,
         trusted: Vec<IpNet>,
         clock: Clock,
-        steady: MonotonicClock,
+        monotonic: MonotonicClock,
     ) -> Self {
-        let steady = SteadyClock(steady);
+        let monotonic = GovernorClock(monotonic);
         let states = Arc::new(States::new(settings.buckets));
-        let rule = Rule::new(settings, &states, &steady);
+        let rule = Rule::new(settings, &states, &monotonic);
         Self(Arc::new(Inner {
             rule: RwLock::new(Arc::new(rule)),
             states,
             clock,
-            steady,
+            monotonic,
             trusted,
             allowed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -134,11 +134,11 @@ impl Gate {
     pub fn set_rates(&self, settings: &Rates) {
         let Inner {
             states,
-            steady,
+            monotonic,
             rule,
             ..
         } = &*self.0;
-        let new = Arc::new(Rule::new(settings, states, steady));
+        let new = Arc::new(Rule::new(settings, states, monotonic));
         *rule.write().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
@@ -169,7 +169,7 @@ impl Gate {
             network: address.map(network),
             route,
         };
-        let standing = |quota: Quota, remaining: u32, reset_in: Duration| {
+        let status = |quota: Quota, remaining: u32, reset_in: Duration| {
             let reset_in = micros(reset_in);
             QuotaStatus {
                 field: route.path().to_owned(),
@@ -189,22 +189,22 @@ impl Gate {
                 // `governor` reports whole requests only, so this is rounded up to the next one.
                 let owed = quota.burst_size().get() - left;
                 let reset_in = quota.replenish_interval() * owed;
-                Ok(Some(standing(quota, left, reset_in)))
+                Ok(Some(status(quota, left, reset_in)))
             }
             Err(not_until) => {
                 inner.refused.fetch_add(1, Ordering::Relaxed);
                 let quota = not_until.quota();
-                let wait = not_until.wait_time_from(inner.steady.now());
+                let wait = not_until.wait_time_from(inner.monotonic.now());
                 // The bucket holds one request after the wait, and is full after the others.
                 let others = quota.burst_size().get() - 1;
                 let reset_in = wait + quota.replenish_interval() * others;
-                let standing = standing(quota, 0, reset_in);
+                let status = status(quota, 0, reset_in);
                 match rule.mode {
                     Mode::Enforce => Err(QuotaStatus {
                         retry_in: Some(micros(wait)),
-                        ..standing
+                        ..status
                     }),
-                    Mode::Observe | Mode::Off => Ok(Some(standing)),
+                    Mode::Observe | Mode::Off => Ok(Some(status)),
                 }
             }
         }
@@ -212,12 +212,12 @@ impl Gate {
 }
 
 impl Rule {
-    fn new(settings: &Rates, states: &Arc<States<Key>>, steady: &SteadyClock) -> Self {
+    fn new(settings: &Rates, states: &Arc<States<Key>>, monotonic: &GovernorClock) -> Self {
         let limit = NonZeroU32::new(settings.address).unwrap_or(NonZeroU32::MIN);
-        let states = StatesSince::new(Arc::clone(states), steady.now());
+        let states = StatesSince::new(Arc::clone(states), monotonic.now());
         Self {
             mode: settings.mode,
-            limiter: RateLimiter::new(Quota::per_minute(limit), states, steady.clone()),
+            limiter: RateLimiter::new(Quota::per_minute(limit), states, monotonic.clone()),
         }
     }
 }
@@ -235,24 +235,24 @@ pub(super) async fn admit(State(gate): State<Gate>, mut request: Request, next: 
         Ok(entered) => {
             request.extensions_mut().insert(client);
             let mut response = next.run(request).await;
-            let touched = response.extensions_mut().remove::<Standings>();
-            let mut standings = touched.map(|touched| touched.0).unwrap_or_default();
+            let touched = response.extensions_mut().remove::<Quotas>();
+            let mut statuses = touched.map(|touched| touched.0).unwrap_or_default();
             // The bucket of the address is reported only if it has the least remaining tokens.
-            let is_refused = standings.iter().any(|standing| standing.retry_in.is_some());
-            let left = standings.iter().map(|standing| standing.remaining).min();
+            let is_refused = statuses.iter().any(|status| status.retry_in.is_some());
+            let left = statuses.iter().map(|status| status.remaining).min();
             let is_tighter =
                 |entered: &QuotaStatus| left.is_none_or(|left| entered.remaining < left);
             let entered = entered.into_iter().filter(is_tighter);
-            standings.extend(entered.filter(|_| !is_refused));
-            write(&standings, response.headers_mut());
+            statuses.extend(entered.filter(|_| !is_refused));
+            write(&statuses, response.headers_mut());
             response
         }
-        Err(standing) => {
+        Err(status) => {
             tracing::debug!(route = route.path(), "an address sends too many requests");
             let (head, body) = request.into_parts();
             discard(&head.headers, &mut body.into_data_stream()).await;
-            let mut response = Refusal::rate_limited(standing.clone()).into_response();
-            write(&[standing], response.headers_mut());
+            let mut response = Refusal::rate_limited(status.clone()).into_response();
+            write(&[status], response.headers_mut());
             response
         }
     }
@@ -269,12 +269,12 @@ mod tests {
         let mut settings = Rates::default();
         change(&mut settings);
         let passed = Arc::new(AtomicI64::new(0));
-        let steady = Arc::clone(&passed);
+        let monotonic = Arc::clone(&passed);
         let gate = Gate::new(
             &settings,
             Vec::new(),
             Arc::new(|| chrono::DateTime::UNIX_EPOCH),
-            Arc::new(move || steady.load(Ordering::Relaxed)),
+            Arc::new(move || monotonic.load(Ordering::Relaxed)),
         );
         (gate, passed)
     }
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_routes_have_their_own_buckets_and_an_ipv6_network_has_one() {
+    fn buckets_are_separate_per_address_and_route_and_shared_per_ipv6_network() {
         let (gate, _) = gate(|limits| limits.address = 2);
         assert_eq!(passed(&gate, "192.0.2.1", 3), 2);
         assert_eq!(passed(&gate, "192.0.2.2", 3), 2);

@@ -1,4 +1,4 @@
-//! A WebSocket connection: what it hears, what runs on it, and how it ends.
+//! A WebSocket connection: its messages, its operations and its end.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -110,8 +110,8 @@ impl Connection {
     async fn serve(&mut self) -> Result<Infallible, End> {
         let settings = &self.endpoint.config.subscriptions;
         let deadline = Instant::now() + settings.init_timeout;
-        let mut beat = interval_at(Instant::now() + settings.keep_alive, settings.keep_alive);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat = interval_at(Instant::now() + settings.keep_alive, settings.keep_alive);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining = std::pin::pin!(self.endpoint.connections.draining());
         loop {
             // The branches are polled in random order, so that neither a busy client nor a busy subscription starves
@@ -122,7 +122,7 @@ impl Connection {
                 () = sleep_until(deadline), if self.session.is_none() => {
                     return Err(Close::new(4408, "Connection initialisation timeout").into());
                 }
-                _ = beat.tick() => self.heartbeat().await?,
+                _ = heartbeat.tick() => self.heartbeat().await?,
                 message = self.outbox.socket.next() => match message {
                     Some(Ok(message)) => self.on_message(message).await?,
                     Some(Err(error)) => {
@@ -175,8 +175,8 @@ impl Connection {
             _ => {}
         }
         let address = self.client.address;
-        if let Err(standing) = self.endpoint.gate.check(address, Route::Graphql) {
-            let seconds = standing.seconds().max(1);
+        if let Err(quota) = self.endpoint.gate.check(address, Route::Graphql) {
+            let seconds = quota.seconds().max(1);
             let reason = format!("Too many messages. Retry in {seconds} s.");
             return Err(Close::new(1013, reason).into());
         }
@@ -211,14 +211,14 @@ impl Connection {
 
     /// Authenticates the client from the payload of `connection_init`.
     async fn authenticate(&mut self, payload: &Map<String, Value>) -> Result<Session, End> {
-        let given = |name: &str| {
+        let values = |name: &str| {
             let name = name.to_owned();
             let named = payload
                 .iter()
                 .filter(move |(key, _)| key.eq_ignore_ascii_case(&name));
             named.map(|(_, value)| value)
         };
-        let mut authorizations = given("authorization");
+        let mut authorizations = values("authorization");
         let token = match (authorizations.next(), authorizations.next()) {
             (None | Some(Value::Null), None) => None,
             (Some(Value::String(text)), None) if token_in(text).is_some() => token_in(text),
@@ -238,7 +238,7 @@ impl Connection {
             })?;
             self.outbox.watch = bearer.watch;
         }
-        let usage = given("x-gathering-usage").find_map(Value::as_str);
+        let usage = values("x-gathering-usage").find_map(Value::as_str);
         Ok(Session {
             token: token.map(str::to_owned),
             usage: self.endpoint.usage(usage),

@@ -30,7 +30,7 @@ pub(super) const GATHERED: usize = 8 << 10;
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A frame in the queue.
-struct Waiting {
+struct QueuedFrame {
     message: Message,
     length: usize,
     /// Whether it is part of an event, which must not be sent after the end of the session.
@@ -44,7 +44,7 @@ pub(super) struct Outbox {
     pub(super) socket: Socket,
     /// The session of the connection, once the client has authenticated with a token.
     pub(super) watch: Option<Watch>,
-    waiting: VecDeque<Waiting>,
+    queue: VecDeque<QueuedFrame>,
     /// Total size of the queued frames, in bytes.
     gathered: usize,
 }
@@ -54,7 +54,7 @@ impl Outbox {
         Self {
             socket,
             watch: None,
-            waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             gathered: 0,
         }
     }
@@ -77,7 +77,7 @@ impl Outbox {
             let is_last = rest.is_empty();
             let length = piece.len();
             let frame = Frame::message(piece, OpCode::Data(kind), is_last);
-            self.add(Waiting {
+            self.add(QueuedFrame {
                 message: Message::Frame(frame),
                 length,
                 is_event,
@@ -96,7 +96,7 @@ impl Outbox {
 
     /// Queues a ping frame of the WebSocket protocol.
     pub(super) fn ping(&mut self) {
-        self.add(Waiting {
+        self.add(QueuedFrame {
             message: Message::Ping(Bytes::new()),
             length: 0,
             is_event: false,
@@ -104,9 +104,9 @@ impl Outbox {
         });
     }
 
-    fn add(&mut self, frame: Waiting) {
+    fn add(&mut self, frame: QueuedFrame) {
         self.gathered += frame.length;
-        self.waiting.push_back(frame);
+        self.queue.push_back(frame);
     }
 
     /// Waits until the socket has accepted all frames. The write timeout applies to each piece.
@@ -124,7 +124,7 @@ impl Outbox {
             }
         };
         // The remaining frames must not be sent after the failed ones.
-        self.waiting.clear();
+        self.queue.clear();
         self.gathered = 0;
         Err(failed)
     }
@@ -133,9 +133,9 @@ impl Outbox {
     async fn hand_over(&mut self) -> Result<bool, Failure> {
         let mut frames = Vec::new();
         let (mut length, mut has_event) = (0, false);
-        while let Some(next) = self.waiting.front()
+        while let Some(next) = self.queue.front()
             && (frames.is_empty() || length + next.length <= FRAGMENT)
-            && let Some(next) = self.waiting.pop_front()
+            && let Some(next) = self.queue.pop_front()
         {
             length += next.length;
             self.gathered -= next.length;
@@ -163,7 +163,7 @@ impl Outbox {
             written.map(Some)
         });
         match handed.await {
-            Some(Ok(())) => Ok(self.waiting.is_empty()),
+            Some(Ok(())) => Ok(self.queue.is_empty()),
             Some(Err(error)) => Err(Failure::Broken(error)),
             // Part of an event is in the socket's buffer, because the client reads slowly. Only closing the connection
             // can discard it.
@@ -171,7 +171,7 @@ impl Outbox {
             None => {
                 for frame in frames.into_iter().rev() {
                     self.gathered += frame.length;
-                    self.waiting.push_front(frame);
+                    self.queue.push_front(frame);
                 }
                 self.leave_out_events()
             }
@@ -180,12 +180,12 @@ impl Outbox {
 
     /// Removes queued events. If part of an event is already sent, the connection must be closed.
     fn leave_out_events(&mut self) -> Result<bool, Failure> {
-        let is_torn = self.waiting.front().is_some_and(|next| next.continues);
+        let is_torn = self.queue.front().is_some_and(|next| next.continues);
         if is_torn {
             return Err(Failure::Ended(Close::revoked().into()));
         }
-        self.waiting.retain(|frame| !frame.is_event);
-        self.gathered = self.waiting.iter().map(|frame| frame.length).sum();
+        self.queue.retain(|frame| !frame.is_event);
+        self.gathered = self.queue.iter().map(|frame| frame.length).sum();
         Ok(false)
     }
 }
@@ -199,7 +199,7 @@ enum Failure {
 /// Writes frames until the socket is full.
 fn write(
     socket: &mut Socket,
-    frames: &mut VecDeque<Waiting>,
+    frames: &mut VecDeque<QueuedFrame>,
     context: &mut Context<'_>,
 ) -> Poll<Result<(), Error>> {
     while !frames.is_empty() {

@@ -52,7 +52,7 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let ahead = TimeDelta::from_std(ahead).expect("within bounds");
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
     let clock = Arc::new(move || Utc::now() + ahead);
-    let settings = server::settings(&config, keys, clock, Options::default().steady);
+    let settings = server::settings(&config, keys, clock, Options::default().monotonic);
     let made = Graph::new(database.connect().await, settings.expect("is read"));
     let (graph, _works) = made.await.expect("is made");
     graph.purge().await.expect("purges");
@@ -84,10 +84,10 @@ async fn live(visitor: &Actor) -> Value {
     let stolen = visitor.named("r-login").login(ADA, PASSWORD).await;
     visitor.named("r-failed").try_login(ADA, wrong).await;
     for n in 1..=5 {
-        let name = format!("r-nobody-{n}");
+        let name = format!("r-unknown-{n}");
         visitor
             .named(&name)
-            .try_login("nobody@example.com", wrong)
+            .try_login("unknown@example.com", wrong)
             .await;
     }
     visitor.named("r-refresh").refresh(&stolen.refresh).await;
@@ -144,8 +144,8 @@ async fn audit_entries_name_the_actor_the_target_and_the_client() {
         ("r-register", "auth.registered", "INFO", Some("Ada"), true),
         ("r-login", "auth.login_succeeded", "INFO", Some("Ada"), true),
         ("r-failed", "auth.login_failed", "WARNING", None, true),
-        ("r-nobody-1", "auth.login_failed", "WARNING", None, false),
-        ("r-nobody-5", "auth.locked", "HIGH", None, false),
+        ("r-unknown-1", "auth.login_failed", "WARNING", None, false),
+        ("r-unknown-5", "auth.locked", "HIGH", None, false),
         ("r-refresh", "auth.refreshed", "INFO", Some("Ada"), true),
         ("r-reuse", "auth.refresh_reused", "HIGH", Some("Ada"), true),
         (
@@ -317,7 +317,7 @@ async fn thousands_of_bad_tokens_create_few_audit_entries() {
     });
     let refused = attempts
         .buffer_unordered(32)
-        .all(async |standing| standing == super::unauthenticated());
+        .all(async |caller| caller == super::unauthenticated());
     let honest = async {
         let visitor = server.anonymous();
         let bob = visitor.named("r-bob").register(BOB).await;
@@ -399,7 +399,7 @@ async fn the_purge_deletes_only_expired_rows() {
         .with(&ada.access)
         .mutate("logout", "revokedTokens", json!({}))
         .await;
-    visitor.try_login("nobody@example.com", PASSWORD).await;
+    visitor.try_login("unknown@example.com", PASSWORD).await;
     let database = server.end().await;
     let db = database.connect().await;
     let before = kept(&db).await;

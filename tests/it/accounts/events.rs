@@ -159,7 +159,7 @@ async fn only_locks_of_existing_accounts_create_events() {
     let before = count().await;
     let stranger = server.at_host(2);
     for _ in 0..6 {
-        stranger.try_login("nobody@example.com", PASSWORD).await;
+        stranger.try_login("unknown@example.com", PASSWORD).await;
     }
     assert_eq!(count().await, before);
     let stranger = server.at_host(3);
@@ -172,8 +172,8 @@ async fn only_locks_of_existing_accounts_create_events() {
     }
     assert_eq!(count().await, before + 2);
     let locked = event(&id, "LOCKED", &Value::Null, &[], Some("FAILED_LOGINS"));
-    let told = read(&visitor, &ada.access, &id, 3).await;
-    assert_eq!(told[1..], [locked.clone(), locked]);
+    let received = read(&visitor, &ada.access, &id, 3).await;
+    assert_eq!(received[1..], [locked.clone(), locked]);
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn operator_changes_create_events_without_an_actor() {
         &Config::default(),
         keys,
         clock.clone(),
-        Options::default().steady,
+        Options::default().monotonic,
     );
     let accounts = settings.expect("is read").accounts;
     let db = database.connect().await;
@@ -218,6 +218,6 @@ async fn operator_changes_create_events_without_an_actor() {
         of("UPDATED", &["isActive"], None),
         of("TOKENS_REVOKED", &[], Some("PASSWORD_CHANGED")),
     ];
-    let told = read(&visitor, &ada.access, &id, expected.len()).await;
-    assert_eq!(told, expected);
+    let received = read(&visitor, &ada.access, &id, expected.len()).await;
+    assert_eq!(received, expected);
 }

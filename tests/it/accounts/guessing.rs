@@ -18,7 +18,7 @@ use crate::support::actor::{Actor, code, faults};
 use crate::support::database::PASSWORD;
 use crate::support::server::TestServer;
 
-const NOBODY: &str = "nobody@example.com";
+const UNKNOWN: &str = "unknown@example.com";
 const LOGIN: &str = "mutation($input: LoginInput!) { login(input: $input) { accessToken } }";
 
 /// The status, headers (without the date) and body of a sign-in, to compare answers.
@@ -53,7 +53,7 @@ async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
     server.anonymous().register(ADA).await;
     let stranger = server.at_host(2);
     let wrong = fail(&stranger, ADA, 1).await;
-    assert_eq!(fail(&stranger, NOBODY, 1).await, wrong);
+    assert_eq!(fail(&stranger, UNKNOWN, 1).await, wrong);
     for impossible in [
         "",
         " ",
@@ -67,7 +67,7 @@ async fn wrong_password_unknown_address_and_lock_get_the_same_answer() {
     for impossible in ["", "\0", &"x".repeat(1_000_000)] {
         assert_eq!(answer(&server.at_host(3), ADA, impossible).await, wrong);
     }
-    for email in [ADA, NOBODY] {
+    for email in [ADA, UNKNOWN] {
         assert_eq!(fail(&stranger, email, 4).await, wrong);
         // The lock is active, so the correct password is refused too.
         assert_eq!(answer(&stranger, email, PASSWORD).await, wrong);
@@ -321,7 +321,7 @@ async fn a_failed_sign_in_takes_the_same_statements_for_every_address() {
         statements
     };
     let known = taken([ADA; 6]).await;
-    let unknown = taken([NOBODY; 6]).await;
+    let unknown = taken([UNKNOWN; 6]).await;
     assert_eq!(known, unknown);
     assert!(known.iter().all(|statements| *statements > 0));
 }
@@ -355,7 +355,7 @@ async fn deactivation_is_reported_only_with_the_correct_password() {
     disable.exec(&db).await.expect("writes");
     assert_eq!(
         fail(&visitor, ADA, 1).await,
-        fail(&visitor, NOBODY, 1).await
+        fail(&visitor, UNKNOWN, 1).await
     );
     assert_eq!(code(&visitor.try_login(ADA, PASSWORD).await), "FORBIDDEN");
 }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::accounts::audit::entries_of;
 use crate::support::account::{
-    ADA, BOB, SIGNED_IN, Standing, Tokens, tokens, unauthenticated, user,
+    ADA, BOB, CallerResult, SIGNED_IN, Tokens, tokens, unauthenticated, user,
 };
 use crate::support::actor::code;
 use crate::support::database::{Database, PASSWORD};
@@ -130,7 +130,7 @@ fn by_claims(genuine: &Value) -> Forgeries {
         ("an earlier version", but("ver", json!(-1))),
         ("a later version", but("ver", json!(1))),
         (
-            "nobody",
+            "unknown",
             but("sub", json!("01890a5d-ac96-774b-bcce-b302099a8057")),
         ),
         ("no user at all", but("sub", json!("' OR 1=1 --"))),
@@ -207,7 +207,7 @@ async fn forged_tokens_are_refused() {
             .with(&tokens.access)
             .answer("{ viewer { name } }", json!({}))
             .await;
-        assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
+        assert_eq!(answer["data"]["viewer"]["name"], "Test User");
     }
     let changes = entries_of(&server.end().await, "user.changed").await;
     assert!(changes.is_empty());
@@ -389,8 +389,8 @@ async fn a_token_is_valid_for_one_issuer_and_audience() {
 }
 
 /// Whether a token was refused because of a server error.
-fn is_ours(standing: &Standing) -> bool {
-    standing.as_ref().is_err_and(|(status, code)| {
+fn is_ours(caller: &CallerResult) -> bool {
+    caller.as_ref().is_err_and(|(status, code)| {
         status.is_server_error() && ["UNAVAILABLE", "INTERNAL"].contains(&code.as_str())
     })
 }
@@ -414,8 +414,8 @@ async fn tokens_are_refused_while_the_database_cannot_check_them() {
         };
         let away = format!("{table}_put_away");
         rename(table, &away).await;
-        let standing = visitor.with(&ada.access).who().await;
-        assert!(is_ours(&standing), "{table}: {standing:?}");
+        let caller = visitor.with(&ada.access).who().await;
+        assert!(is_ours(&caller), "{table}: {caller:?}");
         let answer = visitor.with(&ada.access).answer(RENAME, json!({})).await;
         assert_eq!(answer.get("data"), None, "{answer}");
         // A token that is known to be revoked is still refused as such.
@@ -427,7 +427,7 @@ async fn tokens_are_refused_while_the_database_cannot_check_them() {
         .with(&ada.access)
         .answer("{ viewer { name } }", json!({}))
         .await;
-    assert_eq!(answer["data"]["viewer"]["name"], "Somebody");
+    assert_eq!(answer["data"]["viewer"]["name"], "Test User");
 }
 
 #[tokio::test]
@@ -461,8 +461,8 @@ async fn tokens_are_refused_while_postgres_is_unavailable() {
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
     db.execute_unprepared(&cut).await.expect("cuts");
     for _ in 0..3 {
-        let standing = visitor.with(&ada.access).who().await;
-        assert!(is_ours(&standing), "{standing:?}");
+        let caller = visitor.with(&ada.access).who().await;
+        assert!(is_ours(&caller), "{caller:?}");
     }
     assert!(["UNAVAILABLE", "INTERNAL"].contains(&code(&visitor.try_login(ADA, PASSWORD).await)));
 

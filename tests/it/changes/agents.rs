@@ -15,7 +15,7 @@ use super::{rows, sorted, uuid};
 use crate::support::actor::{Demo, faults};
 
 /// A well-formed id without a row.
-const NOBODY: &str = "agent_01h455vb4pex5vsknk084sn02q";
+const UNKNOWN: &str = "agent_01h455vb4pex5vsknk084sn02q";
 const NO_MODEL: &str = "model_01h455vb4pex5vsknk084sn02q";
 const NO_PERSONA: &str = "persona_01h455vb4pex5vsknk084sn02q";
 
@@ -188,7 +188,7 @@ async fn agent_names_are_unique_per_owner_in_any_spelling() {
     let refused = demo.owner.payload("updateAgent", rename).await;
     assert_eq!(faults(&refused), taken);
     assert_eq!(refused["agent"], other);
-    // An agent can be renamed to another spelling of its own name.
+    // An agent can be renamed to another spelling of its current name.
     let rename = json!({ "agentId": agent["id"], "name": "ZOË" });
     let renamed = demo.owner.made("updateAgent", rename).await;
     assert_eq!(renamed["name"], "ZOË");
@@ -254,9 +254,9 @@ async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
     });
     assert_eq!(demo.owner.made("updateAgent", same).await, cleared);
     let events = demo.events_of(&demo.owner, &made["id"], 3).await;
-    let told = |n: usize| (events[n]["type"].clone(), events[n]["changed"].clone());
+    let entry = |n: usize| (events[n]["type"].clone(), events[n]["changed"].clone());
     let changed = json!(["name", "competencies", "temperature"]);
-    assert_eq!(told(1), (json!("AGENT_UPDATED"), changed));
+    assert_eq!(entry(1), (json!("AGENT_UPDATED"), changed));
     let changed = json!([
         "systemPrompt",
         "traits",
@@ -268,7 +268,7 @@ async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
         "personaId",
         "modelId"
     ]);
-    assert_eq!(told(2), (json!("AGENT_UPDATED"), changed));
+    assert_eq!(entry(2), (json!("AGENT_UPDATED"), changed));
     let rows = demo.rows_of(&made["id"]).await;
     let versions: Vec<_> = rows.iter().map(|row| &row.payload["version"]).collect();
     assert_eq!(versions, [1, 2, 3]);
@@ -356,7 +356,7 @@ async fn an_owner_sets_an_agent_offline_and_back() {
     demo.owner.made("updateAgent", put("OFFLINE")).await;
 
     let events = demo.events_of(&demo.owner, &id, 7).await;
-    let told: Vec<_> = events[1..]
+    let received: Vec<_> = events[1..]
         .iter()
         .map(|event| {
             json!([
@@ -376,7 +376,7 @@ async fn an_owner_sets_an_agent_offline_and_back() {
         turned("OFFLINE", "BUSY"),
         turned("BUSY", "OFFLINE"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     let payload = json!({
         "name": "Zoe", "fromStatus": "OFFLINE", "toStatus": "BUSY", "version": 5, "v": 1,
     });
@@ -422,11 +422,11 @@ async fn the_persona_and_model_of_an_agent_must_exist() {
         let update = json!({ "agentId": agent["id"], field: id });
         let refused = demo.owner.refused("updateAgent", update).await;
         assert_eq!(refused, format!("NOT_FOUND {field}"));
-        let malformed = json!({ "name": "New", field: NOBODY });
+        let malformed = json!({ "name": "New", field: UNKNOWN });
         let refused = demo.owner.refused("createAgent", malformed).await;
         assert_eq!(refused, format!("BAD_USER_INPUT {field}"));
     }
-    let update = json!({ "agentId": NOBODY, "name": "New" });
+    let update = json!({ "agentId": UNKNOWN, "name": "New" });
     let refused = demo.owner.refused("updateAgent", update).await;
     assert_eq!(refused, "NOT_FOUND agentId");
     demo.events_of(&demo.owner, &agent["id"], 1).await;
@@ -543,16 +543,16 @@ async fn deleting_an_agent_creates_a_removal_event_in_each_of_its_circles() {
     let deleted = &rows(&db, uuid(&agent)).await[1];
     assert_eq!(deleted.kind, "agent.deleted");
     for member in &members {
-        let told = rows(&db, member.id).await;
-        let removed = &told[1];
-        assert_eq!((told.len(), &*removed.kind), (2, "member.removed"));
+        let received = rows(&db, member.id).await;
+        let removed = &received[1];
+        assert_eq!((received.len(), &*removed.kind), (2, "member.removed"));
         assert_eq!(removed.owner_id, Some(uuid(&owner)));
         assert_eq!(removed.circle_id, Some(member.circle_id));
         assert_eq!(removed.project_id, Some(uuid(&project)));
         assert_eq!(removed.agent_id, Some(member.agent_id));
         assert_eq!(removed.actor_user_id, Some(uuid(&admin)));
         assert!(removed.id < deleted.id);
-        let added = &told[0].payload;
+        let added = &received[0].payload;
         let mut expected = added.clone();
         expected["updatedAt"] = removed.payload["updatedAt"].clone();
         assert_eq!(removed.payload, expected);

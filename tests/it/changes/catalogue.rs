@@ -31,7 +31,13 @@ impl Demo {
 
     /// Asserts that every user reads exactly these changes of an object: the changed fields, and whether it was
     /// deleted.
-    async fn assert_told(&self, kind: &str, thing: &Value, name: &str, changes: &[(Value, bool)]) {
+    async fn assert_events(
+        &self,
+        kind: &str,
+        thing: &Value,
+        name: &str,
+        changes: &[(Value, bool)],
+    ) {
         let actor = self.admin.id().await;
         let expected: Vec<_> = changes
             .iter()
@@ -54,13 +60,13 @@ impl Demo {
             );
             assert_eq!(row.payload["v"], 1);
         }
-        // Clients tell changes apart by `updatedAt`, so the event must carry the object's value.
+        // Clients distinguish changes by `updatedAt`, so the event must carry the object's value.
         let last = rows.last().expect("an event");
-        let told = last.payload["updatedAt"].as_str().expect("a time");
-        let told = chrono::DateTime::parse_from_rfc3339(told).expect("a time");
+        let event = last.payload["updatedAt"].as_str().expect("a time");
+        let event = chrono::DateTime::parse_from_rfc3339(event).expect("a time");
         let shown = thing["updatedAt"].as_str().expect("a time");
         let shown = chrono::DateTime::parse_from_rfc3339(shown).expect("a time");
-        assert_eq!(told, shown);
+        assert_eq!(event, shown);
     }
 }
 
@@ -88,12 +94,12 @@ async fn provider_changes_are_announced_to_every_user() {
     let same = demo.admin.made("updateProvider", update).await;
     assert_eq!(same, changed);
     demo.admin.delete("deleteProvider", &id).await;
-    let told = [
+    let changes = [
         (json!([]), false),
         (json!(["displayName", "apiBaseUrl"]), false),
         (json!([]), true),
     ];
-    demo.assert_told("PROVIDER_CHANGED", &changed, "my-provider_2", &told)
+    demo.assert_events("PROVIDER_CHANGED", &changed, "my-provider_2", &changes)
         .await;
 }
 
@@ -141,8 +147,8 @@ async fn model_changes_are_announced_to_every_user() {
         "supportsThinking",
         "isDeprecated"
     ]);
-    let told = [(json!([]), false), (fields, false), (json!([]), true)];
-    demo.assert_told("MODEL_CHANGED", &changed, "small", &told)
+    let changes = [(json!([]), false), (fields, false), (json!([]), true)];
+    demo.assert_events("MODEL_CHANGED", &changed, "small", &changes)
         .await;
 }
 
@@ -186,12 +192,12 @@ async fn persona_changes_are_announced_to_every_user() {
     let rows = demo.rows_of(&id).await;
     let fields = rows[1].payload["changed"].as_array().expect("a list");
     assert_eq!(fields.len(), 14, "{fields:?}");
-    let told = [
+    let changes = [
         (json!([]), false),
         (json!(fields), false),
         (json!([]), true),
     ];
-    demo.assert_told("PERSONA_CHANGED", &changed, "Zoë", &told)
+    demo.assert_events("PERSONA_CHANGED", &changed, "Zoë", &changes)
         .await;
     // Events do not contain the persona's prompt.
     assert!(

@@ -191,12 +191,12 @@ async fn a_circle_update_changes_and_announces_only_the_given_fields() {
         "maxConcurrentTasks",
     ];
     let events = demo.events(&since, 2).await;
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| (&event["type"], &event["changed"], &event["project"]))
         .collect();
     assert_eq!(
-        told,
+        received,
         [
             (&json!("CIRCLE_UPDATED"), &json!(changed), &Value::Null),
             (

@@ -1,4 +1,4 @@
-//! Who may do what with a circle.
+//! Sharing of circles, and the rights of each role.
 
 use super::*;
 
@@ -29,8 +29,8 @@ async fn a_circle_is_shared_by_e_mail_address_and_can_be_left() {
         demo.guest.refused("archiveCircle", of(&id)).await,
         "FORBIDDEN"
     );
-    let nobody = json!({ "circleId": id, "userId": NOBODY });
-    let refused = demo.owner.refused("unshareCircle", nobody).await;
+    let unknown = json!({ "circleId": id, "userId": UNKNOWN });
+    let refused = demo.owner.refused("unshareCircle", unknown).await;
     assert_eq!(refused, "NOT_FOUND userId");
     // After leaving, the guest can no longer read the circle.
     let unshare = json!({ "circleId": id, "userId": guest });
@@ -52,24 +52,24 @@ async fn a_circle_is_shared_by_e_mail_address_and_can_be_left() {
     let circle = demo.owner.done("unshareCircle", unshare).await["circle"].clone();
     assert_eq!(circle["collaborators"], json!({ "edges": [] }));
 
-    let told = |ty: &str, role: Value| (json!(ty), role);
+    let entry = |ty: &str, role: Value| (json!(ty), role);
     let events = demo.events(&since, 5).await;
     let events: Vec<_> = events
         .iter()
         .map(|event| {
             assert_eq!(event["user"]["id"], guest);
-            told(
+            entry(
                 event["type"].as_str().expect("a type"),
                 event["role"].clone(),
             )
         })
         .collect();
     let expected = [
-        told("CIRCLE_SHARED", json!("VIEWER")),
-        told("CIRCLE_SHARED", json!("EDITOR")),
-        told("CIRCLE_UNSHARED", Value::Null),
-        told("CIRCLE_SHARED", json!("VIEWER")),
-        told("CIRCLE_UNSHARED", Value::Null),
+        entry("CIRCLE_SHARED", json!("VIEWER")),
+        entry("CIRCLE_SHARED", json!("EDITOR")),
+        entry("CIRCLE_UNSHARED", Value::Null),
+        entry("CIRCLE_SHARED", json!("VIEWER")),
+        entry("CIRCLE_UNSHARED", Value::Null),
     ];
     assert_eq!(events, expected);
 }
@@ -81,7 +81,7 @@ async fn sharing_with_a_deactivated_user_fails_like_with_an_unknown_address() {
     let share = |email: &str| json!({ "circleId": id, "email": email, "role": "VIEWER" });
     let unknown = demo
         .owner
-        .payload("shareCircle", share("nobody@example.com"))
+        .payload("shareCircle", share("unknown@example.com"))
         .await;
     assert_eq!(faults(&unknown), ["INVALID email"]);
     let guest = demo.guest.id().await;
@@ -96,7 +96,7 @@ async fn sharing_with_a_deactivated_user_fails_like_with_an_unknown_address() {
         ["INVALID email"]
     );
     assert_eq!(
-        demo.owner.faults("shareCircle", share("nobody")).await,
+        demo.owner.faults("shareCircle", share("unknown")).await,
         ["INVALID email"]
     );
 }

@@ -28,7 +28,7 @@ async fn conversation_transitions_succeed_only_from_their_allowed_states() {
                 .payload(&named(step), json!({ "conversationId": id }))
                 .await;
             let shown = &payload["conversation"];
-            let facts = desk.facts(mark).await;
+            let payloads = desk.payloads_after(mark).await;
             if !from.contains(&status) {
                 assert_eq!(faults(&payload), ["BAD_TRANSITION"], "{step} {status}");
                 let article = if status == "ACTIVE" { "An" } else { "A" };
@@ -41,7 +41,7 @@ async fn conversation_transitions_succeed_only_from_their_allowed_states() {
                 );
                 assert_eq!(shown["status"], status);
                 assert_eq!(desk.row(&id).await, before);
-                assert_eq!(facts, []);
+                assert_eq!(payloads, []);
                 continue;
             }
             assert_eq!(faults(&payload), [""; 0], "{step} {status}");
@@ -63,7 +63,7 @@ async fn conversation_transitions_succeed_only_from_their_allowed_states() {
                     "conversation.ended"
                 }
             };
-            assert_eq!(facts, [(kind.to_owned(), payload)]);
+            assert_eq!(payloads, [(kind.to_owned(), payload)]);
         }
     }
 }
@@ -84,9 +84,9 @@ async fn the_end_reason_of_a_conversation_is_stored_as_given() {
             desk.owner.made(&named(step), input).await["endReason"],
             "We agree."
         );
-        let facts = desk.facts(mark).await;
-        assert_eq!(facts.len(), 1);
-        assert_eq!(facts[0].1["reason"], word);
+        let payloads = desk.payloads_after(mark).await;
+        assert_eq!(payloads.len(), 1);
+        assert_eq!(payloads[0].1["reason"], word);
     }
 }
 
@@ -120,7 +120,7 @@ async fn concurrent_transitions_of_a_conversation_succeed_once() {
         expected[5] = "";
         expected.sort_unstable();
         assert_eq!(outcomes, expected, "{step}");
-        assert_eq!(desk.facts(mark).await.len(), 1);
+        assert_eq!(desk.payloads_after(mark).await.len(), 1);
     }
 }
 
@@ -155,7 +155,7 @@ async fn an_outdated_version_prevents_every_change_of_a_conversation() {
     assert_eq!(payload["current"]["version"], before.version);
     assert_eq!(payload["current"]["id"], id);
     assert_eq!(desk.row(&id).await, before);
-    assert_eq!(desk.facts(mark).await, []);
+    assert_eq!(desk.payloads_after(mark).await, []);
     let input = json!({ "conversationId": id, "expectedVersion": before.version });
     desk.owner.made("resumeConversation", input).await;
 }
@@ -212,8 +212,8 @@ async fn a_conversation_update_announces_only_the_changed_fields() {
         .await;
     let summed = update(json!({ "summary": "All of it." })).await;
     assert_eq!(summed["conversation"]["summary"], "All of it.");
-    let facts = desk.facts(mark).await;
-    let changed: Vec<_> = facts
+    let payloads = desk.payloads_after(mark).await;
+    let changed: Vec<_> = payloads
         .iter()
         .filter(|(kind, _)| kind == "conversation.updated")
         .map(|(_, payload)| (payload["changed"].clone(), payload["version"].clone()))
@@ -226,7 +226,7 @@ async fn a_conversation_update_announces_only_the_changed_fields() {
             (json!(["summary"]), json!(6)),
         ]
     );
-    assert_eq!(facts.len(), 4);
+    assert_eq!(payloads.len(), 4);
 }
 
 #[tokio::test]
@@ -328,12 +328,12 @@ async fn editors_change_conversations_in_a_circle_and_owners_those_outside() {
                 let payload = desk.guest.payload("createConversation", input).await;
                 assert_eq!(faults(&payload), [""; 0]);
                 let made = desk.row(&text(&payload["conversation"]["id"])).await;
-                let events = desk.told(Uuid::nil()).await;
-                let told = events.iter().find(|event| event.subject_id == made.id);
-                let told = told.expect("an event");
+                let events = desk.events_after(Uuid::nil()).await;
+                let event = events.iter().find(|event| event.subject_id == made.id);
+                let event = event.expect("an event");
                 // An event in a circle belongs to the circle's owner.
-                assert_eq!(told.actor_user_id, Some(made.owner_id));
-                assert_ne!(told.owner_id, Some(made.owner_id));
+                assert_eq!(event.actor_user_id, Some(made.owner_id));
+                assert_ne!(event.owner_id, Some(made.owner_id));
             }
             Some("NOT_FOUND") => assert_eq!(
                 desk.guest.refused("createConversation", input).await,
@@ -347,7 +347,7 @@ async fn editors_change_conversations_in_a_circle_and_owners_those_outside() {
     // A conversation outside circles is visible only to its owner and administrators.
     let alone = json!({ "topic": "Alone", "participantIds": [desk.team[0]], "startNow": true });
     let id = desk.owner.made("createConversation", alone).await["id"].clone();
-    let message = desk.says(&text(&id), "Hello.").await["id"].clone();
+    let message = desk.posts(&text(&id), "Hello.").await["id"].clone();
     for (mutation, input, field) in calls(&id, &message) {
         desk.owner.payload(&mutation, input.clone()).await;
         desk.admin.payload(&mutation, input.clone()).await;
@@ -360,7 +360,7 @@ async fn editors_change_conversations_in_a_circle_and_owners_those_outside() {
 async fn conversations_in_an_archived_circle_cannot_be_changed() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
-    let message = desk.says(&id, "Hello.").await["id"].clone();
+    let message = desk.posts(&id, "Hello.").await["id"].clone();
     let archived = circle::Entity::find_by_id(uuid(&desk.workshop));
     let archived = archived
         .one(&desk.db)
@@ -398,14 +398,14 @@ async fn conversations_in_an_archived_circle_cannot_be_changed() {
         );
     }
     assert_eq!(desk.row(&id).await, before);
-    assert_eq!(desk.facts(mark).await, []);
+    assert_eq!(desk.payloads_after(mark).await, []);
 }
 
 #[tokio::test]
 async fn deleting_a_conversation_deletes_its_messages() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
-    let first = desk.says(&id, "Hello.").await["id"].clone();
+    let first = desk.posts(&id, "Hello.").await["id"].clone();
     let answer = json!({ "conversationId": id, "content": "Hello!", "parentId": first });
     desk.owner.made("postMessage", answer).await;
     let input = json!({ "id": id });
@@ -431,10 +431,10 @@ async fn deleting_a_conversation_deletes_its_messages() {
         participant::Entity::find().filter(participant::Column::ConversationId.eq(key));
     assert_eq!(messages.count(&desk.db).await.expect("counts"), 0);
     assert_eq!(participants.count(&desk.db).await.expect("counts"), 0);
-    let told = json!({ "topic": "What to do next", "changed": [], "version": 3 });
+    let payload = json!({ "topic": "What to do next", "changed": [], "version": 3 });
     assert_eq!(
-        desk.facts(mark).await,
-        [("conversation.deleted".to_owned(), told)]
+        desk.payloads_after(mark).await,
+        [("conversation.deleted".to_owned(), payload)]
     );
     assert_eq!(
         desk.owner.refused("deleteConversation", input).await,

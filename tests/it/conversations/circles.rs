@@ -1,4 +1,4 @@
-//! What a conversation and its circle have to do with each other.
+//! Conversations in circles that are changed, archived or deleted.
 
 use super::*;
 
@@ -61,9 +61,9 @@ async fn deleting_a_circle_ends_its_conversations() {
     let input = json!({ "id": room.circle });
     desk.owner.done("deleteCircle", input).await;
 
-    let told = desk.told(mark).await;
+    let events = desk.events_after(mark).await;
     let circle = Some(uuid(&text(&room.circle)));
-    assert_eq!(told.len(), 5);
+    assert_eq!(events.len(), 5);
     for (n, (from, version)) in [("PENDING", 2), ("ACTIVE", 3), ("PAUSED", 4)]
         .iter()
         .enumerate()
@@ -74,15 +74,15 @@ async fn deleting_a_circle_ends_its_conversations() {
         assert_eq!(row.end_reason.as_deref(), Some("cancelled"));
         assert_eq!(row.next_speaker_id, None);
         assert_eq!(row.ended_at, Some(row.updated_at));
-        let event = &told[n];
+        let event = &events[n];
         assert_eq!(event.kind, "conversation.ended");
         assert_eq!((event.subject_id, event.circle_id), (row.id, circle));
         let payload = json!({ "topic": from, "fromStatus": from, "toStatus": "CANCELLED", "reason": "cancelled",
             "version": version, "v": 1 });
         assert_eq!(event.payload, payload);
     }
-    assert_eq!(told[3].kind, "circle.unshared");
-    assert_eq!(told[4].kind, "circle.deleted");
+    assert_eq!(events[3].kind, "circle.unshared");
+    assert_eq!(events[4].kind, "circle.deleted");
     let left = desk.row(&ids[3]).await;
     assert_eq!(left.circle_id, None);
     assert_eq!(
@@ -127,12 +127,12 @@ async fn archiving_a_circle_pauses_its_conversations() {
     let [pending, active] = [0, 1].map(|n| text(&room.talks[n]));
     assert_eq!(desk.row(&pending).await.status, ConversationStatus::Pending);
     assert_eq!(desk.row(&active).await.status, ConversationStatus::Paused);
-    let facts = desk.facts(mark).await;
-    let kinds: Vec<_> = facts.iter().map(|(kind, _)| kind.as_str()).collect();
+    let payloads = desk.payloads_after(mark).await;
+    let kinds: Vec<_> = payloads.iter().map(|(kind, _)| kind.as_str()).collect();
     assert_eq!(kinds, ["circle.archived", "conversation.paused"]);
     let payload =
         json!({ "topic": "ACTIVE", "fromStatus": "ACTIVE", "toStatus": "PAUSED", "version": 3 });
-    assert_eq!(facts[1].1, payload);
+    assert_eq!(payloads[1].1, payload);
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_conversation_update_succeeds_while_its_circle_is_deleted() {
         if desk.server.database().is_postgres() {
             number(&desk.db, WAITING).await > 0
         } else {
-            // Whose change it is has been read. What follows waits until there is no other writer.
+            // The caller has been authenticated. The change waits for the other writer.
             desk.server.statements() > before
         }
     };
@@ -175,16 +175,16 @@ async fn losing_access_to_a_circle_ends_access_to_its_conversation_events() {
     let room = desk.room("Left", &["ACTIVE"]).await;
     let input = json!({ "circleId": room.circle, "userId": desk.guest.id().await });
     desk.owner.done("unshareCircle", input).await;
-    let message = desk.says(&text(&room.talks[0]), "Between us.").await;
+    let message = desk.posts(&text(&room.talks[0]), "Between us.").await;
     let query = "query ($id: ID!) { events(filter: { subjectId: $id }) { nodes { ... on MessageEvent { excerpt } } } }";
     let variables = json!({ "id": message["id"] });
     let heard = async |actor: &Actor| {
         let data = actor.ask(query, variables.clone()).await;
         data["events"]["nodes"].clone()
     };
-    let told = json!([{ "excerpt": "Between us." }]);
+    let expected = json!([{ "excerpt": "Between us." }]);
     until("the event of the message", async || {
-        heard(&desk.owner).await == told
+        heard(&desk.owner).await == expected
     })
     .await;
     assert_eq!(heard(&desk.guest).await, json!([]));

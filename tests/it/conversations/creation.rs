@@ -44,10 +44,10 @@ async fn creating_a_conversation_keeps_the_order_of_its_participants() {
         .collect();
     assert_eq!(made["participants"]["edges"], json!(edges));
 
-    let told = desk.told(mark).await;
-    assert_eq!(told.len(), 1);
+    let events = desk.events_after(mark).await;
+    assert_eq!(events.len(), 1);
     let row = desk.row(&text(&made["id"])).await;
-    let (event, demo) = (&told[0], row.owner_id);
+    let (event, demo) = (&events[0], row.owner_id);
     assert_eq!(event.kind, "conversation.created");
     assert_eq!(event.subject_id, row.id);
     assert_eq!(event.owner_id, Some(demo));
@@ -74,7 +74,7 @@ async fn a_conversation_can_be_started_on_creation() {
     assert_eq!(made["nextSpeaker"]["id"], *desk.team[0]);
     assert_eq!(made["maxTurns"], 10);
     let topic = "What to do next";
-    let facts = desk.facts(mark).await;
+    let payloads = desk.payloads_after(mark).await;
     let expected = [
         (
             "conversation.created",
@@ -86,7 +86,7 @@ async fn a_conversation_can_be_started_on_creation() {
         ),
     ];
     assert_eq!(
-        facts,
+        payloads,
         expected.map(|(kind, payload)| (kind.to_owned(), payload))
     );
 
@@ -164,7 +164,7 @@ async fn all_input_errors_of_a_conversation_are_reported_together() {
         assert_eq!(faults(&payload), expected, "{input}");
         assert_eq!(payload["conversation"], Value::Null);
     }
-    assert_eq!(desk.facts(mark).await, []);
+    assert_eq!(desk.payloads_after(mark).await, []);
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ async fn all_input_errors_of_a_message_are_reported_and_nothing_is_added() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     let other = desk.talk(2, json!({})).await;
-    let foreign = desk.says(&other, "Elsewhere.").await["id"].clone();
+    let foreign = desk.posts(&other, "Elsewhere.").await["id"].clone();
     let before = desk.row(&id).await;
     let mark = desk.mark().await;
     for (other, expected) in [
@@ -72,7 +72,7 @@ async fn all_input_errors_of_a_message_are_reported_and_nothing_is_added() {
         "NOT_FOUND parentId"
     );
     assert_eq!(desk.row(&id).await, before);
-    assert_eq!(desk.facts(mark).await, []);
+    assert_eq!(desk.payloads_after(mark).await, []);
     let input = json!({ "conversationId": id, "content": "x".repeat(100_000) });
     desk.owner.made("postMessage", input).await;
 }
@@ -91,7 +91,7 @@ async fn a_message_has_its_author_mentions_and_parent() {
         name(1),
         "ä".repeat(300)
     );
-    let asked = desk.says(&id, &body).await;
+    let asked = desk.posts(&id, &body).await;
     assert_eq!(asked["seq"], 1);
     assert_eq!(asked["role"], "USER");
     assert_eq!(asked["authorName"], "Dana Demo");
@@ -127,8 +127,8 @@ async fn a_message_has_its_author_mentions_and_parent() {
         [2, 1].map(|n| uuid(&desk.team[n]).to_string())
     );
     let excerpt: String = body.trim().chars().take(200).collect();
-    let told = desk.told(mark).await;
-    let kinds: Vec<_> = told.iter().map(|event| event.kind.as_str()).collect();
+    let events = desk.events_after(mark).await;
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     let kinds_expected = [
         "message.added",
         "message.added",
@@ -136,21 +136,21 @@ async fn a_message_has_its_author_mentions_and_parent() {
     ];
     assert_eq!(kinds, kinds_expected);
     let payload = |seq: i32, role: &str, excerpt: &str| json!({ "conversationId": id, "seq": seq, "role": role, "excerpt": excerpt, "v": 1 });
-    assert_eq!(told[0].payload, payload(1, "USER", &excerpt));
-    assert_eq!(told[0].agent_id, None);
-    assert_eq!(told[1].payload, payload(2, "ASSISTANT", "I heard you."));
+    assert_eq!(events[0].payload, payload(1, "USER", &excerpt));
+    assert_eq!(events[0].agent_id, None);
+    assert_eq!(events[1].payload, payload(2, "ASSISTANT", "I heard you."));
     // The event also names the user who posted for the agent.
-    for event in &told {
+    for event in &events {
         assert_eq!(event.actor_user_id, row.user_id);
     }
     let speaker = Some(uuid(&desk.team[0]));
-    for event in &told[1..] {
+    for event in &events[1..] {
         assert_eq!([event.agent_id, event.actor_agent_id], [speaker, speaker]);
         assert_eq!(event.circle_id, Some(uuid(&desk.workshop)));
     }
     let payload = json!({ "topic": "What to do next", "turn": 1, "nextSpeakerId": desk.team[1],
         "version": 2, "v": 1 });
-    assert_eq!(told[2].payload, payload);
+    assert_eq!(events[2].payload, payload);
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn the_last_turn_or_an_end_marker_completes_a_conversation() {
         (2, "[done]", "marker"),
     ] {
         let id = desk.talk(2, json!({ "maxTurns": turns })).await;
-        desk.says(&id, "Write [DONE] when you are.").await;
+        desk.posts(&id, "Write [DONE] when you are.").await;
         assert_eq!(desk.takes_turn(&id, 0, "I am not done.").await, Some(1));
         let mark = desk.mark().await;
         let last = desk
@@ -190,13 +190,13 @@ async fn the_last_turn_or_an_end_marker_completes_a_conversation() {
                 json!({ "topic": topic, "fromStatus": "ACTIVE", "toStatus": "COMPLETED", "reason": reason, "version": 3 }),
             ),
         ];
-        let told = desk.facts(mark).await;
+        let events = desk.payloads_after(mark).await;
         assert_eq!(
-            told,
+            events,
             expected.map(|(kind, payload)| (kind.to_owned(), payload))
         );
         let speaker = Some(uuid(&desk.team[1]));
-        for event in desk.told(mark).await {
+        for event in desk.events_after(mark).await {
             assert_eq!(event.actor_agent_id, speaker);
         }
         let late = json!({ "conversationId": id, "content": "One more thing." });
@@ -219,21 +219,21 @@ async fn each_turn_strategy_selects_the_next_speaker() {
     let id = desk.talk(3, strategy("ROUND_ROBIN")).await;
     for (speaker, next) in [(0, 1), (1, 2), (2, 0), (0, 1)] {
         assert_eq!(desk.takes_turn(&id, speaker, &at(0)).await, Some(next));
-        assert_eq!(desk.next(&desk.says(&id, &at(0)).await), Some(next));
+        assert_eq!(desk.next(&desk.posts(&id, &at(0)).await), Some(next));
     }
 
     let id = desk.talk(4, strategy("MENTION_BASED")).await;
-    assert_eq!(desk.next(&desk.says(&id, &at(2)).await), Some(2));
+    assert_eq!(desk.next(&desk.posts(&id, &at(2)).await), Some(2));
     assert_eq!(desk.takes_turn(&id, 2, &at(3)).await, Some(3));
     // The round robin continues with the second, then the third.
-    assert_eq!(desk.next(&desk.says(&id, "Hm.").await), Some(1));
+    assert_eq!(desk.next(&desk.posts(&id, "Hm.").await), Some(1));
     assert_eq!(desk.takes_turn(&id, 1, &at(1)).await, Some(2));
 
     let id = desk.talk(4, strategy("FREE_FORM")).await;
     assert_eq!(desk.takes_turn(&id, 3, &at(2)).await, Some(2));
     let next = desk.takes_turn(&id, 1, "Out of turn.").await;
     assert!(next.is_some_and(|next| next != 1));
-    assert_eq!(desk.next(&desk.says(&id, "Hm.").await), next);
+    assert_eq!(desk.next(&desk.posts(&id, "Hm.").await), next);
     let stranger = desk.turn(&id, 5, "And I?");
     assert_eq!(
         desk.owner.faults("postMessage", stranger).await,
@@ -301,7 +301,7 @@ async fn concurrent_messages_are_numbered_without_gaps() {
         assert_eq!(Some(&row.last_seq), expected.last());
         assert_eq!(row.turns_taken, i32::from(count > EACH));
     }
-    let added = desk.facts(mark).await;
+    let added = desk.payloads_after(mark).await;
     let added = added.iter().filter(|(kind, _)| kind == "message.added");
     let numbers: BTreeSet<_> = added
         .map(|(_, payload)| format!("{} {}", payload["conversationId"], payload["seq"]))
@@ -344,7 +344,7 @@ async fn pinning_a_pinned_message_again_creates_no_event() {
     let desk = Desk::open().await;
     let id = desk.talk(2, json!({})).await;
     desk.takes_turn(&id, 0, "Remember this.").await;
-    let said = desk.says(&id, "I will.").await["id"].clone();
+    let said = desk.posts(&id, "I will.").await["id"].clone();
     let turn = "query ($id: ID!) { conversation(id: $id) { messages(first: 1) { nodes { id } } } }";
     let turn = desk.read(turn, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();
     desk.owner
@@ -370,10 +370,10 @@ async fn pinning_a_pinned_message_again_creates_no_event() {
         ("message.pinned".to_owned(), payload)
     };
     assert_eq!(
-        desk.facts(mark).await,
+        desk.payloads_after(mark).await,
         [pinned(true), pinned(false), pinned(true)]
     );
-    for event in desk.told(mark).await {
+    for event in desk.events_after(mark).await {
         assert_eq!(event.agent_id, Some(uuid(&desk.team[0])));
         assert_eq!(event.actor_user_id, Some(before.owner_id));
         assert_eq!(event.actor_agent_id, None);
@@ -388,7 +388,7 @@ async fn conversation_events_appear_in_the_feed_of_the_circle() {
     let latest =
         desk.read(latest, &desk.workshop).await["circle"]["events"]["nodes"][0]["cursor"].clone();
     let id = desk.talk(2, json!({ "maxTurns": 1 })).await;
-    desk.says(&id, "Say it in one sentence.").await;
+    desk.posts(&id, "Say it in one sentence.").await;
     desk.takes_turn(&id, 0, "As you wish.").await;
     let said = "query ($id: ID!) { conversation(id: $id) { messages(last: 1) { nodes { id } } } }";
     let said = desk.read(said, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();

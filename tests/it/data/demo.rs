@@ -61,7 +61,7 @@ async fn concurrent_seeding_all_succeeds() {
 async fn a_database_with_other_users_is_not_seeded() {
     let database = Database::empty().await;
     let db = database.connect().await;
-    insert_user(&db, "somebody@example.com").await;
+    insert_user(&db, "existing@example.com").await;
     let before = dump(&db).await;
     let refused = seed::seed(&db, PASSWORD).await;
     assert!(matches!(refused, Err(SeedError::Occupied)), "{refused:?}");
@@ -533,7 +533,7 @@ async fn demo_events_cover_every_object_in_order() {
     let db = database.connect().await;
     let events = event::Entity::find().order_by_asc(event::Column::Position);
     let events = events.all(&db).await.expect("reads");
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| (event.position, &*event.kind, event.subject_id))
         .collect();
@@ -551,7 +551,7 @@ async fn demo_events_cover_every_object_in_order() {
         .zip(1..)
         .map(|((kind, subject), position)| (Some(position), kind, subject))
         .collect();
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     for event in &events {
         assert_eq!(event.owner_id, Some(id(1, 2)));
         assert_eq!(event.payload["v"], 1);

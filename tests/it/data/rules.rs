@@ -1,4 +1,4 @@
-//! What the database refuses, and how it sorts.
+//! The constraints and the collation of the database.
 
 use super::*;
 

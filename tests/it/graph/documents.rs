@@ -1,5 +1,7 @@
 //! Documents, variables and the schema.
 
+use std::collections::HashMap;
+
 use super::*;
 
 #[tokio::test]
@@ -178,6 +180,84 @@ async fn every_type_field_and_argument_has_a_description() {
         }
     }
     assert!(silent.is_empty(), "{silent:?}");
+}
+
+#[test]
+fn descriptions_start_with_a_short_sentence_in_plain_words() {
+    let sdl = Graph::sdl();
+    let mut wrong = Vec::new();
+    let mut types = HashMap::new();
+    // The descriptions are the odd parts; each is followed by the item that it describes.
+    let parts: Vec<_> = sdl.split("\"\"\"").collect();
+    for pair in parts[1..].chunks(2) {
+        let (text, item) = (unindented(pair[0]), pair[1]);
+        let place = item.trim().lines().next().unwrap_or_default();
+        let first = text.lines().next().unwrap_or_default();
+        let is_short = |start: &str| start.chars().count() <= 100 && start.ends_with(['.', ':']);
+        let mut ends = first.match_indices(['.', ':']);
+        let starts_short = ends.any(|(at, _)| {
+            let (start, rest) = first.split_at(at + 1);
+            is_short(start) && (rest.is_empty() || rest.starts_with(' '))
+        });
+        let is_wrapped = text.lines().nth(1).is_some_and(|line| !line.is_empty());
+        if !starts_short || is_wrapped && !is_short(first) {
+            wrong.push(format!("{place}: the first sentence is too long: {first}"));
+        }
+        let words = format!(
+            " {} ",
+            text.to_lowercase()
+                .replace(|c: char| !c.is_alphabetic(), " ")
+        );
+        for denied in DENIED {
+            if words.contains(&format!(" {denied} ")) {
+                wrong.push(format!("{place}: `{denied}`: {text}"));
+            }
+        }
+        let is_type = [
+            "type ",
+            "input ",
+            "enum ",
+            "interface ",
+            "union ",
+            "scalar ",
+        ]
+        .iter()
+        .any(|keyword| place.starts_with(keyword));
+        if is_type && let Some(other) = types.insert(text, place) {
+            wrong.push(format!("{place}: has the description of {other}"));
+        }
+    }
+    assert!(types.len() > 100, "{types:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Words that descriptions do not use: colloquial, or a riddle for a reader who searches for the standard term.
+const DENIED: [&str; 20] = [
+    "as good as",
+    "asks",
+    "at once",
+    "behind",
+    "believed",
+    "by now",
+    "goes on",
+    "handed out",
+    "knows",
+    "made of",
+    "nobody",
+    "of its own",
+    "put away",
+    "somebody",
+    "stands",
+    "told",
+    "what becomes",
+    "what the",
+    "which is to be",
+    "whoever",
+];
+
+fn unindented(description: &str) -> String {
+    let lines = description.trim().lines().map(str::trim);
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What browsers and other sites may do.
+//! Requests from browsers and from other sites.
 
 use super::*;
 

@@ -44,8 +44,8 @@ async fn a_valid_token_authenticates_its_user_and_no_token_means_anonymous() {
         for request in [post(&server, body), get(&server, &in_url)] {
             let response = send(request).await;
             assert_eq!(response.status(), StatusCode::OK);
-            let nobody = json!({ "data": { "viewer": null } });
-            assert_eq!(self::body(response).await, nobody);
+            let anonymous = json!({ "data": { "viewer": null } });
+            assert_eq!(self::body(response).await, anonymous);
         }
     }
 }

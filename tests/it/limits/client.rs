@@ -178,7 +178,7 @@ async fn an_untrusted_client_cannot_choose_its_address() {
     for left in [2, 1, 0] {
         let request = client.post(server.url("/graphql"));
         let answer = Answer::to(request.json(&json!({ "query": VIEWER }))).await;
-        assert_eq!(answer.standing("viewer")["remaining"], left);
+        assert_eq!(answer.quota("viewer")["remaining"], left);
     }
 }
 
@@ -198,7 +198,7 @@ async fn behind_trusted_proxies_the_nearest_untrusted_address_is_charged() {
     .enumerate()
     {
         let answer = forwarded(&server, &[("X-Forwarded-For", hops)]).await;
-        assert_eq!(answer.standing("viewer")["remaining"], 4 - place, "{hops}");
+        assert_eq!(answer.quota("viewer")["remaining"], 4 - place, "{hops}");
     }
     assert!(
         forwarded(&server, &[("X-Forwarded-For", HERE)])
@@ -226,10 +226,10 @@ async fn behind_trusted_proxies_the_nearest_untrusted_address_is_charged() {
     let endless = format!("198.51.100.1{}", ", 127.0.0.7".repeat(99));
     for left in [4, 3] {
         let answer = forwarded(&server, &[("X-Forwarded-For", &endless)]).await;
-        assert_eq!(answer.standing("viewer")["remaining"], left);
+        assert_eq!(answer.quota("viewer")["remaining"], left);
     }
     let proxy = forwarded(&server, &[("X-Forwarded-For", "127.0.0.7")]).await;
-    assert_eq!(proxy.standing("viewer")["remaining"], 2);
+    assert_eq!(proxy.quota("viewer")["remaining"], 2);
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn conflicting_forwarding_headers_are_both_ignored() {
     let standard = format!("for={HERE}");
     let agreed = [("X-Forwarded-For", HERE), ("Forwarded", &*standard)];
     let answer = forwarded(&server, &agreed).await;
-    assert_eq!(answer.standing("viewer")["remaining"], 2);
+    assert_eq!(answer.quota("viewer")["remaining"], 2);
 }
 
 #[tokio::test]
@@ -343,7 +343,7 @@ async fn an_invalid_token_is_charged_to_the_address() {
     for left in [2, 1, 0] {
         let answer = ask(&server, "198.51.100.2", Some(&revoked), VIEWER).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
-        assert_eq!(answer.standing("viewer")["remaining"], left);
+        assert_eq!(answer.quota("viewer")["remaining"], left);
     }
     assert!(
         ask(&server, "198.51.100.2", Some(&revoked), VIEWER)
@@ -359,7 +359,7 @@ async fn an_invalid_token_is_charged_to_the_address() {
     server.jump(7_200);
     let answer = ask(&server, THERE, Some(&token), VIEWER).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(answer.standing("viewer")["remaining"], 2);
+    assert_eq!(answer.quota("viewer")["remaining"], 2);
 }
 
 #[tokio::test]
@@ -379,7 +379,7 @@ async fn sign_ins_are_also_charged_to_the_account() {
         let address = format!("198.51.100.{place}");
         let answer = ask(&server, &address, None, &ada(email)).await;
         assert_eq!(answer.codes(), ["UNAUTHENTICATED"], "{email}");
-        assert_eq!(answer.standing("login")["remaining"], 4 - place, "{email}");
+        assert_eq!(answer.quota("login")["remaining"], 4 - place, "{email}");
     }
     let sixth = "198.51.100.100";
     assert!(
@@ -413,7 +413,7 @@ async fn sign_ins_are_also_charged_to_the_account() {
     for left in (0..5).rev() {
         let answer = ask(&server, sixth, None, &ada("bob@example.com")).await;
         assert_eq!(answer.codes(), ["UNAUTHENTICATED"]);
-        assert_eq!(answer.standing("login")["remaining"], left);
+        assert_eq!(answer.quota("login")["remaining"], left);
     }
     assert!(
         ask(&server, sixth, None, &ada("eve@example.com"))

@@ -34,7 +34,7 @@ fn list(text: &str) -> BTreeMap<String, BTreeMap<String, i64>> {
 }
 
 /// Asserts that all rate limit headers are present, valid, and consistent with each other.
-fn assert_told(answer: &Answer, what: &str) {
+fn assert_consistent(answer: &Answer, what: &str) {
     let [limit, remaining, reset] =
         ["limit", "remaining", "reset"].map(|name| answer.number(&format!("x-ratelimit-{name}")));
     let states = list(answer.header("ratelimit"));
@@ -123,7 +123,7 @@ async fn every_response_has_consistent_rate_limit_headers() {
         let what = format!("{request:?}");
         let answer = Answer::to(request).await;
         assert_eq!(answer.status.as_u16(), status, "{what}: {}", answer.body);
-        assert_told(&answer, &what);
+        assert_consistent(&answer, &what);
     }
 }
 
@@ -139,7 +139,7 @@ async fn a_request_refused_as_a_whole_has_rate_limit_headers() {
         }
         let answer = Answer::to(server.request(Method::GET, path)).await;
         assert!(answer.is_refused(), "{path}");
-        assert_told(&answer, path);
+        assert_consistent(&answer, path);
         assert_eq!(answer.number("retry-after"), 30);
         super::assert_refusal(&answer.body["errors"][0], "HEALTH", 2, 30);
         assert_eq!(
@@ -165,14 +165,14 @@ async fn the_headers_report_the_tightest_bucket_used() {
     // A query also takes from the bucket of all requests.
     for left in [5, 4, 3] {
         let answer = ask(&server, HERE, None, VIEWER).await;
-        assert_told(&answer, "a query");
+        assert_consistent(&answer, "a query");
         assert_eq!(answer.number("x-ratelimit-limit"), 6);
         assert_eq!(answer.number("x-ratelimit-remaining"), left);
         let states = list(answer.header("ratelimit"));
         assert_eq!(states["read"]["r"], 4 + left);
     }
     let answer = ask(&server, HERE, None, &aliases("viewer { id }", 7)).await;
-    assert_told(&answer, "many of one");
+    assert_consistent(&answer, "many of one");
     assert_eq!(answer.number("x-ratelimit-limit"), 10);
     assert_eq!(answer.number("x-ratelimit-remaining"), 0);
 
@@ -183,7 +183,7 @@ async fn the_headers_report_the_tightest_bucket_used() {
     let two = [attempt("new@example.com"), attempt("ada@example.com")];
     let two = format!("mutation {{ a: {} b: {} }}", two[0], two[1]);
     let answer = ask(&server, THERE, None, &two).await;
-    assert_eq!(answer.standing("login")["remaining"], 0, "{}", answer.body);
+    assert_eq!(answer.quota("login")["remaining"], 0, "{}", answer.body);
     assert_eq!(answer.number("x-ratelimit-remaining"), 0);
 }
 
@@ -208,7 +208,7 @@ async fn retry_after_is_the_longest_wait_of_all_tiers() {
         .collect();
     assert_eq!(waits, [&json!(1), &json!(10)]);
     assert_eq!(answer.number("retry-after"), 10);
-    assert_told(&answer, "two tiers");
+    assert_consistent(&answer, "two tiers");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn cors_exposes_the_rate_limit_headers() {
         let request = from(&server, HERE).json(&json!({ "query": "{ __typename }" }));
         let answer = Answer::to(request.header(ORIGIN, "https://app.example.com")).await;
         assert_eq!(answer.is_refused(), is_refused);
-        assert_told(&answer, "from another site");
+        assert_consistent(&answer, "from another site");
         let exposed = answer
             .header("access-control-expose-headers")
             .to_lowercase();
@@ -269,7 +269,7 @@ async fn extensions_headers_and_query_report_the_same_quotas() {
         ("circles", "READ", 20, 1),
         ("serverInfo", "HEALTH", 300, 1),
     ] {
-        let told = answer.standing(field);
+        let quota = answer.quota(field);
         let left = limit - cost;
         for (name, value) in [
             ("tier", json!(tier)),
@@ -277,12 +277,12 @@ async fn extensions_headers_and_query_report_the_same_quotas() {
             ("cost", json!(cost)),
             ("remaining", json!(left)),
         ] {
-            assert_eq!(told[name], value, "{field}");
+            assert_eq!(quota[name], value, "{field}");
         }
         let state = states.iter().find(|state| state["field"] == field);
         let state = state.expect("is known");
         for name in ["tier", "limit", "remaining"] {
-            assert_eq!(state[name], told[name], "{field}");
+            assert_eq!(state[name], quota[name], "{field}");
         }
     }
     assert_eq!(answer.number("x-ratelimit-limit"), 20);

@@ -61,7 +61,7 @@ async fn sign_ins_in_fragments_are_counted_individually() {
         let server = serve(|_| ()).await;
         let answer = ask(&server, HERE, None, &six).await;
         assert!(answer.is_refused(), "{six}");
-        assert_eq!(answer.standing("login")["cost"], 6, "{six}");
+        assert_eq!(answer.quota("login")["cost"], 6, "{six}");
         assert_eq!(tried(&server).await, 0, "{six}");
     }
 }
@@ -74,7 +74,7 @@ async fn equal_sign_ins_are_counted_once() {
         "mutation {{ {attempt} {attempt} ...A ...A }} fragment A on Mutation {{ {attempt} }}"
     );
     let answer = ask(&server, HERE, None, &equal).await;
-    assert_eq!(answer.standing("login")["cost"], 1);
+    assert_eq!(answer.quota("login")["cost"], 1);
     assert_eq!(tried(&server).await, 1);
 }
 
@@ -108,8 +108,8 @@ async fn skipped_fields_are_not_charged() {
     let body = json!({ "query": query, "variables": { "yes": true, "no": false } });
     let answer = Answer::to(from(&server, HERE).json(&body)).await;
     assert_eq!(answer.codes(), ["UNAUTHENTICATED"], "{}", answer.body);
-    assert_eq!(answer.standing("login")["cost"], 1);
-    assert_eq!(answer.standing("login")["remaining"], 4);
+    assert_eq!(answer.quota("login")["cost"], 1);
+    assert_eq!(answer.quota("login")["remaining"], 4);
     assert_eq!(tried(&server).await, 1);
 }
 
@@ -207,12 +207,12 @@ async fn refused_query_fields_are_null_and_the_rest_is_served() {
         "{reset}"
     );
 
-    let circles = answer.standing("circles");
+    let circles = answer.quota("circles");
     assert_eq!(
         (&circles["remaining"], &circles["cost"]),
         (&json!(0), &json!(1))
     );
-    assert_eq!(answer.standing("viewer")["remaining"], 2);
+    assert_eq!(answer.quota("viewer")["remaining"], 2);
     assert_eq!(answer.number("x-ratelimit-remaining"), 0);
 }
 
@@ -247,9 +247,9 @@ async fn aliases_are_served_in_order_up_to_the_limit() {
         assert_eq!(answer.codes(), ["RATE_LIMITED"], "{field}");
         assert_eq!(answer.body["errors"][0]["path"], json!(["b"]), "{field}");
         let name = field.split([' ', '(']).next().expect("a name");
-        let standing = answer.standing(name);
+        let quota = answer.quota(name);
         assert_eq!(
-            (&standing["cost"], &standing["remaining"]),
+            (&quota["cost"], &quota["remaining"]),
             (&json!(3), &json!(0))
         );
     }
@@ -329,7 +329,7 @@ async fn a_mutation_over_the_limit_is_refused_as_a_whole() {
         assert_eq!(answer.body["data"]["updateProfile"]["user"]["name"], "Dana");
     }
     let logout = "logout(input: {everywhere: true}) { revokedTokens }";
-    let other = rename("Somebody");
+    let other = rename("Test User");
     for fields in [format!("{logout} {other}"), format!("{other} {logout}")] {
         let answer = ask(
             &server,
@@ -341,7 +341,7 @@ async fn a_mutation_over_the_limit_is_refused_as_a_whole() {
         assert!(answer.is_refused(), "{}", answer.body);
         // Each field has an error, in document order.
         assert_eq!(answer.codes(), ["RATE_LIMITED"; 2]);
-        assert_eq!(answer.standing("logout")["remaining"], 2);
+        assert_eq!(answer.quota("logout")["remaining"], 2);
     }
     let answer = ask(
         &server,

@@ -49,7 +49,7 @@ async fn fields_of_one_tier_can_share_a_bucket() {
     .await;
     assert_eq!(answer.codes(), [""; 0]);
     for field in ["viewer", "__typename"] {
-        assert_eq!(answer.standing(field)["remaining"], 1, "{field}");
+        assert_eq!(answer.quota(field)["remaining"], 1, "{field}");
     }
     let query = "{ __type(name: \"Query\") { name } serverInfo { name } viewer { id } }";
     let answer = ask(&server, HERE, None, query).await;
@@ -106,12 +106,12 @@ async fn counted(server: &TestServer, tier: &str) -> [u64; 2] {
     .await
 }
 
-/// What `/metrics` says of the requests of all addresses.
+/// The metrics of the requests of all addresses.
 async fn requests(server: &TestServer) -> [u64; 2] {
     numbers(server, "address_limit_requests_total{").await
 }
 
-/// What passed and what did not, by a metric.
+/// The numbers of allowed and refused requests in a metric.
 async fn numbers(server: &TestServer, metric: &str) -> [u64; 2] {
     let metrics = server.get("/metrics").await.text().await.expect("text");
     ["allowed", "refused"].map(|outcome| {
@@ -138,7 +138,7 @@ async fn observe_mode_refuses_nothing_and_counts_everything() {
         assert_eq!(answer.status, 200);
         assert_eq!(answer.body["data"], json!({ "viewer": null }));
         assert_eq!(answer.codes(), [""; 0]);
-        assert_eq!(answer.standing("viewer")["remaining"], left);
+        assert_eq!(answer.quota("viewer")["remaining"], left);
         assert_eq!(answer.number("x-ratelimit-remaining"), left);
         assert_eq!(answer.headers.get("retry-after"), None);
     }
@@ -170,8 +170,8 @@ async fn disabled_limits_count_and_report_nothing() {
             json!({ "data": { "viewer": null, "rateLimit": [] } })
         );
         let names = answer.headers.keys().map(HeaderName::as_str);
-        let told: Vec<_> = names.filter(|name| name.contains("ratelimit")).collect();
-        assert_eq!(told, [""; 0]);
+        let received: Vec<_> = names.filter(|name| name.contains("ratelimit")).collect();
+        assert_eq!(received, [""; 0]);
     }
     assert_eq!(counted(&server, "read").await, [0, 0]);
     assert_eq!(requests(&server).await, [0, 0]);

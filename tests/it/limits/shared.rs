@@ -314,8 +314,8 @@ async fn impostor(words: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<
 async fn a_server_starts_and_limits_without_a_working_redis() {
     let (silent, silence) = impostor(b"").await;
     let (loud, noise) = impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-    let nobody = free().await;
-    for address in [silent, loud, nobody] {
+    let closed = free().await;
+    for address in [silent, loud, closed] {
         let server = on(&format!("redis://{address}"), |config| {
             config.limits.read = 1;
         })

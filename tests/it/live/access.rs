@@ -1,4 +1,4 @@
-//! What subscribers may read.
+//! Access rights of subscribers.
 
 use super::*;
 
@@ -12,7 +12,7 @@ async fn losing_access_to_a_circle_ends_its_events_in_an_open_stream() {
         Socket::subscribed(&server, &server.token("guest@example.com").await, query).await;
     let task = |title: &str| json!({ "circleId": circle, "title": title, "assigneeId": null });
     change(&server, "createTask task { id }", task("before")).await;
-    let event = guest.told("events").await;
+    let event = guest.value("events").await;
     assert_eq!(event, json!({ "type": "TASK_CREATED", "title": "before" }));
     let token = server.token("guest@example.com").await;
     let viewer = server
@@ -27,7 +27,7 @@ async fn losing_access_to_a_circle_ends_its_events_in_an_open_stream() {
     server.with_token(&token).answer(CREATE, own).await;
     let mut heard = Vec::new();
     while heard.last() != Some(&json!("PROJECT_CREATED")) {
-        let event = guest.told("events").await;
+        let event = guest.value("events").await;
         assert_ne!(event["title"], "after");
         heard.push(event["type"].clone());
     }
@@ -107,12 +107,12 @@ async fn a_circle_stream_ends_when_access_is_lost() {
     let input = json!({ "circleId": circle, "userId": guest_id });
     change(&server, "unshareCircle circle { id }", input).await;
     let unshared = json!({ "type": "CIRCLE_UNSHARED" });
-    assert_eq!(guest.told("circleEvents").await, unshared);
+    assert_eq!(guest.value("circleEvents").await, unshared);
     ended(&mut guest).await;
     ended(&mut listless).await;
-    assert_eq!(owner.told("circleEvents").await, unshared);
+    assert_eq!(owner.value("circleEvents").await, unshared);
     delete_circle(&server, &circle).await;
-    let deleted = async { while owner.told("circleEvents").await["type"] != "CIRCLE_DELETED" {} };
+    let deleted = async { while owner.value("circleEvents").await["type"] != "CIRCLE_DELETED" {} };
     within("the deletion of the circle", deleted).await;
     ended(&mut owner).await;
 }

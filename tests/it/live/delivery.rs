@@ -1,4 +1,4 @@
-//! What is delivered, and in which order.
+//! Delivery of events, and its order.
 
 use super::*;
 
@@ -134,10 +134,10 @@ async fn events_of_a_subject_keep_their_order_under_concurrency() {
         }
     });
     join_all(work).await;
-    let told = listener.names(8 + 80).await;
+    let received = listener.names(8 + 80).await;
     for n in 0..8 {
         let own = format!("p{n}");
-        let own: Vec<_> = told
+        let own: Vec<_> = received
             .iter()
             .filter(|name| name.split(' ').next() == Some(&own))
             .collect();
@@ -197,7 +197,7 @@ async fn a_burst_of_events_is_resolved_in_few_statements() {
     let before = server.statements();
     socket.subscribe("1", &query).await;
     for _ in 0..51 {
-        let event = socket.told("events").await;
+        let event = socket.value("events").await;
         assert_eq!(event["circle"]["name"], "Many");
     }
     // For each of three batches the actors, circles and agents, plus authentication, the events, and background
@@ -220,7 +220,7 @@ async fn only_an_event_equal_to_the_previous_one_is_dropped() {
         change(&server, "pinMessage message { id }", input).await;
     }
     for _ in 0..3 {
-        socket.told("events").await;
+        socket.value("events").await;
     }
     // The change is undone directly in the database, so the same event occurs again.
     let db = server.database().connect().await;

@@ -71,7 +71,7 @@ async fn task_updates_of_an_assignee_include_reassignments() {
     let input = json!({ "circleId": circle, "title": "A task", "assigneeId": one });
     let made = change(&server, "createTask task { id }", input).await;
     let task = &made["task"]["id"];
-    let first = socket.told("taskUpdated").await;
+    let first = socket.value("taskUpdated").await;
     assert_eq!(
         (&first["id"], &first["assignee"]["id"]),
         (task, &json!(one))
@@ -82,7 +82,7 @@ async fn task_updates_of_an_assignee_include_reassignments() {
         json!({ "taskId": task, "agentId": other }),
     )
     .await;
-    let lost = socket.told("taskUpdated").await;
+    let lost = socket.value("taskUpdated").await;
     assert_eq!(
         (&lost["id"], &lost["assignee"]["id"]),
         (task, &json!(other))
@@ -91,7 +91,7 @@ async fn task_updates_of_an_assignee_include_reassignments() {
     change(&server, "startTask task { id }", json!({ "taskId": task })).await;
     let input = json!({ "circleId": circle, "title": "Another", "assigneeId": one });
     let next = change(&server, "createTask task { id }", input).await;
-    assert_eq!(socket.told("taskUpdated").await["id"], next["task"]["id"]);
+    assert_eq!(socket.value("taskUpdated").await["id"], next["task"]["id"]);
 }
 
 #[tokio::test]
@@ -116,8 +116,8 @@ async fn agent_status_changes_reach_users_who_can_read_the_agent() {
     let input = json!({ "taskId": made["task"]["id"] });
     change(&server, "startTask task { id }", input).await;
     for socket in [&mut guest, &mut owner] {
-        let told = socket.told("agentStatusChanged").await;
-        assert_eq!(told, json!({ "id": agent, "status": "BUSY" }));
+        let received = socket.value("agentStatusChanged").await;
+        assert_eq!(received, json!({ "id": agent, "status": "BUSY" }));
     }
 }
 
@@ -143,7 +143,7 @@ async fn a_conversation_can_be_followed_from_any_message_to_its_end() {
     let mut socket =
         Socket::subscribed(&server, &server.token("guest@example.com").await, &query).await;
     for (seq, content) in [(2, "two"), (3, "three")] {
-        let update = socket.told("conversationUpdates").await;
+        let update = socket.value("conversationUpdates").await;
         assert_eq!(
             update["message"],
             json!({ "seq": seq, "content": content }),
@@ -161,9 +161,9 @@ async fn a_conversation_can_be_followed_from_any_message_to_its_end() {
         post("four", Some(&members[0])),
     )
     .await;
-    let update = socket.told("conversationUpdates").await;
+    let update = socket.value("conversationUpdates").await;
     assert_eq!(update["message"], json!({ "seq": 4, "content": "four" }));
-    let update = socket.told("conversationUpdates").await;
+    let update = socket.value("conversationUpdates").await;
     assert_eq!(
         (&update["__typename"], &update["turn"]),
         (&json!("TurnCompleted"), &json!(1))
@@ -175,7 +175,7 @@ async fn a_conversation_can_be_followed_from_any_message_to_its_end() {
         json!({ "conversationId": id }),
     )
     .await;
-    let update = socket.told("conversationUpdates").await;
+    let update = socket.value("conversationUpdates").await;
     assert_eq!(
         (&update["__typename"], &update["reason"]),
         (&json!("ConversationEnded"), &json!("completed"))

@@ -1,4 +1,4 @@
-//! Accounts: what an actor does to sign in and out, and how its tokens are answered.
+//! Accounts: signing in and out, and the responses to tokens.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -24,12 +24,12 @@ pub(crate) struct Tokens {
 }
 
 /// The e-mail address of a token's user, or the status and the code of the refusal.
-pub(crate) type Standing = Result<String, (StatusCode, String)>;
+pub(crate) type CallerResult = Result<String, (StatusCode, String)>;
 
 impl Actor {
     /// The complete response to a registration.
     pub(crate) async fn try_register(&self, email: &str, password: &str) -> Value {
-        let input = json!({ "email": email, "password": password, "name": "Somebody" });
+        let input = json!({ "email": email, "password": password, "name": "Test User" });
         self.mutate("register", SIGNED_IN, input).await
     }
 
@@ -61,7 +61,7 @@ impl Actor {
     }
 
     /// The user that an access token authenticates.
-    pub(crate) async fn who(&self) -> Standing {
+    pub(crate) async fn who(&self) -> CallerResult {
         let response = self.send("{ viewer { email } }", json!({})).await;
         let status = response.status();
         let answer: Value = response.json().await.expect("JSON");
@@ -99,12 +99,12 @@ pub(crate) fn tokens(payload: &Value) -> Tokens {
 }
 
 /// The expected result of an invalid token.
-pub(crate) fn unauthenticated() -> Standing {
+pub(crate) fn unauthenticated() -> CallerResult {
     Err((StatusCode::UNAUTHORIZED, "UNAUTHENTICATED".to_owned()))
 }
 
 /// The expected result of a token of a deactivated user.
-pub(crate) fn forbidden() -> Standing {
+pub(crate) fn forbidden() -> CallerResult {
     Err((StatusCode::FORBIDDEN, "FORBIDDEN".to_owned()))
 }
 
@@ -113,6 +113,6 @@ pub(crate) fn forbidden() -> Standing {
     clippy::unnecessary_wraps,
     reason = "compared with results that can be errors"
 )]
-pub(crate) fn user(email: &str) -> Standing {
+pub(crate) fn user(email: &str) -> CallerResult {
     Ok(email.to_owned())
 }

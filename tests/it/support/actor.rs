@@ -23,7 +23,7 @@ pub(crate) const WORKSHOP: &str = "Workshop";
 /// How long a client waits for more of a response. The slowest hash passwords by the dozen.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// What every client of the tests has in common.
+/// The HTTP client that all actors share.
 pub(crate) fn client_builder() -> ClientBuilder {
     Client::builder().no_proxy().read_timeout(PATIENCE)
 }
@@ -32,7 +32,7 @@ pub(crate) fn client() -> Client {
     client_builder().build().expect("a client")
 }
 
-/// A caller with an address and connections of its own, and maybe a token.
+/// A caller with a separate address and connections, and an optional token.
 #[derive(Clone)]
 pub(crate) struct Actor {
     client: Client,
@@ -272,7 +272,7 @@ fn input_of(name: &str) -> String {
     )
 }
 
-/// What the tests look at of each type.
+/// The selection of each type.
 const SELECTED: [(&str, &str); 9] = [
     (
         "Provider",
@@ -322,13 +322,13 @@ const SELECTED: [(&str, &str); 9] = [
     ),
 ];
 
-/// The type that a mutation is about, with what the tests look at of it.
+/// The type that a mutation changes, with its selection.
 pub(crate) fn selected(mutation: &str) -> (&'static str, &'static str) {
     let of = |(ty, _): &&(&str, &str)| mutation.ends_with(ty);
     *SELECTED.iter().find(of).expect("a type")
 }
 
-/// What the tests look at in the payload of a mutation.
+/// The selection of the payload of a mutation.
 fn selection(mutation: &str) -> String {
     match mutation {
         "addCircleMembers" => "circle { id members { totalCount } } \
@@ -351,7 +351,7 @@ fn selection(mutation: &str) -> String {
 pub(crate) struct Demo {
     pub(crate) server: TestServer,
     pub(crate) db: DatabaseConnection,
-    /// Who owns everything.
+    /// The owner of all objects.
     pub(crate) owner: Actor,
     /// Reads the circle `Library` and edits the circle `Workshop`.
     pub(crate) guest: Actor,

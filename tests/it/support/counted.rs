@@ -1,4 +1,4 @@
-//! A graph that counts what an operation costs, and nothing else.
+//! A graph that counts the statements of its operations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use super::server::{SIGNING_KEY, TestServer};
 /// The statements that authentication takes.
 const AUTHENTICATION: u64 = 1;
 
-/// A graph on the database of a server. Its background tasks do not run, so events are not handed out: what that costs is
-/// nothing of the operation's.
+/// A graph on the database of a server. Its background tasks do not run, so only the statements of operations are
+/// counted.
 pub(crate) struct CountedGraph {
     graph: Graph,
     statements: Arc<AtomicU64>,
-    _works: BackgroundTasks,
+    _background: BackgroundTasks,
 }
 
 impl CountedGraph {
@@ -32,14 +32,14 @@ impl CountedGraph {
             counted.fetch_add(1, Ordering::Relaxed);
         });
         let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
-        let steady = server::Options::default().steady;
-        let settings = server::settings(&Config::default(), keys, Arc::new(Utc::now), steady);
+        let monotonic = server::Options::default().monotonic;
+        let settings = server::settings(&Config::default(), keys, Arc::new(Utc::now), monotonic);
         let graph = Graph::new(db, settings.expect("is read")).await;
-        let (graph, works) = graph.expect("is made");
+        let (graph, background) = graph.expect("starts");
         Self {
             graph,
             statements,
-            _works: works,
+            _background: background,
         }
     }
 

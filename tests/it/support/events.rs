@@ -68,7 +68,7 @@ impl Socket {
     /// A connection that the server has acknowledged.
     pub(crate) async fn greeted(server: &TestServer, token: Option<&str>) -> Self {
         let mut socket = Self::open(server).await;
-        socket.greet(token).await;
+        socket.init(token).await;
         socket
     }
 
@@ -80,7 +80,7 @@ impl Socket {
         let (mut socket, _) = upgrade(server, stream, &[PROTOCOL])
             .await
             .expect("a WebSocket");
-        socket.greet(Some(token)).await;
+        socket.init(Some(token)).await;
         socket
     }
 
@@ -93,7 +93,7 @@ impl Socket {
         socket
     }
 
-    pub(crate) async fn greet(&mut self, token: Option<&str>) {
+    pub(crate) async fn init(&mut self, token: Option<&str>) {
         let payload = token.map(|token| json!({ "authorization": format!("Bearer {token}") }));
         self.send(json!({ "type": "connection_init", "payload": payload }))
             .await;
@@ -101,10 +101,10 @@ impl Socket {
     }
 
     pub(crate) async fn send(&mut self, message: Value) {
-        self.say(&message.to_string()).await;
+        self.send_text(&message.to_string()).await;
     }
 
-    pub(crate) async fn say(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         self.raw(Message::text(text)).await;
     }
 
@@ -176,7 +176,7 @@ impl Socket {
     }
 
     /// The field's value in the next message of a subscription.
-    pub(crate) async fn told(&mut self, field: &str) -> Value {
+    pub(crate) async fn value(&mut self, field: &str) -> Value {
         let message = self.next().await;
         assert_eq!(message["type"], "next", "{message}");
         message["payload"]["data"][field].clone()

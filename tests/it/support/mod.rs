@@ -1,4 +1,4 @@
-//! What the tests share: servers, databases, actors, waits, streams of events, and rows.
+//! Shared by the tests: servers, databases, actors, waits, streams of events, and rows.
 
 pub(crate) mod account;
 pub(crate) mod actor;

@@ -1,4 +1,4 @@
-//! The program itself, as a process of its own.
+//! The program, as a separate process.
 
 use std::env;
 use std::io::{Seek, Write};
@@ -83,7 +83,7 @@ impl Running {
         signal(&self.child, name);
     }
 
-    /// What it prints to its standard error, which must be piped.
+    /// Its standard error, which must be piped.
     pub(crate) fn errors(&mut self) -> ChildStderr {
         self.child.stderr.take().expect("a pipe")
     }

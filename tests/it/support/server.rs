@@ -37,7 +37,7 @@ struct Clocks {
     /// The seconds by which the wall clock is ahead.
     wall: Arc<AtomicI64>,
     /// The seconds that have passed on the monotonic clock.
-    steady: Arc<AtomicI64>,
+    monotonic: Arc<AtomicI64>,
 }
 
 impl TestServer {
@@ -81,12 +81,12 @@ impl TestServer {
         clocks: Clocks,
         sign_in: Option<SignIn>,
     ) -> Self {
-        let [ahead, passed] = [&clocks.wall, &clocks.steady].map(Arc::clone);
+        let [ahead, passed] = [&clocks.wall, &clocks.monotonic].map(Arc::clone);
         let options = Options {
             migrate: true,
             sign_in,
             clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
-            steady: Arc::new(move || passed.load(Ordering::Relaxed) * 1_000_000),
+            monotonic: Arc::new(move || passed.load(Ordering::Relaxed) * 1_000_000),
         };
         let server = start(&database, change, options).await;
         let caller = Actor::new(&format!("http://{}", server.address()));
@@ -103,7 +103,7 @@ impl TestServer {
     /// Advances both clocks. Rate limits use the monotonic clock, which does not advance otherwise.
     pub(crate) fn pass(&self, seconds: i64) {
         self.jump(seconds);
-        self.clocks.steady.fetch_add(seconds, Ordering::Relaxed);
+        self.clocks.monotonic.fetch_add(seconds, Ordering::Relaxed);
     }
 
     /// Sets only the wall clock forward or back.
@@ -178,7 +178,7 @@ impl TestServer {
             .expect("an answer")
     }
 
-    /// The complete response to the demo user's operation, whatever its status.
+    /// The complete response to the demo user's operation, with any status.
     pub(crate) async fn graphql(&self, query: &str, variables: Value) -> Value {
         let token = self.demo.get_or_init(|| self.token("demo@example.com"));
         self.with_token(token.await).answer(query, variables).await
@@ -233,8 +233,8 @@ impl TestServer {
         self.server.statements()
     }
 
-    /// How many statements the server has sent, once it has sent none for a while: those with which it writes what nobody
-    /// waits for are counted too.
+    /// The number of statements that the server has sent, once it has sent none for a while. Includes the statements of
+    /// background tasks.
     pub(crate) async fn settled(&self) -> u64 {
         const QUIET: Duration = Duration::from_millis(100);
         let mut last = (self.statements(), Instant::now());

@@ -1,4 +1,4 @@
-//! Waits, each with an end and a message that says what was awaited.
+//! Waits with a timeout and a message.
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -10,7 +10,7 @@ const ROUNDS: usize = 25;
 
 impl Studio {
     /// The code of the only user error of a payload, if there is one.
-    async fn verdict(&self, name: &str, input: Value) -> Option<String> {
+    async fn decision(&self, name: &str, input: Value) -> Option<String> {
         let payload = self.owner.payload(name, input).await;
         let errors = payload["userErrors"].as_array().expect("a list");
         assert!(errors.len() < 2);
@@ -26,13 +26,13 @@ async fn concurrent_starts_of_a_task_succeed_once() {
         let task = studio.task(TaskStatus::Assigned, |task| task.assignee_id = Some(ada));
         let task = task.await;
         let input = json!({ "taskId": task_id(task) });
-        let all = join_all((0..4).map(|_| studio.verdict("startTask", input.clone()))).await;
+        let all = join_all((0..4).map(|_| studio.decision("startTask", input.clone()))).await;
         let (won, lost): (Vec<_>, Vec<_>) = all.into_iter().partition(Option::is_none);
         assert_eq!(won.len(), 1);
         assert_eq!(lost, vec![Some("BAD_TRANSITION".to_owned()); 3]);
         assert_eq!(studio.row(task).await.version, 2);
-        let told = studio.payloads(task).await;
-        assert_eq!(told.len(), 1, "{told:?}");
+        let received = studio.payloads(task).await;
+        assert_eq!(received.len(), 1, "{received:?}");
     }
 }
 
@@ -42,7 +42,7 @@ async fn concurrent_updates_of_one_version_succeed_once() {
     for _ in 0..ROUNDS {
         let task = studio.task(TaskStatus::Pending, |_| ()).await;
         let input = |n: usize| json!({ "taskId": task_id(task), "expectedVersion": 1, "title": format!("Title {n}") });
-        let all = join_all((0..4).map(|n| studio.verdict("updateTask", input(n)))).await;
+        let all = join_all((0..4).map(|n| studio.decision("updateTask", input(n)))).await;
         let lost = all.iter().flatten().filter(|code| *code == "CONFLICT");
         assert_eq!(lost.count(), 3);
         assert_eq!(studio.row(task).await.version, 2);
@@ -57,7 +57,7 @@ async fn the_status_of_an_agent_is_correct_under_concurrent_work_in_circles() {
     for name in ["Upstairs", "Downstairs"] {
         let circle = studio.circle(name, |circle| circle.status = CircleStatus::Stopped);
         let circle = circle.await;
-        studio.seat(circle, ada, |_| ()).await;
+        studio.join(circle, ada, |_| ()).await;
         circles.push(circle);
     }
     let mut tasks = Vec::new();
@@ -107,9 +107,9 @@ async fn the_status_of_an_agent_is_correct_under_concurrent_work_in_circles() {
         )
         .await;
     }
-    let told = studio.payloads(ada).await;
+    let received = studio.payloads(ada).await;
     let ends = |payload: &Value, name: &str| text(&payload[name]);
-    for pair in told.windows(2) {
+    for pair in received.windows(2) {
         let (to, from) = (ends(&pair[0].1, "toStatus"), ends(&pair[1].1, "fromStatus"));
         assert_eq!(
             to, from,

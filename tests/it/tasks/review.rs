@@ -1,4 +1,4 @@
-//! Who reviews a task, and whom it may be given to.
+//! The choice of reviewers and assignees.
 
 use TaskStatus::{InReview, Pending};
 
@@ -29,9 +29,9 @@ async fn the_reviewer_comes_from_the_task_or_from_the_review() {
         studio.owner.faults("approveTask", by(stranger)).await,
         ["NOT_MEMBER reviewerId"]
     );
-    let nobody = by(Uuid::now_v7());
+    let unknown = by(Uuid::now_v7());
     assert_eq!(
-        studio.owner.refused("approveTask", nobody).await,
+        studio.owner.refused("approveTask", unknown).await,
         "NOT_FOUND reviewerId"
     );
     let approved = studio.owner.made("approveTask", by(cleo)).await;
@@ -127,8 +127,8 @@ async fn a_task_is_assigned_only_to_members_and_never_to_its_reviewer() {
             [expected]
         );
     }
-    let nobody = studio.owner.refused("assignTask", to(Uuid::now_v7()));
-    assert_eq!(nobody.await, "NOT_FOUND agentId");
+    let unknown = studio.owner.refused("assignTask", to(Uuid::now_v7()));
+    assert_eq!(unknown.await, "NOT_FOUND agentId");
     let given = studio.owner.made("assignTask", to(ada)).await;
     assert_eq!(given["assignee"]["id"], agent_id(ada));
     assert_eq!(

@@ -87,8 +87,8 @@ async fn offline_agents_observers_reviewers_and_former_members_get_no_tasks() {
     studio.member_with("Offline", offline, |_| ()).await;
     for role in [MemberRole::Reviewer, MemberRole::Observer] {
         let name = role.to_value();
-        let seat = |member: &mut member::Model| member.role = role;
-        studio.member_with(&name, |_| (), seat).await;
+        let member_change = |member: &mut member::Model| member.role = role;
+        studio.member_with(&name, |_| (), member_change).await;
     }
     let left = |member: &mut member::Model| {
         member.is_active = false;
@@ -105,8 +105,10 @@ async fn offline_agents_observers_reviewers_and_former_members_get_no_tasks() {
         ["INVALID agentId"]
     );
     for role in [MemberRole::Lead, MemberRole::Specialist] {
-        let seat = |member: &mut member::Model| member.role = role;
-        let agent = studio.member_with(&role.to_value(), |_| (), seat).await;
+        let member_change = |member: &mut member::Model| member.role = role;
+        let agent = studio
+            .member_with(&role.to_value(), |_| (), member_change)
+            .await;
         let made = studio.create(json!({ "reviewerId": null })).await;
         assert_eq!(made["status"], "ASSIGNED");
         member::Entity::update_many()
@@ -187,8 +189,8 @@ async fn a_released_task_makes_room_for_the_most_urgent_pending_one() {
                 studio.owner.made("submitTask", result).await;
                 let types = studio.event_types().await;
                 let last = &types[types.len() - 2..];
-                let told = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
-                assert_eq!(last, told, "a task in review counts towards the limit");
+                let received = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
+                assert_eq!(last, received, "a task in review counts towards the limit");
                 studio
                     .owner
                     .made("approveTask", json!({ "taskId": hand }))
@@ -226,10 +228,10 @@ async fn one_routing_pass_spreads_tasks_over_available_agents() {
     let mut team = Vec::new();
     for n in 0..10 {
         let joined = moment() + TimeDelta::seconds(n);
-        let seat = |member: &mut member::Model| member.joined_at = joined;
+        let member_change = |member: &mut member::Model| member.joined_at = joined;
         team.push(
             studio
-                .member_with(&format!("Agent {n}"), |_| (), seat)
+                .member_with(&format!("Agent {n}"), |_| (), member_change)
                 .await,
         );
     }
@@ -250,8 +252,11 @@ async fn one_routing_pass_spreads_tasks_over_available_agents() {
     for (n, agent) in given.iter().enumerate() {
         assert_eq!(*agent, team[n % 10], "task {n}");
     }
-    let told = studio.event_types().await;
-    let routed = told.iter().filter(|kind| *kind == "TASK_ASSIGNED").count();
+    let received = studio.event_types().await;
+    let routed = received
+        .iter()
+        .filter(|kind| *kind == "TASK_ASSIGNED")
+        .count();
     assert_eq!(routed, 31);
     assert!(rows.iter().all(|row| row.version == 2));
 }
@@ -418,7 +423,7 @@ async fn tasks_of_a_leaving_agent_are_reassigned_within_the_limit() {
     }
     assert_eq!(studio.row(reviewed).await.reviewer_id, Some(ada));
     let events = studio.events().await;
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| {
             (
@@ -441,7 +446,7 @@ async fn tasks_of_a_leaving_agent_are_reassigned_within_the_limit() {
         json!("PENDING"),
     );
     assert_eq!(
-        told[told.len() - 4..],
+        received[received.len() - 4..],
         [
             taken(blocked, "BLOCKED"),
             taken(returned, "CHANGES_REQUESTED"),

@@ -276,11 +276,11 @@ async fn each_step_of_a_task_creates_its_events_once() {
     assert_eq!(agent.status, AgentStatus::Idle);
     assert_eq!(agent.version, 1, "counters do not change the version");
 
-    let told = studio.payloads(row.id).await;
+    let received = studio.payloads(row.id).await;
     let expected = life(&agent_id(ada), &agent_id(bob));
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
-    for (told, (kind, payload)) in told.iter().zip(expected) {
-        assert_eq!((told.0.as_str(), &told.1), (kind, &payload));
+    assert_eq!(received.len(), expected.len(), "{received:#?}");
+    for (received, (kind, payload)) in received.iter().zip(expected) {
+        assert_eq!((received.0.as_str(), &received.1), (kind, &payload));
     }
 }
 
@@ -346,7 +346,7 @@ async fn a_reopened_task_is_pending_without_an_assignee() {
         .made("reopenTask", json!({ "taskId": id }))
         .await;
     let events = studio.events().await;
-    let told: Vec<_> = events
+    let received: Vec<_> = events
         .iter()
         .map(|event| (text(&event["type"]), event["note"].clone()))
         .collect();
@@ -356,7 +356,10 @@ async fn a_reopened_task_is_pending_without_an_assignee() {
         ("TASK_CANCELLED", Value::Null),
         ("TASK_REOPENED", Value::Null),
     ];
-    assert_eq!(told, expected.map(|(kind, note)| (kind.to_owned(), note)));
+    assert_eq!(
+        received,
+        expected.map(|(kind, note)| (kind.to_owned(), note))
+    );
 }
 
 #[tokio::test]
@@ -395,7 +398,7 @@ async fn an_agent_is_busy_while_it_has_work_in_progress_in_any_circle() {
     let elsewhere = studio
         .circle("Elsewhere", |circle| circle.status = CircleStatus::Stopped)
         .await;
-    studio.seat(elsewhere, ada, |_| ()).await;
+    studio.join(elsewhere, ada, |_| ()).await;
     let here = studio.task(Assigned, |task| task.assignee_id = Some(ada));
     let here = here.await;
     let there = studio
@@ -423,7 +426,7 @@ async fn an_agent_is_busy_while_it_has_work_in_progress_in_any_circle() {
     assert_eq!(status().await, AgentStatus::Busy);
     studio.owner.made("cancelTask", on(here)).await;
     assert_eq!(status().await, AgentStatus::Idle);
-    let told = studio.payloads(ada).await;
+    let received = studio.payloads(ada).await;
     let flip = |from: &str, to: &str| json!({ "name": "Ada", "fromStatus": from, "toStatus": to, "version": 1, "v": 1 });
     let expected = [
         flip("IDLE", "BUSY"),
@@ -432,7 +435,7 @@ async fn an_agent_is_busy_while_it_has_work_in_progress_in_any_circle() {
         flip("BUSY", "IDLE"),
     ];
     let expected = expected.map(|payload| ("agent.status_changed".to_owned(), payload));
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     let seen: Vec<_> = studio.events().await;
     let seen = seen
         .iter()

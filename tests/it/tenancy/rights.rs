@@ -1,8 +1,8 @@
-//! What a user may see, computed from the tables.
+//! The rights of a user, computed from the tables.
 
 use super::*;
 
-/// What a user may see, computed from the tables.
+/// The rights of a user, computed from the tables.
 pub(super) struct Rights {
     pub(super) user: Uuid,
     pub(super) circles: BTreeSet<Uuid>,

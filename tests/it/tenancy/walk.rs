@@ -1,4 +1,4 @@
-//! Somebody who walks the schema, and what they are shown.
+//! Walks the schema as a user, and records the received data.
 
 use super::*;
 

@@ -84,12 +84,12 @@ async fn the_connections_of_each_client_are_limited() {
     let reason = "Connection limit reached: 2 connections from your address.";
     assert_eq!(third.closed().await, (1013, reason.to_owned()));
     let mut other = Socket::open_from(&server, "2001:db8:1:3::1").await;
-    other.greet(None).await;
+    other.init(None).await;
     drop(held);
     server
         .until_metric_is("gathering_websocket_connections", 1)
         .await;
-    Socket::open_from(&server, here).await.greet(None).await;
+    Socket::open_from(&server, here).await.init(None).await;
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn the_connections_of_the_server_are_limited() {
     assert_nothing_is_left(&server).await;
     Socket::open_from(&server, "192.0.2.3")
         .await
-        .greet(None)
+        .init(None)
         .await;
 }
 

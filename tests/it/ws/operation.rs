@@ -217,8 +217,8 @@ async fn a_rate_limited_operation_is_an_error_and_keeps_the_connection() {
     let query = "{ node(id: \"circle_01ke6p4zk8e03r000000000001\") { id } }";
     for n in 0..3 {
         let messages = socket.run("1", query).await;
-        let standing = &messages[0]["payload"]["extensions"]["rateLimit"][0];
-        assert_eq!(standing["remaining"], 2 - n);
+        let quota = &messages[0]["payload"]["extensions"]["rateLimit"][0];
+        assert_eq!(quota["remaining"], 2 - n);
     }
     let messages = socket.run("1", query).await;
     assert_eq!(codes(&messages[0]), ["RATE_LIMITED"]);
@@ -235,7 +235,7 @@ async fn websocket_messages_are_charged_as_requests_of_their_address() {
         socket.send(json!({ "type": "ping" })).await;
         assert_eq!(socket.next().await["type"], "pong");
     }
-    socket.say("not even looked at").await;
+    socket.send_text("not even looked at").await;
     let (code, reason) = socket.closed().await;
     assert_eq!(code, 1013);
     assert_eq!(reason, "Too many messages. Retry in 6 s.");

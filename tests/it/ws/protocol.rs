@@ -51,7 +51,7 @@ async fn an_invalid_message_closes_with_4400_and_a_plain_reason() {
     ];
     for message in messages {
         let mut socket = Socket::open(&server).await;
-        socket.say(&message).await;
+        socket.send_text(&message).await;
         let (code, reason) = socket.closed().await;
         assert_eq!(code, 4400, "{message}: {reason}");
         assert!(reason.len() <= 123, "{reason}");
@@ -119,9 +119,9 @@ async fn a_message_that_is_too_long_closes_with_1009() {
     };
 
     let mut socket = Socket::open(&server).await;
-    socket.say(&message(2_000)).await;
+    socket.send_text(&message(2_000)).await;
     assert_eq!(socket.next().await["type"], "pong");
-    socket.say(&message(2_001)).await;
+    socket.send_text(&message(2_001)).await;
     let expected = (
         1009,
         "A message must not be longer than 2000 bytes.".to_owned(),
