@@ -91,7 +91,7 @@ impl Desk {
         let mut input = self.draft(participants);
         input["startNow"] = json!(true);
         merge(&mut input, other);
-        text(&self.owner.made("createConversation", input).await["id"])
+        text(&self.owner.saved("createConversation", input).await["id"])
     }
 
     /// Creates a conversation in this state and returns its id.
@@ -103,11 +103,11 @@ impl Desk {
             "CANCELLED" => &["cancel"],
             _ => &[],
         };
-        let made = self.owner.made("createConversation", self.draft(2)).await;
+        let made = self.owner.saved("createConversation", self.draft(2)).await;
         let id = text(&made["id"]);
         for step in steps {
             self.owner
-                .made(&named(step), json!({ "conversationId": id }))
+                .saved(&named(step), json!({ "conversationId": id }))
                 .await;
         }
         if status == "FAILED" {
@@ -124,7 +124,7 @@ impl Desk {
 
     async fn posts(&self, conversation: &str, content: &str) -> Value {
         let input = json!({ "conversationId": conversation, "content": content });
-        self.owner.made("postMessage", input).await
+        self.owner.saved("postMessage", input).await
     }
 
     fn turn(&self, conversation: &str, member: usize, content: &str) -> Value {
@@ -134,7 +134,7 @@ impl Desk {
     /// Posts a turn of a team member and returns the next speaker, as an index into the team.
     async fn takes_turn(&self, conversation: &str, member: usize, content: &str) -> Option<usize> {
         let turn = self.turn(conversation, member, content);
-        self.next(&self.owner.made("postMessage", turn).await)
+        self.next(&self.owner.saved("postMessage", turn).await)
     }
 
     fn next(&self, message: &Value) -> Option<usize> {

@@ -158,7 +158,7 @@ impl Broken {
     }
 
     /// The number of projects with that name, and of events about them.
-    async fn made(&self, name: &str) -> (i64, i64) {
+    async fn saved(&self, name: &str) -> (i64, i64) {
         let select = format!(
             "SELECT (SELECT count(*) FROM projects WHERE name = '{name}'),
             (SELECT count(*) FROM events WHERE payload->>'name' = '{name}')"
@@ -191,7 +191,7 @@ async fn the_outcome_of_a_commit_without_a_response_is_reported_as_unknown() {
             .create(name, None, Some((Message::Commit, fate)))
             .await;
         assert!(is_unknown(&answer), "{name}: {answer}");
-        assert_eq!(broken.made(name).await, (made, made), "{name}");
+        assert_eq!(broken.saved(name).await, (made, made), "{name}");
         let next = broken.create(&format!("After {name}"), None, None).await;
         assert!(is_created(&next), "{next}");
     }
@@ -211,7 +211,7 @@ async fn an_idempotency_key_applies_a_change_once_after_a_broken_commit() {
             let again = broken.create(name, Some(name), None).await;
             assert!(is_created(&again), "{name}, {first}: {again}");
         }
-        assert_eq!(broken.made(name).await, (1, 1), "{name}");
+        assert_eq!(broken.saved(name).await, (1, 1), "{name}");
     }
 }
 
@@ -232,7 +232,7 @@ async fn a_connection_lost_before_the_commit_leaves_no_partial_change() {
             assert_eq!(code, "UNAVAILABLE", "{name}: {answer}");
             assert!(!is_unknown(&answer), "{name}: {answer}");
         }
-        assert_eq!(broken.made(name).await, (made, made), "{name}");
+        assert_eq!(broken.saved(name).await, (made, made), "{name}");
         let next = broken.create(&format!("After {name}"), None, None).await;
         assert!(is_created(&next), "{next}");
     }

@@ -173,7 +173,7 @@ fn account(field: &FieldPlan, variables: &Variables) -> Option<String> {
 
 /// The number of values of a field's list. The field itself refuses a size that is out of bounds.
 fn size_of(field: &FieldPlan, variables: &Variables) -> u64 {
-    let asked = field.size.slicing.iter().find_map(|name| {
+    let requested = field.size.slicing.iter().find_map(|name| {
         let length = |length: usize| u64::try_from(length).ok();
         match field.argument(name)? {
             Input::Number(number) => number.as_u64(),
@@ -188,5 +188,5 @@ fn size_of(field: &FieldPlan, variables: &Variables) -> u64 {
             _ => Some(1),
         }
     });
-    asked.or(field.size.assumed).unwrap_or(1).min(MAX_PAGE)
+    requested.or(field.size.assumed).unwrap_or(1).min(MAX_PAGE)
 }

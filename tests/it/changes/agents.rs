@@ -22,7 +22,7 @@ const NO_PERSONA: &str = "persona_01h455vb4pex5vsknk084sn02q";
 impl Demo {
     async fn agent(&self, name: &str) -> Value {
         self.owner
-            .made("createAgent", json!({ "name": name }))
+            .saved("createAgent", json!({ "name": name }))
             .await
     }
 
@@ -34,7 +34,7 @@ impl Demo {
         let input = json!({
             "name": "Sage", "displayName": "The Sage", "role": "Knows", "defaultModelId": other, "defaultTemperature": 1.25,
         });
-        let persona = self.admin.made("createPersona", input).await;
+        let persona = self.admin.saved("createPersona", input).await;
         (one, other, persona["id"].clone())
     }
 
@@ -56,7 +56,7 @@ async fn creating_an_agent_stores_its_fields_and_creates_an_event() {
         "reviewTypes": ["CODE", "All", "code"], "communicationStyle": "terse", "reviewStrictness": 1, "temperature": 0,
         "maxTokens": 1,
     });
-    let made = demo.owner.made("createAgent", input).await;
+    let made = demo.owner.saved("createAgent", input).await;
     let expected = json!({
         "id": made["id"], "owner": { "name": made["owner"]["name"] }, "name": "Zoë", "persona": { "id": persona },
         "model": { "id": model }, "systemPrompt": "First.\nThen.", "status": "IDLE", "traits": ["Calm", "Quick"],
@@ -105,7 +105,7 @@ async fn a_new_agent_takes_omitted_fields_from_its_persona() {
     {
         let mut input = given;
         input["name"] = json!(format!("New {n}"));
-        let made = demo.owner.made("createAgent", input).await;
+        let made = demo.owner.saved("createAgent", input).await;
         let shown = (
             made["persona"]["id"].clone(),
             made["model"]["id"].clone(),
@@ -182,7 +182,7 @@ async fn agent_names_are_unique_per_owner_in_any_spelling() {
     let taken = ["TAKEN name"];
     let again = json!({ "name": " ZOË " });
     assert_eq!(demo.owner.faults("createAgent", again.clone()).await, taken);
-    demo.guest.made("createAgent", again).await;
+    demo.guest.saved("createAgent", again).await;
     let other = demo.agent("Other").await;
     let rename = json!({ "agentId": other["id"], "name": "zoë" });
     let refused = demo.owner.payload("updateAgent", rename).await;
@@ -190,7 +190,7 @@ async fn agent_names_are_unique_per_owner_in_any_spelling() {
     assert_eq!(refused["agent"], other);
     // An agent can be renamed to another spelling of its current name.
     let rename = json!({ "agentId": agent["id"], "name": "ZOË" });
-    let renamed = demo.owner.made("updateAgent", rename).await;
+    let renamed = demo.owner.saved("updateAgent", rename).await;
     assert_eq!(renamed["name"], "ZOË");
 }
 
@@ -216,11 +216,11 @@ async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
         "competencies": ["rust"], "specializations": ["trees"], "reviewTypes": ["all"], "communicationStyle": "terse",
         "maxTokens": 9,
     });
-    let made = demo.owner.made("createAgent", full).await;
+    let made = demo.owner.saved("createAgent", full).await;
     let mut expected = made.clone();
     let update =
         json!({ "agentId": made["id"], "name": "Zoe", "temperature": 2, "competencies": ["SQL"] });
-    let changed = demo.owner.made("updateAgent", update).await;
+    let changed = demo.owner.saved("updateAgent", update).await;
     expected["name"] = json!("Zoe");
     expected["temperature"] = json!(2.0);
     expected["competencies"] = json!(["sql"]);
@@ -233,7 +233,7 @@ async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
         "agentId": made["id"], "personaId": null, "modelId": null, "systemPrompt": null, "traits": null,
         "competencies": null, "specializations": null, "reviewTypes": null, "communicationStyle": " ", "maxTokens": null,
     });
-    let cleared = demo.owner.made("updateAgent", nulls).await;
+    let cleared = demo.owner.saved("updateAgent", nulls).await;
     for field in [
         "persona",
         "model",
@@ -252,7 +252,7 @@ async fn an_agent_update_keeps_omitted_fields_and_null_clears_fields() {
     let same = json!({
         "agentId": made["id"], "name": " Zoe", "temperature": 2.0, "status": "IDLE", "traits": [], "modelId": null,
     });
-    assert_eq!(demo.owner.made("updateAgent", same).await, cleared);
+    assert_eq!(demo.owner.saved("updateAgent", same).await, cleared);
     let events = demo.events_of(&demo.owner, &made["id"], 3).await;
     let entry = |n: usize| (events[n]["type"].clone(), events[n]["changed"].clone());
     let changed = json!(["name", "competencies", "temperature"]);
@@ -279,7 +279,7 @@ async fn an_outdated_version_prevents_changing_or_deleting_an_agent() {
     let demo = Demo::start().await;
     let agent = demo.agent("Zoë").await;
     let rename = |version: i32, name: &str| json!({ "agentId": agent["id"], "expectedVersion": version, "name": name });
-    let changed = demo.owner.made("updateAgent", rename(1, "One")).await;
+    let changed = demo.owner.saved("updateAgent", rename(1, "One")).await;
     let refused = demo
         .owner
         .payload("updateAgent", rename(1, "Another"))
@@ -324,19 +324,19 @@ async fn an_owner_sets_an_agent_offline_and_back() {
     assert_eq!(refused["agent"], agent);
 
     let both = json!({ "agentId": id, "status": "OFFLINE", "name": "Zoe" });
-    let offline = demo.owner.made("updateAgent", both).await;
+    let offline = demo.owner.saved("updateAgent", both).await;
     assert_eq!(offline["status"], "OFFLINE");
     assert_eq!(offline["version"], 2);
     assert_eq!(
-        demo.owner.made("updateAgent", put("OFFLINE")).await,
+        demo.owner.saved("updateAgent", put("OFFLINE")).await,
         offline
     );
-    let idle = demo.owner.made("updateAgent", put("IDLE")).await;
+    let idle = demo.owner.saved("updateAgent", put("IDLE")).await;
     assert_eq!(
         (&idle["status"], &idle["version"]),
         (&json!("IDLE"), &json!(3))
     );
-    demo.owner.made("updateAgent", put("OFFLINE")).await;
+    demo.owner.saved("updateAgent", put("OFFLINE")).await;
 
     // The agent has a task in progress, so it becomes BUSY when it is brought back.
     let db = demo.db.clone();
@@ -346,14 +346,14 @@ async fn an_owner_sets_an_agent_offline_and_back() {
     task.assignee_id = Set(Some(uuid(&id)));
     task.status = Set(TaskStatus::InProgress);
     task.update(&db).await.expect("writes");
-    let busy = demo.owner.made("updateAgent", put("IDLE")).await;
+    let busy = demo.owner.saved("updateAgent", put("IDLE")).await;
     assert_eq!(
         (&busy["status"], &busy["version"]),
         (&json!("BUSY"), &json!(5))
     );
     // The agent is not OFFLINE, so setting IDLE changes nothing.
-    assert_eq!(demo.owner.made("updateAgent", put("IDLE")).await, busy);
-    demo.owner.made("updateAgent", put("OFFLINE")).await;
+    assert_eq!(demo.owner.saved("updateAgent", put("IDLE")).await, busy);
+    demo.owner.saved("updateAgent", put("OFFLINE")).await;
 
     let events = demo.events_of(&demo.owner, &id, 7).await;
     let received: Vec<_> = events[1..]
@@ -402,7 +402,7 @@ async fn only_the_owner_and_administrators_change_an_agent() {
     let refused = demo.guest.refused("deleteAgent", delete).await;
     assert_eq!(refused, "NOT_FOUND id");
 
-    let renamed = demo.admin.made("updateAgent", rename).await;
+    let renamed = demo.admin.saved("updateAgent", rename).await;
     assert_eq!(renamed["owner"], private["owner"]);
     let events = demo.events_of(&demo.owner, &private["id"], 2).await;
     assert_eq!(events[1]["actor"]["id"], demo.admin.id().await);
@@ -518,7 +518,7 @@ async fn deleting_an_agent_creates_a_removal_event_in_each_of_its_circles() {
     let demo = Demo::start().await;
     let db = demo.db.clone();
     let agent = demo.agent("Leaver").await["id"].clone();
-    let project = demo.owner.made("createProject", json!({ "name": "Ours" }));
+    let project = demo.owner.saved("createProject", json!({ "name": "Ours" }));
     let project = project.await["id"].clone();
     let create = "mutation ($input: CreateCircleInput!) { createCircle(input: $input) { circle { id } userErrors { code } } }";
     for name in ["One", "Two", "Three"] {

@@ -16,17 +16,17 @@ const NO_PERSONA: &str = "persona_01h455vb4pex5vsknk084sn02q";
 impl Demo {
     async fn provider(&self, name: &str) -> Value {
         let input = json!({ "name": name, "displayName": "A provider" });
-        self.admin.made("createProvider", input).await
+        self.admin.saved("createProvider", input).await
     }
 
     async fn model(&self, provider: &Value, name: &str) -> Value {
         let input = json!({ "providerId": provider["id"], "name": name, "displayName": "A model" });
-        self.admin.made("createModel", input).await
+        self.admin.saved("createModel", input).await
     }
 
     async fn persona(&self, name: &str) -> Value {
         let input = json!({ "name": name, "displayName": "A persona", "role": "Is there" });
-        self.admin.made("createPersona", input).await
+        self.admin.saved("createPersona", input).await
     }
 
     /// Asserts that every user reads exactly these changes of an object: the changed fields, and whether it was
@@ -76,7 +76,7 @@ async fn provider_changes_are_announced_to_every_user() {
     let input = json!({
         "name": " my-provider_2 ", "displayName": "Mine", "apiBaseUrl": "https://example.com/v1", "isLocal": true,
     });
-    let made = demo.admin.made("createProvider", input).await;
+    let made = demo.admin.saved("createProvider", input).await;
     let id = made["id"].clone();
     let expected = json!({
         "id": id, "name": "my-provider_2", "displayName": "Mine", "apiBaseUrl": "https://example.com/v1",
@@ -85,21 +85,21 @@ async fn provider_changes_are_announced_to_every_user() {
     assert_eq!(made, expected);
     let update =
         json!({ "providerId": id, "displayName": "Ours", "apiBaseUrl": null, "isLocal": true });
-    let changed = demo.admin.made("updateProvider", update.clone()).await;
-    assert_eq!(changed["displayName"], "Ours");
-    assert_eq!(changed["apiBaseUrl"], Value::Null);
-    assert_eq!(changed["isLocal"], true);
-    assert_ne!(changed["updatedAt"], made["updatedAt"]);
+    let updated = demo.admin.saved("updateProvider", update.clone()).await;
+    assert_eq!(updated["displayName"], "Ours");
+    assert_eq!(updated["apiBaseUrl"], Value::Null);
+    assert_eq!(updated["isLocal"], true);
+    assert_ne!(updated["updatedAt"], made["updatedAt"]);
     // Repeating the update changes nothing.
-    let same = demo.admin.made("updateProvider", update).await;
-    assert_eq!(same, changed);
+    let same = demo.admin.saved("updateProvider", update).await;
+    assert_eq!(same, updated);
     demo.admin.delete("deleteProvider", &id).await;
     let changes = [
         (json!([]), false),
         (json!(["displayName", "apiBaseUrl"]), false),
         (json!([]), true),
     ];
-    demo.assert_events("PROVIDER_CHANGED", &changed, "my-provider_2", &changes)
+    demo.assert_events("PROVIDER_CHANGED", &updated, "my-provider_2", &changes)
         .await;
 }
 
@@ -126,12 +126,12 @@ async fn model_changes_are_announced_to_every_user() {
     update["modelId"] = id.clone();
     update["priceOutput"] = json!(15);
     update["priceCacheRead"] = json!("0.27");
-    let changed = demo.admin.made("updateModel", update.clone()).await;
+    let updated = demo.admin.saved("updateModel", update.clone()).await;
     for (field, value) in expected.as_object_mut().expect("an object") {
-        assert_eq!(changed[field], *value, "{field}");
+        assert_eq!(updated[field], *value, "{field}");
     }
-    let same = demo.admin.made("updateModel", update).await;
-    assert_eq!(same, changed);
+    let same = demo.admin.saved("updateModel", update).await;
+    assert_eq!(same, updated);
     demo.admin.delete("deleteModel", &id).await;
     let fields = json!([
         "displayName",
@@ -148,7 +148,7 @@ async fn model_changes_are_announced_to_every_user() {
         "isDeprecated"
     ]);
     let changes = [(json!([]), false), (fields, false), (json!([]), true)];
-    demo.assert_events("MODEL_CHANGED", &changed, "small", &changes)
+    demo.assert_events("MODEL_CHANGED", &updated, "small", &changes)
         .await;
 }
 
@@ -163,7 +163,7 @@ async fn persona_changes_are_announced_to_every_user() {
         "specializations": ["Trees"], "languages": ["English"], "communicationStyle": "terse",
         "defaultModelId": model["id"], "defaultTemperature": 2,
     });
-    let made = demo.admin.made("createPersona", full).await;
+    let made = demo.admin.saved("createPersona", full).await;
     let id = made["id"].clone();
     let expected = json!({
         "id": id, "name": "Zoë", "displayName": "Zoë", "role": "Sees", "category": "tech",
@@ -178,16 +178,16 @@ async fn persona_changes_are_announced_to_every_user() {
         "motto": null, "prompt": null, "traits": null, "competencies": ["SQL", "RUST"], "specializations": [],
         "languages": ["Greek"], "communicationStyle": null, "defaultModelId": null, "defaultTemperature": 0,
     });
-    let changed = demo.admin.made("updatePersona", update.clone()).await;
+    let updated = demo.admin.saved("updatePersona", update.clone()).await;
     let expected = json!({
         "id": id, "name": "Zoë", "displayName": "Zoe", "role": "Looks", "category": null, "description": null,
         "icon": null, "motto": null, "prompt": null, "traits": [], "competencies": ["sql", "rust"],
         "specializations": [], "languages": ["Greek"], "communicationStyle": null, "defaultModel": null,
-        "defaultTemperature": 0.0, "isBuiltin": false, "updatedAt": changed["updatedAt"],
+        "defaultTemperature": 0.0, "isBuiltin": false, "updatedAt": updated["updatedAt"],
     });
-    assert_eq!(changed, expected);
-    let same = demo.admin.made("updatePersona", update).await;
-    assert_eq!(same, changed);
+    assert_eq!(updated, expected);
+    let same = demo.admin.saved("updatePersona", update).await;
+    assert_eq!(same, updated);
     demo.admin.delete("deletePersona", &id).await;
     let rows = demo.rows_of(&id).await;
     let fields = rows[1].payload["changed"].as_array().expect("a list");
@@ -197,7 +197,7 @@ async fn persona_changes_are_announced_to_every_user() {
         (json!(fields), false),
         (json!([]), true),
     ];
-    demo.assert_events("PERSONA_CHANGED", &changed, "Zoë", &changes)
+    demo.assert_events("PERSONA_CHANGED", &updated, "Zoë", &changes)
         .await;
     // Events do not contain the persona's prompt.
     assert!(
@@ -255,8 +255,8 @@ async fn catalogue_changes_are_recorded_in_the_audit_log() {
     let demo = Demo::start().await;
     let provider = demo.provider("mine").await;
     let update = json!({ "providerId": provider["id"], "displayName": "Ours" });
-    demo.admin.made("updateProvider", update.clone()).await;
-    demo.admin.made("updateProvider", update).await;
+    demo.admin.saved("updateProvider", update.clone()).await;
+    demo.admin.saved("updateProvider", update).await;
     let again = json!({ "name": "mine", "displayName": "Again" });
     let refused = demo.admin.faults("createProvider", again).await;
     assert_eq!(refused, ["TAKEN name"]);
@@ -440,9 +440,9 @@ async fn catalogue_entries_in_use_cannot_be_deleted() {
     let model = demo.model(&provider, "small").await;
     let persona = demo.persona("Zoë").await;
     let update = json!({ "personaId": persona["id"], "defaultModelId": model["id"] });
-    let persona = demo.admin.made("updatePersona", update).await;
+    let persona = demo.admin.saved("updatePersona", update).await;
     let input = json!({ "name": "Zoë", "personaId": persona["id"] });
-    let agent = demo.owner.made("createAgent", input).await;
+    let agent = demo.owner.saved("createAgent", input).await;
     assert_eq!(agent["model"]["id"], model["id"]);
     let in_use = ["IN_USE id"];
     for (name, thing) in [

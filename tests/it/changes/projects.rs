@@ -11,7 +11,7 @@ use crate::support::actor::{Demo, faults};
 impl Demo {
     async fn project(&self, name: &str) -> Value {
         let input = json!({ "name": name });
-        self.owner.made("createProject", input).await
+        self.owner.saved("createProject", input).await
     }
 }
 
@@ -32,7 +32,7 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
     });
     let mut update = fields.clone();
     update["projectId"] = id.clone();
-    let changed = demo.owner.made("updateProject", update.clone()).await;
+    let changed = demo.owner.saved("updateProject", update.clone()).await;
     for (field, value) in fields.as_object().expect("an object") {
         let value = if field == "techStack" {
             json!(["Rust"])
@@ -43,11 +43,11 @@ async fn creating_updating_and_deleting_a_project_creates_one_event_each() {
     }
     assert_ne!(changed["updatedAt"], made["updatedAt"]);
     // Repeating the update changes nothing.
-    assert_eq!(demo.owner.made("updateProject", update).await, changed);
+    assert_eq!(demo.owner.saved("updateProject", update).await, changed);
     let nulls = json!({
         "projectId": id, "description": null, "repositoryUrl": " ", "techStack": null, "languages": [], "frameworks": null,
     });
-    let cleared = demo.owner.made("updateProject", nulls).await;
+    let cleared = demo.owner.saved("updateProject", nulls).await;
     assert_eq!(cleared["description"], Value::Null);
     assert_eq!(cleared["repositoryUrl"], Value::Null);
     assert_eq!(cleared["frameworks"], json!([]));
@@ -135,15 +135,15 @@ async fn the_name_of_an_archived_project_can_be_reused() {
     let refused = demo.owner.faults("createProject", again.clone()).await;
     assert_eq!(refused, taken);
     // Project names are unique per owner.
-    demo.guest.made("createProject", again.clone()).await;
+    demo.guest.saved("createProject", again.clone()).await;
     let put = |status: &str| json!({ "projectId": first["id"], "status": status });
-    demo.owner.made("updateProject", put("ARCHIVED")).await;
-    let second = demo.owner.made("createProject", again).await;
+    demo.owner.saved("updateProject", put("ARCHIVED")).await;
+    let second = demo.owner.saved("createProject", again).await;
     let refused = demo.owner.payload("updateProject", put("ACTIVE")).await;
     assert_eq!(faults(&refused), taken);
     assert_eq!(refused["project"]["status"], "ARCHIVED");
     demo.owner.delete("deleteProject", &second["id"]).await;
-    let back = demo.owner.made("updateProject", put("ACTIVE")).await;
+    let back = demo.owner.saved("updateProject", put("ACTIVE")).await;
     assert_eq!(back["status"], "ACTIVE");
 }
 
@@ -203,7 +203,7 @@ async fn a_repository_url_needs_a_host_and_has_no_credentials() {
         "https://[2001:db8::1]/x",
         "https://bücher.example/é",
     ] {
-        let changed = demo.owner.made("updateProject", update(url)).await;
+        let changed = demo.owner.saved("updateProject", update(url)).await;
         assert_eq!(changed["repositoryUrl"], url);
     }
     let expected = ["INVALID repositoryUrl"];

@@ -81,7 +81,7 @@ async fn the_end_reason_of_a_conversation_is_stored_as_given() {
         );
         let input = json!({ "conversationId": id, "reason": " We agree. " });
         assert_eq!(
-            desk.owner.made(&named(step), input).await["endReason"],
+            desk.owner.saved(&named(step), input).await["endReason"],
             "We agree."
         );
         let payloads = desk.payloads_after(mark).await;
@@ -157,7 +157,7 @@ async fn an_outdated_version_prevents_every_change_of_a_conversation() {
     assert_eq!(desk.row(&id).await, before);
     assert_eq!(desk.payloads_after(mark).await, []);
     let input = json!({ "conversationId": id, "expectedVersion": before.version });
-    desk.owner.made("resumeConversation", input).await;
+    desk.owner.saved("resumeConversation", input).await;
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn a_conversation_update_announces_only_the_changed_fields() {
     );
     // The summary can also be changed after the end.
     desk.owner
-        .made("completeConversation", json!({ "conversationId": id }))
+        .saved("completeConversation", json!({ "conversationId": id }))
         .await;
     let summed = update(json!({ "summary": "All of it." })).await;
     assert_eq!(summed["conversation"]["summary"], "All of it.");
@@ -243,12 +243,12 @@ async fn max_turns_cannot_be_set_below_the_turns_taken() {
         let message = "`maxTurns` must be at least 3: 2 turns were taken already.";
         assert_eq!(payload["userErrors"][0]["message"], message);
     }
-    desk.owner.made("updateConversation", most(3)).await;
+    desk.owner.saved("updateConversation", most(3)).await;
     assert_eq!(desk.takes_turn(&id, 0, "Three.").await, None);
     assert_eq!(desk.row(&id).await.end_reason.as_deref(), Some("max_turns"));
     // An ended conversation takes no more turns, so the limit may equal the turns taken.
-    desk.owner.made("updateConversation", most(4)).await;
-    desk.owner.made("updateConversation", most(3)).await;
+    desk.owner.saved("updateConversation", most(4)).await;
+    desk.owner.saved("updateConversation", most(3)).await;
     assert_eq!(
         desk.owner.faults("updateConversation", most(2)).await,
         ["OUT_OF_RANGE maxTurns"]
@@ -259,7 +259,7 @@ async fn max_turns_cannot_be_set_below_the_turns_taken() {
     let long = desk.read(long, "").await["conversations"]["nodes"][0].clone();
     assert_eq!([&long["maxTurns"], &long["turnsTaken"]], [200, 150]);
     let input = json!({ "conversationId": long["id"], "maxTurns": 200, "topic": "Another" });
-    desk.owner.made("updateConversation", input).await;
+    desk.owner.saved("updateConversation", input).await;
     let input = json!({ "conversationId": long["id"], "maxTurns": 50 });
     assert_eq!(
         desk.owner.faults("updateConversation", input).await,
@@ -346,7 +346,7 @@ async fn editors_change_conversations_in_a_circle_and_owners_those_outside() {
     }
     // A conversation outside circles is visible only to its owner and administrators.
     let alone = json!({ "topic": "Alone", "participantIds": [desk.team[0]], "startNow": true });
-    let id = desk.owner.made("createConversation", alone).await["id"].clone();
+    let id = desk.owner.saved("createConversation", alone).await["id"].clone();
     let message = desk.posts(&text(&id), "Hello.").await["id"].clone();
     for (mutation, input, field) in calls(&id, &message) {
         desk.owner.payload(&mutation, input.clone()).await;
@@ -407,7 +407,7 @@ async fn deleting_a_conversation_deletes_its_messages() {
     let id = desk.talk(2, json!({})).await;
     let first = desk.posts(&id, "Hello.").await["id"].clone();
     let answer = json!({ "conversationId": id, "content": "Hello!", "parentId": first });
-    desk.owner.made("postMessage", answer).await;
+    desk.owner.saved("postMessage", answer).await;
     let input = json!({ "id": id });
     let payload = desk
         .owner
@@ -416,7 +416,7 @@ async fn deleting_a_conversation_deletes_its_messages() {
     assert_eq!(faults(&payload), ["BAD_TRANSITION"]);
     assert_eq!(payload["current"]["id"], *id);
     desk.owner
-        .made("completeConversation", json!({ "conversationId": id }))
+        .saved("completeConversation", json!({ "conversationId": id }))
         .await;
     let mark = desk.mark().await;
     let payload = desk

@@ -148,7 +148,7 @@ async fn a_conversation_update_succeeds_while_its_circle_is_deleted() {
         .expect("deletes");
     let input = json!({ "conversationId": id, "topic": "Another" });
     let before = desk.server.statements();
-    let mut changed = pin!(desk.owner.made("updateConversation", input));
+    let mut changed = pin!(desk.owner.saved("updateConversation", input));
     let waits = async || {
         if desk.server.database().is_postgres() {
             number(&desk.db, WAITING).await > 0

@@ -12,7 +12,7 @@ async fn creating_a_conversation_keeps_the_order_of_its_participants() {
     let task = &circle["tasks"]["nodes"][0]["id"];
     let order = [4, 0, 2].map(|n| desk.team[n].clone());
     let made = desk.owner
-        .made(
+        .saved(
             "createConversation",
             json!({
                 "topic": "  What to do next ", "participantIds": order, "circleId": desk.workshop, "taskId": task,
@@ -67,7 +67,7 @@ async fn a_conversation_can_be_started_on_creation() {
     let mark = desk.mark().await;
     let mut input = desk.draft(3);
     input["startNow"] = json!(true);
-    let made = desk.owner.made("createConversation", input.clone()).await;
+    let made = desk.owner.saved("createConversation", input.clone()).await;
     assert_eq!(made["status"], "ACTIVE");
     assert_eq!(made["version"], 2);
     assert!(made["startedAt"].is_string());
@@ -94,7 +94,7 @@ async fn a_conversation_can_be_started_on_creation() {
         &mut input,
         json!({ "turnStrategy": "FACILITATOR_LED", "facilitatorId": desk.team[2] }),
     );
-    let led = desk.owner.made("createConversation", input).await;
+    let led = desk.owner.saved("createConversation", input).await;
     assert_eq!(led["nextSpeaker"]["id"], *desk.team[2]);
 }
 
@@ -174,7 +174,7 @@ async fn the_smallest_and_largest_conversations_are_accepted() {
     for (size, turns) in [(2, 1), (20, 50)] {
         let input = json!({ "topic": "x".repeat(500), "circleId": circle, "participantIds": crowd[..size],
             "maxTurns": turns, "initialPrompt": "x".repeat(20_000) });
-        let made = desk.owner.made("createConversation", input).await;
+        let made = desk.owner.saved("createConversation", input).await;
         assert_eq!(list(&made["participants"]["edges"]).count(), size);
     }
 }
@@ -231,7 +231,7 @@ async fn participants_are_active_members_or_outside_circles_the_users_own_agents
     );
 
     // A user's own agent may be the only participant. Agents of other users are refused, even for an administrator.
-    let made = desk.owner.made(create, alone(json!([hidden]))).await;
+    let made = desk.owner.saved(create, alone(json!([hidden]))).await;
     assert_eq!(made["circle"], Value::Null);
     assert_eq!(
         desk.admin.refused(create, alone(json!([hidden]))).await,

@@ -74,7 +74,7 @@ async fn all_input_errors_of_a_message_are_reported_and_nothing_is_added() {
     assert_eq!(desk.row(&id).await, before);
     assert_eq!(desk.payloads_after(mark).await, []);
     let input = json!({ "conversationId": id, "content": "x".repeat(100_000) });
-    desk.owner.made("postMessage", input).await;
+    desk.owner.saved("postMessage", input).await;
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_message_has_its_author_mentions_and_parent() {
     );
     let mut turn = desk.turn(&id, 0, "I heard you.");
     turn["parentId"] = asked["id"].clone();
-    let said = desk.owner.made("postMessage", turn).await;
+    let said = desk.owner.saved("postMessage", turn).await;
     assert_eq!(said["seq"], 2);
     assert_eq!(said["role"], "ASSISTANT");
     assert_eq!(said["authorName"], *name(0));
@@ -167,7 +167,7 @@ async fn the_last_turn_or_an_end_marker_completes_a_conversation() {
         let mark = desk.mark().await;
         let last = desk
             .owner
-            .made("postMessage", desk.turn(&id, 1, words))
+            .saved("postMessage", desk.turn(&id, 1, words))
             .await;
         let talk = &last["conversation"];
         assert_eq!(talk["status"], "COMPLETED");
@@ -261,7 +261,7 @@ async fn concurrent_messages_are_numbered_without_gaps() {
     let other = desk.server.beside(|_| ()).await;
     let beside = other.actor(OWNER).await;
     let alone = json!({ "topic": "Alone", "participantIds": desk.team[..2], "startNow": true });
-    let alone = desk.owner.made("createConversation", alone).await;
+    let alone = desk.owner.saved("createConversation", alone).await;
     let talks = [desk.talk(2, json!({})).await, text(&alone["id"])];
     let post = "mutation ($input: PostMessageInput!) { postMessage(input: $input) { message { seq } userErrors { field code } } }";
     let mark = desk.mark().await;
@@ -318,7 +318,7 @@ async fn posting_to_a_conversation_of_any_size_takes_few_statements() {
     let mut talks = vec![(text(&long["id"]), text(&long["nextSpeaker"]["id"]))];
     for size in [2, 20] {
         let input = json!({ "topic": "Much", "circleId": assembly, "participantIds": crowd[..size], "startNow": true });
-        let made = desk.owner.made("createConversation", input).await;
+        let made = desk.owner.saved("createConversation", input).await;
         talks.push((text(&made["id"]), crowd[0].clone()));
     }
     let post = "mutation ($input: PostMessageInput!) { postMessage(input: $input) { message { id seq } userErrors { code } } }";
@@ -348,12 +348,12 @@ async fn pinning_a_pinned_message_again_creates_no_event() {
     let turn = "query ($id: ID!) { conversation(id: $id) { messages(first: 1) { nodes { id } } } }";
     let turn = desk.read(turn, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();
     desk.owner
-        .made("completeConversation", json!({ "conversationId": id }))
+        .saved("completeConversation", json!({ "conversationId": id }))
         .await;
     let before = desk.row(&id).await;
     let mark = desk.mark().await;
     let pin = |message: &Value, is_pinned: bool| {
-        desk.owner.made(
+        desk.owner.saved(
             "pinMessage",
             json!({ "messageId": message, "isPinned": is_pinned }),
         )
@@ -393,7 +393,7 @@ async fn conversation_events_appear_in_the_feed_of_the_circle() {
     let said = "query ($id: ID!) { conversation(id: $id) { messages(last: 1) { nodes { id } } } }";
     let said = desk.read(said, &id).await["conversation"]["messages"]["nodes"][0]["id"].clone();
     desk.owner
-        .made("pinMessage", json!({ "messageId": said, "isPinned": true }))
+        .saved("pinMessage", json!({ "messageId": said, "isPinned": true }))
         .await;
 
     let feed = "query ($id: ID!, $before: String) { circle(id: $id) { events(last: 50, before: $before) { nodes { type actor { __typename }

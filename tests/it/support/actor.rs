@@ -182,7 +182,7 @@ impl Actor {
     }
 
     /// The object that a mutation without user errors has created or changed.
-    pub(crate) async fn made(&self, name: &str, input: Value) -> Value {
+    pub(crate) async fn saved(&self, name: &str, input: Value) -> Value {
         self.done(name, input).await[selected(name).0.to_lowercase()].clone()
     }
 

@@ -13,7 +13,7 @@ async fn a_new_task_has_the_given_fields_and_the_defaults_of_its_circle() {
     let circle = id_of(Kind::Circle, studio.circle);
     let made = studio
         .owner
-        .made(
+        .saved(
             "createTask",
             json!({ "circleId": circle, "title": "Plain" }),
         )
@@ -30,7 +30,7 @@ async fn a_new_task_has_the_given_fields_and_the_defaults_of_its_circle() {
     let full = json!({ "circleId": circle, "parentId": parent, "title": "Full", "description": " More. \r\n ",
         "requiredCompetencies": ["Rust", " rust ", "SQL"], "priority": "CRITICAL", "reviewType": "SECURITY",
         "estimatedHours": 0.5, "dueAt": "2026-03-01T10:00:00+01:00" });
-    let full = studio.owner.made("createTask", full).await;
+    let full = studio.owner.saved("createTask", full).await;
     assert_eq!(full["requiresReview"], false);
     assert_eq!(full["parent"]["id"], parent);
     assert_eq!(full["description"], "More.");
@@ -44,7 +44,7 @@ async fn a_new_task_has_the_given_fields_and_the_defaults_of_its_circle() {
         (1, Some(studio.owner_id))
     );
     let insists = json!({ "circleId": circle, "title": "Reviewed", "requiresReview": true });
-    let insists = studio.owner.made("createTask", insists).await;
+    let insists = studio.owner.saved("createTask", insists).await;
     assert_eq!(insists["requiresReview"], true);
     assert_eq!(studio.event_types().await, ["TASK_CREATED"; 3]);
 }
@@ -151,7 +151,7 @@ async fn a_task_update_changes_only_fields_with_new_values() {
     let change = json!({ "taskId": task_id(task), "expectedVersion": 1, "title": "Another", "priority": "LOW",
         "parentId": task_id(parent), "reviewerId": agent_id(bob), "requiresReview": false, "reviewType": "CODE",
         "estimatedHours": 2, "actualHours": 3.5, "dueAt": "2026-03-01T09:00:00Z", "requiredCompetencies": ["SQL"] });
-    let changed = studio.owner.made("updateTask", change.clone()).await;
+    let changed = studio.owner.saved("updateTask", change.clone()).await;
     assert_eq!(changed["title"], "Another");
     assert_eq!(changed["description"], "Something.");
     assert_eq!(changed["status"], "ASSIGNED");
@@ -163,7 +163,7 @@ async fn a_task_update_changes_only_fields_with_new_values() {
     assert_eq!(row.priority_rank, 8);
     let mut again = change;
     again["expectedVersion"] = json!(2);
-    studio.owner.made("updateTask", again).await;
+    studio.owner.saved("updateTask", again).await;
     assert_eq!(
         studio.row(task).await,
         row,
@@ -171,7 +171,7 @@ async fn a_task_update_changes_only_fields_with_new_values() {
     );
     let clear = json!({ "taskId": task_id(task), "parentId": null, "description": null, "requiredCompetencies": null,
         "reviewerId": null, "estimatedHours": null, "actualHours": null, "dueAt": null });
-    let cleared = studio.owner.made("updateTask", clear).await;
+    let cleared = studio.owner.saved("updateTask", clear).await;
     for field in [
         "parent",
         "description",
@@ -235,7 +235,7 @@ async fn a_reviewer_who_has_left_is_kept_until_changed() {
         .task(TaskStatus::Pending, |task| task.reviewer_id = Some(gone))
         .await;
     let change = |reviewer| json!({ "taskId": task_id(task), "title": "Another", "reviewerId": agent_id(reviewer) });
-    let changed = studio.owner.made("updateTask", change(gone)).await;
+    let changed = studio.owner.saved("updateTask", change(gone)).await;
     assert_eq!(changed["title"], "Another");
     assert_eq!(studio.row(task).await.reviewer_id, Some(gone));
     assert_eq!(
@@ -261,11 +261,11 @@ async fn a_parent_task_is_in_the_same_circle_and_never_forms_a_cycle() {
             ["INVALID parentId"]
         );
     }
-    let moved = studio.owner.made("updateTask", put(chain[40], top)).await;
+    let moved = studio.owner.saved("updateTask", put(chain[40], top)).await;
     assert_eq!(moved["parent"]["id"], task_id(top));
     studio
         .owner
-        .made("updateTask", put(chain[1], chain[40]))
+        .saved("updateTask", put(chain[1], chain[40]))
         .await;
 
     let elsewhere = studio.circle("Elsewhere", |_| ()).await;
@@ -290,7 +290,10 @@ async fn a_parent_task_is_in_the_same_circle_and_never_forms_a_cycle() {
         .await
         .expect("updates");
     let alone = studio.task(TaskStatus::Pending, |_| ()).await;
-    studio.owner.made("updateTask", put(alone, chain[40])).await;
+    studio
+        .owner
+        .saved("updateTask", put(alone, chain[40]))
+        .await;
 }
 
 #[tokio::test]

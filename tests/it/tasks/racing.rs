@@ -73,37 +73,37 @@ async fn the_status_of_an_agent_is_correct_under_concurrent_work_in_circles() {
     join_all(
         tasks
             .iter()
-            .map(|task| studio.owner.made("startTask", without_reason(task))),
+            .map(|task| studio.owner.saved("startTask", without_reason(task))),
     )
     .await;
     for _ in 0..ROUNDS {
         join_all(
             tasks
                 .iter()
-                .map(|task| studio.owner.made("blockTask", task.clone())),
+                .map(|task| studio.owner.saved("blockTask", task.clone())),
         )
         .await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
-        let unblock = |task| studio.owner.made("unblockTask", without_reason(task));
+        let unblock = |task| studio.owner.saved("unblockTask", without_reason(task));
         join_all(tasks.iter().map(unblock)).await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
         // One task is resumed while the other is blocked.
         join_all(
             tasks[..2]
                 .iter()
-                .map(|task| studio.owner.made("blockTask", task.clone())),
+                .map(|task| studio.owner.saved("blockTask", task.clone())),
         )
         .await;
-        let one = studio.owner.made("unblockTask", without_reason(&tasks[0]));
-        let other = studio.owner.made("blockTask", tasks[2].clone());
+        let one = studio.owner.saved("unblockTask", without_reason(&tasks[0]));
+        let other = studio.owner.saved("blockTask", tasks[2].clone());
         futures_util::join!(one, other);
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Busy);
-        studio.owner.made("blockTask", tasks[0].clone()).await;
+        studio.owner.saved("blockTask", tasks[0].clone()).await;
         assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Idle);
         join_all(
             tasks
                 .iter()
-                .map(|task| studio.owner.made("unblockTask", without_reason(task))),
+                .map(|task| studio.owner.saved("unblockTask", without_reason(task))),
         )
         .await;
     }
@@ -126,7 +126,7 @@ async fn concurrently_created_tasks_are_routed_within_the_limits() {
             studio.member(name).await;
         }
         let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
-        let make = |_| studio.owner.made("createTask", input.clone());
+        let make = |_| studio.owner.saved("createTask", input.clone());
         join_all((0..12).map(make)).await;
         let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
         let rows = rows.all(&studio.db).await.expect("reads");

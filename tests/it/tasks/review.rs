@@ -34,7 +34,7 @@ async fn the_reviewer_comes_from_the_task_or_from_the_review() {
         studio.owner.refused("approveTask", unknown).await,
         "NOT_FOUND reviewerId"
     );
-    let approved = studio.owner.made("approveTask", by(cleo)).await;
+    let approved = studio.owner.saved("approveTask", by(cleo)).await;
     assert_eq!(approved["reviewer"]["id"], agent_id(cleo));
     let events = studio.events().await;
     assert_eq!(events.len(), 2);
@@ -51,7 +51,7 @@ async fn the_reviewer_comes_from_the_task_or_from_the_review() {
         })
         .await;
     let input = json!({ "taskId": task_id(task), "reason": "No.", "reviewerId": agent_id(cleo) });
-    let rejected = studio.owner.made("rejectTask", input).await;
+    let rejected = studio.owner.saved("rejectTask", input).await;
     assert_eq!(rejected["reviewer"]["id"], agent_id(cleo));
 }
 
@@ -72,7 +72,7 @@ async fn a_former_member_is_not_recorded_as_the_reviewer() {
                     task.reviewer_id = Some(reviewer);
                 })
                 .await;
-            studio.owner.made(name, least(name, task, ada)).await;
+            studio.owner.saved(name, least(name, task, ada)).await;
             assert_eq!(studio.row(task).await.reviewer_id, named, "{name}");
             for (kind, payload) in studio.payloads(task).await {
                 assert_eq!(payload["reviewerId"], json!(named.map(agent_id)), "{kind}");
@@ -97,7 +97,7 @@ async fn an_approval_without_a_comment_keeps_the_review_note() {
             })
             .await;
         let input = json!({ "taskId": task_id(task), "comment": comment });
-        let approved = studio.owner.made("approveTask", input).await;
+        let approved = studio.owner.saved("approveTask", input).await;
         assert_eq!(approved["reviewNote"], said);
     }
 }
@@ -129,7 +129,7 @@ async fn a_task_is_assigned_only_to_members_and_never_to_its_reviewer() {
     }
     let unknown = studio.owner.refused("assignTask", to(Uuid::now_v7()));
     assert_eq!(unknown.await, "NOT_FOUND agentId");
-    let given = studio.owner.made("assignTask", to(ada)).await;
+    let given = studio.owner.saved("assignTask", to(ada)).await;
     assert_eq!(given["assignee"]["id"], agent_id(ada));
     assert_eq!(
         studio.owner.faults("assignTask", to(ada)).await,

@@ -8,7 +8,7 @@ impl Studio {
         let mut input = input;
         input["circleId"] = json!(id_of(Kind::Circle, self.circle));
         input["title"] = json!("A task");
-        self.owner.made("createTask", input).await
+        self.owner.saved("createTask", input).await
     }
 }
 
@@ -70,7 +70,7 @@ async fn tasks_are_routed_only_in_running_circles_with_auto_routing() {
     assert_eq!(made["status"], "PENDING");
     let by_hand = studio
         .owner
-        .made("assignTask", json!({ "taskId": made["id"] }))
+        .saved("assignTask", json!({ "taskId": made["id"] }))
         .await;
     assert_eq!(by_hand["assignee"]["id"], agent_id(ada));
     let events = studio.events().await;
@@ -167,33 +167,33 @@ async fn a_released_task_makes_room_for_the_most_urgent_pending_one() {
             0 => {
                 studio
                     .owner
-                    .made("startTask", json!({ "taskId": hand }))
+                    .saved("startTask", json!({ "taskId": hand }))
                     .await;
-                studio.owner.made("blockTask", reason(&hand)).await;
+                studio.owner.saved("blockTask", reason(&hand)).await;
             }
             1 => {
-                studio.owner.made("failTask", reason(&hand)).await;
+                studio.owner.saved("failTask", reason(&hand)).await;
             }
             2 => {
                 studio
                     .owner
-                    .made("cancelTask", json!({ "taskId": hand }))
+                    .saved("cancelTask", json!({ "taskId": hand }))
                     .await;
             }
             _ => {
                 studio
                     .owner
-                    .made("startTask", json!({ "taskId": hand }))
+                    .saved("startTask", json!({ "taskId": hand }))
                     .await;
                 let result = json!({ "taskId": hand, "result": "Done." });
-                studio.owner.made("submitTask", result).await;
+                studio.owner.saved("submitTask", result).await;
                 let types = studio.event_types().await;
                 let last = &types[types.len() - 2..];
                 let received = ["TASK_SUBMITTED", "AGENT_STATUS_CHANGED"];
                 assert_eq!(last, received, "a task in review counts towards the limit");
                 studio
                     .owner
-                    .made("approveTask", json!({ "taskId": hand }))
+                    .saved("approveTask", json!({ "taskId": hand }))
                     .await;
             }
         }
@@ -270,13 +270,13 @@ async fn a_task_that_becomes_pending_is_routed_again() {
         .await;
     let reopened = studio
         .owner
-        .made("reopenTask", json!({ "taskId": task_id(task) }))
+        .saved("reopenTask", json!({ "taskId": task_id(task) }))
         .await;
     assert_eq!(reopened["status"], "ASSIGNED");
     assert_eq!(reopened["version"], 3);
     let again = studio
         .owner
-        .made("unassignTask", json!({ "taskId": task_id(task) }))
+        .saved("unassignTask", json!({ "taskId": task_id(task) }))
         .await;
     assert_eq!(again["status"], "ASSIGNED");
     assert_eq!(
@@ -302,7 +302,7 @@ async fn a_submitted_task_gets_the_reviewer_with_the_least_load() {
             change(task);
         });
         let input = json!({ "taskId": task_id(task.await), "result": "Done." });
-        studio.owner.made("submitTask", input).await["reviewer"]["id"].clone()
+        studio.owner.saved("submitTask", input).await["reviewer"]["id"].clone()
     };
     assert_eq!(
         submitted(&|_| ()).await,

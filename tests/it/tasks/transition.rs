@@ -191,7 +191,7 @@ async fn each_step_of_a_task_creates_its_events_once() {
     let [ada, bob] = [studio.member("Ada").await, studio.member("Bob").await];
     let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": " Build it ", "priority": "HIGH",
         "assigneeId": agent_id(ada), "reviewerId": agent_id(bob) });
-    let made = studio.owner.made("createTask", input).await;
+    let made = studio.owner.saved("createTask", input).await;
     assert_eq!(made["title"], "Build it");
     assert_eq!(
         (&made["status"], &made["version"]),
@@ -209,22 +209,22 @@ async fn each_step_of_a_task_creates_its_events_once() {
 
     let started = studio
         .owner
-        .made("startTask", with(1, "note", "Now."))
+        .saved("startTask", with(1, "note", "Now."))
         .await;
     assert_eq!(started["statusNote"], "Now.");
     let first_start = started["startedAt"].clone();
     assert!(first_start.is_string());
     let blocked = studio
         .owner
-        .made("blockTask", with(2, "reason", " No keys. "))
+        .saved("blockTask", with(2, "reason", " No keys. "))
         .await;
     assert_eq!(blocked["statusNote"], "No keys.");
-    let unblocked = studio.owner.made("unblockTask", on(3)).await;
+    let unblocked = studio.owner.saved("unblockTask", on(3)).await;
     assert_eq!(unblocked["statusNote"], Value::Null);
     let mut result = with(4, "result", "It is\r\nbuilt.");
     result["artifacts"] = json!(["src/it.rs", " src/it.rs ", "README"]);
     result["actualHours"] = json!(1.5);
-    let submitted = studio.owner.made("submitTask", result).await;
+    let submitted = studio.owner.saved("submitTask", result).await;
     assert_eq!(submitted["status"], "IN_REVIEW");
     assert_eq!(submitted["reviewRound"], 1);
     assert_eq!(submitted["result"], "It is\nbuilt.");
@@ -235,26 +235,26 @@ async fn each_step_of_a_task_creates_its_events_once() {
     assert_eq!(submitted["reviewer"]["id"], agent_id(bob));
     let rejected = studio
         .owner
-        .made("rejectTask", with(5, "reason", "No tests."))
+        .saved("rejectTask", with(5, "reason", "No tests."))
         .await;
     assert_eq!(rejected["status"], "CHANGES_REQUESTED");
     assert_eq!(rejected["reviewNote"], "No tests.");
     studio.server.pass(90);
-    let again = studio.owner.made("startTask", on(6)).await;
+    let again = studio.owner.saved("startTask", on(6)).await;
     assert_eq!(
         again["startedAt"], first_start,
         "the first start time is kept"
     );
     let submitted = studio
         .owner
-        .made("submitTask", with(7, "result", "With tests."))
+        .saved("submitTask", with(7, "result", "With tests."))
         .await;
     assert_eq!(submitted["reviewRound"], 2);
     assert_eq!(submitted["artifacts"], json!(["src/it.rs", "README"]));
     assert_eq!(submitted["actualHours"], 1.5);
     let approved = studio
         .owner
-        .made("approveTask", with(8, "comment", "Fine."))
+        .saved("approveTask", with(8, "comment", "Fine."))
         .await;
     assert_eq!(approved["status"], "COMPLETED");
     assert_eq!(approved["reviewNote"], "Fine.");
@@ -296,7 +296,7 @@ async fn a_task_without_review_is_completed_on_submission() {
         })
         .await;
     let input = json!({ "taskId": task_id(task), "result": "Done." });
-    let done = studio.owner.made("submitTask", input).await;
+    let done = studio.owner.saved("submitTask", input).await;
     assert_eq!(
         (&done["status"], &done["reviewRound"]),
         (&json!("COMPLETED"), &json!(0))
@@ -324,14 +324,14 @@ async fn a_reopened_task_is_pending_without_an_assignee() {
     let id = task_id(task);
     let failed = studio
         .owner
-        .made("failTask", json!({ "taskId": id, "reason": "Too hard." }))
+        .saved("failTask", json!({ "taskId": id, "reason": "Too hard." }))
         .await;
     assert_eq!(failed["statusNote"], "Too hard.");
     assert_eq!(failed["assignee"]["id"], agent_id(ada));
     assert_eq!(failed["completedAt"], Value::Null);
     let reopened = studio
         .owner
-        .made("reopenTask", json!({ "taskId": id, "note": "Try again." }))
+        .saved("reopenTask", json!({ "taskId": id, "note": "Try again." }))
         .await;
     assert_eq!(reopened["status"], "PENDING");
     assert_eq!(reopened["assignee"], Value::Null);
@@ -339,11 +339,11 @@ async fn a_reopened_task_is_pending_without_an_assignee() {
     assert_eq!(reopened["startedAt"], "2026-02-01T09:00:00.000000Z");
     studio
         .owner
-        .made("cancelTask", json!({ "taskId": id }))
+        .saved("cancelTask", json!({ "taskId": id }))
         .await;
     studio
         .owner
-        .made("reopenTask", json!({ "taskId": id }))
+        .saved("reopenTask", json!({ "taskId": id }))
         .await;
     let events = studio.events().await;
     let received: Vec<_> = events
@@ -370,7 +370,7 @@ async fn an_unassigned_task_is_pending_and_its_event_has_the_note() {
         .task(Blocked, |task| task.assignee_id = Some(ada))
         .await;
     let input = json!({ "taskId": task_id(task), "note": "On leave." });
-    let taken = studio.owner.made("unassignTask", input).await;
+    let taken = studio.owner.saved("unassignTask", input).await;
     assert_eq!(taken["assignee"], Value::Null);
     assert_eq!(taken["statusNote"], "On leave.");
     let events = studio.events().await;
@@ -411,20 +411,20 @@ async fn an_agent_is_busy_while_it_has_work_in_progress_in_any_circle() {
     let because = |task| json!({ "taskId": task_id(task), "reason": "Why." });
     let status = async || studio.agent_row(ada).await.status;
 
-    studio.owner.made("startTask", on(here)).await;
+    studio.owner.saved("startTask", on(here)).await;
     assert_eq!(status().await, AgentStatus::Busy);
-    studio.owner.made("startTask", on(there)).await;
-    studio.owner.made("blockTask", because(here)).await;
+    studio.owner.saved("startTask", on(there)).await;
+    studio.owner.saved("blockTask", because(here)).await;
     assert_eq!(
         status().await,
         AgentStatus::Busy,
         "another circle has a task in progress"
     );
-    studio.owner.made("failTask", because(there)).await;
+    studio.owner.saved("failTask", because(there)).await;
     assert_eq!(status().await, AgentStatus::Idle);
-    studio.owner.made("unblockTask", on(here)).await;
+    studio.owner.saved("unblockTask", on(here)).await;
     assert_eq!(status().await, AgentStatus::Busy);
-    studio.owner.made("cancelTask", on(here)).await;
+    studio.owner.saved("cancelTask", on(here)).await;
     assert_eq!(status().await, AgentStatus::Idle);
     let received = studio.payloads(ada).await;
     let flip = |from: &str, to: &str| json!({ "name": "Ada", "fromStatus": from, "toStatus": to, "version": 1, "v": 1 });
@@ -464,9 +464,9 @@ async fn working_does_not_change_the_status_of_an_offline_agent() {
     let on = json!({ "taskId": task_id(task.await) });
     let mut result = on.clone();
     result["result"] = json!("Done.");
-    studio.owner.made("startTask", on).await;
+    studio.owner.saved("startTask", on).await;
     assert_eq!(studio.agent_row(ada).await.status, AgentStatus::Offline);
-    studio.owner.made("submitTask", result).await;
+    studio.owner.saved("submitTask", result).await;
     let row = studio.agent_row(ada).await;
     assert_eq!(row.status, AgentStatus::Offline);
     assert!(row.last_active_at > moment());
@@ -487,7 +487,7 @@ async fn a_transition_replaces_the_status_note() {
                 task.status_note = Some("Waits for keys.".to_owned());
             })
             .await;
-        let moved = studio.owner.made(name, least(name, task, ada)).await;
+        let moved = studio.owner.saved(name, least(name, task, ada)).await;
         let why = match name {
             "blockTask" | "failTask" => json!("Why."),
             _ => Value::Null,
