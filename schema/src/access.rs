@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     cache::{Cache, CacheStats},
-    db::Rule,
+    db::{Rule, VIEWER},
     events::EventType,
 };
 
@@ -102,6 +102,29 @@ impl Viewer {
             expires_at,
             backend: rulebook.backend,
         }
+    }
+
+    /// A viewer whose id is a placeholder in prepared statements.
+    pub(crate) fn stand_in(is_admin: bool, rulebook: &Rulebook) -> Self {
+        let never = DateTime::<Utc>::MIN_UTC;
+        let user = user::Model {
+            id: *VIEWER,
+            role: if is_admin {
+                user::UserRole::Admin
+            } else {
+                user::UserRole::User
+            },
+            created_at: never,
+            updated_at: never,
+            email: String::new(),
+            email_key: String::new(),
+            name: String::new(),
+            password_hash: String::new(),
+            is_active: true,
+            token_version: 0,
+            last_login_at: None,
+        };
+        Self::new(Arc::new(user), Uuid::nil(), never, rulebook)
     }
 
     /// The user's row id.

@@ -20,6 +20,7 @@ use crate::{
     auth::{self, Accounts},
     cache::CacheStats,
     clock::{Clock, MonotonicClock},
+    compiled::Queries,
     db::{BatchSizes, Loader, Writer},
     error::Code,
     events::{self, Bus, Relay},
@@ -130,8 +131,11 @@ impl Graph {
             limiter,
         });
         relay.handle(subscribe::watch_sign_outs(Arc::clone(&services)));
+        let capacity = services.limits.compiled_queries;
+        let queries = Queries::new(services.backend, &services.rulebook, capacity);
         let engine = Engine {
             schema,
+            queries: Arc::new(queries),
             services,
             long: Arc::new(Semaphore::new(1)),
         };
@@ -151,10 +155,11 @@ impl Graph {
     }
 
     /// The statistics of the caches, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 6] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 7] {
         let services = self.services();
         let [parsed, plans, persisted] = self.0.preparer.stats();
         [
+            ("compiled_queries", self.0.engine.queries.stats()),
             ("rate_buckets", services.limiter.buckets()),
             ("viewer_rules", services.rulebook.stats()),
             ("revoked_tokens", services.accounts.revoked()),
@@ -162,6 +167,12 @@ impl Graph {
             ("operation_plans", plans),
             ("persisted_queries", persisted),
         ]
+    }
+
+    /// The number of root fields that compiled queries have answered, and the number of those that they left to the
+    /// executor after they had started.
+    pub fn compiled_fields(&self) -> (u64, u64) {
+        self.0.engine.queries.counts()
     }
 
     fn services(&self) -> &Arc<Services> {
@@ -212,7 +223,7 @@ impl Graph {
         let watch = run.watch.clone();
         let execution = engine.execution(run);
         let live = Live {
-            responses: engine.schema.execute_stream(execution.request),
+            responses: engine.schema.execute_stream(execution.request(&[])),
             request: execution.context,
             pending: execution.pending,
             plan: execution.plan,

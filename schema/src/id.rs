@@ -88,16 +88,20 @@ impl Kind {
 
     /// The public id of a row.
     pub fn id(self, uuid: Uuid) -> ID {
-        let prefix = self.prefix();
-        let mut text = String::with_capacity(prefix.len() + 1 + LENGTH);
-        text.push_str(prefix);
-        text.push('_');
+        let mut text = Vec::with_capacity(self.prefix().len() + 1 + LENGTH);
+        self.write(uuid, &mut text);
+        ID(text.into_iter().map(char::from).collect())
+    }
+
+    /// Writes the public id of a row in ASCII.
+    pub(crate) fn write(self, uuid: Uuid, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.prefix().as_bytes());
+        out.push(b'_');
         let bits = uuid.as_u128();
         for place in (0..LENGTH).rev() {
             let digit = (bits >> (5 * place)) & 31;
-            text.push(char::from(ALPHABET[digit as usize]));
+            out.push(ALPHABET[digit as usize]);
         }
-        ID(text)
     }
 
     /// Parses an id given as `field`.

@@ -18,6 +18,7 @@ pub mod cache;
 pub mod catalogue;
 pub mod circle;
 mod clock;
+mod compiled;
 pub mod conversation;
 pub mod dashboard;
 pub mod data;

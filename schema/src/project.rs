@@ -15,8 +15,8 @@ use crate::{
     access::Viewer,
     circle::{Circle, CircleFilter},
     data::{
-        Change, Connection, Edits, NamedOrder, NamedOrderField, Noun, Order, Outcome, Page, by_id,
-        change, unique,
+        Change, Connection, Edits, FieldsOf, NamedOrder, NamedOrderField, Noun, Order, Outcome,
+        Page, by_id, change, unique,
     },
     db::{Rule, contains, is_one_of},
     deletion::{DeleteInput, DeletePayload},
@@ -132,16 +132,8 @@ impl Project {
         filter: Option<CircleFilter>,
         order_by: Option<NamedOrder>,
     ) -> Result<Connection<Circle>, Error> {
-        let viewer = ctx.request().viewer()?;
-        Connection::of(
-            circle::Column::ProjectId,
-            self.0.id,
-            Condition::all()
-                .add(viewer.circles())
-                .add(CircleFilter::condition(filter, viewer)?),
-            Circle::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_circles(self.0.id, ctx.request().viewer()?, filter, order_by, &page)
     }
 
     /// The events of the project that the caller may read, newest first.
@@ -178,9 +170,68 @@ impl Noun for Project {
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().project.clone())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use project::Column::{
+            CreatedAt, DefaultBranch, Description, Frameworks, Languages, Name, OwnerId,
+            RepositoryUrl, Status, TechStack, UpdatedAt,
+        };
+        FieldsOf::new()
+            .by_id("project")
+            .all("projects", |list| {
+                let order = list.get("orderBy")?;
+                Self::list(list.viewer, list.get("filter")?, order, &list.page)
+            })
+            .columns([
+                Name,
+                RepositoryUrl,
+                DefaultBranch,
+                Status,
+                CreatedAt,
+                UpdatedAt,
+            ])
+            .texts([Description, TechStack, Languages, Frameworks])
+            .one::<User>("owner", OwnerId)
+            .list("circles", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list_circles(list.parent, list.viewer, filter, order, &list.page)
+            })
+    }
 }
 
 impl Project {
+    fn list(
+        viewer: &Viewer,
+        filter: Option<ProjectFilter>,
+        order: Option<NamedOrder>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let filter = filter.map(ProjectFilter::condition).transpose()?;
+        let condition = Condition::all()
+            .add(viewer.projects())
+            .add(filter.unwrap_or_else(Condition::all));
+        Connection::new(condition, Self::order(order), page)
+    }
+
+    fn list_circles(
+        project: Uuid,
+        viewer: &Viewer,
+        filter: Option<CircleFilter>,
+        order: Option<NamedOrder>,
+        page: &Page,
+    ) -> Result<Connection<Circle>, Error> {
+        let condition = Condition::all()
+            .add(viewer.circles())
+            .add(CircleFilter::condition(filter, viewer)?);
+        Connection::of(
+            circle::Column::ProjectId,
+            project,
+            condition,
+            Circle::order(order),
+            page,
+        )
+    }
+
     fn order(by: Option<NamedOrder>) -> Order<project::Column> {
         use project::Column::{Id, NameKey, UpdatedAt};
         let Some(NamedOrder { field, direction }) = by else {
@@ -244,17 +295,8 @@ impl ProjectQuery {
         filter: Option<ProjectFilter>,
         order_by: Option<NamedOrder>,
     ) -> Result<Connection<Project>, Error> {
-        let condition = filter
-            .map(ProjectFilter::condition)
-            .transpose()?
-            .unwrap_or_else(Condition::all);
-        Connection::new(
-            Condition::all()
-                .add(ctx.request().viewer()?.projects())
-                .add(condition),
-            Project::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Project::list(ctx.request().viewer()?, filter, order_by, &page)
     }
 }
 

@@ -175,18 +175,24 @@ impl Request {
     /// `QUERY_TOO_COMPLEX` if the response exceeds the limit.
     pub(crate) fn text<T: Text>(&self, text: T) -> Result<T, Error> {
         let limit = self.services.limits.text_bytes;
-        let bytes = text.bytes() as u64;
-        if bytes == 0 {
-            return Ok(text);
-        }
-        let actual = self.text.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if actual <= limit {
+        if self.takes_text(text.bytes() as u64) {
             return Ok(text);
         }
         let message = format!(
             "The response exceeds {limit} bytes of text. Request smaller pages or fewer text fields."
         );
         Err(Error::new(Code::QueryTooComplex, message).with("limit", limit))
+    }
+
+    /// Whether the response has room for more text, which is then taken.
+    pub(crate) fn takes_text(&self, bytes: u64) -> bool {
+        let taken = self.text.fetch_add(bytes, Ordering::Relaxed);
+        bytes == 0 || taken + bytes <= self.services.limits.text_bytes
+    }
+
+    /// Returns room that was taken for a text which is not sent.
+    pub(crate) fn return_text(&self, bytes: u64) {
+        self.text.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The signed-in user.
@@ -237,6 +243,16 @@ impl Request {
     /// Loads the value of a key.
     pub(crate) async fn load<B: Batch>(&self, batch: B, key: B::Key) -> Result<B::Value, Error> {
         self.services.loader.load(&self.pending, batch, key).await
+    }
+
+    /// Loads the values of keys, in the same order.
+    pub(crate) async fn load_all<B: Batch>(
+        &self,
+        batch: B,
+        keys: &[B::Key],
+    ) -> Result<Vec<B::Value>, Error> {
+        let loader = &self.services.loader;
+        loader.load_all(&self.pending, batch, keys).await
     }
 
     /// A row that the viewer may read because its id comes from an object that they may read.

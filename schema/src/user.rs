@@ -11,7 +11,7 @@ use crate::{
     access::Viewer,
     audit::AuditAction,
     auth::{Amendment, MAX_USER_NAME},
-    data::{Connection, Noun, Order, Page, change},
+    data::{Connection, FieldsOf, Noun, Order, Page, change},
     db::{Rule, contains},
     error::Error,
     event::{EventDetails, Payload},
@@ -113,6 +113,11 @@ impl Noun for User {
 
     fn readable(_: &Viewer) -> Option<Rule> {
         Some(Rule::default())
+    }
+
+    fn fields() -> FieldsOf<Self> {
+        use user::Column::{CreatedAt, IsActive, Name, Role};
+        FieldsOf::new().columns([Name, Role, IsActive, CreatedAt])
     }
 }
 

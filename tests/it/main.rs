@@ -14,6 +14,7 @@ mod accounts;
 mod changes;
 mod charging;
 mod circles;
+mod compiled;
 mod compression;
 mod conversations;
 mod crash;

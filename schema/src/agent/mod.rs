@@ -24,7 +24,7 @@ use crate::{
     catalogue::{model::Model, persona::Persona},
     circle::{CircleFilter, members::AgentCircles},
     conversation::{Conversation, ConversationFilter},
-    data::{Connection, Noun, Order, Page, SortDirection, by_id, load},
+    data::{Connection, FieldsOf, Noun, Order, Page, SortDirection, by_id, load},
     db::{Rule, contains, filter, is_one_of},
     error::Error,
     event::{EventFilter, Events},
@@ -179,24 +179,8 @@ impl Agent {
         before: Option<String>,
         filter: Option<CircleFilter>,
     ) -> Result<Connection<AgentCircles>, Error> {
-        let viewer = ctx.request().viewer()?;
-        let mut condition = Condition::all().add(member::Column::IsActive.eq(true));
-        if filter.is_some() || !viewer.is_admin() {
-            let circles = circle::Entity::find()
-                .select_only()
-                .column(circle::Column::Id)
-                .filter(viewer.circles())
-                .filter(CircleFilter::condition(filter, viewer)?)
-                .into_query();
-            condition = condition.add(member::Column::CircleId.in_subquery(circles));
-        }
-        Connection::of(
-            member::Column::AgentId,
-            self.0.id,
-            condition,
-            Order::ascending([member::Column::JoinedAt, member::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_circles(self.0.id, ctx.request().viewer()?, filter, &page)
     }
 
     /// The assigned tasks that the viewer may read. Newest first unless `orderBy` is given.
@@ -214,16 +198,8 @@ impl Agent {
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
     ) -> Result<Connection<Task>, Error> {
-        let readable = ctx.request().viewer()?.tasks();
-        Connection::of(
-            task::Column::AssigneeId,
-            self.0.id,
-            Condition::all()
-                .add(readable)
-                .add(TaskFilter::condition(filter)?),
-            Task::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_tasks(self.0.id, ctx.request().viewer()?, filter, order_by, &page)
     }
 
     /// The conversations in which it takes part and that the viewer may read, newest first.
@@ -236,13 +212,8 @@ impl Agent {
         before: Option<String>,
         filter: Option<ConversationFilter>,
     ) -> Result<Connection<Conversation>, Error> {
-        let condition = ConversationFilter::condition(filter)?;
-        Connection::select(
-            activity::conversations(ctx.request().viewer()?, condition),
-            Some((participant::Column::AgentId.as_column_ref(), self.0.id)),
-            Order::descending([conversation::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_conversations(self.0.id, ctx.request().viewer()?, filter, &page)
     }
 
     /// The events that concern it and that the viewer may read, newest first.
@@ -290,6 +261,38 @@ impl Noun for Agent {
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().agent.clone())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use agent::Column::{
+            CommunicationStyle, Competencies, CreatedAt, LastActiveAt, MaxTokens, ModelId, Name,
+            OwnerId, PersonaId, ReviewStrictness, ReviewTypes, Specializations, Status,
+            Temperature, Traits, UpdatedAt, Version,
+        };
+        FieldsOf::new()
+            .by_id("agent")
+            .all("agents", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list(list.viewer, list.backend, filter, order, &list.page)
+            })
+            .columns([Name, Status, LastActiveAt, ReviewTypes, CommunicationStyle])
+            .columns([ReviewStrictness, Temperature, MaxTokens])
+            .columns([CreatedAt, UpdatedAt, Version])
+            .texts([Traits, Competencies, Specializations])
+            .one::<User>("owner", OwnerId)
+            .one::<Persona>("persona", PersonaId)
+            .one::<Model>("model", ModelId)
+            .list("circles", |list| {
+                Self::list_circles(list.parent, list.viewer, list.get("filter")?, &list.page)
+            })
+            .list("tasks", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list_tasks(list.parent, list.viewer, filter, order, &list.page)
+            })
+            .list("conversations", |list| {
+                let filter = list.get("filter")?;
+                Self::list_conversations(list.parent, list.viewer, filter, &list.page)
+            })
+    }
 }
 
 /// The fields by which agents can be ordered.
@@ -316,6 +319,72 @@ pub struct AgentOrder {
 }
 
 impl Agent {
+    fn list(
+        viewer: &Viewer,
+        backend: DbBackend,
+        filter: Option<AgentFilter>,
+        order: Option<AgentOrder>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let filter = filter.map(|filter| filter.condition(backend)).transpose()?;
+        let condition = Condition::all()
+            .add(viewer.agents())
+            .add(filter.unwrap_or_else(Condition::all));
+        Connection::new(condition, Self::order(order), page)
+    }
+
+    fn list_circles(
+        agent: Uuid,
+        viewer: &Viewer,
+        filter: Option<CircleFilter>,
+        page: &Page,
+    ) -> Result<Connection<AgentCircles>, Error> {
+        let mut condition = Condition::all().add(member::Column::IsActive.eq(true));
+        if filter.is_some() || !viewer.is_admin() {
+            let circles = circle::Entity::find()
+                .select_only()
+                .column(circle::Column::Id)
+                .filter(viewer.circles())
+                .filter(CircleFilter::condition(filter, viewer)?)
+                .into_query();
+            condition = condition.add(member::Column::CircleId.in_subquery(circles));
+        }
+        let order = Order::ascending([member::Column::JoinedAt, member::Column::Id]);
+        Connection::of(member::Column::AgentId, agent, condition, order, page)
+    }
+
+    fn list_tasks(
+        agent: Uuid,
+        viewer: &Viewer,
+        filter: Option<TaskFilter>,
+        order: Option<TaskOrder>,
+        page: &Page,
+    ) -> Result<Connection<Task>, Error> {
+        let condition = Condition::all()
+            .add(viewer.tasks())
+            .add(TaskFilter::condition(filter)?);
+        Connection::of(
+            task::Column::AssigneeId,
+            agent,
+            condition,
+            Task::order(order),
+            page,
+        )
+    }
+
+    fn list_conversations(
+        agent: Uuid,
+        viewer: &Viewer,
+        filter: Option<ConversationFilter>,
+        page: &Page,
+    ) -> Result<Connection<Conversation>, Error> {
+        let condition = ConversationFilter::condition(filter)?;
+        let select = activity::conversations(viewer, condition);
+        let parent = (participant::Column::AgentId.as_column_ref(), agent);
+        let order = Order::descending([conversation::Column::Id]);
+        Connection::select(select, Some(parent), order, page)
+    }
+
     fn order(by: Option<AgentOrder>) -> Order<agent::Column> {
         use agent::Column::{Id, LastActiveAt, NameKey, UpdatedAt};
         let Some(AgentOrder { field, direction }) = by else {
@@ -421,16 +490,8 @@ impl AgentQuery {
         filter: Option<AgentFilter>,
         order_by: Option<AgentOrder>,
     ) -> Result<Connection<Agent>, Error> {
-        let request = ctx.request();
-        let condition = filter
-            .map(|filter| filter.condition(request.services.backend))
-            .transpose()?;
-        Connection::new(
-            Condition::all()
-                .add(request.viewer()?.agents())
-                .add(condition.unwrap_or_else(Condition::all)),
-            Agent::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let (request, page) = (ctx.request(), Page::new(first, after, last, before)?);
+        let backend = request.services.backend;
+        Agent::list(request.viewer()?, backend, filter, order_by, &page)
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     catalogue::{Entry, provider::Provider},
-    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    data::{Connection, Edits, FieldsOf, Noun, Order, Outcome, Page, by_id, change, unique},
     db::Rule,
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -150,6 +150,29 @@ impl Noun for Model {
     fn readable(_: &Viewer) -> Option<Rule> {
         Some(Rule::default())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use model::Column::{
+            ContextWindow, CreatedAt, DisplayName, IsDeprecated, MaxOutput, Name, PriceCacheRead,
+            PriceCacheWrite, PriceInput, PriceOutput, ProviderId, SupportsStreaming,
+            SupportsThinking, SupportsTools, SupportsVision, UpdatedAt,
+        };
+        FieldsOf::new()
+            .by_id("model")
+            .all("models", |list| {
+                Self::list(None, list.get("filter")?, &list.page)
+            })
+            .columns([Name, DisplayName, ContextWindow, MaxOutput, IsDeprecated])
+            .columns([
+                SupportsVision,
+                SupportsTools,
+                SupportsStreaming,
+                SupportsThinking,
+            ])
+            .columns([CreatedAt, UpdatedAt])
+            .decimals([PriceInput, PriceOutput, PriceCacheRead, PriceCacheWrite])
+            .one::<Provider>("provider", ProviderId)
+    }
 }
 
 /// Filters a list of models. All conditions must hold.
@@ -191,6 +214,24 @@ impl ModelFilter {
     }
 }
 
+impl Model {
+    /// All models, or those of one provider.
+    pub(super) fn list(
+        provider: Option<Uuid>,
+        filter: Option<ModelFilter>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let condition = ModelFilter::condition(filter)?;
+        let order = Order::ascending([model::Column::Id]);
+        match provider {
+            Some(provider) => {
+                Connection::of(model::Column::ProviderId, provider, condition, order, page)
+            }
+            None => Connection::new(condition, order, page),
+        }
+    }
+}
+
 /// Queries about models.
 #[derive(Default)]
 pub struct ModelQuery;
@@ -213,11 +254,7 @@ impl ModelQuery {
         filter: Option<ModelFilter>,
     ) -> Result<Connection<Model>, Error> {
         ctx.request().viewer()?;
-        Connection::new(
-            ModelFilter::condition(filter)?,
-            Order::ascending([model::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        Model::list(None, filter, &Page::new(first, after, last, before)?)
     }
 }
 

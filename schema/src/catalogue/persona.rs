@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     catalogue::{Entry, model::Model},
-    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    data::{Connection, Edits, FieldsOf, Noun, Order, Outcome, Page, by_id, change, unique},
     db::{Rule, contains, filter},
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -168,6 +168,38 @@ impl Noun for Persona {
     fn readable(_: &Viewer) -> Option<Rule> {
         Some(Rule::default())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use persona::Column::{
+            Category, CommunicationStyle, Competencies, CreatedAt, DefaultModelId,
+            DefaultTemperature, Description, DisplayName, Icon, IsBuiltin, Languages, Motto, Name,
+            Prompt, Role, Specializations, Traits, UpdatedAt,
+        };
+        FieldsOf::new()
+            .by_id("persona")
+            .all("personas", |list| {
+                Self::list(list.get("filter")?, &list.page)
+            })
+            .columns([
+                Name,
+                DisplayName,
+                Role,
+                Category,
+                Icon,
+                Motto,
+                CommunicationStyle,
+            ])
+            .columns([DefaultTemperature, IsBuiltin, CreatedAt, UpdatedAt])
+            .texts([
+                Description,
+                Prompt,
+                Traits,
+                Competencies,
+                Specializations,
+                Languages,
+            ])
+            .one::<Model>("defaultModel", DefaultModelId)
+    }
 }
 
 /// Filters a list of personas. All conditions must hold.
@@ -203,6 +235,14 @@ impl PersonaFilter {
     }
 }
 
+impl Persona {
+    fn list(filter: Option<PersonaFilter>, page: &Page) -> Result<Connection<Self>, Error> {
+        let filter = filter.map(PersonaFilter::condition).transpose()?;
+        let order = Order::ascending([persona::Column::Id]);
+        Connection::new(filter.unwrap_or_else(Condition::all), order, page)
+    }
+}
+
 /// Queries about personas.
 #[derive(Default)]
 pub struct PersonaQuery;
@@ -225,15 +265,7 @@ impl PersonaQuery {
         filter: Option<PersonaFilter>,
     ) -> Result<Connection<Persona>, Error> {
         ctx.request().viewer()?;
-        let condition = filter
-            .map(PersonaFilter::condition)
-            .transpose()?
-            .unwrap_or_else(Condition::all);
-        Connection::new(
-            condition,
-            Order::ascending([persona::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        Persona::list(filter, &Page::new(first, after, last, before)?)
     }
 }
 

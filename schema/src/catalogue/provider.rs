@@ -16,7 +16,7 @@ use crate::{
         Entry,
         model::{Model, ModelFilter},
     },
-    data::{Connection, Edits, Noun, Order, Outcome, Page, by_id, change, unique},
+    data::{Connection, Edits, FieldsOf, Noun, Order, Outcome, Page, by_id, change, unique},
     db::Rule,
     deletion::{DeleteInput, DeletePayload, in_use},
     error::Error,
@@ -82,13 +82,8 @@ impl Provider {
         before: Option<String>,
         filter: Option<ModelFilter>,
     ) -> Result<Connection<Model>, Error> {
-        Connection::of(
-            model::Column::ProviderId,
-            self.0.id,
-            ModelFilter::condition(filter)?,
-            Order::ascending([model::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Model::list(Some(self.0.id), filter, &page)
     }
 }
 
@@ -105,6 +100,24 @@ impl Noun for Provider {
 
     fn readable(_: &Viewer) -> Option<Rule> {
         Some(Rule::default())
+    }
+
+    fn fields() -> FieldsOf<Self> {
+        use provider::Column::{ApiBaseUrl, CreatedAt, DisplayName, IsLocal, Name, UpdatedAt};
+        FieldsOf::new()
+            .by_id("provider")
+            .all("providers", |list| Self::list(&list.page))
+            .columns([Name, DisplayName, ApiBaseUrl, IsLocal, CreatedAt, UpdatedAt])
+            .list("models", |list| {
+                Model::list(Some(list.parent), list.get("filter")?, &list.page)
+            })
+    }
+}
+
+impl Provider {
+    fn list(page: &Page) -> Result<Connection<Self>, Error> {
+        let order = Order::ascending([provider::Column::Id]);
+        Connection::new(Condition::all(), order, page)
     }
 }
 
@@ -129,11 +142,7 @@ impl ProviderQuery {
         before: Option<String>,
     ) -> Result<Connection<Provider>, Error> {
         ctx.request().viewer()?;
-        Connection::new(
-            Condition::all(),
-            Order::ascending([provider::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        Provider::list(&Page::new(first, after, last, before)?)
     }
 }
 

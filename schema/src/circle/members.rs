@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_graphql::{
-    Context, Enum, ID, InputObject, Object, SimpleObject, resolver_utils::EnumType,
+    Context, Enum, ID, InputObject, Object, OutputType, SimpleObject, resolver_utils::EnumType,
 };
 use futures_util::future::try_join_all;
 use gathering_entity::{List, agent, circle, member, task};
@@ -26,7 +26,7 @@ use crate::{
         inputs::{MEMBERS, NewMemberInput},
         sharing,
     },
-    data::{Change, Listed, Noun, load},
+    data::{Change, EdgeField, Entries, FieldsOf, Listed, Noun, One, load},
     db::{Rule, Totals, count_where, is_among},
     error::Error,
     events::{EventType, NewEvent},
@@ -79,6 +79,16 @@ impl Noun for CircleMember {
 
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().member.clone())
+    }
+
+    fn fields() -> FieldsOf<Self> {
+        use member::Column::{
+            CircleId, Competencies, IsActive, JoinedAt, LeftAt, ReviewTypes, Role,
+        };
+        FieldsOf::new()
+            .columns([Role, ReviewTypes, IsActive, JoinedAt, LeftAt])
+            .texts([Competencies])
+            .one::<Circle>("circle", CircleId)
     }
 }
 
@@ -226,6 +236,14 @@ impl Listed for CircleMembers {
             membership: CircleMember(Arc::clone(row)),
         }
     }
+
+    fn entries() -> Option<Entries> {
+        Some(Entries {
+            node: Some(One::to::<Agent>(member::Column::AgentId)),
+            row: CircleMember::type_name().into_owned(),
+            extra: vec![("membership", EdgeField::Row)],
+        })
+    }
 }
 
 /// Marker type for connections of an agent's circles, with the membership on each edge.
@@ -254,6 +272,14 @@ impl Listed for AgentCircles {
     fn extra(row: &Arc<member::Model>) -> Membership {
         CircleMembers::extra(row)
     }
+
+    fn entries() -> Option<Entries> {
+        Some(Entries {
+            node: Some(One::to::<Circle>(member::Column::CircleId)),
+            row: CircleMember::type_name().into_owned(),
+            extra: vec![("membership", EdgeField::Row)],
+        })
+    }
 }
 
 /// Filters a list of members. All conditions must match; an empty list matches nothing.
@@ -267,6 +293,20 @@ pub struct MemberFilter {
 }
 
 impl MemberFilter {
+    /// The filter, unless it includes former members, whose agents the viewer may not be allowed to read.
+    ///
+    /// # Errors
+    /// It includes them.
+    pub(super) fn of_active(filter: Option<Self>) -> Result<Option<Self>, Error> {
+        let is_wide = filter
+            .as_ref()
+            .is_some_and(|filter| filter.include_inactive == Some(true));
+        if is_wide {
+            return Err(Error::internal());
+        }
+        Ok(filter)
+    }
+
     pub(crate) fn condition(filter: Option<Self>, viewer: &Viewer) -> Condition {
         let active = member::Column::IsActive.eq(true);
         let Some(filter) = filter else {

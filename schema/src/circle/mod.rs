@@ -24,7 +24,7 @@ use crate::{
         sharing::{CircleCollaborators, with_access},
     },
     conversation::{Conversation, ConversationFilter},
-    data::{Connection, NamedOrder, NamedOrderField, Noun, Order, Page, by_id},
+    data::{Connection, FieldsOf, NamedOrder, NamedOrderField, Noun, Order, Page, by_id},
     db::{RowsByKey, Rule, Totals, count_where},
     error::Error,
     event::{EventFilter, Events},
@@ -189,13 +189,8 @@ impl Circle {
         before: Option<String>,
         filter: Option<MemberFilter>,
     ) -> Result<Connection<CircleMembers>, Error> {
-        Connection::of(
-            member::Column::CircleId,
-            self.0.id,
-            MemberFilter::condition(filter, ctx.request().viewer()?),
-            Order::ascending([member::Column::JoinedAt, member::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_members(self.0.id, ctx.request().viewer()?, filter, &page)
     }
 
     /// The users with whom it is shared, newest first.
@@ -206,13 +201,7 @@ impl Circle {
         last: Option<i32>,
         before: Option<String>,
     ) -> Result<Connection<CircleCollaborators>, Error> {
-        Connection::of(
-            collaborator::Column::CircleId,
-            self.0.id,
-            Condition::all(),
-            Order::descending([collaborator::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        Self::list_collaborators(self.0.id, &Page::new(first, after, last, before)?)
     }
 
     /// The tasks. Newest first unless `orderBy` is given.
@@ -231,13 +220,8 @@ impl Circle {
         order_by: Option<TaskOrder>,
     ) -> Result<Connection<Task>, Error> {
         ctx.request().viewer()?;
-        Connection::of(
-            task::Column::CircleId,
-            self.0.id,
-            TaskFilter::condition(filter)?,
-            Task::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_tasks(self.0.id, filter, order_by, &page)
     }
 
     /// The conversations, newest first.
@@ -249,13 +233,8 @@ impl Circle {
         before: Option<String>,
         filter: Option<ConversationFilter>,
     ) -> Result<Connection<Conversation>, Error> {
-        Connection::of(
-            conversation::Column::CircleId,
-            self.0.id,
-            ConversationFilter::condition(filter)?,
-            Order::descending([conversation::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_conversations(self.0.id, filter, &page)
     }
 
     /// The events in the circle, newest first.
@@ -340,9 +319,107 @@ impl Noun for Circle {
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().circle.clone())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use circle::Column::{
+            ArchivedAt, AutoRoute, CreatedAt, Description, DisplayName, MaxConcurrentTasks,
+            MaxMembers, Name, OwnerId, ProjectId, RequireReview, StartedAt, Status, StoppedAt,
+            UpdatedAt, Version,
+        };
+        FieldsOf::new()
+            .by_id("circle")
+            .all("circles", |list| {
+                let order = list.get("orderBy")?;
+                Self::list(list.viewer, list.get("filter")?, order, &list.page)
+            })
+            .columns([Name, DisplayName, Status, RequireReview, AutoRoute])
+            .columns([MaxMembers, MaxConcurrentTasks, StartedAt, StoppedAt])
+            .columns([ArchivedAt, CreatedAt, UpdatedAt, Version])
+            .texts([Description])
+            .one::<User>("owner", OwnerId)
+            .one::<Project>("project", ProjectId)
+            .list("members", |list| {
+                let filter = MemberFilter::of_active(list.get("filter")?)?;
+                Self::list_members(list.parent, list.viewer, filter, &list.page)
+            })
+            .list("collaborators", |list| {
+                Self::list_collaborators(list.parent, &list.page)
+            })
+            .list("tasks", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list_tasks(list.parent, filter, order, &list.page)
+            })
+            .list("conversations", |list| {
+                Self::list_conversations(list.parent, list.get("filter")?, &list.page)
+            })
+    }
 }
 
 impl Circle {
+    fn list(
+        viewer: &Viewer,
+        filter: Option<CircleFilter>,
+        order: Option<NamedOrder>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let condition = Condition::all()
+            .add(viewer.circles())
+            .add(CircleFilter::condition(filter, viewer)?);
+        Connection::new(condition, Self::order(order), page)
+    }
+
+    fn list_members(
+        circle: Uuid,
+        viewer: &Viewer,
+        filter: Option<MemberFilter>,
+        page: &Page,
+    ) -> Result<Connection<CircleMembers>, Error> {
+        let condition = MemberFilter::condition(filter, viewer);
+        let order = Order::ascending([member::Column::JoinedAt, member::Column::Id]);
+        Connection::of(member::Column::CircleId, circle, condition, order, page)
+    }
+
+    fn list_collaborators(
+        circle: Uuid,
+        page: &Page,
+    ) -> Result<Connection<CircleCollaborators>, Error> {
+        let order = Order::descending([collaborator::Column::Id]);
+        let column = collaborator::Column::CircleId;
+        Connection::of(column, circle, Condition::all(), order, page)
+    }
+
+    fn list_tasks(
+        circle: Uuid,
+        filter: Option<TaskFilter>,
+        order: Option<TaskOrder>,
+        page: &Page,
+    ) -> Result<Connection<Task>, Error> {
+        let condition = TaskFilter::condition(filter)?;
+        Connection::of(
+            task::Column::CircleId,
+            circle,
+            condition,
+            Task::order(order),
+            page,
+        )
+    }
+
+    fn list_conversations(
+        circle: Uuid,
+        filter: Option<ConversationFilter>,
+        page: &Page,
+    ) -> Result<Connection<Conversation>, Error> {
+        let condition = ConversationFilter::condition(filter)?;
+        let order = Order::descending([conversation::Column::Id]);
+        Connection::of(
+            conversation::Column::CircleId,
+            circle,
+            condition,
+            order,
+            page,
+        )
+    }
+
     pub(crate) fn order(by: Option<NamedOrder>) -> Order<circle::Column> {
         use circle::Column::{Id, NameKey, UpdatedAt};
         let Some(NamedOrder { field, direction }) = by else {
@@ -434,13 +511,7 @@ impl CircleQuery {
         filter: Option<CircleFilter>,
         order_by: Option<NamedOrder>,
     ) -> Result<Connection<Circle>, Error> {
-        let viewer = ctx.request().viewer()?;
-        Connection::new(
-            Condition::all()
-                .add(viewer.circles())
-                .add(CircleFilter::condition(filter, viewer)?),
-            Circle::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Circle::list(ctx.request().viewer()?, filter, order_by, &page)
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     circle::event::collaboration,
-    data::{Change, Listed, Stop},
+    data::{Change, Column, EdgeField, Entries, Listed, One, Stop},
     error::Error,
     events::EventType,
     id::Kind,
@@ -76,6 +76,18 @@ impl Listed for CircleCollaborators {
             role: row.role.into(),
             added_at: row.created_at.into(),
         }
+    }
+
+    fn entries() -> Option<Entries> {
+        use collaborator::Column::{CreatedAt, Role, UserId};
+        Some(Entries {
+            node: Some(One::to::<User>(UserId)),
+            row: String::new(),
+            extra: vec![
+                ("role", EdgeField::Column(Column::of(Role))),
+                ("addedAt", EdgeField::Column(Column::of(CreatedAt))),
+            ],
+        })
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         turns::{self, LastMessage, Participant, TurnState},
         workflow::{self, COMPLETE},
     },
-    data::{Change, Noun, Outcome, change, load},
+    data::{Change, FieldsOf, Noun, Outcome, change, load},
     db::{Rule, is_one_of},
     error::Error,
     events::{EventType, NewEvent},
@@ -170,6 +170,29 @@ impl Noun for Message {
 
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().message.clone())
+    }
+
+    fn fields() -> FieldsOf<Self> {
+        use message::Column::{
+            AgentId, AuthorName, Content, ConversationId, CreatedAt, IsPinned, ModelId, ParentId,
+            Role, Seq, TokensInput, TokensOutput, UserId,
+        };
+        FieldsOf::new()
+            .columns([
+                Seq,
+                Role,
+                AuthorName,
+                IsPinned,
+                TokensInput,
+                TokensOutput,
+                CreatedAt,
+            ])
+            .texts([Content])
+            .one::<Conversation>("conversation", ConversationId)
+            .one::<User>("user", UserId)
+            .one::<Model>("model", ModelId)
+            .one_readable::<Agent>("agent", AgentId)
+            .one_readable::<Self>("parent", ParentId)
     }
 }
 

@@ -29,7 +29,10 @@ use crate::{
         messages::{Message, MessageFilter},
         turns::Participant,
     },
-    data::{Change, Connection, Listed, Noun, Order, Page, Stop, by_id},
+    data::{
+        Change, Column, Connection, EdgeField, Entries, FieldsOf, Listed, Noun, One, Order, Page,
+        Stop, by_id,
+    },
     db::{PageQuery, Rule, is_one_of},
     error::{Code, Error},
     id::Kind,
@@ -198,23 +201,8 @@ impl Conversation {
         last: Option<i32>,
         before: Option<String>,
     ) -> Result<Connection<Participants>, Error> {
-        let viewer = ctx.request().viewer()?;
-        let mut condition = Condition::all();
-        if !viewer.is_admin() {
-            let readable = agent::Entity::find()
-                .select_only()
-                .column(agent::Column::Id)
-                .filter(viewer.agents())
-                .into_query();
-            condition = condition.add(participant::Column::AgentId.in_subquery(readable));
-        }
-        Connection::of(
-            participant::Column::ConversationId,
-            self.0.id,
-            condition,
-            Order::ascending([participant::Column::Position]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_participants(self.0.id, ctx.request().viewer()?, &page)
     }
 
     /// The messages, oldest first.
@@ -226,13 +214,7 @@ impl Conversation {
         before: Option<String>,
         filter: Option<MessageFilter>,
     ) -> Result<Connection<Message>, Error> {
-        Connection::of(
-            message::Column::ConversationId,
-            self.0.id,
-            MessageFilter::condition(filter)?,
-            Order::ascending([message::Column::Seq]),
-            &Page::new(first, after, last, before)?,
-        )
+        Self::list_messages(self.0.id, filter, &Page::new(first, after, last, before)?)
     }
 
     /// The last messages as plain text: `[HH:MM:SS] Name: text` for each, in UTC.
@@ -290,6 +272,92 @@ impl Noun for Conversation {
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().conversation.clone())
     }
+
+    fn fields() -> FieldsOf<Self> {
+        use conversation::Column::{
+            CircleId, CreatedAt, EndReason, EndedAt, FacilitatorId, InitialPrompt, LastMessageAt,
+            MaxTurns, NextSpeakerId, OwnerId, StartedAt, Status, Summary, TaskId, Topic,
+            TurnStrategy, TurnsTaken, UpdatedAt, Version,
+        };
+        FieldsOf::new()
+            .by_id("conversation")
+            .all("conversations", |list| {
+                Self::list(list.viewer, list.get("filter")?, &list.page)
+            })
+            .columns([Topic, Status, TurnStrategy, MaxTurns, TurnsTaken, EndReason])
+            .columns([
+                StartedAt,
+                LastMessageAt,
+                EndedAt,
+                CreatedAt,
+                UpdatedAt,
+                Version,
+            ])
+            .texts([InitialPrompt, Summary])
+            .one::<User>("owner", OwnerId)
+            .one::<Circle>("circle", CircleId)
+            .one_readable::<Task>("task", TaskId)
+            .one_readable::<Agent>("facilitator", FacilitatorId)
+            .one_readable::<Agent>("nextSpeaker", NextSpeakerId)
+            .list("participants", |list| {
+                Self::list_participants(list.parent, list.viewer, &list.page)
+            })
+            .list("messages", |list| {
+                Self::list_messages(list.parent, list.get("filter")?, &list.page)
+            })
+    }
+}
+
+impl Conversation {
+    fn list(
+        viewer: &Viewer,
+        filter: Option<ConversationFilter>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let condition = Condition::all()
+            .add(viewer.conversations())
+            .add(ConversationFilter::condition(filter)?);
+        Connection::new(
+            condition,
+            Order::descending([conversation::Column::Id]),
+            page,
+        )
+    }
+
+    fn list_participants(
+        conversation: Uuid,
+        viewer: &Viewer,
+        page: &Page,
+    ) -> Result<Connection<Participants>, Error> {
+        use participant::Column::{AgentId, ConversationId, Position};
+        let mut condition = Condition::all();
+        if !viewer.is_admin() {
+            let readable = agent::Entity::find()
+                .select_only()
+                .column(agent::Column::Id)
+                .filter(viewer.agents())
+                .into_query();
+            condition = condition.add(AgentId.in_subquery(readable));
+        }
+        let order = Order::ascending([Position]);
+        Connection::of(ConversationId, conversation, condition, order, page)
+    }
+
+    fn list_messages(
+        conversation: Uuid,
+        filter: Option<MessageFilter>,
+        page: &Page,
+    ) -> Result<Connection<Message>, Error> {
+        let condition = MessageFilter::condition(filter)?;
+        let order = Order::ascending([message::Column::Seq]);
+        Connection::of(
+            message::Column::ConversationId,
+            conversation,
+            condition,
+            order,
+            page,
+        )
+    }
 }
 
 /// Marker type for connections of a conversation's participants.
@@ -320,6 +388,18 @@ impl Listed for Participants {
             position: row.position,
             joined_at: row.joined_at.into(),
         }
+    }
+
+    fn entries() -> Option<Entries> {
+        use participant::Column::{AgentId, JoinedAt, Position};
+        Some(Entries {
+            node: Some(One::to::<Agent>(AgentId)),
+            row: String::new(),
+            extra: vec![
+                ("position", EdgeField::Column(Column::of(Position))),
+                ("joinedAt", EdgeField::Column(Column::of(JoinedAt))),
+            ],
+        })
     }
 }
 
@@ -394,14 +474,8 @@ impl ConversationQuery {
         before: Option<String>,
         filter: Option<ConversationFilter>,
     ) -> Result<Connection<Conversation>, Error> {
-        let readable = ctx.request().viewer()?.conversations();
-        Connection::new(
-            Condition::all()
-                .add(readable)
-                .add(ConversationFilter::condition(filter)?),
-            Order::descending([conversation::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Conversation::list(ctx.request().viewer()?, filter, &page)
     }
 }
 

@@ -47,7 +47,7 @@ impl<C: ColumnTrait> Order<C> {
     }
 
     /// Identifies the list in its cursors: FNV-1a over the names of the order columns and the salt.
-    fn tag(&self) -> [u8; 4] {
+    pub(super) fn tag(&self) -> [u8; 4] {
         let mut hash = 0x811c_9dc5_u32;
         for column in &self.columns {
             let name = format!("{}.{};", column.entity_name(), column.as_str());

@@ -4,6 +4,7 @@ mod change;
 mod cursor;
 mod directive;
 mod edits;
+mod fields;
 mod noun;
 mod order;
 mod page;
@@ -12,6 +13,10 @@ pub(crate) use change::{Change, Outcome, Stop, change, unique};
 pub(crate) use cursor::Order;
 pub(crate) use directive::list_size;
 pub(crate) use edits::{Edits, check_version};
+pub(crate) use fields::{
+    Cell, Column, EdgeField, Field, Fields, List, ListArguments, One, argument,
+};
+pub use fields::{Entries, FieldsOf};
 pub use noun::Noun;
 pub(crate) use noun::{by_id, load};
 pub use order::{NamedOrder, NamedOrderField, SortDirection};

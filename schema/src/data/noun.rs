@@ -8,7 +8,10 @@ use uuid::Uuid;
 
 use crate::{
     access::Viewer,
-    data::Listed,
+    data::{
+        Listed,
+        fields::{Entries, FieldsOf},
+    },
     db::Rule,
     error::Error,
     id::Kind,
@@ -29,6 +32,12 @@ pub trait Noun: OutputType + From<Arc<RowOf<Self>>> + Send + Sync + 'static {
 
     /// The rows that the viewer may read; `None` if there are none.
     fn readable(viewer: &Viewer) -> Option<Rule>;
+
+    /// The fields that compiled queries read.
+    #[must_use]
+    fn fields() -> FieldsOf<Self> {
+        FieldsOf::new()
+    }
 }
 
 /// The object with this row id; `None` if the viewer may not read it.
@@ -65,5 +74,13 @@ impl<N: Noun> Listed for N {
 
     fn extra(_: &Arc<RowOf<N>>) -> EmptyFields {
         EmptyFields
+    }
+
+    fn entries() -> Option<Entries> {
+        Some(Entries {
+            node: None,
+            row: N::type_name().into_owned(),
+            extra: Vec::new(),
+        })
     }
 }

@@ -15,7 +15,10 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    data::Order,
+    data::{
+        Order,
+        fields::{Cell, Column, Entries},
+    },
     db::{ColumnOf, Count, PageQuery, Totals},
     error::Error,
     request::RequestExt,
@@ -45,6 +48,11 @@ pub trait Listed: Send + Sync + 'static {
 
     /// The additional fields of a row's edge.
     fn extra(row: &Arc<RowOf<Self>>) -> Self::Extra;
+
+    /// How a compiled query makes edges of the rows; `None` if only the executor can.
+    fn entries() -> Option<Entries> {
+        None
+    }
 }
 
 pub(crate) type RowOf<L> = <<L as Listed>::Entity as EntityTrait>::Model;
@@ -88,6 +96,19 @@ impl Page {
             before,
         })
     }
+}
+
+/// The statements of a connection, for a compiled query.
+pub(crate) struct ListQuery {
+    pub(crate) list: &'static str,
+    pub(crate) all: SelectStatement,
+    pub(crate) page: SelectStatement,
+    pub(crate) parent: Option<ColumnOf>,
+    pub(crate) size: usize,
+    pub(crate) is_backward: bool,
+    pub(crate) is_continued: bool,
+    /// The columns in its cursors, and their common start.
+    pub(crate) cursor: (Vec<(ColumnOf, Cell)>, [u8; 4]),
 }
 
 /// One page of a list. Rows are loaded, and counted, only if they are selected.
@@ -168,6 +189,21 @@ impl<L: Listed> Connection<L> {
             },
             listed: PhantomData,
         })
+    }
+
+    pub(crate) fn query(self) -> ListQuery {
+        let columns = self.order.columns.iter();
+        let columns = columns.map(|column| (column.as_column_ref(), Column::of(*column).cell));
+        ListQuery {
+            list: self.list,
+            cursor: (columns.collect(), self.order.tag()),
+            all: self.all,
+            page: self.page,
+            parent: self.parent,
+            size: self.size,
+            is_backward: self.backward,
+            is_continued: self.continued,
+        }
     }
 
     /// The rows of the page in the order of the list, and whether there are more in the direction of paging.

@@ -24,7 +24,7 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, QueryResult,
+    ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, QueryResult, Statement, Value,
     sea_query::SelectStatement,
 };
 
@@ -78,9 +78,13 @@ impl Reader {
 
     /// The rows of a statement. If the connection was lost, the statement is sent once more on a new one.
     pub(crate) async fn rows(&self, select: &SelectStatement) -> Result<Vec<QueryResult>, Error> {
+        self.send(|| self.backend().build(select)).await
+    }
+
+    async fn send(&self, statement: impl Fn() -> Statement) -> Result<Vec<QueryResult>, Error> {
         let send = || {
             self.statements.fetch_add(1, Ordering::Relaxed);
-            self.db.query_all_raw(self.backend().build(select))
+            self.db.query_all_raw(statement())
         };
         let rows = match send().await {
             Err(cause) if error::is_disconnect(&cause) => send().await?,
@@ -88,6 +92,16 @@ impl Reader {
         };
         self.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
         Ok(rows)
+    }
+
+    /// As [`Reader::rows`], for a statement that is text already.
+    pub(crate) async fn run(
+        &self,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Vec<QueryResult>, Error> {
+        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
+        self.send(|| statement.clone()).await
     }
 
     /// As [`Reader::rows`], each row read into a struct.
@@ -141,15 +155,31 @@ impl Loader {
         batch: B,
         key: B::Key,
     ) -> Result<B::Value, Error> {
-        let queue = self.queue::<B>();
-        let pending = BatchQueue::join(&queue, request, batch, key)?;
-        Load {
-            pending,
-            request,
-            key,
-            slot: None,
+        let parts = BatchQueue::join(&self.queue::<B>(), request, batch, &[key])?;
+        let mut value = B::Value::default();
+        for (pending, _) in parts {
+            value = Wait::new(&pending, request).await?.of(key);
         }
-        .await
+        Ok(value)
+    }
+
+    /// As [`Loader::load`], for many keys: their values in the same order.
+    pub(crate) async fn load_all<B: Batch>(
+        &self,
+        request: &Arc<PendingBatches>,
+        batch: B,
+        keys: &[B::Key],
+    ) -> Result<Vec<B::Value>, Error> {
+        let parts = BatchQueue::join(&self.queue::<B>(), request, batch, keys)?;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut rest = keys;
+        for (pending, count) in parts {
+            let (keys, after) = rest.split_at(count);
+            rest = after;
+            let outcome = Wait::new(&pending, request).await?;
+            values.extend(keys.iter().map(|key| outcome.of(*key)));
+        }
+        Ok(values)
     }
 
     /// Loads the value of a key outside of any operation.
@@ -207,6 +237,9 @@ struct Group<B: Batch> {
     in_flight: usize,
 }
 
+/// A batch, and the number of keys that it takes.
+type Part<B> = (Arc<Pending<B>>, usize);
+
 type Outcome<B> = Result<HashMap<<B as Batch>::Key, <B as Batch>::Value>, Error>;
 
 /// A batch that collects keys, is running, or is complete.
@@ -218,13 +251,41 @@ struct Pending<B: Batch> {
     waiters: Mutex<Vec<(Arc<PendingBatches>, Waker)>>,
 }
 
+impl<B: Batch> Group<B> {
+    /// The waiting batch that takes more keys.
+    fn open(&mut self) -> Result<Arc<Pending<B>>, Error> {
+        let last = self.waiting.last();
+        if let Some(open) = last.filter(|pending| lock(&pending.keys).len() < BATCH_KEYS) {
+            return Ok(Arc::clone(open));
+        }
+        if self.waiting.len() >= WAITING_BATCHES {
+            return Err(Error::unavailable(
+                "The server is busy. Try again in a moment.",
+            ));
+        }
+        let pending = Arc::new(Pending {
+            keys: Mutex::default(),
+            ready: AtomicBool::new(false),
+            outcome: OnceLock::new(),
+            waiters: Mutex::default(),
+        });
+        self.waiting.push(Arc::clone(&pending));
+        Ok(pending)
+    }
+}
+
 impl<B: Batch> BatchQueue<B> {
+    /// Adds keys to the waiting batches; returns each batch with the number of keys that it takes, in order.
     fn join(
         queue: &Arc<Self>,
         request: &Arc<PendingBatches>,
         batch: B,
-        key: B::Key,
-    ) -> Result<Arc<Pending<B>>, Error> {
+        keys: &[B::Key],
+    ) -> Result<Vec<Part<B>>, Error> {
+        let mut joined: Vec<Part<B>> = Vec::with_capacity(1);
+        if keys.is_empty() {
+            return Ok(joined);
+        }
         let mut groups = lock(&queue.groups);
         let at = groups
             .iter()
@@ -238,39 +299,32 @@ impl<B: Batch> BatchQueue<B> {
                 groups.len() - 1
             });
         let group = &mut groups[at];
-        let open = group.waiting.last().filter(|pending| {
-            let keys = lock(&pending.keys);
-            keys.len() < BATCH_KEYS || keys.contains(&key)
-        });
-        let pending = if let Some(pending) = open {
-            Arc::clone(pending)
-        } else {
-            if group.waiting.len() >= WAITING_BATCHES {
-                return Err(Error::unavailable(
-                    "The server is busy. Try again in a moment.",
-                ));
-            }
-            let pending = Arc::new(Pending {
-                keys: Mutex::default(),
-                ready: AtomicBool::new(false),
-                outcome: OnceLock::new(),
-                waiters: Mutex::default(),
-            });
-            group.waiting.push(Arc::clone(&pending));
-            pending
-        };
-        let full = {
-            let mut keys = lock(&pending.keys);
-            keys.insert(key);
-            keys.len() >= BATCH_KEYS
-        };
-        if full {
-            pending.ready.store(true, Ordering::Relaxed);
-            Self::dispatch(queue, group);
-        } else {
-            request.touch(queue, &pending);
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let pending = group.open()?;
+            let count = {
+                let mut keys = lock(&pending.keys);
+                let mut count = 0;
+                while let Some(key) = rest.get(count)
+                    && keys.len() < BATCH_KEYS
+                {
+                    keys.insert(*key);
+                    count += 1;
+                }
+                count
+            };
+            rest = &rest[count..];
+            joined.push((pending, count));
         }
-        Ok(pending)
+        for (pending, _) in &joined {
+            if lock(&pending.keys).len() >= BATCH_KEYS {
+                pending.ready.store(true, Ordering::Relaxed);
+            } else {
+                request.touch(queue, pending);
+            }
+        }
+        Self::dispatch(queue, group);
+        Ok(joined)
     }
 
     /// Dispatches ready batches, up to the limit of concurrent statements of the group.
@@ -359,23 +413,32 @@ impl<B: Batch> Drop for BatchRun<B> {
     }
 }
 
-/// A resolver that waits for its key.
-struct Load<'a, B: Batch> {
-    pending: Arc<Pending<B>>,
+/// Waits for the end of a batch.
+struct Wait<'a, B: Batch> {
+    pending: &'a Arc<Pending<B>>,
     request: &'a Arc<PendingBatches>,
-    key: B::Key,
     slot: Option<usize>,
 }
 
-impl<B: Batch> Future for Load<'_, B> {
-    type Output = Result<B::Value, Error>;
+impl<'a, B: Batch> Wait<'a, B> {
+    fn new(pending: &'a Arc<Pending<B>>, request: &'a Arc<PendingBatches>) -> Self {
+        Self {
+            pending,
+            request,
+            slot: None,
+        }
+    }
+}
+
+impl<'a, B: Batch> Future for Wait<'a, B> {
+    type Output = Result<Values<'a, B>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let pending = Arc::clone(&self.pending);
+        let pending = self.pending;
         let mut waiters = lock(&pending.waiters);
         if let Some(outcome) = pending.outcome.get() {
             return Poll::Ready(match outcome {
-                Ok(values) => Ok(values.get(&self.key).cloned().unwrap_or_default()),
+                Ok(values) => Ok(Values(values)),
                 Err(error) => Err(error.clone()),
             });
         }
@@ -387,6 +450,15 @@ impl<B: Batch> Future for Load<'_, B> {
             waiters.push((Arc::clone(self.request), waker.clone()));
         }
         Poll::Pending
+    }
+}
+
+/// The values of a batch.
+struct Values<'a, B: Batch>(&'a HashMap<B::Key, B::Value>);
+
+impl<B: Batch> Values<'_, B> {
+    fn of(&self, key: B::Key) -> B::Value {
+        self.0.get(&key).cloned().unwrap_or_default()
     }
 }
 

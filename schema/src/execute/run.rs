@@ -5,26 +5,31 @@ use std::{
     time::Instant,
 };
 
-use async_graphql::{Pos, Request, Response, parser::types::OperationType};
+use async_graphql::{
+    Name, Pos, Request, Response, Value, indexmap::IndexMap, parser::types::OperationType,
+};
 use chrono::SubsecRound;
 use tokio::{runtime::Handle, sync::Semaphore};
 use tracing::Instrument;
 
 use crate::{
     access::Viewer,
+    compiled::Queries,
     db::{DispatchWhenIdle, PendingBatches},
     error::Error,
     execute::{admission::Run, usage},
     idempotency::{self, Key, Known, RequestedKey, Turn},
-    operation::{self, Measure, Plan, Timings},
+    operation::{self, Measure, Plan, Timings, Variables},
     request::{self, Progress, Services},
-    response::Answer,
+    response::{Answer, Written},
     roots::Schema,
 };
 
 /// An operation that the executor can run.
 pub(crate) struct Execution {
-    pub(crate) request: Request,
+    pub(crate) variables: Variables,
+    /// The response keys of refused root fields.
+    pub(crate) refused: Vec<Name>,
     pub(crate) context: Arc<request::Request>,
     pub(crate) pending: Arc<PendingBatches>,
     pub(crate) plan: Arc<Plan>,
@@ -33,10 +38,23 @@ pub(crate) struct Execution {
     pub(crate) is_long: bool,
 }
 
+impl Execution {
+    /// The input of the executor, without the root fields with these keys.
+    pub(crate) fn request(&self, without: &[Name]) -> Request {
+        let mut without = without.to_vec();
+        without.extend_from_slice(&self.refused);
+        let mut request = Request::new("");
+        request.set_parsed_query(operation::bind(&self.plan, &self.variables, &without));
+        request.data.insert(Arc::clone(&self.context));
+        request
+    }
+}
+
 /// Runs operations.
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) schema: Schema,
+    pub(crate) queries: Arc<Queries>,
     pub(crate) services: Arc<Services>,
     /// Serializes operations that read much of the schema, which run off the async threads.
     pub(crate) long: Arc<Semaphore>,
@@ -76,9 +94,6 @@ impl Engine {
         // A subscription has no end at which to report its cost.
         let usage = usage && operation.kind() != OperationType::Subscription;
         let pending = PendingBatches::new(usage);
-        let mut request = Request::new("");
-        let document = operation::bind(&operation.plan, &operation.variables, &refused);
-        request.set_parsed_query(document);
         let context = Arc::new(request::Request {
             services: Arc::clone(&self.services),
             viewer,
@@ -89,9 +104,9 @@ impl Engine {
             progress: Progress::new(after),
             text: AtomicU64::new(0),
         });
-        request.data.insert(Arc::clone(&context));
         Execution {
-            request,
+            variables: operation.variables,
+            refused,
             context,
             pending,
             plan: operation.plan,
@@ -149,37 +164,70 @@ impl Engine {
 
     pub(crate) async fn execute(&self, run: Run) -> Answer {
         let kind = run.operation.kind();
+        let execution = self.execution(run);
+        let began = Instant::now();
+        let timeout = self.services.limits.timeout;
         let Execution {
-            request,
             context,
             pending,
             plan,
             measure,
             timings,
-            is_long,
-        } = self.execution(run);
-        let began = Instant::now();
-        let timeout = self.services.limits.timeout;
+            ..
+        } = &execution;
         let execution = async {
-            if is_long {
-                self.execute_aside(request, Arc::clone(&pending)).await
-            } else {
-                DispatchWhenIdle::new(&pending, self.schema.execute(request)).await
+            if execution.is_long {
+                let request = execution.request(&[]);
+                let response = self.execute_aside(request, Arc::clone(pending)).await;
+                return (response, Vec::new());
             }
+            DispatchWhenIdle::new(pending, self.resolve(&execution)).await
         };
-        let Ok(response) = tokio::time::timeout(timeout, execution).await else {
+        let Ok((response, written)) = tokio::time::timeout(timeout, execution).await else {
             return match kind {
                 OperationType::Mutation => Error::change_timeout().into(),
                 OperationType::Query | OperationType::Subscription => Error::timeout().into(),
             };
         };
         let took = began.elapsed();
-        let mut answer = Answer::of(response, plan, &context.client.request_id);
+        let request_id = &context.client.request_id;
+        let mut answer = Answer::of(response, written, Arc::clone(plan), request_id);
         if let Some(usage) = pending.usage() {
-            let account = usage::account(&usage, measure, timings, took);
+            let account = usage::account(&usage, *measure, *timings, took);
             answer.extend("usage", account);
         }
         answer
+    }
+
+    /// Resolves the root fields: by the compiled query, and the others by the executor.
+    async fn resolve(&self, execution: &Execution) -> (Response, Written) {
+        let Execution {
+            context,
+            variables,
+            refused,
+            plan,
+            ..
+        } = execution;
+        let query = context
+            .viewer
+            .as_ref()
+            .filter(|_| context.services.limits.compiled_queries > 0)
+            .map(|viewer| self.queries.compile(plan, viewer));
+        let Some(query) = query.filter(|query| !query.is_empty()) else {
+            return (
+                self.schema.execute(execution.request(&[])).await,
+                Vec::new(),
+            );
+        };
+        let written = self.queries.run(&query, context, variables, refused).await;
+        let is_complete = written.len() + refused.len() == plan.roots().len();
+        let response = if is_complete {
+            Response::new(Value::Object(IndexMap::new()))
+        } else {
+            let keys: Vec<_> = written.iter().map(|(key, _)| key.clone()).collect();
+            self.schema.execute(execution.request(&keys)).await
+        };
+        (response, written)
     }
 
     /// Executes an operation that reads much of the schema in a blocking thread, because the executor does not yield.

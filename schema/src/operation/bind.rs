@@ -127,7 +127,7 @@ fn field(plan: &FieldPlan, variables: &Variables) -> Positioned<Executed> {
 }
 
 /// A value with its variables replaced; `None` for a variable without a value.
-fn value_of(value: &Input, variables: &Variables) -> Option<Input> {
+pub(crate) fn value_of(value: &Input, variables: &Variables) -> Option<Input> {
     Some(match value {
         Input::Variable(name) => variables.get(name)?.clone().into_value(),
         Input::List(items) => {

@@ -4,7 +4,13 @@
 //! The plan is built once per document, operation and conditions of `@skip` and `@include`. The cost of the operation,
 //! the executor's document and the order of the response are derived from it.
 
-use std::{collections::HashMap, collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use apollo_compiler::{
     ExecutableDocument, Name as ApolloName, Node,
@@ -24,12 +30,16 @@ use crate::{
     },
 };
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// Fields in the order of the response.
 pub(crate) type Fields = Vec<Arc<FieldPlan>>;
 
 /// An executable operation.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// Identifies the plan in this process.
+    pub(crate) id: u64,
     /// The number of selections after fragment expansion.
     pub(crate) size: u64,
     pub(crate) kind: OperationType,
@@ -102,6 +112,7 @@ impl Plan {
         let root = &operation.selection_set;
         let root = planner.selection(&root.ty, &[root])?;
         Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             size: planner.size,
             kind: match operation.operation_type {
                 ApolloOperation::Query => OperationType::Query,

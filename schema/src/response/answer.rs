@@ -10,7 +10,7 @@ use crate::{
     error::{Code, Error, Refusal},
     operation::Plan,
     rate_limit::{self, Decision, QuotaStatus},
-    response::propagate_nulls,
+    response::{Written, propagate_nulls},
     scalar::DateTime,
 };
 use async_graphql::ScalarType;
@@ -28,8 +28,8 @@ pub struct Answer {
 /// The data of a response.
 #[derive(Debug)]
 enum Data {
-    /// The result of an execution.
-    Fresh(Value, Arc<Plan>),
+    /// The result of an execution: root fields of the executor, and those of the compiled query.
+    Fresh(Value, Written, Arc<Plan>),
     /// The stored text of an earlier response.
     Kept(Box<RawValue>),
 }
@@ -37,7 +37,7 @@ enum Data {
 impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Fresh(data, plan) => plan.order(data).serialize(serializer),
+            Self::Fresh(data, written, plan) => plan.order(data, written).serialize(serializer),
             Self::Kept(text) => text.serialize(serializer),
         }
     }
@@ -213,7 +213,12 @@ impl Answer {
         seconds.max()
     }
 
-    pub(crate) fn of(response: Response, plan: Arc<Plan>, request_id: &str) -> Self {
+    pub(crate) fn of(
+        response: Response,
+        written: Written,
+        plan: Arc<Plan>,
+        request_id: &str,
+    ) -> Self {
         // Only an error in a resolver has a path. If no error has one and there is no data, nothing was executed.
         let ran = response.data != Value::Null
             || response.errors.is_empty()
@@ -236,7 +241,7 @@ impl Answer {
         let mut data = response.data;
         propagate_nulls(&plan, &mut data, &errors);
         Self {
-            data: ran.then(|| Box::new(Data::Fresh(data, plan))),
+            data: ran.then(|| Box::new(Data::Fresh(data, written, plan))),
             errors,
             extensions: Map::new(),
             quotas: Vec::new(),
@@ -250,7 +255,7 @@ impl Answer {
     /// remove the other fields.
     pub(crate) fn refuse(&mut self, decision: &Decision) {
         for (field, place) in &decision.refused {
-            if let Some(Data::Fresh(Value::Object(data), _)) = self.data.as_deref_mut() {
+            if let Some(Data::Fresh(Value::Object(data), ..)) = self.data.as_deref_mut() {
                 data.insert(field.key.clone(), Value::Null);
             }
             let error = rate_limit::refused(&decision.quotas[*place]);
@@ -265,7 +270,10 @@ impl Answer {
 impl From<Data> for Value {
     fn from(data: Data) -> Self {
         let value = match data {
-            Data::Fresh(data, plan) => async_graphql::to_value(plan.order(&data)).ok(),
+            Data::Fresh(data, written, plan) => {
+                let text = serde_json::to_string(&plan.order(&data, &written)).ok();
+                text.and_then(|text| serde_json::from_str(&text).ok())
+            }
             Data::Kept(text) => serde_json::from_str(text.get()).ok(),
         };
         value.unwrap_or_else(|| unreachable!("data is a JSON value"))

@@ -4,4 +4,4 @@ mod answer;
 mod null_propagation;
 
 pub use answer::Answer;
-pub(crate) use null_propagation::propagate_nulls;
+pub(crate) use null_propagation::{Written, propagate_nulls};

@@ -7,6 +7,7 @@
 use apollo_compiler::ast::Type;
 use async_graphql::{Name, PathSegment, ServerError, Value, indexmap::IndexMap};
 use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::value::RawValue;
 
 use crate::operation::{
     bind::TYPE_KEY,
@@ -156,10 +157,45 @@ fn in_order<'a, S: Serializer>(
     map.end()
 }
 
+/// Root fields that are JSON already, by response key.
+pub(crate) type Written = Vec<(Name, Box<RawValue>)>;
+
+/// The data of a response in the order of the document. Null replaces all of it.
+pub(crate) struct OrderedData<'a> {
+    data: &'a Value,
+    written: &'a Written,
+    plan: &'a Plan,
+}
+
+impl Serialize for OrderedData<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Value::Object(object) = self.data else {
+            return self.data.serialize(serializer);
+        };
+        if self.written.is_empty() {
+            return Ordered(self.data, &self.plan.root).serialize(serializer);
+        }
+        let mut map = serializer.serialize_map(None)?;
+        for field in self.plan.roots() {
+            let mut written = self.written.iter();
+            if let Some((key, text)) = written.find(|(key, _)| *key == field.key) {
+                map.serialize_entry(key.as_str(), text)?;
+            } else if let Some(value) = object.get(&field.key) {
+                map.serialize_entry(field.key.as_str(), &Ordered(value, &field.selection))?;
+            }
+        }
+        map.end()
+    }
+}
+
 impl Plan {
     /// The data of a response in the order of the document.
-    pub(crate) fn order<'a>(&'a self, data: &'a Value) -> Ordered<'a> {
-        Ordered(data, &self.root)
+    pub(crate) fn order<'a>(&'a self, data: &'a Value, written: &'a Written) -> OrderedData<'a> {
+        OrderedData {
+            data,
+            written,
+            plan: self,
+        }
     }
 }
 
@@ -189,6 +225,7 @@ mod tests {
             text_bytes: 1_000,
             timeout: std::time::Duration::from_secs(1),
             parsed_documents: 1,
+            compiled_queries: 1,
             persisted_queries: 1,
             introspection: true,
         };
@@ -215,7 +252,7 @@ mod tests {
             })
             .collect();
         propagate_nulls(&plan, &mut data, &errors);
-        serde_json::to_string(&plan.order(&data)).expect("JSON")
+        serde_json::to_string(&plan.order(&data, &Vec::new())).expect("JSON")
     }
 
     #[test]

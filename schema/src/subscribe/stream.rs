@@ -181,7 +181,7 @@ impl Live {
         let weight = responses.iter().map(|response| weight(&response.data));
         self.request.progress.weighed(responses.len(), weight.sum());
         let answers = responses.into_iter().map(|response| {
-            let answer = Answer::of(response, Arc::clone(&self.plan), request_id);
+            let answer = Answer::of(response, Vec::new(), Arc::clone(&self.plan), request_id);
             if has_failed {
                 answer.without_data()
             } else {

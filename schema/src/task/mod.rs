@@ -18,7 +18,7 @@ use crate::{
     agent::Agent,
     circle::Circle,
     conversation::{Conversation, ConversationFilter},
-    data::{Connection, Noun, Order, Page, SortDirection, by_id, load},
+    data::{Connection, FieldsOf, Noun, Order, Page, SortDirection, by_id, load},
     db::{Rule, is_one_of},
     error::Error,
     id::Kind,
@@ -252,16 +252,11 @@ impl Task {
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
     ) -> Result<Connection<Task>, Error> {
-        let readable = ctx.request().viewer()?.tasks();
-        Connection::of(
-            task::Column::ParentId,
-            self.0.id,
-            Condition::all()
-                .add(readable)
-                .add(TaskFilter::condition(filter)?),
-            Task::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let (viewer, page) = (
+            ctx.request().viewer()?,
+            Page::new(first, after, last, before)?,
+        );
+        Self::list(Some(self.0.id), viewer, filter, order_by, &page)
     }
 
     /// The conversations about it that the viewer may read, newest first.
@@ -274,16 +269,8 @@ impl Task {
         before: Option<String>,
         filter: Option<ConversationFilter>,
     ) -> Result<Connection<Conversation>, Error> {
-        let readable = ctx.request().viewer()?.conversations();
-        Connection::of(
-            conversation::Column::TaskId,
-            self.0.id,
-            Condition::all()
-                .add(readable)
-                .add(ConversationFilter::condition(filter)?),
-            Order::descending([conversation::Column::Id]),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Self::list_conversations(self.0.id, ctx.request().viewer()?, filter, &page)
     }
 }
 
@@ -295,6 +282,37 @@ impl Task {
     ) -> Result<Option<Self>, Error> {
         let Some(id) = id else { return Ok(None) };
         load(ctx.request(), id).await
+    }
+
+    /// The tasks that the viewer may read: all, or the subtasks of one.
+    fn list(
+        parent: Option<Uuid>,
+        viewer: &Viewer,
+        filter: Option<TaskFilter>,
+        order: Option<TaskOrder>,
+        page: &Page,
+    ) -> Result<Connection<Self>, Error> {
+        let condition = Condition::all()
+            .add(viewer.tasks())
+            .add(TaskFilter::condition(filter)?);
+        let order = Self::order(order);
+        match parent {
+            Some(parent) => Connection::of(task::Column::ParentId, parent, condition, order, page),
+            None => Connection::new(condition, order, page),
+        }
+    }
+
+    fn list_conversations(
+        task: Uuid,
+        viewer: &Viewer,
+        filter: Option<ConversationFilter>,
+        page: &Page,
+    ) -> Result<Connection<Conversation>, Error> {
+        let condition = Condition::all()
+            .add(viewer.conversations())
+            .add(ConversationFilter::condition(filter)?);
+        let order = Order::descending([conversation::Column::Id]);
+        Connection::of(conversation::Column::TaskId, task, condition, order, page)
     }
 }
 
@@ -323,6 +341,46 @@ impl Noun for Task {
 
     fn readable(viewer: &Viewer) -> Option<Rule> {
         Some(viewer.rules().task.clone())
+    }
+
+    fn fields() -> FieldsOf<Self> {
+        use task::Column::{
+            ActualHours, Artifacts, AssigneeId, CircleId, CompletedAt, CreatedAt, CreatedBy,
+            Description, DueAt, EstimatedHours, ParentId, Priority, RequiredCompetencies,
+            RequiresReview, Result, ReviewNote, ReviewRound, ReviewType, ReviewerId, StartedAt,
+            Status, StatusNote, SubmittedAt, Title, UpdatedAt, Version,
+        };
+        FieldsOf::new()
+            .by_id("task")
+            .all("tasks", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list(None, list.viewer, filter, order, &list.page)
+            })
+            .columns([
+                Title,
+                Priority,
+                Status,
+                RequiresReview,
+                ReviewType,
+                ReviewRound,
+            ])
+            .columns([EstimatedHours, ActualHours, DueAt, StartedAt, SubmittedAt])
+            .columns([CompletedAt, CreatedAt, UpdatedAt, Version])
+            .texts([Description, RequiredCompetencies, ReviewNote])
+            .texts([StatusNote, Result, Artifacts])
+            .one::<Circle>("circle", CircleId)
+            .one::<User>("createdBy", CreatedBy)
+            .one_readable::<Self>("parent", ParentId)
+            .one_readable::<Agent>("assignee", AssigneeId)
+            .one_readable::<Agent>("reviewer", ReviewerId)
+            .list("subtasks", |list| {
+                let (filter, order) = (list.get("filter")?, list.get("orderBy")?);
+                Self::list(Some(list.parent), list.viewer, filter, order, &list.page)
+            })
+            .list("conversations", |list| {
+                let filter = list.get("filter")?;
+                Self::list_conversations(list.parent, list.viewer, filter, &list.page)
+            })
     }
 }
 
@@ -456,13 +514,7 @@ impl TaskQuery {
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
     ) -> Result<Connection<Task>, Error> {
-        let readable = ctx.request().viewer()?.tasks();
-        Connection::new(
-            Condition::all()
-                .add(readable)
-                .add(TaskFilter::condition(filter)?),
-            Task::order(order_by),
-            &Page::new(first, after, last, before)?,
-        )
+        let page = Page::new(first, after, last, before)?;
+        Task::list(None, ctx.request().viewer()?, filter, order_by, &page)
     }
 }
