@@ -151,7 +151,7 @@ impl<C: EventDetails> TypeName for Of<C> {
     }
 }
 
-/// An event about a change of one kind of subject.
+// `roots.rs` adds the description of each type.
 #[Object(name_type)]
 impl<C: EventDetails> Of<C> {
     /// The id of the event, `event_…`.

@@ -45,7 +45,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    // The length follows from the last variant, so that an omitted entry is a compiler error.
+    const ALL: [Self; Self::SignIn as usize + 1] = [
         Self::User,
         Self::Provider,
         Self::Model,

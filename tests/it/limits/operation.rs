@@ -217,6 +217,18 @@ async fn refused_query_fields_are_null_and_the_rest_is_served() {
 }
 
 #[tokio::test]
+async fn a_refused_field_is_rate_limited_even_if_its_arguments_are_invalid() {
+    let server = serve(|config| config.limits.read = 1).await;
+    let token = server.token("demo@example.com").await;
+    let task = r#"task(id: "nonsense") { id }"#;
+    let query = format!("{{ a: {task} b: {task} }}");
+    let answer = ask(&server, HERE, Some(&token), &query).await;
+    assert_eq!(answer.codes(), ["BAD_USER_INPUT", "RATE_LIMITED"]);
+    assert_eq!(answer.body["data"], json!({ "a": null, "b": null }));
+    assert!(ask(&server, HERE, Some(&token), &query).await.is_refused());
+}
+
+#[tokio::test]
 async fn aliases_are_served_in_order_up_to_the_limit() {
     let server = serve(|config| config.limits.read = 5).await;
     for (field, served) in [

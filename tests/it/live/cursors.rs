@@ -90,9 +90,9 @@ async fn retention_deletes_old_events_and_positions_continue() {
     let server = TestServer::with(|config| config.events.retention = retention).await;
     let db = server.database().connect().await;
     let count = || event::Entity::find().count(&db);
-    assert_eq!(count().await, Ok(820));
+    let all = count().await.expect("counts");
     server.purge().await;
-    assert_eq!(count().await, Ok(820));
+    assert_eq!(count().await, Ok(all));
     server.pass(3_650 * 86_400);
     server.purge().await;
     assert_eq!(count().await, Ok(1), "the newest event is kept");
@@ -101,7 +101,7 @@ async fn retention_deletes_old_events_and_positions_continue() {
     listener.next().await;
     let newest = event::Entity::find().order_by_desc(event::Column::Position);
     let newest = newest.one(&db).await.expect("reads").expect("an event");
-    assert_eq!(newest.position, Some(821));
+    assert_eq!(newest.position, i64::try_from(all + 1).ok());
 }
 
 #[tokio::test]
