@@ -29,7 +29,7 @@ async fn the_loader_reports_the_sizes_of_its_batches() {
         .await
     };
     assert_eq!(metric("count", "").await, None);
-    let query = "query ($id: ID!) { circle(id: $id) { members(first: 100) { nodes { id } } } }";
+    let query = "query ($id: ID!) { circle(id: $id) { members(first: 100) { nodes { id competencies } } } }";
     let id = "circle_01ke6p4zk8e03r000000000001";
     for batches in [1.0, 2.0] {
         let answer = server.graphql(query, json!({ "id": id })).await;
