@@ -23,7 +23,7 @@ gathering_settings::settings! {
         timeout: Duration = Duration::from_secs(15), from Duration::from_millis(10), to Duration::from_mins(10);
         /// Capacity of the document cache and of the plan cache. A document takes one slot, plus one for each KiB of its text.
         parsed_documents: u64 = 1_000, from 1, to 100_000;
-        /// Capacity of the cache of compiled queries; 0 resolves every field by the executor. A query takes one slot, plus one for each root field.
+        /// Capacity of the cache of compiled queries; 0 resolves every field by the executor. A query takes one slot for each of its statements.
         compiled_queries: u64 = 1_000, from 0, to 100_000;
         /// Maximum number of automatic persisted queries kept in memory; 0 disables them.
         persisted_queries: u64 = 1_000, from 0, to 100_000;

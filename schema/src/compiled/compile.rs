@@ -156,7 +156,25 @@ pub(super) struct Selected {
     pub(super) cursor_cells: Vec<Cell>,
 }
 
+impl Root {
+    /// The number of statements.
+    pub(super) fn statements(&self) -> u64 {
+        match self {
+            Self::Row { row, .. } => row.source.statements(),
+            Self::List(list) => list.source.statements(),
+        }
+    }
+}
+
 impl Source {
+    fn statements(&self) -> u64 {
+        let branches = self.branches.iter().map(|branch| match &branch.to {
+            To::Row(row) => row.source.statements(),
+            To::List(list) => list.source.statements(),
+        });
+        1 + branches.sum::<u64>()
+    }
+
     fn column(&mut self, table: usize, name: &'static str) -> usize {
         let column = (table, name);
         let known = self.columns.iter().position(|known| *known == column);

@@ -70,7 +70,9 @@ impl Queries {
             backend,
             user: Viewer::stand_in(false, rulebook),
             admin: Viewer::stand_in(true, rulebook),
-            compiled: Cache::weighed(capacity, |_, query: &Arc<Query>| query.roots.len() as u64),
+            compiled: Cache::weighed(capacity, |_, query: &Arc<Query>| {
+                query.roots.iter().map(|(_, root)| root.statements()).sum()
+            }),
             written: AtomicU64::new(0),
             declined: AtomicU64::new(0),
         }
