@@ -3,6 +3,7 @@
 mod batch;
 mod batch_sizes;
 mod loader;
+mod pending;
 mod prepared;
 mod search;
 mod writer;
@@ -11,9 +12,8 @@ pub(crate) use batch::{
     ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among, is_one_of,
 };
 pub use batch_sizes::BatchSizes;
-pub(crate) use loader::{
-    BATCH_KEYS, Batch, DispatchWhenIdle, Loader, PendingBatches, Reader, Usage,
-};
+pub(crate) use loader::{BATCH_KEYS, Batch, Loader, Reader};
+pub(crate) use pending::{DispatchWhenIdle, PendingBatches, Usage};
 pub(crate) use prepared::{Keyed, Prepared, PreparedRows, RawRows, VIEWER};
 pub(crate) use search::{contains, filter};
 pub(crate) use writer::{Writer, WriterGuard, is_taken, retry_on_conflict};
