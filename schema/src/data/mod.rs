@@ -1,6 +1,7 @@
 //! The building blocks of nouns: pages of a connection, and changes in one transaction.
 
 mod change;
+mod column;
 mod cursor;
 mod directive;
 mod edits;
@@ -10,14 +11,13 @@ mod order;
 mod page;
 
 pub(crate) use change::{Change, Outcome, Stop, change, unique};
+pub use column::Entries;
+pub(crate) use column::{Cell, Column, EdgeField, One};
 pub(crate) use cursor::Order;
 pub(crate) use directive::list_size;
 pub(crate) use edits::{Edits, check_version};
-pub(crate) use fields::{
-    Cell, Column, EdgeField, Field, Fields, List, ListArguments, One, argument,
-};
-pub use fields::{Entries, FieldsOf};
-pub use noun::Noun;
+pub(crate) use fields::{Field, Fields, List, ListArguments, argument};
+pub use noun::{FieldsOf, Noun};
 pub(crate) use noun::{by_id, load};
 pub use order::{NamedOrder, NamedOrderField, SortDirection};
 pub(crate) use page::DEFAULT_PAGE;

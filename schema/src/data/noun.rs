@@ -1,16 +1,17 @@
 //! The interface that every noun of the graph implements.
 
-use std::sync::Arc;
+use std::{collections::HashMap, marker::PhantomData, sync::Arc};
 
 use async_graphql::{Context, ID, OutputType, connection::EmptyFields};
-use sea_orm::{EntityTrait, FromQueryResult};
+use sea_orm::{EntityName, EntityTrait, FromQueryResult, IdenStatic, Iterable, PrimaryKeyToColumn};
 use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     data::{
-        Listed,
-        fields::{Entries, FieldsOf},
+        column::{Cell, Column, Entries, One},
+        fields::{Field, Fields, List, ListArguments},
+        page::{Connection, Listed},
     },
     db::Rule,
     error::Error,
@@ -83,4 +84,141 @@ impl<N: Noun> Listed for N {
             extra: Vec::new(),
         })
     }
+}
+
+type ColumnOf<N> = <<N as Noun>::Entity as EntityTrait>::Column;
+
+/// Collects the fields of a noun.
+pub struct FieldsOf<N> {
+    fields: Fields,
+    noun: PhantomData<fn() -> N>,
+}
+
+impl<N: Noun> FieldsOf<N> {
+    /// The fields `id` and `__typename`.
+    pub(crate) fn new() -> Self {
+        let key = <N::Entity as EntityTrait>::PrimaryKey::iter()
+            .next()
+            .map(PrimaryKeyToColumn::into_column);
+        let key = key.unwrap_or_else(|| unreachable!("every table has a primary key"));
+        let id = Column {
+            cell: Cell::Id(N::KIND),
+            ..Column::of(key)
+        };
+        Self {
+            fields: Fields {
+                name: N::type_name().into_owned(),
+                table: N::Entity::default().table_name(),
+                key: key.as_str(),
+                kind: N::KIND,
+                readable: N::readable,
+                by_name: HashMap::from([("id".to_owned(), Field::Column(id))]),
+                by_id: None,
+                all: None,
+            },
+            noun: PhantomData,
+        }
+    }
+
+    fn with(mut self, name: String, field: Field) -> Self {
+        self.fields.by_name.insert(name, field);
+        self
+    }
+
+    /// Columns whose fields have the same names.
+    pub(crate) fn columns(self, columns: impl IntoIterator<Item = ColumnOf<N>>) -> Self {
+        columns.into_iter().fold(self, |fields, column| {
+            fields.with(
+                camel_case(column.as_str()),
+                Field::Column(Column::of(column)),
+            )
+        })
+    }
+
+    /// Columns of texts that count against `graphql.text_bytes`.
+    pub(crate) fn texts(self, columns: impl IntoIterator<Item = ColumnOf<N>>) -> Self {
+        columns.into_iter().fold(self, |fields, column| {
+            let text = Column {
+                is_long: true,
+                ..Column::of(column)
+            };
+            fields.with(camel_case(column.as_str()), Field::Column(text))
+        })
+    }
+
+    /// Columns of exact decimal numbers.
+    pub(crate) fn decimals(self, columns: impl IntoIterator<Item = ColumnOf<N>>) -> Self {
+        columns.into_iter().fold(self, |fields, column| {
+            let decimal = Column {
+                cell: Cell::Decimal,
+                ..Column::of(column)
+            };
+            fields.with(camel_case(column.as_str()), Field::Column(decimal))
+        })
+    }
+
+    /// An edge to an object that every reader of the row may read.
+    pub(crate) fn one<T: Noun>(self, name: &str, column: ColumnOf<N>) -> Self {
+        self.with(name.to_owned(), Field::One(One::to::<T>(column)))
+    }
+
+    /// An edge to an object that is null if the viewer may not read it.
+    pub(crate) fn one_readable<T: Noun>(self, name: &str, column: ColumnOf<N>) -> Self {
+        let one = One {
+            is_checked: true,
+            ..One::to::<T>(column)
+        };
+        self.with(name.to_owned(), Field::One(one))
+    }
+
+    /// A list of the object's rows. `select` ignores the parent.
+    pub(crate) fn list<L: Listed>(
+        self,
+        name: &str,
+        select: impl Fn(&ListArguments<'_>) -> Result<Connection<L>, Error> + Send + Sync + 'static,
+    ) -> Self {
+        match List::of(select) {
+            Some(list) => self.with(name.to_owned(), Field::List(Arc::new(list))),
+            None => self,
+        }
+    }
+
+    /// The root field that returns an object by its id.
+    pub(crate) fn by_id(mut self, root: &'static str) -> Self {
+        self.fields.by_id = Some(root);
+        self
+    }
+
+    /// The root field that returns a list.
+    pub(crate) fn all<L: Listed>(
+        mut self,
+        root: &'static str,
+        select: impl Fn(&ListArguments<'_>) -> Result<Connection<L>, Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.fields.all = List::of(select).map(|list| (root, Arc::new(list)));
+        self
+    }
+}
+
+impl<N> From<FieldsOf<N>> for Fields {
+    fn from(fields: FieldsOf<N>) -> Self {
+        fields.fields
+    }
+}
+
+/// The name of a field: `display_name` becomes `displayName`.
+fn camel_case(column: &str) -> String {
+    let mut name = String::with_capacity(column.len());
+    let mut is_start = false;
+    for letter in column.chars() {
+        if letter == '_' {
+            is_start = true;
+        } else if is_start {
+            name.extend(letter.to_uppercase());
+            is_start = false;
+        } else {
+            name.push(letter);
+        }
+    }
+    name
 }

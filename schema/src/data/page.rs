@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     data::{
         Order,
-        fields::{Cell, Column, Entries},
+        column::{Cell, Column, Entries},
     },
     db::{ColumnOf, Count, PageQuery, Totals},
     error::Error,

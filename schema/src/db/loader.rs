@@ -16,7 +16,7 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -30,7 +30,7 @@ use sea_orm::{
 use crate::{
     db::{
         batch_sizes::{BatchSizes, SizeCounter},
-        pending::{Departure, DispatchWhenIdle, PendingBatches},
+        pending::{Departure, DispatchWhenIdle, PendingBatches, lock},
     },
     error::{self, Error},
 };
@@ -202,11 +202,6 @@ impl Loader {
             .downcast()
             .unwrap_or_else(|_| unreachable!("a queue is stored under its own type"))
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No value is ever half-changed here, so a panic of another thread during the lock does no harm.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All waiting and running batches of one type.

@@ -4,15 +4,13 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::task::AtomicWaker;
-
-use crate::db::loader::lock;
 
 /// Maximum number of consecutive polls of an execution that wakes itself. A future that does so forever must not occupy
 /// a worker thread.
@@ -170,4 +168,9 @@ impl<T> Drop for DispatchWhenIdle<'_, T> {
     fn drop(&mut self) {
         self.pending.dispatch();
     }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No value is ever half-changed here, so a panic of another thread during the lock does no harm.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
