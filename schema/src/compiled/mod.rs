@@ -155,7 +155,7 @@ impl Query {
 }
 
 async fn write(rows: &Rows<'_>, root: &Root) -> Result<Box<RawValue>, Declined> {
-    let mut writer = Writer::default();
+    let mut writer = Writer::new(rows.request.services.limits.text_bytes);
     match root {
         Root::Row { id, row } => {
             let id = value_of(id, rows.variables).and_then(Input::into_const);

@@ -13,14 +13,23 @@ use crate::compiled::{
 };
 
 /// The output so far.
-#[derive(Default)]
 pub(super) struct Writer {
     pub(super) out: Vec<u8>,
     /// The bytes of texts that count against `graphql.text_bytes`.
     pub(super) text: u64,
+    text_limit: u64,
 }
 
 impl Writer {
+    /// A writer that declines as soon as its texts exceed a limit, in bytes.
+    pub(super) fn new(text_limit: u64) -> Self {
+        Self {
+            out: Vec::new(),
+            text: 0,
+            text_limit,
+        }
+    }
+
     /// The only row of a page.
     pub(super) fn row(&mut self, plan: &RowPlan, loaded: &Loaded) -> Result<(), Declined> {
         let (place, row) = loaded.page(0).next().ok_or(Declined)?;
@@ -57,6 +66,10 @@ impl Writer {
                     let bytes = write_cell(row, *at, *cell, &mut self.out)?;
                     if *is_long {
                         self.text += bytes as u64;
+                        // Aliases repeat a text, so the output must not grow until the end.
+                        if self.text > self.text_limit {
+                            return Err(Declined);
+                        }
                     }
                 }
                 Slot::One {
