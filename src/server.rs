@@ -4,22 +4,23 @@
 //! header size, in time and in number. The pool is opened at start and closed last.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::body::Body;
 use chrono::Utc;
+use futures_util::future::BoxFuture;
 use gathering_schema::auth::{self, Keys};
 use gathering_schema::rate_limit::Rates;
 use gathering_schema::{Answer, Clock, Graph, MonotonicClock, Settings, Trust, TrustedDocuments};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -29,12 +30,11 @@ use crate::config::{self, Config};
 use crate::connections::ConnectionLimit;
 use crate::db::Database;
 use crate::health::Health;
-use crate::http::Gate;
 use crate::http::write_guard::{GuardedStream, WriteGuard};
-use crate::http::ws::UpgradeTask;
+use crate::http::{Gate, Peer, Routes};
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
-use crate::{StartError, http, keys};
+use crate::{StartError, keys};
 
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
@@ -100,101 +100,103 @@ impl Server {
     ///
     /// # Errors
     /// The address is in use, the database cannot be used or has pending migrations, or a signing key is missing.
-    pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
-        let listen = config.server.listen;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| cannot_listen(listen, &error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| cannot_listen(listen, &error))?;
+    pub fn start(config: Config, options: Options) -> BoxFuture<'static, Result<Self, StartError>> {
+        Box::pin(async move {
+            let listen = config.server.listen;
+            let listener = TcpListener::bind(listen)
+                .await
+                .map_err(|error| cannot_listen(listen, &error))?;
+            let address = listener
+                .local_addr()
+                .map_err(|error| cannot_listen(listen, &error))?;
 
-        let health = Health::new();
-        let app = Arc::new(App {
-            starting: http::starting(health.routes()),
-            serving: OnceLock::new(),
-        });
-        let connection_limit = ConnectionLimit::new(&config.subscriptions);
-        let (stop, stopped) = oneshot::channel();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the server owns the task and ends it"
-        )]
-        let accepting = Task(tokio::spawn(accept(
-            listener,
-            Arc::clone(&app),
-            config.server.clone(),
-            connection_limit.clone(),
-            stopped,
-        )));
+            let health = Health::new();
+            let app = Arc::new(App {
+                starting: Routes::starting(health.routes()),
+                serving: OnceLock::new(),
+            });
+            let connection_limit = ConnectionLimit::new(&config.subscriptions);
+            let (stop, stopped) = oneshot::channel();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the server owns the task and ends it"
+            )]
+            let accepting = Task(tokio::spawn(accept(
+                listener,
+                Arc::clone(&app),
+                config.server.clone(),
+                connection_limit.clone(),
+                stopped,
+            )));
 
-        let database = Database::open(&config.database).await?;
-        let has_key = !config.auth.signing_key.expose().is_empty();
-        let is_read_only = database.is_read_only();
-        let keys = if is_read_only && !has_key {
-            // Sign-in is impossible with a read-only database, so a temporary key is sufficient.
-            Keys::random().map_err(|error| StartError::new(error.to_string()))?
-        } else {
-            keys::load(&config)?
-        };
-        bring_up_to_date(&database, &config, options.migrate).await?;
-        let Options {
-            clock,
-            monotonic,
-            sign_in,
-            ..
-        } = options;
-        let trusted = config.server.trusted_proxies.0.clone();
-        let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
-        let settings = settings(&config, keys, clock, monotonic)?;
-        let created = Graph::new(database.connection().clone(), settings);
-        let (graph, mut background) = created.await.map_err(StartError::new)?;
-        background.relay.catch_up(!is_read_only).await;
-        let metrics = Metrics::new();
-        let others = metrics.routes(
-            graph.clone(),
-            database.clone(),
-            connection_limit.clone(),
-            gate.clone(),
-        );
-        let others = others.merge(health.routes());
-        let routes = http::serving(
-            graph.clone(),
-            config,
-            sign_in.as_ref(),
-            connection_limit,
-            gate.clone(),
-            metrics,
-            others,
-        );
-        app.serving.get_or_init(|| routes);
-        health.started(database.clone(), graph.clone());
-        let (stop_recording, recording_stopped) = oneshot::channel();
-        let stopped = async {
-            // If the server is dropped, the sender is too: stop then as well.
-            let _ = recording_stopped.await;
-        };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the server owns the tasks and ends them"
-        )]
-        let (recording, purging, relaying) = (
-            Task(tokio::spawn(background.audit_writer.run(stopped))),
-            Task(tokio::spawn(purge(graph.clone()))),
-            Task(tokio::spawn(background.relay.run(!is_read_only))),
-        );
-        Ok(Self {
-            address,
-            database,
-            health,
-            graph,
-            gate,
-            stop,
-            accepting,
-            stop_recording,
-            recording,
-            _purging: purging,
-            _relaying: relaying,
+            let database = Database::open(&config.database).await?;
+            let has_key = !config.auth.signing_key.expose().is_empty();
+            let is_read_only = database.is_read_only();
+            let keys = if is_read_only && !has_key {
+                // Sign-in is impossible with a read-only database, so a temporary key is sufficient.
+                Keys::random().map_err(|error| StartError::new(error.to_string()))?
+            } else {
+                keys::load(&config)?
+            };
+            bring_up_to_date(&database, &config, options.migrate).await?;
+            let Options {
+                clock,
+                monotonic,
+                sign_in,
+                ..
+            } = options;
+            let trusted = config.server.trusted_proxies.0.clone();
+            let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
+            let settings = settings(&config, keys, clock, monotonic)?;
+            let created = Graph::new(database.connection().clone(), settings);
+            let (graph, mut background) = created.await.map_err(StartError::new)?;
+            background.relay.catch_up(!is_read_only).await;
+            let metrics = Metrics::new();
+            let others = metrics.routes(
+                graph.clone(),
+                database.clone(),
+                connection_limit.clone(),
+                gate.clone(),
+            );
+            let others = others.merge(health.routes());
+            let routes = Routes::serving(
+                graph.clone(),
+                config,
+                sign_in.as_ref(),
+                connection_limit,
+                gate.clone(),
+                metrics,
+                others,
+            );
+            app.serving.get_or_init(|| routes);
+            health.started(database.clone(), graph.clone());
+            let (stop_recording, recording_stopped) = oneshot::channel();
+            let stopped = async {
+                // If the server is dropped, the sender is too: stop then as well.
+                let _ = recording_stopped.await;
+            };
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the server owns the tasks and ends them"
+            )]
+            let (recording, purging, relaying) = (
+                Task(tokio::spawn(background.audit_writer.run(Box::pin(stopped)))),
+                Task(tokio::spawn(purge(graph.clone()))),
+                Task(tokio::spawn(background.relay.run(!is_read_only))),
+            );
+            Ok(Self {
+                address,
+                database,
+                health,
+                graph,
+                gate,
+                stop,
+                accepting,
+                stop_recording,
+                recording,
+                _purging: purging,
+                _relaying: relaying,
+            })
         })
     }
 
@@ -223,50 +225,54 @@ impl Server {
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
-    pub async fn purge(&self) -> Result<(), Answer> {
-        self.graph.purge().await
+    pub fn purge<'a>(&'a self) -> BoxFuture<'a, Result<(), Answer>> {
+        Box::pin(async move { self.graph.purge().await })
     }
 
     /// Creates an access token for a user, on behalf of the operator.
     ///
     /// # Errors
     /// The user does not exist, or the database cannot be read.
-    pub async fn operator_token(
-        &self,
-        email: &str,
+    pub fn operator_token<'a>(
+        &'a self,
+        email: &'a str,
         lifetime: Duration,
-    ) -> Result<String, StartError> {
-        let token = self
-            .graph
-            .operator_token(email, lifetime)
-            .await
-            .ok()
-            .flatten();
-        token.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
+    ) -> BoxFuture<'a, Result<String, StartError>> {
+        Box::pin(async move {
+            let token = self
+                .graph
+                .operator_token(email, lifetime)
+                .await
+                .ok()
+                .flatten();
+            token.ok_or_else(|| StartError::new(format!("no user has the e-mail address {email}")))
+        })
     }
 
     /// Shuts the server down gracefully. It is unready immediately. After `grace` it accepts no new connections,
     /// notifies subscriptions, and lets running requests finish within the configured time. Then the audit log is
     /// written, and the pool is closed last.
-    pub async fn shut_down(mut self, grace: Duration) {
-        self.health.draining();
-        tokio::time::sleep(grace).await;
-        // The receiver is dropped only if the task has ended.
-        let _ = self.stop.send(());
-        let _ = (&mut self.accepting.0).await;
-        let _ = self.stop_recording.send(());
-        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.recording.0)
-            .await
-            .is_err()
-        {
-            tracing::error!("the audit log could not be written completely");
-        }
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
-            .await
-            .is_err()
-        {
-            tracing::warn!("statements were still running when the pool was closed");
-        }
+    pub fn shut_down(mut self, grace: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.health.draining();
+            tokio::time::sleep(grace).await;
+            // The receiver is dropped only if the task has ended.
+            let _ = self.stop.send(());
+            let _ = (&mut self.accepting.0).await;
+            let _ = self.stop_recording.send(());
+            if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.recording.0)
+                .await
+                .is_err()
+            {
+                tracing::error!("the audit log could not be written completely");
+            }
+            if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
+                .await
+                .is_err()
+            {
+                tracing::warn!("statements were still running when the pool was closed");
+            }
+        })
     }
 }
 
@@ -277,8 +283,8 @@ const PURGE: Duration = Duration::from_hours(1);
 /// The service of all connections.
 struct App {
     /// Used until the graph is ready.
-    starting: Router,
-    serving: OnceLock<Router>,
+    starting: Routes,
+    serving: OnceLock<Routes>,
 }
 
 /// The settings of the graph from a configuration.
@@ -392,12 +398,12 @@ async fn accept(
             let permit = Arc::clone(&room).acquire_owned().await;
             (permit, listener.accept().await)
         };
-        let (permit, stream, peer) = tokio::select! {
+        let (permit, stream, address) = tokio::select! {
             biased;
             _ = &mut stopped => break,
             Some(_) = connections.join_next() => continue,
             (permit, accepted) = next => match accepted {
-                Ok((stream, peer)) => (permit, stream, peer),
+                Ok((stream, address)) => (permit, stream, address),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     // Out of file descriptors or memory: wait for other connections to close.
@@ -407,16 +413,16 @@ async fn accept(
             },
         };
         let app = Arc::clone(&app);
-        let upgrade_task = UpgradeTask::default();
-        let upgraded = upgrade_task.clone();
-        let guard = WriteGuard::default();
-        let io = io(stream, guard.clone(), settings.write_timeout);
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(http::Peer(peer));
-            request.extensions_mut().insert(upgrade_task.clone());
-            request.extensions_mut().insert(guard.clone());
-            let router = app.serving.get().unwrap_or(&app.starting).clone();
-            TowerToHyperService::new(router).call(request)
+        let peer = Arc::new(Peer::new(address));
+        let this = Arc::clone(&peer);
+        let io = io(stream, peer.guard.clone(), settings.write_timeout);
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (app, peer) = (Arc::clone(&app), Arc::clone(&this));
+            async move {
+                let routes = app.serving.get().unwrap_or(&app.starting);
+                let response = routes.answer(request.map(Body::new), &peer).await;
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = http.serve_connection(io, service).with_upgrades();
         let draining = connection_limit.draining();
@@ -433,7 +439,7 @@ async fn accept(
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection failed");
             }
-            if let Some(work) = upgraded.take() {
+            if let Some(work) = peer.upgrade_task.take() {
                 work.await;
             }
         });

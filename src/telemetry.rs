@@ -7,9 +7,8 @@ use std::panic;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
-use tracing::Instrument;
+use tracing::Span;
 use tracing_subscriber::EnvFilter;
 
 use crate::StartError;
@@ -28,7 +27,7 @@ impl RequestId {
     }
 
     /// The client's id if it is valid, otherwise a new one.
-    fn of(request: &Request) -> Self {
+    pub(crate) fn of(request: &Request) -> Self {
         let well_formed = |id: &&HeaderValue| {
             let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
             (1..=64).contains(&id.len()) && id.as_bytes().iter().all(fits)
@@ -39,6 +38,17 @@ impl RequestId {
             let text = uuid::Uuid::now_v7().as_simple().encode_lower(&mut text);
             HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))
         }))
+    }
+
+    /// The span of the request.
+    pub(crate) fn span(&self, request: &Request) -> Span {
+        let (method, path) = (request.method(), request.uri().path());
+        tracing::info_span!("request", id = self.as_str(), %method, path)
+    }
+
+    /// Adds the header of the id to the response.
+    pub(crate) fn write(self, response: &mut Response) {
+        response.headers_mut().insert(HEADER, self.0);
     }
 }
 
@@ -63,21 +73,4 @@ pub fn start(settings: &config::Log) -> Result<(), StartError> {
         tracing::error!(place, text, "panicked");
     }));
     Ok(())
-}
-
-/// Adds a request id and a span to a request, and logs it at the level `debug`.
-pub async fn observe(mut request: Request, next: Next) -> Response {
-    let id = RequestId::of(&request);
-    let (method, path) = (request.method(), request.uri().path());
-    let span = tracing::info_span!("request", id = id.as_str(), %method, path);
-    request.extensions_mut().insert(id.clone());
-    let mut response = async {
-        let response = next.run(request).await;
-        tracing::debug!(status = response.status().as_u16(), "answered");
-        response
-    }
-    .instrument(span)
-    .await;
-    response.headers_mut().insert(HEADER, id.0);
-    response
 }

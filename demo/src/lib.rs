@@ -12,6 +12,7 @@ use std::fmt;
 
 use argon2::{Argon2, PasswordHasher};
 use chrono::TimeDelta;
+use futures_util::future::BoxFuture;
 use gathering_entity::user;
 use sea_orm::prelude::{DateTimeUtc, Uuid};
 use sea_orm::{
@@ -64,31 +65,36 @@ impl From<DbErr> for SeedError {
 ///
 /// # Errors
 /// If the database has other users, or cannot be written.
-pub async fn seed(db: &DatabaseConnection, password: &str) -> Result<(), SeedError> {
-    let data = Data::read()?;
-    let transaction = db
-        .begin_with_options(TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        })
-        .await?;
-    if transaction.get_database_backend() == DbBackend::Postgres {
-        // A concurrent run waits here and then finds the users of the first one.
-        transaction
-            .execute_unprepared("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
+pub fn seed<'a>(
+    db: &'a DatabaseConnection,
+    password: &'a str,
+) -> BoxFuture<'a, Result<(), SeedError>> {
+    Box::pin(async move {
+        let data = Data::read()?;
+        let transaction = db
+            .begin_with_options(TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..TransactionOptions::default()
+            })
             .await?;
-    }
-    let ours = (1..).zip(&data.users).map(|(n, _)| Table::User.id(n));
-    let others = user::Entity::find().filter(user::Column::Id.is_not_in(ours));
-    if others.count(&transaction).await? > 0 {
-        return Err(SeedError::Occupied);
-    }
-    if user::Entity::find().count(&transaction).await? == 0 {
-        let hashes = hashes(password, data.users.len()).await?;
-        fill(&transaction, &data, hashes).await?;
-        transaction.commit().await?;
-    }
-    Ok(())
+        if transaction.get_database_backend() == DbBackend::Postgres {
+            // A concurrent run waits here and then finds the users of the first one.
+            transaction
+                .execute_unprepared("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
+                .await?;
+        }
+        let ours = (1..).zip(&data.users).map(|(n, _)| Table::User.id(n));
+        let others = user::Entity::find().filter(user::Column::Id.is_not_in(ours));
+        if others.count(&transaction).await? > 0 {
+            return Err(SeedError::Occupied);
+        }
+        if user::Entity::find().count(&transaction).await? == 0 {
+            let hashes = hashes(password, data.users.len()).await?;
+            fill(&transaction, &data, hashes).await?;
+            transaction.commit().await?;
+        }
+        Ok(())
+    })
 }
 
 /// Returns one hash per user, each with its own salt. The crate's defaults are those that OWASP recommends: argon2id

@@ -9,6 +9,7 @@ mod m0003_live;
 mod m0004_folding;
 mod table;
 
+use futures_util::future::BoxFuture;
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait, async_trait,
     sea_orm::{
@@ -36,29 +37,35 @@ impl MigratorTrait for Chain {
 ///
 /// # Errors
 /// If the database cannot be reached or written, or was migrated by a newer version of Gathering.
-pub async fn up(db: &DatabaseConnection) -> Result<(), DbErr> {
-    let transaction = with_migration_lock(db).await?;
-    Chain::up(&transaction, None).await.map_err(explain)?;
-    transaction.commit().await
+pub fn up<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> {
+    Box::pin(async move {
+        let transaction = with_migration_lock(db).await?;
+        Chain::up(&transaction, None).await.map_err(explain)?;
+        transaction.commit().await
+    })
 }
 
 /// Reverts every migration and deletes all data: the database is empty afterwards.
 ///
 /// # Errors
 /// As for [`up`].
-pub async fn down(db: &DatabaseConnection) -> Result<(), DbErr> {
-    let transaction = with_migration_lock(db).await?;
-    Chain::reset(&transaction).await.map_err(explain)?;
-    transaction.commit().await
+pub fn down<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> {
+    Box::pin(async move {
+        let transaction = with_migration_lock(db).await?;
+        Chain::reset(&transaction).await.map_err(explain)?;
+        transaction.commit().await
+    })
 }
 
 /// Returns how many migrations [`up`] would apply; 0 when the database is up to date. Writes nothing.
 ///
 /// # Errors
 /// If the database cannot be reached, or was migrated by a newer version of Gathering.
-pub async fn pending(db: &DatabaseConnection) -> Result<usize, DbErr> {
-    let pending = Chain::get_pending_migrations_read_only(db).await;
-    Ok(pending.map_err(explain)?.len())
+pub fn pending<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<usize, DbErr>> {
+    Box::pin(async move {
+        let pending = Chain::get_pending_migrations_read_only(db).await;
+        Ok(pending.map_err(explain)?.len())
+    })
 }
 
 /// Begins a transaction once no other process has a migration transaction open. The lock belongs to the transaction, so

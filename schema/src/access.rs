@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     cache::{Cache, CacheStats},
-    db::{Rule, VIEWER},
+    db::Rule,
     events::EventType,
 };
 
@@ -104,16 +104,12 @@ impl Viewer {
         }
     }
 
-    /// A viewer whose id is a placeholder in prepared statements.
-    pub(crate) fn stand_in(is_admin: bool, rulebook: &Rulebook) -> Self {
+    /// A viewer of whom only the id and the role are known.
+    pub(crate) fn stand_in(id: Uuid, role: user::UserRole, rulebook: &Rulebook) -> Self {
         let never = DateTime::<Utc>::MIN_UTC;
         let user = user::Model {
-            id: *VIEWER,
-            role: if is_admin {
-                user::UserRole::Admin
-            } else {
-                user::UserRole::User
-            },
+            id,
+            role,
             created_at: never,
             updated_at: never,
             email: String::new(),

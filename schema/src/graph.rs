@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_graphql::{ValidationMode, parser::types::OperationType};
+use futures_util::future::BoxFuture;
 use gathering_entity::journal;
 use sea_orm::{DatabaseConnection, EntityTrait};
 use tokio::sync::Semaphore;
@@ -78,75 +79,77 @@ impl Graph {
     ///
     /// # Errors
     /// The settings of the accounts are invalid, or the database cannot be read; the text contains the reason.
-    pub async fn new(
+    pub fn new(
         db: DatabaseConnection,
         settings: Settings,
-    ) -> Result<(Self, BackgroundTasks), String> {
-        let Settings {
-            limits,
-            trusted,
-            accounts,
-            rates,
-            redis,
-            clock,
-            monotonic,
-            events,
-        } = settings;
-        // The validator has validated every operation that reaches the executor.
-        let schema = roots::schema()
-            .validation_mode(ValidationMode::Fast)
-            .limit_recursive_depth(usize::MAX)
-            .finish();
-        let preparer = Preparer::new(&schema.sdl(), trusted, limits.clone())?;
-        let tiers = preparer.tiers().clone();
-        let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), monotonic)?;
-        let writer = Writer::new(db.clone());
-        let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone(), Arc::clone(&clock));
-        let epoch = journal::Entity::find().one(&db).await;
-        let epoch = epoch.map_err(|error| error.to_string())?;
-        let epoch = epoch.ok_or("the database table `journal` is empty")?.epoch;
-        let notified = Some(Arc::clone(&bus));
-        let (accounts, audit_writer) = Accounts::new(
-            db.clone(),
-            writer.clone(),
-            accounts,
-            Arc::clone(&clock),
-            notified,
-        )?;
-        let services = Arc::new(Services {
-            backend: db.get_database_backend(),
-            loader: Loader::new(db.clone()),
-            rulebook: Rulebook::new(db.get_database_backend()),
-            db,
-            writer,
-            turns: Arc::default(),
-            epoch,
-            bus,
-            limits,
-            probe: Probe::default(),
-            started_at: clock(),
-            began: Instant::now(),
-            clock,
-            accounts,
-            limiter,
-        });
-        relay.handle(subscribe::watch_sign_outs(Arc::clone(&services)));
-        let capacity = services.limits.compiled_queries;
-        let queries = Queries::new(services.backend, &services.rulebook, capacity);
-        let engine = Engine {
-            schema,
-            queries: Arc::new(queries),
-            services,
-            long: Arc::new(Semaphore::new(1)),
-        };
-        let graph = Self(Arc::new(Inner { preparer, engine }));
-        Ok((
-            graph,
-            BackgroundTasks {
-                audit_writer,
-                relay,
-            },
-        ))
+    ) -> BoxFuture<'static, Result<(Self, BackgroundTasks), String>> {
+        Box::pin(async move {
+            let Settings {
+                limits,
+                trusted,
+                accounts,
+                rates,
+                redis,
+                clock,
+                monotonic,
+                events,
+            } = settings;
+            // The validator has validated every operation that reaches the executor.
+            let schema = roots::schema()
+                .validation_mode(ValidationMode::Fast)
+                .limit_recursive_depth(usize::MAX)
+                .finish();
+            let preparer = Preparer::new(&schema.sdl(), trusted, limits.clone())?;
+            let tiers = preparer.tiers().clone();
+            let limiter = Limiter::new(rates, redis, tiers, Arc::clone(&clock), monotonic)?;
+            let writer = Writer::new(db.clone());
+            let (bus, mut relay) = Bus::new(events, db.clone(), writer.clone(), Arc::clone(&clock));
+            let epoch = journal::Entity::find().one(&db).await;
+            let epoch = epoch.map_err(|error| error.to_string())?;
+            let epoch = epoch.ok_or("the database table `journal` is empty")?.epoch;
+            let notified = Some(Arc::clone(&bus));
+            let (accounts, audit_writer) = Accounts::new(
+                db.clone(),
+                writer.clone(),
+                accounts,
+                Arc::clone(&clock),
+                notified,
+            )?;
+            let services = Arc::new(Services {
+                backend: db.get_database_backend(),
+                loader: Loader::new(db.clone()),
+                rulebook: Rulebook::new(db.get_database_backend()),
+                db,
+                writer,
+                turns: Arc::default(),
+                epoch,
+                bus,
+                limits,
+                probe: Probe::default(),
+                started_at: clock(),
+                began: Instant::now(),
+                clock,
+                accounts,
+                limiter,
+            });
+            relay.handle(subscribe::watch_sign_outs(Arc::clone(&services)));
+            let capacity = services.limits.compiled_queries;
+            let queries = Queries::new(services.backend, &services.rulebook, capacity);
+            let engine = Engine {
+                schema,
+                queries: Arc::new(queries),
+                services,
+                long: Arc::new(Semaphore::new(1)),
+            };
+            let graph = Self(Arc::new(Inner { preparer, engine }));
+            Ok((
+                graph,
+                BackgroundTasks {
+                    audit_writer,
+                    relay,
+                },
+            ))
+        })
     }
 
     /// The schema in the schema definition language (SDL).
@@ -155,7 +158,7 @@ impl Graph {
     }
 
     /// The statistics of the caches, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 7] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 9] {
         let services = self.services();
         let [parsed, plans, persisted] = self.0.preparer.stats();
         [
@@ -163,6 +166,8 @@ impl Graph {
             ("rate_buckets", services.limiter.buckets()),
             ("viewer_rules", services.rulebook.stats()),
             ("revoked_tokens", services.accounts.revoked()),
+            ("roles", services.accounts.roles()),
+            ("verified_tokens", services.accounts.verified()),
             ("parsed_documents", parsed),
             ("operation_plans", plans),
             ("persisted_queries", persisted),
@@ -189,66 +194,76 @@ impl Graph {
     }
 
     /// Charges, authenticates and executes a query or mutation.
-    pub async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Answer {
-        let engine = &self.0.engine;
-        let is_mutation = operation.kind() == OperationType::Mutation;
-        let (run, mut decision) = match execute::admit(self.services(), operation, caller).await {
-            Ok(entered) => entered,
-            Err(answer) => return answer,
-        };
-        let mut answer = if is_mutation {
-            engine.execute_to_the_end(run).await
-        } else {
-            engine.execute(run).await
-        };
-        if answer.has_data() {
-            answer.refuse(&decision);
-        } else if answer.code() == Some(Code::ValidationFailed) {
-            self.services().limiter.refund(&mut decision).await;
-        }
-        answer.with_quotas(decision.quotas)
+    pub fn answer<'a>(&'a self, operation: Operation, caller: Caller<'a>) -> BoxFuture<'a, Answer> {
+        Box::pin(async move {
+            let engine = &self.0.engine;
+            let is_mutation = operation.kind() == OperationType::Mutation;
+            let (run, mut decision) = match execute::admit(engine, operation, caller).await {
+                Ok(entered) => entered,
+                Err(answer) => return answer,
+            };
+            let mut answer = if is_mutation {
+                engine.execute_to_the_end(run).await
+            } else {
+                engine.execute(run).await
+            };
+            if answer.has_data() {
+                answer.refuse(&decision);
+            } else if answer.code() == Some(Code::ValidationFailed) {
+                self.services().limiter.refund(&mut decision).await;
+            }
+            answer.with_quotas(decision.quotas)
+        })
     }
 
     /// Charges, authenticates and starts a subscription.
     ///
     /// # Errors
     /// A request error, ready to be sent: nothing was started.
-    pub async fn subscribe(
-        &self,
+    pub fn subscribe<'a>(
+        &'a self,
         operation: Operation,
-        caller: Caller<'_>,
-    ) -> Result<Answers, Answer> {
-        let (run, decision) = execute::admit(self.services(), operation, caller).await?;
-        let engine = &self.0.engine;
-        let watch = run.watch.clone();
-        let execution = engine.execution(run);
-        let live = Live {
-            responses: engine.schema.execute_stream(execution.request(&[])),
-            request: execution.context,
-            pending: execution.pending,
-            plan: execution.plan,
-            watch,
-            ready: VecDeque::new(),
-        };
-        live.start(decision).await
+        caller: Caller<'a>,
+    ) -> BoxFuture<'a, Result<Answers, Answer>> {
+        Box::pin(async move {
+            let engine = &self.0.engine;
+            let (run, decision) = execute::admit(engine, operation, caller).await?;
+            let watch = run.watch.clone();
+            let execution = Engine::execution(run);
+            let live = Live {
+                responses: engine.schema.execute_stream(execution.request(&[])),
+                request: execution.context,
+                pending: execution.pending,
+                plan: execution.plan,
+                watch,
+                ready: VecDeque::new(),
+            };
+            live.start(decision).await
+        })
     }
 
     /// The user who presents an access token.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not accepted, `FORBIDDEN` for a deactivated account.
-    pub async fn verify_token(&self, token: &str, client: &Client) -> Result<Bearer, Answer> {
-        let services = self.services();
-        let accounts = &services.accounts;
-        let presented = accounts.read(token);
-        let watch = accounts.watch(&presented);
-        let viewer = execute::authenticate(services, presented, client)
-            .await
-            .map_err(|error| Answer::failed(error, &client.request_id))?;
-        Ok(Bearer {
-            watch,
-            user: viewer.id(),
-            expires_at: viewer.expires_at(),
+    pub fn verify_token<'a>(
+        &'a self,
+        token: &'a str,
+        client: &'a Client,
+    ) -> BoxFuture<'a, Result<Bearer, Answer>> {
+        Box::pin(async move {
+            let services = self.services();
+            let accounts = &services.accounts;
+            let presented = accounts.read(token);
+            let watch = accounts.watch(&presented);
+            let viewer = execute::authenticate(services, presented, client)
+                .await
+                .map_err(|error| Answer::failed(error, &client.request_id))?;
+            Ok(Bearer {
+                watch,
+                user: viewer.id(),
+                expires_at: viewer.expires_at(),
+            })
         })
     }
 
@@ -282,27 +297,31 @@ impl Graph {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub async fn operator_token(
-        &self,
-        email: &str,
+    pub fn operator_token<'a>(
+        &'a self,
+        email: &'a str,
         lifetime: Duration,
-    ) -> Result<Option<String>, Answer> {
-        Ok(self
-            .services()
-            .accounts
-            .operator_token(email, lifetime)
-            .await?)
+    ) -> BoxFuture<'a, Result<Option<String>, Answer>> {
+        Box::pin(async move {
+            Ok(self
+                .services()
+                .accounts
+                .operator_token(email, lifetime)
+                .await?)
+        })
     }
 
     /// Deletes expired revocations, sessions, lockouts, audit log entries and events. Must be called regularly.
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
-    pub async fn purge(&self) -> Result<(), Answer> {
-        self.services().accounts.purge().await?;
-        let services = self.services();
-        let now = (services.clock)();
-        idempotency::purge(&services.db, now).await?;
-        Ok(services.bus.purge(&services.db, now).await?)
+    pub fn purge<'a>(&'a self) -> BoxFuture<'a, Result<(), Answer>> {
+        Box::pin(async move {
+            self.services().accounts.purge().await?;
+            let services = self.services();
+            let now = (services.clock)();
+            idempotency::purge(&services.db, now).await?;
+            Ok(services.bus.purge(&services.db, now).await?)
+        })
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use gathering_schema::storage::StorageError;
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{DatabaseConnection, DbBackend};
@@ -73,22 +74,24 @@ impl Database {
     ///
     /// # Errors
     /// The database cannot be reached, or rejects the connection.
-    pub async fn open(settings: &config::Database) -> Result<Self, StartError> {
-        let health = Arc::new(PoolHealth::new());
-        let (mut connection, file, read_only) = if settings.url.is_postgres() {
-            (postgres::open(settings, &health).await?, None, false)
-        } else {
-            let (connection, file, read_only) = sqlite::open(settings, &health).await?;
-            (connection, Some(file), read_only)
-        };
-        let watched = Arc::clone(&health);
-        connection.set_metric_callback(move |statement| watched.record(statement.failed));
-        Ok(Self {
-            connection,
-            health,
-            file,
-            read_only,
-            max_connections: settings.max_connections,
+    pub fn open<'a>(settings: &'a config::Database) -> BoxFuture<'a, Result<Self, StartError>> {
+        Box::pin(async move {
+            let health = Arc::new(PoolHealth::new());
+            let (mut connection, file, read_only) = if settings.url.is_postgres() {
+                (postgres::open(settings, &health).await?, None, false)
+            } else {
+                let (connection, file, read_only) = sqlite::open(settings, &health).await?;
+                (connection, Some(file), read_only)
+            };
+            let watched = Arc::clone(&health);
+            connection.set_metric_callback(move |statement| watched.record(statement.failed));
+            Ok(Self {
+                connection,
+                health,
+                file,
+                read_only,
+                max_connections: settings.max_connections,
+            })
         })
     }
 
@@ -168,9 +171,11 @@ impl Database {
     }
 
     /// Closes every connection, after waiting for those in use.
-    pub async fn close(self) {
-        if let Err(error) = self.connection.close().await {
-            tracing::warn!(%error, "the pool could not be closed");
-        }
+    pub fn close(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.connection.close().await {
+                tracing::warn!(%error, "the pool could not be closed");
+            }
+        })
     }
 }

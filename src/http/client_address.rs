@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::extract::Request;
 use axum::http::header::{FORWARDED, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName};
 use gathering_schema::Client;
 use ipnet::IpNet;
 
+use super::write_guard::WriteGuard;
+use super::ws::UpgradeTask;
 use crate::telemetry::RequestId;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -15,25 +16,38 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Maximum number of hops read from a forwarding header, starting with the nearest.
 const MOST_HOPS: usize = 32;
 
-/// The peer address of a connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+/// The peer of a connection, and what its requests share.
+pub struct Peer {
+    address: SocketAddr,
+    pub(crate) upgrade_task: UpgradeTask,
+    pub(crate) guard: WriteGuard,
+}
+
+impl Peer {
+    /// The peer with this address.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            upgrade_task: UpgradeTask::default(),
+            guard: WriteGuard::default(),
+        }
+    }
+}
 
 /// The client that sent a request.
-pub(super) fn client(request: &Request, trusted: &[IpNet]) -> Client {
-    let headers = request.headers();
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+pub(super) fn client(
+    headers: &HeaderMap,
+    id: &RequestId,
+    peer: &Peer,
+    trusted: &[IpNet],
+) -> Client {
     let user_agent = headers
         .get(USER_AGENT)
         .and_then(|value| value.to_str().ok());
-    let request_id = request
-        .extensions()
-        .get::<RequestId>()
-        .map(RequestId::as_str);
     Client {
-        address: peer.map(|peer| origin(peer, headers, trusted)),
+        address: Some(origin(peer.address.ip(), headers, trusted)),
         user_agent: user_agent.map(str::to_owned),
-        request_id: request_id.unwrap_or_default().to_owned(),
+        request_id: id.as_str().to_owned(),
     }
 }
 

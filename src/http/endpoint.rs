@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_graphql::parser::types::OperationType;
 use axum::body::BodyDataStream;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::ALLOW;
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
@@ -16,6 +16,7 @@ use gathering_schema::{Caller, Client, Operation, Params};
 
 use super::accept::prefer;
 use super::body::{self, discard};
+use super::client_address::Peer;
 use super::guards::{must_be_json, must_be_local, must_not_be_forged};
 use super::headers::{IDEMPOTENCY_KEY, LAST_EVENT_ID, USAGE, bearer, text};
 use super::media::{Media, OFFERS, STREAMS};
@@ -24,19 +25,29 @@ use super::params::{Members, Payload};
 use super::rate_headers::Quotas;
 use super::respond::{answered, respond};
 use super::state::{Endpoint, Started};
-use super::write_guard::WriteGuard;
 use super::{stream, ws};
 
 /// The allowed methods of `/graphql`.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-pub(super) async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
+/// Answers a request to `/graphql`.
+pub(super) async fn graphql(
+    endpoint: &Arc<Endpoint>,
+    request: Request,
+    client: Client,
+    peer: &Peer,
+) -> Response {
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
     let served = if ws::is_upgrade(&head) {
-        ws::upgrade(&endpoint, &head)
+        ws::upgrade(endpoint, &head, client, peer)
     } else {
-        endpoint.serve(&head, &mut body).await
+        let sender = Sender {
+            head: &head,
+            client,
+            peer,
+        };
+        endpoint.serve(&sender, &mut body).await
     };
     match served {
         Ok(response) => response,
@@ -47,8 +58,20 @@ pub(super) async fn graphql(State(endpoint): State<Arc<Endpoint>>, request: Requ
     }
 }
 
+/// The sender of an operation: the head of its request, its client and its connection.
+struct Sender<'a> {
+    head: &'a Parts,
+    client: Client,
+    peer: &'a Peer,
+}
+
 impl Endpoint {
-    async fn serve(&self, head: &Parts, body: &mut BodyDataStream) -> Result<Response, Refusal> {
+    async fn serve(
+        &self,
+        sender: &Sender<'_>,
+        body: &mut BodyDataStream,
+    ) -> Result<Response, Refusal> {
+        let head = sender.head;
         if self.is_local {
             must_be_local(&head.headers)?;
         }
@@ -71,7 +94,7 @@ impl Endpoint {
                         must_not_be_forged(&head.headers)?;
                         let query = head.uri.query().unwrap_or_default();
                         let params = Members::from_url(query)?.into_params("")?;
-                        self.single(params, head, media).await
+                        self.single(params, sender, media).await
                     }
                 }
             }
@@ -80,8 +103,8 @@ impl Endpoint {
                 must_be_json(&head.headers)?;
                 let body = body::read(&self.config.server, body).await?;
                 match Payload::parse(&body)? {
-                    Payload::One(one) => self.single(one.into_params("")?, head, media).await,
-                    Payload::Batch(entries) => self.batch(entries, head, media).await,
+                    Payload::One(one) => self.single(one.into_params("")?, sender, media).await,
+                    Payload::Batch(entries) => self.batch(entries, sender, media).await,
                 }
             }
             Method::OPTIONS => Ok((StatusCode::NO_CONTENT, [(ALLOW, METHODS)]).into_response()),
@@ -93,20 +116,20 @@ impl Endpoint {
     async fn single(
         &self,
         params: Params,
-        head: &Parts,
+        sender: &Sender<'_>,
         media: Media,
     ) -> Result<Response, Refusal> {
-        let operation = match self.prepare(params, head) {
+        let operation = match self.prepare(params, sender.head) {
             Ok(operation) => operation,
             Err(outcome) => return Ok(self.reply(outcome, media)),
         };
         let has_many = operation.kind() == OperationType::Subscription;
         let media = if has_many {
-            prefer(&head.headers, &STREAMS).map_err(|_| Refusal::many_answers())?
+            prefer(&sender.head.headers, &STREAMS).map_err(|_| Refusal::many_answers())?
         } else {
             media
         };
-        let caller = self.caller(&operation, head)?;
+        let caller = self.caller(&operation, sender)?;
         let permit = if has_many {
             Some(
                 self.connections
@@ -123,12 +146,7 @@ impl Endpoint {
                 quotas,
                 watch,
             } => {
-                let guard = head
-                    .extensions
-                    .get::<WriteGuard>()
-                    .cloned()
-                    .unwrap_or_default();
-                let session = watch.map(|watch| (watch, guard));
+                let session = watch.map(|watch| (watch, sender.peer.guard.clone()));
                 stream::response(self, media, answers, quotas, (permit, session))
             }
         })
@@ -152,11 +170,11 @@ impl Endpoint {
     async fn batch(
         &self,
         entries: Vec<Members>,
-        head: &Parts,
+        sender: &Sender<'_>,
         media: Media,
     ) -> Result<Response, Refusal> {
         let media = if STREAMS.contains(&media) {
-            prefer(&head.headers, &[Media::Json, Media::Response])?
+            prefer(&sender.head.headers, &[Media::Json, Media::Response])?
         } else {
             media
         };
@@ -179,7 +197,7 @@ impl Endpoint {
             operations
                 .into_iter()
                 .enumerate()
-                .map(|(entry, params)| self.run(params, entry, head)),
+                .map(|(entry, params)| self.run(params, entry, sender)),
         )
         .await;
         // If no operation ran, the whole batch is refused with the status of its first entry.
@@ -197,15 +215,15 @@ impl Endpoint {
     }
 
     /// Runs one operation of a batch.
-    async fn run(&self, params: Params, entry: usize, head: &Parts) -> Outcome {
-        let operation = match self.prepare(params, head) {
+    async fn run(&self, params: Params, entry: usize, sender: &Sender<'_>) -> Outcome {
+        let operation = match self.prepare(params, sender.head) {
             Ok(operation) => operation,
             Err(outcome) => return outcome,
         };
         if operation.kind() == OperationType::Subscription {
             return Refusal::many_answers().into();
         }
-        match self.caller(&operation, head) {
+        match self.caller(&operation, sender) {
             Ok(caller) => {
                 let caller = Caller {
                     batch_entry: Some(entry),
@@ -227,16 +245,21 @@ impl Endpoint {
     }
 
     /// The caller of an operation, from the headers of its request.
-    fn caller<'a>(&self, operation: &Operation, head: &'a Parts) -> Result<Caller<'a>, Refusal> {
-        let text = |name| text(&head.headers, name);
-        let token = match bearer(&head.headers) {
+    fn caller<'a>(
+        &self,
+        operation: &Operation,
+        sender: &Sender<'a>,
+    ) -> Result<Caller<'a>, Refusal> {
+        let headers = &sender.head.headers;
+        let text = |name| text(headers, name);
+        let token = match bearer(headers) {
             Ok(token) => token,
             Err(_) if operation.signs_in() => None,
             Err(refusal) => return Err(refusal),
         };
         Ok(Caller {
             token,
-            client: head.extensions.get::<Client>().cloned().unwrap_or_default(),
+            client: sender.client.clone(),
             usage: self.usage(text(USAGE)?.as_deref()),
             after: text(LAST_EVENT_ID)?.map(Cow::into_owned),
             idempotency_key: text(IDEMPOTENCY_KEY)?.map(Cow::into_owned),

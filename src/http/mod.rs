@@ -30,4 +30,4 @@ pub(crate) mod ws;
 
 pub use client_address::Peer;
 pub use gate::Gate;
-pub use router::{serving, starting};
+pub use router::Routes;

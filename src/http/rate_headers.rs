@@ -4,6 +4,7 @@
 //! (draft-ietf-httpapi-ratelimit-headers) of the tightest of each tier.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::Response;
 use gathering_schema::rate_limit::QuotaStatus;
 
 /// The rate limit headers.
@@ -18,6 +19,19 @@ pub(super) const HEADERS: [HeaderName; 5] = [
 /// The quotas that a response has used.
 #[derive(Clone)]
 pub(super) struct Quotas(pub(super) Vec<QuotaStatus>);
+
+/// Writes the headers of a response whose client has entered through the gate with this status. The bucket of the
+/// address is reported only if it has the least remaining tokens.
+pub(super) fn add(entered: Option<QuotaStatus>, response: &mut Response) {
+    let touched = response.extensions_mut().remove::<Quotas>();
+    let mut statuses = touched.map(|touched| touched.0).unwrap_or_default();
+    let is_refused = statuses.iter().any(|status| status.retry_in.is_some());
+    let left = statuses.iter().map(|status| status.remaining).min();
+    let is_tighter = |entered: &QuotaStatus| left.is_none_or(|left| entered.remaining < left);
+    let entered = entered.into_iter().filter(is_tighter);
+    statuses.extend(entered.filter(|_| !is_refused));
+    write(&statuses, response.headers_mut());
+}
 
 /// Writes the rate limit headers.
 pub(super) fn write(quotas: &[QuotaStatus], headers: &mut HeaderMap) {

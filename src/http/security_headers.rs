@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
 /// Adds missing security headers: no sniffing, no framing, no referrer, no embedding.
-pub(super) async fn harden(mut response: Response) -> Response {
+pub(super) fn harden(response: &mut Response) {
     const HEADERS: [(HeaderName, &str); 4] = [
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
@@ -24,5 +24,4 @@ pub(super) async fn harden(mut response: Response) -> Response {
             .entry(name)
             .or_insert(HeaderValue::from_static(value));
     }
-    response
 }

@@ -351,12 +351,22 @@ async fn a_role_changed_in_the_database_applies_to_the_next_request() {
             .await;
         answer["data"]["users"]["totalCount"].is_number()
     };
+    // A compiled query reads with the role of the previous request while the role is read.
+    let circles = async || {
+        let answer = visitor
+            .with(&admin.access)
+            .answer("{ circles { totalCount } }", json!({}))
+            .await;
+        answer["data"]["circles"]["totalCount"].as_u64()
+    };
     assert!(users().await);
+    assert!(circles().await > Some(0));
     let demote = user::Entity::update_many()
         .col_expr(user::Column::Role, Expr::value(UserRole::User))
         .filter(user::Column::EmailKey.eq(ADMIN));
     let db = server.database().connect().await;
     demote.exec(&db).await.expect("writes");
+    assert_eq!(circles().await, Some(0));
     assert!(!users().await);
 }
 

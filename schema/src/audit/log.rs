@@ -15,6 +15,7 @@ use std::{
 };
 
 use chrono::{DateTime, SubsecRound, Utc};
+use futures_util::future::BoxFuture;
 use gathering_entity::audit::{self, AuditSeverity};
 use sea_orm::{DatabaseConnection, EntityTrait, IntoActiveModel, sea_query::OnConflict};
 use serde_json::{Map, Value, json};
@@ -159,45 +160,46 @@ impl AuditLog {
 
 impl AuditWriter {
     /// Writes recorded entries until `stop`, then the remaining ones.
-    pub async fn run(mut self, stop: impl Future<Output = ()> + Send) {
-        let mut stop = std::pin::pin!(stop);
-        let mut entries = Vec::with_capacity(BATCH);
-        let mut repeated_until = None;
-        loop {
-            let minute = async {
-                match repeated_until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
+    pub fn run(mut self, mut stop: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mut entries = Vec::with_capacity(BATCH);
+            let mut repeated_until = None;
+            loop {
+                let minute = async {
+                    match repeated_until {
+                        Some(until) => sleep_until(until).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    count = self.queue.recv_many(&mut entries, BATCH) => if count == 0 { break },
+                    () = minute => {}
+                    () = &mut stop, if !self.queue.is_closed() => {
+                        self.queue.close();
+                        continue;
+                    }
                 }
-            };
-            tokio::select! {
-                biased;
-                count = self.queue.recv_many(&mut entries, BATCH) => if count == 0 { break },
-                () = minute => {}
-                () = &mut stop, if !self.queue.is_closed() => {
-                    self.queue.close();
-                    continue;
+                let due = repeated_until.is_some_and(|until| until <= Instant::now());
+                let mut rows = if due || self.repeated.len() >= COUNTERS {
+                    repeated_until = None;
+                    self.repetitions()
+                } else {
+                    Vec::new()
+                };
+                rows.extend(
+                    entries
+                        .drain(..)
+                        .filter_map(|(action, entry)| self.first(action, entry)),
+                );
+                if !self.repeated.is_empty() {
+                    repeated_until.get_or_insert(Instant::now() + COUNTED);
                 }
+                self.write(rows).await;
             }
-            let due = repeated_until.is_some_and(|until| until <= Instant::now());
-            let mut rows = if due || self.repeated.len() >= COUNTERS {
-                repeated_until = None;
-                self.repetitions()
-            } else {
-                Vec::new()
-            };
-            rows.extend(
-                entries
-                    .drain(..)
-                    .filter_map(|(action, entry)| self.first(action, entry)),
-            );
-            if !self.repeated.is_empty() {
-                repeated_until.get_or_insert(Instant::now() + COUNTED);
-            }
-            self.write(rows).await;
-        }
-        let rest = self.repetitions();
-        self.write(rest).await;
+            let rest = self.repetitions();
+            self.write(rest).await;
+        })
     }
 
     /// Returns the entry unless it repeats one of the last minute.
@@ -334,7 +336,10 @@ mod tests {
                 json!({}),
             );
         }
-        let ended = tokio::time::timeout(Duration::from_secs(30), audit_writer.run(ready(())));
+        let ended = tokio::time::timeout(
+            Duration::from_secs(30),
+            audit_writer.run(Box::pin(ready(()))),
+        );
         assert!(ended.await.is_ok());
         assert_eq!(log.lost.load(Ordering::Relaxed), 4 + 3);
     }

@@ -20,7 +20,10 @@ use std::{
 };
 
 use chrono::{DateTime, SubsecRound, Utc};
-use gathering_entity::{audit, lockout as lockouts, refresh_token, revoked_token, user};
+use gathering_entity::{
+    audit, lockout as lockouts, refresh_token, revoked_token,
+    user::{self, UserRole},
+};
 use sea_orm::{
     ActiveEnum, ColumnTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, Iterable,
     PrimaryKeyToColumn, QueryFilter, QuerySelect, QueryTrait, sea_query::Expr,
@@ -60,6 +63,9 @@ const QUEUES: usize = 1_024;
 /// Maximum number of rows purged by one statement.
 const PURGED: u64 = 1_000;
 
+/// Maximum number of users whose roles are cached.
+const ROLES: u64 = 10_000;
+
 /// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
 
@@ -87,6 +93,9 @@ gathering_settings::settings! {
         registration: bool = true;
         /// The parameters of password hashing.
         hashing: Hashing, prefix "hash_";
+        /// Maximum number of access tokens whose verified claims are cached in memory; with 0, each request verifies its
+        /// token's signature.
+        verified_tokens: u64 = 10_000, from 0, to 10_000_000;
         /// Maximum number of revoked access tokens cached in memory; all are in the database.
         revoked_tokens: u64 = 10_000, from 1, to 10_000_000;
         /// Maximum number of audit log entries that wait to be written.
@@ -97,7 +106,7 @@ gathering_settings::settings! {
 }
 
 /// A decoded access token: its claims, or why it is not accepted.
-pub(crate) struct TokenClaims(Result<Claims, TokenError>);
+pub(crate) struct TokenClaims(Result<Arc<Claims>, TokenError>);
 
 impl TokenClaims {
     /// The user in the claims, if the token was issued by this server and has not expired.
@@ -117,6 +126,8 @@ pub struct Accounts {
     refresh_lifetime: Duration,
     registration: bool,
     audit_retention: Duration,
+    /// The roles of users at an earlier request. Authentication reads them from the database again.
+    roles: Cache<Uuid, UserRole>,
     /// Sessions that were ended before their access tokens expired.
     revoked: Cache<Uuid, ()>,
     capacity: u64,
@@ -144,16 +155,19 @@ impl Accounts {
             db,
             writer,
             clock,
-            signer: TokenSigner {
+            signer: TokenSigner::new(
                 keys,
-                issuer: settings.issuer,
-                audience: settings.audience,
-            },
+                settings.issuer,
+                settings.audience,
+                settings.verified_tokens,
+                settings.access_lifetime,
+            ),
             passwords,
             access_lifetime: settings.access_lifetime,
             refresh_lifetime: settings.refresh_lifetime,
             registration: settings.registration,
             audit_retention: settings.audit_retention,
+            roles: Cache::new(ROLES, None),
             revoked: Cache::new(settings.revoked_tokens, Some(settings.access_lifetime)),
             capacity: settings.revoked_tokens,
             queues: (0..QUEUES).map(|_| Mutex::default()).collect(),
@@ -253,8 +267,16 @@ impl Accounts {
         if self.is_over(&found, claims.sid, claims.ver) {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
-        let until = DateTime::from_timestamp(claims.exp, 0).unwrap_or_default();
-        Ok((found.user, claims.sid, until))
+        if self.roles.get(&claims.sub) != Some(found.user.role) {
+            self.roles.insert(claims.sub, found.user.role);
+        }
+        Ok((found.user, claims.sid, claims.expires_at()))
+    }
+
+    /// The user in the claims, and the role at an earlier request; `None` if it is not known.
+    pub(crate) fn expected(&self, presented: &TokenClaims) -> Option<(Uuid, UserRole)> {
+        let user = presented.claimed()?;
+        Some((user, self.roles.get(&user)?))
     }
 
     /// Checks that an authenticated viewer is still signed in.
@@ -323,6 +345,16 @@ impl Accounts {
     /// Decodes an access token. Does not check whether it was revoked.
     pub(crate) fn read(&self, token: &str) -> TokenClaims {
         TokenClaims(self.signer.read(token, self.now()))
+    }
+
+    /// Statistics of the cache of roles.
+    pub(crate) fn roles(&self) -> CacheStats {
+        self.roles.stats()
+    }
+
+    /// Statistics of the cache of verified tokens.
+    pub(crate) fn verified(&self) -> CacheStats {
+        self.signer.verified()
     }
 
     /// Statistics of the revocation cache.

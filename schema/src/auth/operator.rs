@@ -1,6 +1,7 @@
 //! Account operations of the server's operator, from a command line instead of a request.
 
 use async_graphql::ID;
+use futures_util::future::BoxFuture;
 use gathering_entity::user::UserRole;
 use sea_orm::DatabaseConnection;
 
@@ -45,73 +46,97 @@ impl Operator {
     ///
     /// # Errors
     /// The e-mail address, the name or the password is invalid, or the address has an account.
-    pub async fn create(
-        &self,
-        email: &str,
-        name: &str,
-        password: &str,
+    pub fn create<'a>(
+        &'a self,
+        email: &'a str,
+        name: &'a str,
+        password: &'a str,
         is_admin: bool,
-    ) -> Result<ID, Reason> {
-        let mut check = Check::default();
-        let (email, email_key) = check.email("email", email);
-        let name = check.line("name", name, MAX_USER_NAME);
-        check_password(&mut check, "password", password);
-        check.faults().map_err(messages)?;
-        let profile = Profile {
-            email,
-            email_key,
-            name,
-            role: role(is_admin),
-        };
-        let user = self.accounts.create(&self.client, &profile, password).await;
-        let user = user.map_err(line)?;
-        let user = user.ok_or("there is an account with this e-mail address already")?;
-        Ok(Kind::User.id(user.id))
+    ) -> BoxFuture<'a, Result<ID, Reason>> {
+        Box::pin(async move {
+            let mut check = Check::default();
+            let (email, email_key) = check.email("email", email);
+            let name = check.line("name", name, MAX_USER_NAME);
+            check_password(&mut check, "password", password);
+            check.faults().map_err(messages)?;
+            let profile = Profile {
+                email,
+                email_key,
+                name,
+                role: role(is_admin),
+            };
+            let user = self.accounts.create(&self.client, &profile, password).await;
+            let user = user.map_err(line)?;
+            let user = user.ok_or("there is an account with this e-mail address already")?;
+            Ok(Kind::User.id(user.id))
+        })
     }
 
     /// Activates or deactivates a user. Deactivation ends all of their sessions.
     ///
     /// # Errors
     /// There is no such user.
-    pub async fn set_active(&self, email: &str, is_active: bool) -> Result<(), Reason> {
-        let amendment = Amendment {
-            is_active: Some(is_active),
-            ..Amendment::default()
-        };
-        self.change(email, &amendment).await
+    pub fn set_active<'a>(
+        &'a self,
+        email: &'a str,
+        is_active: bool,
+    ) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let amendment = Amendment {
+                is_active: Some(is_active),
+                ..Amendment::default()
+            };
+            self.change(email, &amendment).await
+        })
     }
 
     /// Grants or revokes the role ADMIN.
     ///
     /// # Errors
     /// There is no such user.
-    pub async fn set_role(&self, email: &str, is_admin: bool) -> Result<(), Reason> {
-        let amendment = Amendment {
-            role: Some(role(is_admin)),
-            ..Amendment::default()
-        };
-        self.change(email, &amendment).await
+    pub fn set_role<'a>(
+        &'a self,
+        email: &'a str,
+        is_admin: bool,
+    ) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let amendment = Amendment {
+                role: Some(role(is_admin)),
+                ..Amendment::default()
+            };
+            self.change(email, &amendment).await
+        })
     }
 
     /// Changes a user's password and ends all of their sessions.
     ///
     /// # Errors
     /// The password is invalid, or there is no such user.
-    pub async fn set_password(&self, email: &str, password: &str) -> Result<(), Reason> {
-        let mut check = Check::default();
-        check_password(&mut check, "password", password);
-        check.faults().map_err(messages)?;
-        let done = self.accounts.set_password(&self.client, email, password);
-        done.await
-            .map_err(line)?
-            .then_some(())
-            .ok_or_else(no_account)
+    pub fn set_password<'a>(
+        &'a self,
+        email: &'a str,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let mut check = Check::default();
+            check_password(&mut check, "password", password);
+            check.faults().map_err(messages)?;
+            let done = self.accounts.set_password(&self.client, email, password);
+            done.await
+                .map_err(line)?
+                .then_some(())
+                .ok_or_else(no_account)
+        })
     }
 
     /// Writes the recorded operations to the audit log.
-    pub async fn finish(self) {
-        drop(self.accounts);
-        self.audit_writer.run(std::future::pending()).await;
+    pub fn finish(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            drop(self.accounts);
+            self.audit_writer
+                .run(Box::pin(std::future::pending()))
+                .await;
+        })
     }
 
     async fn change(&self, email: &str, amendment: &Amendment) -> Result<(), Reason> {

@@ -4,7 +4,10 @@
 //! by its own hash (`kid`), so that a signing key and verification keys can coexist during a key rotation. A token
 //! identifies its user but contains no permissions, which are read from the database.
 
-use std::sync::{Arc, Once};
+use std::{
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
@@ -17,6 +20,8 @@ use jsonwebtoken::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::cache::{Cache, CacheStats};
 
 /// Minimum length of a signing key in bytes: the length of the hash.
 const SHORTEST_KEY: usize = 32;
@@ -66,6 +71,13 @@ pub(super) struct Claims {
     pub(super) exp: i64,
     /// The user's `token_version` when the token was issued.
     pub(super) ver: i32,
+}
+
+impl Claims {
+    /// When the token expires.
+    pub(super) fn expires_at(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp(self.exp, 0).unwrap_or_default()
+    }
 }
 
 /// Why a token is not accepted.
@@ -135,12 +147,44 @@ impl Key {
 
 /// Issues and decodes access tokens.
 pub(super) struct TokenSigner {
-    pub(super) keys: Keys,
-    pub(super) issuer: String,
-    pub(super) audience: String,
+    keys: Keys,
+    issuer: String,
+    /// What a token must contain.
+    validation: Validation,
+    audience: String,
+    /// The claims of tokens whose signature was verified, by the SHA-256 of the token.
+    verified: Cache<[u8; 32], Arc<Claims>>,
 }
 
 impl TokenSigner {
+    /// `verified` is the maximum number of tokens whose claims are cached for their `lifetime`.
+    pub(super) fn new(
+        keys: Keys,
+        issuer: String,
+        audience: String,
+        verified: u64,
+        lifetime: Duration,
+    ) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[&issuer]);
+        validation.set_audience(&[&audience]);
+        validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
+        // Checked against the server's clock.
+        validation.validate_exp = false;
+        Self {
+            keys,
+            issuer,
+            validation,
+            audience,
+            verified: Cache::new(verified, Some(lifetime)),
+        }
+    }
+
+    /// Statistics of the cache of verified tokens.
+    pub(super) fn verified(&self) -> CacheStats {
+        self.verified.stats()
+    }
+
     /// Issues a token for a user's session.
     pub(super) fn sign(
         &self,
@@ -169,26 +213,16 @@ impl TokenSigner {
     }
 
     /// The claims of a token, if it was issued by this server and is valid at `now`.
-    pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
-        let invalid = |_| TokenError::Invalid;
+    pub(super) fn read(&self, token: &str, now: DateTime<Utc>) -> Result<Arc<Claims>, TokenError> {
         if token.len() > LONGEST_TOKEN {
             return Err(TokenError::Invalid);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(invalid)?;
-        if header.typ.as_deref() != Some(MEDIA_TYPE) {
-            return Err(TokenError::Invalid);
-        }
-        let key = header.kid.and_then(|id| self.keys.find(&id));
-        let key = key.ok_or(TokenError::Invalid)?;
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_audience(&[&self.audience]);
-        validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
-        // Checked below, against `now`.
-        validation.validate_exp = false;
-        let claims: Claims = jsonwebtoken::decode(token, &key.verify, &validation)
-            .map_err(invalid)?
-            .claims;
+        let digest = <[u8; 32]>::from(Sha256::digest(token));
+        let known = self.verified.get(&digest);
+        let claims = match &known {
+            Some(claims) => Arc::clone(claims),
+            None => Arc::new(self.verify(token)?),
+        };
         let now = now.timestamp();
         if claims.iat > now + CLOCK_SKEW || claims.exp <= claims.iat {
             return Err(TokenError::Invalid);
@@ -196,7 +230,23 @@ impl TokenSigner {
         if claims.exp <= now {
             return Err(TokenError::Expired);
         }
+        if known.is_none() {
+            self.verified.insert(digest, Arc::clone(&claims));
+        }
         Ok(claims)
+    }
+
+    /// The claims of a token with a valid signature, at whatever time it is valid.
+    fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        let invalid = |_| TokenError::Invalid;
+        let header = jsonwebtoken::decode_header(token).map_err(invalid)?;
+        if header.typ.as_deref() != Some(MEDIA_TYPE) {
+            return Err(TokenError::Invalid);
+        }
+        let key = header.kid.and_then(|id| self.keys.find(&id));
+        let key = key.ok_or(TokenError::Invalid)?;
+        let decoded = jsonwebtoken::decode(token, &key.verify, &self.validation);
+        Ok(decoded.map_err(invalid)?.claims)
     }
 }
 
@@ -265,8 +315,6 @@ fn install() {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const KEY: &[u8] = b"0123456789abcdefghijklmnopqrstuv";
@@ -274,11 +322,13 @@ mod tests {
     const NONE: [&[u8]; 0] = [];
 
     fn signer(signing: &[u8], verifying: &[&[u8]]) -> TokenSigner {
-        TokenSigner {
-            keys: Keys::new(signing, verifying).expect("strong keys"),
-            issuer: "gathering".to_owned(),
-            audience: "api".to_owned(),
-        }
+        TokenSigner::new(
+            Keys::new(signing, verifying).expect("strong keys"),
+            "gathering".to_owned(),
+            "api".to_owned(),
+            10,
+            Duration::from_mins(15),
+        )
     }
 
     fn sign(signer: &TokenSigner, now: DateTime<Utc>) -> String {

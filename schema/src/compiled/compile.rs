@@ -32,6 +32,8 @@ pub(super) type Key = Box<[u8]>;
 
 /// A root field.
 pub(super) enum Root {
+    /// The name of the root type, as JSON.
+    TypeName(&'static str),
     /// An object by its id.
     Row {
         id: Input,
@@ -160,6 +162,7 @@ impl Root {
     /// The number of statements.
     pub(super) fn statements(&self) -> u64 {
         match self {
+            Self::TypeName(_) => 0,
             Self::Row { row, .. } => row.source.statements(),
             Self::List(list) => list.source.statements(),
         }
@@ -313,6 +316,9 @@ pub(super) struct Compiler<'a> {
 impl Compiler<'_> {
     /// A root field; `None` if only the executor can resolve it.
     pub(super) fn root(&self, field: &FieldPlan) -> Option<Root> {
+        if field.name == "__typename" {
+            return Some(Root::TypeName("\"Query\""));
+        }
         if let Some(list) = self.types.all(&field.name) {
             return self.list(field, list).map(Root::List);
         }

@@ -23,6 +23,7 @@ use std::sync::{
 use async_graphql::{ID, InputType, Name, parser::types::OperationType};
 use async_graphql_value::Value as Input;
 use futures_util::future::join_all;
+use gathering_entity::user::UserRole;
 use sea_orm::DbBackend;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -36,6 +37,7 @@ use crate::{
         types::Types,
         write::Writer,
     },
+    db::VIEWER,
     operation::{Plan, Variables, bind::value_of},
     request::Request,
 };
@@ -68,8 +70,8 @@ impl Queries {
         Self {
             types: Types::new(),
             backend,
-            user: Viewer::stand_in(false, rulebook),
-            admin: Viewer::stand_in(true, rulebook),
+            user: Viewer::stand_in(*VIEWER, UserRole::User, rulebook),
+            admin: Viewer::stand_in(*VIEWER, UserRole::Admin, rulebook),
             compiled: Cache::weighed(capacity, |_, query: &Arc<Query>| {
                 query.roots.iter().map(|(_, root)| root.statements()).sum()
             }),
@@ -157,6 +159,7 @@ impl Query {
 async fn write(rows: &Rows<'_>, root: &Root) -> Result<Box<RawValue>, Declined> {
     let mut writer = Writer::new(rows.request.services.limits.text_bytes);
     match root {
+        Root::TypeName(name) => writer.out.extend_from_slice(name.as_bytes()),
         Root::Row { id, row } => {
             let id = value_of(id, rows.variables).and_then(Input::into_const);
             let id: ID = InputType::parse(id).map_err(|_| Declined)?;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use gathering_entity::event;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, QueryFilter,
@@ -56,33 +57,37 @@ impl Relay {
 
     /// Publishes events until it is dropped, starting with those that are appended from now on. An instance that cannot
     /// write does not number events.
-    pub async fn run(mut self, numbers: bool) {
-        let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
-        // The tasks end when this set is dropped.
-        let mut helpers = JoinSet::new();
-        for handler in self.handlers.drain(..) {
-            let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
-            helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
-        }
-        if self.db.get_database_backend() == DbBackend::Postgres {
-            let (bus, numbered) = (Arc::clone(&self.bus), Arc::clone(&self.numbered));
-            helpers.spawn(listen(self.db.clone(), self.id, bus, numbered));
-        }
-        let mut pause = Duration::ZERO;
-        loop {
-            let began = Instant::now();
-            let Err(Failed) = self.publish(numbers).await;
-            pause = longer(pause, began);
-            sleep(pause).await;
-            self.is_behind = true;
-        }
+    pub fn run(mut self, numbers: bool) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let permits = Arc::new(Semaphore::new(self.bus.settings.handlers));
+            // The tasks end when this set is dropped.
+            let mut helpers = JoinSet::new();
+            for handler in self.handlers.drain(..) {
+                let (bus, db) = (Arc::clone(&self.bus), self.db.clone());
+                helpers.spawn(handler.run(bus, db, Arc::clone(&permits)));
+            }
+            if self.db.get_database_backend() == DbBackend::Postgres {
+                let (bus, numbered) = (Arc::clone(&self.bus), Arc::clone(&self.numbered));
+                helpers.spawn(listen(self.db.clone(), self.id, bus, numbered));
+            }
+            let mut pause = Duration::ZERO;
+            loop {
+                let began = Instant::now();
+                let Err(Failed) = self.publish(numbers).await;
+                pause = longer(pause, began);
+                sleep(pause).await;
+                self.is_behind = true;
+            }
+        })
     }
 
     /// Finds the latest position and publishes the remaining events, so that new subscribers receive only events from
     /// now on. [`Relay::run`] retries after a failure.
-    pub async fn catch_up(&mut self, numbers: bool) {
-        // The cause has been logged.
-        let _ = self.begin(numbers).await;
+    pub fn catch_up<'a>(&'a mut self, numbers: bool) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            // The cause has been logged.
+            let _ = self.begin(numbers).await;
+        })
     }
 
     async fn begin(&mut self, numbers: bool) -> Result<(), Failed> {

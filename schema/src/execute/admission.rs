@@ -1,22 +1,27 @@
 //! Decides whether an operation may run, and on whose behalf.
 
+use std::sync::{Arc, atomic::AtomicU64};
+
 use async_graphql::{Name, parser::types::OperationType};
 use chrono::Utc;
+use futures_util::future::join;
 use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     audit::{AuditAction, Client},
     auth::TokenClaims,
+    db::PendingBatches,
     error::Error,
     events::Watch,
-    execute::Usage,
-    idempotency::{Key, RequestedKey},
+    execute::{Engine, Usage},
+    idempotency::RequestedKey,
     operation::Operation,
     rate_limit::{Decision, RateKey},
-    request::Services,
-    response::Answer,
+    request::{Progress, Request, Services},
+    response::{Answer, Written},
 };
 
 /// The caller of an operation, and the options of the request.
@@ -47,33 +52,33 @@ pub struct Bearer {
     pub expires_at: chrono::DateTime<Utc>,
 }
 
-/// An admitted operation with its caller, and its refused root fields.
+/// An admitted operation with its context, and its refused root fields.
 pub(crate) struct Run {
     pub(crate) operation: Operation,
-    pub(crate) client: Client,
-    pub(crate) viewer: Option<Viewer>,
-    pub(crate) rate_key: RateKey,
+    pub(crate) context: Request,
+    /// When the operation started to read.
+    pub(crate) began: Instant,
+    /// The output of the compiled query, if it ran while the caller was authenticated.
+    pub(crate) written: Option<Written>,
     /// The session of a subscription.
     pub(crate) watch: Option<Watch>,
-    pub(crate) usage: bool,
-    pub(crate) after: Option<String>,
-    /// The idempotency key sent by the client, and the key under which the request is recorded.
+    /// The idempotency key sent by the client.
     pub(crate) requested_key: Option<RequestedKey>,
-    pub(crate) key: Option<Key>,
     /// The response keys of refused root fields.
     pub(crate) refused: Vec<Name>,
 }
 
-/// Decides whether an operation may run, and authenticates its caller.
+/// Decides whether an operation may run, and authenticates its caller. The compiled part of a query runs at the same
+/// time, as the user was at an earlier request; its output is sent only if authentication confirms it.
 ///
 /// # Errors
 /// A request error, ready to be sent.
 pub(crate) async fn admit(
-    services: &Services,
+    engine: &Engine,
     operation: Operation,
     caller: Caller<'_>,
 ) -> Result<(Run, Decision), Answer> {
-    let client = &caller.client;
+    let services = &*engine.services;
     let own_key = operation
         .idempotency_key
         .clone()
@@ -86,63 +91,116 @@ pub(crate) async fn admit(
     let presented = token.map(|token| services.accounts.read(token));
     let rate_key = match presented.as_ref().and_then(TokenClaims::claimed) {
         Some(user) => RateKey::User(user),
-        None => RateKey::Network(client.address),
+        None => RateKey::Network(caller.client.address),
     };
-    let whole = operation.kind() != OperationType::Query;
-    let charge = services
-        .limiter
-        .charge(&rate_key, client.address, &operation.roots, whole);
-    let mut decision = charge.await;
-    record_refusals(services, &decision, &rate_key, client);
-    if decision.is_refused {
-        return Err(Answer::limited(decision));
-    }
+    let decision = charge(services, &operation, &rate_key, &caller.client).await?;
     let is_stream = operation.kind() == OperationType::Subscription;
     let watched = presented.as_ref().filter(|_| is_stream);
     let watch = watched.and_then(|presented| services.accounts.watch(presented));
-    let viewer = match presented {
-        Some(presented) => match authenticate(services, presented, client).await {
-            Ok(viewer) => Some(viewer),
-            Err(error) => {
-                let answer = Answer::failed(error, &client.request_id);
-                if matches!(rate_key, RateKey::User(_)) {
-                    // The token is invalid, so its user must not be charged; charge the client's address instead.
-                    services.limiter.refund(&mut decision).await;
-                    let rate_key = RateKey::Network(client.address);
-                    let limiter = &services.limiter;
-                    let charge = limiter.charge(&rate_key, client.address, &operation.roots, whole);
-                    decision = charge.await;
-                    record_refusals(services, &decision, &rate_key, client);
-                    if decision.is_refused {
-                        return Err(Answer::limited(decision));
-                    }
-                }
-                return Err(answer.with_quotas(decision.quotas));
-            }
-        },
-        None => None,
-    };
-    let run = Run {
-        usage: match caller.usage {
-            Usage::Off => false,
-            Usage::Admin => viewer.as_ref().is_some_and(Viewer::is_admin),
-            Usage::On => true,
-        },
-        operation,
+    let expected = presented
+        .as_ref()
+        .filter(|_| operation.kind() == OperationType::Query && !operation.is_long)
+        .and_then(|presented| services.accounts.expected(presented))
+        .map(|(user, role)| Viewer::stand_in(user, role, &services.rulebook));
+    let refused: Vec<_> = decision
+        .refused
+        .iter()
+        .map(|(field, _)| field.key.clone())
+        .collect();
+    let mut context = Request {
+        services: Arc::clone(&engine.services),
+        viewer: expected,
         client: caller.client,
-        after: caller.after,
-        requested_key,
-        key: None,
-        viewer,
         rate_key,
+        pending: PendingBatches::new(false),
+        key: None,
+        progress: Progress::new(caller.after),
+        text: AtomicU64::new(0),
+    };
+    // A subscription has no end at which to report its cost.
+    let usage = |viewer: Option<&Viewer>| match caller.usage {
+        _ if is_stream => false,
+        Usage::Off => false,
+        Usage::Admin => viewer.is_some_and(Viewer::is_admin),
+        Usage::On => true,
+    };
+    context.pending = PendingBatches::new(usage(context.viewer.as_ref()));
+    let began = Instant::now();
+    let mut written = None;
+    if let Some(presented) = presented {
+        let authenticated = authenticate(services, presented, &context.client);
+        let reads = engine.read_early(&operation, &context, &refused);
+        let (authenticated, read) = join(authenticated, reads).await;
+        match authenticated {
+            Ok(viewer) => {
+                let is_expected = context
+                    .viewer
+                    .as_ref()
+                    .is_some_and(|expected| expected.is_admin() == viewer.is_admin());
+                if is_expected {
+                    written = read;
+                } else {
+                    context.text = AtomicU64::new(0);
+                    context.pending = PendingBatches::new(usage(Some(&viewer)));
+                }
+                context.viewer = Some(viewer);
+            }
+            Err(error) => {
+                return Err(unauthenticated(services, &operation, context, decision, error).await);
+            }
+        }
+    }
+    let run = Run {
+        operation,
+        context,
+        began,
+        written,
         watch,
-        refused: decision
-            .refused
-            .iter()
-            .map(|(field, _)| field.key.clone())
-            .collect(),
+        requested_key,
+        refused,
     };
     Ok((run, decision))
+}
+
+/// Charges an operation to the owner of a bucket.
+///
+/// # Errors
+/// The operation is refused as a whole.
+async fn charge(
+    services: &Services,
+    operation: &Operation,
+    rate_key: &RateKey,
+    client: &Client,
+) -> Result<Decision, Answer> {
+    let whole = operation.kind() != OperationType::Query;
+    let limiter = &services.limiter;
+    let charge = limiter.charge(rate_key, client.address, &operation.roots, whole);
+    let decision = charge.await;
+    record_refusals(services, &decision, rate_key, client);
+    if decision.is_refused {
+        return Err(Answer::limited(decision));
+    }
+    Ok(decision)
+}
+
+/// The answer to a token that is not valid. Its user must not be charged; the client's address is charged instead.
+async fn unauthenticated(
+    services: &Services,
+    operation: &Operation,
+    context: Request,
+    mut decision: Decision,
+    error: Error,
+) -> Answer {
+    let client = &context.client;
+    if matches!(context.rate_key, RateKey::User(_)) {
+        services.limiter.refund(&mut decision).await;
+        let rate_key = RateKey::Network(client.address);
+        decision = match charge(services, operation, &rate_key, client).await {
+            Ok(decision) => decision,
+            Err(limited) => return limited,
+        };
+    }
+    Answer::failed(error, &client.request_id).with_quotas(decision.quotas)
 }
 
 fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey, client: &Client) {

@@ -1,9 +1,6 @@
 //! Runs an admitted operation.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Instant,
-};
+use std::sync::Arc;
 
 use async_graphql::{
     Name, Pos, Request, Response, Value, indexmap::IndexMap, parser::types::OperationType,
@@ -14,13 +11,13 @@ use tracing::Instrument;
 
 use crate::{
     access::Viewer,
-    compiled::Queries,
+    compiled::{Queries, Query},
     db::{DispatchWhenIdle, PendingBatches},
     error::Error,
     execute::{admission::Run, usage},
     idempotency::{self, Key, Known, RequestedKey, Turn},
-    operation::{self, Measure, Plan, Timings, Variables},
-    request::{self, Progress, Services},
+    operation::{self, Measure, Operation, Plan, Timings, Variables},
+    request::{self, Services},
     response::{Answer, Written},
     roots::Schema,
 };
@@ -78,37 +75,13 @@ impl Engine {
     }
 
     /// Builds the input of the executor.
-    pub(crate) fn execution(&self, run: Run) -> Execution {
-        let Run {
-            operation,
-            client,
-            viewer,
-            rate_key,
-            watch: _,
-            usage,
-            after,
-            key,
-            refused,
-            requested_key: _,
-        } = run;
-        // A subscription has no end at which to report its cost.
-        let usage = usage && operation.kind() != OperationType::Subscription;
-        let pending = PendingBatches::new(usage);
-        let context = Arc::new(request::Request {
-            services: Arc::clone(&self.services),
-            viewer,
-            client,
-            rate_key,
-            pending: Arc::clone(&pending),
-            key,
-            progress: Progress::new(after),
-            text: AtomicU64::new(0),
-        });
+    pub(crate) fn execution(run: Run) -> Execution {
+        let operation = run.operation;
         Execution {
             variables: operation.variables,
-            refused,
-            context,
-            pending,
+            refused: run.refused,
+            pending: Arc::clone(&run.context.pending),
+            context: Arc::new(run.context),
             plan: operation.plan,
             measure: operation.measure,
             timings: operation.timings,
@@ -124,9 +97,9 @@ impl Engine {
         let (key, _guard) = match self.claim(&run, &requested).await {
             Ok((Known::Nothing(key), turn)) => (key, turn),
             Ok((Known::Answer(stored), _)) => return Answer::again(&stored),
-            Err(error) => return Answer::failed(error, &run.client.request_id),
+            Err(error) => return Answer::failed(error, &run.context.client.request_id),
         };
-        run.key = Some(key.clone());
+        run.context.key = Some(key.clone());
         let mut answer = self.execute(run).await;
         let writer = &self.services.writer;
         if key.is_replayed() {
@@ -152,7 +125,7 @@ impl Engine {
         let fields = operation.roots.iter().map(|field| &field.name);
         let services = &*self.services;
         let now = (services.clock)().trunc_subsecs(6);
-        let user = run.viewer.as_ref().map(Viewer::id);
+        let user = run.context.viewer.as_ref().map(Viewer::id);
         let key = Key::new(user, requested, fingerprint, fields, now)?;
         let claim = async {
             let turn = services.turns.take(&key).await;
@@ -162,11 +135,11 @@ impl Engine {
         claimed.unwrap_or_else(|_| Err(Error::timeout()))
     }
 
-    pub(crate) async fn execute(&self, run: Run) -> Answer {
+    pub(crate) async fn execute(&self, mut run: Run) -> Answer {
         let kind = run.operation.kind();
-        let execution = self.execution(run);
-        let began = Instant::now();
-        let timeout = self.services.limits.timeout;
+        let (began, written) = (run.began, run.written.take());
+        let execution = Self::execution(run);
+        let deadline = began + self.services.limits.timeout;
         let Execution {
             context,
             pending,
@@ -181,9 +154,9 @@ impl Engine {
                 let response = self.execute_aside(request, Arc::clone(pending)).await;
                 return (response, Vec::new());
             }
-            DispatchWhenIdle::new(pending, self.resolve(&execution)).await
+            DispatchWhenIdle::new(pending, self.resolve(&execution, written)).await
         };
-        let Ok((response, written)) = tokio::time::timeout(timeout, execution).await else {
+        let Ok((response, written)) = tokio::time::timeout_at(deadline, execution).await else {
             return match kind {
                 OperationType::Mutation => Error::change_timeout().into(),
                 OperationType::Query | OperationType::Subscription => Error::timeout().into(),
@@ -199,8 +172,38 @@ impl Engine {
         answer
     }
 
-    /// Resolves the root fields: by the compiled query, and the others by the executor.
-    async fn resolve(&self, execution: &Execution) -> (Response, Written) {
+    /// Runs the compiled part of a query before its caller is authenticated; `None` if the time is over.
+    pub(crate) async fn read_early(
+        &self,
+        operation: &Operation,
+        context: &request::Request,
+        without: &[Name],
+    ) -> Option<Written> {
+        let Operation {
+            plan, variables, ..
+        } = operation;
+        let query = self.compiled(plan, context)?;
+        let read = self.queries.run(&query, context, variables, without);
+        let read = DispatchWhenIdle::new(&context.pending, read);
+        let read = tokio::time::timeout(self.services.limits.timeout, read);
+        read.await.ok()
+    }
+
+    /// The compiled part of a query; `None` if there is none.
+    fn compiled(&self, plan: &Plan, context: &request::Request) -> Option<Arc<Query>> {
+        let viewer = context.viewer.as_ref()?;
+        if context.services.limits.compiled_queries == 0 {
+            return None;
+        }
+        Some(self.queries.compile(plan, viewer)).filter(|query| !query.is_empty())
+    }
+
+    /// Resolves the root fields: by the compiled query, unless it has run, and the others by the executor.
+    async fn resolve(
+        &self,
+        execution: &Execution,
+        written: Option<Written>,
+    ) -> (Response, Written) {
         let Execution {
             context,
             variables,
@@ -208,19 +211,13 @@ impl Engine {
             plan,
             ..
         } = execution;
-        let query = context
-            .viewer
-            .as_ref()
-            .filter(|_| context.services.limits.compiled_queries > 0)
-            .map(|viewer| self.queries.compile(plan, viewer));
-        let Some(query) = query.filter(|query| !query.is_empty()) else {
-            return (
-                self.schema.execute(execution.request(&[])).await,
-                Vec::new(),
-            );
+        let written = match (written, self.compiled(plan, context)) {
+            (Some(written), _) => written,
+            (None, Some(query)) => self.queries.run(&query, context, variables, refused).await,
+            (None, None) => Written::new(),
         };
-        let written = self.queries.run(&query, context, variables, refused).await;
-        let is_complete = written.len() + refused.len() == plan.roots().len();
+        let is_complete =
+            !written.is_empty() && written.len() + refused.len() == plan.roots().len();
         let response = if is_complete {
             Response::new(Value::Object(IndexMap::new()))
         } else {

@@ -11,12 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::Request;
 use chrono::TimeDelta;
 use gathering_schema::rate_limit::{Mode, QuotaStatus, Rates, Tier};
-use gathering_schema::{Clock, MonotonicClock};
+use gathering_schema::{Client, Clock, MonotonicClock};
 use governor::clock::Clock as _;
 use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
@@ -24,11 +22,9 @@ use governor::{Quota, RateLimiter};
 use ipnet::IpNet;
 
 use self::store::{States, StatesSince};
-use super::body::discard;
-use super::client_address::client;
-use super::outcome::Refusal;
-use super::rate_headers::{Quotas, write};
+use super::client_address::{Peer, client};
 use crate::connections::network;
+use crate::telemetry::RequestId;
 
 /// A rate limited route. Each route has its own bucket, so a flood of queries does not make health probes fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +35,7 @@ pub(super) enum Route {
 }
 
 impl Route {
-    fn of(path: &str) -> Self {
+    pub(super) fn of(path: &str) -> Self {
         match path {
             path if path.starts_with("/health") => Self::Health,
             "/metrics" => Self::Metrics,
@@ -151,6 +147,11 @@ impl Gate {
         }
     }
 
+    /// The client that sent a request.
+    pub(super) fn client(&self, request: &Request, id: &RequestId, peer: &Peer) -> Client {
+        client(request.headers(), id, peer, &self.0.trusted)
+    }
+
     /// Takes one from the bucket of an address and returns its state; `None` if the mode is `off`.
     ///
     /// # Errors
@@ -225,37 +226,6 @@ impl Rule {
 /// Whole microseconds, rounded up.
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000)).unwrap_or(i64::MAX)
-}
-
-/// Admits a request, or responds with 429.
-pub(super) async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let client = client(&request, &gate.0.trusted);
-    let route = Route::of(request.uri().path());
-    match gate.check(client.address, route) {
-        Ok(entered) => {
-            request.extensions_mut().insert(client);
-            let mut response = next.run(request).await;
-            let touched = response.extensions_mut().remove::<Quotas>();
-            let mut statuses = touched.map(|touched| touched.0).unwrap_or_default();
-            // The bucket of the address is reported only if it has the least remaining tokens.
-            let is_refused = statuses.iter().any(|status| status.retry_in.is_some());
-            let left = statuses.iter().map(|status| status.remaining).min();
-            let is_tighter =
-                |entered: &QuotaStatus| left.is_none_or(|left| entered.remaining < left);
-            let entered = entered.into_iter().filter(is_tighter);
-            statuses.extend(entered.filter(|_| !is_refused));
-            write(&statuses, response.headers_mut());
-            response
-        }
-        Err(status) => {
-            tracing::debug!(route = route.path(), "an address sends too many requests");
-            let (head, body) = request.into_parts();
-            discard(&head.headers, &mut body.into_data_stream()).await;
-            let mut response = Refusal::rate_limited(status.clone()).into_response();
-            write(&[status], response.headers_mut());
-            response
-        }
-    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use tracing::Instrument;
 use super::connection::{Connection, close_with};
 use super::outgoing::{FRAGMENT, GATHERED, Socket};
 use super::protocol::{Close, End};
+use crate::http::client_address::Peer;
 use crate::http::outcome::Refusal;
 use crate::http::state::Endpoint;
 
@@ -68,7 +69,12 @@ fn names(head: &Parts, header: &HeaderName, name: &str) -> bool {
 ///
 /// A script in a browser cannot read the response of a failed upgrade. Therefore errors that a client can handle are
 /// sent as a close code after the upgrade.
-pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response, Refusal> {
+pub(crate) fn upgrade(
+    endpoint: &Arc<Endpoint>,
+    head: &Parts,
+    client: Client,
+    peer: &Peer,
+) -> Result<Response, Refusal> {
     endpoint.may_connect(&head.headers)?;
     let key = head.headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
         let key = BASE64_STANDARD.decode(key.as_bytes());
@@ -76,9 +82,8 @@ pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response
     });
     let key = key.ok_or_else(|| Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64."))?;
     let version = head.headers.get(SEC_WEBSOCKET_VERSION);
-    let (Some(upgrade), Some(upgrade_task), true) = (
+    let (Some(upgrade), true) = (
         head.extensions.get::<OnUpgrade>().cloned(),
-        head.extensions.get::<UpgradeTask>(),
         version.is_some_and(|version| version == VERSION),
     ) else {
         let refusal = Refusal::new(
@@ -88,7 +93,6 @@ pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response
         return Ok(([(SEC_WEBSOCKET_VERSION, VERSION)], refusal).into_response());
     };
 
-    let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
     let is_ours = names(head, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
     let permit = if is_ours {
         endpoint.connections.acquire(&client).map_err(Close::full)
@@ -111,7 +115,7 @@ pub(crate) fn upgrade(endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Response
             Err(close) => close_with(&endpoint, socket, End::Close(close)).await,
         }
     };
-    upgrade_task.set(Box::pin(work.in_current_span()));
+    peer.upgrade_task.set(Box::pin(work.in_current_span()));
 
     let accept = derive_accept_key(key.as_bytes());
     let headers = [

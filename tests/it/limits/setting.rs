@@ -232,6 +232,8 @@ async fn metrics_cover_each_tier_and_cache_and_contain_no_secrets() {
             "rate_buckets",
             "viewer_rules",
             "revoked_tokens",
+            "verified_tokens",
+            "roles",
             "parsed_documents",
             "persisted_queries",
         ] {
