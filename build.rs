@@ -106,22 +106,18 @@ fn embed(dist: &Path, out: &Path) -> io::Result<()> {
         fs::copy(dist.join(path), copy.join(path))?;
     }
 
-    let mut table = String::from("static ASSETS: &[Asset] = &[\n");
+    let mut table = String::from("static ASSETS: &[(&str, Content)] = &[\n");
     let include =
         |path: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/playground/{path}\"))");
     for path in paths.iter().filter(|path| !path.ends_with(PACKED)) {
         let packed = format!("{path}{PACKED}");
-        let gzip = if paths.contains(&packed) {
-            format!("Some({})", include(&packed))
+        // A file and its compressed copy together would be a sixth of the server's binary.
+        let content = if paths.contains(&packed) {
+            format!("Content::Gzip({})", include(&packed))
         } else {
-            "None".to_owned()
+            format!("Content::Plain({})", include(path))
         };
-        let plain = include(path);
-        writeln!(
-            table,
-            "    Asset {{ path: {path:?}, plain: {plain}, gzip: {gzip} }},"
-        )
-        .map_err(io::Error::other)?;
+        writeln!(table, "    ({path:?}, {content}),").map_err(io::Error::other)?;
     }
     table.push_str("];\n");
     fs::write(out.join("playground.rs"), table)

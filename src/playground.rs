@@ -3,6 +3,9 @@
 //! Its page may load only its own assets and connect only to its own server. A server that was built without Node has
 //! no assets and serves a page with a notice.
 
+use std::borrow::Cow;
+use std::io::Read;
+
 use axum::body::Bytes;
 use axum::extract::Path;
 use axum::http::header::{
@@ -10,17 +13,33 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
+use flate2::read::GzDecoder;
 use serde_json::json;
+use tokio::task::spawn_blocking;
 
-/// A file of the built front end.
-struct Asset {
-    /// The path relative to the front end's root.
-    path: &'static str,
-    plain: &'static [u8],
-    gzip: Option<&'static [u8]>,
+/// The content of a file of the built front end.
+#[derive(Clone, Copy)]
+enum Content {
+    Plain(&'static [u8]),
+    Gzip(&'static [u8]),
 }
 
-// `ASSETS`, sorted by path; empty if the front end was not built.
+impl Content {
+    fn decode(self) -> Cow<'static, [u8]> {
+        match self {
+            Self::Plain(bytes) => Cow::Borrowed(bytes),
+            Self::Gzip(bytes) => {
+                let mut plain = Vec::new();
+                if let Err(error) = GzDecoder::new(bytes).read_to_end(&mut plain) {
+                    tracing::error!(%error, "a file of the playground cannot be decompressed");
+                }
+                Cow::Owned(plain)
+            }
+        }
+    }
+}
+
+// `ASSETS`: path and content of each file, sorted by path; empty if the front end was not built.
 include!(concat!(env!("OUT_DIR"), "/playground.rs"));
 
 const MISSING: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>Gathering</title>\
@@ -56,9 +75,9 @@ pub struct Page(Bytes);
 
 /// Builds the page, with the credentials for its script to sign in.
 pub fn page(sign_in: Option<&SignIn>) -> Page {
-    let plain = find("index.html").map_or(MISSING.as_bytes(), |page| page.plain);
-    let (Some(sign_in), Ok(text)) = (sign_in, str::from_utf8(plain)) else {
-        return Page(Bytes::from_static(plain));
+    let plain = find("index.html").map_or(MISSING.as_bytes().into(), |(_, page)| page.decode());
+    let (Some(sign_in), Ok(text)) = (sign_in, str::from_utf8(&plain)) else {
+        return Page(plain.into_owned().into());
     };
     let json = json!({ "email": sign_in.email, "password": sign_in.password }).to_string();
     let json = json
@@ -87,27 +106,31 @@ impl Page {
 
 /// Serves a file of the page. Its name contains a hash of its content, so it may be cached forever.
 pub async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
-    let Some(asset) = find(&format!("assets/{name}")) else {
+    let Some((path, content)) = find(&format!("assets/{name}")) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let shared = [
-        (CONTENT_TYPE, content_type(asset.path)),
+        (CONTENT_TYPE, content_type(path)),
         (CACHE_CONTROL, "public, max-age=31536000, immutable"),
         (VARY, "Accept-Encoding"),
     ];
-    match asset.gzip {
-        Some(gzip) if takes_gzip(&headers) => {
-            (shared, [(CONTENT_ENCODING, "gzip")], gzip).into_response()
+    match content {
+        Content::Plain(bytes) => (shared, bytes).into_response(),
+        Content::Gzip(bytes) if takes_gzip(&headers) => {
+            (shared, [(CONTENT_ENCODING, "gzip")], bytes).into_response()
         }
-        _ => (shared, asset.plain).into_response(),
+        Content::Gzip(_) => match spawn_blocking(move || content.decode()).await {
+            Ok(plain) => (shared, plain.into_owned()).into_response(),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        },
     }
 }
 
-fn find(path: &str) -> Option<&'static Asset> {
-    ASSETS
-        .binary_search_by_key(&path, |asset| asset.path)
-        .ok()
-        .map(|place| &ASSETS[place])
+fn find(path: &str) -> Option<(&'static str, Content)> {
+    let place = ASSETS
+        .binary_search_by_key(&path, |(known, _)| *known)
+        .ok()?;
+    Some(ASSETS[place])
 }
 
 fn takes_gzip(headers: &HeaderMap) -> bool {

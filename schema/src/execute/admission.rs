@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use async_graphql::{Name, parser::types::OperationType};
 use chrono::Utc;
-use futures_util::future::join;
+use futures_util::{FutureExt, future::try_join};
 use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -107,32 +107,33 @@ pub(crate) async fn admit(
         .iter()
         .map(|(field, _)| field.key.clone())
         .collect();
+    // A subscription has no end at which to report its cost.
+    let usage = |viewer: Option<&Viewer>| {
+        !is_stream
+            && match caller.usage {
+                Usage::Off => false,
+                Usage::Admin => viewer.is_some_and(Viewer::is_admin),
+                Usage::On => true,
+            }
+    };
     let mut context = Request {
         services: Arc::clone(&engine.services),
+        pending: PendingBatches::new(usage(expected.as_ref())),
         viewer: expected,
         client: caller.client,
         rate_key,
-        pending: PendingBatches::new(false),
         key: None,
         progress: Progress::new(caller.after),
         text: AtomicU64::new(0),
     };
-    // A subscription has no end at which to report its cost.
-    let usage = |viewer: Option<&Viewer>| match caller.usage {
-        _ if is_stream => false,
-        Usage::Off => false,
-        Usage::Admin => viewer.is_some_and(Viewer::is_admin),
-        Usage::On => true,
-    };
-    context.pending = PendingBatches::new(usage(context.viewer.as_ref()));
     let began = Instant::now();
     let mut written = None;
     if let Some(presented) = presented {
         let authenticated = authenticate(services, presented, &context.client);
         let reads = engine.read_early(&operation, &context, &refused);
-        let (authenticated, read) = join(authenticated, reads).await;
-        match authenticated {
-            Ok(viewer) => {
+        // A refusal does not wait for the reads.
+        match try_join(authenticated, reads.map(Ok)).await {
+            Ok((viewer, read)) => {
                 let is_expected = context
                     .viewer
                     .as_ref()

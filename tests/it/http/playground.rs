@@ -1,5 +1,9 @@
 //! The playground.
 
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+
 use super::*;
 
 #[tokio::test]
@@ -85,6 +89,10 @@ async fn the_playground_loads_only_embedded_assets() {
             plain.bytes().await.expect("bytes"),
         );
         assert!(packed.len() < plain.len(), "{asset}");
+        let mut decoded = Vec::new();
+        let read = GzDecoder::new(&packed[..]).read_to_end(&mut decoded);
+        read.expect("is decoded");
+        assert!(decoded == plain, "{asset}");
     }
     let unknown = server.get("/graphql/assets/index.js").await;
     assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
