@@ -256,7 +256,7 @@ impl Graph {
             let accounts = &services.accounts;
             let presented = accounts.read(token);
             let watch = accounts.watch(&presented);
-            let viewer = execute::authenticate(services, presented, client)
+            let viewer = execute::authenticate(services, presented, client, false)
                 .await
                 .map_err(|error| Answer::failed(error, &client.request_id))?;
             Ok(Bearer {

@@ -264,6 +264,7 @@ impl Endpoint {
             after: text(LAST_EVENT_ID)?.map(Cow::into_owned),
             idempotency_key: text(IDEMPOTENCY_KEY)?.map(Cow::into_owned),
             batch_entry: None,
+            is_always_polled: operation.kind() == OperationType::Query,
         })
     }
 }

@@ -235,6 +235,7 @@ impl Accounts {
         loader: &Loader,
         presented: TokenClaims,
         client: &Client,
+        runs_inside: bool,
     ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
         let reject = |user, why: &str, error: Error| {
             let details = json!({ "reason": why });
@@ -256,7 +257,9 @@ impl Accounts {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
         let credential = (claims.sub, claims.sid);
-        let found = loader.load_alone(Credential, credential).await?;
+        let found = loader
+            .load_alone(Credential, credential, runs_inside)
+            .await?;
         let Some(found) = found else {
             return Err(reject(None, "unknown user", Error::token_invalid()));
         };
@@ -292,7 +295,7 @@ impl Accounts {
             return Err(Error::token_expired());
         }
         let credential = (viewer.id(), viewer.session());
-        let found = loader.load_alone(Credential, credential).await?;
+        let found = loader.load_alone(Credential, credential, false).await?;
         let found = found.ok_or_else(Error::token_invalid)?;
         let version = viewer.user.token_version;
         if self.is_over(&found, viewer.session(), version) || !found.user.is_active {
@@ -333,7 +336,10 @@ impl Accounts {
             return Ok(());
         };
         for session in bus.watches().sessions(user) {
-            if let Some(found) = loader.load_alone(Credential, (user, session)).await? {
+            if let Some(found) = loader
+                .load_alone(Credential, (user, session), false)
+                .await?
+            {
                 let version = found.user.token_version;
                 self.ended(Ended::Before { user, version });
                 self.is_over(&found, session, version);

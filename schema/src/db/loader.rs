@@ -14,6 +14,7 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     mem,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
@@ -22,6 +23,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use futures_util::FutureExt;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, QueryResult, Statement, Value,
     sea_query::SelectStatement,
@@ -30,7 +32,7 @@ use sea_orm::{
 use crate::{
     db::{
         batch_sizes::{BatchSizes, SizeCounter},
-        pending::{Departure, DispatchWhenIdle, PendingBatches, lock},
+        pending::{Departure, DispatchWhenIdle, PendingBatches, Running, lock},
     },
     error::{self, Error},
 };
@@ -169,13 +171,14 @@ impl Loader {
         Ok(values)
     }
 
-    /// Loads the value of a key outside of any operation.
+    /// Loads the value of a key outside of any operation; for `runs_inside` see [`PendingBatches::new`].
     pub(crate) async fn load_alone<B: Batch>(
         &self,
         batch: B,
         key: B::Key,
+        runs_inside: bool,
     ) -> Result<B::Value, Error> {
-        let pending = PendingBatches::new(false);
+        let pending = PendingBatches::new(false, runs_inside);
         DispatchWhenIdle::new(&pending, self.load(&pending, batch, key)).await
     }
 
@@ -227,6 +230,9 @@ type Outcome<B> = Result<HashMap<<B as Batch>::Key, <B as Batch>::Value>, Error>
 /// A batch that collects keys, is running, or is complete.
 struct Pending<B: Batch> {
     keys: Mutex<HashSet<B::Key>>,
+    /// The request that has started it, and whether others have joined.
+    first: Arc<PendingBatches>,
+    is_shared: AtomicBool,
     /// Whether a request that waits for one of the keys is idle.
     ready: AtomicBool,
     outcome: OnceLock<Outcome<B>>,
@@ -234,10 +240,13 @@ struct Pending<B: Batch> {
 }
 
 impl<B: Batch> Group<B> {
-    /// The waiting batch that takes more keys.
-    fn open(&mut self) -> Result<Arc<Pending<B>>, Error> {
+    /// The waiting batch that takes more keys, for a request.
+    fn open(&mut self, request: &Arc<PendingBatches>) -> Result<Arc<Pending<B>>, Error> {
         let last = self.waiting.last();
         if let Some(open) = last.filter(|pending| lock(&pending.keys).len() < BATCH_KEYS) {
+            if !Arc::ptr_eq(&open.first, request) {
+                open.is_shared.store(true, Ordering::Relaxed);
+            }
             return Ok(Arc::clone(open));
         }
         if self.waiting.len() >= WAITING_BATCHES {
@@ -247,6 +256,8 @@ impl<B: Batch> Group<B> {
         }
         let pending = Arc::new(Pending {
             keys: Mutex::default(),
+            first: Arc::clone(request),
+            is_shared: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             outcome: OnceLock::new(),
             waiters: Mutex::default(),
@@ -283,7 +294,7 @@ impl<B: Batch> BatchQueue<B> {
         let group = &mut groups[at];
         let mut rest = keys;
         while !rest.is_empty() {
-            let pending = group.open()?;
+            let pending = group.open(request)?;
             let count = {
                 let mut keys = lock(&pending.keys);
                 let mut count = 0;
@@ -311,12 +322,18 @@ impl<B: Batch> BatchQueue<B> {
                 });
             }
         }
-        Self::dispatch(queue, group);
+        Self::dispatch(queue, group, None);
         Ok(joined)
     }
 
-    /// Dispatches ready batches, up to the limit of concurrent statements of the group.
-    fn dispatch(queue: &Arc<Self>, group: &mut Group<B>) {
+    /// Dispatches ready batches, up to the limit of concurrent statements of the group. Returns the batch `inside`,
+    /// unless several requests wait for it, and spawns the others.
+    fn dispatch(
+        queue: &Arc<Self>,
+        group: &mut Group<B>,
+        inside: Option<&Arc<Pending<B>>>,
+    ) -> Option<Running> {
+        let mut returned = None;
         while group.in_flight < IN_FLIGHT
             && group
                 .waiting
@@ -325,6 +342,8 @@ impl<B: Batch> BatchQueue<B> {
         {
             let pending = group.waiting.remove(0);
             group.in_flight += 1;
+            let is_inside = inside.is_some_and(|inside| Arc::ptr_eq(inside, &pending))
+                && !pending.is_shared.load(Ordering::Relaxed);
             let run = BatchRun {
                 queue: Arc::clone(queue),
                 batch: group.batch.clone(),
@@ -335,12 +354,19 @@ impl<B: Batch> BatchQueue<B> {
                     rows: AtomicU64::new(0),
                 },
             };
+            // A panic fails the keys of the batch, and not the task that runs it.
+            let run = Box::pin(AssertUnwindSafe(run.run()).catch_unwind().map(drop));
+            if is_inside {
+                returned = Some(run as Running);
+                continue;
+            }
             #[expect(
                 clippy::disallowed_methods,
                 reason = "a batch is shared by several requests; at most IN_FLIGHT run"
             )]
-            tokio::spawn(run.run());
+            tokio::spawn(run);
         }
+        returned
     }
 }
 
@@ -372,7 +398,7 @@ impl<B: Batch> Drop for BatchRun<B> {
             if let Some(at) = groups.iter().position(|group| group.batch == self.batch) {
                 let group = &mut groups[at];
                 group.in_flight -= 1;
-                BatchQueue::dispatch(&self.queue, group);
+                BatchQueue::dispatch(&self.queue, group, None);
                 if group.in_flight == 0 && group.waiting.is_empty() {
                     groups.swap_remove(at);
                 }
@@ -460,7 +486,7 @@ impl<B: Batch> Departure for Joined<B> {
         Arc::as_ptr(&self.pending).cast() == pending
     }
 
-    fn dispatch(&self) {
+    fn dispatch(&self, runs_inside: bool) -> Option<Running> {
         let mut groups = lock(&self.queue.groups);
         self.pending.ready.store(true, Ordering::Relaxed);
         let group = groups.iter_mut().find(|group| {
@@ -469,9 +495,8 @@ impl<B: Batch> Departure for Joined<B> {
                 .iter()
                 .any(|pending| Arc::ptr_eq(pending, &self.pending))
         });
-        if let Some(group) = group {
-            BatchQueue::dispatch(&self.queue, group);
-        }
+        let inside = runs_inside.then_some(&self.pending);
+        BatchQueue::dispatch(&self.queue, group?, inside)
     }
 }
 
@@ -512,7 +537,7 @@ mod tests {
     async fn siblings_share_one_batch_per_level_and_each_key_is_loaded_once() {
         for _ in 0..500 {
             let loader = Loader::new(DatabaseConnection::default());
-            let pending = PendingBatches::new(true);
+            let pending = PendingBatches::new(true, false);
             let child = async |number: u64| {
                 let (double, together) = loader.load(&pending, DOUBLES, number % 50).await?;
                 let (_, below) = loader.load(&pending, DOUBLES, 1_000 + double).await?;
@@ -533,8 +558,8 @@ mod tests {
     #[tokio::test]
     async fn a_panicking_batch_fails_only_its_own_keys() {
         let loader = Loader::new(DatabaseConnection::default());
-        let pending = PendingBatches::new(false);
-        for _ in 0..3 {
+        for runs_inside in [false, true, false, true] {
+            let pending = PendingBatches::new(false, runs_inside);
             let both =
                 join_all([true, false].map(|fails| loader.load(&pending, Doubles { fails }, 7)));
             let answers = DispatchWhenIdle::new(&pending, both).await;
@@ -551,7 +576,7 @@ mod tests {
     #[tokio::test]
     async fn the_size_of_a_batch_is_limited() {
         let loader = Loader::new(DatabaseConnection::default());
-        let pending = PendingBatches::new(false);
+        let pending = PendingBatches::new(false, false);
         let keys = 2 * BATCH_KEYS as u64 + 5;
         let all = join_all((0..keys).map(|key| loader.load(&pending, DOUBLES, key)));
         let answers = DispatchWhenIdle::new(&pending, all).await;
@@ -563,20 +588,68 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_request_leaves_no_batch_pending() {
+    async fn a_batch_of_one_request_runs_inside_its_task() {
         let loader = Loader::new(DatabaseConnection::default());
-        let pending = PendingBatches::new(false);
-        let mut execution = DispatchWhenIdle::new(&pending, async {
-            let forgotten = loader.load(&pending, DOUBLES, 1);
-            futures_util::future::select(std::pin::pin!(forgotten), std::future::ready(())).await;
-        });
-        futures_util::future::poll_fn(|context| Pin::new(&mut execution).poll(context)).await;
-        drop(execution);
-        let other = PendingBatches::new(false);
-        let answer = DispatchWhenIdle::new(&other, loader.load(&other, DOUBLES, 2)).await;
-        assert_eq!(answer.map_err(|error| error.code), Ok((4, 1)));
-        while !lock(&loader.queue::<Doubles>().groups).is_empty() {
-            tokio::task::yield_now().await;
+        let load = async |pending: &Arc<PendingBatches>, key| {
+            let load = loader.load(pending, DOUBLES, key);
+            let answer = DispatchWhenIdle::new(pending, load).await;
+            let tasks = tokio::runtime::Handle::current()
+                .metrics()
+                .num_alive_tasks();
+            (answer.map_err(|error| error.code), tasks)
+        };
+        let alone = PendingBatches::new(false, true);
+        assert_eq!(load(&alone, 1).await, (Ok((2, 1)), 0));
+        // A batch of two requests must not depend on one of them.
+        let both = [1, 2].map(|_| PendingBatches::new(false, true));
+        let [one, other] = &both;
+        let mut first = Box::pin(load(one, 1));
+        let mut started = DispatchWhenIdle::new(other, loader.load(other, DOUBLES, 2));
+        futures_util::future::poll_fn(|context| {
+            lock(&loader.queue::<Doubles>().groups).push(Group {
+                batch: DOUBLES,
+                waiting: Vec::new(),
+                in_flight: IN_FLIGHT,
+            });
+            assert!(first.as_mut().poll(context).is_pending());
+            assert!(Pin::new(&mut started).poll(context).is_pending());
+            let queue = loader.queue::<Doubles>();
+            let mut groups = lock(&queue.groups);
+            groups[0].in_flight = 0;
+            let inside = Some(Arc::clone(&groups[0].waiting[0]));
+            let returned = BatchQueue::dispatch(&queue, &mut groups[0], inside.as_ref());
+            assert!(returned.is_none());
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(started.await.map_err(|error| error.code), Ok((4, 2)));
+        assert_eq!(first.await.0, Ok((2, 2)));
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_request_leaves_no_batch_pending() {
+        for runs_inside in [false, true] {
+            let loader = Loader::new(DatabaseConnection::default());
+            let pending = PendingBatches::new(false, runs_inside);
+            let mut execution = DispatchWhenIdle::new(&pending, async {
+                let forgotten = loader.load(&pending, DOUBLES, 1);
+                futures_util::future::select(std::pin::pin!(forgotten), std::future::ready(()))
+                    .await;
+            });
+            futures_util::future::poll_fn(|context| Pin::new(&mut execution).poll(context)).await;
+            drop(execution);
+            let mut running = DispatchWhenIdle::new(&pending, loader.load(&pending, DOUBLES, 3));
+            let started = futures_util::future::poll_fn(|context| {
+                Poll::Ready(Pin::new(&mut running).poll(context).is_pending())
+            });
+            assert!(started.await);
+            drop(running);
+            let other = PendingBatches::new(false, runs_inside);
+            let answer = DispatchWhenIdle::new(&other, loader.load(&other, DOUBLES, 2)).await;
+            assert_eq!(answer.map_err(|error| error.code), Ok((4, 1)));
+            while !lock(&loader.queue::<Doubles>().groups).is_empty() {
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use tokio::runtime::Handle;
 
 /// Maximum number of consecutive polls of an execution that wakes itself. A future that does so forever must not occupy
 /// a worker thread.
@@ -40,20 +41,30 @@ pub(crate) struct PendingBatches {
     /// Resolvers whose batch is complete. They are woken together, inside the request's own task: a request that saw
     /// half of a batch would send the next edge in two statements.
     answered: Mutex<Vec<Waker>>,
+    /// Whether batches that no other request waits for run inside the request's own task.
+    runs_inside: bool,
     usage: Option<Mutex<Usage>>,
 }
+
+/// A running batch.
+pub(super) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A batch that one of its requests can dispatch.
 pub(super) trait Departure: Send + Sync {
     fn is(&self, pending: *const ()) -> bool;
-    fn dispatch(&self);
+
+    /// Dispatches the batch. Returns it if it can run inside the task of its only request.
+    fn dispatch(&self, runs_inside: bool) -> Option<Running>;
 }
 
 impl PendingBatches {
-    /// `usage` enables the report of the request's cost.
-    pub(crate) fn new(usage: bool) -> Arc<Self> {
+    /// `usage` enables the report of the request's cost. `runs_inside` lets batches run inside the request's own task,
+    /// which saves hand-overs between threads. The task must then be polled whenever it is woken: a batch that is not
+    /// polled holds a connection to the database.
+    pub(crate) fn new(usage: bool, runs_inside: bool) -> Arc<Self> {
         Arc::new(Self {
             usage: usage.then(Mutex::default),
+            runs_inside,
             ..Self::default()
         })
     }
@@ -71,11 +82,18 @@ impl PendingBatches {
         }
     }
 
-    fn dispatch(&self) {
+    /// Dispatches the joined batches; returns those that run inside the request's own task.
+    fn dispatch(&self) -> impl Iterator<Item = Running> {
         let joined = mem::take(&mut *lock(&self.joined));
-        for batch in joined {
-            batch.dispatch();
-        }
+        let runs_inside = self.runs_inside;
+        joined
+            .into_iter()
+            .filter_map(move |batch| batch.dispatch(runs_inside))
+    }
+
+    /// Whether the execution must be polled.
+    fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst) || !lock(&self.answered).is_empty()
     }
 
     /// Wakes the resolvers of a complete batch, inside the request's own task.
@@ -92,7 +110,10 @@ impl PendingBatches {
             usage.batches.push((name, keys));
         }
         lock(&self.answered).extend(wakers);
-        self.task.wake();
+        // As for `woken`, the poller looks after it has cleared `polling`.
+        if !self.polling.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
     }
 }
 
@@ -113,10 +134,12 @@ impl Wake for PendingBatches {
 /// Runs a request's execution and dispatches its keys whenever it is idle.
 ///
 /// Batches that it has joined are dispatched at the latest when it is dropped: a batch that is never dispatched would
-/// wait forever.
+/// wait forever. Batches that run inside it then continue in tasks of their own.
 pub(crate) struct DispatchWhenIdle<'a, T> {
     execution: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
     pending: &'a Arc<PendingBatches>,
+    /// Batches that run inside this future.
+    running: Vec<Running>,
     waker: Waker,
 }
 
@@ -125,9 +148,12 @@ impl<'a, T> DispatchWhenIdle<'a, T> {
         pending: &'a Arc<PendingBatches>,
         execution: impl Future<Output = T> + Send + 'a,
     ) -> Self {
+        // The first poll starts the execution.
+        pending.woken.store(true, Ordering::SeqCst);
         Self {
             execution: Box::pin(execution),
             pending,
+            running: Vec::new(),
             waker: Waker::from(Arc::clone(pending)),
         }
     }
@@ -143,6 +169,15 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
         let mut inner = Context::from_waker(&this.waker);
         for _ in 0..SPINS {
             pending.polling.store(true, Ordering::SeqCst);
+            let is_running = |batch: &mut Running| batch.as_mut().poll(context).is_pending();
+            this.running.retain_mut(is_running);
+            if !pending.is_woken() {
+                pending.polling.store(false, Ordering::SeqCst);
+                if pending.is_woken() {
+                    continue;
+                }
+                return Poll::Pending;
+            }
             pending.woken.store(false, Ordering::SeqCst);
             for waker in mem::take(&mut *lock(&pending.answered)) {
                 waker.wake();
@@ -154,9 +189,12 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
             }
             // Joined futures wake themselves after they have polled their share; the execution is idle only if it was
             // not woken.
-            if !pending.woken.swap(false, Ordering::SeqCst) && lock(&pending.answered).is_empty() {
-                pending.dispatch();
-                return Poll::Pending;
+            if !pending.is_woken() {
+                let count = this.running.len();
+                this.running.extend(pending.dispatch());
+                if this.running.len() == count {
+                    return Poll::Pending;
+                }
             }
         }
         context.waker().wake_by_ref();
@@ -166,7 +204,13 @@ impl<T> Future for DispatchWhenIdle<'_, T> {
 
 impl<T> Drop for DispatchWhenIdle<'_, T> {
     fn drop(&mut self) {
-        self.pending.dispatch();
+        let running = mem::take(&mut self.running);
+        for batch in running.into_iter().chain(self.pending.dispatch()) {
+            // Without a runtime, the batch ends, and its requests too.
+            if let Ok(runtime) = Handle::try_current() {
+                runtime.spawn(batch);
+            }
+        }
     }
 }
 

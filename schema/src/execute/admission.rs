@@ -39,6 +39,8 @@ pub struct Caller<'a> {
     pub idempotency_key: Option<String>,
     /// The index of the operation in a batch that shares the idempotency key. Each entry has a separate key.
     pub batch_entry: Option<usize>,
+    /// Whether the task of the operation is polled whenever it is woken. Statements of its own then run inside it.
+    pub is_always_polled: bool,
 }
 
 /// The owner of an access token.
@@ -118,7 +120,7 @@ pub(crate) async fn admit(
     };
     let mut context = Request {
         services: Arc::clone(&engine.services),
-        pending: PendingBatches::new(usage(expected.as_ref())),
+        pending: PendingBatches::new(usage(expected.as_ref()), caller.is_always_polled),
         viewer: expected,
         client: caller.client,
         rate_key,
@@ -129,7 +131,8 @@ pub(crate) async fn admit(
     let began = Instant::now();
     let mut written = None;
     if let Some(presented) = presented {
-        let authenticated = authenticate(services, presented, &context.client);
+        let inside = caller.is_always_polled;
+        let authenticated = authenticate(services, presented, &context.client, inside);
         let reads = engine.read_early(&operation, &context, &refused);
         // A refusal does not wait for the reads.
         match try_join(authenticated, reads.map(Ok)).await {
@@ -142,7 +145,8 @@ pub(crate) async fn admit(
                     written = read;
                 } else {
                     context.text = AtomicU64::new(0);
-                    context.pending = PendingBatches::new(usage(Some(&viewer)));
+                    context.pending =
+                        PendingBatches::new(usage(Some(&viewer)), caller.is_always_polled);
                 }
                 context.viewer = Some(viewer);
             }
@@ -226,10 +230,11 @@ pub(crate) async fn authenticate(
     services: &Services,
     presented: TokenClaims,
     client: &Client,
+    runs_inside: bool,
 ) -> Result<Viewer, Error> {
     let found = services
         .accounts
-        .authenticate(&services.loader, presented, client);
+        .authenticate(&services.loader, presented, client, runs_inside);
     match found.await {
         Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &services.rulebook)),
         Err(error) => Err(error),

@@ -211,7 +211,10 @@ impl Feed {
         reading.spawn(async move {
             // The semaphore is never closed.
             let _guard = services.bus.replays.acquire().await;
-            let rows = services.loader.load_alone(pages, Uuid::nil()).await?;
+            let rows = services
+                .loader
+                .load_alone(pages, Uuid::nil(), false)
+                .await?;
             // Read after the events, so that events deleted in between are noticed as missing.
             let oldest = edge(&services.loader, Edge::Oldest).await?;
             Ok::<_, Error>((rows, oldest))
@@ -332,6 +335,6 @@ async fn edge(loader: &Loader, edge: Edge) -> Result<Option<Arc<event::Model>>, 
         ),
     };
     let pages = PageQuery::<event::Model>::new(name, select.limit(1).into_query(), None);
-    let rows = loader.load_alone(pages, Uuid::nil()).await?;
+    let rows = loader.load_alone(pages, Uuid::nil(), false).await?;
     Ok(rows.first().cloned())
 }

@@ -286,6 +286,7 @@ impl Connection {
                 after: None,
                 idempotency_key: None,
                 batch_entry: None,
+                is_always_polled: false,
             };
             match endpoint.start(operation, caller).await {
                 Started::One(outcome) => iter([Some(outcome), None]).boxed(),

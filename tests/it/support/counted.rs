@@ -58,6 +58,7 @@ impl CountedGraph {
             after: None,
             idempotency_key: None,
             batch_entry: None,
+            is_always_polled: false,
         };
         let before = self.statements.load(Ordering::Relaxed);
         let answer = self.graph.answer(operation, caller).await;
