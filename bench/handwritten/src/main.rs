@@ -46,17 +46,22 @@ LEFT JOIN models AS o ON o.id = a.model_id \
 LEFT JOIN providers AS p ON p.id = o.provider_id \
 WHERE c.id = $1 ORDER BY m.joined_at, m.id LIMIT 101";
 
+// The pages are read first, so that each of the other tables is joined once and not for each page.
 const CIRCLES_STATEMENT: &str = "\
-SELECT c.id, c.name, m.role, m.joined_at, a.id, a.name, a.status, o.id, o.display_name, p.id, p.name, p.is_local \
-FROM (SELECT id, name FROM circles ORDER BY id DESC LIMIT 20) AS c \
-LEFT JOIN LATERAL ( \
-  SELECT id, role, joined_at, agent_id FROM circle_members \
-  WHERE circle_id = c.id AND is_active ORDER BY joined_at, id LIMIT 20 \
-) AS m ON true \
+WITH page AS MATERIALIZED ( \
+  SELECT c.id AS circle_id, c.name, m.* \
+  FROM (SELECT id, name FROM circles ORDER BY id DESC LIMIT 20) AS c \
+  LEFT JOIN LATERAL ( \
+    SELECT id AS member_id, role, joined_at, agent_id FROM circle_members \
+    WHERE circle_id = c.id AND is_active ORDER BY joined_at, id LIMIT 20 \
+  ) AS m ON true \
+) \
+SELECT m.circle_id, m.name, m.role, m.joined_at, a.id, a.name, a.status, o.id, o.display_name, p.id, p.name, p.is_local \
+FROM page AS m \
 LEFT JOIN agents AS a ON a.id = m.agent_id \
 LEFT JOIN models AS o ON o.id = a.model_id \
 LEFT JOIN providers AS p ON p.id = o.provider_id \
-ORDER BY c.id DESC, m.joined_at, m.id";
+ORDER BY m.circle_id DESC, m.joined_at, m.member_id";
 
 const AGENT_STATEMENT: &str = "\
 SELECT a.id, a.name, a.status, a.last_active_at, o.id, o.display_name \
