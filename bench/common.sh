@@ -6,17 +6,21 @@
 source tests/servers.sh
 install_missing curl curl
 
-say "building the release server"
-run cargo build --locked --release --package gathering
-program=${CARGO_TARGET_DIR:-target}/release/gathering
+# BENCH_PROGRAM is the path of a server that is already built.
+program=${BENCH_PROGRAM-}
+if [[ ! $program ]]; then
+    say "building the release server"
+    run cargo build --locked --release --package gathering
+    program=${CARGO_TARGET_DIR:-target}/release/gathering
+fi
 
 # Processor time that this process and its children have taken, in microseconds.
 cpu() {
     local tick=$((1000000 / $(getconf CLK_TCK))) sum=0 pid fields
     for pid in "$1" $(<"/proc/$1/task/$1/children"); do
         # User and system time, and those of the children that have gone, counted from behind the name of the
-        # program, which may hold spaces.
-        read -ra fields < <(sed 's/.*) //' "/proc/$pid/stat")
+        # program, which may hold spaces. A child may end while it is counted.
+        read -ra fields < <(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null) || continue
         sum=$((sum + (fields[11] + fields[12] + fields[13] + fields[14]) * tick))
     done
     echo "$sum"
@@ -35,7 +39,8 @@ fill() {
 }
 
 # Whoever measures asks more than people do.
-export GATHERING__LIMITS__READ=1000000 GATHERING__LIMITS__HEALTH=1000000 GATHERING__LIMITS__ADDRESS=1000000
+export GATHERING__LIMITS__READ=1000000 GATHERING__LIMITS__HEALTH=1000000 GATHERING__LIMITS__ADDRESS=1000000 \
+    GATHERING__LIMITS__WRITE=1000000
 
 # `serve`: starts the server over that database and signs in as the demo user; sets token.
 serve() {
@@ -50,12 +55,18 @@ serve() {
     written=$(sql "$database_url" --command='SELECT count(*) FROM audit_log')
 }
 
+# `request FILE [VARIABLES]`: prints the request for the document of a file.
+request() {
+    local document
+    document=$(tr -s '[:space:]' ' ' <"$1")
+    printf '{"query":"%s","variables":%s}' "${document//\"/\\\"}" "${2:-{\}}"
+}
+
 # `ask QUERY [VARIABLES]`: asks bench/queries/QUERY.graphql; leaves request and answer in the scratch folder
 # as QUERY.request and QUERY.answer. An answer with errors ends the script.
 ask() {
-    local document request=$scratch/$1.request answer=$scratch/$1.answer
-    document=$(tr -s '[:space:]' ' ' <"bench/queries/$1.graphql")
-    printf '{"query":"%s","variables":%s}' "${document//\"/\\\"}" "${2:-{\}}" >"$request"
+    local request=$scratch/$1.request answer=$scratch/$1.answer
+    request "bench/queries/$1.graphql" "${@:2}" >"$request"
     curl --silent --show-error --data-binary "@$request" --output "$answer" --header 'Content-Type: application/json' \
         --header 'Accept: application/graphql-response+json' --header "Authorization: Bearer $token" "$gathering_url/graphql"
     if ! grep -q '^{"data":{' "$answer" || grep -q '"errors":' "$answer"; then

@@ -148,18 +148,25 @@ start_redis() {
     die "Redis did not start"
 }
 
-# `start_gathering PROGRAM SUBCOMMAND...`: sets gathering_url and gathering_pid.
-start_gathering() {
-    local log=$scratch/gathering.log
+# `start_server NAME COMMAND...`: starts a server that prints its address; sets server_url and server_pid.
+start_server() {
+    local log=$scratch/$1.log
+    shift
     true >"$log" # is there before the server is
-    "$@" --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
-    gathering_pid=$!
-    started+=("$gathering_pid INT") # without its time of grace
-    while kill -0 "$gathering_pid" 2>/dev/null; do
-        gathering_url=$(sed -n 's/^listening on \(http[^ ]*\).*/\1/p' "$log")
-        if [[ $gathering_url ]]; then return; fi
+    "$@" >"$log" 2>&1 </dev/null &
+    server_pid=$!
+    started+=("$server_pid INT") # without its time of grace
+    while kill -0 "$server_pid" 2>/dev/null; do
+        server_url=$(sed -n 's/^listening on \(http[^ ]*\).*/\1/p' "$log")
+        if [[ $server_url ]]; then return; fi
         sleep 0.1
     done
     cat "$log" >&2
     return 1
+}
+
+# `start_gathering PROGRAM SUBCOMMAND...`: sets gathering_url and gathering_pid.
+start_gathering() {
+    start_server gathering "$@" --listen 127.0.0.1:0 || return
+    gathering_url=$server_url gathering_pid=$server_pid
 }
