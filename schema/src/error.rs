@@ -219,9 +219,11 @@ impl Error {
         .with("outcome", "UNKNOWN")
     }
 
-    /// The client error for a failed commit.
+    /// The client error for a failed commit, or for a failed statement that commits.
     pub(crate) fn of_commit(cause: DbErr) -> Self {
-        let is_unknown = is_disconnect(&cause) || storage_error(&cause) == Some(StorageError::Io);
+        let is_sent = !matches!(cause, DbErr::Conn(_) | DbErr::ConnectionAcquire(_));
+        let is_unknown =
+            is_sent && (is_disconnect(&cause) || storage_error(&cause) == Some(StorageError::Io));
         let error = Self::from(cause);
         if is_unknown {
             Self::outcome_unknown()

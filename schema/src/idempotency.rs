@@ -10,12 +10,9 @@
 //! locks the row of its request and checks that the key still belongs to it, so a key is never reassigned during a
 //! change.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use async_graphql::{Context, Name};
@@ -28,7 +25,6 @@ use sea_orm::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -141,6 +137,11 @@ impl Key {
         }
         self.sent_at = row.created_at;
         Ok(row.outcome.map_or(Known::Nothing(self), Known::Answer))
+    }
+
+    /// Identifies the key among those of all users.
+    pub(crate) fn identity(&self) -> (Uuid, String) {
+        (self.user, self.text.clone())
     }
 
     /// Marks the key as used: a change was applied, or there was nothing to change.
@@ -381,69 +382,6 @@ fn refuse(message: String) -> Error {
 /// The error for a key that belongs to another request.
 fn another_request() -> Error {
     refuse("Another request was sent under this idempotency key. Choose a new one.".to_owned())
-}
-
-/// Serializes requests with the same key on an instance: the second one finds the response of the first. Between
-/// instances, the database serializes the changes.
-#[derive(Default)]
-pub(crate) struct Turns(Mutex<Waiting>);
-
-/// By user and key.
-type Waiting = HashMap<(Uuid, String), Weak<AsyncMutex<()>>>;
-
-/// An exclusive lock on a key, released on drop.
-pub(crate) struct Turn {
-    _guard: OwnedMutexGuard<()>,
-    _place: Place,
-}
-
-/// One of the requests with a key. The last one to be dropped removes the entry.
-struct Place {
-    key: (Uuid, String),
-    mutex: Option<Arc<AsyncMutex<()>>>,
-    turns: Arc<Turns>,
-}
-
-impl Turns {
-    /// Waits for the lock on a key.
-    pub(crate) async fn take(self: &Arc<Self>, key: &Key) -> Turn {
-        let key = (key.user, key.text.clone());
-        let mutex = {
-            let mut all = self.lock();
-            let entry = all.entry(key.clone()).or_default();
-            entry.upgrade().unwrap_or_else(|| {
-                let mutex = Arc::default();
-                *entry = Arc::downgrade(&mutex);
-                mutex
-            })
-        };
-        let place = Place {
-            key,
-            mutex: Some(Arc::clone(&mutex)),
-            turns: Arc::clone(self),
-        };
-        Turn {
-            _guard: mutex.lock_owned().await,
-            _place: place,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut all = self.turns.lock();
-        drop(self.mutex.take());
-        if all
-            .get(&self.key)
-            .is_some_and(|entry| entry.strong_count() == 0)
-        {
-            all.remove(&self.key);
-        }
-    }
 }
 
 /// A hash of the request.

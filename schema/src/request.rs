@@ -22,11 +22,11 @@ use crate::{
     audit::{AuditAction, Client},
     auth::Accounts,
     clock::Clock,
-    db::{Batch, Loader, PendingBatches, RowsByKey, Rule, Writer},
+    db::{Batch, Loader, PendingBatches, RowsByKey, Rule, Turns, Writer},
     error::{Code, Error},
     events::{BATCH, Bus},
     health::Probe,
-    idempotency::{Key, Turns},
+    idempotency::Key,
     limits::Limits,
     rate_limit::{Limiter, RateKey},
 };
@@ -311,7 +311,7 @@ pub(crate) struct Services {
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
     /// Serializes requests with the same idempotency key.
-    pub(crate) turns: Arc<Turns>,
+    pub(crate) turns: Arc<Turns<(Uuid, String)>>,
     /// Identifies the event history of this database. Cursors of another history are rejected.
     pub(crate) epoch: Uuid,
 }

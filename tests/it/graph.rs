@@ -2,6 +2,7 @@
 
 mod documents;
 mod pages;
+mod round_trips;
 mod statements;
 
 use std::fs;

@@ -138,13 +138,31 @@ impl Broken {
     }
 
     async fn create(&self, name: &str, key: Option<&str>, fault: Option<(Message, Fate)>) -> Value {
+        let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) {
+            project { id } userErrors { code } } }";
+        self.mutate(query, name, key, fault).await
+    }
+
+    /// Creates an agent, which is a single statement.
+    async fn create_agent(&self, name: &str, fate: Option<Fate>) -> Value {
+        let query = "mutation ($input: CreateAgentInput!) { createAgent(input: $input) {
+            agent { id } userErrors { code } } }";
+        let fault = fate.map(|fate| (Message::Name, fate));
+        self.mutate(query, name, None, fault).await
+    }
+
+    async fn mutate(
+        &self,
+        query: &str,
+        name: &str,
+        key: Option<&str>,
+        fault: Option<(Message, Fate)>,
+    ) -> Value {
         *self.plan.lock().expect("no test has failed") = fault.map(|(message, fate)| Fault {
             name: name.to_owned(),
             message,
             fate,
         });
-        let query = "mutation ($input: CreateProjectInput!) { createProject(input: $input) {
-            project { id } userErrors { code } } }";
         let body = json!({ "query": query, "variables": { "input": { "name": name } } });
         let mut request = self.server.request(Method::POST, "/graphql").json(&body);
         request = request.bearer_auth(&self.token);
@@ -157,10 +175,11 @@ impl Broken {
         answer.json().await.expect("JSON")
     }
 
-    /// The number of projects with that name, and of events about them.
+    /// The number of projects and agents with that name, and of events about them.
     async fn saved(&self, name: &str) -> (i64, i64) {
         let select = format!(
-            "SELECT (SELECT count(*) FROM projects WHERE name = '{name}'),
+            "SELECT (SELECT count(*) FROM projects WHERE name = '{name}')
+                + (SELECT count(*) FROM agents WHERE name = '{name}'),
             (SELECT count(*) FROM events WHERE payload->>'name' = '{name}')"
         );
         let select = Statement::from_string(DbBackend::Postgres, select);
@@ -194,6 +213,21 @@ async fn the_outcome_of_a_commit_without_a_response_is_reported_as_unknown() {
         assert_eq!(broken.saved(name).await, (made, made), "{name}");
         let next = broken.create(&format!("After {name}"), None, None).await;
         assert!(is_created(&next), "{next}");
+    }
+}
+
+#[tokio::test]
+async fn the_outcome_of_a_statement_that_commits_without_a_response_is_reported_as_unknown() {
+    let Some(broken) = Broken::new().await else {
+        return;
+    };
+    for (name, fate, made) in [("Unanswered", Fate::Unanswered, 1), ("Lost", Fate::Lost, 0)] {
+        let answer = broken.create_agent(name, Some(fate)).await;
+        assert!(is_unknown(&answer), "{name}: {answer}");
+        assert_eq!(broken.saved(name).await, (made, made), "{name}");
+        let next = broken.create_agent(&format!("After {name}"), None).await;
+        let agent = &next["data"]["createAgent"]["agent"]["id"];
+        assert!(agent.is_string(), "{next}");
     }
 }
 

@@ -2,7 +2,11 @@
 
 use async_graphql::{Context, Object, SimpleObject};
 use gathering_entity::{agent, model, persona};
-use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel, ModelTrait, Set, TryIntoModel};
+use sea_orm::{
+    ColumnTrait, EntityTrait, FromQueryResult, IdenStatic, IntoActiveModel, ModelTrait,
+    QueryFilter, QueryResult, QuerySelect, QueryTrait, Set, TryIntoModel,
+    sea_query::{Expr, Query, SelectStatement},
+};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -12,7 +16,8 @@ use crate::{
         inputs::{AgentFields, CreateAgentInput, DEFAULT_TEMPERATURE, UpdateAgentInput},
         workflow,
     },
-    data::{Change, Edits, Outcome, change, check_version, unique},
+    data::{Change, Edits, Outcome, change, check_version, draft},
+    db::revision,
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     events::EventType,
@@ -55,15 +60,18 @@ impl AgentMutation {
         let model = Kind::Model.parse_new(&fields.model_id, "modelId")?;
         let (persona, model) = (persona.flatten(), model.flatten());
         let id = Uuid::now_v7();
-        let outcome = change(ctx, None, async |mut change| {
-            let persona = change
-                .lock_reference::<persona::Entity>(persona, "personaId")
-                .await?;
+        let outcome = draft(ctx, None, async |mut change| {
+            let references = References { persona, model };
+            let mut persona_row = None;
+            if persona.is_some() || model.is_some() {
+                let mut select = Query::select();
+                references.select(&mut select);
+                let row = change.read(&select).await?.ok_or_else(Error::conflict)?;
+                persona_row = references.found(&row)?;
+            }
+            let persona = persona_row;
             let default_model = persona.as_ref().and_then(|row| row.default_model_id);
             let model = model.or(default_model);
-            change
-                .lock_reference::<model::Entity>(model, "modelId")
-                .await?;
             let mut new = agent::ActiveModel {
                 id: Set(id),
                 created_at: Set(change.now),
@@ -84,11 +92,10 @@ impl AgentMutation {
             fields.apply(&mut new, &mut check, &mut Edits::default());
             check.faults()?;
             let row = new.try_into_model()?;
-            let insert = agent::Entity::insert(row.clone().into_active_model());
-            let inserted = insert.exec_without_returning(&change.transaction).await;
-            unique(inserted, name_taken)?;
+            change.unique(name_taken);
+            change.insert([row.clone().into_active_model()]);
             change.append(event::changed(EventType::AgentCreated, &row, &[]));
-            change.commit(vec![id]).await
+            Ok(change.commit(vec![id]).await?.with_row(row))
         });
         AgentPayload::new(ctx, outcome.await?).await
     }
@@ -104,20 +111,30 @@ impl AgentMutation {
         let id = Kind::Agent.parse(&input.agent_id, "agentId")?;
         let persona = Kind::Persona.parse_new(&input.fields.persona_id, "personaId")?;
         let model = Kind::Model.parse_new(&input.fields.model_id, "modelId")?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let rule = &change.viewer.rules().agent;
-            let row = change.row::<agent::Entity>(rule, id, "agentId").await?;
-            let row = editable(&change, row)?;
+        let references = References {
+            persona: persona.flatten(),
+            model: model.flatten(),
+        };
+        let outcome = draft(ctx, Some(id), async |mut change| {
+            change
+                .reserve::<agent::Entity>(agent::Column::Id.eq(id))
+                .await?;
+            let mut select = agent::Entity::find_by_id(id)
+                .filter(change.viewer.rules().agent.condition())
+                .into_query();
+            select
+                .expr_as(revision::<agent::Entity>(change.backend()), "revision")
+                .expr_as(workflow::is_at_work(id), "is_at_work");
+            references.select(&mut select);
+            let read = change.read(&select).await?;
+            let read = read.ok_or_else(|| Error::not_found("agentId"))?;
+            let row = editable(&change, agent::Model::from_query_result(&read, "")?)?;
+            let revision: String = read.try_get("", "revision")?;
+            change.hold::<agent::Entity>(id, &revision);
             check_version(input.expected_version, row.version)?;
-            change
-                .lock_reference::<persona::Entity>(persona.flatten(), "personaId")
-                .await?;
-            change
-                .lock_reference::<model::Entity>(model.flatten(), "modelId")
-                .await?;
-
+            references.found(&read)?;
             let (from, version) = (row.status, row.version);
-            let mut new = row.into_active_model();
+            let mut new = row.clone().into_active_model();
             let (mut check, mut edits) = (Check::default(), Edits::default());
             input.fields.apply(&mut new, &mut check, &mut edits);
             edits.set("personaId", &mut new.persona_id, persona);
@@ -129,21 +146,25 @@ impl AgentMutation {
             }
             check.faults()?;
 
-            let to = workflow::new_status(&change, id, from, status).await?;
+            let is_at_work: bool = read.try_get("", "is_at_work")?;
+            let to = workflow::new_status(from, status, is_at_work);
             if edits.is_empty() && to == from {
-                return change.commit(vec![id]).await;
+                return Ok(change.commit(vec![id]).await?.with_row(row));
             }
             new.status = Set(to);
             new.version = Set(version + 1);
             new.updated_at = Set(change.now);
-            let row = unique(new.update(&change.transaction).await, name_taken)?;
+            let before = row;
+            let row = new.try_into_model()?;
+            change.unique(name_taken);
+            change.update_row(id, &before, &row);
             if !edits.is_empty() {
                 change.append(event::changed(EventType::AgentUpdated, &row, edits.names()));
             }
             if to != from {
                 change.append(event::status_changed(&row, from));
             }
-            change.commit(vec![id]).await
+            Ok(change.commit(vec![id]).await?.with_row(row))
         });
         AgentPayload::new(ctx, outcome.await?).await
     }
@@ -175,11 +196,63 @@ impl AgentMutation {
     }
 }
 
+/// The persona and the model that an input names.
+struct References {
+    persona: Option<Uuid>,
+    model: Option<Uuid>,
+}
+
+/// The defaults of the persona that an input names.
+struct FoundPersona {
+    id: Uuid,
+    default_model_id: Option<Uuid>,
+    default_temperature: f64,
+}
+
+impl References {
+    /// Adds the columns of [`References::found`].
+    fn select(&self, select: &mut SelectStatement) {
+        use persona::Column::{DefaultModelId, DefaultTemperature, Id};
+        if let Some(id) = self.persona {
+            for column in [Id, DefaultModelId, DefaultTemperature] {
+                let value = persona::Entity::find_by_id(id).select_only().column(column);
+                let name = format!("persona_{}", column.as_str());
+                select.expr_as(Expr::from(value.into_query()), name);
+            }
+        }
+        if let Some(id) = self.model {
+            let model = model::Entity::find_by_id(id)
+                .select_only()
+                .column(model::Column::Id);
+            select.expr_as(Expr::from(model.into_query()), "found_model_id");
+        }
+    }
+
+    /// # Errors
+    /// `NOT_FOUND` if there is no such persona or model.
+    fn found(&self, row: &QueryResult) -> Result<Option<FoundPersona>, Error> {
+        let mut found = None;
+        if self.persona.is_some() {
+            let id: Option<Uuid> = row.try_get("persona_", "id")?;
+            found = Some(FoundPersona {
+                id: id.ok_or_else(|| Error::not_found("personaId"))?,
+                default_model_id: row.try_get("persona_", "default_model_id")?,
+                default_temperature: row.try_get("persona_", "default_temperature")?,
+            });
+        }
+        if self.model.is_some() {
+            let id: Option<Uuid> = row.try_get("found_", "model_id")?;
+            id.ok_or_else(|| Error::not_found("modelId"))?;
+        }
+        Ok(found)
+    }
+}
+
 /// Returns the agent if the viewer may change it.
 ///
 /// # Errors
 /// `FORBIDDEN` for an agent that the viewer may read, but not change.
-fn editable(change: &Change<'_>, row: agent::Model) -> Result<agent::Model, Error> {
+fn editable<S>(change: &Change<'_, S>, row: agent::Model) -> Result<agent::Model, Error> {
     if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
         Ok(row)
     } else {

@@ -17,24 +17,28 @@ use crate::{
 };
 
 /// The new status when the owner takes an agent offline or back into service.
-pub(super) async fn new_status(
-    change: &Change<'_>,
-    agent: Uuid,
+pub(super) fn new_status(
     from: agent::AgentStatus,
     requested: Option<AgentStatus>,
-) -> Result<agent::AgentStatus, Error> {
+    is_at_work: bool,
+) -> agent::AgentStatus {
     use agent::AgentStatus::{Busy, Idle, Offline};
-    Ok(match requested {
+    match requested {
         Some(AgentStatus::Offline) => Offline,
-        Some(AgentStatus::Idle) if from == Offline => {
-            let in_progress = task::Column::AssigneeId
-                .eq(agent)
-                .and(task::Column::Status.eq(task::TaskStatus::InProgress));
-            let is_busy = change.any::<task::Entity>(in_progress).await?;
-            if is_busy { Busy } else { Idle }
-        }
+        Some(AgentStatus::Idle) if from == Offline && is_at_work => Busy,
+        Some(AgentStatus::Idle) if from == Offline => Idle,
         _ => from,
-    })
+    }
+}
+
+/// Whether a task of the agent is `IN_PROGRESS`.
+pub(super) fn is_at_work(agent: Uuid) -> Expr {
+    let in_progress = task::Entity::find()
+        .select_only()
+        .column(task::Column::Id)
+        .filter(task::Column::AssigneeId.eq(agent))
+        .filter(task::Column::Status.eq(task::TaskStatus::InProgress));
+    Expr::exists(in_progress.into_query())
 }
 
 /// Checks that the agent has no open tasks and takes part in no open conversation.

@@ -1,9 +1,6 @@
 //! Members: agents in circles.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use async_graphql::{
     Context, Enum, ID, InputObject, Object, OutputType, SimpleObject, resolver_utils::EnumType,
@@ -11,10 +8,11 @@ use async_graphql::{
 use futures_util::future::try_join_all;
 use gathering_entity::{List, agent, circle, member, task};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    sea_query::{Expr, ExprTrait, JoinType, LockType, OnConflict},
+    ColumnTrait, Condition, EntityTrait, FromQueryResult, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, JoinType, OnConflict},
 };
+use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
@@ -26,8 +24,8 @@ use crate::{
         inputs::{MEMBERS, NewMemberInput},
         sharing,
     },
-    data::{Change, EdgeField, Entries, FieldsOf, Listed, Noun, One, load},
-    db::{Rule, Totals, count_where, is_among},
+    data::{Change, Draft, EdgeField, Entries, FieldsOf, Listed, Noun, One, load},
+    db::{Rule, Stored, Totals, count_where, is_among, json_rows},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
@@ -429,14 +427,10 @@ pub(super) fn check_room(check: &mut Check, circle: &circle::Model, present: i32
 
 /// Adds a fault for each joining agent that is already an active member. Returns the number of the others. `known` are
 /// the memberships of the joining agents.
-pub(super) fn check_absent(
-    check: &mut Check,
-    joiners: &[Joiner],
-    known: &[member::Model],
-) -> usize {
+pub(super) fn check_absent(check: &mut Check, joiners: &[Joiner], known: &[Known]) -> usize {
     let mut fresh = joiners.len();
     for joiner in joiners {
-        let is_there = |member: &member::Model| member.agent_id == joiner.agent && member.is_active;
+        let is_there = |agent: &Known| agent.id == joiner.agent && agent.is_active.is_some();
         if known.iter().any(is_there) {
             let message = "This agent is already a member.";
             check.fault(&joiner.path(), UserErrorCode::Taken, message);
@@ -486,49 +480,72 @@ pub(super) async fn count(change: &Change<'_>, circle: Uuid) -> Result<i32, Erro
     Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }
 
-/// The memberships, current and former, of joining agents in a circle.
-pub(super) async fn memberships(
-    change: &Change<'_>,
-    circle: Uuid,
-    joiners: &[Joiner],
-) -> Result<Vec<member::Model>, Error> {
-    let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
-    let backend = change.transaction.get_database_backend();
-    let agent = member::Column::AgentId.as_column_ref();
-    let rows = member::Entity::find()
-        .filter(member::Column::CircleId.eq(circle))
-        .filter(is_among(backend, agent, &agents));
-    Ok(rows.all(&change.transaction).await?)
+/// The number of active members of the circle of the outer query.
+pub(super) fn present() -> Expr {
+    let circle = Expr::col(member::Column::CircleId.as_column_ref());
+    let active = member::Entity::find()
+        .select_only()
+        .expr(Expr::col(member::Column::Id).count())
+        .filter(circle.equals(circle::Column::Id.as_column_ref()))
+        .filter(member::Column::IsActive.eq(true))
+        .into_query();
+    Expr::from(active)
 }
 
-/// Checks that the viewer may add the agents: only their owner or an administrator may. Locks them against deletion
-/// until the transaction ends.
+/// The owners of joining agents that the viewer may read, and the memberships of the agents in the circle of the outer
+/// query.
+#[derive(Deserialize)]
+pub(super) struct Known {
+    id: Uuid,
+    owner_id: Uuid,
+    /// The membership, current or former.
+    membership: Option<Uuid>,
+    is_active: Option<i32>,
+}
+
+impl Known {
+    /// A column with the list, for [`Known::list`]. `circle` is the circle that the agents join.
+    pub(super) fn column(change: &Change<'_, Draft>, joiners: &[Joiner], circle: Uuid) -> Expr {
+        let backend = change.backend();
+        let ids: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
+        let id = agent::Column::Id.as_column_ref();
+        let is_here = Expr::col(member::Column::AgentId.as_column_ref())
+            .equals(id.clone())
+            .and(member::Column::CircleId.eq(circle));
+        let is_active = Expr::case(member::Column::IsActive.eq(true), Expr::cust("1"));
+        let agents = agent::Entity::find()
+            .select_only()
+            .columns([agent::Column::Id, agent::Column::OwnerId])
+            .column_as(member::Column::Id, "membership")
+            .expr_as(is_active, "is_active")
+            .filter(change.viewer.rules().agent.condition())
+            .filter(is_among(backend, id, &ids))
+            .into_query()
+            .join(JoinType::LeftJoin, member::Entity, is_here)
+            .take();
+        let columns = [
+            ("id", Stored::Uuid),
+            ("owner_id", Stored::Uuid),
+            ("membership", Stored::Uuid),
+            ("is_active", Stored::Plain),
+        ];
+        json_rows(backend, agents, &columns)
+    }
+}
+
+/// Checks that the viewer may add the agents: only their owner or an administrator may.
 ///
 /// # Errors
 /// `NOT_FOUND` and `FORBIDDEN`, naming the first agent concerned.
-pub(super) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Result<(), Error> {
-    if joiners.is_empty() {
-        return Ok(());
-    }
-    let agents: Vec<_> = joiners.iter().map(|joiner| joiner.agent).collect();
-    let backend = change.transaction.get_database_backend();
-    let owners = agent::Entity::find()
-        .select_only()
-        .columns([agent::Column::Id, agent::Column::OwnerId])
-        .filter(change.viewer.rules().agent.condition())
-        .filter(is_among(
-            backend,
-            agent::Column::Id.as_column_ref(),
-            &agents,
-        ))
-        .order_by_asc(agent::Column::Id)
-        .lock(LockType::KeyShare);
-    let owners: Vec<(Uuid, Uuid)> = owners.into_tuple().all(&change.transaction).await?;
-    let owners: HashMap<_, _> = owners.into_iter().collect();
+pub(super) fn check_joiners(
+    change: &Change<'_, Draft>,
+    joiners: &[Joiner],
+    known: &[Known],
+) -> Result<(), Error> {
     for joiner in joiners {
-        match owners.get(&joiner.agent) {
+        match known.iter().find(|agent| agent.id == joiner.agent) {
             None => return Err(Error::not_found(&joiner.path())),
-            Some(owner) if !change.viewer.is_admin() && *owner != change.viewer.id() => {
+            Some(agent) if !change.viewer.is_admin() && agent.owner_id != change.viewer.id() => {
                 return Err(change
                     .forbidden(Kind::Agent, joiner.agent)
                     .field(&joiner.path()));
@@ -539,20 +556,16 @@ pub(super) async fn check_joiners(change: &Change<'_>, joiners: &[Joiner]) -> Re
     Ok(())
 }
 
-/// Adds agents to a circle, in one statement, and returns the ids of the memberships. `known` are former
-/// memberships in the circle, which are reactivated.
-pub(super) async fn add(
-    change: &mut Change<'_>,
+/// Adds agents to a circle and returns the ids of the memberships. Former memberships are reactivated.
+pub(super) fn add(
+    change: &mut Change<'_, Draft>,
     circle: &circle::Model,
     joiners: Vec<Joiner>,
-    known: &[member::Model],
-) -> Result<Vec<Uuid>, Error> {
+    known: &[Known],
+) -> Vec<Uuid> {
     use member::Column::{
         AgentId, CircleId, Competencies, IsActive, JoinedAt, LeftAt, ReviewTypes, Role, UpdatedAt,
     };
-    if joiners.is_empty() {
-        return Ok(Vec::new());
-    }
     let new: Vec<_> = joiners
         .into_iter()
         .map(|joiner| member::Model {
@@ -581,17 +594,14 @@ pub(super) async fn add(
         ])
         .to_owned();
     let rows = new.iter().cloned().map(IntoActiveModel::into_active_model);
-    member::Entity::insert_many(rows)
-        .on_conflict(again)
-        .exec_without_returning(&change.transaction)
-        .await?;
+    change.insert_or_update(rows, again);
     let joined = new.into_iter().map(|mut row| {
-        let past = known.iter().find(|past| past.agent_id == row.agent_id);
-        row.id = past.map_or(row.id, |past| past.id);
+        let past = known.iter().find(|agent| agent.id == row.agent_id);
+        row.id = past.and_then(|past| past.membership).unwrap_or(row.id);
         change.append(membership(EventType::MemberAdded, circle, &row, &[]));
         row.id
     });
-    Ok(joined.collect())
+    joined.collect()
 }
 
 /// The event for an agent that has left a circle.

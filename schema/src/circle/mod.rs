@@ -39,7 +39,7 @@ use crate::{
 
 pub use mutations::{CircleMutation, MemberMutation};
 pub use sharing::{Access, CollaboratorRole};
-pub(crate) use sharing::{accessible, check_access, editable};
+pub(crate) use sharing::{Seen, accessible, editable};
 
 /// The status of a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]

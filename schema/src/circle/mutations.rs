@@ -2,8 +2,12 @@
 
 use async_graphql::{Context, Object, SimpleObject};
 use futures_util::future::{try_join, try_join_all};
-use gathering_entity::{circle, member};
-use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel, ModelTrait, Set, TryIntoModel};
+use gathering_entity::{circle, member, project};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, FromQueryResult, IntoActiveModel, ModelTrait,
+    QueryFilter, QuerySelect, QueryTrait, Set, TryIntoModel,
+    sea_query::{Expr, Query},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -15,17 +19,19 @@ use crate::{
             RemoveCircleMemberInput, ShareCircleInput, UnshareCircleInput, UpdateCircleInput,
             UpdateCircleMemberInput,
         },
-        members::{self, CircleMember},
-        sharing, workflow,
+        members::{self, CircleMember, Known},
+        sharing::{self, Seen},
+        workflow,
     },
     conversation,
-    data::{Edits, Outcome, change, check_version, unique},
+    data::{Edits, Outcome, change, check_version, draft, unique},
+    db::list_from,
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
-    project,
+    project::editable as editable_project,
     task::routing,
 };
 
@@ -108,7 +114,7 @@ impl CircleMutation {
         let fields = input.fields()?;
         let joining = input.members.as_deref().unwrap_or_default();
         let agents = NewMemberInput::agents(joining)?;
-        let outcome = change(ctx, None, async |mut change| {
+        let outcome = draft(ctx, None, async |mut change| {
             let mut check = Check::default();
             let mut new = circle::ActiveModel {
                 id: Set(id),
@@ -125,10 +131,30 @@ impl CircleMutation {
             fields.apply(&mut new, MEMBERS, &mut check);
             let mut row = new.try_into_model()?;
             let joiners = NewMemberInput::check(joining, &agents, &mut check);
-            if let Some(project) = fields.project.value() {
-                project::editable(&change, *project, "projectId").await?;
+            let project = fields.project.value().copied();
+            let mut known = Vec::new();
+            if project.is_some() || !joiners.is_empty() {
+                let mut select = Query::select();
+                select.expr_as(Known::column(&change, &joiners, id), "known");
+                if let Some(project) = project {
+                    let rule = &change.viewer.rules().project;
+                    let owner = project::Entity::find_by_id(project)
+                        .select_only()
+                        .column(project::Column::OwnerId)
+                        .filter(rule.condition());
+                    select.expr_as(Expr::from(owner.into_query()), "project_owner");
+                }
+                let read = change.read(&select).await?.ok_or_else(Error::conflict)?;
+                if let Some(project) = project {
+                    let owner: Option<Uuid> = read.try_get("", "project_owner")?;
+                    let owner = owner.ok_or_else(|| Error::not_found("projectId"))?;
+                    if !change.viewer.is_admin() && owner != change.viewer.id() {
+                        return Err(change.forbidden(Kind::Project, project).into());
+                    }
+                }
+                known = list_from(&read, "known")?;
             }
-            members::check_joiners(&change, &joiners).await?;
+            members::check_joiners(&change, &joiners, &known)?;
             members::check_room(&mut check, &row, 0, joiners.len());
             check.faults()?;
             change.append(event::edited(EventType::CircleCreated, &row, &[]));
@@ -139,14 +165,13 @@ impl CircleMutation {
                 row.started_at = Some(change.now);
                 row.version += 1;
             }
-            let insert = circle::Entity::insert(row.clone().into_active_model());
-            let insert = insert.exec_without_returning(&change.transaction);
-            unique(insert.await, name_taken)?;
-            members::add(&mut change, &row, joiners, &[]).await?;
+            change.unique(name_taken);
+            change.insert([row.clone().into_active_model()]);
+            members::add(&mut change, &row, joiners, &known);
             if input.start_now {
                 change.append(event::moved(workflow::START.event, &row, before));
             }
-            change.commit(vec![id]).await
+            Ok(change.commit(vec![id]).await?.with_row(row))
         });
         CirclePayload::new(ctx, outcome.await?).await
     }
@@ -169,7 +194,7 @@ impl CircleMutation {
             if let Some(project) = fields.project.value()
                 && row.project_id != Some(*project)
             {
-                project::editable(&change, *project, "projectId").await?;
+                editable_project(&change, *project, "projectId").await?;
             }
             // Only a lowered limit can be below the current number of members.
             let least = match fields.max_members.value() {
@@ -350,23 +375,38 @@ impl MemberMutation {
     ) -> Result<CircleMembersPayload, Error> {
         let id = Kind::Circle.parse(&input.circle_id, "circleId")?;
         let agents = NewMemberInput::agents(&input.members)?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let circle = sharing::editable(&change, id, "circleId").await?;
-            check_open(&circle)?;
+        let outcome = draft(ctx, Some(id), async |mut change| {
             let mut check = Check::default();
+            let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
+            let is_circle = circle::Column::Id.eq(id);
+            change.take_turn(id).await;
+            change.reserve::<circle::Entity>(is_circle.clone()).await?;
+            let mut select = Query::select();
+            select
+                .from(circle::Entity)
+                .and_where(is_circle)
+                .cond_where(change.viewer.rules().circle.condition())
+                .expr_as(members::present(), "present")
+                .expr_as(Known::column(&change, &joiners, id), "known");
+            Seen::select(&mut select, &change);
+            let row = change.read(&select).await?;
+            let row = row.ok_or_else(|| Error::not_found("circleId"))?;
+            let circle = Seen::from_query_result(&row, "")?;
+            let circle = circle.accessible(&mut change, "circleId", Access::Editor)?;
+            check_open(&circle)?;
             if agents.is_empty() {
                 check.required("members");
             }
-            let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
-            members::check_joiners(&change, &joiners).await?;
-            let known = members::memberships(&change, id, &joiners).await?;
+            let known: Vec<Known> = list_from(&row, "known")?;
+            members::check_joiners(&change, &joiners, &known)?;
             let fresh = members::check_absent(&mut check, &joiners, &known);
-            let present = members::count(&change, id).await?;
+            let present: i64 = row.try_get("", "present")?;
+            let present = i32::try_from(present).unwrap_or(i32::MAX);
             members::check_room(&mut check, &circle, present, fresh);
             check.faults()?;
             let mut rows = vec![id];
-            rows.extend(members::add(&mut change, &circle, joiners, &known).await?);
-            change.commit(rows).await
+            rows.extend(members::add(&mut change, &circle, joiners, &known));
+            Ok(change.commit(rows).await?.with_row(circle))
         });
         CircleMembersPayload::new(ctx, outcome.await?).await
     }

@@ -6,16 +6,17 @@ use async_graphql::{Context, Enum, SimpleObject};
 use futures_util::future::try_join_all;
 use gathering_entity::{circle, collaborator, user};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Set,
-    sea_query::{Expr, ExprTrait},
+    ActiveModelTrait, ColumnTrait, Condition, DbErr, EntityTrait, FromQueryResult, IdenStatic,
+    IntoActiveModel, Iterable, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Set,
+    sea_query::{Expr, ExprTrait, SelectStatement},
 };
 use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     circle::event::collaboration,
-    data::{Change, Column, EdgeField, Entries, Listed, One, Stop},
+    data::{Change, Column, Draft, EdgeField, Entries, Listed, One, Stop},
+    db::revision,
     error::Error,
     events::EventType,
     id::Kind,
@@ -140,8 +141,10 @@ pub(crate) async fn accessible(
     field: &str,
     least: Access,
 ) -> Result<circle::Model, Error> {
-    let rule = &change.viewer.rules().circle;
-    let row = change.row::<circle::Entity>(rule, id, field).await?;
+    let condition = Condition::all()
+        .add(circle::Column::Id.eq(id))
+        .add(change.viewer.rules().circle.condition());
+    let row = change.touched::<circle::Entity>(condition, field).await?;
     if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
         return Ok(row);
     }
@@ -151,6 +154,84 @@ pub(crate) async fn accessible(
     let share = mine.one(&change.transaction).await?;
     check_access(change, &row, share.map(|share| share.role), field, least)?;
     Ok(row)
+}
+
+/// A circle as a draft reads it, with the viewer's role in it.
+pub(crate) struct Seen {
+    circle: circle::Model,
+    role: Option<collaborator::CollaboratorRole>,
+    revision: String,
+}
+
+impl Seen {
+    /// The prefix of the columns of the circle.
+    const PREFIX: &'static str = "of_circle_";
+
+    /// Adds the columns of a circle to a select from circles. The select must have a rule.
+    pub(crate) fn select(select: &mut SelectStatement, change: &Change<'_, Draft>) {
+        for column in circle::Column::iter() {
+            let name = format!("{}{}", Self::PREFIX, column.as_str());
+            select.expr_as(Expr::col(column.as_column_ref()), name);
+        }
+        let circle = Expr::col(circle::Column::Id.as_column_ref());
+        let role = collaborator::Entity::find()
+            .select_only()
+            .column(collaborator::Column::Role)
+            .filter(circle.equals(collaborator::Column::CircleId.as_column_ref()))
+            .filter(collaborator::Column::UserId.eq(change.viewer.id()))
+            .into_query();
+        select.expr_as(Expr::from(role), "viewer_role").expr_as(
+            revision::<circle::Entity>(change.backend()),
+            "of_circle_revision",
+        );
+    }
+
+    /// Reads a row with its circle, in the turn of the circle.
+    pub(crate) async fn read(
+        change: &mut Change<'_, Draft>,
+        select: &SelectStatement,
+    ) -> Result<Option<QueryResult>, Error> {
+        let row = change.read(select).await?;
+        if let Some(row) = &row
+            && let Some(circle) = row.try_get::<Option<Uuid>>(Self::PREFIX, "id")?
+            && change.take_turn(circle).await
+        {
+            return change.read(select).await;
+        }
+        Ok(row)
+    }
+
+    /// The circle of a row that may have none.
+    pub(crate) fn optional(row: &QueryResult) -> Result<Option<Self>, DbErr> {
+        let id: Option<Uuid> = row.try_get(Self::PREFIX, "id")?;
+        id.map(|_| Self::from_query_result(row, "")).transpose()
+    }
+
+    /// Returns the circle if the viewer has at least this access. The commit depends on it: every change of the circle
+    /// or its contents changes its revision.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
+    pub(crate) fn accessible(
+        self,
+        change: &mut Change<'_, Draft>,
+        field: &str,
+        least: Access,
+    ) -> Result<circle::Model, Error> {
+        check_access(change, &self.circle, self.role, field, least)?;
+        change.touch::<circle::Entity>(self.circle.id, &self.revision);
+        Ok(self.circle)
+    }
+}
+
+impl FromQueryResult for Seen {
+    fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
+        Ok(Self {
+            circle: circle::Model::from_query_result(row, Self::PREFIX)?,
+            role: row.try_get(prefix, "viewer_role")?,
+            revision: row.try_get(prefix, "of_circle_revision")?,
+        })
+    }
 }
 
 /// Loads and locks a circle whose contents the viewer may change, as [`accessible`] does.
@@ -164,8 +245,8 @@ pub(crate) async fn editable(
 
 /// Checks that the viewer has at least this access to a circle; `role` is the viewer's role as a collaborator, if
 /// any.
-pub(crate) fn check_access(
-    change: &Change<'_>,
+pub(crate) fn check_access<S>(
+    change: &Change<'_, S>,
     circle: &circle::Model,
     role: Option<collaborator::CollaboratorRole>,
     field: &str,

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
 use futures_util::future::try_join_all;
-use gathering_entity::{List, agent, conversation, message, model, user};
+use gathering_entity::{List, agent, circle, conversation, message, model, participant, user};
 use sea_orm::{
-    ActiveEnum, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    QuerySelect, Set, sea_query::Expr,
+    ActiveEnum, ColumnTrait, Condition, DbErr, EntityTrait, FromQueryResult, IntoActiveModel,
+    JoinType, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
+    sea_query::{Expr, ExprTrait, SelectStatement},
 };
+use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -16,15 +18,16 @@ use crate::{
     Viewer,
     agent::Agent,
     catalogue::model::Model,
+    circle::{Access, Seen, check_open},
     conversation::{
         Conversation, editable,
         event::EventScope,
-        participants,
+        participants_of,
         turns::{self, LastMessage, Participant, TurnState},
         workflow::{self, COMPLETE},
     },
-    data::{Change, FieldsOf, Noun, Outcome, change, load},
-    db::{Rule, is_one_of},
+    data::{Change, Draft, FieldsOf, Noun, Outcome, Stop, change, draft, load},
+    db::{Rule, Stored, is_one_of, json_rows, list_from, revision},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
@@ -287,27 +290,29 @@ impl MessageMutation {
         let conversation = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
         let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
         let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
-        let outcome = change(ctx, None, async |mut change| {
-            let (row, scope) = editable(&change, conversation, "conversationId").await?;
+        let outcome = draft(ctx, None, async |mut change| {
+            let scene = Scene::read(&mut change, conversation, (agent, parent)).await?;
+            let (row, scope, participants) = (scene.row, scene.scope, scene.participants);
             let mut check = Check::default();
             let content = check.text("content", &input.content, MAX_CONTENT);
-            let participants = participants(&change, row.id).await?;
             let speaker = match agent {
                 Some(agent) => check_speaker(&mut check, &row, &participants, agent),
                 None => None,
             };
-            check_parent(&change, &mut check, row.id, parent).await?;
+            if parent.is_some() {
+                let of = scene.parent_conversation;
+                if of.ok_or_else(|| Error::not_found("parentId"))? != row.id {
+                    let message = "The parent must be a message of the same conversation.";
+                    check.fault("parentId", UserErrorCode::Invalid, message);
+                }
+            }
             check.faults()?;
             check_status(&row, agent.is_some())?;
             let folded = text::fold(&content);
             let mentions = turns::mentions(&folded, &participants);
-            let last_turn = match agent {
-                Some(agent) => Some(agent),
-                None => last_turn(&change, &row).await?,
-            };
             let last = LastMessage {
                 author: agent,
-                last_turn,
+                last_turn: agent.or(scene.last_turn),
                 text: &folded,
                 mentions: &mentions,
             };
@@ -338,8 +343,8 @@ impl MessageMutation {
                 tool_calls: None,
                 tool_results: None,
             };
-            add(&mut change, &row, scope, message, &effect).await?;
-            change.commit(vec![id]).await
+            add(&mut change, &row, scope, &message, &effect);
+            Ok(change.commit(vec![id]).await?.with_row(message))
         });
         MessagePayload::new(ctx, outcome.await?).await
     }
@@ -468,44 +473,132 @@ async fn readable(change: &Change<'_>, id: Uuid, field: &str) -> Result<message:
     row.ok_or_else(|| Error::not_found(field))
 }
 
-/// Checks that the parent message belongs to the same conversation.
-///
-/// # Errors
-/// `NOT_FOUND`.
-async fn check_parent(
-    change: &Change<'_>,
-    check: &mut Check,
-    conversation: Uuid,
-    parent: Option<Uuid>,
-) -> Result<(), Error> {
-    let Some(parent) = parent else { return Ok(()) };
-    if readable(change, parent, "parentId").await?.conversation_id != conversation {
-        let message = "The parent must be a message of the same conversation.";
-        check.fault("parentId", UserErrorCode::Invalid, message);
-    }
-    Ok(())
+/// A conversation to which the viewer may post, and what was read with it. The commit depends on the conversation and
+/// its circle.
+struct Scene {
+    row: conversation::Model,
+    scope: EventScope,
+    participants: Vec<Participant>,
+    /// The conversation of the parent message, if the viewer may read that message.
+    parent_conversation: Option<Uuid>,
+    /// The agent who took the last turn; not read for a turn of an agent.
+    last_turn: Option<Uuid>,
 }
 
-/// The agent who took the last turn.
-async fn last_turn(change: &Change<'_>, row: &conversation::Model) -> Result<Option<Uuid>, Error> {
-    let speakers = message::Entity::find()
+/// A participant with its position in the conversation.
+#[derive(Deserialize)]
+struct Seat {
+    position: i32,
+    #[serde(flatten)]
+    participant: Participant,
+}
+
+impl Scene {
+    /// # Errors
+    /// `NOT_FOUND`, `FORBIDDEN`; `BAD_TRANSITION` if its circle is archived.
+    async fn read(
+        change: &mut Change<'_, Draft>,
+        id: Uuid,
+        (agent, parent): (Option<Uuid>, Option<Uuid>),
+    ) -> Result<Self, Stop> {
+        use conversation::Column::{CircleId, Id};
+        const FIELD: &str = "conversationId";
+        let rules = change.viewer.rules();
+        let circle = conversation::Entity::find_by_id(id)
+            .select_only()
+            .column(CircleId)
+            .into_query();
+        let is_circle = circle::Column::Id.in_subquery(circle);
+        change.reserve::<circle::Entity>(is_circle).await?;
+        change.reserve::<conversation::Entity>(Id.eq(id)).await?;
+        let of_circle =
+            Expr::col(CircleId.as_column_ref()).equals(circle::Column::Id.as_column_ref());
+        let mut select = conversation::Entity::find_by_id(id)
+            .filter(rules.conversation.condition())
+            .into_query();
+        select
+            .join(JoinType::LeftJoin, circle::Entity, of_circle)
+            .expr_as(
+                revision::<conversation::Entity>(change.backend()),
+                "revision",
+            );
+        Seen::select(&mut select, change);
+        let seats = participants_of(Expr::col(Id.as_column_ref()))
+            .column(participant::Column::Position.as_column_ref())
+            .take();
+        let columns = [
+            ("id", Stored::Uuid),
+            ("name", Stored::Plain),
+            ("model_id", Stored::Uuid),
+            ("position", Stored::Plain),
+        ];
+        let seats = json_rows(change.backend(), seats, &columns);
+        select.expr_as(seats, "participants");
+        if let Some(parent) = parent {
+            let of = message::Entity::find_by_id(parent)
+                .select_only()
+                .column(message::Column::ConversationId)
+                .filter(rules.message.condition())
+                .into_query();
+            select.expr_as(Expr::from(of), "parent_conversation");
+        }
+        if agent.is_none() {
+            select.expr_as(Expr::from(last_turn()), "last_turn");
+        }
+        let row = Seen::read(change, &select).await?;
+        let row = row.ok_or_else(|| Error::not_found(FIELD))?;
+        let circle = match Seen::optional(&row)? {
+            Some(circle) => Some(circle.accessible(change, FIELD, Access::Editor)?),
+            None => None,
+        };
+        if let Some(circle) = &circle {
+            check_open(circle)?;
+        }
+        let revision: String = row.try_get("", "revision")?;
+        change.hold::<conversation::Entity>(id, &revision);
+        let mut seats: Vec<Seat> = list_from(&row, "participants")?;
+        seats.sort_by_key(|seat| seat.position);
+        let found = |column: &str, is_read: bool| -> Result<Option<Uuid>, DbErr> {
+            if is_read {
+                row.try_get("", column)
+            } else {
+                Ok(None)
+            }
+        };
+        let parent_conversation = found("parent_conversation", parent.is_some())?;
+        let last_turn = found("last_turn", agent.is_none())?;
+        let row = conversation::Model::from_query_result(&row, "")?;
+        Ok(Self {
+            scope: EventScope::of(&row, circle.as_ref()),
+            row,
+            participants: seats.into_iter().map(|seat| seat.participant).collect(),
+            parent_conversation,
+            last_turn,
+        })
+    }
+}
+
+/// The agent who took the last turn in the conversation of the outer query.
+fn last_turn() -> SelectStatement {
+    let conversation = Expr::col(message::Column::ConversationId.as_column_ref());
+    message::Entity::find()
         .select_only()
         .column(message::Column::AgentId)
-        .filter(message::Column::ConversationId.eq(row.id))
+        .filter(conversation.equals(conversation::Column::Id.as_column_ref()))
         .filter(message::Column::AgentId.is_not_null())
         .order_by_desc(message::Column::Seq)
-        .limit(1);
-    Ok(speakers.into_tuple().one(&change.transaction).await?)
+        .limit(1)
+        .into_query()
 }
 
 /// Inserts a message, updates its conversation and appends the events.
-async fn add(
-    change: &mut Change<'_>,
+fn add(
+    change: &mut Change<'_, Draft>,
     row: &conversation::Model,
     scope: EventScope,
-    message: message::Model,
+    message: &message::Model,
     effect: &MessageEffect,
-) -> Result<(), Error> {
+) {
     let now = change.now;
     let mut new = conversation::ActiveModel {
         last_seq: Set(message.seq),
@@ -527,11 +620,8 @@ async fn add(
         };
         scope.conversation_event(COMPLETE.event, &row, payload)
     });
-    conversation::Entity::update_many()
-        .set(new)
-        .filter(conversation::Column::Id.eq(row.id))
-        .exec(&change.transaction)
-        .await?;
+    let of_row = conversation::Column::Id.eq(row.id);
+    change.update(conversation::Entity::update_many().set(new).filter(of_row));
 
     let agent = message.agent_id;
     let by = |event: NewEvent| match agent {
@@ -549,10 +639,8 @@ async fn add(
         message.id,
         payload,
     )));
-    message::Entity::insert(message.into_active_model())
-        .exec_without_returning(&change.transaction)
-        .await?;
-    let Some(agent) = agent else { return Ok(()) };
+    change.insert([message.clone().into_active_model()]);
+    let Some(agent) = agent else { return };
 
     let next = effect.next_speaker.map(|id| Kind::Agent.id(id));
     let payload = json!({ "turn": effect.turns_taken, "nextSpeakerId": next });
@@ -564,11 +652,9 @@ async fn add(
     if let Some(ended) = ended {
         change.append(by(ended));
     }
-    agent::Entity::update_many()
+    let active = agent::Entity::update_many()
         .col_expr(agent::Column::LastActiveAt, Expr::value(now))
         .col_expr(agent::Column::UpdatedAt, Expr::value(now))
-        .filter(agent::Column::Id.eq(agent))
-        .exec(&change.transaction)
-        .await?;
-    Ok(())
+        .filter(agent::Column::Id.eq(agent));
+    change.update(active);
 }

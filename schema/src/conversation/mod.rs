@@ -16,7 +16,7 @@ use gathering_entity::{agent, circle, conversation, message, participant, user};
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
     QuerySelect, QueryTrait,
-    sea_query::{Expr, ExprTrait, JoinType},
+    sea_query::{self, Expr, ExprTrait, JoinType, SelectStatement},
 };
 use uuid::Uuid;
 
@@ -512,6 +512,21 @@ pub(crate) async fn editable(
 
 /// The participants of a conversation, in the order of their positions.
 pub(crate) async fn participants(change: &Change<'_>, id: Uuid) -> Result<Vec<Participant>, Error> {
+    let mut select = participants_of(Expr::val(id));
+    select.order_by(
+        participant::Column::Position.as_column_ref(),
+        sea_query::Order::Asc,
+    );
+    let rows = change.transaction.query_all(&select).await?;
+    let rows = rows
+        .iter()
+        .map(|row| Participant::from_query_result(row, ""));
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Selects the participants of a conversation.
+fn participants_of(conversation: Expr) -> SelectStatement {
+    let of = Expr::col(participant::Column::ConversationId.as_column_ref());
     let mut select = agent::Entity::find()
         .select_only()
         .columns([
@@ -519,15 +534,10 @@ pub(crate) async fn participants(change: &Change<'_>, id: Uuid) -> Result<Vec<Pa
             agent::Column::Name,
             agent::Column::ModelId,
         ])
-        .filter(participant::Column::ConversationId.eq(id))
-        .order_by_asc(participant::Column::Position)
+        .filter(of.eq(conversation))
         .into_query();
     let same = Expr::col(participant::Column::AgentId.as_column_ref())
         .equals(agent::Column::Id.as_column_ref());
     select.join(JoinType::InnerJoin, participant::Entity, same);
-    let rows = change.transaction.query_all(&select).await?;
-    let rows = rows
-        .iter()
-        .map(|row| Participant::from_query_result(row, ""));
-    Ok(rows.collect::<Result<_, _>>()?)
+    select
 }

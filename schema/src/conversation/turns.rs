@@ -4,6 +4,7 @@
 use gathering_entity::conversation::{self, TurnStrategy};
 use icu_properties::{CodePointMapData, CodePointMapDataBorrowed, props::Script};
 use sea_orm::FromQueryResult;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::{conversation::prose, text};
 const END_MARKERS: [&str; 4] = ["[done]", "[complete]", "[fin]", "[terminé]"];
 
 /// The data of a participating agent that turn-taking needs.
-#[derive(Clone, Debug, FromQueryResult)]
+#[derive(Clone, Debug, Deserialize, FromQueryResult)]
 pub(crate) struct Participant {
     pub(crate) id: Uuid,
     pub(crate) name: String,

@@ -1,9 +1,15 @@
-//! Changes: each one is a transaction that is applied completely or not at all, together with its events.
+//! Changes: each one is applied completely or not at all, together with its events.
+//!
+//! A change either runs in a transaction from its first read ([`change`]), or is a draft ([`draft`](super::draft)): it
+//! reads first and writes once.
+
+use std::{any::Any, mem, sync::Arc};
 
 use async_graphql::Context;
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    DatabaseTransaction, DbErr, EntityTrait, PrimaryKeyTrait, QueryFilter, QuerySelect,
+    Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    FromQueryResult, PrimaryKeyTrait, QueryFilter, QuerySelect,
     sea_query::{Expr, LockType},
 };
 use serde_json::{Value as Json, json};
@@ -12,10 +18,13 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     audit::AuditAction,
-    data::{Noun, noun},
-    db::{Rule, WriterGuard, is_taken, retry_on_conflict},
+    data::{
+        Noun,
+        noun::{self, RowOf},
+    },
+    db::{Rule, WriterGuard, is_taken, retry_on_conflict, touch},
     error::{Code, Error},
-    events::{Ended, NewEvent, append},
+    events::{Ended, NewEvent, Origin, append},
     id::Kind,
     input::UserError,
     request::{Request, RequestExt},
@@ -29,6 +38,8 @@ pub(crate) struct Outcome {
     pub(crate) errors: Vec<UserError>,
     /// Whether an earlier request applied the change, so that the viewer may no longer be allowed to read the rows.
     pub(crate) is_past: bool,
+    /// The row of the main object as the change has written it.
+    written: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Outcome {
@@ -37,12 +48,24 @@ impl Outcome {
         Self {
             rows: row.into_iter().collect(),
             errors,
-            is_past: false,
+            ..Self::default()
+        }
+    }
+
+    /// Adds the row of the main object, so that it need not be read again.
+    pub(crate) fn with_row<M: Send + Sync + 'static>(self, row: M) -> Self {
+        Self {
+            written: Some(Arc::new(row)),
+            ..self
         }
     }
 
     /// The object of the first row in its current state.
     pub(crate) async fn row<N: Noun>(&self, ctx: &Context<'_>) -> Result<Option<N>, Error> {
+        let written = self.written.clone().map(Arc::downcast::<RowOf<N>>);
+        if let Some(Ok(row)) = written {
+            return Ok(Some(N::from(row)));
+        }
         match self.rows.first() {
             Some(id) => self.load(ctx, *id).await,
             None => Ok(None),
@@ -126,61 +149,92 @@ pub(crate) async fn change<'a, F>(
 where
     F: Future<Output = Result<Outcome, Stop>>,
 {
-    let request = ctx.request();
-    let viewer = request.viewer()?;
     retry_on_conflict(|| async {
-        let (transaction, guard) = request.services.writer.begin().await?;
-        let now = request.now();
-        if let Some(key) = &request.key
-            && let Some(rows) = key.begin(ctx, &transaction).await?
-        {
-            return Ok(Outcome {
-                rows,
-                is_past: true,
-                ..Outcome::default()
-            });
+        match begin(ctx).await? {
+            Ok((transaction, guard)) => {
+                let change = Change::new(ctx, transaction, guard)?;
+                settle(ctx, about, work(change).await)
+            }
+            Err(past) => Ok(past),
         }
-        let change = Change {
+    })
+    .await
+}
+
+/// Begins the transaction of a change. `Err` is the outcome of an earlier request with the same idempotency key.
+pub(super) async fn begin(
+    ctx: &Context<'_>,
+) -> Result<Result<(DatabaseTransaction, WriterGuard), Outcome>, Error> {
+    let request = ctx.request();
+    request.viewer()?;
+    let (transaction, guard) = request.services.writer.begin().await?;
+    if let Some(key) = &request.key
+        && let Some(rows) = key.begin(ctx, &transaction).await?
+    {
+        return Ok(Err(Outcome {
+            rows,
+            is_past: true,
+            ..Outcome::default()
+        }));
+    }
+    Ok(Ok((transaction, guard)))
+}
+
+/// The outcome of the work of a change.
+pub(super) fn settle(
+    ctx: &Context<'_>,
+    about: Option<Uuid>,
+    result: Result<Outcome, Stop>,
+) -> Result<Outcome, Error> {
+    let outcome = match result {
+        Ok(outcome) => outcome,
+        Err(Stop::Refused(errors)) => Outcome::refused(about, errors),
+        Err(Stop::Failed(error)) => return Err(error),
+    };
+    let key = ctx.request().key.as_ref();
+    if let Some(key) = key.filter(|_| outcome.errors.is_empty()) {
+        key.made();
+    }
+    Ok(outcome)
+}
+
+/// A running change: in a transaction, or a [`Draft`](super::Draft).
+pub(crate) struct Change<'a, S = DatabaseTransaction> {
+    /// The transaction for all reads and writes, or the draft.
+    pub(crate) transaction: S,
+    /// The time of the change.
+    pub(crate) now: DateTime<Utc>,
+    /// The user who makes the change.
+    pub(crate) viewer: &'a Viewer,
+    pub(super) ctx: &'a Context<'a>,
+    pub(super) request: &'a Request,
+    pub(super) events: Vec<NewEvent>,
+    notes: Vec<(AuditAction, Kind, Uuid, Json)>,
+    ended: Vec<Ended>,
+    /// Held until the change ends.
+    guard: WriterGuard,
+}
+
+impl<'a, S> Change<'a, S> {
+    pub(super) fn new(
+        ctx: &'a Context<'a>,
+        transaction: S,
+        guard: WriterGuard,
+    ) -> Result<Self, Error> {
+        let request = ctx.request();
+        Ok(Self {
             transaction,
-            now,
-            viewer,
+            now: request.now(),
+            viewer: request.viewer()?,
             ctx,
             request,
             events: Vec::new(),
             notes: Vec::new(),
             ended: Vec::new(),
-            _guard: guard,
-        };
-        let outcome = match work(change).await {
-            Ok(outcome) => outcome,
-            Err(Stop::Refused(errors)) => Outcome::refused(about, errors),
-            Err(Stop::Failed(error)) => return Err(error),
-        };
-        if let Some(key) = request.key.as_ref().filter(|_| outcome.errors.is_empty()) {
-            key.made();
-        }
-        Ok(outcome)
-    })
-    .await
-}
+            guard,
+        })
+    }
 
-/// A running change.
-pub(crate) struct Change<'a> {
-    /// The transaction for all reads and writes.
-    pub(crate) transaction: DatabaseTransaction,
-    /// The time of the change.
-    pub(crate) now: DateTime<Utc>,
-    /// The user who makes the change.
-    pub(crate) viewer: &'a Viewer,
-    ctx: &'a Context<'a>,
-    request: &'a Request,
-    events: Vec<NewEvent>,
-    notes: Vec<(AuditAction, Kind, Uuid, Json)>,
-    ended: Vec<Ended>,
-    _guard: WriterGuard,
-}
-
-impl Change<'_> {
     /// Adds an event. Events are written with the commit, in the order of the calls.
     pub(crate) fn append(&mut self, event: NewEvent) {
         self.events.push(event);
@@ -196,36 +250,84 @@ impl Change<'_> {
         self.ended.push(ended);
     }
 
-    /// Commits the transaction, and notifies the bus.
-    pub(crate) async fn commit(self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
-        let bus = &self.request.services.bus;
-        let origin = (
-            Some(self.viewer.id()),
-            self.request.client.request_id.as_str(),
-        );
-        let window = bus.window();
-        let duplicates = append(&self.transaction, origin, self.events, self.now, window).await?;
-        if let Some(key) = &self.request.key {
-            key.note(self.ctx, &self.transaction, &rows).await?;
-        }
-        let writer = &self.request.services.writer;
-        writer.commit(self.transaction).await?;
+    /// Takes the transaction or the draft out of the change.
+    pub(super) fn take(self) -> (Change<'a, ()>, S) {
+        let change = Change {
+            transaction: (),
+            now: self.now,
+            viewer: self.viewer,
+            ctx: self.ctx,
+            request: self.request,
+            events: self.events,
+            notes: self.notes,
+            ended: self.ended,
+            guard: self.guard,
+        };
+        (change, self.transaction)
+    }
+
+    /// The user and the request, for the events.
+    pub(super) fn origin(&self) -> Origin<'a> {
+        let request = self.request.client.request_id.as_str();
+        (Some(self.viewer.id()), request)
+    }
+
+    /// Notifies the bus and the audit log after the commit. `duplicates` events were dropped.
+    pub(super) fn committed(self, duplicates: u64, rows: Vec<Uuid>) -> Outcome {
         if let Some(key) = &self.request.key {
             key.made();
         }
         for ended in self.ended {
             self.request.accounts().ended(ended);
         }
-        bus.committed(duplicates);
+        self.request.services.bus.committed(duplicates);
         let (audit, client) = (&self.request.accounts().audit, &self.request.client);
         for (action, kind, id, details) in self.notes {
             let actor = Some(self.viewer.id());
             audit.record_of(action, client, actor, Some((kind, id)), details);
         }
-        Ok(Outcome {
+        Outcome {
             rows,
             ..Outcome::default()
-        })
+        }
+    }
+
+    /// `FORBIDDEN`: the viewer may read the row, but may not change it like this. Recorded in the audit log.
+    pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
+        let audit = &self.request.accounts().audit;
+        let (actor, target) = (Some(self.viewer.id()), kind.id(id));
+        let details = json!({ "target": target.as_str() });
+        audit.record(
+            AuditAction::Refused,
+            &self.request.client,
+            actor,
+            None,
+            details,
+        );
+        Error::new(
+            Code::Forbidden,
+            format!(
+                "You may read this {}, but this action is not permitted.",
+                kind.prefix()
+            ),
+        )
+    }
+}
+
+impl Change<'_> {
+    /// Commits the transaction, and notifies the bus.
+    pub(crate) async fn commit(mut self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
+        let events = mem::take(&mut self.events);
+        let window = self.request.services.bus.window();
+        let origin = self.origin();
+        let duplicates = append(&self.transaction, origin, events, self.now, window).await?;
+        if let Some(key) = &self.request.key {
+            key.note(self.ctx, &self.transaction, &rows).await?;
+        }
+        let writer = &self.request.services.writer;
+        let (change, transaction) = self.take();
+        writer.commit(transaction).await?;
+        Ok(change.committed(duplicates, rows))
     }
 
     /// A row that `rule` lets the viewer read, locked against other changes until the end of this one.
@@ -239,6 +341,26 @@ impl Change<'_> {
     {
         self.locked::<E>(LockType::NoKeyUpdate, rule, id, field)
             .await
+    }
+
+    /// As [`Change::row`], for a row of which drafts depend on the revision.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming `field`.
+    pub(crate) async fn touched<E: EntityTrait>(
+        &self,
+        condition: Condition,
+        field: &str,
+    ) -> Result<E::Model, Error> {
+        let row = if self.transaction.get_database_backend() == DbBackend::Postgres {
+            let touch = touch::<E>().cond_where(condition).returning_all().take();
+            let row = self.transaction.query_one(&touch).await?;
+            row.map(|row| E::Model::from_query_result(&row, ""))
+                .transpose()?
+        } else {
+            E::find().filter(condition).one(&self.transaction).await?
+        };
+        row.ok_or_else(|| Error::not_found(field))
     }
 
     /// As [`Change::row`], for a row that is to be deleted: until the end of this change no reference to it can be
@@ -302,26 +424,5 @@ impl Change<'_> {
             .into_tuple::<i32>()
             .one(&self.transaction);
         Ok(row.await?.is_some())
-    }
-
-    /// `FORBIDDEN`: the viewer may read the row, but may not change it like this. Recorded in the audit log.
-    pub(crate) fn forbidden(&self, kind: Kind, id: Uuid) -> Error {
-        let audit = &self.request.accounts().audit;
-        let (actor, target) = (Some(self.viewer.id()), kind.id(id));
-        let details = json!({ "target": target.as_str() });
-        audit.record(
-            AuditAction::Refused,
-            &self.request.client,
-            actor,
-            None,
-            details,
-        );
-        Error::new(
-            Code::Forbidden,
-            format!(
-                "You may read this {}, but this action is not permitted.",
-                kind.prefix()
-            ),
-        )
     }
 }

@@ -2,18 +2,24 @@
 
 mod batch;
 mod batch_sizes;
+mod json;
 mod loader;
 mod pending;
 mod prepared;
 mod search;
+mod turns;
 mod writer;
+mod writes;
 
 pub(crate) use batch::{
     ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among, is_one_of,
 };
 pub use batch_sizes::BatchSizes;
+pub(crate) use json::{Stored, json_rows, list_from};
 pub(crate) use loader::{BATCH_KEYS, Batch, Loader, Reader};
 pub(crate) use pending::{DispatchWhenIdle, PendingBatches, Usage};
 pub(crate) use prepared::{Keyed, Prepared, PreparedRows, RawRows, VIEWER};
 pub(crate) use search::{contains, filter};
+pub(crate) use turns::{Turn, Turns};
 pub(crate) use writer::{Writer, WriterGuard, is_taken, retry_on_conflict};
+pub(crate) use writes::{InsertSelected, Writes, revision, touch};

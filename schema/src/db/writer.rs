@@ -1,6 +1,7 @@
 //! Transactions that write, and their retries.
 
 use crate::{
+    db::{Turn, Turns},
     error::{Code, Error},
     storage,
 };
@@ -11,6 +12,7 @@ use sea_orm::{
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tracing::Instrument;
+use uuid::Uuid;
 
 /// Maximum number of attempts of a change that loses against concurrent changes.
 const ATTEMPTS: usize = 4;
@@ -22,6 +24,9 @@ pub(crate) struct Writer {
     /// SQLite allows one writer at a time, and waiting writers retry in no order: under load some would time out. This
     /// queue orders them.
     queue: Option<Arc<Mutex<()>>>,
+    /// Drafts that change the same row wait for each other here, without a connection, instead of losing against each
+    /// other in the database.
+    rows: Arc<Turns<Uuid>>,
 }
 
 /// The head of the writer queue, released on drop.
@@ -33,6 +38,7 @@ impl Writer {
         Self {
             db,
             queue: queues.then(Arc::default),
+            rows: Arc::default(),
         }
     }
 
@@ -65,6 +71,16 @@ impl Writer {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::unavailable("The server is shutting down.")),
             })
+    }
+
+    /// The pool, if the database is PostgreSQL: a statement without a transaction then commits by itself.
+    pub(crate) fn postgres(&self) -> Option<&DatabaseConnection> {
+        (self.db.get_database_backend() == DbBackend::Postgres).then_some(&self.db)
+    }
+
+    /// Waits until no other draft of this instance changes the row.
+    pub(crate) async fn take_turn(&self, row: Uuid) -> Turn<Uuid> {
+        self.rows.take(row).await
     }
 
     /// Commits a transaction.

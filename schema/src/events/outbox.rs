@@ -3,18 +3,27 @@
 //! A row without a position is not published yet. Positions are assigned after the commit, so that a subscriber who
 //! reads everything after a position misses nothing, however long another transaction takes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder,
+    Iterable, QueryFilter, QueryOrder,
+    sea_query::{Expr, ExprTrait, Func, IntoIden, Query},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{db::is_among, error::Error, events::EventType};
+use crate::{
+    db::{InsertSelected, Writer, is_among},
+    error::Error,
+    events::EventType,
+    storage,
+};
 
 /// The channel on which instances notify each other of new positions (PostgreSQL).
 pub(super) const CHANNEL: &str = "gathering_events";
@@ -119,12 +128,14 @@ impl NewEvent {
     }
 }
 
-/// Appends events to the transaction that causes them, with the user who made the change (`None` for the server itself)
-/// and the request. Returns the number of dropped duplicates: events equal to the latest event of their subject, if
-/// that one is younger than `window`.
+/// The user who made a change (`None` for the server itself), and the request.
+pub(crate) type Origin<'a> = (Option<Uuid>, &'a str);
+
+/// Appends events to the transaction that causes them. Returns the number of dropped duplicates: events equal to the
+/// latest event of their subject, if that one is younger than `window`.
 pub(crate) async fn append(
     transaction: &DatabaseTransaction,
-    (user, request): (Option<Uuid>, &str),
+    origin: Origin<'_>,
     events: Vec<NewEvent>,
     now: DateTime<Utc>,
     window: Duration,
@@ -133,16 +144,8 @@ pub(crate) async fn append(
         return Ok(0);
     }
     let all = events.len();
-    let mut latest = latest(transaction, &events, now, window).await?;
-    let mut rows = Vec::with_capacity(all);
-    for event in events {
-        let row = event.into_row(user, request, now);
-        let before = latest.get(&row.subject_id);
-        if !before.is_some_and(|before| is_duplicate(before, &row)) {
-            latest.insert(row.subject_id, row.clone());
-            rows.push(row);
-        }
-    }
+    let latest = latest(transaction, &events, now, window).await?;
+    let rows = unrepeated(events, latest, origin, now);
     let duplicates = all - rows.len();
     // Databases limit the number of values in a statement.
     for rows in rows.chunks(ROWS) {
@@ -154,6 +157,105 @@ pub(crate) async fn append(
     Ok(duplicates as u64)
 }
 
+/// The rows of the events that are not equal to the previous event of their subject; `latest` are those in the database.
+fn unrepeated(
+    events: Vec<NewEvent>,
+    mut latest: HashMap<Uuid, event::Model>,
+    (user, request): Origin<'_>,
+    now: DateTime<Utc>,
+) -> Vec<event::Model> {
+    let mut rows = Vec::with_capacity(events.len());
+    for event in events {
+        let row = event.into_row(user, request, now);
+        let before = latest.get(&row.subject_id);
+        if !before.is_some_and(|before| is_duplicate(before, &row)) {
+            latest.insert(row.subject_id, row.clone());
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+/// The rows that [`append`] inserts, as part of a statement for PostgreSQL, which has one parameter for all rows. `None`
+/// without events.
+pub(crate) fn selected(
+    origin: Origin<'_>,
+    events: Vec<NewEvent>,
+    now: DateTime<Utc>,
+    window: Duration,
+) -> Option<InsertSelected> {
+    if events.is_empty() {
+        return None;
+    }
+    let rows = unrepeated(events, HashMap::new(), origin, now);
+    // Only the first event of a subject can repeat one that is in the database.
+    let mut subjects = HashSet::new();
+    let firsts = rows.iter().filter(|row| subjects.insert(row.subject_id));
+    let firsts: Vec<Uuid> = firsts
+        .filter(|row| !window.is_zero() && may_repeat(&row.kind, &row.payload))
+        .map(|row| row.id)
+        .collect();
+    let rows = rows.into_iter().map(|row| {
+        json!({
+            "id": row.id,
+            "type": row.kind,
+            "subject_type": row.subject_type,
+            "subject_id": row.subject_id,
+            "owner_id": row.owner_id,
+            "circle_id": row.circle_id,
+            "project_id": row.project_id,
+            "agent_id": row.agent_id,
+            "actor_user_id": row.actor_user_id,
+            "actor_agent_id": row.actor_agent_id,
+            "payload": row.payload,
+            "request_id": row.request_id,
+            "occurred_at": row.occurred_at,
+        })
+    });
+    let rows = Value::Array(rows.collect());
+    let columns =
+        || event::Column::iter().filter(|column| !matches!(column, event::Column::Position));
+    // The function has the name of the table, so that the columns of the entity are its columns.
+    let mut select = Query::select();
+    select
+        .columns(columns().map(|column| column.as_column_ref()))
+        .from_function(
+            Func::cust("jsonb_populate_recordset")
+                .arg(Expr::cust("NULL::events"))
+                .arg(Expr::val(rows)),
+            event::Entity,
+        );
+    if !firsts.is_empty() {
+        let id = event::Column::Id.as_column_ref();
+        let is_repeated = Expr::cust_with_values(
+            "EXISTS (SELECT FROM ( \
+               SELECT * FROM events AS known WHERE known.subject_id = events.subject_id \
+               ORDER BY known.position DESC NULLS FIRST, known.id DESC LIMIT 1 \
+             ) AS latest WHERE latest.occurred_at > $1 AND latest.type = events.type AND latest.payload = events.payload \
+               AND latest.circle_id IS NOT DISTINCT FROM events.circle_id \
+               AND latest.actor_user_id IS NOT DISTINCT FROM events.actor_user_id \
+               AND latest.actor_agent_id IS NOT DISTINCT FROM events.actor_agent_id)",
+            [now - window],
+        );
+        select.and_where(
+            is_among(DbBackend::Postgres, id, &firsts)
+                .and(is_repeated)
+                .not(),
+        );
+    }
+    Some(InsertSelected {
+        table: event::Entity.into_iden(),
+        columns: columns().map(IntoIden::into_iden).collect(),
+        select,
+    })
+}
+
+/// Whether an event can be equal to the previous one of its subject: a new subject has no events yet, and an event with
+/// a version is never a duplicate.
+fn may_repeat(kind: &str, payload: &Value) -> bool {
+    !kind.ends_with(".created") && payload.get("version").is_none()
+}
+
 /// The latest event of each subject of the new events, if it is younger than `window`.
 async fn latest(
     transaction: &DatabaseTransaction,
@@ -161,13 +263,9 @@ async fn latest(
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<HashMap<Uuid, event::Model>, Error> {
-    // A new subject has no events yet, and an event with a version is never a duplicate.
-    let may_repeat = |event: &&NewEvent| {
-        !event.kind.dotted().ends_with(".created") && event.payload.get("version").is_none()
-    };
     let subjects: Vec<Uuid> = events
         .iter()
-        .filter(may_repeat)
+        .filter(|event| may_repeat(event.kind.dotted(), &event.payload))
         .map(|event| event.subject)
         .collect();
     if window.is_zero() || subjects.is_empty() {
@@ -199,31 +297,37 @@ fn is_duplicate(one: &event::Model, other: &event::Model) -> bool {
 /// Assigns positions to committed events that have none, in the order in which they were written; a later change of a
 /// subject is written later. Notifies other instances, with the name of this one in `own`. Returns whether there may be
 /// more.
-pub(super) async fn number(transaction: &DatabaseTransaction, own: Uuid) -> Result<bool, Error> {
+pub(super) async fn number(writer: &Writer, own: Uuid) -> Result<bool, Error> {
     const MOST: u64 = 1_000;
-    let order = match transaction.get_database_backend() {
-        DbBackend::Postgres => {
-            // One instance numbers events at a time. The commit releases the lock.
-            transaction
-                .execute_unprepared("SELECT pg_advisory_xact_lock(4741749311)")
-                .await?;
-            "written"
-        }
-        _ => "rowid",
-    };
-    let numbered = transaction
-        .execute_unprepared(&format!(
+    let number = |order: &str| {
+        format!(
             "UPDATE events SET position = fresh.position FROM ( \
                SELECT id, (SELECT coalesce(max(position), 0) FROM events) + row_number() OVER (ORDER BY {order}) AS position \
                FROM events WHERE position IS NULL ORDER BY {order} LIMIT {MOST} \
              ) AS fresh WHERE events.id = fresh.id"
-        ))
+        )
+    };
+    if let Some(db) = writer.postgres() {
+        // One message of two statements, which are one transaction. One instance numbers events at a time; the second
+        // statement sees what was committed before the lock was granted. They return a row, and a row for each event.
+        let returned = db
+            .execute_unprepared(&format!(
+                "SELECT pg_advisory_xact_lock(4741749311); \
+                 WITH numbered AS ({} RETURNING 1) \
+                 SELECT CASE row_number() OVER () WHEN 1 THEN pg_notify('{CHANNEL}', '{own}') END FROM numbered",
+                number("written"),
+            ))
+            .await
+            .map_err(Error::of_commit)?
+            .rows_affected();
+        storage::committed();
+        return Ok(returned > MOST);
+    }
+    let (transaction, _guard) = writer.begin().await?;
+    let numbered = transaction
+        .execute_unprepared(&number("rowid"))
         .await?
         .rows_affected();
-    if numbered > 0 && transaction.get_database_backend() == DbBackend::Postgres {
-        transaction
-            .execute_unprepared(&format!("NOTIFY {CHANNEL}, '{own}'"))
-            .await?;
-    }
+    writer.commit(transaction).await?;
     Ok(numbered == MOST)
 }

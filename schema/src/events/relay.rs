@@ -147,14 +147,8 @@ impl Relay {
     }
 
     async fn number(&self) -> Result<(), Failed> {
-        loop {
-            let (transaction, _guard) = self.writer.begin().await?;
-            let has_more = outbox::number(&transaction, self.id).await?;
-            self.writer.commit(transaction).await?;
-            if !has_more {
-                return Ok(());
-            }
-        }
+        while outbox::number(&self.writer, self.id).await? {}
+        Ok(())
     }
 
     async fn read(&self) -> Result<(), Failed> {

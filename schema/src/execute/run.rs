@@ -8,14 +8,15 @@ use async_graphql::{
 use chrono::SubsecRound;
 use tokio::{runtime::Handle, sync::Semaphore};
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::{
     access::Viewer,
     compiled::{Queries, Query},
-    db::{DispatchWhenIdle, PendingBatches},
+    db::{DispatchWhenIdle, PendingBatches, Turn},
     error::Error,
     execute::{admission::Run, usage},
-    idempotency::{self, Key, Known, RequestedKey, Turn},
+    idempotency::{self, Key, Known, RequestedKey},
     operation::{self, Measure, Operation, Plan, Timings, Variables},
     request::{self, Services},
     response::{Answer, Written},
@@ -117,7 +118,11 @@ impl Engine {
     }
 
     /// Claims the idempotency key of a request, and waits for its turn among the requests with the same key.
-    async fn claim(&self, run: &Run, requested: &RequestedKey) -> Result<(Known, Turn), Error> {
+    async fn claim(
+        &self,
+        run: &Run,
+        requested: &RequestedKey,
+    ) -> Result<(Known, Turn<(Uuid, String)>), Error> {
         let operation = &run.operation;
         let variables = serde_json::to_value(&operation.variables).unwrap_or_default();
         let name = operation.name.as_deref();
@@ -128,7 +133,7 @@ impl Engine {
         let user = run.context.viewer.as_ref().map(Viewer::id);
         let key = Key::new(user, requested, fingerprint, fields, now)?;
         let claim = async {
-            let turn = services.turns.take(&key).await;
+            let turn = services.turns.take(key.identity()).await;
             Ok((key.claim(&services.writer).await?, turn))
         };
         let claimed = tokio::time::timeout(services.limits.timeout, claim).await;

@@ -4,6 +4,8 @@ pub mod event;
 mod inputs;
 mod mutations;
 pub(crate) mod routing;
+mod scene;
+mod team;
 mod workflow;
 
 use std::sync::Arc;

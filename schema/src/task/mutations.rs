@@ -2,21 +2,17 @@
 
 use async_graphql::{Context, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{List, circle::Model as CircleRow, task};
-use sea_orm::{
-    ActiveEnum, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, JoinType, ModelTrait,
-    QueryFilter, QuerySelect, QueryTrait, TryIntoModel,
-    sea_query::{CommonTableExpression, Expr, ExprTrait, Query, UnionType, WithClause},
-};
+use sea_orm::{ActiveEnum, IntoActiveModel, TryIntoModel};
 use uuid::Uuid;
 
 use crate::{
-    circle::{self, check_open},
-    data::{Change, Edits, Outcome, Stop, change, check_version},
+    circle::{Access, check_open},
+    data::{Change, Draft, Edits, Outcome, Stop, check_version, draft},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
     events::EventType,
     id::Kind,
-    input::{Check, UserError, UserErrorCode},
+    input::{Check, UserError},
     task::{
         Task,
         event::{assigned, edited},
@@ -25,9 +21,10 @@ use crate::{
             SubmitTaskInput, TaskActionInput, TaskReasonInput, UpdateTaskInput, rank,
         },
         routing,
+        scene::{FoundReferences, NewScene, Reads, References, Scene},
         workflow::{
-            self, APPROVE, BLOCK, CANCEL, FAIL, Found, REJECT, REOPEN, START, SUBMIT, UNASSIGN,
-            UNBLOCK, check_agents, check_reviewer, editable, write,
+            self, APPROVE, BLOCK, CANCEL, FAIL, REJECT, REOPEN, START, SUBMIT, UNASSIGN, UNBLOCK,
+            check_reviewer,
         },
     },
 };
@@ -68,22 +65,32 @@ impl TaskMutation {
     ) -> Result<TaskPayload, Error> {
         let new = input.parse()?;
         let id = Uuid::now_v7();
-        let outcome = change(ctx, None, async |mut change| {
-            let circle = circle::editable(&change, new.circle_id, "circleId").await?;
+        let outcome = draft(ctx, None, async |mut change| {
+            let references = References {
+                parent: new.fields.parent_id.take(),
+                agents: vec![
+                    ("assigneeId", new.assignee_id),
+                    ("reviewerId", new.fields.reviewer_id.take()),
+                ],
+            };
+            let scene = NewScene::read(&mut change, new.circle_id, &references).await?;
+            let circle = scene
+                .circle
+                .accessible(&mut change, "circleId", Access::Editor)?;
             check_open(&circle)?;
             let row = blank(&change, &circle, id, new.assignee_id);
-            let (row, _) = apply(&change, &new.fields, &row, true).await?;
-            let row = row.try_into_model()?;
-            task::Entity::insert(row.clone().into_active_model())
-                .exec_without_returning(&change.transaction)
-                .await?;
+            let (row, _) = apply(&new.fields, &row, &scene.references)?;
+            let mut row = row.try_into_model()?;
             change.append(edited(EventType::TaskCreated, &circle, &row, &[]));
             if let Some(agent) = row.assignee_id {
                 let subject = (id, row.title.as_str(), row.version);
                 change.append(assigned(&circle, subject, None, (agent, None), None));
             }
-            routing::assign_pending(&mut change, &circle).await?;
-            change.commit(vec![id]).await
+            let mut situation = scene.situation;
+            situation.follow(None, &row, None);
+            routing::assign(&mut change, &circle, situation, &mut row);
+            change.insert([row.clone().into_active_model()]);
+            Ok(change.commit(vec![id]).await?.with_row(row))
         });
         TaskPayload::new(ctx, outcome.await?).await
     }
@@ -100,16 +107,28 @@ impl TaskMutation {
         let id = Kind::Task.parse(&input.task_id, "taskId")?;
         let expected_version = input.expected_version;
         let fields = input.parse()?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let Found { circle, task, .. } = editable(&change, id, "taskId", None).await?;
+        let outcome = draft(ctx, Some(id), async |mut change| {
+            let references = References {
+                parent: fields.parent_id.take(),
+                agents: vec![("reviewerId", fields.reviewer_id.take())],
+            };
+            let reads = Reads {
+                references,
+                ..Reads::default()
+            };
+            let scene = Scene::read(&mut change, id, "taskId", reads).await?;
+            let (circle, task) = (scene.circle, scene.task);
             check_open(&circle)?;
             check_version(expected_version, task.version)?;
-            let (new, edits) = apply(&change, &fields, &task, false).await?;
+            let (new, edits) = apply(&fields, &task, &scene.references)?;
+            let mut row = new.try_into_model()?;
             if !edits.is_empty() {
-                let row = write(&change, &task, new).await?;
+                row.version += 1;
+                row.updated_at = change.now;
+                change.update_row(id, &task, &row);
                 change.append(edited(EventType::TaskUpdated, &circle, &row, edits.names()));
             }
-            change.commit(vec![id]).await
+            Ok(change.commit(vec![id]).await?.with_row(row))
         });
         TaskPayload::new(ctx, outcome.await?).await
     }
@@ -123,8 +142,9 @@ impl TaskMutation {
         input: DeleteInput,
     ) -> Result<DeletePayload, Error> {
         let id = Kind::Task.parse(&input.id, "id")?;
-        let outcome = change(ctx, Some(id), async |mut change| {
-            let Found { circle, task, .. } = editable(&change, id, "id", None).await?;
+        let outcome = draft(ctx, Some(id), async |mut change| {
+            let scene = Scene::read(&mut change, id, "id", Reads::default()).await?;
+            let (circle, task) = (scene.circle, scene.task);
             check_open(&circle)?;
             check_version(input.expected_version, task.version)?;
             if !DELETABLE.contains(&task.status) {
@@ -132,7 +152,7 @@ impl TaskMutation {
                 return Err(UserError::cannot("task", &status, "deleted").into());
             }
             change.append(edited(EventType::TaskDeleted, &circle, &task, &[]));
-            task.delete(&change.transaction).await?;
+            change.delete::<task::Entity>(id);
             change.commit(vec![]).await
         });
         DeletePayload::new(ctx, Kind::Task, id, outcome.await?).await
@@ -277,7 +297,12 @@ const DELETABLE: &[task::TaskStatus] = &[
 ];
 
 /// A new task that has no fields yet.
-fn blank(change: &Change<'_>, circle: &CircleRow, id: Uuid, assignee: Option<Uuid>) -> task::Model {
+fn blank(
+    change: &Change<'_, Draft>,
+    circle: &CircleRow,
+    id: Uuid,
+    assignee: Option<Uuid>,
+) -> task::Model {
     let priority = task::Priority::Medium;
     task::Model {
         id,
@@ -319,88 +344,22 @@ fn blank(change: &Change<'_>, circle: &CircleRow, id: Uuid, assignee: Option<Uui
 ///
 /// # Errors
 /// The input is refused; `NOT_FOUND` for a parent or an agent that the viewer may not read.
-async fn apply(
-    change: &Change<'_>,
+fn apply(
     fields: &Fields,
     task: &task::Model,
-    is_new: bool,
+    references: &FoundReferences<'_>,
 ) -> Result<(task::ActiveModel, Edits), Stop> {
     let mut check = Check::default();
     let mut new = task.clone().into_active_model();
     let mut edits = Edits::default();
     fields.write(&mut check, &mut new, &mut edits);
-    if let MaybeUndefined::Value(parent) = fields.parent_id {
-        check_parent(change, task, is_new, parent, &mut check).await?;
+    if let MaybeUndefined::Value(_) = fields.parent_id {
+        references.check_parent(task, &mut check)?;
     }
     let (assignee, reviewer) = (task.assignee_id, fields.reviewer_id.take());
     let is_other = reviewer != task.reviewer_id && reviewer != assignee;
-    let agents = [
-        ("assigneeId", assignee.filter(|_| is_new)),
-        ("reviewerId", reviewer.filter(|_| is_other)),
-    ];
-    check_agents(change, task.circle_id, &agents, &mut check).await?;
+    references.check_agents(&mut check, |field| field == "assigneeId" || is_other)?;
     check_reviewer(&mut check, reviewer, assignee);
     check.faults()?;
     Ok((new, edits))
-}
-
-/// Adds a fault for a parent that is not in the same circle, or that is the task itself or one of its subtasks.
-///
-/// # Errors
-/// `NOT_FOUND` for a parent that the viewer may not read.
-async fn check_parent(
-    change: &Change<'_>,
-    row: &task::Model,
-    is_new: bool,
-    parent: Uuid,
-    check: &mut Check,
-) -> Result<(), Error> {
-    let found = task::Entity::find_by_id(parent)
-        .filter(change.viewer.rules().task.condition())
-        .one(&change.transaction)
-        .await?
-        .ok_or_else(|| Error::not_found("parentId"))?;
-    let message = if found.circle_id != row.circle_id {
-        "The parent must be a task of the same circle."
-    } else if !is_new && is_part_of(change, parent, row.id).await? {
-        "A task cannot be its own subtask."
-    } else {
-        return Ok(());
-    };
-    check.fault("parentId", UserErrorCode::Invalid, message);
-    Ok(())
-}
-
-/// Whether a task is another task or one of its subtasks at any depth. A single recursive statement, which
-/// terminates even if the parents form a cycle.
-async fn is_part_of(change: &Change<'_>, task: Uuid, whole: Uuid) -> Result<bool, Error> {
-    use task::Column::{Id, ParentId};
-    let above = task::Entity::find()
-        .select_only()
-        .columns([Id, ParentId])
-        .into_query();
-    let of_those = Expr::col(Id.as_column_ref()).equals(("above", "parent_id"));
-    let mut all = task::Entity::find_by_id(task)
-        .select_only()
-        .columns([Id, ParentId])
-        .into_query();
-    all.union(
-        UnionType::Distinct,
-        above
-            .clone()
-            .join(JoinType::InnerJoin, "above", of_those)
-            .take(),
-    );
-    let above = CommonTableExpression::new()
-        .table_name("above")
-        .columns(["id", "parent_id"])
-        .query(all)
-        .to_owned();
-    let found = Query::select()
-        .column("id")
-        .from("above")
-        .and_where(Expr::col("id").eq(whole))
-        .take()
-        .with(WithClause::new().recursive(true).cte(above).to_owned());
-    Ok(change.transaction.query_one(&found).await?.is_some())
 }

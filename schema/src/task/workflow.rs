@@ -3,7 +3,7 @@
 use async_graphql::Context;
 use chrono::{DateTime, Utc};
 use gathering_entity::{
-    agent, circle, collaborator, member,
+    agent, circle,
     task::{
         self,
         TaskStatus::{
@@ -13,17 +13,15 @@ use gathering_entity::{
     },
 };
 use sea_orm::{
-    ActiveEnum, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IntoActiveModel,
-    QueryFilter, QueryResult, QuerySelect, QueryTrait, Set, TryIntoModel,
-    sea_query::{Expr, ExprTrait, LockType},
+    ActiveEnum, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, TryIntoModel,
+    sea_query::{Expr, ExprTrait},
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    circle::{Access, check_access, check_open},
-    data::{Change, Outcome, change, check_version},
-    db::is_among,
+    circle::check_open,
+    data::{Change, Draft, Outcome, check_version, draft},
     error::Error,
     events::{EventType, NewEvent},
     id::Kind,
@@ -32,6 +30,8 @@ use crate::{
         event::{about, assigned, unassigned},
         inputs::{Action, AssignTaskInput},
         routing::{self, is_in_hand},
+        scene::{Assignee, Reads, References, Scene},
+        team::best_match,
     },
     workflow::Transition,
 };
@@ -130,48 +130,67 @@ pub(super) async fn perform(
     let id = Kind::Task.parse(action.task_id, "taskId")?;
     let reviewer = Kind::Agent.parse_opt(action.reviewer_id, "reviewerId")?;
     let decision = action.details.decision();
-    change(ctx, Some(id), async |mut change| {
-        let found = editable(&change, id, "taskId", reviewer).await?;
-        let Found {
-            circle,
-            task,
-            is_member,
-        } = found;
+    // Whether the transition may let the circle route tasks.
+    let may_route = match transition.to {
+        Pending | InReview | Blocked | Completed | Failed | Cancelled => true,
+        Assigned | InProgress | ChangesRequested => false,
+    };
+    draft(ctx, Some(id), async |mut change| {
+        let reads = Reads {
+            references: References {
+                agents: vec![("reviewerId", reviewer)],
+                ..References::default()
+            },
+            agent: reviewer,
+            assignee: transition.to != Pending,
+            team: (transition.to == InReview).then(|| task::Column::RequiresReview.eq(true)),
+            routing: may_route.then_some(transition.to == Pending),
+        };
+        let scene = Scene::read(&mut change, id, "taskId", reads).await?;
+        let (circle, task) = (scene.circle, scene.task);
         check_open(&circle)?;
         check_version(action.expected_version, task.version)?;
         transition.check("task", task.status, &task.status.to_value())?;
         let mut check = Check::default();
         let mut new = task.clone().into_active_model();
         let note = action.details.write(&mut check, &mut new);
-        if !is_member {
-            let agents = [("reviewerId", reviewer)];
-            check_agents(&change, circle.id, &agents, &mut check).await?;
-        }
+        scene.references.check_agents(&mut check, |_| true)?;
         check_reviewer(&mut check, reviewer, task.assignee_id);
         check.faults()?;
         let status = enter(&mut new, transition, &task, change.now);
         if reviewer.is_some() {
             new.reviewer_id = Set(reviewer);
         }
-        if status == InReview && !is_member {
-            let team = routing::team(&change, circle.id).await?;
+        if status == InReview && !scene.is_member {
+            let team = scene.team.unwrap_or_default();
             new.reviewer_id = Set(team.reviewer(task.review_type, task.assignee_id));
-        } else if decision.is_some() && !is_member {
+        } else if decision.is_some() && !scene.is_member {
             // A reviewer that has left the circle has not reviewed the task; the calling user has.
             new.reviewer_id = Set(None);
         }
-        let after = write(&change, &task, new).await?;
-        let (rows, note) = ((&task, &after), note.as_deref());
-        append(&mut change, &circle, transition.event, rows, note);
-        if let Some(agent) = after.assignee_id {
+        new.version = Set(task.version + 1);
+        new.updated_at = Set(change.now);
+        let mut after = new.try_into_model()?;
+        append(
+            &mut change,
+            &circle,
+            transition.event,
+            (&task, &after),
+            note.as_deref(),
+        );
+        if let Some(assignee) = &scene.assignee {
             let between = (task.status, status);
-            involve(&mut change, &circle, agent, between, decision).await?;
+            involve(&mut change, &circle, assignee, between, decision);
         }
         let is_let_go = is_in_hand(task.status) && !is_in_hand(status);
-        if is_let_go || status == Pending {
-            routing::assign_pending(&mut change, &circle).await?;
+        if let Some(mut situation) = scene.situation
+            && (is_let_go || status == Pending)
+        {
+            situation.follow(Some(&task), &after, decision);
+            routing::assign(&mut change, &circle, situation, &mut after);
         }
-        change.commit(vec![id]).await
+        change.update_row(id, &task, &after);
+        Ok(change.commit(vec![id]).await?.with_row(after))
     })
     .await
 }
@@ -207,7 +226,7 @@ fn enter(
 
 /// Appends the events of a transition.
 fn append(
-    change: &mut Change<'_>,
+    change: &mut Change<'_, Draft>,
     circle: &circle::Model,
     event: EventType,
     (before, after): (&task::Model, &task::Model),
@@ -245,9 +264,17 @@ fn append(
 pub(super) async fn assign(ctx: &Context<'_>, input: &AssignTaskInput) -> Result<Outcome, Error> {
     let id = Kind::Task.parse(&input.task_id, "taskId")?;
     let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
-    change(ctx, Some(id), async |mut change| {
-        let found = editable(&change, id, "taskId", agent).await?;
-        let Found { circle, task, .. } = found;
+    draft(ctx, Some(id), async |mut change| {
+        let reads = Reads {
+            references: References {
+                agents: vec![("agentId", agent)],
+                ..References::default()
+            },
+            team: agent.is_none().then(|| Expr::val(true)),
+            ..Reads::default()
+        };
+        let scene = Scene::read(&mut change, id, "taskId", reads).await?;
+        let (circle, task) = (scene.circle, scene.task);
         check_open(&circle)?;
         check_version(input.expected_version, task.version)?;
         ASSIGN.check("task", task.status, &task.status.to_value())?;
@@ -255,15 +282,14 @@ pub(super) async fn assign(ctx: &Context<'_>, input: &AssignTaskInput) -> Result
         if agent.is_some() && agent == task.reviewer_id {
             let message = "The agent is the reviewer of the task.";
             check.fault("agentId", UserErrorCode::Invalid, message);
-        } else if !found.is_member {
-            let agents = [("agentId", agent)];
-            check_agents(&change, circle.id, &agents, &mut check).await?;
+        } else {
+            scene.references.check_agents(&mut check, |_| true)?;
         }
         check.faults()?;
-        let to = match agent {
-            Some(agent) => Some((agent, None)),
-            None => routing::best_match(&change, &task).await?,
-        };
+        let best = |team| best_match(team, &task);
+        let best = scene.team.and_then(best);
+        let to = agent.map(|agent| (agent, None));
+        let to = to.or(best.map(|(agent, score)| (agent, Some(score))));
         let (agent, score) = to.ok_or_else(|| {
             let message = "No member of the circle fits the task.";
             UserError::new("agentId", UserErrorCode::Invalid, message)
@@ -272,15 +298,19 @@ pub(super) async fn assign(ctx: &Context<'_>, input: &AssignTaskInput) -> Result
             let message = "The task is already assigned to this agent.";
             return Err(UserError::bad_transition(message).into());
         }
-        let mut new = task.clone().into_active_model();
-        new.status = Set(ASSIGN.to);
-        new.assignee_id = Set(Some(agent));
-        new.status_note = Set(None);
-        write(&change, &task, new).await?;
-        let subject = (id, task.title.as_str(), task.version + 1);
+        let after = task::Model {
+            status: ASSIGN.to,
+            assignee_id: Some(agent),
+            status_note: None,
+            version: task.version + 1,
+            updated_at: change.now,
+            ..task.clone()
+        };
+        change.update_row(id, &task, &after);
+        let subject = (id, task.title.as_str(), after.version);
         let (from, left) = (Some(task.status), task.assignee_id);
         change.append(assigned(&circle, subject, from, (agent, score), left));
-        change.commit(vec![id]).await
+        Ok(change.commit(vec![id]).await?.with_row(after))
     })
     .await
 }
@@ -290,120 +320,17 @@ fn seconds(from: DateTime<Utc>, to: DateTime<Utc>) -> i32 {
     i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
-/// A task that the viewer may change, and its circle. Both are unchanged by others until the transaction ends.
-pub(super) struct Found {
-    pub(super) circle: circle::Model,
-    pub(super) task: task::Model,
-    /// Whether the given agent is an active member of the circle.
-    pub(super) is_member: bool,
-}
-
-/// A task row, with the viewer's role in the circle and the membership check.
-struct Seen {
-    task: task::Model,
-    role: Option<collaborator::CollaboratorRole>,
-    is_member: bool,
-}
-
-impl FromQueryResult for Seen {
-    fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
-        Ok(Self {
-            task: task::Model::from_query_result(row, prefix)?,
-            role: row.try_get(prefix, "viewer_role")?,
-            is_member: row.try_get(prefix, "is_member")?,
-        })
-    }
-}
-
-/// Loads a task that the viewer may change, locks its circle, and checks whether `agent`, or else the task's
-/// reviewer, is an active member.
-///
-/// # Errors
-/// `NOT_FOUND`, naming `field`; `FORBIDDEN`.
-pub(super) async fn editable(
-    change: &Change<'_>,
-    id: Uuid,
-    field: &str,
-    agent: Option<Uuid>,
-) -> Result<Found, Error> {
-    let of_task = task::Entity::find_by_id(id)
-        .select_only()
-        .column(task::Column::CircleId)
-        .into_query();
-    let circle = circle::Entity::find()
-        .filter(circle::Column::Id.in_subquery(of_task))
-        .filter(change.viewer.rules().circle.condition())
-        .lock(LockType::NoKeyUpdate)
-        .one(&change.transaction)
-        .await?
-        .ok_or_else(|| Error::not_found(field))?;
-    // Only a statement that starts after the circle is locked sees the changes of concurrent transactions.
-    let role = collaborator::Entity::find()
-        .select_only()
-        .column(collaborator::Column::Role)
-        .filter(collaborator::Column::CircleId.eq(circle.id))
-        .filter(collaborator::Column::UserId.eq(change.viewer.id()))
-        .into_query();
-    let it = Expr::col(member::Column::AgentId.as_column_ref());
-    let membership = member::Entity::find()
-        .select_only()
-        .column(member::Column::Id)
-        .filter(member::Column::CircleId.eq(circle.id))
-        .filter(member::Column::IsActive.eq(true))
-        .filter(match agent {
-            Some(agent) => it.eq(agent),
-            None => it.equals(task::Column::ReviewerId.as_column_ref()),
-        })
-        .into_query();
-    let seen = task::Entity::find_by_id(id)
-        .expr_as(Expr::from(role), "viewer_role")
-        .expr_as(Expr::exists(membership), "is_member")
-        .into_model::<Seen>()
-        .one(&change.transaction);
-    let Seen {
-        task,
-        role,
-        is_member,
-    } = seen.await?.ok_or_else(|| Error::not_found(field))?;
-    check_access(change, &circle, role, field, Access::Editor)?;
-    Ok(Found {
-        circle,
-        task,
-        is_member,
-    })
-}
-
-/// Writes the changed columns of a task. Returns the new row.
-pub(super) async fn write(
-    change: &Change<'_>,
-    task: &task::Model,
-    mut new: task::ActiveModel,
-) -> Result<task::Model, Error> {
-    new.version = Set(task.version + 1);
-    new.updated_at = Set(change.now);
-    let written = task::Entity::update_many()
-        .set(new.clone())
-        .filter(task::Column::Id.eq(task.id))
-        .filter(task::Column::Status.eq(task.status))
-        .filter(task::Column::Version.eq(task.version))
-        .exec(&change.transaction)
-        .await?;
-    if written.rows_affected == 0 {
-        return Err(Error::conflict());
-    }
-    Ok(new.try_into_model()?)
-}
-
 /// Updates the assignee after a transition of its task: the time of activity, the status (`BUSY` while a task is
 /// `IN_PROGRESS`), and the review counts.
-async fn involve(
-    change: &mut Change<'_>,
+fn involve(
+    change: &mut Change<'_, Draft>,
     circle: &circle::Model,
-    agent: Uuid,
+    assignee: &Assignee,
     (from, to): (TaskStatus, TaskStatus),
     decision: Option<bool>,
-) -> Result<(), Error> {
+) {
     use agent::Column::{Id, LastActiveAt, ReviewsApproved, ReviewsTotal, Status, UpdatedAt};
+    let agent = assignee.id;
     let mut update = agent::Entity::update_many()
         .col_expr(LastActiveAt, Expr::value(change.now))
         .col_expr(UpdatedAt, Expr::value(change.now))
@@ -418,105 +345,30 @@ async fn involve(
     }
     let at_work = InProgress;
     if (from == at_work) != (to == at_work) {
-        let row = agent::Entity::find_by_id(agent)
-            .lock(LockType::NoKeyUpdate)
-            .one(&change.transaction)
-            .await?
-            .ok_or_else(Error::conflict)?;
-        // Tasks in other circles may start or end at the same time. The row lock makes the later transaction see
-        // the result of the earlier one.
-        let status = match row.status {
+        // Tasks in other circles may start or end at the same time. They change the revision of the agent.
+        change.hold::<agent::Entity>(agent, &assignee.revision);
+        let status = match assignee.status {
             agent::AgentStatus::Offline => agent::AgentStatus::Offline,
-            _ if to == at_work || is_at_work(change, agent).await? => agent::AgentStatus::Busy,
+            _ if to == at_work || assignee.is_at_work => agent::AgentStatus::Busy,
             _ => agent::AgentStatus::Idle,
         };
-        if status != row.status {
+        if status != assignee.status {
             update = update.col_expr(Status, Expr::value(status.to_value()));
             let payload = json!({
-                "name": row.name,
-                "fromStatus": row.status.to_value(),
+                "name": assignee.name,
+                "fromStatus": assignee.status.to_value(),
                 "toStatus": status.to_value(),
-                "version": row.version,
+                "version": assignee.version,
             });
             // Delivered to the readers of the circle and to the owner of the agent.
             let new_event = about(
                 circle,
                 NewEvent::new(EventType::AgentStatusChanged, agent, payload),
             );
-            change.append(new_event.owner(row.owner_id).agent(agent));
+            change.append(new_event.owner(assignee.owner_id).agent(agent));
         }
     }
-    update.exec(&change.transaction).await?;
-    Ok(())
-}
-
-/// Whether any task of an agent is `IN_PROGRESS`.
-async fn is_at_work(change: &Change<'_>, agent: Uuid) -> Result<bool, Error> {
-    let task: Option<Uuid> = task::Entity::find()
-        .select_only()
-        .column(task::Column::Id)
-        .filter(task::Column::AssigneeId.eq(agent))
-        .filter(task::Column::Status.eq(InProgress))
-        .limit(1)
-        .into_tuple()
-        .one(&change.transaction)
-        .await?;
-    Ok(task.is_some())
-}
-
-/// Adds a fault for each agent in an input that is not an active member of the circle.
-///
-/// # Errors
-/// `NOT_FOUND` for an agent that the viewer may not read.
-pub(super) async fn check_agents(
-    change: &Change<'_>,
-    circle: Uuid,
-    named: &[(&str, Option<Uuid>)],
-    check: &mut Check,
-) -> Result<(), Error> {
-    let named = named
-        .iter()
-        .filter_map(|(field, agent)| Some((*field, (*agent)?)));
-    let named: Vec<(&str, Uuid)> = named.collect();
-    if named.is_empty() {
-        return Ok(());
-    }
-    let backend = change.transaction.get_database_backend();
-    let ids: Vec<Uuid> = named.iter().map(|(_, agent)| *agent).collect();
-    let members: Vec<Uuid> = member::Entity::find()
-        .select_only()
-        .column(member::Column::AgentId)
-        .filter(member::Column::CircleId.eq(circle))
-        .filter(member::Column::IsActive.eq(true))
-        .filter(is_among(
-            backend,
-            member::Column::AgentId.as_column_ref(),
-            &ids,
-        ))
-        .into_tuple()
-        .all(&change.transaction)
-        .await?;
-    if ids.iter().all(|agent| members.contains(agent)) {
-        return Ok(());
-    }
-    let readable: Vec<Uuid> = agent::Entity::find()
-        .select_only()
-        .column(agent::Column::Id)
-        .filter(change.viewer.rules().agent.condition())
-        .filter(is_among(backend, agent::Column::Id.as_column_ref(), &ids))
-        .into_tuple()
-        .all(&change.transaction)
-        .await?;
-    for (field, agent) in named {
-        if !readable.contains(&agent) {
-            return Err(Error::not_found(field));
-        }
-        if !members.contains(&agent) {
-            let message = "The agent is not an active member of the circle.";
-            check.fault(field, UserErrorCode::NotMember, message);
-        }
-    }
-    Ok(())
+    change.update(update);
 }
 
 /// Checks that the reviewer is not the assignee.

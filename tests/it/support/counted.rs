@@ -8,6 +8,7 @@ use gathering::config::Config;
 use gathering::server;
 use gathering_schema::auth::Keys;
 use gathering_schema::{BackgroundTasks, Caller, Client, Graph, Params, Usage};
+use sea_orm::DatabaseConnection;
 use serde_json::Value;
 
 use super::server::{SIGNING_KEY, TestServer};
@@ -25,9 +26,13 @@ pub(crate) struct CountedGraph {
 
 impl CountedGraph {
     pub(crate) async fn on(server: &TestServer) -> Self {
+        Self::over(server.database().connect().await).await
+    }
+
+    /// A graph over this connection.
+    pub(crate) async fn over(mut db: DatabaseConnection) -> Self {
         let statements = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&statements);
-        let mut db = server.database().connect().await;
         db.set_metric_callback(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
         });

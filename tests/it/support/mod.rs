@@ -6,6 +6,7 @@ pub(crate) mod counted;
 pub(crate) mod database;
 pub(crate) mod events;
 pub(crate) mod program;
+pub(crate) mod round_trips;
 pub(crate) mod schema;
 pub(crate) mod server;
 pub(crate) mod skip;

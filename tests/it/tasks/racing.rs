@@ -1,9 +1,18 @@
 //! Concurrent changes of tasks, on several connections and for many rounds.
 
 use futures_util::future::join_all;
+use futures_util::join;
+use sea_orm::TransactionTrait;
 
 use super::*;
 use crate::support::actor::text;
+use crate::support::database::number;
+use crate::support::skip::skip;
+use crate::support::wait::until;
+
+/// The number of changes that wait for a lock.
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity \
+    WHERE datname = current_database() AND application_name = 'gathering' AND wait_event_type = 'Lock'";
 
 /// How often each race is run.
 const ROUNDS: usize = 25;
@@ -34,6 +43,48 @@ async fn concurrent_starts_of_a_task_succeed_once() {
         let received = studio.payloads(task).await;
         assert_eq!(received.len(), 1, "{received:?}");
     }
+}
+
+#[tokio::test]
+async fn a_change_that_waits_for_its_circle_sees_the_change_before_it() {
+    let studio = Studio::open().await;
+    if !studio.server.database().is_postgres() {
+        return skip("needs PostgreSQL: changes on SQLite are serialized");
+    }
+    let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
+    for (column, value, code) in [
+        (circle::Column::RequireReview, false.into(), None),
+        (
+            circle::Column::Status,
+            "ARCHIVED".into(),
+            Some("BAD_TRANSITION"),
+        ),
+    ] {
+        let other = studio.db.begin().await.expect("begins");
+        let update = circle::Entity::update_many()
+            .col_expr(column, Expr::value::<sea_orm::Value>(value))
+            .filter(circle::Column::Id.eq(studio.circle));
+        update.exec(&other).await.expect("updates");
+        let commit = async {
+            until("a waiting change", async || {
+                number(&studio.db, WAITING).await == 1
+            })
+            .await;
+            other.commit().await.expect("commits");
+        };
+        let (refused, ()) = join!(studio.decision("createTask", input.clone()), commit);
+        assert_eq!(refused.as_deref(), code);
+    }
+    let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
+    let rows = rows.all(&studio.db).await.expect("reads");
+    let [row] = rows.as_slice() else {
+        panic!("{rows:?}")
+    };
+    assert!(
+        !row.requires_review,
+        "the new setting of the circle applies"
+    );
+    assert_eq!(studio.payloads(row.id).await.len(), 1);
 }
 
 #[tokio::test]

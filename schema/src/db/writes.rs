@@ -1,0 +1,255 @@
+//! The writes of a change: one statement on PostgreSQL, one for each write on SQLite.
+
+use sea_orm::{
+    ActiveModelTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    Iterable, QueryTrait, UpdateMany,
+    sea_query::{
+        Asterisk, CommonTableExpression, DeleteStatement, DynIden, Expr, ExprTrait, Func,
+        InsertStatement, IntoIden, LockType, OnConflict, Query, SelectStatement, SubQueryStatement,
+        UpdateStatement, Value, ValueTuple, WithClause, WithQuery,
+    },
+};
+use uuid::Uuid;
+
+/// The name of the condition of all writes: it has a row if the change is applied.
+const APPLIED: &str = "applied";
+
+/// The revision of a row, which changes with every update of the row: PostgreSQL's `xmin`. Empty on SQLite, whose
+/// changes are serialized.
+pub(crate) fn revision<E: EntityTrait>(backend: DbBackend) -> Expr {
+    match backend {
+        DbBackend::Postgres => Expr::cust(format!("{}.xmin::text", E::default().table_name())),
+        _ => Expr::val(""),
+    }
+}
+
+/// Updates rows without changing them: locks them and changes their revision.
+pub(crate) fn touch<E: EntityTrait>() -> UpdateStatement {
+    let version = "version";
+    Query::update()
+        .table(E::default())
+        .value(version, Expr::col(version))
+        .take()
+}
+
+/// The writes of a change, which are applied together if the rows that they depend on have not changed.
+#[derive(Default)]
+pub(crate) struct Writes {
+    held: Vec<SubQueryStatement>,
+    parts: Vec<Part>,
+}
+
+enum Part {
+    Insert(Insert),
+    Update(UpdateStatement),
+    Delete(DeleteStatement),
+}
+
+struct Insert {
+    table: DynIden,
+    columns: Vec<DynIden>,
+    rows: Vec<Vec<Value>>,
+    on_conflict: Option<OnConflict>,
+}
+
+/// Rows to insert from a select.
+pub(crate) struct InsertSelected {
+    pub(crate) table: DynIden,
+    pub(crate) columns: Vec<DynIden>,
+    pub(crate) select: SelectStatement,
+}
+
+impl Writes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Depends on a row with this revision, and changes the revision. Rows are locked in the order of the calls; a row
+    /// that is touched must be the first one.
+    pub(crate) fn touch<E: EntityTrait>(&mut self, id: Uuid, known: &str) {
+        let mut touch = touch::<E>();
+        touch
+            .and_where(Expr::col("id").eq(id))
+            .and_where(revision::<E>(DbBackend::Postgres).eq(known))
+            .returning_col("id");
+        self.held.push(touch.into());
+    }
+
+    /// Depends on a row with this revision.
+    pub(crate) fn hold<E: EntityTrait>(&mut self, id: Uuid, known: &str) {
+        let mut hold = Query::select();
+        hold.column("id")
+            .from(E::default())
+            .and_where(Expr::col("id").eq(id))
+            .and_where(revision::<E>(DbBackend::Postgres).eq(known))
+            .lock(LockType::NoKeyUpdate);
+        if let Some(last) = self.held.len().checked_sub(1) {
+            hold.and_where(Expr::exists(rows_of(&held(last))));
+        }
+        self.held.push(hold.into());
+    }
+
+    /// Inserts rows; a row that conflicts is handled by `on_conflict`.
+    pub(crate) fn insert<A: ActiveModelTrait>(
+        &mut self,
+        rows: impl IntoIterator<Item = A>,
+        on_conflict: Option<OnConflict>,
+    ) {
+        let columns = <A::Entity as EntityTrait>::Column::iter;
+        let mut set = Vec::new();
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|row| {
+                let values =
+                    columns().filter_map(|column| Some((column, row.get(column).into_value()?)));
+                let (names, values): (Vec<_>, _) = values.unzip();
+                set = names;
+                values
+            })
+            .collect();
+        if !rows.is_empty() {
+            self.parts.push(Part::Insert(Insert {
+                table: A::Entity::default().into_iden(),
+                columns: set.into_iter().map(IntoIden::into_iden).collect(),
+                rows,
+                on_conflict,
+            }));
+        }
+    }
+
+    pub(crate) fn update<E: EntityTrait>(&mut self, update: UpdateMany<E>) {
+        self.parts.push(Part::Update(update.into_query()));
+    }
+
+    pub(crate) fn delete<E: EntityTrait>(&mut self, id: Uuid) {
+        let mut delete = Query::delete();
+        delete
+            .from_table(E::default())
+            .and_where(Expr::col("id").eq(id));
+        self.parts.push(Part::Delete(delete));
+    }
+
+    /// The statement for PostgreSQL. Its row has `applied`, whether the writes were applied, and `appended`, the number
+    /// of rows inserted by `last`.
+    ///
+    /// Its parts see the same snapshot of the database. A locked row is read again after the wait for its lock, so its
+    /// revision is the current one.
+    pub(crate) fn into_statement(self, last: Option<InsertSelected>) -> WithQuery {
+        let mut with = WithClause::new();
+        let mut add = |name: &str, query: SubQueryStatement| {
+            with.cte(
+                CommonTableExpression::new()
+                    .table_name(name.to_owned())
+                    .query(query)
+                    .to_owned(),
+            );
+        };
+        let mut applied = Query::select().expr_as(Expr::val(1), "is").take();
+        for (n, part) in self.held.into_iter().enumerate() {
+            applied = Query::select()
+                .expr_as(Expr::val(1), "is")
+                .from(held(n))
+                .take();
+            add(&held(n), part);
+        }
+        add(APPLIED, applied.into());
+        let is_applied = || Expr::exists(rows_of(APPLIED));
+        for (n, part) in self.parts.into_iter().enumerate() {
+            let part = match part {
+                Part::Insert(insert) => insert.into_select(is_applied()).into(),
+                Part::Update(mut update) => update.and_where(is_applied()).take().into(),
+                Part::Delete(mut delete) => delete.and_where(is_applied()).take().into(),
+            };
+            add(&format!("write_{n}"), part);
+        }
+        let mut result = Query::select();
+        result.expr_as(is_applied(), APPLIED);
+        if let Some(InsertSelected {
+            table,
+            columns,
+            mut select,
+        }) = last
+        {
+            select.and_where(is_applied());
+            let mut insert = insert_select(table, columns, select);
+            add("last", insert.returning_col("id").take().into());
+            let count = Query::select()
+                .expr(Func::count(Expr::col(Asterisk)))
+                .from("last")
+                .take();
+            result.expr_as(Expr::from(count), "appended");
+        } else {
+            result.expr_as(Expr::cust("0::bigint"), "appended");
+        }
+        result.with(with)
+    }
+
+    /// Applies the writes one by one, on SQLite.
+    ///
+    /// # Errors
+    /// A write failed; the transaction must be rolled back.
+    pub(crate) async fn apply(self, transaction: &DatabaseTransaction) -> Result<(), DbErr> {
+        for part in self.parts {
+            match part {
+                Part::Insert(insert) => transaction.execute(&insert.into_values()).await?,
+                Part::Update(update) => transaction.execute(&update).await?,
+                Part::Delete(delete) => transaction.execute(&delete).await?,
+            };
+        }
+        Ok(())
+    }
+}
+
+impl Insert {
+    fn into_select(mut self, condition: Expr) -> InsertStatement {
+        let mut select = Query::select();
+        if self.rows.len() == 1 {
+            select.exprs(self.rows.remove(0).into_iter().map(Expr::val));
+        } else {
+            let names = (1..=self.columns.len()).map(|n| Expr::col(format!("column{n}")));
+            let rows = self.rows.into_iter().map(ValueTuple::Many);
+            select.exprs(names).from_values(rows, "new");
+        }
+        select.and_where(condition);
+        let mut insert = insert_select(self.table, self.columns, select);
+        if let Some(on_conflict) = self.on_conflict {
+            insert.on_conflict(on_conflict);
+        }
+        insert
+    }
+
+    fn into_values(self) -> InsertStatement {
+        let mut insert = Query::insert();
+        insert.into_table(self.table).columns(self.columns);
+        for row in self.rows {
+            insert.values_panic(row.into_iter().map(Expr::val));
+        }
+        if let Some(on_conflict) = self.on_conflict {
+            insert.on_conflict(on_conflict);
+        }
+        insert
+    }
+}
+
+fn insert_select(
+    table: DynIden,
+    columns: Vec<DynIden>,
+    select: SelectStatement,
+) -> InsertStatement {
+    let mut insert = Query::insert();
+    insert.into_table(table).columns(columns);
+    // Fails only if the numbers of columns differ.
+    let _ = insert.select_from(select);
+    insert
+}
+
+fn held(n: usize) -> String {
+    format!("held_{n}")
+}
+
+fn rows_of(name: &str) -> SelectStatement {
+    Query::select()
+        .expr(Expr::val(1))
+        .from(name.to_owned())
+        .take()
+}
