@@ -129,18 +129,22 @@ pub(super) async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result
         return Ok(());
     }
     let backend = change.transaction.get_database_backend();
-    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    let locked: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
     let assignee = task::Column::AssigneeId.as_column_ref();
     let elsewhere = in_progress()
         .filter(task::Column::CircleId.ne(circle))
-        .filter(is_among(backend, assignee, &ids));
+        .filter(is_among(backend, assignee, &locked));
     let elsewhere: Vec<Uuid> = elsewhere.into_tuple().all(&change.transaction).await?;
     agents.retain(|(id, ..)| !elsewhere.contains(id));
-    let ids: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    let free: Vec<_> = agents.iter().map(|(id, ..)| *id).collect();
+    let is_among = |ids: &[Uuid]| is_among(backend, Column::Id.as_column_ref(), ids);
+    let idle = Expr::value(AgentStatus::Idle.to_value());
+    let status = Expr::case(is_among(&free), idle).finally(Expr::col(Column::Status));
+    // The agents that stay busy are updated too: a concurrent draft depends on their revision.
     agent::Entity::update_many()
-        .col_expr(Column::Status, Expr::value(AgentStatus::Idle.to_value()))
+        .col_expr(Column::Status, status.into())
         .col_expr(Column::UpdatedAt, Expr::value(change.now))
-        .filter(is_among(backend, Column::Id.as_column_ref(), &ids))
+        .filter(is_among(&locked))
         .exec(&change.transaction)
         .await?;
     for (id, owner, name, version) in agents {
