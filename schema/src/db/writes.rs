@@ -1,8 +1,8 @@
 //! The writes of a change: one statement on PostgreSQL, one for each write on SQLite.
 
 use sea_orm::{
-    ActiveModelTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    Iterable, QueryTrait, UpdateMany,
+    ActiveModelTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr,
+    EntityTrait, Iterable, QueryTrait, UpdateMany,
     sea_query::{
         Asterisk, CommonTableExpression, DeleteStatement, DynIden, Expr, ExprTrait, Func,
         InsertStatement, IntoIden, LockType, OnConflict, Query, SelectStatement, SubQueryStatement,
@@ -64,14 +64,10 @@ impl Writes {
         self.parts.is_empty()
     }
 
-    /// Depends on a row with this revision, and changes the revision. Rows are locked in the order of the calls; a row
-    /// that is touched must be the first one.
+    /// Depends on a row with this revision, and changes the revision. Rows are locked in the order of the calls.
     pub(crate) fn touch<E: EntityTrait>(&mut self, id: Uuid, known: &str) {
-        let mut touch = touch::<E>();
-        touch
-            .and_where(Expr::col("id").eq(id))
-            .and_where(revision::<E>(DbBackend::Postgres).eq(known))
-            .returning_col("id");
+        let is_known = self.is_known::<E>(id, known);
+        let touch = touch::<E>().cond_where(is_known).returning_col("id").take();
         self.held.push(touch.into());
     }
 
@@ -80,13 +76,18 @@ impl Writes {
         let mut hold = Query::select();
         hold.column("id")
             .from(E::default())
-            .and_where(Expr::col("id").eq(id))
-            .and_where(revision::<E>(DbBackend::Postgres).eq(known))
+            .cond_where(self.is_known::<E>(id, known))
             .lock(LockType::NoKeyUpdate);
-        if let Some(last) = self.held.len().checked_sub(1) {
-            hold.and_where(Expr::exists(rows_of(&held(last))));
-        }
         self.held.push(hold.into());
+    }
+
+    /// Selects a row with this revision, if the rows before it have theirs.
+    fn is_known<E: EntityTrait>(&self, id: Uuid, known: &str) -> Condition {
+        let before = self.held.len().checked_sub(1);
+        Condition::all()
+            .add(Expr::col("id").eq(id))
+            .add(revision::<E>(DbBackend::Postgres).eq(known))
+            .add_option(before.map(|before| Expr::exists(rows_of(&held(before)))))
     }
 
     /// Inserts rows; a row that conflicts is handled by `on_conflict`.
