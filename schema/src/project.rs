@@ -6,7 +6,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Simp
 use gathering_entity::{List, circle, event, project, user};
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
-    ModelTrait, Set, TryIntoModel, sea_query::Expr,
+    ModelTrait, QueryFilter, QuerySelect, QueryTrait, Set, TryIntoModel, sea_query::Expr,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -503,8 +503,26 @@ pub(crate) async fn editable(
 ) -> Result<project::Model, Error> {
     let rule = &change.viewer.rules().project;
     let row = change.row::<project::Entity>(rule, id, field).await?;
-    if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
-        Ok(row)
+    check_owner(change, id, row.owner_id)?;
+    Ok(row)
+}
+
+/// The owner of a project that the viewer may read, as a column; NULL if there is none.
+pub(crate) fn owner(viewer: &Viewer, id: Uuid) -> Expr {
+    let owner = project::Entity::find_by_id(id)
+        .select_only()
+        .column(project::Column::OwnerId)
+        .filter(viewer.rules().project.condition());
+    Expr::from(owner.into_query())
+}
+
+/// Checks that the viewer may change a project of this owner.
+///
+/// # Errors
+/// `FORBIDDEN`.
+pub(crate) fn check_owner<S>(change: &Change<'_, S>, id: Uuid, owner: Uuid) -> Result<(), Error> {
+    if change.viewer.is_admin() || owner == change.viewer.id() {
+        Ok(())
     } else {
         Err(change.forbidden(Kind::Project, id))
     }

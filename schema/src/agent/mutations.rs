@@ -116,12 +116,9 @@ impl AgentMutation {
             model: model.flatten(),
         };
         let outcome = draft(ctx, Some(id), async |mut change| {
-            change
-                .reserve::<agent::Entity>(agent::Column::Id.eq(id))
-                .await?;
-            let mut select = agent::Entity::find_by_id(id)
-                .filter(change.viewer.rules().agent.condition())
-                .into_query();
+            let is_agent = change.viewer.rules().agent.and(agent::Column::Id.eq(id));
+            change.reserve::<agent::Entity>(is_agent.clone()).await?;
+            let mut select = agent::Entity::find().filter(is_agent).into_query();
             select
                 .expr_as(revision::<agent::Entity>(change.backend()), "revision")
                 .expr_as(workflow::is_at_work(id), "is_at_work");

@@ -2,11 +2,10 @@
 
 use async_graphql::{Context, Object, SimpleObject};
 use futures_util::future::{try_join, try_join_all};
-use gathering_entity::{circle, member, project};
+use gathering_entity::{circle, member};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, FromQueryResult, IntoActiveModel, ModelTrait,
-    QueryFilter, QuerySelect, QueryTrait, Set, TryIntoModel,
-    sea_query::{Expr, Query},
+    ActiveModelTrait, ColumnTrait, FromQueryResult, IntoActiveModel, ModelTrait, Set, TryIntoModel,
+    sea_query::Query,
 };
 use uuid::Uuid;
 
@@ -31,7 +30,7 @@ use crate::{
     events::EventType,
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
-    project::editable as editable_project,
+    project,
     task::routing,
 };
 
@@ -137,20 +136,13 @@ impl CircleMutation {
                 let mut select = Query::select();
                 select.expr_as(Known::column(&change, &joiners, id), "known");
                 if let Some(project) = project {
-                    let rule = &change.viewer.rules().project;
-                    let owner = project::Entity::find_by_id(project)
-                        .select_only()
-                        .column(project::Column::OwnerId)
-                        .filter(rule.condition());
-                    select.expr_as(Expr::from(owner.into_query()), "project_owner");
+                    select.expr_as(project::owner(change.viewer, project), "project_owner");
                 }
                 let read = change.read(&select).await?.ok_or_else(Error::conflict)?;
                 if let Some(project) = project {
                     let owner: Option<Uuid> = read.try_get("", "project_owner")?;
                     let owner = owner.ok_or_else(|| Error::not_found("projectId"))?;
-                    if !change.viewer.is_admin() && owner != change.viewer.id() {
-                        return Err(change.forbidden(Kind::Project, project).into());
-                    }
+                    project::check_owner(&change, project, owner)?;
                 }
                 known = list_from(&read, "known")?;
             }
@@ -194,7 +186,7 @@ impl CircleMutation {
             if let Some(project) = fields.project.value()
                 && row.project_id != Some(*project)
             {
-                editable_project(&change, *project, "projectId").await?;
+                project::editable(&change, *project, "projectId").await?;
             }
             // Only a lowered limit can be below the current number of members.
             let least = match fields.max_members.value() {
@@ -378,14 +370,13 @@ impl MemberMutation {
         let outcome = draft(ctx, Some(id), async |mut change| {
             let mut check = Check::default();
             let joiners = NewMemberInput::check(&input.members, &agents, &mut check);
-            let is_circle = circle::Column::Id.eq(id);
+            let is_circle = change.viewer.rules().circle.and(circle::Column::Id.eq(id));
             change.take_turn(id).await;
             change.reserve::<circle::Entity>(is_circle.clone()).await?;
             let mut select = Query::select();
             select
                 .from(circle::Entity)
-                .and_where(is_circle)
-                .cond_where(change.viewer.rules().circle.condition())
+                .cond_where(is_circle)
                 .expr_as(members::present(), "present")
                 .expr_as(Known::column(&change, &joiners, id), "known");
             Seen::select(&mut select, &change);

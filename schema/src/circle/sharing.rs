@@ -141,10 +141,8 @@ pub(crate) async fn accessible(
     field: &str,
     least: Access,
 ) -> Result<circle::Model, Error> {
-    let condition = Condition::all()
-        .add(circle::Column::Id.eq(id))
-        .add(change.viewer.rules().circle.condition());
-    let row = change.touched::<circle::Entity>(condition, field).await?;
+    let is_circle = change.viewer.rules().circle.and(circle::Column::Id.eq(id));
+    let row = change.touched::<circle::Entity>(is_circle, field).await?;
     if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
         return Ok(row);
     }

@@ -8,7 +8,7 @@ use gathering_entity::{List, agent, circle, conversation, message, model, partic
 use sea_orm::{
     ActiveEnum, ColumnTrait, Condition, DbErr, EntityTrait, FromQueryResult, IntoActiveModel,
     JoinType, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
-    sea_query::{Expr, ExprTrait, SelectStatement},
+    sea_query::{Expr, ExprTrait, IntoCondition, SelectStatement},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -504,18 +504,17 @@ impl Scene {
         use conversation::Column::{CircleId, Id};
         const FIELD: &str = "conversationId";
         let rules = change.viewer.rules();
-        let circle = conversation::Entity::find_by_id(id)
-            .select_only()
-            .column(CircleId)
-            .into_query();
+        let is_this = rules.conversation.and(Id.eq(id));
+        let this = conversation::Entity::find().filter(is_this.clone());
+        let circle = this.clone().select_only().column(CircleId).into_query();
         let is_circle = circle::Column::Id.in_subquery(circle);
-        change.reserve::<circle::Entity>(is_circle).await?;
-        change.reserve::<conversation::Entity>(Id.eq(id)).await?;
+        change
+            .reserve::<circle::Entity>(is_circle.into_condition())
+            .await?;
+        change.reserve::<conversation::Entity>(is_this).await?;
         let of_circle =
             Expr::col(CircleId.as_column_ref()).equals(circle::Column::Id.as_column_ref());
-        let mut select = conversation::Entity::find_by_id(id)
-            .filter(rules.conversation.condition())
-            .into_query();
+        let mut select = this.into_query();
         select
             .join(JoinType::LeftJoin, circle::Entity, of_circle)
             .expr_as(

@@ -7,8 +7,9 @@ use std::{
 
 use async_graphql::Context;
 use sea_orm::{
-    ActiveModelTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    EntityTrait, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryResult, UpdateMany,
+    ActiveModelTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, EntityTrait, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryResult,
+    UpdateMany,
     sea_query::{Expr, ExprTrait, OnConflict, SelectStatement},
 };
 use uuid::Uuid;
@@ -110,13 +111,14 @@ impl Change<'_, Draft> {
         false
     }
 
-    /// Names the rows that the next read depends on, by a condition on their id: the circle first, agents last. A draft
-    /// that has lost against another change locks them.
-    pub(crate) async fn reserve<E: EntityTrait>(&self, id: Expr) -> Result<(), Error> {
+    /// Names the rows that the next read depends on: the circle first, agents last. A draft that has lost against
+    /// another change locks them. The condition must select only rows that the viewer may read, so that other users
+    /// cannot delay the changes of a row.
+    pub(crate) async fn reserve<E: EntityTrait>(&self, rows: Condition) -> Result<(), Error> {
         if let Source::Transaction(transaction) = &self.transaction.source
             && transaction.get_database_backend() == DbBackend::Postgres
         {
-            transaction.execute(touch::<E>().and_where(id)).await?;
+            transaction.execute(touch::<E>().cond_where(rows)).await?;
         }
         Ok(())
     }

@@ -40,6 +40,11 @@ impl Rule {
             .as_ref()
             .map_or_else(Condition::all, |rule| (**rule).clone())
     }
+
+    /// The rows that also meet this condition.
+    pub(crate) fn and(&self, condition: Expr) -> Condition {
+        Condition::all().add(condition).add(self.condition())
+    }
 }
 
 impl PartialEq for Rule {

@@ -5,7 +5,7 @@ use sea_orm::{
     ColumnTrait, DbErr, EntityTrait, FromQueryResult, IdenStatic, QueryFilter, QueryResult,
     QuerySelect, QueryTrait,
     sea_query::{
-        CommonTableExpression, Expr, ExprTrait, JoinType, Query, SelectStatement,
+        CommonTableExpression, Expr, ExprTrait, IntoCondition, JoinType, Query, SelectStatement,
         SubQueryStatement, UnionType, WithClause,
     },
 };
@@ -227,13 +227,11 @@ impl<'a> NewScene<'a> {
         references: &References<'a>,
     ) -> Result<Self, Error> {
         let is_circle = circle::Column::Id.eq(circle);
+        let is_circle = change.viewer.rules().circle.and(is_circle);
         change.take_turn(circle).await;
         change.reserve::<circle::Entity>(is_circle.clone()).await?;
         let mut select = Query::select();
-        select
-            .from(circle::Entity)
-            .and_where(is_circle)
-            .cond_where(change.viewer.rules().circle.condition());
+        select.from(circle::Entity).cond_where(is_circle);
         Seen::select(&mut select, change);
         references.select(&mut select, change, None);
         let needs_team = Situation::select(&mut select, change.backend(), true);
@@ -322,22 +320,27 @@ impl<'a> Scene<'a> {
         field: &str,
         reads: Reads<'a>,
     ) -> Result<Self, Error> {
+        let rules = change.viewer.rules();
         let of_task = |column| {
             let task = task::Entity::find_by_id(id).select_only().column(column);
-            task.into_query()
+            task.filter(rules.task.condition()).into_query()
         };
         let is_circle = circle::Column::Id.in_subquery(of_task(task::Column::CircleId));
-        change.reserve::<circle::Entity>(is_circle).await?;
+        change
+            .reserve::<circle::Entity>(is_circle.into_condition())
+            .await?;
         if reads.assignee {
             let is_assignee = agent::Column::Id.in_subquery(of_task(task::Column::AssigneeId));
-            change.reserve::<agent::Entity>(is_assignee).await?;
+            change
+                .reserve::<agent::Entity>(is_assignee.into_condition())
+                .await?;
         }
         let of_circle = Expr::col(task::Column::CircleId.as_column_ref())
             .equals(circle::Column::Id.as_column_ref());
         let mut select = task::Entity::find_by_id(id).into_query();
         select
             .join(JoinType::InnerJoin, circle::Entity, of_circle)
-            .cond_where(change.viewer.rules().circle.condition());
+            .cond_where(rules.circle.condition());
         Seen::select(&mut select, change);
         let agent = Expr::col(member::Column::AgentId.as_column_ref());
         let membership = active_member().filter(match reads.agent {
