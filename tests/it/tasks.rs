@@ -2,6 +2,7 @@
 
 mod budget;
 mod content;
+mod overtaken;
 mod racing;
 mod review;
 mod routing;

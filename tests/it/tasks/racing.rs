@@ -1,25 +1,16 @@
 //! Concurrent changes of tasks, on several connections and for many rounds.
 
 use futures_util::future::join_all;
-use futures_util::join;
-use sea_orm::TransactionTrait;
 
 use super::*;
 use crate::support::actor::text;
-use crate::support::database::number;
-use crate::support::skip::skip;
-use crate::support::wait::until;
-
-/// The number of changes that wait for a lock.
-const WAITING: &str = "SELECT count(*) FROM pg_stat_activity \
-    WHERE datname = current_database() AND application_name = 'gathering' AND wait_event_type = 'Lock'";
 
 /// How often each race is run.
 const ROUNDS: usize = 25;
 
 impl Studio {
     /// The code of the only user error of a payload, if there is one.
-    async fn decision(&self, name: &str, input: Value) -> Option<String> {
+    pub(super) async fn decision(&self, name: &str, input: Value) -> Option<String> {
         let payload = self.owner.payload(name, input).await;
         let errors = payload["userErrors"].as_array().expect("a list");
         assert!(errors.len() < 2);
@@ -46,48 +37,6 @@ async fn concurrent_starts_of_a_task_succeed_once() {
 }
 
 #[tokio::test]
-async fn a_change_that_waits_for_its_circle_sees_the_change_before_it() {
-    let studio = Studio::open().await;
-    if !studio.server.database().is_postgres() {
-        return skip("needs PostgreSQL: changes on SQLite are serialized");
-    }
-    let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
-    for (column, value, code) in [
-        (circle::Column::RequireReview, false.into(), None),
-        (
-            circle::Column::Status,
-            "ARCHIVED".into(),
-            Some("BAD_TRANSITION"),
-        ),
-    ] {
-        let other = studio.db.begin().await.expect("begins");
-        let update = circle::Entity::update_many()
-            .col_expr(column, Expr::value::<sea_orm::Value>(value))
-            .filter(circle::Column::Id.eq(studio.circle));
-        update.exec(&other).await.expect("updates");
-        let commit = async {
-            until("a waiting change", async || {
-                number(&studio.db, WAITING).await == 1
-            })
-            .await;
-            other.commit().await.expect("commits");
-        };
-        let (refused, ()) = join!(studio.decision("createTask", input.clone()), commit);
-        assert_eq!(refused.as_deref(), code);
-    }
-    let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
-    let rows = rows.all(&studio.db).await.expect("reads");
-    let [row] = rows.as_slice() else {
-        panic!("{rows:?}")
-    };
-    assert!(
-        !row.requires_review,
-        "the new setting of the circle applies"
-    );
-    assert_eq!(studio.payloads(row.id).await.len(), 1);
-}
-
-#[tokio::test]
 async fn concurrent_updates_of_one_version_succeed_once() {
     let studio = Studio::open().await;
     for _ in 0..ROUNDS {
@@ -98,6 +47,30 @@ async fn concurrent_updates_of_one_version_succeed_once() {
         assert_eq!(lost.count(), 3);
         assert_eq!(studio.row(task).await.version, 2);
     }
+}
+
+#[tokio::test]
+async fn events_of_concurrent_updates_are_in_the_order_of_the_versions() {
+    let studio = Studio::open().await;
+    let other = studio.server.beside(|_| ()).await;
+    let other = other.with_token(studio.owner.token());
+    let task = studio.task(TaskStatus::Pending, |_| ()).await;
+    for round in 0..ROUNDS {
+        let input =
+            |n: usize| json!({ "taskId": task_id(task), "title": format!("Title {round}.{n}") });
+        let actors = [&studio.owner, &other];
+        join_all((0..6).map(|n| actors[n % 2].saved("updateTask", input(n)))).await;
+    }
+    let payloads = studio.payloads(task).await;
+    let versions = payloads
+        .iter()
+        .map(|(_, payload)| payload["version"].clone());
+    let expected = (2..).take(6 * ROUNDS).map(Value::from);
+    assert!(versions.eq(expected), "{payloads:?}");
+    assert_eq!(
+        studio.row(task).await.title,
+        payloads[6 * ROUNDS - 1].1["title"]
+    );
 }
 
 #[tokio::test]
@@ -177,7 +150,10 @@ async fn concurrently_created_tasks_are_routed_within_the_limits() {
             studio.member(name).await;
         }
         let input = json!({ "circleId": id_of(Kind::Circle, studio.circle), "title": "A task" });
-        let make = |_| studio.owner.saved("createTask", input.clone());
+        let other = studio.server.beside(|_| ()).await;
+        let other = other.with_token(studio.owner.token());
+        let actors = [&studio.owner, &other];
+        let make = |n: usize| actors[n % 2].saved("createTask", input.clone());
         join_all((0..12).map(make)).await;
         let rows = task::Entity::find().filter(task::Column::CircleId.eq(studio.circle));
         let rows = rows.all(&studio.db).await.expect("reads");
