@@ -27,7 +27,7 @@ use crate::{
 
 /// Maximum number of pending tasks that are considered, highest priority first. Bounds the cost of tasks that no agent
 /// can do.
-const MOST_LOOKED_AT: u64 = 500;
+const MOST_LOOKED_AT: usize = 500;
 
 /// The statuses in which a task counts towards the circle's `max_concurrent_tasks`.
 const IN_HAND: [task::TaskStatus; 4] = [
@@ -109,7 +109,7 @@ impl Situation {
             .and_where(is_pending.clone())
             .order_by(task::Column::PriorityRank.as_column_ref(), Order::Asc)
             .order_by(task::Column::Id.as_column_ref(), Order::Asc)
-            .limit(MOST_LOOKED_AT)
+            .limit(MOST_LOOKED_AT as u64)
             .take();
         let mut needs_team = is_routing.clone().and(has_room.clone());
         if !adds {
@@ -157,7 +157,7 @@ impl Situation {
                 .waiting
                 .partition_point(|task| (task.priority_rank, task.id) < key);
             self.waiting.insert(at, after.into());
-            self.waiting.truncate(MOST_LOOKED_AT as usize);
+            self.waiting.truncate(MOST_LOOKED_AT);
         }
     }
 

@@ -267,7 +267,7 @@ pub(super) struct Assignee {
     pub(super) status: agent::AgentStatus,
     pub(super) version: i32,
     pub(super) revision: String,
-    /// Whether another task of the agent is IN_PROGRESS.
+    /// Whether another task of the agent is `IN_PROGRESS`.
     pub(super) is_at_work: bool,
 }
 
