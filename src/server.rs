@@ -225,7 +225,7 @@ impl Server {
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
-    pub fn purge<'a>(&'a self) -> BoxFuture<'a, Result<(), Answer>> {
+    pub fn purge(&self) -> BoxFuture<'_, Result<(), Answer>> {
         Box::pin(async move { self.graph.purge().await })
     }
 

@@ -37,7 +37,7 @@ impl MigratorTrait for Chain {
 ///
 /// # Errors
 /// If the database cannot be reached or written, or was migrated by a newer version of Gathering.
-pub fn up<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> {
+pub fn up(db: &DatabaseConnection) -> BoxFuture<'_, Result<(), DbErr>> {
     Box::pin(async move {
         let transaction = with_migration_lock(db).await?;
         Chain::up(&transaction, None).await.map_err(explain)?;
@@ -49,7 +49,7 @@ pub fn up<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> {
 ///
 /// # Errors
 /// As for [`up`].
-pub fn down<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> {
+pub fn down(db: &DatabaseConnection) -> BoxFuture<'_, Result<(), DbErr>> {
     Box::pin(async move {
         let transaction = with_migration_lock(db).await?;
         Chain::reset(&transaction).await.map_err(explain)?;
@@ -61,7 +61,7 @@ pub fn down<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<(), DbErr>> 
 ///
 /// # Errors
 /// If the database cannot be reached, or was migrated by a newer version of Gathering.
-pub fn pending<'a>(db: &'a DatabaseConnection) -> BoxFuture<'a, Result<usize, DbErr>> {
+pub fn pending(db: &DatabaseConnection) -> BoxFuture<'_, Result<usize, DbErr>> {
     Box::pin(async move {
         let pending = Chain::get_pending_migrations_read_only(db).await;
         Ok(pending.map_err(explain)?.len())

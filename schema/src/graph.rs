@@ -315,7 +315,7 @@ impl Graph {
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
-    pub fn purge<'a>(&'a self) -> BoxFuture<'a, Result<(), Answer>> {
+    pub fn purge(&self) -> BoxFuture<'_, Result<(), Answer>> {
         Box::pin(async move {
             self.services().accounts.purge().await?;
             let services = self.services();

@@ -74,7 +74,7 @@ impl Database {
     ///
     /// # Errors
     /// The database cannot be reached, or rejects the connection.
-    pub fn open<'a>(settings: &'a config::Database) -> BoxFuture<'a, Result<Self, StartError>> {
+    pub fn open(settings: &config::Database) -> BoxFuture<'_, Result<Self, StartError>> {
         Box::pin(async move {
             let health = Arc::new(PoolHealth::new());
             let (mut connection, file, read_only) = if settings.url.is_postgres() {

@@ -83,7 +83,7 @@ impl Relay {
 
     /// Finds the latest position and publishes the remaining events, so that new subscribers receive only events from
     /// now on. [`Relay::run`] retries after a failure.
-    pub fn catch_up<'a>(&'a mut self, numbers: bool) -> BoxFuture<'a, ()> {
+    pub fn catch_up(&mut self, numbers: bool) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             // The cause has been logged.
             let _ = self.begin(numbers).await;

@@ -97,6 +97,7 @@ impl Counted {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "the mutations build on one another")]
 #[tokio::test]
 async fn mutations_stay_within_their_round_trips() {
     const TASK: &str = "task { id version status }";
