@@ -418,11 +418,12 @@ async fn accept(
         let io = io(stream, peer.guard.clone(), settings.write_timeout);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (app, peer) = (Arc::clone(&app), Arc::clone(&this));
-            async move {
+            // Boxed, because hyper reserves the memory of the future as long as the connection is open.
+            Box::pin(async move {
                 let routes = app.serving.get().unwrap_or(&app.starting);
                 let response = routes.answer(request.map(Body::new), &peer).await;
                 Ok::<_, Infallible>(response)
-            }
+            })
         });
         let connection = http.serve_connection(io, service).with_upgrades();
         let draining = connection_limit.draining();
