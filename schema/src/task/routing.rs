@@ -85,9 +85,14 @@ pub(super) struct Situation {
 }
 
 impl Situation {
-    /// Adds the columns of [`Situation::from_row`] except the team to a select from circles. The change may take one
-    /// task out of hand, and if `adds` it may add a PENDING task. Returns the condition under which the team is needed.
-    pub(crate) fn select(select: &mut SelectStatement, backend: DbBackend, adds: bool) -> Expr {
+    /// Adds the columns of [`Situation::from_row`] except the team to a select from circles. If `adds`, the change may
+    /// add a PENDING task; if `frees`, it may take one out of hand. Returns the condition under which the team is needed.
+    pub(crate) fn select(
+        select: &mut SelectStatement,
+        backend: DbBackend,
+        adds: bool,
+        frees: bool,
+    ) -> Expr {
         use circle::Column::{AutoRoute, Id, MaxConcurrentTasks, Status};
         let of_circle = || {
             let circle = Expr::col(task::Column::CircleId.as_column_ref());
@@ -102,7 +107,13 @@ impl Situation {
             .eq(circle::CircleStatus::Running.to_value())
             .and(Expr::col(AutoRoute.as_column_ref()).eq(true));
         let room = Expr::col(MaxConcurrentTasks.as_column_ref());
-        let has_room = Expr::from(in_hand.clone()).lte(room);
+        let in_hand_now = Expr::from(in_hand.clone());
+        // In a full circle, a change that frees nothing must not read the tasks that wait.
+        let has_room = if frees {
+            in_hand_now.lte(room)
+        } else {
+            in_hand_now.lt(room)
+        };
         let is_pending = task::Column::Status.eq(task::TaskStatus::Pending);
         let pending = of_circle()
             .columns(PENDING.map(|(column, _)| (task::Entity, column)))
@@ -231,7 +242,7 @@ pub(crate) async fn assign_pending(
     let mut select = circle::Entity::find_by_id(circle.id)
         .select_only()
         .into_query();
-    let needs_team = Situation::select(&mut select, backend, false);
+    let needs_team = Situation::select(&mut select, backend, false, false);
     Team::select(&mut select, backend, needs_team);
     let row = change.transaction.query_one(&select).await?;
     let row = row.ok_or_else(Error::conflict)?;

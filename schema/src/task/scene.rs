@@ -234,7 +234,7 @@ impl<'a> NewScene<'a> {
         select.from(circle::Entity).cond_where(is_circle);
         Seen::select(&mut select, change);
         references.select(&mut select, change, None);
-        let needs_team = Situation::select(&mut select, change.backend(), true);
+        let needs_team = Situation::select(&mut select, change.backend(), true, false);
         Team::select(&mut select, change.backend(), needs_team);
         let row = change.read(&select).await?;
         let row = row.ok_or_else(|| Error::not_found("circleId"))?;
@@ -355,7 +355,7 @@ impl<'a> Scene<'a> {
         let has_team = reads.team.is_some();
         let mut needs_team = reads.team;
         if let Some(adds) = reads.routing {
-            let for_routing = Situation::select(&mut select, change.backend(), adds);
+            let for_routing = Situation::select(&mut select, change.backend(), adds, true);
             needs_team = Some(match needs_team {
                 Some(needs_team) => needs_team.or(for_routing),
                 None => for_routing,
