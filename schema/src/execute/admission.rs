@@ -58,8 +58,8 @@ pub struct Bearer {
 pub(crate) struct Run {
     pub(crate) operation: Operation,
     pub(crate) context: Request,
-    /// When the operation started to read.
-    pub(crate) began: Instant,
+    /// When the operation started to read, if it did so while the caller was authenticated.
+    pub(crate) began: Option<Instant>,
     /// The output of the compiled query, if it ran while the caller was authenticated.
     pub(crate) written: Option<Written>,
     /// The session of a subscription.
@@ -128,7 +128,7 @@ pub(crate) async fn admit(
         progress: Progress::new(caller.after),
         text: AtomicU64::new(0),
     };
-    let began = Instant::now();
+    let began = context.viewer.as_ref().map(|_| Instant::now());
     let mut written = None;
     if let Some(presented) = presented {
         let inside = caller.is_always_polled;

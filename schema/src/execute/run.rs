@@ -6,7 +6,7 @@ use async_graphql::{
     Name, Pos, Request, Response, Value, indexmap::IndexMap, parser::types::OperationType,
 };
 use chrono::SubsecRound;
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -142,7 +142,8 @@ impl Engine {
 
     pub(crate) async fn execute(&self, mut run: Run) -> Answer {
         let kind = run.operation.kind();
-        let (began, written) = (run.began, run.written.take());
+        let began = run.began.unwrap_or_else(Instant::now);
+        let written = run.written.take();
         let execution = Self::execution(run);
         let deadline = began + self.services.limits.timeout;
         let Execution {
@@ -216,10 +217,12 @@ impl Engine {
             plan,
             ..
         } = execution;
-        let written = match (written, self.compiled(plan, context)) {
-            (Some(written), _) => written,
-            (None, Some(query)) => self.queries.run(&query, context, variables, refused).await,
-            (None, None) => Written::new(),
+        let written = match written {
+            Some(written) => written,
+            None => match self.compiled(plan, context) {
+                Some(query) => self.queries.run(&query, context, variables, refused).await,
+                None => Written::new(),
+            },
         };
         let is_complete =
             !written.is_empty() && written.len() + refused.len() == plan.roots().len();
