@@ -66,7 +66,10 @@ impl AgentMutation {
             if persona.is_some() || model.is_some() {
                 let mut select = Query::select();
                 references.select(&mut select);
-                let row = change.read(&select).await?.ok_or_else(Error::conflict)?;
+                let row = change
+                    .read(change.build(&select))
+                    .await?
+                    .ok_or_else(Error::conflict)?;
                 persona_row = references.found(&row)?;
             }
             let persona = persona_row;
@@ -123,7 +126,7 @@ impl AgentMutation {
                 .expr_as(revision::<agent::Entity>(change.backend()), "revision")
                 .expr_as(workflow::is_at_work(id), "is_at_work");
             references.select(&mut select);
-            let read = change.read(&select).await?;
+            let read = change.read(change.build(&select)).await?;
             let read = read.ok_or_else(|| Error::not_found("agentId"))?;
             let row = editable(&change, agent::Model::from_query_result(&read, "")?)?;
             let revision: String = read.try_get("", "revision")?;

@@ -138,7 +138,10 @@ impl CircleMutation {
                 if let Some(project) = project {
                     select.expr_as(project::owner(change.viewer, project), "project_owner");
                 }
-                let read = change.read(&select).await?.ok_or_else(Error::conflict)?;
+                let read = change
+                    .read(change.build(&select))
+                    .await?
+                    .ok_or_else(Error::conflict)?;
                 if let Some(project) = project {
                     let owner: Option<Uuid> = read.try_get("", "project_owner")?;
                     let owner = owner.ok_or_else(|| Error::not_found("projectId"))?;
@@ -380,7 +383,7 @@ impl MemberMutation {
                 .expr_as(members::present(), "present")
                 .expr_as(Known::column(&change, &joiners, id), "known");
             Seen::select(&mut select, &change);
-            let row = change.read(&select).await?;
+            let row = change.read(change.build(&select)).await?;
             let row = row.ok_or_else(|| Error::not_found("circleId"))?;
             let circle = Seen::from_query_result(&row, "")?;
             let circle = circle.accessible(&mut change, "circleId", Access::Editor)?;

@@ -189,12 +189,13 @@ impl Seen {
         change: &mut Change<'_, Draft>,
         select: &SelectStatement,
     ) -> Result<Option<QueryResult>, Error> {
-        let row = change.read(select).await?;
+        let statement = change.build(select);
+        let row = change.read(statement.clone()).await?;
         if let Some(row) = &row
             && let Some(circle) = row.try_get::<Option<Uuid>>(Self::PREFIX, "id")?
             && change.take_turn(circle).await
         {
-            return change.read(select).await;
+            return change.read(statement).await;
         }
         Ok(row)
     }

@@ -9,7 +9,7 @@ use async_graphql::Context;
 use sea_orm::{
     ActiveModelTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
     DbBackend, DbErr, EntityTrait, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryResult,
-    UpdateMany,
+    Statement, UpdateMany,
     sea_query::{Expr, ExprTrait, OnConflict, SelectStatement},
 };
 use uuid::Uuid;
@@ -123,14 +123,16 @@ impl Change<'_, Draft> {
         Ok(())
     }
 
+    /// Builds the statement of [`Change::read`], best before the turn.
+    pub(crate) fn build(&self, select: &SelectStatement) -> Statement {
+        self.backend().build(select)
+    }
+
     /// Reads a row.
-    pub(crate) async fn read(
-        &self,
-        select: &SelectStatement,
-    ) -> Result<Option<QueryResult>, Error> {
+    pub(crate) async fn read(&self, statement: Statement) -> Result<Option<QueryResult>, Error> {
         Ok(match &self.transaction.source {
-            Source::Pool(db) => db.query_one(select).await?,
-            Source::Transaction(transaction) => transaction.query_one(select).await?,
+            Source::Pool(db) => db.query_one_raw(statement).await?,
+            Source::Transaction(transaction) => transaction.query_one_raw(statement).await?,
         })
     }
 

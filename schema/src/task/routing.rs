@@ -21,7 +21,7 @@ use crate::{
     input::{UserError, UserErrorCode},
     task::{
         event::{assigned, unassigned},
-        team::{Team, Work},
+        team::{Team, Work, count_in, has_status},
     },
 };
 
@@ -84,52 +84,55 @@ pub(super) struct Situation {
     team: Team,
 }
 
+/// What a change may do before it routes, beyond what the database shows.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Effects {
+    /// It may add a PENDING task.
+    pub(super) adds: bool,
+    /// It may take a task out of hand.
+    pub(super) frees: bool,
+}
+
 impl Situation {
-    /// Adds the columns of [`Situation::from_row`] except the team to a select from circles. If `adds`, the change may
-    /// add a PENDING task; if `frees`, it may take one out of hand. Returns the condition under which the team is needed.
-    pub(crate) fn select(
+    /// Adds the columns of [`Situation::from_row`] except the team to a select from circles. Returns the condition under
+    /// which the team is needed.
+    pub(super) fn select(
         select: &mut SelectStatement,
         backend: DbBackend,
-        adds: bool,
-        frees: bool,
+        effects: Effects,
     ) -> Expr {
         use circle::Column::{AutoRoute, Id, MaxConcurrentTasks, Status};
-        let of_circle = || {
-            let circle = Expr::col(task::Column::CircleId.as_column_ref());
-            let is_here = circle.equals(Id.as_column_ref());
-            Query::select().from(task::Entity).and_where(is_here).take()
-        };
-        let in_hand = of_circle()
-            .expr(Expr::col(task::Column::Id.as_column_ref()).count())
-            .and_where(task::Column::Status.is_in(IN_HAND))
-            .take();
+        let is_here = Expr::col(task::Column::CircleId.as_column_ref()).equals(Id.as_column_ref());
+        let in_hand = count_in(IN_HAND, is_here.clone());
         let is_routing = Expr::col(Status.as_column_ref())
             .eq(circle::CircleStatus::Running.to_value())
             .and(Expr::col(AutoRoute.as_column_ref()).eq(true));
         let room = Expr::col(MaxConcurrentTasks.as_column_ref());
-        let in_hand_now = Expr::from(in_hand.clone());
         // In a full circle, a change that frees nothing must not read the tasks that wait.
-        let has_room = if frees {
-            in_hand_now.lte(room)
+        let has_room = if effects.frees {
+            in_hand.clone().lte(room)
         } else {
-            in_hand_now.lt(room)
+            in_hand.clone().lt(room)
         };
-        let is_pending = task::Column::Status.eq(task::TaskStatus::Pending);
-        let pending = of_circle()
+        let waiting = Query::select()
+            .from(task::Entity)
+            .and_where(is_here)
+            .and_where(has_status(task::TaskStatus::Pending))
+            .take();
+        let pending = (waiting.clone())
             .columns(PENDING.map(|(column, _)| (task::Entity, column)))
-            .and_where(is_pending.clone())
             .order_by(task::Column::PriorityRank.as_column_ref(), Order::Asc)
             .order_by(task::Column::Id.as_column_ref(), Order::Asc)
             .limit(MOST_LOOKED_AT as u64)
             .take();
         let mut needs_team = is_routing.clone().and(has_room.clone());
-        if !adds {
-            let any = of_circle().expr(Expr::val(1)).and_where(is_pending).take();
+        if !effects.adds {
+            let any = waiting.clone().expr(Expr::val(1)).take();
             needs_team = needs_team.and(Expr::exists(any));
         }
         let pending = json_rows(backend, pending, &PENDING);
         let pending = Expr::case(is_routing.clone().and(has_room), pending);
-        let in_hand = Expr::case(is_routing, Expr::from(in_hand));
+        let in_hand = Expr::case(is_routing, in_hand);
         select
             .expr_as(pending, "pending")
             .expr_as(in_hand, "in_hand");
@@ -242,7 +245,7 @@ pub(crate) async fn assign_pending(
     let mut select = circle::Entity::find_by_id(circle.id)
         .select_only()
         .into_query();
-    let needs_team = Situation::select(&mut select, backend, false, false);
+    let needs_team = Situation::select(&mut select, backend, Effects::default());
     Team::select(&mut select, backend, needs_team);
     let row = change.transaction.query_one(&select).await?;
     let row = row.ok_or_else(Error::conflict)?;

@@ -17,7 +17,10 @@ use crate::{
     db::revision,
     error::Error,
     input::{Check, UserErrorCode},
-    task::{routing::Situation, team::Team},
+    task::{
+        routing::{Effects, Situation},
+        team::Team,
+    },
 };
 
 /// The objects that an input names.
@@ -207,8 +210,8 @@ pub(super) struct Reads<'a> {
     pub(super) assignee: bool,
     /// The condition under which to read the team of the circle.
     pub(super) team: Option<Expr>,
-    /// Whether to read what routing needs, and whether the change may add a PENDING task.
-    pub(super) routing: Option<bool>,
+    /// Reads what routing needs after these effects of the change.
+    pub(super) routing: Option<Effects>,
 }
 
 /// A circle in which a task is created.
@@ -228,15 +231,20 @@ impl<'a> NewScene<'a> {
     ) -> Result<Self, Error> {
         let is_circle = circle::Column::Id.eq(circle);
         let is_circle = change.viewer.rules().circle.and(is_circle);
-        change.take_turn(circle).await;
-        change.reserve::<circle::Entity>(is_circle.clone()).await?;
         let mut select = Query::select();
-        select.from(circle::Entity).cond_where(is_circle);
+        select.from(circle::Entity).cond_where(is_circle.clone());
         Seen::select(&mut select, change);
         references.select(&mut select, change, None);
-        let needs_team = Situation::select(&mut select, change.backend(), true, false);
+        let effects = Effects {
+            adds: true,
+            frees: false,
+        };
+        let needs_team = Situation::select(&mut select, change.backend(), effects);
         Team::select(&mut select, change.backend(), needs_team);
-        let row = change.read(&select).await?;
+        let statement = change.build(&select);
+        change.take_turn(circle).await;
+        change.reserve::<circle::Entity>(is_circle).await?;
+        let row = change.read(statement).await?;
         let row = row.ok_or_else(|| Error::not_found("circleId"))?;
         Ok(Self {
             circle: Seen::from_query_result(&row, "")?,
@@ -354,8 +362,8 @@ impl<'a> Scene<'a> {
         }
         let has_team = reads.team.is_some();
         let mut needs_team = reads.team;
-        if let Some(adds) = reads.routing {
-            let for_routing = Situation::select(&mut select, change.backend(), adds, true);
+        if let Some(effects) = reads.routing {
+            let for_routing = Situation::select(&mut select, change.backend(), effects);
             needs_team = Some(match needs_team {
                 Some(needs_team) => needs_team.or(for_routing),
                 None => for_routing,

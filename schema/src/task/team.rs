@@ -248,16 +248,33 @@ fn role_from<'de, D: Deserializer<'de>>(role: D) -> Result<member::MemberRole, D
     member::MemberRole::try_from_value(&role).map_err(D::Error::custom)
 }
 
-/// A subquery that counts the load of the outer query's agent.
-fn load() -> SelectStatement {
+/// The load of the outer query's agent.
+fn load() -> Expr {
     let own = Expr::col(task::Column::AssigneeId.as_column_ref())
         .equals(agent::Column::Id.as_column_ref());
-    Query::select()
-        .expr(Expr::col(task::Column::Id.as_column_ref()).count())
-        .from(task::Entity)
-        .and_where(own)
-        .and_where(task::Column::Status.is_in(LOADING))
-        .take()
+    count_in(LOADING, own)
+}
+
+/// Counts the tasks with one of the statuses. Each status is counted by itself: PostgreSQL may read the tasks with every
+/// status to find those with several.
+pub(super) fn count_in<const N: usize>(statuses: [task::TaskStatus; N], tasks: Expr) -> Expr {
+    let count = |status| {
+        Query::select()
+            .expr(Expr::col(task::Column::Id.as_column_ref()).count())
+            .from(task::Entity)
+            .and_where(tasks.clone())
+            .and_where(has_status(status))
+            .take()
+    };
+    let counts = statuses.into_iter().map(|status| Expr::from(count(status)));
+    counts.reduce(Expr::add).unwrap_or_else(|| Expr::val(0))
+}
+
+/// Whether a task has the status, which is part of the text of the statement: so the database can use an index on the
+/// tasks with the status, and its statistics about the status.
+pub(super) fn has_status(status: task::TaskStatus) -> Expr {
+    let status = Expr::Constant(status.to_value().into());
+    Expr::col(task::Column::Status.as_column_ref()).eq(status)
 }
 
 /// The best candidate for a task, and its score. The task itself is not counted in the load.
@@ -289,7 +306,7 @@ fn candidates() -> SelectStatement {
         .column_as(In::ReviewTypes, "member_review_types")
         .column_as(Of::ReviewTypes, "agent_review_types")
         .columns([Of::CompetencyScores, Of::ReviewsTotal, Of::ReviewsApproved])
-        .expr_as(Expr::from(load()), "load")
+        .expr_as(load(), "load")
         .join(JoinType::InnerJoin, agents.into())
         .filter(circle.equals(circle::Column::Id.as_column_ref()))
         .filter(In::IsActive.eq(true))

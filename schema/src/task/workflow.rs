@@ -29,7 +29,7 @@ use crate::{
     task::{
         event::{about, assigned, unassigned},
         inputs::{Action, AssignTaskInput},
-        routing::{self, is_in_hand},
+        routing::{self, Effects, is_in_hand},
         scene::{Assignee, Reads, References, Scene},
         team::best_match,
     },
@@ -144,7 +144,10 @@ pub(super) async fn perform(
             agent: reviewer,
             assignee: transition.to != Pending,
             team: (transition.to == InReview).then(|| task::Column::RequiresReview.eq(true)),
-            routing: may_route.then_some(transition.to == Pending),
+            routing: may_route.then_some(Effects {
+                adds: transition.to == Pending,
+                frees: true,
+            }),
         };
         let scene = Scene::read(&mut change, id, "taskId", reads).await?;
         let (circle, task) = (scene.circle, scene.task);
