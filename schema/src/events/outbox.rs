@@ -12,14 +12,14 @@ use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IntoActiveModel,
-    Iterable, QueryFilter, QueryOrder,
+    Iterable, QueryFilter, QueryOrder, Statement,
     sea_query::{Expr, ExprTrait, Func, IntoIden, Query},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    db::{InsertSelected, Writer, is_among},
+    db::{InsertSelected, Writer, is_among, is_taken},
     error::Error,
     events::EventType,
     storage,
@@ -294,40 +294,57 @@ fn is_duplicate(one: &event::Model, other: &event::Model) -> bool {
         && one.payload == other.payload
 }
 
+/// How far events have been numbered.
+pub(super) enum Numbered {
+    All,
+    /// There may be more.
+    Part,
+    /// Another instance was numbering events at the same time.
+    Busy,
+}
+
 /// Assigns positions to committed events that have none, in the order in which they were written; a later change of a
-/// subject is written later. Notifies other instances, with the name of this one in `own`. Returns whether there may be
-/// more.
-pub(super) async fn number(writer: &Writer, own: Uuid) -> Result<bool, Error> {
+/// subject is written later. Notifies other instances, with the name of this one in `own`.
+pub(super) async fn number(writer: &Writer, own: Uuid) -> Result<Numbered, Error> {
     const MOST: u64 = 1_000;
-    let number = |order: &str| {
+    let update = |order: &str, condition: &str| {
         format!(
             "UPDATE events SET position = fresh.position FROM ( \
                SELECT id, (SELECT coalesce(max(position), 0) FROM events) + row_number() OVER (ORDER BY {order}) AS position \
-               FROM events WHERE position IS NULL ORDER BY {order} LIMIT {MOST} \
-             ) AS fresh WHERE events.id = fresh.id"
+               FROM events WHERE position IS NULL {condition} ORDER BY {order} LIMIT {MOST} \
+             ) AS fresh WHERE events.id = fresh.id AND events.position IS NULL"
         )
     };
-    if let Some(db) = writer.postgres() {
-        // One message of two statements, which are one transaction. One instance numbers events at a time; the second
-        // statement sees what was committed before the lock was granted. They return a row, and a row for each event.
-        let returned = db
-            .execute_unprepared(&format!(
-                "SELECT pg_advisory_xact_lock(4741749311); \
-                 WITH numbered AS ({} RETURNING 1) \
-                 SELECT CASE row_number() OVER () WHEN 1 THEN pg_notify('{CHANNEL}', '{own}') END FROM numbered",
-                number("written"),
-            ))
-            .await
-            .map_err(Error::of_commit)?
-            .rows_affected();
+    let numbered = if let Some(db) = writer.postgres() {
+        // One instance numbers events at a time. A statement that was sent before another instance released the lock may
+        // not see its positions, and fails then: positions are unique.
+        let statement = format!(
+            "WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(4741749311) AS is_own), \
+             numbered AS ({} RETURNING 1) \
+             SELECT (SELECT is_own FROM turn) AS is_own, count(*) AS numbered, \
+             CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', '{own}') END FROM numbered",
+            update("written", "AND (SELECT is_own FROM turn)"),
+        );
+        let statement = Statement::from_string(DbBackend::Postgres, statement);
+        let row = match db.query_one_raw(statement).await {
+            Err(cause) if is_taken(&cause) => return Ok(Numbered::Busy),
+            row => row.map_err(Error::of_commit)?,
+        };
         storage::committed();
-        return Ok(returned > MOST);
-    }
-    let (transaction, _guard) = writer.begin().await?;
-    let numbered = transaction
-        .execute_unprepared(&number("rowid"))
-        .await?
-        .rows_affected();
-    writer.commit(transaction).await?;
-    Ok(numbered == MOST)
+        let row = row.ok_or_else(Error::conflict)?;
+        if !row.try_get("", "is_own")? {
+            return Ok(Numbered::Busy);
+        }
+        u64::try_from(row.try_get::<i64>("", "numbered")?).unwrap_or_default()
+    } else {
+        let (transaction, _guard) = writer.begin().await?;
+        let numbered = transaction.execute_unprepared(&update("rowid", "")).await?;
+        writer.commit(transaction).await?;
+        numbered.rows_affected()
+    };
+    Ok(if numbered == MOST {
+        Numbered::Part
+    } else {
+        Numbered::All
+    })
 }

@@ -30,7 +30,7 @@ use crate::{
     error::Error,
     events::{
         BATCH, Bus, Ended, Handler,
-        outbox::{self, CHANNEL},
+        outbox::{self, CHANNEL, Numbered},
     },
 };
 
@@ -147,8 +147,17 @@ impl Relay {
     }
 
     async fn number(&self) -> Result<(), Failed> {
-        while outbox::number(&self.writer, self.id).await? {}
-        Ok(())
+        loop {
+            match outbox::number(&self.writer, self.id).await? {
+                Numbered::All => return Ok(()),
+                Numbered::Part => {}
+                Numbered::Busy => {
+                    // Events that the other instance did not see are numbered with the next burst.
+                    self.bus.changed.notify_one();
+                    return Ok(());
+                }
+            }
+        }
     }
 
     async fn read(&self) -> Result<(), Failed> {

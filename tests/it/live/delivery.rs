@@ -113,6 +113,42 @@ async fn events_of_one_instance_reach_the_others_immediately() {
 }
 
 #[tokio::test]
+async fn instances_that_number_events_concurrently_lose_none_and_agree_on_the_order() {
+    let Some(database) = Database::seeded().await.only_on_postgres() else {
+        return;
+    };
+    let one = TestServer::on(database, |_| ()).await;
+    let servers = [one.beside(|_| ()).await, one.beside(|_| ()).await, one];
+    let mut listeners = Vec::new();
+    for server in &servers {
+        listeners.push(Listener::new(server, "").await);
+    }
+    // Another process holds the lock under which events are numbered.
+    let db = servers[0].database().connect().await;
+    let busy = db.begin().await.expect("begins");
+    let lock = "SELECT pg_advisory_xact_lock(4741749311)";
+    busy.execute_unprepared(lock).await.expect("locks");
+    let names: Vec<_> = (10..70).map(|n| n.to_string()).collect();
+    let (held, later) = names.split_at(20);
+    let create_all = async |names: &[String]| {
+        let all = names.iter().zip(servers.iter().cycle());
+        join_all(all.map(|(name, server)| create(server, name))).await;
+    };
+    create_all(held).await;
+    busy.commit().await.expect("commits");
+    create_all(later).await;
+    let mut orders = Vec::new();
+    for listener in &mut listeners {
+        orders.push(listener.names(names.len()).await);
+    }
+    let mut sorted = orders[0].clone();
+    sorted.sort();
+    assert_eq!(sorted, names);
+    assert_eq!(orders[1], orders[0]);
+    assert_eq!(orders[2], orders[0]);
+}
+
+#[tokio::test]
 async fn events_of_a_subject_keep_their_order_under_concurrency() {
     let server = TestServer::start().await;
     let mut listener = Listener::new(&server, "").await;
