@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use crate::{
     cache::{Cache, CacheStats},
-    db::Rule,
-    events::EventType,
+    db::{Paths, Rule, Scope},
+    events::{EventType, FeedFilter},
 };
 
 /// Maximum number of users whose rules are cached.
@@ -198,6 +198,51 @@ impl Viewer {
                         .add(conversation::Column::OwnerId.eq(id)),
                 )
         })
+    }
+
+    /// Tasks the viewer may list, for a list of all tasks.
+    pub(crate) fn all_tasks(&self) -> Scope {
+        self.scope(self.tasks(), &task::Column::CircleId, Vec::new())
+    }
+
+    /// Conversations the viewer may list, for a list of all conversations.
+    pub(crate) fn all_conversations(&self) -> Scope {
+        let column = &conversation::Column::CircleId;
+        let without = Condition::all()
+            .add(column.is_null())
+            .add(conversation::Column::OwnerId.eq(self.id()));
+        self.scope(self.conversations(), column, vec![without])
+    }
+
+    /// Events the viewer may list, for a list of all events that match a filter.
+    pub(crate) fn all_events(&self, filter: &FeedFilter) -> Scope {
+        let types = PUBLIC_EVENTS.map(EventType::dotted).into_iter();
+        let types = types.filter(|kind| {
+            let all = filter.types.as_ref();
+            all.is_none_or(|all| all.contains(kind))
+        });
+        let others = types
+            .map(|kind| event::Column::Kind.eq(kind))
+            .chain([event::Column::OwnerId.eq(self.id())])
+            .map(|other| Condition::all().add(other));
+        self.scope(self.events(), &event::Column::CircleId, others.collect())
+    }
+
+    /// The rows that meet a condition: those of the viewer's circles, and others.
+    fn scope(
+        &self,
+        condition: Condition,
+        circle: &impl ColumnTrait,
+        others: Vec<Condition>,
+    ) -> Scope {
+        let has_rule = !self.is_admin() && self.backend == DbBackend::Postgres;
+        Scope {
+            condition,
+            paths: has_rule.then(|| Paths {
+                keys: (circle.as_column_ref(), circle_ids(self.id())),
+                others,
+            }),
+        }
     }
 
     /// Events the viewer may list.

@@ -373,18 +373,18 @@ impl Events {
         Connection::of(
             column,
             parent,
-            Self::condition(ctx, filter)?,
+            Self::published(&EventFilter::feed_filter(filter)?)
+                .add(ctx.request().viewer()?.events()),
             Self::order(ctx.request().services.epoch),
             page,
         )
     }
 
-    fn condition(ctx: &Context<'_>, filter: Option<EventFilter>) -> Result<Condition, Error> {
-        let readable = ctx.request().viewer()?.events();
-        Ok(Condition::all()
+    /// The published events that match a filter.
+    fn published(filter: &FeedFilter) -> Condition {
+        Condition::all()
             .add(event::Column::Position.is_not_null())
-            .add(readable)
-            .add(EventFilter::feed_filter(filter)?.condition()))
+            .add(filter.condition())
     }
 }
 
@@ -448,8 +448,10 @@ impl EventQuery {
         before: Option<String>,
         filter: Option<EventFilter>,
     ) -> Result<Connection<Events>, Error> {
-        Connection::new(
-            Events::condition(ctx, filter)?,
+        let filter = EventFilter::feed_filter(filter)?;
+        Connection::within(
+            ctx.request().viewer()?.all_events(&filter),
+            Events::published(&filter),
             Events::order(ctx.request().services.epoch),
             &Page::new(first, after, last, before)?,
         )

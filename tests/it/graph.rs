@@ -1,6 +1,7 @@
 //! The GraphQL API: statement counts, pagination, errors, permissions, and validation.
 
 mod documents;
+mod little;
 mod pages;
 mod round_trips;
 mod statements;

@@ -314,14 +314,9 @@ impl Conversation {
         filter: Option<ConversationFilter>,
         page: &Page,
     ) -> Result<Connection<Self>, Error> {
-        let condition = Condition::all()
-            .add(viewer.conversations())
-            .add(ConversationFilter::condition(filter)?);
-        Connection::new(
-            condition,
-            Order::descending([conversation::Column::Id]),
-            page,
-        )
+        let filter = ConversationFilter::condition(filter)?;
+        let order = Order::descending([conversation::Column::Id]);
+        Connection::within(viewer.all_conversations(), filter, order, page)
     }
 
     fn list_participants(

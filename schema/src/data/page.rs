@@ -10,7 +10,7 @@ use async_graphql::{
 };
 use sea_orm::{
     ColumnTrait, Condition, EntityName, EntityTrait, FromQueryResult, QueryFilter, QueryTrait,
-    sea_query::SelectStatement,
+    sea_query::{IntoIden, SelectStatement},
 };
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use crate::{
         Order,
         column::{Cell, Column, Entries},
     },
-    db::{ColumnOf, Count, PageQuery, Totals},
+    db::{ColumnOf, Count, PageOf, PageQuery, Scope, Totals},
     error::Error,
     request::RequestExt,
 };
@@ -133,12 +133,24 @@ impl<L: Listed> Connection<L> {
         order: Order<ColOf<L>>,
         page: &Page,
     ) -> Result<Self, Error> {
-        Self::select(
-            L::Entity::find().filter(condition).into_query(),
-            None,
-            order,
-            page,
-        )
+        let select = L::Entity::find().filter(condition).into_query();
+        Self::select(select, None, order, page)
+    }
+
+    /// A page of the rows of a scope that match a filter.
+    pub(crate) fn within(
+        scope: Scope,
+        filter: Condition,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<Self, Error> {
+        let rows = L::Entity::find().into_query();
+        let all = (rows.clone())
+            .cond_where(filter.clone())
+            .cond_where(scope.condition.clone())
+            .take();
+        let select = Self::page_of(rows, filter, &order, page)?.within(scope);
+        Ok(Self::paged(all, select, None, order, page))
     }
 
     /// A page of a parent's rows that match a condition.
@@ -160,20 +172,48 @@ impl<L: Listed> Connection<L> {
         order: Order<ColOf<L>>,
         page: &Page,
     ) -> Result<Self, Error> {
-        let mut select = all.clone();
+        let select = Self::page_of(all.clone(), Condition::all(), &order, page)?;
+        let select = select.under(Condition::all());
+        Ok(Self::paged(all, select, parent, order, page))
+    }
+
+    fn page_of(
+        rows: SelectStatement,
+        filter: Condition,
+        order: &Order<ColOf<L>>,
+        page: &Page,
+    ) -> Result<PageOf, Error> {
+        let mut beyond = Condition::all();
         if let Some(after) = &page.after {
-            select.and_where(order.beyond(order.values(after, "after")?, true));
+            beyond = beyond.add(order.beyond(order.values(after, "after")?, true));
         }
         if let Some(before) = &page.before {
-            select.and_where(order.beyond(order.values(before, "before")?, false));
+            beyond = beyond.add(order.beyond(order.values(before, "before")?, false));
         }
-        for column in &order.columns {
-            select.order_by(column.as_column_ref(), order.direction(page.backward));
-        }
-        // One additional row shows whether there is a next page.
-        select.limit(page.size + 1);
+        let direction = order.direction(page.backward);
+        let columns = order.columns.iter();
+        Ok(PageOf {
+            rows,
+            table: L::Entity::default().into_iden(),
+            filter,
+            beyond,
+            order: columns
+                .map(|column| (column.as_column_ref(), direction.clone()))
+                .collect(),
+            // One additional row shows whether there is a next page.
+            limit: page.size + 1,
+        })
+    }
+
+    fn paged(
+        all: SelectStatement,
+        select: SelectStatement,
+        parent: Option<(ColumnOf, Uuid)>,
+        order: Order<ColOf<L>>,
+        page: &Page,
+    ) -> Self {
         let (parent, key) = parent.unzip();
-        Ok(Self {
+        Self {
             list: L::Entity::default().table_name(),
             all,
             page: select,
@@ -188,7 +228,7 @@ impl<L: Listed> Connection<L> {
                 page.after.is_some()
             },
             listed: PhantomData,
-        })
+        }
     }
 
     pub(crate) fn query(self) -> ListQuery {

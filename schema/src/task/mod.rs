@@ -294,14 +294,13 @@ impl Task {
         order: Option<TaskOrder>,
         page: &Page,
     ) -> Result<Connection<Self>, Error> {
-        let condition = Condition::all()
-            .add(viewer.tasks())
-            .add(TaskFilter::condition(filter)?);
+        let filter = TaskFilter::condition(filter)?;
         let order = Self::order(order);
-        match parent {
-            Some(parent) => Connection::of(task::Column::ParentId, parent, condition, order, page),
-            None => Connection::new(condition, order, page),
-        }
+        let Some(parent) = parent else {
+            return Connection::within(viewer.all_tasks(), filter, order, page);
+        };
+        let condition = Condition::all().add(viewer.tasks()).add(filter);
+        Connection::of(task::Column::ParentId, parent, condition, order, page)
     }
 
     fn list_conversations(
