@@ -2,6 +2,17 @@
 //!
 //! The rate tier is declared on the field by the directive `@rateLimit`.
 
+/// The API keys with which a root field may be called. The scopes of a key are checked in addition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KeyAccess {
+    #[default]
+    All,
+    /// Those that are not limited to circles: the field changes what is outside of circles, or who may read a circle.
+    Unlimited,
+    /// None: the field is about passwords, sessions or keys.
+    None,
+}
+
 /// Properties of a root field.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RootFieldProperties {
@@ -11,21 +22,36 @@ pub(crate) struct RootFieldProperties {
     pub(crate) is_secret: bool,
     /// Charges no rate limit bucket.
     pub(crate) is_free: bool,
+    /// The response contains a secret once; under an idempotency key, a repeated request returns it without the secret.
+    pub(crate) is_shown_once: bool,
+    pub(crate) keys: KeyAccess,
 }
 
 const NONE: RootFieldProperties = RootFieldProperties {
     is_public: false,
     is_secret: false,
     is_free: false,
+    is_shown_once: false,
+    keys: KeyAccess::All,
+};
+
+const NO_KEYS: RootFieldProperties = RootFieldProperties {
+    keys: KeyAccess::None,
+    ..NONE
+};
+
+const UNLIMITED_KEYS: RootFieldProperties = RootFieldProperties {
+    keys: KeyAccess::Unlimited,
+    ..NONE
 };
 
 const SIGN_IN: RootFieldProperties = RootFieldProperties {
     is_public: true,
     is_secret: true,
-    ..NONE
+    ..NO_KEYS
 };
 
-const TABLE: [(&str, RootFieldProperties); 6] = [
+const TABLE: [(&str, RootFieldProperties); 24] = [
     (
         "__typename",
         RootFieldProperties {
@@ -40,9 +66,33 @@ const TABLE: [(&str, RootFieldProperties); 6] = [
         "changePassword",
         RootFieldProperties {
             is_secret: true,
-            ..NONE
+            ..NO_KEYS
         },
     ),
+    ("logout", NO_KEYS),
+    ("sessions", NO_KEYS),
+    ("revokeSession", NO_KEYS),
+    ("apiKeys", NO_KEYS),
+    (
+        "createApiKey",
+        RootFieldProperties {
+            is_shown_once: true,
+            ..NO_KEYS
+        },
+    ),
+    ("revokeApiKey", NO_KEYS),
+    ("updateProfile", UNLIMITED_KEYS),
+    ("createAgent", UNLIMITED_KEYS),
+    ("updateAgent", UNLIMITED_KEYS),
+    ("deleteAgent", UNLIMITED_KEYS),
+    ("createProject", UNLIMITED_KEYS),
+    ("updateProject", UNLIMITED_KEYS),
+    ("deleteProject", UNLIMITED_KEYS),
+    ("createCircle", UNLIMITED_KEYS),
+    ("deleteCircle", UNLIMITED_KEYS),
+    ("shareCircle", UNLIMITED_KEYS),
+    ("unshareCircle", UNLIMITED_KEYS),
+    ("createServiceAccount", UNLIMITED_KEYS),
     (
         "rateLimit",
         RootFieldProperties {

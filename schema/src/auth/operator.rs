@@ -55,16 +55,11 @@ impl Operator {
     ) -> BoxFuture<'a, Result<ID, Reason>> {
         Box::pin(async move {
             let mut check = Check::default();
-            let (email, email_key) = check.email("email", email);
+            let email = check.email("email", email);
             let name = check.line("name", name, MAX_USER_NAME);
             check_password(&mut check, "password", password);
             check.faults().map_err(messages)?;
-            let profile = Profile {
-                email,
-                email_key,
-                name,
-                role: role(is_admin),
-            };
+            let profile = Profile::person(email, name, role(is_admin));
             let user = self.accounts.create(&self.client, &profile, password).await;
             let user = user.map_err(line)?;
             let user = user.ok_or("there is an account with this e-mail address already")?;

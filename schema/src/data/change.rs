@@ -266,10 +266,13 @@ impl<'a, S> Change<'a, S> {
         (change, self.transaction)
     }
 
-    /// The user and the request, for the events.
+    /// The author and the request, for the events.
     pub(super) fn origin(&self) -> Origin<'a> {
-        let request = self.request.client.request_id.as_str();
-        (Some(self.viewer.id()), request)
+        Origin {
+            user: Some(self.viewer.id()),
+            agent: self.viewer.agent(),
+            request: self.request.client.request_id.as_str(),
+        }
     }
 
     /// Notifies the bus and the audit log after the commit. `duplicates` events were dropped.

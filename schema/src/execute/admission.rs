@@ -10,24 +10,26 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    access::Viewer,
+    access::{ApiKeyScope, Viewer},
     audit::{AuditAction, Client},
-    auth::TokenClaims,
+    auth::{Presented, is_api_key},
     db::PendingBatches,
     error::Error,
     events::Watch,
     execute::{Engine, Usage},
+    id::Kind,
     idempotency::RequestedKey,
     operation::Operation,
     rate_limit::{Decision, RateKey},
     request::{Progress, Request, Services},
     response::{Answer, Written},
+    root_field::{KeyAccess, properties},
 };
 
 /// The caller of an operation, and the options of the request.
 #[derive(Debug, Default)]
 pub struct Caller<'a> {
-    /// The access token, if one was sent.
+    /// The access token or the API key, if one was sent.
     pub token: Option<&'a str>,
     /// The client, authenticated or not.
     pub client: Client,
@@ -43,14 +45,14 @@ pub struct Caller<'a> {
     pub is_always_polled: bool,
 }
 
-/// The owner of an access token.
+/// The user of an access token or an API key.
 #[derive(Clone, Debug)]
 pub struct Bearer {
-    /// Watches the session of the token while a connection depends on it.
+    /// Watches the session of the token, or the key, while a connection depends on it.
     pub watch: Option<Watch>,
     /// The user's row id.
     pub user: Uuid,
-    /// When the token expires.
+    /// When the token or the key expires.
     pub expires_at: chrono::DateTime<Utc>,
 }
 
@@ -90,20 +92,40 @@ pub(crate) async fn admit(
         entry: caller.batch_entry,
     }));
     let token = caller.token.filter(|_| !operation.signs_in());
-    let presented = token.map(|token| services.accounts.read(token));
-    let rate_key = match presented.as_ref().and_then(TokenClaims::claimed) {
+    let mut presented = token.map(|token| services.accounts.read(token));
+    let mut rate_key = match presented.as_ref().and_then(Presented::claimed) {
         Some(user) => RateKey::User(user),
         None => RateKey::Network(caller.client.address),
     };
-    let decision = charge(services, &operation, &rate_key, &caller.client).await?;
+    let mut decision = charge(services, &operation, &rate_key, &caller.client).await?;
+    if token.is_none() && caller.token.is_some_and(is_api_key) {
+        let field = operation.roots.first().map(|field| field.name.as_str());
+        let error = Error::not_for_keys(field.unwrap_or_default());
+        let answer = Answer::failed(error, &caller.client.request_id);
+        return Err(answer.with_quotas(decision.quotas));
+    }
     let is_stream = operation.kind() == OperationType::Subscription;
+    if let Some(presented @ Presented::Key(..)) = &mut presented
+        && presented.claimed().is_none()
+    {
+        services
+            .accounts
+            .identify(&services.loader, presented)
+            .await;
+        // The network pays for keys that do not exist, and the user for those that do.
+        if let Some(user) = presented.claimed() {
+            services.limiter.refund(&mut decision).await;
+            rate_key = RateKey::User(user);
+            decision = charge(services, &operation, &rate_key, &caller.client).await?;
+        }
+    }
     let watched = presented.as_ref().filter(|_| is_stream);
     let watch = watched.and_then(|presented| services.accounts.watch(presented));
     let expected = presented
         .as_ref()
         .filter(|_| operation.kind() == OperationType::Query && !operation.is_long)
         .and_then(|presented| services.accounts.expected(presented))
-        .map(|(user, role)| Viewer::stand_in(user, role, &services.rulebook));
+        .map(|(ids, role, grant)| Viewer::stand_in(ids, role, grant, &services.rulebook));
     let refused: Vec<_> = decision
         .refused
         .iter()
@@ -148,6 +170,10 @@ pub(crate) async fn admit(
                     context.pending =
                         PendingBatches::new(usage(Some(&viewer)), caller.is_always_polled);
                 }
+                if let Err(error) = permit(services, &viewer, &operation, &context.client) {
+                    let answer = Answer::failed(error, &context.client.request_id);
+                    return Err(answer.with_quotas(decision.quotas));
+                }
                 context.viewer = Some(viewer);
             }
             Err(error) => {
@@ -188,7 +214,7 @@ async fn charge(
     Ok(decision)
 }
 
-/// The answer to a token that is not valid. Its user must not be charged; the client's address is charged instead.
+/// The answer to a credential that is not valid. Its user must not be charged; the client's address is charged instead.
 async fn unauthenticated(
     services: &Services,
     operation: &Operation,
@@ -208,6 +234,43 @@ async fn unauthenticated(
     Answer::failed(error, &client.request_id).with_quotas(decision.quotas)
 }
 
+/// Checks that the API key of a viewer, if there is one, allows an operation.
+///
+/// # Errors
+/// `FORBIDDEN`; the audit log has an entry.
+fn permit(
+    services: &Services,
+    viewer: &Viewer,
+    operation: &Operation,
+    client: &Client,
+) -> Result<(), Error> {
+    let Some(key) = viewer.key() else {
+        return Ok(());
+    };
+    let scope = match operation.kind() {
+        OperationType::Query | OperationType::Subscription => ApiKeyScope::Read,
+        OperationType::Mutation => ApiKeyScope::Write,
+    };
+    let refusal = operation.roots.iter().find_map(|field| {
+        let access = properties(&field.name).keys;
+        match access {
+            KeyAccess::None => Some(Error::not_for_keys(&field.name)),
+            KeyAccess::Unlimited if viewer.is_limited() => {
+                Some(Error::not_for_limited_keys(&field.name))
+            }
+            KeyAccess::All | KeyAccess::Unlimited => None,
+        }
+    });
+    let lacks = (!scope.is_of(key)).then(|| Error::missing_scope(scope.name()));
+    let Some(error) = refusal.or(lacks) else {
+        return Ok(());
+    };
+    let (audit, actor) = (&services.accounts.audit, Some(viewer.id()));
+    let target = Some((Kind::ApiKey, key.id));
+    audit.record_of(AuditAction::Refused, client, actor, target, json!({}));
+    Err(error)
+}
+
 fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey, client: &Client) {
     let actor = match rate_key {
         RateKey::User(user) => Some(*user),
@@ -222,21 +285,19 @@ fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey,
     }
 }
 
-/// Authenticates an access token.
+/// Authenticates an access token or an API key.
 ///
 /// # Errors
-/// The token is not valid, or its user may not sign in.
+/// It is not valid, or its user may not sign in.
 pub(crate) async fn authenticate(
     services: &Services,
-    presented: TokenClaims,
+    presented: Presented,
     client: &Client,
     runs_inside: bool,
 ) -> Result<Viewer, Error> {
     let found = services
         .accounts
         .authenticate(&services.loader, presented, client, runs_inside);
-    match found.await {
-        Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &services.rulebook)),
-        Err(error) => Err(error),
-    }
+    let (user, grant) = found.await?;
+    Ok(Viewer::new(user, grant, &services.rulebook))
 }
