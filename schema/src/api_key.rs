@@ -3,41 +3,28 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
-use chrono::{DateTime as ChronoDateTime, Utc};
 use gathering_entity::{
-    List, agent, api_key, api_key_circle, circle,
+    api_key, api_key_circle,
     user::{self, UserKind, UserRole},
 };
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait,
+    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
 };
-use serde_json::json;
-use uuid::Uuid;
 
 use crate::{
     access::{ApiKeyScope, Viewer},
     agent::Agent,
     audit::AuditAction,
-    auth::{NewSecret, usable_keys},
-    data::{Change, Connection, Noun, Order, Outcome, Page, change},
-    db::{PageQuery, Rule, ViewerIds, distinct},
+    auth::{MAX_KEY_CIRCLES, NewKey, key_details, usable_keys},
+    data::{Change, Connection, Noun, Order, Outcome, Page, change, load},
+    db::{PageQuery, Rule, distinct},
     error::Error,
     id::Kind,
-    input::{Check, UserError, UserErrorCode, entry},
+    input::{UserError, entry},
     request::RequestExt,
     scalar::DateTime,
     user::User,
 };
-
-/// Maximum length of a key's name, in characters.
-const MAX_NAME: usize = 100;
-
-/// Maximum length of the name of a quota class, in characters.
-const MAX_QUOTA_CLASS: usize = 50;
-
-/// Maximum number of circles to which a key is limited.
-const MAX_CIRCLES: usize = 100;
 
 /// An API key.
 pub struct ApiKey(Arc<api_key::Model>);
@@ -65,10 +52,8 @@ impl ApiKey {
 
     /// The operations that the key allows.
     async fn scopes(&self) -> Vec<ApiKeyScope> {
-        let all = [ApiKeyScope::Read, ApiKeyScope::Write, ApiKeyScope::Admin];
-        all.into_iter()
-            .filter(|scope| scope.is_of(&self.0))
-            .collect()
+        let all = ApiKeyScope::ALL.into_iter();
+        all.filter(|scope| scope.is_of(&self.0)).collect()
     }
 
     /// The user on whose behalf the key acts.
@@ -80,7 +65,7 @@ impl ApiKey {
     /// The agent on whose behalf the key acts, in the agent's circles only.
     async fn agent(&self, ctx: &Context<'_>) -> Result<Option<Agent>, Error> {
         match self.0.agent_id {
-            Some(id) => crate::data::load::<Agent>(ctx.request(), id).await,
+            Some(id) => load::<Agent>(ctx.request(), id).await,
             None => Ok(None),
         }
     }
@@ -92,7 +77,7 @@ impl ApiKey {
         }
         let select = api_key_circle::Entity::find()
             .order_by_asc(api_key_circle::Column::CircleId)
-            .limit(MAX_CIRCLES as u64)
+            .limit(MAX_KEY_CIRCLES as u64)
             .into_query();
         let parent = api_key_circle::Column::KeyId.as_column_ref();
         let pages =
@@ -214,151 +199,34 @@ pub struct RevokeApiKeyPayload {
     user_errors: Vec<UserError>,
 }
 
-/// The parsed input of a new key.
-struct NewKey<'a> {
-    input: &'a CreateApiKeyInput,
-    user: Uuid,
-    agent: Option<Uuid>,
-    circles: Option<Vec<Uuid>>,
-    max_keys: u64,
-}
-
-impl<'a> NewKey<'a> {
-    fn parse(ctx: &Context<'_>, input: &'a CreateApiKeyInput) -> Result<Self, Error> {
-        let request = ctx.request();
-        let user = Kind::User.parse_opt(input.user_id.as_ref(), "userId")?;
-        let circles = input.circle_ids.as_ref().map(|ids| {
+impl CreateApiKeyInput {
+    /// The input for accounts.
+    fn parse(&self) -> Result<NewKey<'_>, Error> {
+        let circles = self.circle_ids.as_ref().map(|ids| {
             let ids = ids.iter().enumerate();
             let ids = ids.map(|(n, id)| Kind::Circle.parse(id, &entry("circleIds", n)));
             ids.collect::<Result<Vec<_>, _>>()
         });
-        Ok(Self {
-            input,
-            user: user.unwrap_or(request.viewer()?.id()),
-            agent: Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?,
+        Ok(NewKey {
+            name: &self.name,
+            scopes: &self.scopes,
+            agent: Kind::Agent.parse_opt(self.agent_id.as_ref(), "agentId")?,
             circles: circles.transpose()?.map(distinct),
-            max_keys: request.accounts().max_keys(),
+            expires_at: self.expires_at.as_ref().map(|at| at.0),
+            quota_class: self.quota_class.as_deref(),
         })
     }
+}
 
-    /// The checks that need no other rows.
-    fn check(
-        &self,
-        check: &mut Check,
-        user: &user::Model,
-        viewer: &Viewer,
-        now: ChronoDateTime<Utc>,
-    ) {
-        let input = self.input;
-        if input.scopes.is_empty() {
-            check.required("scopes");
-        } else if input.scopes.contains(&ApiKeyScope::Admin) {
-            let is_admin = user.role == UserRole::Admin && viewer.is_admin();
-            if !is_admin {
-                let message = "The scope ADMIN requires that you and the user are administrators.";
-                check.fault("scopes", UserErrorCode::Invalid, message);
-            } else if self.agent.is_some() || self.circles.is_some() {
-                let message = "The scope ADMIN cannot be combined with `circleIds` or `agentId`.";
-                check.fault("scopes", UserErrorCode::Invalid, message);
-            }
-        }
-        match self.circles.as_deref() {
-            Some([]) => check.required("circleIds"),
-            Some(circles) if circles.len() > MAX_CIRCLES => {
-                let message = format!("`circleIds` must have at most {MAX_CIRCLES} entries.");
-                check.fault("circleIds", UserErrorCode::TooMany, message);
-            }
-            _ => {}
-        }
-        if input.expires_at.as_ref().is_some_and(|at| at.0 <= now) {
-            let message = "`expiresAt` must be in the future.";
-            check.fault("expiresAt", UserErrorCode::OutOfRange, message);
-        }
+/// Checks that a key is not created for another person, or for a service account of another owner.
+fn check_user(change: &Change<'_>, user: &user::Model) -> Result<(), Error> {
+    let viewer = change.viewer;
+    let is_service =
+        user.kind == UserKind::Service && (viewer.is_admin() || user.owner_id == Some(viewer.id()));
+    if user.id == viewer.id() || is_service {
+        return Ok(());
     }
-
-    /// Checks that the key is not created for another person, or for a service account of another owner.
-    fn check_user(change: &Change<'_>, user: &user::Model) -> Result<(), Error> {
-        let viewer = change.viewer;
-        let is_service = user.kind == UserKind::Service
-            && (viewer.is_admin() || user.owner_id == Some(viewer.id()));
-        if user.id == viewer.id() || is_service {
-            return Ok(());
-        }
-        Err(change.forbidden(Kind::User, user.id).field("userId"))
-    }
-
-    /// Checks that the agent belongs to the user, and that the user can read the circles.
-    async fn check_limits(&self, change: &Change<'_>, ctx: &Context<'_>) -> Result<(), Error> {
-        if let Some(id) = self.agent {
-            let own = Rule::new(Condition::all().add(agent::Column::OwnerId.eq(self.user)));
-            change.row::<agent::Entity>(&own, id, "agentId").await?;
-        }
-        let Some(circles) = &self.circles else {
-            return Ok(());
-        };
-        let rules = ctx
-            .request()
-            .services
-            .rulebook
-            .rules(ViewerIds::of_user(self.user));
-        let known: Vec<Uuid> = circle::Entity::find()
-            .select_only()
-            .column(circle::Column::Id)
-            .filter(rules.circle.condition())
-            .filter(circle::Column::Id.is_in(circles.iter().copied()))
-            .into_tuple()
-            .all(&change.transaction)
-            .await?;
-        match circles.iter().position(|id| !known.contains(id)) {
-            Some(n) => Err(Error::not_found(&entry("circleIds", n))),
-            None => Ok(()),
-        }
-    }
-
-    /// Inserts the key. Returns its row and its secret.
-    async fn insert(
-        &self,
-        change: &Change<'_>,
-        name: String,
-        quota_class: Option<String>,
-    ) -> Result<(api_key::Model, String), Error> {
-        let new = NewSecret::new()?;
-        let mut scopes = self.input.scopes.clone();
-        scopes.sort_unstable_by_key(|scope| *scope as u8);
-        scopes.dedup();
-        let names = scopes.into_iter().map(|scope| scope.name().to_owned());
-        let row = api_key::Model {
-            id: Uuid::now_v7(),
-            created_at: change.now,
-            user_id: self.user,
-            agent_id: self.agent,
-            name,
-            secret_hash: new.hash,
-            prefix: new.prefix,
-            scopes: List(names.collect()),
-            is_limited: self.circles.is_some(),
-            quota_class,
-            expires_at: self.input.expires_at.as_ref().map(|at| at.0),
-            last_used_at: None,
-            revoked_at: None,
-        };
-        let inserted = row.clone().into_active_model();
-        let row = inserted.insert(&change.transaction).await?;
-        let circles = self.circles.iter().flatten().map(|circle| {
-            let limit = api_key_circle::Model {
-                key_id: row.id,
-                circle_id: *circle,
-            };
-            limit.into_active_model()
-        });
-        let circles: Vec<_> = circles.collect();
-        if !circles.is_empty() {
-            api_key_circle::Entity::insert_many(circles)
-                .exec_without_returning(&change.transaction)
-                .await?;
-        }
-        Ok((row, new.secret))
-    }
+    Err(change.forbidden(Kind::User, user.id).field("userId"))
 }
 
 /// Queries about API keys.
@@ -417,39 +285,25 @@ impl ApiKeyMutation {
         ctx: &Context<'_>,
         input: CreateApiKeyInput,
     ) -> Result<CreateApiKeyPayload, Error> {
-        let new = NewKey::parse(ctx, &input)?;
-        let accounts = ctx.request().accounts();
+        let request = ctx.request();
+        let new = input.parse()?;
+        let user = Kind::User.parse_opt(input.user_id.as_ref(), "userId")?;
+        let user = user.unwrap_or(request.viewer()?.id());
+        let accounts = request.accounts();
         let secret = Mutex::new(None);
         let keep = |created: String| {
             *secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(created);
         };
         let outcome = change(ctx, None, async |mut change| {
             let any = Rule::default();
-            let user = change.row::<user::Entity>(&any, new.user, "userId").await?;
-            NewKey::check_user(&change, &user)?;
-            let now = change.now;
-            let mut check = Check::default();
-            let name = check.line("name", &input.name, MAX_NAME);
-            let quota_class = input.quota_class.as_ref();
-            let quota_class =
-                quota_class.map(|name| check.identifier("quotaClass", name, MAX_QUOTA_CLASS));
-            new.check(&mut check, &user, change.viewer, now);
-            check.faults()?;
-            new.check_limits(&change, ctx).await?;
-            if accounts
-                .count_keys(&change.transaction, user.id, now)
-                .await?
-                >= new.max_keys
-            {
-                let message = format!(
-                    "The user has {} API keys, which is the maximum. Revoke one first.",
-                    new.max_keys
-                );
-                return Err(UserError::general(UserErrorCode::LimitReached, message).into());
-            }
-            let (row, created) = new.insert(&change, name, quota_class).await?;
-            let id = row.id;
-            change.note(AuditAction::ApiKeyCreated, Kind::ApiKey, id, details(&row));
+            let user = change.row::<user::Entity>(&any, user, "userId").await?;
+            check_user(&change, &user)?;
+            let may_administer = user.role == UserRole::Admin && change.viewer.is_admin();
+            let (transaction, now) = (&change.transaction, change.now);
+            let owner = (user.id, may_administer);
+            let (row, created) = accounts.create_key(transaction, owner, &new, now).await??;
+            let (id, details) = (row.id, key_details(&row));
+            change.note(AuditAction::ApiKeyCreated, Kind::ApiKey, id, details);
             let outcome = change.commit(vec![id]).await?;
             keep(created);
             Ok(outcome.with_row(row))
@@ -480,7 +334,12 @@ impl ApiKeyMutation {
             let (transaction, now) = (&change.transaction, change.now);
             if let Some(ended) = accounts.revoke_key(transaction, &row, now).await? {
                 change.end(ended);
-                change.note(AuditAction::ApiKeyRevoked, Kind::ApiKey, id, details(&row));
+                change.note(
+                    AuditAction::ApiKeyRevoked,
+                    Kind::ApiKey,
+                    id,
+                    key_details(&row),
+                );
             }
             change.commit(vec![id]).await
         })
@@ -490,15 +349,4 @@ impl ApiKeyMutation {
             user_errors: outcome.errors,
         })
     }
-}
-
-/// The audit log details of a key.
-fn details(row: &api_key::Model) -> serde_json::Value {
-    json!({
-        "name": row.name,
-        "prefix": row.prefix,
-        "scopes": row.scopes,
-        "user": Kind::User.id(row.user_id).as_str(),
-        "agent": row.agent_id.map(|id| Kind::Agent.id(id).to_string()),
-    })
 }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{db::ViewerIds, events::EventType};
 
-pub(crate) use rules::Rulebook;
+pub(crate) use rules::{Rulebook, circles_of};
 
 use rules::{Rules, circle_ids};
 
@@ -44,6 +44,8 @@ pub enum ApiKeyScope {
 }
 
 impl ApiKeyScope {
+    pub(crate) const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Admin];
+
     /// The name in the schema and in the database.
     pub(crate) fn name(self) -> &'static str {
         match self {

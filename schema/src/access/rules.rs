@@ -176,6 +176,11 @@ fn is_readable(ids: ViewerIds) -> Condition {
         .add_option(of_key)
 }
 
+/// Condition: the user owns the circle, or it is shared with them.
+pub(crate) fn circles_of(user: Uuid) -> Condition {
+    is_readable(ViewerIds::of_user(user))
+}
+
 /// Condition: the column is the id of a circle that the viewer may read.
 fn in_readable_circle(column: impl ColumnTrait, ids: ViewerIds) -> Expr {
     let this = Condition::all().add(same(circle::Column::Id, column));

@@ -7,34 +7,41 @@
 //! Everything about a key except its revocation and its last use is fixed when it is created, so it is cached. Whether
 //! a key is still valid is read from the database for every request, as for sessions.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
-use futures_util::future::BoxFuture;
-use gathering_entity::api_key;
+use chrono::{DateTime, Utc};
+use gathering_entity::{List, agent, api_key, api_key_circle, circle, user::UserRole};
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, PaginatorTrait, QueryFilter,
-    sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, DatabaseTransaction, EntityTrait, IntoActiveModel,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{sync::Notify, time::sleep};
 use uuid::Uuid;
 
 use crate::{
-    access::{Grant, Viewer},
+    access::{ApiKeyScope, Grant, Viewer, circles_of},
     audit::{AuditAction, Client},
-    auth::{Accounts, Authenticated, Presented, credential::KeyCredential},
-    clock::Clock,
-    db::{Loader, Writer},
+    auth::{
+        Accounts, Authenticated, Presented, account::by_email, credential::KeyCredential,
+        session::lock,
+    },
+    db::{Loader, retry_on_conflict},
     error::Error,
     events::{Ended, notify_ended},
+    id::Kind,
+    input::{Check, UserError, UserErrorCode, entry},
     text,
 };
+
+/// Maximum length of a key's name, in characters.
+const MAX_NAME: usize = 100;
+
+/// Maximum length of the name of a quota class, in characters.
+const MAX_QUOTA_CLASS: usize = 50;
+
+/// Maximum number of circles to which a key is limited.
+pub(crate) const MAX_KEY_CIRCLES: usize = 100;
 
 /// The start of every key.
 const PREFIX: &str = "gth_";
@@ -49,18 +56,6 @@ const CHECKSUM: usize = 6;
 const SHOWN: usize = PREFIX.len() + 6;
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-
-/// The precision of the last use of a key.
-const USE_PRECISION: TimeDelta = TimeDelta::minutes(1);
-
-/// How long uses are collected before they are written together.
-const USES_COLLECTED: Duration = Duration::from_secs(1);
-
-/// Maximum number of uses that wait to be written. Further ones are dropped: the next use of the key is recorded.
-const USES_WAITING: usize = 10_000;
-
-/// Maximum number of uses in one statement.
-const USES_WRITTEN: usize = 1_000;
 
 /// The SHA-256 of a key, in hexadecimal.
 pub(super) type KeyHash = [u8; 64];
@@ -115,78 +110,6 @@ fn random_key() -> Result<String, getrandom::Error> {
     Ok(PREFIX.chars().chain(random.chars()).chain(sum).collect())
 }
 
-/// The uses of keys that are not written yet.
-#[derive(Default)]
-pub(crate) struct KeyUses {
-    waiting: Mutex<HashSet<Uuid>>,
-    added: Notify,
-}
-
-impl KeyUses {
-    /// Records the use of a key, at most once a minute.
-    fn record(&self, key: &api_key::Model, now: DateTime<Utc>) {
-        let is_recent = |at: DateTime<Utc>| now.signed_duration_since(at) < USE_PRECISION;
-        if key.last_used_at.is_some_and(is_recent) {
-            return;
-        }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < USES_WAITING && waiting.insert(key.id) {
-            self.added.notify_one();
-        }
-    }
-
-    fn take(&self) -> Vec<Uuid> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.drain().collect()
-    }
-}
-
-/// Writes when API keys were last used, apart from the requests that use them.
-pub struct KeyUseWriter {
-    uses: Arc<KeyUses>,
-    writer: Writer,
-    clock: Clock,
-}
-
-impl KeyUseWriter {
-    pub(super) fn new(uses: Arc<KeyUses>, writer: Writer, clock: Clock) -> Self {
-        Self {
-            uses,
-            writer,
-            clock,
-        }
-    }
-
-    /// Writes uses until it is dropped.
-    pub fn run(self) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            loop {
-                self.uses.added.notified().await;
-                sleep(USES_COLLECTED).await;
-                for keys in self.uses.take().chunks(USES_WRITTEN) {
-                    // The cause has been logged. The next use of the key is recorded again.
-                    let _ = self.write(keys).await;
-                }
-            }
-        })
-    }
-
-    async fn write(&self, keys: &[Uuid]) -> Result<(), Error> {
-        let now = (self.clock)().trunc_subsecs(6);
-        let (transaction, _guard) = self.writer.begin().await?;
-        let is_due = Condition::any()
-            .add(api_key::Column::LastUsedAt.is_null())
-            .add(api_key::Column::LastUsedAt.lte(now - USE_PRECISION));
-        api_key::Entity::update_many()
-            .col_expr(api_key::Column::LastUsedAt, Expr::value(now))
-            .filter(api_key::Column::Id.is_in(keys.iter().copied()))
-            .filter(is_due)
-            .exec(&transaction)
-            .await?;
-        self.writer.commit(transaction).await
-    }
-}
-
 /// Condition: the key can be used.
 pub(crate) fn usable(now: DateTime<Utc>) -> Condition {
     let lasts = Condition::any()
@@ -197,46 +120,172 @@ pub(crate) fn usable(now: DateTime<Utc>) -> Condition {
         .add(lasts)
 }
 
-/// The secret, the hash and the first characters of a new key.
-pub(crate) struct NewSecret {
-    pub(crate) secret: String,
-    pub(crate) hash: String,
-    pub(crate) prefix: String,
+/// The input of a new key.
+pub(crate) struct NewKey<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) scopes: &'a [ApiKeyScope],
+    pub(crate) agent: Option<Uuid>,
+    /// The circles to which the key is limited.
+    pub(crate) circles: Option<Vec<Uuid>>,
+    pub(crate) expires_at: Option<DateTime<Utc>>,
+    pub(crate) quota_class: Option<&'a str>,
 }
 
-impl NewSecret {
-    /// # Errors
-    /// `INTERNAL` if the system's random number generator failed.
-    pub(crate) fn new() -> Result<Self, Error> {
+impl NewKey<'_> {
+    /// The checks that need no other rows. Returns the name and the quota class.
+    fn check(
+        &self,
+        may_administer: bool,
+        now: DateTime<Utc>,
+    ) -> Result<(String, Option<String>), Vec<UserError>> {
+        let mut check = Check::default();
+        let name = check.line("name", self.name, MAX_NAME);
+        let quota_class = self
+            .quota_class
+            .map(|name| check.identifier("quotaClass", name, MAX_QUOTA_CLASS));
+        if self.scopes.is_empty() {
+            check.required("scopes");
+        } else if self.scopes.contains(&ApiKeyScope::Admin) {
+            if !may_administer {
+                let message = "The scope ADMIN requires that you and the user are administrators.";
+                check.fault("scopes", UserErrorCode::Invalid, message);
+            } else if self.agent.is_some() || self.circles.is_some() {
+                let message = "The scope ADMIN cannot be combined with `circleIds` or `agentId`.";
+                check.fault("scopes", UserErrorCode::Invalid, message);
+            }
+        }
+        match self.circles.as_deref() {
+            Some([]) => check.required("circleIds"),
+            Some(circles) if circles.len() > MAX_KEY_CIRCLES => {
+                let message = format!("`circleIds` must have at most {MAX_KEY_CIRCLES} entries.");
+                check.fault("circleIds", UserErrorCode::TooMany, message);
+            }
+            _ => {}
+        }
+        if self.expires_at.is_some_and(|at| at <= now) {
+            let message = "`expiresAt` must be in the future.";
+            check.fault("expiresAt", UserErrorCode::OutOfRange, message);
+        }
+        check.faults()?;
+        Ok((name, quota_class))
+    }
+
+    /// Checks that the agent belongs to the user, and that the user can read the circles.
+    async fn check_limits(
+        &self,
+        transaction: &DatabaseTransaction,
+        user: Uuid,
+    ) -> Result<(), Error> {
+        if let Some(id) = self.agent {
+            let own = agent::Entity::find_by_id(id).filter(agent::Column::OwnerId.eq(user));
+            let own = own.one(transaction).await?;
+            own.ok_or_else(|| Error::not_found("agentId"))?;
+        }
+        let Some(circles) = &self.circles else {
+            return Ok(());
+        };
+        let known: Vec<Uuid> = circle::Entity::find()
+            .select_only()
+            .column(circle::Column::Id)
+            .filter(circles_of(user))
+            .filter(circle::Column::Id.is_in(circles.iter().copied()))
+            .into_tuple()
+            .all(transaction)
+            .await?;
+        match circles.iter().position(|id| !known.contains(id)) {
+            Some(place) => Err(Error::not_found(&entry("circleIds", place))),
+            None => Ok(()),
+        }
+    }
+
+    /// Inserts the key. Returns its row and its secret.
+    async fn insert(
+        &self,
+        transaction: &DatabaseTransaction,
+        user: Uuid,
+        (name, quota_class): (String, Option<String>),
+        now: DateTime<Utc>,
+    ) -> Result<(api_key::Model, String), Error> {
         let secret = random_key().map_err(|error| {
             tracing::error!(%error, "the system's random number generator failed");
             Error::internal()
         })?;
-        Ok(Self {
-            hash: text::hex(&Sha256::digest(&secret)),
+        let scopes = ApiKeyScope::ALL.into_iter();
+        let scopes = scopes.filter(|scope| self.scopes.contains(scope));
+        let row = api_key::Model {
+            id: Uuid::now_v7(),
+            created_at: now,
+            user_id: user,
+            agent_id: self.agent,
+            name,
+            secret_hash: text::hex(&Sha256::digest(&secret)),
             prefix: secret[..SHOWN].to_owned(),
-            secret,
-        })
+            scopes: List(scopes.map(|scope| scope.name().to_owned()).collect()),
+            is_limited: self.circles.is_some(),
+            quota_class,
+            expires_at: self.expires_at,
+            last_used_at: None,
+            revoked_at: None,
+        };
+        let row = row.into_active_model().insert(transaction).await?;
+        let limits = self.circles.iter().flatten().map(|circle| {
+            let limit = api_key_circle::Model {
+                key_id: row.id,
+                circle_id: *circle,
+            };
+            limit.into_active_model()
+        });
+        let limits: Vec<_> = limits.collect();
+        if !limits.is_empty() {
+            api_key_circle::Entity::insert_many(limits)
+                .exec_without_returning(transaction)
+                .await?;
+        }
+        Ok((row, secret))
     }
 }
 
-impl Accounts {
-    /// Maximum number of keys of a user that can be used.
-    pub(crate) fn max_keys(&self) -> u64 {
-        self.max_keys
-    }
+/// The audit log details of a key.
+pub(crate) fn key_details(row: &api_key::Model) -> Value {
+    json!({
+        "name": row.name,
+        "prefix": row.prefix,
+        "scopes": row.scopes,
+        "user": Kind::User.id(row.user_id).as_str(),
+        "agent": row.agent_id.map(|id| Kind::Agent.id(id).to_string()),
+    })
+}
 
-    /// The number of keys of a user that can be used. The user's row must be locked.
-    pub(crate) async fn count_keys(
+impl Accounts {
+    /// Creates a key of a user, whose row must be locked. `may_administer` is whether the key may have the scope ADMIN.
+    /// Returns the row and the secret, or what is wrong with the input.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for an agent of another user and for a circle that the user cannot read; and database errors.
+    pub(crate) async fn create_key(
         &self,
         transaction: &DatabaseTransaction,
-        user: Uuid,
+        (user, may_administer): (Uuid, bool),
+        new: &NewKey<'_>,
         now: DateTime<Utc>,
-    ) -> Result<u64, Error> {
+    ) -> Result<Result<(api_key::Model, String), Vec<UserError>>, Error> {
+        let texts = match new.check(may_administer, now) {
+            Ok(texts) => texts,
+            Err(faults) => return Ok(Err(faults)),
+        };
+        new.check_limits(transaction, user).await?;
         let keys = api_key::Entity::find()
             .filter(api_key::Column::UserId.eq(user))
             .filter(usable(now));
-        Ok(keys.count(transaction).await?)
+        if keys.count(transaction).await? >= self.max_keys {
+            let message = format!(
+                "The user has {} API keys, which is the maximum. Revoke one first.",
+                self.max_keys
+            );
+            let fault = UserError::general(UserErrorCode::LimitReached, message);
+            return Ok(Err(vec![fault]));
+        }
+        new.insert(transaction, user, texts, now).await.map(Ok)
     }
 
     /// Revokes a key, whose row must be locked. Returns what ends with the commit, or `None` if it was revoked before.
@@ -260,6 +309,78 @@ impl Accounts {
         };
         notify_ended(transaction, ended).await?;
         Ok(Some(ended))
+    }
+
+    /// As [`Accounts::create_key`], for the server's operator, who gives the user's e-mail address; `None` if there is no
+    /// such user.
+    pub(super) async fn operate_create_key(
+        &self,
+        client: &Client,
+        email: &str,
+        new: &NewKey<'_>,
+    ) -> Result<Option<Result<(api_key::Model, String), Vec<UserError>>>, Error> {
+        let Some(user) = by_email(&self.db, email).await? else {
+            return Ok(None);
+        };
+        let create = || async {
+            let now = self.now();
+            let (transaction, _guard) = self.writer.begin().await?;
+            lock(&transaction, user.id).await?;
+            let owner = (user.id, user.role == UserRole::Admin);
+            let created = self.create_key(&transaction, owner, new, now).await?;
+            self.writer.commit(transaction).await?;
+            Ok(created)
+        };
+        let created = retry_on_conflict(create).await?;
+        if let Ok((row, _)) = &created {
+            let target = Some((Kind::ApiKey, row.id));
+            let details = key_details(row);
+            self.audit
+                .record_of(AuditAction::ApiKeyCreated, client, None, target, details);
+        }
+        Ok(Some(created))
+    }
+
+    /// The keys of a user that can be used, newest first; `None` if there is no such user.
+    pub(super) async fn keys_by_email(
+        &self,
+        email: &str,
+    ) -> Result<Option<Vec<api_key::Model>>, Error> {
+        let Some(user) = by_email(&self.db, email).await? else {
+            return Ok(None);
+        };
+        let keys = api_key::Entity::find()
+            .filter(api_key::Column::UserId.eq(user.id))
+            .filter(usable(self.now()))
+            .order_by_desc(api_key::Column::Id);
+        Ok(Some(keys.all(&self.db).await?))
+    }
+
+    /// As [`Accounts::revoke_key`], for the server's operator; false if there is no such key.
+    pub(super) async fn operate_revoke_key(
+        &self,
+        client: &Client,
+        id: Uuid,
+    ) -> Result<bool, Error> {
+        let revoke = || async {
+            let (transaction, _guard) = self.writer.begin().await?;
+            let Some(row) = api_key::Entity::find_by_id(id).one(&transaction).await? else {
+                return Ok(None);
+            };
+            let ended = self.revoke_key(&transaction, &row, self.now()).await?;
+            self.writer.commit(transaction).await?;
+            Ok(Some((row, ended)))
+        };
+        let Some((row, ended)) = retry_on_conflict(revoke).await? else {
+            return Ok(false);
+        };
+        if ended.is_some() {
+            let target = Some((Kind::ApiKey, id));
+            let details = key_details(&row);
+            self.audit
+                .record_of(AuditAction::ApiKeyRevoked, client, None, target, details);
+        }
+        Ok(true)
     }
 
     /// Looks up a key that this process has not seen yet, so that its streams can be watched and its requests charged
@@ -344,6 +465,8 @@ impl Accounts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@
 mod account;
 mod api_key;
 mod credential;
+mod key_uses;
 mod lockout;
 mod operator;
 mod password;
@@ -33,18 +34,20 @@ use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-pub use api_key::{KeyUseWriter, is_api_key};
-pub use operator::{Operator, Reason};
+pub use api_key::is_api_key;
+pub use key_uses::KeyUseWriter;
+pub use operator::{KeyInput, Operator, Reason};
 pub use password::Hashing;
 pub use token::{Keys, WeakKey};
 
 pub(crate) use account::{Amendment, MAX_USER_NAME, Profile, by_email};
-pub(crate) use api_key::{NewSecret, usable as usable_keys};
+pub(crate) use api_key::{MAX_KEY_CIRCLES, NewKey, key_details, usable as usable_keys};
 pub(crate) use password::check_password;
 pub(crate) use session::{SignedIn, in_session, live};
 
-use api_key::{KeyHash, KeyUses};
+use api_key::KeyHash;
 use credential::{Credential, Found};
+use key_uses::KeyUses;
 use lockout::Attempt;
 use password::Passwords;
 use token::{Claims, TokenError, TokenSigner};
