@@ -285,7 +285,11 @@ impl<'a, S> Change<'a, S> {
         }
         self.request.services.bus.committed(duplicates);
         let (audit, client) = (&self.request.accounts().audit, &self.request.client);
-        for (action, kind, id, details) in self.notes {
+        for (action, kind, id, mut details) in self.notes {
+            if let (Some(key), Json::Object(details)) = (self.viewer.key(), &mut details) {
+                let id = Kind::ApiKey.id(key.id);
+                details.insert("apiKey".to_owned(), json!(id.as_str()));
+            }
             let actor = Some(self.viewer.id());
             audit.record_of(action, client, actor, Some((kind, id)), details);
         }

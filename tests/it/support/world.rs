@@ -1,12 +1,12 @@
 //! Rows that the demo data lacks, so that every edge of the schema has a target and every private field a value. Some
 //! of them link to circles that a caller who follows the link cannot read.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use gathering_entity::member::MemberRole;
 use gathering_entity::message::MessageRole;
 use gathering_entity::{
-    List, agent, audit, circle, conversation, event, member, message, model, participant, project,
-    task, user,
+    List, agent, api_key, api_key_circle, audit, circle, conversation, event, member, message,
+    model, participant, project, task, user,
 };
 use sea_orm::prelude::Uuid;
 use sea_orm::sea_query::Expr;
@@ -107,6 +107,44 @@ async fn populate(db: &DatabaseConnection) {
         ..Default::default()
     };
     said.insert(db).await.expect("inserts");
+
+    // A key of each user, of an agent in a circle that the guest can read.
+    for user in [admin, demo, guest] {
+        let key = api_key::ActiveModel {
+            id: Set(Uuid::now_v7()),
+            created_at: Set(moment()),
+            user_id: Set(user),
+            agent_id: Set(Some(shared_agent)),
+            name: Set("A key".to_owned()),
+            secret_hash: Set(format!("{:064x}", user.as_u128())),
+            prefix: Set("gth_000000".to_owned()),
+            scopes: Set(List(vec!["READ".to_owned()])),
+            is_limited: Set(true),
+            quota_class: Set(Some("batch".to_owned())),
+            expires_at: Set(Some(moment() + TimeDelta::days(36_500))),
+            last_used_at: Set(Some(moment())),
+            revoked_at: Set(Some(moment())),
+        };
+        let key = key.insert(db).await.expect("inserts");
+        let limit = api_key_circle::ActiveModel {
+            key_id: Set(key.id),
+            circle_id: Set(circles[4].id),
+        };
+        limit.insert(db).await.expect("inserts");
+    }
+    let service = user::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        created_at: Set(moment()),
+        updated_at: Set(moment()),
+        email: Set("crawler@service.invalid".to_owned()),
+        email_key: Set("crawler@service.invalid".to_owned()),
+        name: Set("Crawler".to_owned()),
+        password_hash: Set(String::new()),
+        kind: Set(user::UserKind::Service),
+        owner_id: Set(Some(demo)),
+        ..Default::default()
+    };
+    service.insert(db).await.expect("inserts");
 
     let entry = audit::ActiveModel {
         id: Set(Uuid::now_v7()),
