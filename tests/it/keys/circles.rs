@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::actor::{GUEST, code, refusal};
+use crate::support::wait::until_some;
 
 /// The demo user's agents Ada and Bob. Both are members of the circle One, and Bob of the circle Two.
 struct Scene {
@@ -173,17 +174,14 @@ async fn a_key_of_an_agent_acts_as_the_agent_in_its_circles() {
     assert_reads(&caller, &["One"], &["Ada Key", "Bob Key"]).await;
     let task = scene.create_task(&caller, &scene.one).await;
     let events = "query ($id: ID!) { events(filter: { subjectId: $id }) { nodes { type actor { __typename id } } } }";
-    let data = scene.owner.ask(events, json!({ "id": task["id"] })).await;
-    let created = data["events"]["nodes"]
-        .as_array()
-        .expect("events")
-        .last()
-        .cloned();
+    let created = until_some("the event of the task", async || {
+        let data = scene.owner.ask(events, json!({ "id": task["id"] })).await;
+        let events = data["events"]["nodes"].as_array().expect("events");
+        events.last().cloned()
+    })
+    .await;
     let actor = json!({ "__typename": "Agent", "id": scene.ada });
-    assert_eq!(
-        created,
-        Some(json!({ "type": "TASK_CREATED", "actor": actor }))
-    );
+    assert_eq!(created, json!({ "type": "TASK_CREATED", "actor": actor }));
 
     let input = json!({ "topic": "A talk", "circleId": scene.one, "participantIds": [scene.ada, scene.bob], "startNow": true });
     let talk = caller.saved("createConversation", input).await["id"].clone();

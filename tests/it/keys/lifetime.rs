@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use gathering::config::Config;
 use gathering_entity::api_key;
 use sea_orm::EntityTrait;
 use tokio::task::JoinSet;
@@ -23,18 +24,20 @@ async fn until_shut_out(socket: &mut Socket) {
     assert_eq!(socket.closed().await.0, 4403);
 }
 
+/// Allows many connections of one client, which send no keep-alives during a test.
+fn many(config: &mut Config) {
+    config.subscriptions.connections_per_client = 200;
+    config.subscriptions.keep_alive = Duration::from_hours(1);
+}
+
 async fn serve() -> TestServer {
-    TestServer::with(|config| {
-        config.subscriptions.connections_per_client = 200;
-        config.subscriptions.keep_alive = Duration::from_hours(1);
-    })
-    .await
+    TestServer::with(many).await
 }
 
 #[tokio::test]
 async fn revocation_ends_fifty_connections_and_every_later_request() {
     let server = serve().await;
-    let beside = server.beside(|_| ()).await;
+    let beside = server.beside(many).await;
     let key = key_of(&server, OWNER, &["READ"]).await;
     let mut sockets = Vec::new();
     for _ in 0..25 {
