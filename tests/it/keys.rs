@@ -79,6 +79,7 @@ async fn a_key_authenticates_its_user_on_every_transport() {
     let answer = request.bearer_auth(&key.secret).send().await;
     let answer: Value = answer.expect("an answer").json().await.expect("JSON");
     assert_eq!(answer["data"]["viewer"]["email"], OWNER, "{answer}");
+    let mut streams = Vec::new();
     for accept in ["text/event-stream", "multipart/mixed;subscriptionSpec=1.0"] {
         let before = server.subscribers().await;
         let request = caller.request(EVENTS, &json!({}));
@@ -86,6 +87,7 @@ async fn a_key_authenticates_its_user_on_every_transport() {
         let stream = stream.expect("an answer");
         assert_eq!(stream.status(), StatusCode::OK);
         server.until_subscribers_exceed(before).await;
+        streams.push(stream);
     }
     let mut socket = Socket::subscribed(&server, &key.secret, EVENTS).await;
     caller

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::{List, agent, api_key, api_key_circle, circle, user::UserRole};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, DatabaseTransaction, EntityTrait, IntoActiveModel,
@@ -223,7 +223,7 @@ impl NewKey<'_> {
             scopes: List(scopes.map(|scope| scope.name().to_owned()).collect()),
             is_limited: self.circles.is_some(),
             quota_class,
-            expires_at: self.expires_at,
+            expires_at: self.expires_at.map(|at| at.trunc_subsecs(6)),
             last_used_at: None,
             revoked_at: None,
         };

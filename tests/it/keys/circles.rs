@@ -223,6 +223,8 @@ async fn a_key_of_an_agent_acts_as_the_agent_in_its_circles() {
     let data = caller.ask(ALL, json!({})).await;
     assert_eq!(names(&data["circles"]), [""; 0]);
     assert_eq!(data["tasks"]["totalCount"], 0);
+    let end = json!({ "conversationId": talk });
+    scene.owner.done("cancelConversation", end).await;
     scene.owner.delete("deleteAgent", &scene.ada).await;
     assert_eq!(caller.who().await, unauthenticated());
 }
