@@ -238,6 +238,7 @@ impl ApiKeyQuery {
     /// The API keys of the caller, newest first.
     /// The owner of a service account may list its keys, and administrators may list those of any user. `FORBIDDEN` for
     /// other users, and for a caller with an API key.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the field")]
     async fn api_keys(
         &self,
         ctx: &Context<'_>,
@@ -256,7 +257,7 @@ impl ApiKeyQuery {
         let user = user.unwrap_or(viewer.id());
         if user != viewer.id() && !viewer.is_admin() {
             let row = request.row::<user::Entity>(user).await?;
-            if !row.is_some_and(|row| row.owner_id == Some(viewer.id())) {
+            if row.is_none_or(|row| row.owner_id != Some(viewer.id())) {
                 request.admin()?;
             }
         }

@@ -31,7 +31,7 @@ use crate::{
     access::Viewer,
     db::{Writer, is_taken, retry_on_conflict},
     error::{Code, Error},
-    root_field::properties,
+    root_field::{Secret, properties},
     text,
 };
 
@@ -103,7 +103,7 @@ impl Key {
                 "An idempotency key must have 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
             )));
         }
-        if let Some(field) = fields.find(|field| properties(field).is_secret) {
+        if let Some(field) = fields.find(|field| properties(field).secret == Secret::Unrepeatable) {
             return Err(refuse(format!(
                 "The response of `{field}` contains a secret and is not stored: send it without an idempotency key."
             )));

@@ -13,25 +13,33 @@ pub(crate) enum KeyAccess {
     None,
 }
 
+/// A secret in a response, which must not be stored under an idempotency key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Secret {
+    #[default]
+    None,
+    /// The field refuses idempotency keys.
+    Unrepeatable,
+    /// A repeated request with the same idempotency key returns the response without the secret.
+    Once,
+}
+
 /// Properties of a root field.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RootFieldProperties {
     /// Needs no authenticated caller, although it is a mutation.
     pub(crate) is_public: bool,
-    /// The response contains a secret that must not be stored under an idempotency key.
-    pub(crate) is_secret: bool,
+    /// Whether the response contains a secret.
+    pub(crate) secret: Secret,
     /// Charges no rate limit bucket.
     pub(crate) is_free: bool,
-    /// The response contains a secret once; under an idempotency key, a repeated request returns it without the secret.
-    pub(crate) is_shown_once: bool,
     pub(crate) keys: KeyAccess,
 }
 
 const NONE: RootFieldProperties = RootFieldProperties {
     is_public: false,
-    is_secret: false,
+    secret: Secret::None,
     is_free: false,
-    is_shown_once: false,
     keys: KeyAccess::All,
 };
 
@@ -47,7 +55,7 @@ const UNLIMITED_KEYS: RootFieldProperties = RootFieldProperties {
 
 const SIGN_IN: RootFieldProperties = RootFieldProperties {
     is_public: true,
-    is_secret: true,
+    secret: Secret::Unrepeatable,
     ..NO_KEYS
 };
 
@@ -65,7 +73,7 @@ const TABLE: [(&str, RootFieldProperties); 24] = [
     (
         "changePassword",
         RootFieldProperties {
-            is_secret: true,
+            secret: Secret::Unrepeatable,
             ..NO_KEYS
         },
     ),
@@ -76,7 +84,7 @@ const TABLE: [(&str, RootFieldProperties); 24] = [
     (
         "createApiKey",
         RootFieldProperties {
-            is_shown_once: true,
+            secret: Secret::Once,
             ..NO_KEYS
         },
     ),

@@ -93,32 +93,16 @@ pub(crate) async fn admit(
     }));
     let token = caller.token.filter(|_| !operation.signs_in());
     let mut presented = token.map(|token| services.accounts.read(token));
-    let mut rate_key = match presented.as_ref().and_then(Presented::claimed) {
-        Some(user) => RateKey::User(user),
-        None => RateKey::Network(caller.client.address),
-    };
-    let mut decision = charge(services, &operation, &rate_key, &caller.client).await?;
-    if token.is_none() && caller.token.is_some_and(is_api_key) {
+    let is_key = caller.token.is_some_and(is_api_key);
+    let (rate_key, decision) =
+        charge_caller(services, &operation, presented.as_mut(), &caller.client).await?;
+    if presented.is_none() && is_key {
         let field = operation.roots.first().map(|field| field.name.as_str());
         let error = Error::not_for_keys(field.unwrap_or_default());
         let answer = Answer::failed(error, &caller.client.request_id);
         return Err(answer.with_quotas(decision.quotas));
     }
     let is_stream = operation.kind() == OperationType::Subscription;
-    if let Some(presented @ Presented::Key(..)) = &mut presented
-        && presented.claimed().is_none()
-    {
-        services
-            .accounts
-            .identify(&services.loader, presented)
-            .await;
-        // The network pays for keys that do not exist, and the user for those that do.
-        if let Some(user) = presented.claimed() {
-            services.limiter.refund(&mut decision).await;
-            rate_key = RateKey::User(user);
-            decision = charge(services, &operation, &rate_key, &caller.client).await?;
-        }
-    }
     let watched = presented.as_ref().filter(|_| is_stream);
     let watch = watched.and_then(|presented| services.accounts.watch(presented));
     let expected = presented
@@ -191,6 +175,41 @@ pub(crate) async fn admit(
         refused,
     };
     Ok((run, decision))
+}
+
+/// Charges an operation to the user of its credential, or to the network of an anonymous caller. A key that this process
+/// has not seen yet is charged to the network first: it pays for keys that do not exist, and the user for those that do.
+///
+/// # Errors
+/// The operation is refused as a whole.
+async fn charge_caller(
+    services: &Services,
+    operation: &Operation,
+    presented: Option<&mut Presented>,
+    client: &Client,
+) -> Result<(RateKey, Decision), Answer> {
+    let network = RateKey::Network(client.address);
+    let Some(presented) = presented else {
+        let decision = charge(services, operation, &network, client).await?;
+        return Ok((network, decision));
+    };
+    if let Some(user) = presented.claimed() {
+        let rate_key = RateKey::User(user);
+        let decision = charge(services, operation, &rate_key, client).await?;
+        return Ok((rate_key, decision));
+    }
+    let mut decision = charge(services, operation, &network, client).await?;
+    services
+        .accounts
+        .identify(&services.loader, presented)
+        .await;
+    let Some(user) = presented.claimed() else {
+        return Ok((network, decision));
+    };
+    services.limiter.refund(&mut decision).await;
+    let rate_key = RateKey::User(user);
+    let decision = charge(services, operation, &rate_key, client).await?;
+    Ok((rate_key, decision))
 }
 
 /// Charges an operation to the owner of a bucket.

@@ -19,7 +19,7 @@ use crate::{
     operation::{self, Measure, Operation, Plan, Timings, Variables},
     request::{self, Services},
     response::{Answer, Written},
-    root_field::properties,
+    root_field::{Secret, properties},
     roots::Schema,
 };
 
@@ -103,7 +103,7 @@ impl Engine {
         run.context.key = Some(key.clone());
         // A response that contains a secret is not stored; it is rebuilt without the secret.
         let mut fields = run.operation.roots.iter();
-        let is_stored = !fields.any(|field| properties(&field.name).is_shown_once);
+        let is_stored = !fields.any(|field| properties(&field.name).secret == Secret::Once);
         let mut answer = self.execute(run).await;
         let writer = &self.services.writer;
         if key.is_replayed() {

@@ -53,6 +53,9 @@ impl Item {
     }
 }
 
+/// The counters of changes of sharing and of membership.
+type AccessChanges = (u64, u64);
+
 /// The position of a subscriber.
 pub(crate) struct Feed {
     request: Arc<Request>,
@@ -68,7 +71,7 @@ pub(crate) struct Feed {
     /// Whether events are read from the table, until the history is reached.
     replays: bool,
     /// The circles that the viewer may read, and the counters of changes of access at the time when they were read.
-    circles: Option<((u64, u64), Arc<HashSet<Uuid>>)>,
+    circles: Option<(AccessChanges, Arc<HashSet<Uuid>>)>,
     /// Whether only events that the viewer may read are delivered.
     is_guarded: bool,
 }

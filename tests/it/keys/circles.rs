@@ -184,9 +184,10 @@ async fn a_key_of_an_agent_acts_as_the_agent_in_its_circles() {
     assert_eq!(created, json!({ "type": "TASK_CREATED", "actor": actor }));
 
     let input = json!({ "topic": "A talk", "circleId": scene.one, "participantIds": [scene.ada, scene.bob], "startNow": true });
-    let talk = caller.saved("createConversation", input).await["id"].clone();
+    let conversation = caller.saved("createConversation", input).await["id"].clone();
     let post = async |agent: Value| {
-        let input = json!({ "conversationId": talk, "content": "Hello.", "agentId": agent });
+        let input =
+            json!({ "conversationId": conversation, "content": "Hello.", "agentId": agent });
         let selection = "message { agent { id } author: authorName } userErrors { code }";
         caller.mutate("postMessage", selection, input).await
     };
@@ -223,7 +224,7 @@ async fn a_key_of_an_agent_acts_as_the_agent_in_its_circles() {
     let data = caller.ask(ALL, json!({})).await;
     assert_eq!(names(&data["circles"]), [""; 0]);
     assert_eq!(data["tasks"]["totalCount"], 0);
-    let end = json!({ "conversationId": talk });
+    let end = json!({ "conversationId": conversation });
     scene.owner.done("cancelConversation", end).await;
     scene.owner.delete("deleteAgent", &scene.ada).await;
     assert_eq!(caller.who().await, unauthenticated());

@@ -108,13 +108,29 @@ async fn populate(db: &DatabaseConnection) {
     };
     said.insert(db).await.expect("inserts");
 
-    // A key of each user, of an agent in a circle that the guest can read.
-    for user in [admin, demo, guest] {
+    add_keys(db, [admin, demo, guest], shared_agent, circles[4].id).await;
+    add_service_account(db, demo).await;
+
+    let entry = audit::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        created_at: Set(moment()),
+        action: Set("test.done".to_owned()),
+        actor_id: Set(Some(admin)),
+        target_type: Set(Some("circle".to_owned())),
+        target_id: Set(Some(circles[0].id)),
+        ..Default::default()
+    };
+    entry.insert(db).await.expect("inserts");
+}
+
+/// Adds a key of each user, with an agent and a circle.
+async fn add_keys(db: &DatabaseConnection, users: [Uuid; 3], agent: Uuid, circle: Uuid) {
+    for user in users {
         let key = api_key::ActiveModel {
             id: Set(Uuid::now_v7()),
             created_at: Set(moment()),
             user_id: Set(user),
-            agent_id: Set(Some(shared_agent)),
+            agent_id: Set(Some(agent)),
             name: Set("A key".to_owned()),
             secret_hash: Set(format!("{:064x}", user.as_u128())),
             prefix: Set("gth_000000".to_owned()),
@@ -128,10 +144,13 @@ async fn populate(db: &DatabaseConnection) {
         let key = key.insert(db).await.expect("inserts");
         let limit = api_key_circle::ActiveModel {
             key_id: Set(key.id),
-            circle_id: Set(circles[4].id),
+            circle_id: Set(circle),
         };
         limit.insert(db).await.expect("inserts");
     }
+}
+
+async fn add_service_account(db: &DatabaseConnection, owner: Uuid) {
     let service = user::ActiveModel {
         id: Set(Uuid::now_v7()),
         created_at: Set(moment()),
@@ -141,21 +160,10 @@ async fn populate(db: &DatabaseConnection) {
         name: Set("Crawler".to_owned()),
         password_hash: Set(String::new()),
         kind: Set(user::UserKind::Service),
-        owner_id: Set(Some(demo)),
+        owner_id: Set(Some(owner)),
         ..Default::default()
     };
     service.insert(db).await.expect("inserts");
-
-    let entry = audit::ActiveModel {
-        id: Set(Uuid::now_v7()),
-        created_at: Set(moment()),
-        action: Set("test.done".to_owned()),
-        actor_id: Set(Some(admin)),
-        target_type: Set(Some("circle".to_owned())),
-        target_id: Set(Some(circles[0].id)),
-        ..Default::default()
-    };
-    entry.insert(db).await.expect("inserts");
 }
 
 /// An event to insert.
