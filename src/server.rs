@@ -55,6 +55,7 @@ pub struct Server {
     recording: Task,
     _purging: Task,
     _relaying: Task,
+    _noting_uses: Option<Task>,
 }
 
 /// Options of a start that are not part of the configuration.
@@ -179,10 +180,11 @@ impl Server {
                 clippy::disallowed_methods,
                 reason = "the server owns the tasks and ends them"
             )]
-            let (recording, purging, relaying) = (
+            let (recording, purging, relaying, noting) = (
                 Task(tokio::spawn(background.audit_writer.run(Box::pin(stopped)))),
                 Task(tokio::spawn(purge(graph.clone()))),
                 Task(tokio::spawn(background.relay.run(!is_read_only))),
+                (!is_read_only).then(|| Task(tokio::spawn(background.key_use_writer.run()))),
             );
             Ok(Self {
                 address,
@@ -196,6 +198,7 @@ impl Server {
                 recording,
                 _purging: purging,
                 _relaying: relaying,
+                _noting_uses: noting,
             })
         })
     }

@@ -4,6 +4,8 @@
 //! with the migrated database.
 
 pub mod agent;
+pub mod api_key;
+pub mod api_key_circle;
 pub mod audit;
 pub mod circle;
 pub mod collaborator;

@@ -1,4 +1,4 @@
-//! A person who may sign in.
+//! A user: a person who may sign in, or a service account.
 
 use sea_orm::entity::prelude::*;
 
@@ -14,6 +14,20 @@ pub enum UserRole {
     User,
     /// May read and change everything.
     Admin,
+}
+
+/// The kind of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "Text",
+    rename_all = "SCREAMING_SNAKE_CASE"
+)]
+pub enum UserKind {
+    /// Signs in with a password.
+    Person,
+    /// A program, which authenticates with API keys and has no password.
+    Service,
 }
 
 /// One row of `users`.
@@ -33,7 +47,7 @@ pub struct Model {
     pub email_key: String,
     /// 1 to 100 characters.
     pub name: String,
-    /// The password hash, a PHC string.
+    /// The password hash, a PHC string; empty for a service account.
     pub password_hash: String,
     /// The role.
     pub role: UserRole,
@@ -43,6 +57,10 @@ pub struct Model {
     pub token_version: i32,
     /// When the user last signed in.
     pub last_login_at: Option<DateTimeUtc>,
+    /// The kind.
+    pub kind: UserKind,
+    /// The person who owns a service account.
+    pub owner_id: Option<Uuid>,
 }
 
 /// Empty: joins are written in the queries.

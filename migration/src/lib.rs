@@ -8,6 +8,7 @@ mod m0002_lockouts;
 mod m0003_live;
 mod m0004_folding;
 mod m0005_waiting_tasks;
+mod m0006_keys;
 mod table;
 
 use futures_util::future::BoxFuture;
@@ -30,6 +31,7 @@ impl MigratorTrait for Chain {
             Box::new(m0003_live::Migration),
             Box::new(m0004_folding::Migration),
             Box::new(m0005_waiting_tasks::Migration),
+            Box::new(m0006_keys::Migration),
         ]
     }
 }

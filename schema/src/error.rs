@@ -147,6 +147,49 @@ impl Error {
         )
     }
 
+    /// `UNAUTHENTICATED` for an API key that does not exist.
+    pub(crate) fn key_invalid() -> Self {
+        Self::new(Code::Unauthenticated, "The API key is not valid.")
+    }
+
+    /// `UNAUTHENTICATED` for an expired API key.
+    pub(crate) fn key_expired() -> Self {
+        Self::new(Code::Unauthenticated, "The API key has expired.")
+    }
+
+    /// `UNAUTHENTICATED` for an API key that was revoked, or whose rights have changed while a stream was open.
+    pub(crate) fn key_revoked() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The API key has been revoked, or its rights have changed.",
+        )
+    }
+
+    /// `FORBIDDEN` for a root field that is not open to API keys.
+    pub(crate) fn not_for_keys(field: &str) -> Self {
+        Self::new(
+            Code::Forbidden,
+            format!("`{field}` is not available with an API key. Sign in with a password."),
+        )
+    }
+
+    /// `FORBIDDEN` for a root field that is not open to API keys that are limited to circles.
+    pub(crate) fn not_for_limited_keys(field: &str) -> Self {
+        Self::new(
+            Code::Forbidden,
+            format!("`{field}` is not available with an API key that is limited to circles."),
+        )
+    }
+
+    /// `FORBIDDEN` for an operation that needs a scope which the API key lacks.
+    pub(crate) fn missing_scope(scope: &'static str) -> Self {
+        Self::new(
+            Code::Forbidden,
+            format!("The API key lacks the scope {scope}."),
+        )
+        .with("scope", scope)
+    }
+
     /// `UNAUTHENTICATED` for every failed sign-in, independent of the reason.
     pub(crate) fn bad_credentials() -> Self {
         Self::new(

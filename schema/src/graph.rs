@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::Rulebook,
     audit::{AuditWriter, Client},
-    auth::{self, Accounts},
+    auth::{self, Accounts, KeyUseWriter},
     cache::CacheStats,
     clock::{Clock, MonotonicClock},
     compiled::Queries,
@@ -63,6 +63,8 @@ pub struct BackgroundTasks {
     pub audit_writer: AuditWriter,
     /// Publishes live events.
     pub relay: Relay,
+    /// Writes when API keys were last used.
+    pub key_use_writer: KeyUseWriter,
 }
 
 /// The graph: cheap to clone, shared by every request.
@@ -115,10 +117,11 @@ impl Graph {
                 Arc::clone(&clock),
                 notified,
             )?;
+            let key_use_writer = accounts.key_use_writer();
             let services = Arc::new(Services {
                 backend: db.get_database_backend(),
                 loader: Loader::new(db.clone()),
-                rulebook: Rulebook::new(db.get_database_backend()),
+                rulebook: Arc::new(Rulebook::new(db.get_database_backend())),
                 db,
                 writer,
                 turns: Arc::default(),
@@ -134,7 +137,7 @@ impl Graph {
             });
             relay.handle(subscribe::watch_sign_outs(Arc::clone(&services)));
             let capacity = services.limits.compiled_queries;
-            let queries = Queries::new(services.backend, &services.rulebook, capacity);
+            let queries = Queries::new(services.backend, Arc::clone(&services.rulebook), capacity);
             let engine = Engine {
                 schema,
                 queries: Arc::new(queries),
@@ -147,6 +150,7 @@ impl Graph {
                 BackgroundTasks {
                     audit_writer,
                     relay,
+                    key_use_writer,
                 },
             ))
         })
@@ -158,7 +162,7 @@ impl Graph {
     }
 
     /// The statistics of the caches, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 9] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 10] {
         let services = self.services();
         let [parsed, plans, persisted] = self.0.preparer.stats();
         [
@@ -166,6 +170,7 @@ impl Graph {
             ("rate_buckets", services.limiter.buckets()),
             ("viewer_rules", services.rulebook.stats()),
             ("revoked_tokens", services.accounts.revoked()),
+            ("api_keys", services.accounts.known_keys()),
             ("roles", services.accounts.roles()),
             ("verified_tokens", services.accounts.verified()),
             ("parsed_documents", parsed),
@@ -242,10 +247,10 @@ impl Graph {
         })
     }
 
-    /// The user who presents an access token.
+    /// The user who presents an access token or an API key.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not accepted, `FORBIDDEN` for a deactivated account.
+    /// `UNAUTHENTICATED` for one that is not accepted, `FORBIDDEN` for a deactivated account.
     pub fn verify_token<'a>(
         &'a self,
         token: &'a str,
@@ -254,7 +259,8 @@ impl Graph {
         Box::pin(async move {
             let services = self.services();
             let accounts = &services.accounts;
-            let presented = accounts.read(token);
+            let mut presented = accounts.read(token);
+            accounts.identify(&services.loader, &mut presented).await;
             let watch = accounts.watch(&presented);
             let viewer = execute::authenticate(services, presented, client, false)
                 .await

@@ -42,11 +42,13 @@ pub enum Kind {
     Audit,
     /// `signin_…`
     SignIn,
+    /// `key_…`
+    ApiKey,
 }
 
 impl Kind {
     // The length follows from the last variant, so that an omitted entry is a compiler error.
-    const ALL: [Self; Self::SignIn as usize + 1] = [
+    const ALL: [Self; Self::ApiKey as usize + 1] = [
         Self::User,
         Self::Provider,
         Self::Model,
@@ -61,6 +63,7 @@ impl Kind {
         Self::Event,
         Self::Audit,
         Self::SignIn,
+        Self::ApiKey,
     ];
 
     /// The text before the underscore.
@@ -80,6 +83,7 @@ impl Kind {
             Self::Event => "event",
             Self::Audit => "audit",
             Self::SignIn => "signin",
+            Self::ApiKey => "key",
         }
     }
 

@@ -28,9 +28,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
+    access::Viewer,
     db::{Writer, is_taken, retry_on_conflict},
     error::{Code, Error},
-    root_field::properties,
+    root_field::{Secret, properties},
     text,
 };
 
@@ -85,7 +86,7 @@ impl Key {
     /// # Errors
     /// `BAD_USER_INPUT` for an invalid key, or if the response contains a secret and cannot be stored.
     pub(crate) fn new<'a>(
-        user: Option<Uuid>,
+        viewer: Option<&Viewer>,
         requested: &RequestedKey,
         fingerprint: String,
         mut fields: impl Iterator<Item = &'a Name>,
@@ -102,21 +103,30 @@ impl Key {
                 "An idempotency key must have 1 to {MAX_KEY} visible ASCII characters, such as a UUID."
             )));
         }
-        if let Some(field) = fields.find(|field| properties(field).is_secret) {
+        if let Some(field) = fields.find(|field| properties(field).secret == Secret::Unrepeatable) {
             return Err(refuse(format!(
                 "The response of `{field}` contains a secret and is not stored: send it without an idempotency key."
             )));
         }
-        let text = match requested.entry {
-            // A client cannot send a key with a space. The first entry keeps the plain key, so that a batch of one
-            // equals a single request.
-            Some(place) if place > 0 => {
-                format!("{} {place}", text::hex(&Sha256::digest(key.as_bytes())))
-            }
-            _ => key.to_owned(),
+        let viewer = viewer.ok_or_else(Error::unauthenticated)?;
+        let api_key = viewer.key().map(|key| key.id);
+        // The first entry of a batch keeps the plain key, so that a batch of one equals a single request.
+        let entry = requested.entry.filter(|place| *place > 0);
+        let text = if api_key.is_none() && entry.is_none() {
+            key.to_owned()
+        } else {
+            // A client cannot send a key with a space. A response of one API key is not shown to another one, which may
+            // have fewer rights.
+            let key = text::hex(&Sha256::digest(key.as_bytes()));
+            let parts = [
+                entry.map(|place| place.to_string()),
+                api_key.map(|id| id.to_string()),
+            ];
+            let parts = parts.into_iter().flatten();
+            parts.fold(key, |text, part| format!("{text} {part}"))
         };
         Ok(Self {
-            user: user.ok_or_else(Error::unauthenticated)?,
+            user: viewer.id(),
             text,
             fingerprint,
             sent_at: now,

@@ -11,6 +11,7 @@
 
 mod access;
 pub mod agent;
+pub mod api_key;
 mod audit;
 pub mod audit_entry;
 pub mod auth;
@@ -53,7 +54,7 @@ pub mod text;
 pub mod user;
 mod workflow;
 
-pub use access::Viewer;
+pub use access::{ApiKeyScope, Viewer};
 pub use audit::{AuditWriter, Client};
 pub use clock::{Clock, MonotonicClock};
 pub use db::BatchSizes;

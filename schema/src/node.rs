@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     agent::{Agent, event::AgentChange},
+    api_key::ApiKey,
     audit_entry::AuditEntry,
     catalogue::{event::CatalogueChange, model::Model, persona::Persona, provider::Provider},
     circle::{
@@ -63,6 +64,8 @@ pub enum Node {
     Conversation(Conversation),
     /// A message.
     Message(Message),
+    /// An API key.
+    ApiKey(ApiKey),
     /// An entry of the audit log.
     Audit(AuditEntry),
     /// An agent event.
@@ -132,6 +135,7 @@ impl Node {
                 let announced = row.filter(|row| row.position.is_some());
                 announced.and_then(|row| Event::of(&row)).and_then(Self::of)
             }
+            Kind::ApiKey => load::<ApiKey>(request, id).await?.map(Self::ApiKey),
             Kind::SignIn => None,
         })
     }

@@ -12,13 +12,14 @@ use std::{
 
 use async_graphql::Context;
 use chrono::{DateTime, SubsecRound, Utc};
+use gathering_entity::user::UserRole;
 use sea_orm::{DatabaseConnection, DbBackend, EntityTrait};
 use serde_json::json;
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::{
-    access::{Rulebook, Viewer},
+    access::{ApiKeyScope, Rulebook, Viewer},
     audit::{AuditAction, Client},
     auth::Accounts,
     clock::Clock,
@@ -214,7 +215,12 @@ impl Request {
         }
         let (audit, actor) = (&self.accounts().audit, Some(viewer.id()));
         audit.record(AuditAction::Refused, &self.client, actor, None, json!({}));
-        Err(Error::admins_only())
+        let is_admin_with_key = viewer.key().is_some() && viewer.user.role == UserRole::Admin;
+        Err(if is_admin_with_key {
+            Error::missing_scope(ApiKeyScope::Admin.name())
+        } else {
+            Error::admins_only()
+        })
     }
 
     /// Checks that the viewer may still receive answers, long after the operation started.
@@ -300,7 +306,7 @@ pub(crate) struct Services {
     pub(crate) loader: Loader,
     pub(crate) limits: Limits,
     pub(crate) probe: Probe,
-    pub(crate) rulebook: Rulebook,
+    pub(crate) rulebook: Arc<Rulebook>,
     pub(crate) started_at: DateTime<Utc>,
     /// The start time on a monotonic clock.
     pub(crate) began: Instant,

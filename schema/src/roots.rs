@@ -11,7 +11,7 @@ use async_graphql::{
 use futures_util::Stream;
 
 use crate::{
-    agent, audit_entry as audit,
+    agent, api_key, audit_entry as audit,
     catalogue::{model, persona, provider},
     circle,
     conversation::{self, messages as message},
@@ -43,6 +43,7 @@ pub struct Query(
     conversation::ConversationQuery,
     event::EventQuery,
     session::SessionQuery,
+    api_key::ApiKeyQuery,
     audit::AuditQuery,
 );
 
@@ -50,6 +51,7 @@ pub struct Query(
 #[derive(Default, MergedObject)]
 pub struct Mutation(
     session::SessionMutation,
+    api_key::ApiKeyMutation,
     user::UserMutation,
     provider::ProviderMutation,
     model::ModelMutation,
@@ -239,8 +241,10 @@ fn describe_generic(ty: &mut MetaType) {
 
 /// The entries of a connection, from the name prefix of its type: `CircleMember` becomes `circle members`.
 fn entries(prefix: &str) -> String {
-    if prefix == "Audit" {
-        return "audit log entries".to_owned();
+    match prefix {
+        "ApiKey" => return "API keys".to_owned(),
+        "Audit" => return "audit log entries".to_owned(),
+        _ => {}
     }
     let mut text = String::new();
     for letter in prefix.chars() {

@@ -63,7 +63,7 @@ impl Session {
     /// Whether this is the session of the current request.
     async fn is_current(&self, ctx: &Context<'_>) -> bool {
         let viewer = ctx.request().viewer();
-        viewer.is_ok_and(|viewer| viewer.session() == self.0.family_id)
+        viewer.is_ok_and(|viewer| viewer.grant().id() == self.0.family_id)
     }
 }
 
@@ -293,18 +293,13 @@ impl SessionMutation {
     ) -> Result<AuthPayload, Error> {
         let request = ctx.request();
         let mut check = Check::default();
-        let (email, email_key) = check.email("email", &input.email);
+        let email = check.email("email", &input.email);
         check_password(&mut check, "password", &input.password);
         let name = check.line("name", &input.name, MAX_USER_NAME);
         if let Err(faults) = check.faults() {
             return Ok(AuthPayload::refused(faults));
         }
-        let profile = Profile {
-            email,
-            email_key,
-            name,
-            role: UserRole::User,
-        };
+        let profile = Profile::person(email, name, UserRole::User);
         let registered = request
             .accounts()
             .register(&request.client, &profile, &input.password);

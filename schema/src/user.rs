@@ -1,10 +1,11 @@
-//! Users: people with an account.
+//! Users: people with an account, and service accounts.
 
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 use gathering_entity::{event, user};
-use sea_orm::{ColumnTrait, Condition, sea_query::Expr};
+use sea_orm::{ActiveEnum, ColumnTrait, Condition, sea_query::Expr};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
@@ -31,14 +32,24 @@ pub enum UserRole {
     Admin,
 }
 
-/// A person with an account.
+/// The kind of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "user::UserKind")]
+pub enum UserKind {
+    /// A person, who signs in with a password.
+    Person,
+    /// A service account of a program, which authenticates with API keys and cannot sign in.
+    Service,
+}
+
+/// A person with an account, or a service account.
 pub struct User {
     row: Arc<user::Model>,
     /// Whether the caller has just signed in as this user, in a request that was not authenticated.
     is_self: bool,
 }
 
-/// A person with an account. Every signed-in user may see a user's name and role.
+/// A person with an account, or a service account of a program. Every signed-in user may see a user's name and role.
 #[Object]
 impl User {
     /// The id of the user, `user_…`.
@@ -51,9 +62,25 @@ impl User {
         &self.row.name
     }
 
-    /// The e-mail address. Null unless the caller is the user or an administrator.
+    /// Whether the user is a person or a service account.
+    async fn kind(&self) -> UserKind {
+        self.row.kind.into()
+    }
+
+    /// The person who owns a service account. Null for a person.
+    async fn owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        match self.row.owner_id {
+            Some(id) => Ok(ctx.request().row::<user::Entity>(id).await?.map(Self::new)),
+            None => Ok(None),
+        }
+    }
+
+    /// The e-mail address. Null for a service account.
+    /// Null unless the caller is the user or an administrator, and for a caller with an API key that is limited to
+    /// circles.
     async fn email(&self, ctx: &Context<'_>) -> Option<&str> {
-        self.is_private_to(ctx).then_some(&self.row.email)
+        let has_email = self.row.kind == user::UserKind::Person;
+        (has_email && self.is_private_to(ctx)).then_some(&self.row.email)
     }
 
     /// The role, which determines the user's permissions.
@@ -72,7 +99,8 @@ impl User {
     }
 
     /// When the user last signed in.
-    /// Null before the first sign-in, and unless the caller is the user or an administrator.
+    /// Null before the first sign-in, unless the caller is the user or an administrator, and for a caller with an API key
+    /// that is limited to circles.
     async fn last_login_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
         self.row
             .last_login_at
@@ -96,7 +124,8 @@ impl User {
 
     fn is_private_to(&self, ctx: &Context<'_>) -> bool {
         let viewer = ctx.request().viewer();
-        self.is_self || viewer.is_ok_and(|viewer| viewer.is_admin() || viewer.id() == self.row.id)
+        let is_own = |viewer: &Viewer| viewer.id() == self.row.id && !viewer.is_limited();
+        self.is_self || viewer.is_ok_and(|viewer| viewer.is_admin() || is_own(viewer))
     }
 }
 
@@ -116,8 +145,10 @@ impl Noun for User {
     }
 
     fn fields() -> FieldsOf<Self> {
-        use user::Column::{CreatedAt, IsActive, Name, Role};
-        FieldsOf::new().columns([Name, Role, IsActive, CreatedAt])
+        use user::Column::{CreatedAt, IsActive, Kind, Name, OwnerId, Role};
+        FieldsOf::new()
+            .columns([Name, Role, IsActive, CreatedAt, Kind])
+            .one::<Self>("owner", OwnerId)
     }
 }
 
@@ -126,6 +157,8 @@ impl Noun for User {
 pub struct UserFilter {
     /// Only users with this role.
     role: Option<UserRole>,
+    /// Only users of this kind.
+    kind: Option<UserKind>,
     /// Only users who may sign in (true), or only those who may not (false).
     is_active: Option<bool>,
     /// Only users whose e-mail address contains this text, ignoring case; at most 100 characters.
@@ -138,6 +171,10 @@ impl UserFilter {
             .add_option(
                 self.role
                     .map(|role| user::Column::Role.eq(user::UserRole::from(role))),
+            )
+            .add_option(
+                self.kind
+                    .map(|kind| user::Column::Kind.eq(user::UserKind::from(kind))),
             )
             .add_option(
                 self.is_active
@@ -153,7 +190,7 @@ impl UserFilter {
     }
 }
 
-/// Payload of `updateProfile` and `updateUser`.
+/// Payload of `updateProfile`, `updateUser` and `createServiceAccount`.
 #[derive(SimpleObject)]
 pub struct UserPayload {
     /// The user in their current state; null if there is none.
@@ -217,6 +254,18 @@ pub struct UpdateUserInput {
     is_active: MaybeUndefined<bool>,
 }
 
+/// Input for `createServiceAccount`.
+#[derive(InputObject)]
+pub struct CreateServiceAccountInput {
+    /// The name shown to others, 1 to 100 characters.
+    name: String,
+    /// The id of the owner: an active person, who may create and revoke the API keys of the account.
+    owner_id: ID,
+    /// The role.
+    #[graphql(default_with = "UserRole::User")]
+    role: UserRole,
+}
+
 /// Mutations of users.
 #[derive(Default)]
 pub struct UserMutation;
@@ -265,6 +314,53 @@ impl UserMutation {
             is_active,
         };
         UserPayload::amended(ctx, user, amendment, check).await
+    }
+
+    /// Creates a service account for a program.
+    /// It has no password and cannot sign in; its owner and administrators create its API keys with `createApiKey`.
+    /// `updateUser` disables it. For administrators. `userErrors`: validation codes, and `INVALID` for an owner who is a
+    /// service account or deactivated.
+    async fn create_service_account(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateServiceAccountInput,
+    ) -> Result<UserPayload, Error> {
+        let request = ctx.request();
+        request.admin()?;
+        let owner = Kind::User.parse(&input.owner_id, "ownerId")?;
+        let accounts = request.accounts();
+        let outcome = change(ctx, None, async |mut change| {
+            let owner = change.lock_reference::<user::Entity>(Some(owner), "ownerId");
+            let owner = owner.await?.ok_or_else(|| Error::not_found("ownerId"))?;
+            let mut check = Check::default();
+            let name = check.line("name", &input.name, MAX_USER_NAME);
+            if owner.kind != user::UserKind::Person || !owner.is_active {
+                let message = "The owner must be a person with an active account.";
+                check.fault("ownerId", UserErrorCode::Invalid, message);
+            }
+            check.faults()?;
+            let role = user::UserRole::from(input.role);
+            let created = accounts.create_service(&change.transaction, name, role, owner.id);
+            let (row, event) = created.await?;
+            change.append(event);
+            let details = json!({
+                "role": row.role.to_value(),
+                "owner": Kind::User.id(owner.id).as_str(),
+            });
+            change.note(
+                AuditAction::ServiceAccountCreated,
+                Kind::User,
+                row.id,
+                details,
+            );
+            let outcome = change.commit(vec![row.id]).await?;
+            Ok(outcome.with_row(row))
+        });
+        let outcome = outcome.await?;
+        Ok(UserPayload {
+            user: outcome.row::<User>(ctx).await?,
+            user_errors: outcome.errors,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod database;
 mod demo;
+mod key;
 mod output;
 mod serve;
 mod user;
@@ -28,6 +29,8 @@ Examples:
   GATHERING__LOG__FILTER=debug gathering serve    Set one key of the configuration
   gathering user create --email me@example.com --admin
                                                   Create the first administrator
+  gathering key create --email me@example.com --name ci --scope read --scope write
+                                                  Create an API key for a program
   gathering config                                Print every key with its description and value
 
 Environment:
@@ -88,6 +91,11 @@ enum Command {
         #[command(subcommand)]
         action: user::Action,
     },
+    /// Create, list and revoke API keys, with which programs authenticate
+    Key {
+        #[command(subcommand)]
+        action: key::Action,
+    },
     /// Generate a new key to sign access tokens from the next start on; tokens of the current key stay valid
     RotateKey,
     /// Print the GraphQL schema
@@ -134,7 +142,20 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
         Command::User { action } => {
             let config = start()?;
             on_database(&config, async |database| {
-                user::run(database, &config, action).await
+                user::run(database, &config, async |operator| {
+                    user::apply(operator, action).await
+                })
+                .await
+            })
+            .await?;
+        }
+        Command::Key { action } => {
+            let config = start()?;
+            on_database(&config, async |database| {
+                user::run(database, &config, async |operator| {
+                    key::apply(operator, action).await
+                })
+                .await
             })
             .await?;
         }

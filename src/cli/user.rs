@@ -64,11 +64,11 @@ pub(super) enum Role {
     Admin,
 }
 
-/// Runs a command on an account.
+/// Runs a command on accounts.
 pub(super) async fn run(
     database: &Database,
     config: &Config,
-    action: Action,
+    command: impl AsyncFnOnce(&Operator) -> Result<String, StartError>,
 ) -> Result<(), StartError> {
     let connection = database.connection();
     if gathering_migration::pending(connection).await? > 0 {
@@ -84,13 +84,14 @@ pub(super) async fn run(
     let settings = auth::Settings { keys, policy };
     let operator = Operator::new(connection.clone(), settings, Options::default().clock);
     let operator = operator.map_err(StartError::new)?;
-    let done = apply(&operator, action).await;
+    let done = command(&operator).await;
     operator.finish().await;
     print(&format!("{}\n", done?));
     Ok(())
 }
 
-async fn apply(operator: &Operator, action: Action) -> Result<String, StartError> {
+/// Runs a command on an account.
+pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String, StartError> {
     let done = match action {
         Action::Create { email, name, admin } => {
             let password = read_password()?;

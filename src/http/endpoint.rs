@@ -17,7 +17,7 @@ use gathering_schema::{Caller, Client, Operation, Params};
 use super::accept::prefer;
 use super::body::{self, discard};
 use super::client_address::Peer;
-use super::guards::{must_be_json, must_be_local, must_not_be_forged};
+use super::guards::{must_be_json, must_be_local, must_not_be_forged, must_not_contain_key};
 use super::headers::{IDEMPOTENCY_KEY, LAST_EVENT_ID, USAGE, bearer, text};
 use super::media::{Media, OFFERS, STREAMS};
 use super::outcome::{Outcome, Refusal};
@@ -39,7 +39,9 @@ pub(super) async fn graphql(
 ) -> Response {
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
-    let served = if ws::is_upgrade(&head) {
+    let served = if let Err(refusal) = must_not_contain_key(head.uri.query()) {
+        Err(refusal)
+    } else if ws::is_upgrade(&head) {
         ws::upgrade(endpoint, &head, client, peer)
     } else {
         let sender = Sender {

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, ORIGIN};
 use axum::http::{HeaderMap, StatusCode};
 use gathering_schema::Code;
+use gathering_schema::auth::is_api_key;
+use url::form_urlencoded;
 
+use super::headers::token_in;
 use super::media::Media;
 use super::outcome::Refusal;
 use crate::config;
@@ -39,6 +42,18 @@ pub(super) fn must_not_be_forged(headers: &HeaderMap) -> Result<(), Refusal> {
             "A cross-site GET requires the header GraphQL-Require-Preflight.",
         )
     })
+}
+
+/// Refuses an API key in a parameter of the URL, because URLs are stored in logs and browser histories.
+pub(super) fn must_not_contain_key(query: Option<&str>) -> Result<(), Refusal> {
+    let values = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let has_key = |value: &str| is_api_key(token_in(value).unwrap_or(value.trim_start()));
+    if values.into_iter().any(|(_, value)| has_key(&value)) {
+        return Err(Refusal::bad(
+            "The URL contains an API key. Revoke this key, and send the next one in the header `Authorization: Bearer …`.",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a request comes from a page of this server, or from a client other than a browser.

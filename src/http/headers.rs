@@ -16,7 +16,7 @@ pub(super) const LAST_EVENT_ID: &str = "last-event-id";
 /// The header that requests the usage of an operation.
 pub(super) const USAGE: &str = "x-gathering-usage";
 
-/// The access token, from the header only: URLs end up in logs and browser histories.
+/// The access token or the API key, from the header only: URLs end up in logs and browser histories.
 pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
@@ -49,7 +49,8 @@ pub(super) fn text<'a>(
 }
 
 /// The error message for an authorization without a token.
-pub(crate) const NO_BEARER: &str = "Authorization must be `Bearer` followed by an access token.";
+pub(crate) const NO_BEARER: &str =
+    "Authorization must be `Bearer` followed by an access token or an API key.";
 
 /// The token of a `Bearer` authorization.
 pub(crate) fn token_in(authorization: &str) -> Option<&str> {

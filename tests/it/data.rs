@@ -16,8 +16,8 @@ use gathering_entity::project::{self, ProjectStatus};
 use gathering_entity::task::{self, Priority, TaskStatus};
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
-    audit, event, idempotency, journal, lockout, model, participant, persona, provider,
-    refresh_token, revoked_token,
+    api_key, api_key_circle, audit, event, idempotency, journal, lockout, model, participant,
+    persona, provider, refresh_token, revoked_token,
 };
 use sea_orm::prelude::{DateTimeUtc, Uuid};
 use sea_orm::sea_query::{ColumnType, Expr};
@@ -54,6 +54,8 @@ macro_rules! for_each_entity {
         $do!(event);
         $do!(journal);
         $do!(idempotency);
+        $do!(api_key);
+        $do!(api_key_circle);
     };
 }
 

@@ -27,6 +27,7 @@ mod health;
 mod http;
 mod http_edges;
 mod idempotency;
+mod keys;
 mod limits;
 mod live;
 mod members;

@@ -529,6 +529,58 @@ async fn changing_an_unknown_account_is_refused() {
 }
 
 #[tokio::test]
+async fn api_keys_are_created_listed_and_revoked_on_the_command_line() {
+    let operated = Operated::new().await;
+    let server = operated.server().await;
+    let visitor = server.anonymous();
+    visitor.register(ADA).await;
+    let create =
+        format!("key create --email {ADA} --name Worker --scope read --scope write --days 7");
+    let said = operated.said(&create, "").await;
+    let [id, key] = ["id: ", "key: "].map(|name| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{said}")).to_owned()
+    });
+    assert_eq!(visitor.with(&key).who().await, account::user(ADA));
+    let list = format!("key list --email {ADA}");
+    let listed = operated.said(&list, "").await;
+    assert!(
+        listed.starts_with(&id) && listed.contains("READ,WRITE"),
+        "{listed}"
+    );
+    assert!(
+        listed.contains(&key[..10]) && !listed.contains(&key),
+        "{listed}"
+    );
+    operated.said(&format!("key revoke {id}"), "").await;
+    assert_eq!(visitor.with(&key).who().await, unauthenticated());
+    assert_eq!(operated.said(&list, "").await.trim(), "");
+    operated.entry("api_key.created").await;
+    operated.entry("api_key.revoked").await;
+    for (arguments, why) in [
+        (
+            "key create --email nobody@example.com --name A",
+            "there is no account",
+        ),
+        (
+            &format!("key create --email {ADA} --name A --scope admin"),
+            "administrators",
+        ),
+        (
+            &format!("key create --email {ADA} --name A --circle x"),
+            "must be an id",
+        ),
+        (
+            "key revoke key_01h455vb4pex5vsknk084sn02q",
+            "there is no API key",
+        ),
+    ] {
+        let line = operated.refused(arguments, "").await;
+        assert!(line.contains(why), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
     let operated = Operated::new().await;
     let server = operated.server().await;

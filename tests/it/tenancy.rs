@@ -13,11 +13,14 @@ use gathering::config::Mode;
 use gathering_entity::conversation::ConversationStatus;
 use gathering_entity::task::TaskStatus;
 use gathering_entity::{
-    agent, circle, collaborator, conversation, event, member, message, model, persona, project,
-    provider, refresh_token, task, user,
+    agent, api_key, circle, collaborator, conversation, event, member, message, model, persona,
+    project, provider, refresh_token, task, user,
 };
+use gathering_schema::id::Kind;
 use sea_orm::prelude::Uuid;
-use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter};
+use sea_orm::{
+    ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+};
 use serde_json::{Value, json};
 
 use crate::accounts::audit::until_recorded;
@@ -103,8 +106,15 @@ impl Tenancy {
 
     /// Everything that a user sees who requests all that an administrator can see.
     async fn seen_by(&self, email: &str, world: &BTreeMap<String, String>) -> Seen {
-        let mut walk = self.walk(email).await;
-        let nodes = world.iter().filter(|(_, ty)| self.schema.is_node(ty));
+        Self::seen_in(self.walk(email).await, &self.schema, world).await
+    }
+
+    async fn seen_in(
+        mut walk: Walk<'_>,
+        schema: &Schema,
+        world: &BTreeMap<String, String>,
+    ) -> Seen {
+        let nodes = world.iter().filter(|(_, ty)| schema.is_node(ty));
         let nodes: BTreeMap<_, _> = nodes.map(|(id, ty)| (id.clone(), ty.clone())).collect();
         walk.roots(world).await;
         walk.look_up(&nodes).await;
@@ -238,8 +248,9 @@ async fn the_traversal_reaches_every_type_edge_and_row() {
         event
     );
     db.close().await.expect("closes");
-    // The traversal itself adds sessions, which are rows of `refresh_tokens`, and entries of the audit log.
-    let exempt = ["audit", "signin"].map(str::to_owned);
+    // The traversal itself adds sessions, which are rows of `refresh_tokens`, and entries of the audit log. It lists the
+    // keys of its own user.
+    let exempt = ["audit", "key", "signin"].map(str::to_owned);
     assert_eq!(uncounted, exempt.into(), "add the entities of these ids");
 }
 
@@ -357,5 +368,57 @@ async fn a_collaborator_sees_exactly_the_data_of_shared_circles() {
             "conversationsParticipated": said_in.len(),
         });
         assert_eq!(shown["recentActivity"], expected, "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_an_agent_sees_exactly_the_data_of_the_agents_circles() {
+    let world = Tenancy::new().await;
+    let all = world.seen_by_admin().await.things;
+    let email = "demo@example.com";
+    let db = world.server.database().connect().await;
+    // The agent who is a member of a circle with rows of every kind, and not of all circles.
+    let first = circle::Entity::find().order_by_asc(circle::Column::Id);
+    let first = first.one(&db).await.expect("reads").expect("a circle").id;
+    let agents = member::Entity::find()
+        .filter(member::Column::CircleId.eq(first))
+        .filter(member::Column::IsActive.eq(true))
+        .order_by_asc(member::Column::Id);
+    let agent = agents
+        .one(&db)
+        .await
+        .expect("reads")
+        .expect("a member")
+        .agent_id;
+    let rights = Rights::with(email, Some(agent), &db).await;
+    let of_user = Rights::of(email, &db).await;
+    db.close().await.expect("closes");
+    assert!(!rights.circles.is_empty() && rights.circles.len() < of_user.circles.len());
+
+    let owner = world.server.actor(email).await;
+    let id = Kind::Agent.id(agent);
+    let input = json!({ "name": "A", "scopes": ["READ"], "agentId": id.as_str() });
+    let created = owner.mutate("createApiKey", "secret", input).await;
+    let secret = created["data"]["createApiKey"]["secret"]
+        .as_str()
+        .expect("a secret");
+    let walk = || Walk::with(secret.to_owned(), &world.server, &world.schema);
+    let seen = Tenancy::seen_in(walk(), &world.schema, &all).await;
+    rights.check(&seen);
+    for prefix in prefixes(&all) {
+        let shown = seen.things.keys().filter_map(|id| decoded(id));
+        let shown: BTreeSet<_> = shown
+            .filter(|(of, _)| *of == prefix)
+            .map(|(_, row)| row)
+            .collect();
+        assert_eq!(shown, rights.rows(&prefix), "{prefix}");
+    }
+    let dashboard = dashboard(&mut walk()).await;
+    for (way, count) in [
+        ("agents.total", rights.agents.len()),
+        ("circles.total", rights.circles.len()),
+        ("conversations.total", rights.conversations.len()),
+    ] {
+        assert_eq!(dashboard[way], count as u64, "{way}");
     }
 }

@@ -94,7 +94,7 @@ impl Agent {
     /// The system prompt, at most 20,000 characters. Null unless the viewer is its owner or an administrator.
     async fn system_prompt(&self, ctx: &Context<'_>) -> Result<Option<&str>, Error> {
         let viewer = ctx.request().viewer()?;
-        let may_read = viewer.is_admin() || viewer.id() == self.0.owner_id;
+        let may_read = viewer.knows_agent(&self.0);
         let prompt = self.0.system_prompt.as_deref();
         ctx.request().text(prompt.filter(|_| may_read))
     }

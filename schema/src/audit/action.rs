@@ -19,6 +19,9 @@ pub(crate) enum AuditAction {
     RateLimited,
     UserCreated,
     UserChanged,
+    ServiceAccountCreated,
+    ApiKeyCreated,
+    ApiKeyRevoked,
     CatalogueChanged,
 }
 
@@ -39,6 +42,9 @@ impl AuditAction {
             Self::RateLimited => "rate.limited",
             Self::UserCreated => "user.created",
             Self::UserChanged => "user.changed",
+            Self::ServiceAccountCreated => "user.service_created",
+            Self::ApiKeyCreated => "api_key.created",
+            Self::ApiKeyRevoked => "api_key.revoked",
             Self::CatalogueChanged => "catalogue.changed",
         }
     }
@@ -50,6 +56,7 @@ impl AuditAction {
             | Self::Refreshed
             | Self::LoggedOut
             | Self::SessionRevoked
+            | Self::ApiKeyRevoked
             | Self::CatalogueChanged => AuditSeverity::Info,
             Self::LoginFailed
             | Self::TokenRejected
@@ -57,7 +64,9 @@ impl AuditAction {
             | Self::RateLimited
             | Self::PasswordChanged
             | Self::UserCreated
-            | Self::UserChanged => AuditSeverity::Warning,
+            | Self::UserChanged
+            | Self::ServiceAccountCreated
+            | Self::ApiKeyCreated => AuditSeverity::Warning,
             Self::Locked | Self::RefreshReused => AuditSeverity::High,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use gathering_entity::{
     revoked_token::RevocationReason,
-    user::{self, UserRole},
+    user::{self, UserKind, UserRole},
 };
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr,
@@ -40,6 +40,40 @@ pub(crate) struct Profile {
     pub(crate) email_key: String,
     pub(crate) name: String,
     pub(crate) role: UserRole,
+    pub(crate) kind: UserKind,
+    /// The owner of a service account.
+    pub(crate) owner: Option<Uuid>,
+}
+
+impl Profile {
+    /// The profile of a person.
+    pub(crate) fn person(
+        (email, email_key): (String, String),
+        name: String,
+        role: UserRole,
+    ) -> Self {
+        Self {
+            email,
+            email_key,
+            name,
+            role,
+            kind: UserKind::Person,
+            owner: None,
+        }
+    }
+
+    /// The profile of a service account. Its e-mail address is unique and can receive no messages (RFC 2606).
+    fn service(name: String, role: UserRole, owner: Uuid) -> Self {
+        let email = format!("{}@service.invalid", Uuid::now_v7().simple());
+        Self {
+            email_key: email.clone(),
+            email,
+            name,
+            role,
+            kind: UserKind::Service,
+            owner: Some(owner),
+        }
+    }
 }
 
 /// The changes to an account.
@@ -171,6 +205,24 @@ impl Accounts {
         Ok(user)
     }
 
+    /// Creates a service account, without a password. Returns it with the event to append.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub(crate) async fn create_service(
+        &self,
+        transaction: &DatabaseTransaction,
+        name: String,
+        role: UserRole,
+        owner: Uuid,
+    ) -> Result<(user::Model, NewEvent), Error> {
+        let profile = Profile::service(name, role, owner);
+        let user = self.insert(transaction, &profile, "", None).await?;
+        let user = user.ok_or_else(Error::conflict)?;
+        let event = changed(EventType::UserRegistered, &user, &[]);
+        Ok((user, event))
+    }
+
     /// The hash of a new account's password. Skipped if the e-mail address is already taken, because hashing is
     /// expensive.
     async fn hash_for(&self, profile: &Profile, password: &str) -> Result<Option<String>, Error> {
@@ -200,6 +252,8 @@ impl Accounts {
             is_active: true,
             token_version: 0,
             last_login_at,
+            kind: profile.kind,
+            owner_id: profile.owner,
         };
         let inserted = user::Entity::insert(user.clone().into_active_model())
             .on_conflict(
@@ -289,7 +343,7 @@ impl Accounts {
     ) -> Result<Option<PasswordMatch>, Error> {
         let status = attempt.status(&self.db, self.now()).await?;
         let hash = user
-            .filter(|_| !status.is_locked)
+            .filter(|user| !status.is_locked && user.kind == UserKind::Person)
             .map(|user| user.password_hash.as_str());
         let matched = self.passwords.verify(password, hash).await?;
         if matched != PasswordMatch::Wrong {
@@ -390,7 +444,8 @@ impl Accounts {
         email: &str,
         new: &str,
     ) -> Result<bool, Error> {
-        let Some(user) = by_email(&self.db, email).await? else {
+        let user = by_email(&self.db, email).await?;
+        let Some(user) = user.filter(|user| user.kind == UserKind::Person) else {
             return Ok(false);
         };
         self.replace_password(client, user.id, new, None).await?;
@@ -423,7 +478,7 @@ impl Accounts {
             if let Some(viewer) = viewer {
                 let version = viewer.user.token_version;
                 let is_valid = row.is_active && row.token_version == version;
-                if !is_valid || is_ended(&transaction, viewer.session()).await? {
+                if !is_valid || is_ended(&transaction, viewer.grant().id()).await? {
                     return Err(Error::token_revoked());
                 }
             }
@@ -483,7 +538,7 @@ impl Accounts {
             self.end(transaction, user, Ending::All(version), reason, now)
                 .await?;
         }
-        let ended = revokes.then_some(Ended::Before { user, version });
+        let ended = revokes.then_some(Ended::All { user, version });
         if let Some(ended) = ended {
             notify_ended(transaction, ended).await?;
         }

@@ -1,18 +1,21 @@
-//! Whether a session and its user are still valid: one statement for all concurrent requests.
+//! Whether a session or an API key, and its user, are still valid: one statement for all concurrent requests with
+//! access tokens, and one for those with keys.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use gathering_entity::{revoked_token, user};
+use gathering_entity::{api_key, revoked_token, user};
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QuerySelect, QueryTrait,
-    sea_query::{Expr, ExprTrait, JoinType},
+    ColumnTrait, Condition, DbBackend, EntityTrait, FromQueryResult, IdenStatic, Iterable,
+    QueryFilter, QuerySelect, QueryTrait, Value,
+    sea_query::{ArrayType, Expr, ExprTrait, Func, JoinType, Query},
 };
 use uuid::Uuid;
 
 use crate::{
+    auth::api_key::{KeyHash, hash_of},
     db::{Batch, ColumnOf, Reader, is_among},
     error::Error,
 };
@@ -79,5 +82,76 @@ impl Batch for Credential {
                 Some((*key, Some(found)))
             })
             .collect())
+    }
+}
+
+/// The API key with this hash, and its user.
+#[derive(Clone, PartialEq)]
+pub(super) struct KeyCredential;
+
+/// A key and its user, as stored in the database.
+#[derive(Clone)]
+pub(super) struct FoundKey {
+    pub(super) key: Arc<api_key::Model>,
+    pub(super) user: Arc<user::Model>,
+}
+
+/// The prefixes of the columns of the key and of its user.
+const KEY: &str = "key_";
+const USER: &str = "user_";
+
+impl Batch for KeyCredential {
+    type Key = KeyHash;
+    type Value = Option<FoundKey>;
+
+    fn name(&self) -> String {
+        "API keys".to_owned()
+    }
+
+    async fn run(
+        &self,
+        db: &Reader,
+        hashes: &[KeyHash],
+    ) -> Result<HashMap<KeyHash, Self::Value>, Error> {
+        let column = Expr::col(api_key::Column::SecretHash.as_column_ref());
+        let values = hashes.iter().map(|hash| {
+            let text: String = hash.iter().copied().map(char::from).collect();
+            Value::from(text)
+        });
+        let values: Vec<Value> = values.collect();
+        // The text of the statement depends on the number of keys as little as possible.
+        let is_one = if db.backend() == DbBackend::Postgres {
+            let array = Value::Array(ArrayType::String, Some(Box::new(values)));
+            column.eq(Func::cust("ANY").arg(array))
+        } else {
+            let padding = values.len().next_power_of_two() - values.len();
+            let padding = values.iter().take(1).cycle().take(padding).cloned();
+            column.is_in(padding.collect::<Vec<_>>().into_iter().chain(values))
+        };
+        let mut select = Query::select();
+        for column in api_key::Column::iter() {
+            let alias = format!("{KEY}{}", column.as_str());
+            select.expr_as(Expr::col(column.as_column_ref()), alias);
+        }
+        for column in user::Column::iter() {
+            let alias = format!("{USER}{}", column.as_str());
+            select.expr_as(Expr::col(column.as_column_ref()), alias);
+        }
+        let of_key = Expr::col(user::Column::Id.as_column_ref())
+            .equals(api_key::Column::UserId.as_column_ref());
+        select
+            .from(api_key::Entity)
+            .join(JoinType::InnerJoin, user::Entity, of_key)
+            .and_where(is_one);
+        let mut found = HashMap::with_capacity(hashes.len());
+        for row in db.rows(&select).await? {
+            let key = api_key::Model::from_query_result(&row, KEY)?;
+            let user = Arc::new(user::Model::from_query_result(&row, USER)?);
+            if let Some(hash) = hash_of(&key) {
+                let key = Arc::new(key);
+                found.insert(hash, Some(FoundKey { key, user }));
+            }
+        }
+        Ok(found)
     }
 }

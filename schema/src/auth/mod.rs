@@ -6,7 +6,9 @@
 //! never undone. If the database does not respond, the request is refused.
 
 mod account;
+mod api_key;
 mod credential;
+mod key_uses;
 mod lockout;
 mod operator;
 mod password;
@@ -21,7 +23,7 @@ use std::{
 
 use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::{
-    audit, lockout as lockouts, refresh_token, revoked_token,
+    api_key as keys, audit, lockout as lockouts, refresh_token, revoked_token,
     user::{self, UserRole},
 };
 use sea_orm::{
@@ -32,28 +34,33 @@ use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-pub use operator::{Operator, Reason};
+pub use api_key::is_api_key;
+pub use key_uses::KeyUseWriter;
+pub use operator::{KeyInput, Operator, Reason};
 pub use password::Hashing;
 pub use token::{Keys, WeakKey};
 
 pub(crate) use account::{Amendment, MAX_USER_NAME, Profile, by_email};
+pub(crate) use api_key::{MAX_KEY_CIRCLES, NewKey, key_details, usable as usable_keys};
 pub(crate) use password::check_password;
 pub(crate) use session::{SignedIn, in_session, live};
 
+use api_key::KeyHash;
 use credential::{Credential, Found};
+use key_uses::KeyUses;
 use lockout::Attempt;
 use password::Passwords;
 use token::{Claims, TokenError, TokenSigner};
 
 use crate::{
     Client,
-    access::Viewer,
+    access::{Grant, Viewer},
     audit::{AuditAction, AuditLog, AuditWriter, audit_log},
     cache::{Cache, CacheStats},
     clock::Clock,
-    db::{Loader, Writer},
+    db::{Loader, ViewerIds, Writer},
     error::Error,
-    events::{Bus, Ended, EventType, NewEvent, Watch, append},
+    events::{Bus, Ended, EventType, NewEvent, Origin, Watch, append},
 };
 
 /// Maximum number of accounts in concurrent sign-ins. Attempts on one account are serialized, so that parallel guesses
@@ -65,6 +72,9 @@ const PURGED: u64 = 1_000;
 
 /// Maximum number of users whose roles are cached.
 const ROLES: u64 = 10_000;
+
+/// Maximum number of API keys that are cached.
+const KNOWN_KEYS: u64 = 10_000;
 
 /// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
@@ -96,6 +106,8 @@ gathering_settings::settings! {
         /// Maximum number of access tokens whose verified claims are cached in memory; with 0, each request verifies its
         /// token's signature.
         verified_tokens: u64 = 10_000, from 0, to 10_000_000;
+        /// Maximum number of API keys of a user that are neither revoked nor expired.
+        api_keys: u64 = 100, from 0, to 1_000_000;
         /// Maximum number of revoked access tokens cached in memory; all are in the database.
         revoked_tokens: u64 = 10_000, from 1, to 10_000_000;
         /// Maximum number of audit log entries that wait to be written.
@@ -105,15 +117,27 @@ gathering_settings::settings! {
     }
 }
 
-/// A decoded access token: its claims, or why it is not accepted.
-pub(crate) struct TokenClaims(Result<Arc<Claims>, TokenError>);
+/// A credential that a request presents, before it is checked in the database.
+pub(crate) enum Presented {
+    /// An access token: its claims, or why it is not accepted.
+    Token(Result<Arc<Claims>, TokenError>),
+    /// An API key: its hash, unless its checksum is wrong, and the key as it was at an earlier request.
+    Key(Option<KeyHash>, Option<Arc<keys::Model>>),
+}
 
-impl TokenClaims {
-    /// The user in the claims, if the token was issued by this server and has not expired.
+impl Presented {
+    /// The user in the claims, if the token was issued by this server and has not expired; the user of an API key that
+    /// is known.
     pub(crate) fn claimed(&self) -> Option<Uuid> {
-        self.0.as_ref().ok().map(|claims| claims.sub)
+        match self {
+            Self::Token(claims) => claims.as_ref().ok().map(|claims| claims.sub),
+            Self::Key(_, known) => known.as_ref().map(|key| key.user_id),
+        }
     }
 }
+
+/// The user of a credential, and what it grants.
+pub(super) type Authenticated = (Arc<user::Model>, Grant);
 
 /// The accounts of the server.
 pub struct Accounts {
@@ -128,6 +152,10 @@ pub struct Accounts {
     audit_retention: Duration,
     /// The roles of users at an earlier request. Authentication reads them from the database again.
     roles: Cache<Uuid, UserRole>,
+    /// API keys at an earlier request. Authentication reads them from the database again.
+    known_keys: Cache<KeyHash, Arc<keys::Model>>,
+    key_uses: Arc<KeyUses>,
+    max_keys: u64,
     /// Sessions that were ended before their access tokens expired.
     revoked: Cache<Uuid, ()>,
     capacity: u64,
@@ -168,6 +196,9 @@ impl Accounts {
             registration: settings.registration,
             audit_retention: settings.audit_retention,
             roles: Cache::new(ROLES, None),
+            known_keys: Cache::new(KNOWN_KEYS, None),
+            key_uses: Arc::default(),
+            max_keys: settings.api_keys,
             revoked: Cache::new(settings.revoked_tokens, Some(settings.access_lifetime)),
             capacity: settings.revoked_tokens,
             queues: (0..QUEUES).map(|_| Mutex::default()).collect(),
@@ -176,6 +207,12 @@ impl Accounts {
             audit,
         };
         Ok((accounts, audit_writer))
+    }
+
+    /// Creates the task that writes when API keys were last used.
+    pub(crate) fn key_use_writer(&self) -> KeyUseWriter {
+        let uses = Arc::clone(&self.key_uses);
+        KeyUseWriter::new(uses, self.writer.clone(), Arc::clone(&self.clock))
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -191,7 +228,11 @@ impl Accounts {
         now: DateTime<Utc>,
     ) -> Result<u64, Error> {
         let window = self.bus.as_ref().map(|bus| bus.window());
-        let origin = (actor, client.request_id.as_str());
+        let origin = Origin {
+            user: actor,
+            agent: None,
+            request: client.request_id.as_str(),
+        };
         append(transaction, origin, events, now, window.unwrap_or_default()).await
     }
 
@@ -226,30 +267,34 @@ impl Accounts {
         Ok(self.queues[place].lock().await)
     }
 
-    /// The user of an access token, its session, and when it expires.
+    /// The user of an access token or an API key, and what it grants.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not accepted, `FORBIDDEN` for a deactivated account, and database errors.
+    /// `UNAUTHENTICATED` for a credential that is not accepted, `FORBIDDEN` for a deactivated account, and database errors.
     pub(crate) async fn authenticate(
         &self,
         loader: &Loader,
-        presented: TokenClaims,
+        presented: Presented,
         client: &Client,
         runs_inside: bool,
-    ) -> Result<(Arc<user::Model>, Uuid, DateTime<Utc>), Error> {
+    ) -> Result<Authenticated, Error> {
         let reject = |user, why: &str, error: Error| {
             let details = json!({ "reason": why });
             self.audit
                 .record(AuditAction::TokenRejected, client, user, user, details);
             error
         };
-        let claims = match presented.0 {
-            Ok(claims) => claims,
-            Err(TokenError::Expired) => {
+        let claims = match presented {
+            Presented::Token(Ok(claims)) => claims,
+            Presented::Token(Err(TokenError::Expired)) => {
                 return Err(reject(None, "expired", Error::token_expired()));
             }
-            Err(TokenError::Invalid) => {
+            Presented::Token(Err(TokenError::Invalid)) => {
                 return Err(reject(None, "invalid", Error::token_invalid()));
+            }
+            Presented::Key(hash, _) => {
+                let key = self.authenticate_key(loader, hash, client, runs_inside);
+                return key.await;
             }
         };
         let user = Some(claims.sub);
@@ -270,16 +315,25 @@ impl Accounts {
         if self.is_over(&found, claims.sid, claims.ver) {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
-        if self.roles.get(&claims.sub) != Some(found.user.role) {
-            self.roles.insert(claims.sub, found.user.role);
-        }
-        Ok((found.user, claims.sid, claims.expires_at()))
+        self.learn_role(&found.user);
+        let grant = Grant::Session(claims.sid, claims.expires_at());
+        Ok((found.user, grant))
     }
 
-    /// The user in the claims, and the role at an earlier request; `None` if it is not known.
-    pub(crate) fn expected(&self, presented: &TokenClaims) -> Option<(Uuid, UserRole)> {
+    fn learn_role(&self, user: &user::Model) {
+        if self.roles.get(&user.id) != Some(user.role) {
+            self.roles.insert(user.id, user.role);
+        }
+    }
+
+    /// What a credential granted at an earlier request, and the user's role then; `None` if it is not known.
+    pub(crate) fn expected(&self, presented: &Presented) -> Option<(ViewerIds, UserRole, Grant)> {
         let user = presented.claimed()?;
-        Some((user, self.roles.get(&user)?))
+        let grant = match presented {
+            Presented::Token(_) => Grant::unknown(),
+            Presented::Key(_, known) => Grant::Key(known.clone()?),
+        };
+        Some((grant.ids(user), self.roles.get(&user)?, grant))
     }
 
     /// Checks that an authenticated viewer is still signed in.
@@ -291,14 +345,18 @@ impl Accounts {
         loader: &Loader,
         viewer: &Viewer,
     ) -> Result<(), Error> {
-        if viewer.expires_at() <= self.now() {
+        let (session, expires_at) = match viewer.grant() {
+            Grant::Session(session, expires_at) => (*session, *expires_at),
+            Grant::Key(key) => return self.is_key_valid(loader, viewer, key).await,
+        };
+        if expires_at <= self.now() {
             return Err(Error::token_expired());
         }
-        let credential = (viewer.id(), viewer.session());
+        let credential = (viewer.id(), session);
         let found = loader.load_alone(Credential, credential, false).await?;
         let found = found.ok_or_else(Error::token_invalid)?;
         let version = viewer.user.token_version;
-        if self.is_over(&found, viewer.session(), version) || !found.user.is_active {
+        if self.is_over(&found, session, version) || !found.user.is_active {
             return Err(Error::token_revoked());
         }
         Ok(())
@@ -319,12 +377,20 @@ impl Accounts {
         found.is_revoked || current != version
     }
 
-    /// Watches the session of a token. Must be called before the token is authenticated; `None` for a token that is not
-    /// accepted.
-    pub(crate) fn watch(&self, presented: &TokenClaims) -> Option<Watch> {
-        let claims = presented.0.as_ref().ok()?;
+    /// Watches a session or an API key. Must be called before the credential is authenticated; `None` for one that is
+    /// not accepted.
+    pub(crate) fn watch(&self, presented: &Presented) -> Option<Watch> {
         let watches = self.bus.as_ref()?.watches();
-        Some(watches.watch(claims.sub, claims.sid, claims.ver))
+        Some(match presented {
+            Presented::Token(claims) => {
+                let claims = claims.as_ref().ok()?;
+                watches.watch(claims.sub, claims.sid, Some(claims.ver))
+            }
+            Presented::Key(_, known) => {
+                let key = known.as_ref()?;
+                watches.watch(key.user_id, key.id, None)
+            }
+        })
     }
 
     /// Checks whether the watched sessions of a user are still valid, and ends everything that belongs to the others.
@@ -341,16 +407,30 @@ impl Accounts {
                 .await?
             {
                 let version = found.user.token_version;
-                self.ended(Ended::Before { user, version });
+                self.ended(if found.user.is_active {
+                    Ended::Before { user, version }
+                } else {
+                    Ended::All { user, version }
+                });
                 self.is_over(&found, session, version);
             }
         }
         Ok(())
     }
 
-    /// Decodes an access token. Does not check whether it was revoked.
-    pub(crate) fn read(&self, token: &str) -> TokenClaims {
-        TokenClaims(self.signer.read(token, self.now()))
+    /// Decodes an access token or an API key. Does not check whether it was revoked.
+    pub(crate) fn read(&self, token: &str) -> Presented {
+        if is_api_key(token) {
+            let hash = api_key::hash(token);
+            let known = hash.and_then(|hash| self.known_keys.get(&hash));
+            return Presented::Key(hash, known);
+        }
+        Presented::Token(self.signer.read(token, self.now()))
+    }
+
+    /// Statistics of the cache of API keys.
+    pub(crate) fn known_keys(&self) -> CacheStats {
+        self.known_keys.stats()
     }
 
     /// Statistics of the cache of roles.
@@ -385,6 +465,8 @@ impl Accounts {
         self.delete::<refresh_token::Entity>(sessions).await?;
         let failures = lockouts::Column::ExpiresAt.lt(now);
         self.delete::<lockouts::Entity>(failures).await?;
+        let revoked = keys::Column::RevokedAt.lt(now - self.audit_retention);
+        self.delete::<keys::Entity>(revoked).await?;
         let entries = audit::Column::Id.lt(first_id(now - self.audit_retention));
         self.delete::<audit::Entity>(entries).await
     }

@@ -1,15 +1,17 @@
 //! Account operations of the server's operator, from a command line instead of a request.
 
 use async_graphql::ID;
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use gathering_entity::user::UserRole;
 use sea_orm::DatabaseConnection;
 
 use crate::{
+    access::ApiKeyScope,
     audit::{AuditWriter, Client},
-    auth::{Accounts, Amendment, MAX_USER_NAME, Profile, Settings, check_password},
+    auth::{Accounts, Amendment, MAX_USER_NAME, NewKey, Profile, Settings, check_password},
     clock::Clock,
-    db::Writer,
+    db::{Writer, distinct},
     error::Error,
     id::Kind,
     input::{Check, UserError},
@@ -20,6 +22,22 @@ pub struct Operator {
     accounts: Accounts,
     audit_writer: AuditWriter,
     client: Client,
+}
+
+/// A new API key.
+pub struct KeyInput {
+    /// The name.
+    pub name: String,
+    /// The operations that the key allows.
+    pub scopes: Vec<ApiKeyScope>,
+    /// The id of the agent on whose behalf the key acts.
+    pub agent: Option<String>,
+    /// The ids of the circles to which the key is limited; empty for a key that is not limited.
+    pub circles: Vec<String>,
+    /// When the key expires.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The name of the class of its rate limits.
+    pub quota_class: Option<String>,
 }
 
 /// A human-readable error message of one line.
@@ -55,16 +73,11 @@ impl Operator {
     ) -> BoxFuture<'a, Result<ID, Reason>> {
         Box::pin(async move {
             let mut check = Check::default();
-            let (email, email_key) = check.email("email", email);
+            let email = check.email("email", email);
             let name = check.line("name", name, MAX_USER_NAME);
             check_password(&mut check, "password", password);
             check.faults().map_err(messages)?;
-            let profile = Profile {
-                email,
-                email_key,
-                name,
-                role: role(is_admin),
-            };
+            let profile = Profile::person(email, name, role(is_admin));
             let user = self.accounts.create(&self.client, &profile, password).await;
             let user = user.map_err(line)?;
             let user = user.ok_or("there is an account with this e-mail address already")?;
@@ -126,6 +139,78 @@ impl Operator {
                 .map_err(line)?
                 .then_some(())
                 .ok_or_else(no_account)
+        })
+    }
+
+    /// Creates an API key. Returns its id and its secret.
+    ///
+    /// # Errors
+    /// The input is invalid, or there is no such user.
+    pub fn create_key<'a>(
+        &'a self,
+        email: &'a str,
+        key: &'a KeyInput,
+    ) -> BoxFuture<'a, Result<(ID, String), Reason>> {
+        Box::pin(async move {
+            let parse = |kind: Kind, id: &String, field| kind.parse(&ID(id.clone()), field);
+            let agent = key.agent.as_ref();
+            let agent = agent.map(|id| parse(Kind::Agent, id, "agent")).transpose();
+            let circles = key
+                .circles
+                .iter()
+                .map(|id| parse(Kind::Circle, id, "circle"));
+            let circles = circles.collect::<Result<Vec<_>, _>>().map_err(line)?;
+            let new = NewKey {
+                name: &key.name,
+                scopes: &key.scopes,
+                agent: agent.map_err(line)?,
+                circles: Some(distinct(circles)).filter(|circles| !circles.is_empty()),
+                expires_at: key.expires_at,
+                quota_class: key.quota_class.as_deref(),
+            };
+            let created = self.accounts.operate_create_key(&self.client, email, &new);
+            let created = created.await.map_err(line)?.ok_or_else(no_account)?;
+            let (row, secret) = created.map_err(messages)?;
+            Ok((Kind::ApiKey.id(row.id), secret))
+        })
+    }
+
+    /// The API keys of a user that can be used, newest first: one line for each.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub fn keys<'a>(&'a self, email: &'a str) -> BoxFuture<'a, Result<Vec<String>, Reason>> {
+        Box::pin(async move {
+            let keys = self.accounts.keys_by_email(email).await.map_err(line)?;
+            let keys = keys.ok_or_else(no_account)?;
+            let date = |at: Option<DateTime<Utc>>, none: &str| {
+                at.map_or_else(|| none.to_owned(), |at| at.format("%Y-%m-%d").to_string())
+            };
+            let lines = keys.iter().map(|key| {
+                format!(
+                    "{}  {}…  {}  expires {}  used {}  {}",
+                    Kind::ApiKey.id(key.id).as_str(),
+                    key.prefix,
+                    key.scopes.0.join(","),
+                    date(key.expires_at, "never"),
+                    date(key.last_used_at, "never"),
+                    key.name
+                )
+            });
+            Ok(lines.collect())
+        })
+    }
+
+    /// Revokes an API key, and ends its streams and connections.
+    ///
+    /// # Errors
+    /// There is no such key.
+    pub fn revoke_key<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let id = Kind::ApiKey.parse(&ID(id.to_owned()), "id").map_err(line)?;
+            let revoked = self.accounts.operate_revoke_key(&self.client, id).await;
+            let revoked = revoked.map_err(line)?.then_some(());
+            revoked.ok_or_else(|| "there is no API key with this id".to_owned())
         })
     }
 

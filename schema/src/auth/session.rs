@@ -356,14 +356,15 @@ impl Accounts {
         let user = lock(&transaction, viewer.id()).await?;
         let user = user.ok_or_else(Error::token_invalid)?;
         let latest = now + LONGEST_ACCESS;
-        let mut sessions = vec![(viewer.session(), Ord::max(viewer.expires_at(), latest))];
+        let current = viewer.grant().id();
+        let mut sessions = vec![(current, Ord::max(viewer.expires_at(), latest))];
         if let Some(token) = token {
             let other = refresh_token::Entity::find()
                 .filter(refresh_token::Column::TokenHash.eq(hashed(token)))
                 .filter(refresh_token::Column::UserId.eq(viewer.id()))
                 .one(&transaction)
                 .await?;
-            let other = other.filter(|row| row.family_id != viewer.session());
+            let other = other.filter(|row| row.family_id != current);
             sessions.extend(other.map(|row| (row.family_id, latest)));
         }
         let mut endings: Vec<Ending> = sessions

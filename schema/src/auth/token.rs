@@ -58,7 +58,7 @@ struct Key {
 
 /// The claims of a token.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     iss: String,
     aud: String,
     /// The user.
@@ -82,7 +82,7 @@ impl Claims {
 
 /// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TokenError {
+pub(crate) enum TokenError {
     /// It has expired.
     Expired,
     /// It was not issued by this server, or was modified.

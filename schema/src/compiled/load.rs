@@ -181,7 +181,7 @@ impl Rows<'_> {
         statement: &Arc<Prepared>,
         keys: &[Option<Uuid>],
     ) -> Result<Vec<RawRows>, Declined> {
-        let batch = PreparedRows::new(statement, self.viewer.id());
+        let batch = PreparedRows::new(statement, self.viewer.ids());
         let known: Vec<Uuid> = keys.iter().copied().flatten().collect();
         // The executor repeats the query and reports the error.
         let pages = self.request.load_all(batch, &known).await;

@@ -29,7 +29,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
-    access::{Rulebook, Viewer},
+    access::{Grant, Rulebook, Viewer},
     cache::{Cache, CacheStats},
     compiled::{
         compile::{Compiler, Root},
@@ -37,7 +37,7 @@ use crate::{
         types::Types,
         write::Writer,
     },
-    db::VIEWER,
+    db::ViewerIds,
     operation::{Plan, Variables, bind::value_of},
     request::Request,
 };
@@ -55,10 +55,9 @@ pub(crate) struct Query {
 pub(crate) struct Queries {
     types: Types,
     backend: DbBackend,
-    /// Stand-ins for a user and for an administrator.
-    user: Viewer,
-    admin: Viewer,
-    compiled: Cache<(u64, bool), Arc<Query>>,
+    rulebook: Arc<Rulebook>,
+    /// The queries, by plan and by kind of viewer.
+    compiled: Cache<(u64, bool, ViewerIds), Arc<Query>>,
     /// Root fields that were written, and those that declined.
     written: AtomicU64,
     declined: AtomicU64,
@@ -66,12 +65,11 @@ pub(crate) struct Queries {
 
 impl Queries {
     /// `capacity` is the maximum number of queries; with 0, the executor resolves everything.
-    pub(crate) fn new(backend: DbBackend, rulebook: &Rulebook, capacity: u64) -> Self {
+    pub(crate) fn new(backend: DbBackend, rulebook: Arc<Rulebook>, capacity: u64) -> Self {
         Self {
             types: Types::new(),
             backend,
-            user: Viewer::stand_in(*VIEWER, UserRole::User, rulebook),
-            admin: Viewer::stand_in(*VIEWER, UserRole::Admin, rulebook),
+            rulebook,
             compiled: Cache::weighed(capacity, |_, query: &Arc<Query>| {
                 query.roots.iter().map(|(_, root)| root.statements()).sum()
             }),
@@ -125,14 +123,19 @@ impl Queries {
 
     /// The compiled query of a plan, for viewers of the same kind.
     pub(crate) fn compile(&self, plan: &Plan, viewer: &Viewer) -> Arc<Query> {
-        let is_admin = viewer.is_admin();
-        let key = (plan.id, is_admin);
+        let (is_admin, ids) = (viewer.is_admin(), viewer.ids().placeholders());
+        let key = (plan.id, is_admin, ids);
         if let Some(known) = self.compiled.get(&key) {
             return known;
         }
+        let role = if is_admin {
+            UserRole::Admin
+        } else {
+            UserRole::User
+        };
         let compiler = Compiler {
             types: &self.types,
-            viewer: if is_admin { &self.admin } else { &self.user },
+            viewer: &Viewer::stand_in(ids, role, Grant::unknown(), &self.rulebook),
             backend: self.backend,
         };
         let roots = plan.roots().iter().filter_map(|field| {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     conversation::TurnStrategy,
     data::{Change, Edits},
-    error::Error,
+    error::{Code, Error},
     id::Kind,
     input::{Check, UserErrorCode},
 };
@@ -274,6 +274,10 @@ impl NewConversation {
             return Err(Error::not_found(&field(n)));
         }
         let Some(circle) = self.circle else {
+            if change.viewer.is_limited() {
+                let message = "An API key that is limited to circles requires `circleId`.";
+                return Err(Error::new(Code::Forbidden, message).field("circleId"));
+            }
             let is_foreign = |(_, id): &(usize, Uuid)| agents[id] != change.viewer.id();
             return match ids().enumerate().find(is_foreign) {
                 Some((n, id)) => Err(change.forbidden(Kind::Agent, id).field(&field(n))),

@@ -28,7 +28,7 @@ use crate::{
     },
     data::{Change, Draft, FieldsOf, Noun, Outcome, Stop, change, draft, load},
     db::{Rule, Stored, is_one_of, json_rows, list_from, revision},
-    error::Error,
+    error::{Code, Error},
     events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
@@ -275,7 +275,7 @@ pub struct MessageMutation;
 #[Object]
 impl MessageMutation {
     /// Posts a message to a conversation.
-    /// Without `agentId` it is a message of the caller and requires that the conversation is `ACTIVE` or `PAUSED`; with
+    /// With an API key of an agent, `agentId` is this agent. Without `agentId` it is a message of the caller and requires that the conversation is `ACTIVE` or `PAUSED`; with
     /// `agentId` it is a turn of the agent and requires that it is `ACTIVE`. The conversation ends with turn number
     /// `maxTurns`, or with an agent's message that contains `[DONE]`, `[COMPLETE]`, `[FIN]` or `[TERMINÉ]`. Requires
     /// editor access to the conversation's circle; without a circle, its owner or an administrator. `userErrors` codes
@@ -289,6 +289,12 @@ impl MessageMutation {
         let id = Uuid::now_v7();
         let conversation = Kind::Conversation.parse(&input.conversation_id, "conversationId")?;
         let agent = Kind::Agent.parse_opt(input.agent_id.as_ref(), "agentId")?;
+        let of_key = ctx.request().viewer()?.agent();
+        let agent = agent.or(of_key);
+        if of_key.is_some() && agent != of_key {
+            let message = "The API key acts as another agent.";
+            return Err(Error::new(Code::Forbidden, message).field("agentId"));
+        }
         let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
         let outcome = draft(ctx, None, async |mut change| {
             let scene = Scene::read(&mut change, conversation, (agent, parent)).await?;

@@ -266,10 +266,13 @@ impl<'a, S> Change<'a, S> {
         (change, self.transaction)
     }
 
-    /// The user and the request, for the events.
+    /// The author and the request, for the events.
     pub(super) fn origin(&self) -> Origin<'a> {
-        let request = self.request.client.request_id.as_str();
-        (Some(self.viewer.id()), request)
+        Origin {
+            user: Some(self.viewer.id()),
+            agent: self.viewer.agent(),
+            request: self.request.client.request_id.as_str(),
+        }
     }
 
     /// Notifies the bus and the audit log after the commit. `duplicates` events were dropped.
@@ -282,7 +285,11 @@ impl<'a, S> Change<'a, S> {
         }
         self.request.services.bus.committed(duplicates);
         let (audit, client) = (&self.request.accounts().audit, &self.request.client);
-        for (action, kind, id, details) in self.notes {
+        for (action, kind, id, mut details) in self.notes {
+            if let (Some(key), Json::Object(details)) = (self.viewer.key(), &mut details) {
+                let id = Kind::ApiKey.id(key.id);
+                details.insert("apiKey".to_owned(), json!(id.as_str()));
+            }
             let actor = Some(self.viewer.id());
             audit.record_of(action, client, actor, Some((kind, id)), details);
         }

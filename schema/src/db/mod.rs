@@ -19,7 +19,7 @@ pub use batch_sizes::BatchSizes;
 pub(crate) use json::{Stored, json_rows, list_from};
 pub(crate) use loader::{BATCH_KEYS, Batch, Loader, Reader};
 pub(crate) use pending::{DispatchWhenIdle, PendingBatches, Usage};
-pub(crate) use prepared::{Keyed, Prepared, PreparedRows, RawRows, VIEWER};
+pub(crate) use prepared::{Keyed, Prepared, PreparedRows, RawRows, ViewerIds};
 pub(crate) use scope::{PageOf, Paths, Scope};
 pub(crate) use search::{contains, filter};
 pub(crate) use turns::{Turn, Turns};

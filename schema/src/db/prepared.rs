@@ -33,8 +33,59 @@ const KEPT_PARENTS: usize = 32;
 /// send one.
 static KEY: LazyLock<u128> = LazyLock::new(|| Uuid::now_v7().as_u128());
 
-/// The placeholder of the viewer's id.
-pub(crate) static VIEWER: LazyLock<Uuid> = LazyLock::new(Uuid::now_v7);
+/// The ids in the rules of a viewer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ViewerIds {
+    pub(crate) user: Uuid,
+    /// The API key, if it is limited to circles.
+    pub(crate) key: Option<Uuid>,
+    /// The agent, if the API key is limited to the circles of an agent.
+    pub(crate) agent: Option<Uuid>,
+}
+
+impl ViewerIds {
+    /// The ids of a user without an API key that limits them.
+    pub(crate) fn of_user(user: Uuid) -> Self {
+        Self {
+            user,
+            key: None,
+            agent: None,
+        }
+    }
+
+    /// The ids without the limit to the circles of an agent.
+    pub(crate) fn without_agent(&self) -> Self {
+        Self {
+            agent: None,
+            ..*self
+        }
+    }
+
+    /// Whether an API key limits the viewer to some circles.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.key.is_some() || self.agent.is_some()
+    }
+
+    /// The placeholders of these ids.
+    pub(crate) fn placeholders(&self) -> Self {
+        let [user, key, agent] = *VIEWER;
+        Self {
+            user,
+            key: self.key.map(|_| key),
+            agent: self.agent.map(|_| agent),
+        }
+    }
+
+    /// The id that replaces a placeholder.
+    fn bound(&self, id: Uuid) -> Option<Uuid> {
+        let ids = [Some(self.user), self.key, self.agent];
+        let place = VIEWER.iter().position(|placeholder| *placeholder == id)?;
+        ids[place]
+    }
+}
+
+/// The placeholders of the user's id, of the API key's and of the agent's.
+static VIEWER: LazyLock<[Uuid; 3]> = LazyLock::new(|| std::array::from_fn(|_| Uuid::now_v7()));
 
 fn placeholder(index: usize) -> Uuid {
     Uuid::from_u128(KEY.wrapping_add(index as u128))
@@ -87,8 +138,8 @@ impl Prepared {
             is_for_viewer: false,
         };
         let text = prepared.text(1);
-        let viewer = Value::from(*VIEWER);
-        prepared.is_for_viewer = text.values.contains(&viewer);
+        let is_viewer = |value: &Value| VIEWER.iter().any(|id| *value == Value::from(*id));
+        prepared.is_for_viewer = text.values.iter().any(is_viewer);
         prepared
     }
 
@@ -185,13 +236,15 @@ fn array(keys: &[Uuid]) -> Value {
 
 impl Text {
     /// The values, with the placeholders replaced.
-    fn bind(&self, keys: &[Uuid], viewer: Uuid) -> Vec<Value> {
+    fn bind(&self, keys: &[Uuid], viewer: ViewerIds) -> Vec<Value> {
         let bound = |value: &Value| match value {
             Value::Array(ArrayType::Uuid, Some(items)) if items[..] == [placeholder(0).into()] => {
                 array(keys)
             }
-            Value::Uuid(Some(id)) if *id == *VIEWER => viewer.into(),
             Value::Uuid(Some(id)) => {
+                if let Some(id) = viewer.bound(*id) {
+                    return id.into();
+                }
                 let index = usize::try_from(id.as_u128().wrapping_sub(*KEY));
                 match index {
                     // No row has the nil id.
@@ -211,18 +264,18 @@ impl Text {
 #[derive(Clone)]
 pub(crate) struct PreparedRows {
     statement: Arc<Prepared>,
-    viewer: Uuid,
+    viewer: ViewerIds,
 }
 
 impl PreparedRows {
-    /// `viewer` replaces the placeholder of the viewer's id.
-    pub(crate) fn new(statement: &Arc<Prepared>, viewer: Uuid) -> Self {
+    /// `viewer` replaces the placeholders of the viewer's ids.
+    pub(crate) fn new(statement: &Arc<Prepared>, viewer: ViewerIds) -> Self {
         Self {
             statement: Arc::clone(statement),
             viewer: if statement.is_for_viewer {
                 viewer
             } else {
-                Uuid::nil()
+                ViewerIds::default()
             },
         }
     }

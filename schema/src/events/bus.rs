@@ -42,6 +42,8 @@ pub(crate) struct Bus {
     pub(crate) subscribers: AtomicU64,
     /// How often the sharing of a circle has changed.
     pub(crate) sharing: AtomicU64,
+    /// How often an agent has become or ceased to be a member of a circle.
+    pub(crate) membership: AtomicU64,
     /// Limits the number of concurrent reads of the table.
     pub(crate) replays: Semaphore,
     pub(super) watches: Arc<Watches>,
@@ -67,6 +69,7 @@ impl Bus {
             relay_lag: AtomicU64::new(0),
             subscribers: AtomicU64::new(0),
             sharing: AtomicU64::new(0),
+            membership: AtomicU64::new(0),
             replays: Semaphore::new(REPLAYS),
             watches: Arc::default(),
         });
@@ -192,9 +195,12 @@ impl Bus {
         };
         self.published
             .fetch_add(rows.len() as u64, Ordering::Relaxed);
-        // Counted before the events are visible: a reader of an event must see all sharing changes before it.
+        // Counted before the events are visible: a reader of an event must see all changes of access before it.
         let sharing = rows.iter().filter(|row| changes_sharing(row)).count();
         self.sharing.fetch_add(sharing as u64, Ordering::AcqRel);
+        let membership = rows.iter().filter(|row| changes_membership(row)).count();
+        self.membership
+            .fetch_add(membership as u64, Ordering::AcqRel);
         let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
         history.extend(rows.into_iter().map(Arc::new));
         let surplus = history.len().saturating_sub(self.settings.history);
@@ -206,6 +212,12 @@ impl Bus {
 /// Whether an event changes who may read a circle.
 pub(crate) fn changes_sharing(row: &event::Model) -> bool {
     SHARING.iter().any(|kind| kind.dotted() == row.kind)
+}
+
+/// Whether an event changes which circles an agent is a member of.
+fn changes_membership(row: &event::Model) -> bool {
+    let kinds = [EventType::MemberAdded, EventType::MemberRemoved];
+    kinds.iter().any(|kind| kind.dotted() == row.kind)
 }
 
 /// Event types that change who may read a circle.

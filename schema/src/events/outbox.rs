@@ -103,7 +103,7 @@ impl NewEvent {
         }
     }
 
-    fn into_row(self, user: Option<Uuid>, request: &str, now: DateTime<Utc>) -> event::Model {
+    fn into_row(self, origin: Origin<'_>, now: DateTime<Utc>) -> event::Model {
         let mut payload = self.payload;
         if let Value::Object(payload) = &mut payload {
             payload.insert("v".to_owned(), json!(VERSION));
@@ -119,17 +119,24 @@ impl NewEvent {
             circle_id: self.circle,
             project_id: self.project,
             agent_id: self.agent,
-            actor_user_id: user,
-            actor_agent_id: self.agent.filter(|_| self.by_agent),
+            actor_user_id: origin.user,
+            actor_agent_id: self.agent.filter(|_| self.by_agent).or(origin.agent),
             payload,
-            request_id: Some(request.to_owned()).filter(|id| !id.is_empty()),
+            request_id: Some(origin.request.to_owned()).filter(|id| !id.is_empty()),
             occurred_at: now,
         }
     }
 }
 
-/// The user who made a change (`None` for the server itself), and the request.
-pub(crate) type Origin<'a> = (Option<Uuid>, &'a str);
+/// The author of a change, and the request.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// The user; `None` for the server itself.
+    pub(crate) user: Option<Uuid>,
+    /// The agent on whose behalf the user's API key acts.
+    pub(crate) agent: Option<Uuid>,
+    pub(crate) request: &'a str,
+}
 
 /// Appends events to the transaction that causes them. Returns the number of dropped duplicates: events equal to the
 /// latest event of their subject, if that one is younger than `window`.
@@ -161,12 +168,12 @@ pub(crate) async fn append(
 fn unrepeated(
     events: Vec<NewEvent>,
     mut latest: HashMap<Uuid, event::Model>,
-    (user, request): Origin<'_>,
+    origin: Origin<'_>,
     now: DateTime<Utc>,
 ) -> Vec<event::Model> {
     let mut rows = Vec::with_capacity(events.len());
     for event in events {
-        let row = event.into_row(user, request, now);
+        let row = event.into_row(origin, now);
         let before = latest.get(&row.subject_id);
         if !before.is_some_and(|before| is_duplicate(before, &row)) {
             latest.insert(row.subject_id, row.clone());

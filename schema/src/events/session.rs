@@ -30,12 +30,19 @@ pub(crate) enum Ended {
         /// The new `token_version`.
         version: i32,
     },
+    /// As [`Ended::Before`], and all streams and connections of API keys, because the rights of the user have changed.
+    All {
+        /// The user.
+        user: Uuid,
+        /// The new `token_version`.
+        version: i32,
+    },
 }
 
 impl Ended {
     fn user(self) -> Uuid {
         match self {
-            Self::One { user, .. } | Self::Before { user, .. } => user,
+            Self::One { user, .. } | Self::Before { user, .. } | Self::All { user, .. } => user,
         }
     }
 
@@ -43,7 +50,8 @@ impl Ended {
         watched.user == self.user()
             && match self {
                 Self::One { session, .. } => watched.session == session,
-                Self::Before { version, .. } => watched.version < version,
+                Self::Before { version, .. } => watched.version.is_some_and(|of| of < version),
+                Self::All { version, .. } => watched.version.is_none_or(|of| of < version),
             }
     }
 
@@ -52,6 +60,7 @@ impl Ended {
         match self {
             Self::One { user, session } => format!("{user} {session}"),
             Self::Before { user, version } => format!("{user} {version}"),
+            Self::All { user, version } => format!("{user} {version} keys"),
         }
     }
 
@@ -59,6 +68,10 @@ impl Ended {
     pub(super) fn from_notice(notice: &str) -> Option<Self> {
         let (user, which) = notice.split_once(' ')?;
         let user = user.parse().ok()?;
+        if let Some(version) = which.strip_suffix(" keys") {
+            let version = version.parse().ok()?;
+            return Some(Self::All { user, version });
+        }
         if let Ok(version) = which.parse() {
             return Some(Self::Before { user, version });
         }
@@ -74,8 +87,8 @@ pub(crate) struct Watches(Mutex<HashMap<Uuid, Vec<Weak<Watched>>>>);
 struct Watched {
     user: Uuid,
     session: Uuid,
-    /// The user's `token_version` in the access token.
-    version: i32,
+    /// The user's `token_version` in the access token; `None` for an API key.
+    version: Option<i32>,
     has_ended: Sender<bool>,
     watches: Arc<Watches>,
 }
@@ -85,8 +98,14 @@ struct Watched {
 pub struct Watch(Arc<Watched>);
 
 impl Watches {
-    /// Starts to watch a session. Must be called before the session is checked, so that no end is missed.
-    pub(crate) fn watch(self: &Arc<Self>, user: Uuid, session: Uuid, version: i32) -> Watch {
+    /// Starts to watch a session, or with no version an API key. Must be called before the session is checked, so that
+    /// no end is missed.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        user: Uuid,
+        session: Uuid,
+        version: Option<i32>,
+    ) -> Watch {
         let watched = Arc::new(Watched {
             user,
             session,
@@ -177,29 +196,33 @@ mod tests {
     const BOB: Uuid = Uuid::from_u128(2);
     const HERE: Uuid = Uuid::from_u128(3);
     const THERE: Uuid = Uuid::from_u128(4);
+    const KEY: Uuid = Uuid::from_u128(5);
 
     #[test]
     fn an_ended_session_marks_its_own_watches_and_no_others() {
         let watches = Arc::new(Watches::default());
         let all = [
-            watches.watch(ADA, HERE, 1),
-            watches.watch(ADA, HERE, 1),
-            watches.watch(ADA, THERE, 1),
-            watches.watch(ADA, THERE, 2),
-            watches.watch(BOB, HERE, 1),
+            watches.watch(ADA, HERE, Some(1)),
+            watches.watch(ADA, HERE, Some(1)),
+            watches.watch(ADA, THERE, Some(1)),
+            watches.watch(ADA, THERE, Some(2)),
+            watches.watch(BOB, HERE, Some(1)),
+            watches.watch(ADA, KEY, None),
         ];
         let ended = || all.each_ref().map(Watch::has_ended);
         watches.end(Ended::One {
             user: ADA,
             session: HERE,
         });
-        assert_eq!(ended(), [true, true, false, false, false]);
-        assert_eq!(watches.sessions(ADA), [THERE]);
+        assert_eq!(ended(), [true, true, false, false, false, false]);
+        assert_eq!(watches.sessions(ADA), [THERE, KEY]);
         let version = 2;
         watches.end(Ended::Before { user: ADA, version });
-        assert_eq!(ended(), [true, true, true, false, false]);
+        assert_eq!(ended(), [true, true, true, false, false, false]);
         assert_eq!(all[0].unless_ended(|| "done"), None);
         assert_eq!(all[3].unless_ended(|| "done"), Some("done"));
+        watches.end(Ended::All { user: ADA, version });
+        assert_eq!(ended(), [true, true, true, false, false, true]);
         drop(all);
         assert!(watches.lock().is_empty());
     }
@@ -210,10 +233,12 @@ mod tests {
         for ended in [
             Ended::One { user, session },
             Ended::Before { user, version },
+            Ended::All { user, version },
         ] {
             assert_eq!(Ended::from_notice(&ended.to_notice()), Some(ended));
         }
-        for text in ["", "x", &ADA.to_string(), &format!("{ADA} x"), "x 1"] {
+        let [bare, word, keys] = ["", " x", " x keys"].map(|rest| format!("{ADA}{rest}"));
+        for text in ["", "x", &bare, &word, &keys, "x 1"] {
             assert_eq!(Ended::from_notice(text), None);
         }
     }

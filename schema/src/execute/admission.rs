@@ -10,24 +10,26 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    access::Viewer,
+    access::{ApiKeyScope, Viewer},
     audit::{AuditAction, Client},
-    auth::TokenClaims,
+    auth::{Presented, is_api_key},
     db::PendingBatches,
     error::Error,
     events::Watch,
     execute::{Engine, Usage},
+    id::Kind,
     idempotency::RequestedKey,
     operation::Operation,
     rate_limit::{Decision, RateKey},
     request::{Progress, Request, Services},
     response::{Answer, Written},
+    root_field::{KeyAccess, properties},
 };
 
 /// The caller of an operation, and the options of the request.
 #[derive(Debug, Default)]
 pub struct Caller<'a> {
-    /// The access token, if one was sent.
+    /// The access token or the API key, if one was sent.
     pub token: Option<&'a str>,
     /// The client, authenticated or not.
     pub client: Client,
@@ -43,14 +45,14 @@ pub struct Caller<'a> {
     pub is_always_polled: bool,
 }
 
-/// The owner of an access token.
+/// The user of an access token or an API key.
 #[derive(Clone, Debug)]
 pub struct Bearer {
-    /// Watches the session of the token while a connection depends on it.
+    /// Watches the session of the token, or the key, while a connection depends on it.
     pub watch: Option<Watch>,
     /// The user's row id.
     pub user: Uuid,
-    /// When the token expires.
+    /// When the token or the key expires.
     pub expires_at: chrono::DateTime<Utc>,
 }
 
@@ -90,12 +92,16 @@ pub(crate) async fn admit(
         entry: caller.batch_entry,
     }));
     let token = caller.token.filter(|_| !operation.signs_in());
-    let presented = token.map(|token| services.accounts.read(token));
-    let rate_key = match presented.as_ref().and_then(TokenClaims::claimed) {
-        Some(user) => RateKey::User(user),
-        None => RateKey::Network(caller.client.address),
-    };
-    let decision = charge(services, &operation, &rate_key, &caller.client).await?;
+    let mut presented = token.map(|token| services.accounts.read(token));
+    let is_key = caller.token.is_some_and(is_api_key);
+    let (rate_key, decision) =
+        charge_caller(services, &operation, presented.as_mut(), &caller.client).await?;
+    if presented.is_none() && is_key {
+        let field = operation.roots.first().map(|field| field.name.as_str());
+        let error = Error::not_for_keys(field.unwrap_or_default());
+        let answer = Answer::failed(error, &caller.client.request_id);
+        return Err(answer.with_quotas(decision.quotas));
+    }
     let is_stream = operation.kind() == OperationType::Subscription;
     let watched = presented.as_ref().filter(|_| is_stream);
     let watch = watched.and_then(|presented| services.accounts.watch(presented));
@@ -103,7 +109,7 @@ pub(crate) async fn admit(
         .as_ref()
         .filter(|_| operation.kind() == OperationType::Query && !operation.is_long)
         .and_then(|presented| services.accounts.expected(presented))
-        .map(|(user, role)| Viewer::stand_in(user, role, &services.rulebook));
+        .map(|(ids, role, grant)| Viewer::stand_in(ids, role, grant, &services.rulebook));
     let refused: Vec<_> = decision
         .refused
         .iter()
@@ -148,6 +154,10 @@ pub(crate) async fn admit(
                     context.pending =
                         PendingBatches::new(usage(Some(&viewer)), caller.is_always_polled);
                 }
+                if let Err(error) = permit(services, &viewer, &operation, &context.client) {
+                    let answer = Answer::failed(error, &context.client.request_id);
+                    return Err(answer.with_quotas(decision.quotas));
+                }
                 context.viewer = Some(viewer);
             }
             Err(error) => {
@@ -165,6 +175,41 @@ pub(crate) async fn admit(
         refused,
     };
     Ok((run, decision))
+}
+
+/// Charges an operation to the user of its credential, or to the network of an anonymous caller. A key that this process
+/// has not seen yet is charged to the network first: it pays for keys that do not exist, and the user for those that do.
+///
+/// # Errors
+/// The operation is refused as a whole.
+async fn charge_caller(
+    services: &Services,
+    operation: &Operation,
+    presented: Option<&mut Presented>,
+    client: &Client,
+) -> Result<(RateKey, Decision), Answer> {
+    let network = RateKey::Network(client.address);
+    let Some(presented) = presented else {
+        let decision = charge(services, operation, &network, client).await?;
+        return Ok((network, decision));
+    };
+    if let Some(user) = presented.claimed() {
+        let rate_key = RateKey::User(user);
+        let decision = charge(services, operation, &rate_key, client).await?;
+        return Ok((rate_key, decision));
+    }
+    let mut decision = charge(services, operation, &network, client).await?;
+    services
+        .accounts
+        .identify(&services.loader, presented)
+        .await;
+    let Some(user) = presented.claimed() else {
+        return Ok((network, decision));
+    };
+    services.limiter.refund(&mut decision).await;
+    let rate_key = RateKey::User(user);
+    let decision = charge(services, operation, &rate_key, client).await?;
+    Ok((rate_key, decision))
 }
 
 /// Charges an operation to the owner of a bucket.
@@ -188,7 +233,7 @@ async fn charge(
     Ok(decision)
 }
 
-/// The answer to a token that is not valid. Its user must not be charged; the client's address is charged instead.
+/// The answer to a credential that is not valid. Its user must not be charged; the client's address is charged instead.
 async fn unauthenticated(
     services: &Services,
     operation: &Operation,
@@ -208,6 +253,43 @@ async fn unauthenticated(
     Answer::failed(error, &client.request_id).with_quotas(decision.quotas)
 }
 
+/// Checks that the API key of a viewer, if there is one, allows an operation.
+///
+/// # Errors
+/// `FORBIDDEN`; the audit log has an entry.
+fn permit(
+    services: &Services,
+    viewer: &Viewer,
+    operation: &Operation,
+    client: &Client,
+) -> Result<(), Error> {
+    let Some(key) = viewer.key() else {
+        return Ok(());
+    };
+    let scope = match operation.kind() {
+        OperationType::Query | OperationType::Subscription => ApiKeyScope::Read,
+        OperationType::Mutation => ApiKeyScope::Write,
+    };
+    let refusal = operation.roots.iter().find_map(|field| {
+        let access = properties(&field.name).keys;
+        match access {
+            KeyAccess::None => Some(Error::not_for_keys(&field.name)),
+            KeyAccess::Unlimited if viewer.is_limited() => {
+                Some(Error::not_for_limited_keys(&field.name))
+            }
+            KeyAccess::All | KeyAccess::Unlimited => None,
+        }
+    });
+    let lacks = (!scope.is_of(key)).then(|| Error::missing_scope(scope.name()));
+    let Some(error) = refusal.or(lacks) else {
+        return Ok(());
+    };
+    let (audit, actor) = (&services.accounts.audit, Some(viewer.id()));
+    let target = Some((Kind::ApiKey, key.id));
+    audit.record_of(AuditAction::Refused, client, actor, target, json!({}));
+    Err(error)
+}
+
 fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey, client: &Client) {
     let actor = match rate_key {
         RateKey::User(user) => Some(*user),
@@ -222,21 +304,19 @@ fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey,
     }
 }
 
-/// Authenticates an access token.
+/// Authenticates an access token or an API key.
 ///
 /// # Errors
-/// The token is not valid, or its user may not sign in.
+/// It is not valid, or its user may not sign in.
 pub(crate) async fn authenticate(
     services: &Services,
-    presented: TokenClaims,
+    presented: Presented,
     client: &Client,
     runs_inside: bool,
 ) -> Result<Viewer, Error> {
     let found = services
         .accounts
         .authenticate(&services.loader, presented, client, runs_inside);
-    match found.await {
-        Ok((user, session, until)) => Ok(Viewer::new(user, session, until, &services.rulebook)),
-        Err(error) => Err(error),
-    }
+    let (user, grant) = found.await?;
+    Ok(Viewer::new(user, grant, &services.rulebook))
 }

@@ -11,7 +11,6 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    access::Viewer,
     compiled::{Queries, Query},
     db::{DispatchWhenIdle, PendingBatches, Turn},
     error::Error,
@@ -20,6 +19,7 @@ use crate::{
     operation::{self, Measure, Operation, Plan, Timings, Variables},
     request::{self, Services},
     response::{Answer, Written},
+    root_field::{Secret, properties},
     roots::Schema,
 };
 
@@ -101,6 +101,9 @@ impl Engine {
             Err(error) => return Answer::failed(error, &run.context.client.request_id),
         };
         run.context.key = Some(key.clone());
+        // A response that contains a secret is not stored; it is rebuilt without the secret.
+        let mut fields = run.operation.roots.iter();
+        let is_stored = !fields.any(|field| properties(&field.name).secret == Secret::Once);
         let mut answer = self.execute(run).await;
         let writer = &self.services.writer;
         if key.is_replayed() {
@@ -108,7 +111,7 @@ impl Engine {
         }
         if !key.is_used() {
             key.release(writer).await;
-        } else if answer.has_data() {
+        } else if answer.has_data() && is_stored {
             let codes: Vec<_> = answer.codes().collect();
             if let Some(whole) = answer.to_keep() {
                 key.keep(writer, whole, &codes).await;
@@ -130,8 +133,8 @@ impl Engine {
         let fields = operation.roots.iter().map(|field| &field.name);
         let services = &*self.services;
         let now = (services.clock)().trunc_subsecs(6);
-        let user = run.context.viewer.as_ref().map(Viewer::id);
-        let key = Key::new(user, requested, fingerprint, fields, now)?;
+        let viewer = run.context.viewer.as_ref();
+        let key = Key::new(viewer, requested, fingerprint, fields, now)?;
         let claim = async {
             let turn = services.turns.take(key.identity()).await;
             Ok((key.claim(&services.writer).await?, turn))

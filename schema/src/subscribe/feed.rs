@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use gathering_entity::{circle, collaborator, event};
+use gathering_entity::{api_key_circle, circle, collaborator, event, member};
 use sea_orm::{
     ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    sea_query::UnionType,
+    Select,
+    sea_query::{SelectStatement, UnionType},
 };
 use tokio::{
     sync::watch,
@@ -20,8 +21,8 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    access::PUBLIC_EVENTS,
-    db::{Batch, Loader, PageQuery, Reader, is_among},
+    access::{PUBLIC_EVENTS, Viewer},
+    db::{Batch, Loader, PageQuery, Reader, ViewerIds, is_among},
     error::Error,
     events::{BATCH, FeedFilter, changes_sharing},
     request::{PAUSE, Request},
@@ -46,11 +47,14 @@ pub(crate) enum Item {
 }
 
 impl Item {
-    /// Whether the event changes who may read a circle.
-    pub(crate) fn changes_sharing(&self) -> bool {
-        matches!(self, Self::Event(row) if changes_sharing(row))
+    /// Whether the event changes whether the viewer may read a circle.
+    pub(crate) fn changes_access(&self, viewer: &Viewer) -> bool {
+        matches!(self, Self::Event(row) if changes_sharing(row) || viewer.is_removal(row))
     }
 }
+
+/// The counters of changes of sharing and of membership.
+type AccessChanges = (u64, u64);
 
 /// The position of a subscriber.
 pub(crate) struct Feed {
@@ -66,8 +70,8 @@ pub(crate) struct Feed {
     is_behind: bool,
     /// Whether events are read from the table, until the history is reached.
     replays: bool,
-    /// The circles that the viewer may read, and the sharing counter at the time when they were read.
-    circles: Option<(u64, Arc<HashSet<Uuid>>)>,
+    /// The circles that the viewer may read, and the counters of changes of access at the time when they were read.
+    circles: Option<(AccessChanges, Arc<HashSet<Uuid>>)>,
     /// Whether only events that the viewer may read are delivered.
     is_guarded: bool,
 }
@@ -237,7 +241,7 @@ impl Feed {
         let viewer = self.request.viewer()?;
         if !self.is_guarded
             || viewer.is_admin()
-            || row.owner_id == Some(viewer.id())
+            || (!viewer.is_limited() && row.owner_id == Some(viewer.id()))
             || PUBLIC_EVENTS.iter().any(|kind| kind.dotted() == row.kind)
         {
             return Ok(true);
@@ -245,12 +249,23 @@ impl Feed {
         let Some(circle) = row.circle_id else {
             return Ok(false);
         };
-        let sharing = self.request.services.bus.sharing.load(Ordering::Acquire);
+        if viewer.is_removal(row) {
+            let ids = viewer.ids().without_agent();
+            let circles = self.request.load(ReadableCircles, ids).await?;
+            return Ok(circles.contains(&circle));
+        }
+        let bus = &self.request.services.bus;
+        let sharing = bus.sharing.load(Ordering::Acquire);
+        let membership = match viewer.agent() {
+            Some(_) => bus.membership.load(Ordering::Acquire),
+            None => 0,
+        };
+        let changes = (sharing, membership);
         let circles = match &self.circles {
-            Some((known, circles)) if *known == sharing => circles,
+            Some((known, circles)) if *known == changes => circles,
             _ => {
-                let circles = self.request.load(ReadableCircles, viewer.id()).await?;
-                &self.circles.insert((sharing, circles)).1
+                let circles = self.request.load(ReadableCircles, viewer.ids()).await?;
+                &self.circles.insert((changes, circles)).1
             }
         };
         Ok(circles.contains(&circle))
@@ -275,46 +290,95 @@ async fn give_way() {
     }
 }
 
-/// The circles that users own or that are shared with them.
+/// The circles that viewers may read: those that the users own or that are shared with them, within the limits of their
+/// API keys.
 #[derive(Clone, PartialEq)]
 struct ReadableCircles;
 
+/// A circle, and the id of the user, the agent or the API key to which it belongs.
 #[derive(FromQueryResult)]
-struct ReadableCircle {
-    owner_id: Uuid,
+struct CircleOf {
     id: Uuid,
+    circle: Uuid,
+}
+
+/// The circles of users, of agents or of API keys.
+type CirclesOf = HashMap<Uuid, HashSet<Uuid>>;
+
+impl ReadableCircles {
+    async fn read(db: &Reader, select: &SelectStatement) -> Result<CirclesOf, Error> {
+        let mut circles = CirclesOf::new();
+        for row in db.all::<CircleOf>(select).await? {
+            circles.entry(row.id).or_default().insert(row.circle);
+        }
+        Ok(circles)
+    }
+
+    /// Selects pairs of an id among `ids` and a circle.
+    fn pairs<E: EntityTrait>(
+        db: &Reader,
+        (id, circle): (E::Column, E::Column),
+        ids: &[Uuid],
+    ) -> Select<E> {
+        E::find()
+            .select_only()
+            .column_as(id, "id")
+            .column_as(circle, "circle")
+            .filter(is_among(db.backend(), id.as_column_ref(), ids))
+    }
 }
 
 impl Batch for ReadableCircles {
-    type Key = Uuid;
+    type Key = ViewerIds;
     type Value = Arc<HashSet<Uuid>>;
 
     fn name(&self) -> String {
-        "readable circles by user".to_owned()
+        "readable circles by viewer".to_owned()
     }
 
-    async fn run(&self, db: &Reader, users: &[Uuid]) -> Result<HashMap<Uuid, Self::Value>, Error> {
-        let among = |column| is_among(db.backend(), column, users);
-        let shared = collaborator::Entity::find()
-            .select_only()
-            .column(collaborator::Column::UserId)
-            .column(collaborator::Column::CircleId)
-            .filter(among(collaborator::Column::UserId.as_column_ref()))
-            .into_query();
-        let select = circle::Entity::find()
-            .select_only()
-            .column(circle::Column::OwnerId)
-            .column(circle::Column::Id)
-            .filter(among(circle::Column::OwnerId.as_column_ref()))
-            .into_query()
-            .union(UnionType::All, shared)
-            .take();
-        let mut circles: HashMap<Uuid, HashSet<Uuid>> = HashMap::new();
-        for row in db.all::<ReadableCircle>(&select).await? {
-            circles.entry(row.owner_id).or_default().insert(row.id);
+    async fn run(
+        &self,
+        db: &Reader,
+        viewers: &[ViewerIds],
+    ) -> Result<HashMap<ViewerIds, Self::Value>, Error> {
+        use {api_key_circle as limit, circle::Column as Circle, collaborator as share};
+        let ids = |of: fn(&ViewerIds) -> Option<Uuid>| -> Vec<Uuid> {
+            let ids: HashSet<Uuid> = viewers.iter().filter_map(of).collect();
+            ids.into_iter().collect()
+        };
+        let users = ids(|viewer| Some(viewer.user));
+        let shared = (share::Column::UserId, share::Column::CircleId);
+        let shared = Self::pairs::<share::Entity>(db, shared, &users).into_query();
+        let select = Self::pairs::<circle::Entity>(db, (Circle::OwnerId, Circle::Id), &users);
+        let select = select.into_query().union(UnionType::All, shared).take();
+        let of_users = Self::read(db, &select).await?;
+        let agents = ids(|viewer| viewer.agent);
+        let mut of_agents = CirclesOf::new();
+        if !agents.is_empty() {
+            let columns = (member::Column::AgentId, member::Column::CircleId);
+            let select = Self::pairs::<member::Entity>(db, columns, &agents);
+            let select = select.filter(member::Column::IsActive.eq(true));
+            of_agents = Self::read(db, &select.into_query()).await?;
         }
-        let shared = circles.into_iter();
-        Ok(shared.map(|(user, ids)| (user, Arc::new(ids))).collect())
+        let keys = ids(|viewer| viewer.key);
+        let mut of_keys = CirclesOf::new();
+        if !keys.is_empty() {
+            let columns = (limit::Column::KeyId, limit::Column::CircleId);
+            let select = Self::pairs::<limit::Entity>(db, columns, &keys).into_query();
+            of_keys = Self::read(db, &select).await?;
+        }
+        let is_within = |limits: &CirclesOf, of: Option<Uuid>, circle: &Uuid| {
+            of.is_none_or(|of| limits.get(&of).is_some_and(|ids| ids.contains(circle)))
+        };
+        let circles = viewers.iter().map(|viewer| {
+            let mut circles = of_users.get(&viewer.user).cloned().unwrap_or_default();
+            circles.retain(|circle| {
+                is_within(&of_agents, viewer.agent, circle)
+                    && is_within(&of_keys, viewer.key, circle)
+            });
+            (*viewer, Arc::new(circles))
+        });
+        Ok(circles.collect())
     }
 }
 

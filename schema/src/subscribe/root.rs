@@ -92,7 +92,9 @@ impl Subscription {
         Ok(ending(ctx.shared(), events(feed, None)))
     }
 
-    /// Streams the events of a circle. Ends when the circle is deleted or no longer shared with the caller.
+    /// Streams the events of a circle.
+    /// Ends when the circle is deleted or no longer shared with the caller; with an API key of an agent, also when the
+    /// agent leaves the circle.
     async fn circle_events(
         &self,
         ctx: &Context<'_>,
@@ -102,16 +104,16 @@ impl Subscription {
         #[graphql(desc = "The `cursor` of the last event received.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Burst<Event>, Error>> + use<>, Error> {
         let request = ctx.shared();
-        request.viewer()?;
+        let agent = request.viewer()?.agent();
         let id = Kind::Circle.parse(&circle_id, "circleId")?;
         let types: Option<Vec<&'static str>> =
             types.map(|types| crate::db::distinct(types.into_iter().map(EventType::dotted)));
-        // The sharing events end the stream, so they are received even if the client filters them out.
-        let sharing = SHARING.map(EventType::dotted);
+        // These events end the stream, so they are received even if the client filters them out.
+        let removed = agent.map(|_| EventType::MemberRemoved);
+        let last = SHARING.into_iter().chain(removed).map(EventType::dotted);
+        let last: Vec<_> = last.collect();
         let filter = FeedFilter {
-            types: types
-                .clone()
-                .map(|types| [types, sharing.to_vec()].concat()),
+            types: types.clone().map(|types| [types, last].concat()),
             circle: Some(id),
             ..FeedFilter::default()
         };
@@ -445,9 +447,10 @@ fn events(
         loop {
             let items = feed.next().await?;
             let (request, now) = (feed.request(), feed.request().now());
+            let viewer = request.viewer()?;
             let continues = match &circle {
-                Some((id, _)) if items.iter().any(Item::changes_sharing) => {
-                    let rule = &request.viewer()?.rules().circle;
+                Some((id, _)) if items.iter().any(|item| item.changes_access(viewer)) => {
+                    let rule = &viewer.rules().circle;
                     let circle = request.readable_later::<circle::Entity>(rule, *id);
                     circle.await?.is_some()
                 }

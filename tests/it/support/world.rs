@@ -1,12 +1,12 @@
 //! Rows that the demo data lacks, so that every edge of the schema has a target and every private field a value. Some
 //! of them link to circles that a caller who follows the link cannot read.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use gathering_entity::member::MemberRole;
 use gathering_entity::message::MessageRole;
 use gathering_entity::{
-    List, agent, audit, circle, conversation, event, member, message, model, participant, project,
-    task, user,
+    List, agent, api_key, api_key_circle, audit, circle, conversation, event, member, message,
+    model, participant, project, task, user,
 };
 use sea_orm::prelude::Uuid;
 use sea_orm::sea_query::Expr;
@@ -108,6 +108,9 @@ async fn populate(db: &DatabaseConnection) {
     };
     said.insert(db).await.expect("inserts");
 
+    add_keys(db, [admin, demo, guest], shared_agent, circles[4].id).await;
+    add_service_account(db, demo).await;
+
     let entry = audit::ActiveModel {
         id: Set(Uuid::now_v7()),
         created_at: Set(moment()),
@@ -118,6 +121,49 @@ async fn populate(db: &DatabaseConnection) {
         ..Default::default()
     };
     entry.insert(db).await.expect("inserts");
+}
+
+/// Adds a key of each user, with an agent and a circle.
+async fn add_keys(db: &DatabaseConnection, users: [Uuid; 3], agent: Uuid, circle: Uuid) {
+    for user in users {
+        let key = api_key::ActiveModel {
+            id: Set(Uuid::now_v7()),
+            created_at: Set(moment()),
+            user_id: Set(user),
+            agent_id: Set(Some(agent)),
+            name: Set("A key".to_owned()),
+            secret_hash: Set(format!("{:064x}", user.as_u128())),
+            prefix: Set("gth_000000".to_owned()),
+            scopes: Set(List(vec!["READ".to_owned()])),
+            is_limited: Set(true),
+            quota_class: Set(Some("batch".to_owned())),
+            expires_at: Set(Some(moment() + TimeDelta::days(36_500))),
+            last_used_at: Set(Some(moment())),
+            revoked_at: Set(Some(moment())),
+        };
+        let key = key.insert(db).await.expect("inserts");
+        let limit = api_key_circle::ActiveModel {
+            key_id: Set(key.id),
+            circle_id: Set(circle),
+        };
+        limit.insert(db).await.expect("inserts");
+    }
+}
+
+async fn add_service_account(db: &DatabaseConnection, owner: Uuid) {
+    let service = user::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        created_at: Set(moment()),
+        updated_at: Set(moment()),
+        email: Set("crawler@service.invalid".to_owned()),
+        email_key: Set("crawler@service.invalid".to_owned()),
+        name: Set("Crawler".to_owned()),
+        password_hash: Set(String::new()),
+        kind: Set(user::UserKind::Service),
+        owner_id: Set(Some(owner)),
+        ..Default::default()
+    };
+    service.insert(db).await.expect("inserts");
 }
 
 /// An event to insert.

@@ -15,10 +15,18 @@ pub(super) struct Rights {
     pub(super) messages: Vec<message::Model>,
     pub(super) events: Vec<event::Model>,
     pub(super) sessions: BTreeSet<Uuid>,
+    pub(super) keys: BTreeSet<Uuid>,
+    /// The agent of the API key.
+    agent: Option<Uuid>,
 }
 
 impl Rights {
     pub(super) async fn of(email: &str, db: &DatabaseConnection) -> Self {
+        Self::with(email, None, db).await
+    }
+
+    /// The rights of a user, or of a key of this agent of theirs.
+    pub(super) async fn with(email: &str, agent: Option<Uuid>, db: &DatabaseConnection) -> Self {
         let user = user::Entity::find().filter(user::Column::Email.eq(email));
         let user = user.one(db).await.expect("reads").expect("a user").id;
         let all = collaborator::Entity::find().all(db).await.expect("reads");
@@ -29,7 +37,17 @@ impl Rights {
             .collect();
         let all = circle::Entity::find().all(db).await.expect("reads");
         let is_mine = |row: &&circle::Model| row.owner_id == user || shared.contains(&row.id);
-        let mine: Vec<_> = all.iter().filter(is_mine).collect();
+        let mut mine: Vec<_> = all.iter().filter(is_mine).collect();
+        let of_user: BTreeSet<_> = mine.iter().map(|row| row.id).collect();
+        let members = member::Entity::find().all(db).await.expect("reads");
+        if let Some(agent) = agent {
+            mine.retain(|circle| {
+                let is_member = |row: &member::Model| {
+                    row.agent_id == agent && row.circle_id == circle.id && row.is_active
+                };
+                members.iter().any(is_member)
+            });
+        }
         let circles: BTreeSet<_> = mine.iter().map(|row| row.id).collect();
         let in_circle =
             |circle: Option<Uuid>| circle.is_some_and(|circle| circles.contains(&circle));
@@ -46,13 +64,13 @@ impl Rights {
         let all = agent::Entity::find().all(db).await.expect("reads");
         let own_agents: BTreeSet<_> = all
             .iter()
-            .filter(|row| row.owner_id == user)
+            .filter(|row| row.owner_id == user && agent.is_none_or(|agent| row.id == agent))
             .map(|row| row.id)
             .collect();
         let all = project::Entity::find().all(db).await.expect("reads");
         let own = all
             .iter()
-            .filter(|row| row.owner_id == user)
+            .filter(|row| row.owner_id == user && agent.is_none())
             .map(|row| row.id);
         let projects = mine
             .iter()
@@ -64,7 +82,8 @@ impl Rights {
         tasks.retain(|row| circles.contains(&row.circle_id));
         let mut conversations = conversation::Entity::find().all(db).await.expect("reads");
         conversations.retain(|row| {
-            in_circle(row.circle_id) || (row.circle_id.is_none() && row.owner_id == user)
+            in_circle(row.circle_id)
+                || (row.circle_id.is_none() && row.owner_id == user && agent.is_none())
         });
         let readable: BTreeSet<_> = conversations.iter().map(|row| row.id).collect();
         let mut messages = message::Entity::find().all(db).await.expect("reads");
@@ -75,10 +94,23 @@ impl Rights {
                 &*row.kind,
                 "provider.changed" | "model.changed" | "persona.changed"
             );
-            is_public || row.owner_id == Some(user) || in_circle(row.circle_id)
+            let is_own = match agent {
+                Some(agent) => {
+                    let is_removal = row.kind == "member.removed" && row.agent_id == Some(agent);
+                    is_removal && row.circle_id.is_some_and(|id| of_user.contains(&id))
+                }
+                None => row.owner_id == Some(user),
+            };
+            is_public || is_own || in_circle(row.circle_id)
         });
         let sessions = refresh_token::Entity::find().filter(refresh_token::Column::UserId.eq(user));
-        let sessions = sessions.all(db).await.expect("reads");
+        let mut sessions = sessions.all(db).await.expect("reads");
+        let keys = api_key::Entity::find().filter(api_key::Column::UserId.eq(user));
+        let mut keys = keys.all(db).await.expect("reads");
+        if agent.is_some() {
+            sessions.clear();
+            keys.clear();
+        }
         Self {
             user,
             agents: active.chain(own_agents.iter().copied()).collect(),
@@ -89,6 +121,8 @@ impl Rights {
             conversations,
             messages,
             events,
+            keys: keys.iter().map(|row| row.id).collect(),
+            agent,
             sessions: sessions.iter().map(|row| row.family_id).collect(),
             circles,
         }
@@ -106,6 +140,7 @@ impl Rights {
             "message" => self.messages.iter().map(|row| row.id).collect(),
             "event" => self.events.iter().map(|row| row.id).collect(),
             "signin" => self.sessions.clone(),
+            "key" => self.keys.clone(),
             // For administrators only.
             "audit" => BTreeSet::new(),
             _ => panic!("add the rows with the prefix {prefix} here"),
@@ -149,7 +184,8 @@ impl Rights {
         );
         for (id, name) in &seen.private {
             let (_, row) = decoded(id).expect("an id");
-            let is_own = row == self.user || self.own_agents.contains(&row);
+            let is_own =
+                (row == self.user && self.agent.is_none()) || self.own_agents.contains(&row);
             assert!(is_own, "{name} of {id} is private");
         }
         for (connection, total, all) in &seen.counts {
@@ -161,6 +197,7 @@ impl Rights {
         for (list, counted) in &seen.lists {
             let prefix = match &**list {
                 "sessions" => "signin",
+                "apiKeys" => "key",
                 list => list.strip_suffix('s').expect("a plural"),
             };
             if !PUBLIC.contains(&prefix) {

@@ -194,15 +194,15 @@ async fn an_invalid_token_closes_with_4403() {
         ),
         (
             json!({ "authorization": "Basic dXNlcg==" }),
-            "Authorization must be `Bearer` followed by an access token.",
+            "Authorization must be `Bearer` followed by an access token or an API key.",
         ),
         (
             json!({ "Authorization": 7 }),
-            "Authorization must be `Bearer` followed by an access token.",
+            "Authorization must be `Bearer` followed by an access token or an API key.",
         ),
         (
             json!({ "authorization": "Bearer a", "Authorization": "Bearer b" }),
-            "Authorization must be `Bearer` followed by an access token.",
+            "Authorization must be `Bearer` followed by an access token or an API key.",
         ),
     ] {
         let mut socket = Socket::open(&server).await;
