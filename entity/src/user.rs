@@ -43,6 +43,8 @@ pub struct Model {
     pub token_version: i32,
     /// When the user last signed in.
     pub last_login_at: Option<DateTimeUtc>,
+    /// The quota class, which need not be configured; `None` for the standard limits.
+    pub quota_class: Option<String>,
 }
 
 /// Empty: joins are written in the queries.

@@ -7,6 +7,7 @@ mod m0001_team;
 mod m0002_lockouts;
 mod m0003_live;
 mod m0004_folding;
+mod m0006_quota_classes;
 mod table;
 
 use futures_util::future::BoxFuture;
@@ -28,6 +29,7 @@ impl MigratorTrait for Chain {
             Box::new(m0002_lockouts::Migration),
             Box::new(m0003_live::Migration),
             Box::new(m0004_folding::Migration),
+            Box::new(m0006_quota_classes::Migration),
         ]
     }
 }

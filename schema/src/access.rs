@@ -119,6 +119,7 @@ impl Viewer {
             is_active: true,
             token_version: 0,
             last_login_at: None,
+            quota_class: None,
         };
         Self::new(Arc::new(user), Uuid::nil(), never, rulebook)
     }
@@ -126,6 +127,11 @@ impl Viewer {
     /// The user's row id.
     pub fn id(&self) -> Uuid {
         self.user.id
+    }
+
+    /// The quota class of the user.
+    pub(crate) fn quota_class(&self) -> Option<&str> {
+        self.user.quota_class.as_deref()
     }
 
     /// The session of the request.

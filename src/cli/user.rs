@@ -48,6 +48,15 @@ pub(super) enum Action {
         #[arg(long)]
         role: Role,
     },
+    /// Assign a quota class of `limits.classes` to a user
+    SetQuotaClass {
+        /// E-mail address of the account
+        #[arg(long)]
+        email: String,
+        /// The name of the class; without it, the user has the standard limits
+        #[arg(long)]
+        class: Option<String>,
+    },
     /// Set a new password, read from standard input, and end all sessions of the user
     SetPassword {
         /// E-mail address of the account
@@ -84,13 +93,13 @@ pub(super) async fn run(
     let settings = auth::Settings { keys, policy };
     let operator = Operator::new(connection.clone(), settings, Options::default().clock);
     let operator = operator.map_err(StartError::new)?;
-    let done = apply(&operator, action).await;
+    let done = apply(&operator, config, action).await;
     operator.finish().await;
     print(&format!("{}\n", done?));
     Ok(())
 }
 
-async fn apply(operator: &Operator, action: Action) -> Result<String, StartError> {
+async fn apply(operator: &Operator, config: &Config, action: Action) -> Result<String, StartError> {
     let done = match action {
         Action::Create { email, name, admin } => {
             let password = read_password()?;
@@ -110,6 +119,18 @@ async fn apply(operator: &Operator, action: Action) -> Result<String, StartError
         Action::SetRole { email, role } => {
             let done = operator.set_role(&email, matches!(role, Role::Admin)).await;
             done.map(|()| "the role is changed".to_owned())
+        }
+        Action::SetQuotaClass { email, class } => {
+            if let Some(class) = class
+                .as_ref()
+                .filter(|class| !config.limits.classes.has(class))
+            {
+                return Err(StartError::new(format!(
+                    "limits.classes has no class {class:?}"
+                )));
+            }
+            let done = operator.set_quota_class(&email, class).await;
+            done.map(|()| "the quota class is changed".to_owned())
         }
         Action::SetPassword { email } => {
             let password = read_password()?;

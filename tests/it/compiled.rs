@@ -29,6 +29,7 @@ const EXECUTED: [&str; 17] = [
     "Query.users",
     "User.email",
     "User.lastLoginAt",
+    "User.quotaClass",
 ];
 
 /// How a compiled query reaches the objects of each type.

@@ -15,7 +15,10 @@ mod token;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -63,8 +66,11 @@ const QUEUES: usize = 1_024;
 /// Maximum number of rows purged by one statement.
 const PURGED: u64 = 1_000;
 
-/// Maximum number of users whose roles are cached.
+/// Maximum number of users whose standing is cached.
 const ROLES: u64 = 10_000;
+
+/// The interval at which the quota class of a refused user is read again, in microseconds.
+const CHECK_INTERVAL: i64 = 1_000_000;
 
 /// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
@@ -115,6 +121,41 @@ impl TokenClaims {
     }
 }
 
+/// What an operation depends on before its caller is authenticated: the role, with which a query reads early, and the
+/// quota class, with which it is charged.
+pub(crate) struct Standing {
+    pub(crate) role: UserRole,
+    pub(crate) class: Option<String>,
+    /// When a refusal may next be checked, by the monotonic clock.
+    next_check: AtomicI64,
+}
+
+impl Standing {
+    fn of(user: &user::Model) -> Self {
+        Self {
+            role: user.role,
+            class: user.quota_class.clone(),
+            next_check: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    fn is_of(&self, user: &user::Model) -> bool {
+        self.role == user.role && self.class == user.quota_class
+    }
+
+    /// Whether a refusal must be checked, because the class may have changed since an earlier request: at most once a
+    /// second.
+    pub(crate) fn is_check_due(&self, monotonic: i64) -> bool {
+        let due = self.next_check.load(Ordering::Relaxed);
+        let (next, order) = (monotonic + CHECK_INTERVAL, Ordering::Relaxed);
+        monotonic >= due
+            && self
+                .next_check
+                .compare_exchange(due, next, order, order)
+                .is_ok()
+    }
+}
+
 /// The accounts of the server.
 pub struct Accounts {
     db: DatabaseConnection,
@@ -126,8 +167,8 @@ pub struct Accounts {
     refresh_lifetime: Duration,
     registration: bool,
     audit_retention: Duration,
-    /// The roles of users at an earlier request. Authentication reads them from the database again.
-    roles: Cache<Uuid, UserRole>,
+    /// The standing of users at an earlier request. Authentication reads it from the database again.
+    roles: Cache<Uuid, Arc<Standing>>,
     /// Sessions that were ended before their access tokens expired.
     revoked: Cache<Uuid, ()>,
     capacity: u64,
@@ -270,14 +311,16 @@ impl Accounts {
         if self.is_over(&found, claims.sid, claims.ver) {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
-        if self.roles.get(&claims.sub) != Some(found.user.role) {
-            self.roles.insert(claims.sub, found.user.role);
+        let known = self.roles.get(&claims.sub);
+        if !known.is_some_and(|known| known.is_of(&found.user)) {
+            self.roles
+                .insert(claims.sub, Arc::new(Standing::of(&found.user)));
         }
         Ok((found.user, claims.sid, claims.expires_at()))
     }
 
-    /// The user in the claims, and the role at an earlier request; `None` if it is not known.
-    pub(crate) fn expected(&self, presented: &TokenClaims) -> Option<(Uuid, UserRole)> {
+    /// The user in the claims, and their standing at an earlier request; `None` if it is not known.
+    pub(crate) fn expected(&self, presented: &TokenClaims) -> Option<(Uuid, Arc<Standing>)> {
         let user = presented.claimed()?;
         Some((user, self.roles.get(&user)?))
     }
@@ -353,7 +396,7 @@ impl Accounts {
         TokenClaims(self.signer.read(token, self.now()))
     }
 
-    /// Statistics of the cache of roles.
+    /// Statistics of the cache of roles and quota classes.
     pub(crate) fn roles(&self) -> CacheStats {
         self.roles.stats()
     }

@@ -1,6 +1,6 @@
 //! Account operations of the server's operator, from a command line instead of a request.
 
-use async_graphql::ID;
+use async_graphql::{ID, MaybeUndefined};
 use futures_util::future::BoxFuture;
 use gathering_entity::user::UserRole;
 use sea_orm::DatabaseConnection;
@@ -102,6 +102,24 @@ impl Operator {
         Box::pin(async move {
             let amendment = Amendment {
                 role: Some(role(is_admin)),
+                ..Amendment::default()
+            };
+            self.change(email, &amendment).await
+        })
+    }
+
+    /// Assigns a quota class to a user, or removes it. The class is not checked.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub fn set_quota_class<'a>(
+        &'a self,
+        email: &'a str,
+        class: Option<String>,
+    ) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let amendment = Amendment {
+                quota_class: class.map_or(MaybeUndefined::Null, MaybeUndefined::Value),
                 ..Amendment::default()
             };
             self.change(email, &amendment).await
