@@ -253,7 +253,7 @@ impl Process {
     fn rates(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut fields = encoder.encode_descriptor(
             "rate_limit_fields",
-            "Root fields that the rate limiter decided about",
+            "Root fields that the rate limiter decided about, and operations for the tier `cost`",
             None,
             MetricType::Counter,
         )?;
@@ -263,6 +263,13 @@ impl Process {
                 ConstCounter::new(number).encode(fields.encode_family(&labels)?)?;
             }
         }
+        let local = encoder.encode_descriptor(
+            "rate_limit_local_decisions",
+            "Decisions that this instance has taken on its own because Redis did not answer in time",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(self.graph.local_decisions()).encode(local)?;
         let alone = encoder.encode_descriptor(
             "rate_limit_alone",
             "1 while Redis is configured but does not answer, so that this instance limits on its own",

@@ -61,6 +61,8 @@ pub struct Model {
     pub kind: UserKind,
     /// The person who owns a service account.
     pub owner_id: Option<Uuid>,
+    /// The quota class, which need not be configured; `None` for the standard limits.
+    pub quota_class: Option<String>,
 }
 
 /// Empty: joins are written in the queries.

@@ -9,6 +9,7 @@ mod m0003_live;
 mod m0004_folding;
 mod m0005_waiting_tasks;
 mod m0006_keys;
+mod m0007_quota_classes;
 mod table;
 
 use futures_util::future::BoxFuture;
@@ -32,6 +33,7 @@ impl MigratorTrait for Chain {
             Box::new(m0004_folding::Migration),
             Box::new(m0005_waiting_tasks::Migration),
             Box::new(m0006_keys::Migration),
+            Box::new(m0007_quota_classes::Migration),
         ]
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     id::Kind,
     input::{UserError, entry},
-    request::RequestExt,
+    request::{Request, RequestExt},
     scalar::DateTime,
     user::User,
 };
@@ -166,7 +166,8 @@ pub struct CreateApiKeyInput {
     agent_id: Option<ID>,
     /// When the key expires, in the future. Without it, the key does not expire.
     expires_at: Option<DateTime>,
-    /// The name of the class of its rate limits, 1 to 50 characters: lower-case letters, digits, `_` and `-`.
+    /// A quota class of the server's configuration, for keys that administrators create. The key then has rate limits of
+    /// its own; without a class it shares those of its user.
     quota_class: Option<String>,
     /// A service account on whose behalf the key acts; the caller by default.
     user_id: Option<ID>,
@@ -201,7 +202,9 @@ pub struct RevokeApiKeyPayload {
 
 impl CreateApiKeyInput {
     /// The input for accounts.
-    fn parse(&self) -> Result<NewKey<'_>, Error> {
+    fn parse(&self, request: &Request) -> Result<NewKey<'_>, Error> {
+        let is_admin = request.viewer()?.is_admin();
+        let is_allowed = |class: &str| is_admin && request.services.limiter.has_class(class);
         let circles = self.circle_ids.as_ref().map(|ids| {
             let ids = ids.iter().enumerate();
             let ids = ids.map(|(n, id)| Kind::Circle.parse(id, &entry("circleIds", n)));
@@ -214,6 +217,7 @@ impl CreateApiKeyInput {
             circles: circles.transpose()?.map(distinct),
             expires_at: self.expires_at.as_ref().map(|at| at.0),
             quota_class: self.quota_class.as_deref(),
+            is_class_allowed: self.quota_class.as_deref().is_some_and(is_allowed),
         })
     }
 }
@@ -287,7 +291,7 @@ impl ApiKeyMutation {
         input: CreateApiKeyInput,
     ) -> Result<CreateApiKeyPayload, Error> {
         let request = ctx.request();
-        let new = input.parse()?;
+        let new = input.parse(request)?;
         let user = Kind::User.parse_opt(input.user_id.as_ref(), "userId")?;
         let user = user.unwrap_or(request.viewer()?.id());
         let accounts = request.accounts();

@@ -30,7 +30,7 @@ use crate::{
     idempotency,
     limits::Limits,
     operation::{Operation, Params, Preparer, TrustedDocuments},
-    rate_limit::{Limiter, Rates, TierCount},
+    rate_limit::{Limiter, Rates, Tier, TierCount},
     request::Services,
     response::Answer,
     roots,
@@ -213,6 +213,9 @@ impl Graph {
                 engine.execute(run).await
             };
             if answer.has_data() {
+                if let Some(complexity) = answer.complexity() {
+                    self.services().limiter.settle(&mut decision, complexity);
+                }
                 answer.refuse(&decision);
             } else if answer.code() == Some(Code::ValidationFailed) {
                 self.services().limiter.refund(&mut decision).await;
@@ -279,7 +282,7 @@ impl Graph {
     }
 
     /// Allowed and refused requests, by tier.
-    pub fn tier_counts(&self) -> [TierCount; 4] {
+    pub fn tier_counts(&self) -> [TierCount; Tier::ALL.len()] {
         self.services().limiter.counts()
     }
 
@@ -297,6 +300,11 @@ impl Graph {
     /// configured.
     pub fn limits_alone(&self) -> Option<bool> {
         self.services().limiter.is_alone()
+    }
+
+    /// The number of rate limit decisions that this instance has taken separately although Redis is configured.
+    pub fn local_decisions(&self) -> u64 {
+        self.services().limiter.local_decisions()
     }
 
     /// An access token with the given lifetime, for the server's operator; `None` if there is no such user.

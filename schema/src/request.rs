@@ -29,7 +29,7 @@ use crate::{
     health::Probe,
     idempotency::Key,
     limits::Limits,
-    rate_limit::{Limiter, RateKey},
+    rate_limit::{Limiter, Payer, QuotaStatus, RateKey},
 };
 
 /// How long a subscriber waits before it retries, if the database does not respond.
@@ -55,6 +55,10 @@ pub(crate) struct Request {
     pub(crate) progress: Progress,
     /// The bytes of text in the response so far.
     pub(crate) text: AtomicU64,
+    /// The number of fields that the compiled query has written below its root fields.
+    pub(crate) fields: AtomicU64,
+    /// The quotas that were charged for the operation, if it reports them.
+    pub(crate) charged: Vec<QuotaStatus>,
 }
 
 /// A text value that counts against `graphql.text_bytes`.
@@ -202,6 +206,15 @@ impl Request {
     /// `UNAUTHENTICATED` if the caller is not signed in.
     pub(crate) fn viewer(&self) -> Result<&Viewer, Error> {
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
+    }
+
+    /// The client whose rate limit buckets the operation takes from.
+    pub(crate) fn payer(&self) -> Payer<'_> {
+        Payer {
+            rate_key: self.rate_key,
+            address: self.client.address,
+            class: self.viewer.as_ref().and_then(Viewer::quota_class),
+        }
     }
 
     /// The signed-in administrator.

@@ -11,7 +11,7 @@ use crate::{
     db::{Count, Totals},
     error::Error,
     health::{HealthCheck, HealthReport, HealthStatus},
-    rate_limit::{Tier, rate_limit},
+    rate_limit::{QuotaStatus, Tier, WINDOW_SECONDS, rate_limit},
     request::RequestExt,
     scalar::DateTime,
 };
@@ -35,16 +35,24 @@ pub struct ServerInfo {
     max_complexity: i32,
 }
 
-/// The caller's rate limit for one root field.
+/// The caller's rate limit for one root field, for a tier, or for complexity.
 #[derive(SimpleObject)]
 pub struct RateLimitState {
-    /// The name of the root field.
-    field: String,
-    /// The rate tier of the root field.
+    /// The name of the root field. Null for a tier of which no field was used recently, and for the tier `COST`.
+    field: Option<String>,
+    /// The rate tier.
     tier: Tier,
-    /// The number of requests allowed per minute, and in one burst.
+    /// The quota class that determines the limit. Null for the standard limits.
+    class: Option<String>,
+    /// The number of requests allowed in a window, and in one burst. For the tier `COST`, of complexity points.
     limit: i32,
-    /// The number of requests left.
+    /// The length of the window in seconds, in which an empty quota becomes full again.
+    window_seconds: i32,
+    /// The amount charged for this operation.
+    cost: i32,
+    /// The amount used and not yet regained: `limit` minus `remaining`.
+    used: i32,
+    /// The amount left.
     remaining: i32,
     /// When `remaining` equals `limit` again.
     reset_at: DateTime,
@@ -90,21 +98,30 @@ impl ServerQuery {
         }
     }
 
-    /// The caller's rate limits for recently used root fields. No authentication required; not counted.
+    /// The caller's rate limits. No authentication required; not counted.
+    /// One entry for each recently used root field, one for each tier without such a field, and one for complexity.
     #[graphql(directive = rate_limit::apply(Tier::Health))]
     async fn rate_limit(&self, ctx: &Context<'_>) -> Vec<RateLimitState> {
         let request = ctx.request();
         let limiter = &request.services.limiter;
         let bounded = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let quotas = limiter
-            .status(&request.rate_key, request.client.address)
-            .await;
-        let states = quotas.into_iter().map(|quota| RateLimitState {
-            field: quota.field,
-            tier: quota.tier,
-            limit: bounded(quota.limit),
-            remaining: bounded(quota.remaining),
-            reset_at: quota.reset_at.into(),
+        let quotas = limiter.status(request.payer()).await;
+        let states = quotas.into_iter().map(|quota| {
+            let is_same =
+                |known: &&QuotaStatus| known.tier == quota.tier && known.field == quota.field;
+            let cost = request.charged.iter().find(is_same);
+            let cost = cost.map_or(0, |charged| charged.cost);
+            RateLimitState {
+                tier: quota.tier,
+                class: quota.class.as_deref().map(str::to_owned),
+                limit: bounded(quota.limit),
+                window_seconds: bounded(WINDOW_SECONDS),
+                cost: bounded(cost),
+                used: bounded(quota.used()),
+                remaining: bounded(quota.remaining),
+                reset_at: quota.reset_at.into(),
+                field: quota.field,
+            }
         });
         states.collect()
     }

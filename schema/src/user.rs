@@ -93,6 +93,16 @@ impl User {
         self.row.is_active
     }
 
+    /// The quota class, which determines the user's rate limits. Null for the standard limits.
+    /// Null unless the caller is the user or an administrator. If the class is no longer configured, the standard limits
+    /// apply.
+    async fn quota_class(&self, ctx: &Context<'_>) -> Option<&str> {
+        self.row
+            .quota_class
+            .as_deref()
+            .filter(|_| self.is_private_to(ctx))
+    }
+
     /// When the account was created.
     async fn created_at(&self) -> DateTime {
         self.row.created_at.into()
@@ -241,7 +251,7 @@ pub struct UpdateProfileInput {
     name: MaybeUndefined<String>,
 }
 
-/// Input for `updateUser`. Omitted fields keep their value.
+/// Input for `updateUser`. Omitted fields keep their value; null clears a nullable field.
 #[derive(InputObject)]
 pub struct UpdateUserInput {
     /// The id of the user, who must not be the caller.
@@ -252,6 +262,8 @@ pub struct UpdateUserInput {
     role: MaybeUndefined<UserRole>,
     /// Whether the user may sign in. If false, all their sessions end.
     is_active: MaybeUndefined<bool>,
+    /// The quota class, one of those in the server's configuration. Null assigns the standard limits.
+    quota_class: MaybeUndefined<String>,
 }
 
 /// Input for `createServiceAccount`.
@@ -289,7 +301,7 @@ impl UserMutation {
         UserPayload::amended(ctx, viewer, amendment, check).await
     }
 
-    /// Updates another user: their name, their role, and whether they may sign in.
+    /// Updates another user: their name, their role, their quota class, and whether they may sign in.
     /// For administrators. `userErrors`: validation codes, and `PROTECTED` for the caller's own account.
     async fn update_user(
         &self,
@@ -303,6 +315,12 @@ impl UserMutation {
         let name = name.map(|name| check.line("name", name, MAX_USER_NAME));
         let role = check.if_given("role", &input.role).copied();
         let is_active = check.if_given("isActive", &input.is_active).copied();
+        if let MaybeUndefined::Value(class) = &input.quota_class
+            && !ctx.request().services.limiter.has_class(class)
+        {
+            let message = "`quotaClass` must be a quota class of the server's configuration.";
+            check.fault("quotaClass", UserErrorCode::Invalid, message);
+        }
         if user == admin {
             let message =
                 "You cannot change your own account with this mutation. Ask another administrator.";
@@ -312,6 +330,7 @@ impl UserMutation {
             name,
             role: role.map(user::UserRole::from),
             is_active,
+            quota_class: input.quota_class,
         };
         UserPayload::amended(ctx, user, amendment, check).await
     }

@@ -14,6 +14,10 @@ pub trait Setting {
     fn expected(&self) -> String;
     /// Parses and sets the value; returns false and keeps the old value if the text is invalid.
     fn set(&mut self, text: &str) -> bool;
+    /// Why a text is invalid, to follow the key's name, if there is more to say than what is expected.
+    fn problem(&self, _text: &str) -> Option<String> {
+        None
+    }
     /// The value for display, with secrets masked.
     fn show(&self) -> Value;
     /// The value for comparison with its bounds.
@@ -24,6 +28,11 @@ pub trait Setting {
     fn is_secret(&self) -> bool {
         false
     }
+}
+
+/// Parses a value in TOML's notation.
+pub fn parse(text: &str) -> Option<Value> {
+    text.parse().ok()
 }
 
 /// A key while it is read, checked or shown.

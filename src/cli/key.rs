@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use gathering::StartError;
+use gathering::config::Config;
 use gathering::server::Options;
 use gathering_schema::ApiKeyScope;
 use gathering_schema::auth::{KeyInput, Operator};
+
+use super::user;
 
 #[derive(Subcommand)]
 pub(super) enum Action {
@@ -71,7 +74,11 @@ impl From<Scope> for ApiKeyScope {
 }
 
 /// Runs a command on API keys.
-pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String, StartError> {
+pub(super) async fn apply(
+    operator: &Operator,
+    config: &Config,
+    action: Action,
+) -> Result<String, StartError> {
     let done = match action {
         Action::Create {
             email,
@@ -82,6 +89,7 @@ pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String,
             days,
             quota_class,
         } => {
+            user::check_class(config, quota_class.as_deref())?;
             let now = (Options::default().clock)();
             let days = days.map(|days| Duration::from_hours(24 * u64::from(days)));
             let key = KeyInput {

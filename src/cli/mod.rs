@@ -143,7 +143,7 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             let config = start()?;
             on_database(&config, async |database| {
                 user::run(database, &config, async |operator| {
-                    user::apply(operator, action).await
+                    user::apply(operator, &config, action).await
                 })
                 .await
             })
@@ -153,7 +153,7 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             let config = start()?;
             on_database(&config, async |database| {
                 user::run(database, &config, async |operator| {
-                    key::apply(operator, action).await
+                    key::apply(operator, &config, action).await
                 })
                 .await
             })

@@ -48,6 +48,15 @@ pub(super) enum Action {
         #[arg(long)]
         role: Role,
     },
+    /// Assign a quota class of `limits.classes` to a user
+    SetQuotaClass {
+        /// E-mail address of the account
+        #[arg(long)]
+        email: String,
+        /// The name of the class; without it, the user has the standard limits
+        #[arg(long)]
+        class: Option<String>,
+    },
     /// Set a new password, read from standard input, and end all sessions of the user
     SetPassword {
         /// E-mail address of the account
@@ -91,7 +100,11 @@ pub(super) async fn run(
 }
 
 /// Runs a command on an account.
-pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String, StartError> {
+pub(super) async fn apply(
+    operator: &Operator,
+    config: &Config,
+    action: Action,
+) -> Result<String, StartError> {
     let done = match action {
         Action::Create { email, name, admin } => {
             let password = read_password()?;
@@ -112,6 +125,11 @@ pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String,
             let done = operator.set_role(&email, matches!(role, Role::Admin)).await;
             done.map(|()| "the role is changed".to_owned())
         }
+        Action::SetQuotaClass { email, class } => {
+            check_class(config, class.as_deref())?;
+            let done = operator.set_quota_class(&email, class).await;
+            done.map(|()| "the quota class is changed".to_owned())
+        }
         Action::SetPassword { email } => {
             let password = read_password()?;
             let done = operator.set_password(&email, &password).await;
@@ -119,6 +137,17 @@ pub(super) async fn apply(operator: &Operator, action: Action) -> Result<String,
         }
     };
     done.map_err(StartError::new)
+}
+
+/// Checks that a quota class is configured.
+pub(super) fn check_class(config: &Config, class: Option<&str>) -> Result<(), StartError> {
+    match class.filter(|class| !config.limits.classes.has(class)) {
+        Some(class) => {
+            let message = format!("limits.classes has no class {class:?}");
+            Err(StartError::new(message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads a password without echo from a terminal, or the first line of a pipe. An argument would be visible in the

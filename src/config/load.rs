@@ -165,8 +165,13 @@ impl Config {
                 )
             }
         };
-        if text.is_some_and(|text| key.value.set(&text)) {
-            return key.check_bounds().map_err(Problem::Unfit);
+        if let Some(text) = text {
+            if key.value.set(&text) {
+                return key.check_bounds().map_err(Problem::Unfit);
+            }
+            if let Some(problem) = key.value.problem(&text) {
+                return Err(Problem::Unfit(problem));
+            }
         }
         let found = if key.value.is_secret() {
             String::new()
@@ -189,6 +194,12 @@ impl Config {
         {
             return refuse(
                 "graphql.trusted_documents requires graphql.manifest, the file of the documents",
+            );
+        }
+        let (complexity, cost) = (self.graphql.limits.complexity, self.limits.cost);
+        if cost > 0 && u64::from(cost) < complexity {
+            return refuse(
+                "limits.cost must not be below graphql.complexity, the cost of the largest operation; 0 sets no limit",
             );
         }
         if !(8..=128).contains(&self.demo.password.expose().chars().count()) {
@@ -298,6 +309,11 @@ mod tests {
             (
                 [("GATHERING__GRAPHQL__TRUSTED_DOCUMENTS", "enforce")],
                 "graphql.manifest",
+            ),
+            ([("GATHERING__LIMITS__COST", "19999")], "limits.cost"),
+            (
+                [("GATHERING__LIMITS__CLASSES", "{ a = { reed = 1 } }")],
+                "GATHERING__LIMITS__CLASSES has an invalid class `a`: `reed`",
             ),
             ([("GATHERING_DEMO_PASSWORD", "short")], "demo.password"),
             ([("GATHERING__LOG__FILTER", "a=b=c")], "log.filter"),

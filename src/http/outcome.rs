@@ -77,7 +77,8 @@ impl Refusal {
 
     /// An address sends too many requests.
     pub(super) fn rate_limited(quota: QuotaStatus) -> Self {
-        let (field, limit) = (&quota.field, quota.limit);
+        let field = quota.field.as_deref().unwrap_or_default();
+        let limit = quota.limit;
         let seconds = quota.seconds().max(1);
         let message = format!(
             "`{field}` is limited to {limit} requests per minute. Retry after {seconds} s."

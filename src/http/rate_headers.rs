@@ -1,19 +1,20 @@
 //! The rate limit headers of a response.
 //!
-//! `X-RateLimit-*` describe the tightest bucket that a response has touched; `RateLimit` and `RateLimit-Policy`
-//! (draft-ietf-httpapi-ratelimit-headers) of the tightest of each tier.
+//! `X-RateLimit-*` describe the tightest bucket of requests that a response has touched, or the bucket that has refused;
+//! `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) of the tightest of each tier.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
-use gathering_schema::rate_limit::QuotaStatus;
+use gathering_schema::rate_limit::{QuotaStatus, Tier};
 
 /// The rate limit headers.
-pub(super) const HEADERS: [HeaderName; 5] = [
+pub(super) const HEADERS: [HeaderName; 6] = [
     HeaderName::from_static("x-ratelimit-limit"),
     HeaderName::from_static("x-ratelimit-remaining"),
     HeaderName::from_static("x-ratelimit-reset"),
     HeaderName::from_static("ratelimit"),
     HeaderName::from_static("ratelimit-policy"),
+    HeaderName::from_static("x-ratelimit-class"),
 ];
 
 /// The quotas that a response has used.
@@ -26,7 +27,8 @@ pub(super) fn add(entered: Option<QuotaStatus>, response: &mut Response) {
     let touched = response.extensions_mut().remove::<Quotas>();
     let mut statuses = touched.map(|touched| touched.0).unwrap_or_default();
     let is_refused = statuses.iter().any(|status| status.retry_in.is_some());
-    let left = statuses.iter().map(|status| status.remaining).min();
+    let requests = statuses.iter().filter(|status| status.tier != Tier::Cost);
+    let left = requests.map(|status| status.remaining).min();
     let is_tighter = |entered: &QuotaStatus| left.is_none_or(|left| entered.remaining < left);
     let entered = entered.into_iter().filter(is_tighter);
     statuses.extend(entered.filter(|_| !is_refused));
@@ -35,7 +37,12 @@ pub(super) fn add(entered: Option<QuotaStatus>, response: &mut Response) {
 
 /// Writes the rate limit headers.
 pub(super) fn write(quotas: &[QuotaStatus], headers: &mut HeaderMap) {
-    let Some(tightest) = quotas.iter().min_by_key(|quota| quota.remaining) else {
+    // Points are not comparable with requests.
+    let tightness = |quota: &&QuotaStatus| {
+        let is_cost = quota.tier == Tier::Cost;
+        (quota.retry_in.is_none(), is_cost, quota.remaining)
+    };
+    let Some(tightest) = quotas.iter().min_by_key(tightness) else {
         return;
     };
     let mut tiers: Vec<&QuotaStatus> = Vec::new();
@@ -64,6 +71,8 @@ pub(super) fn write(quotas: &[QuotaStatus], headers: &mut HeaderMap) {
         list(states.collect()),
         list(policies.collect()),
     ];
+    let class = quotas.iter().find_map(|quota| quota.class.as_deref());
+    let values = values.into_iter().chain(class.map(str::to_owned));
     for (name, value) in HEADERS.into_iter().zip(values) {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);

@@ -103,7 +103,7 @@ async fn a_secret_is_shown_once_and_stored_as_a_hash() {
     let mutation = format!(
         "mutation ($input: CreateApiKeyInput!) {{ createApiKey(input: $input) {{ {CREATED} }} }}"
     );
-    let input = json!({ "input": { "name": "Worker", "scopes": ["WRITE", "READ", "READ"], "quotaClass": "batch" } });
+    let input = json!({ "input": { "name": "Worker", "scopes": ["WRITE", "READ", "READ"] } });
     let send = async || {
         let request = owner.request(&mutation, &input);
         let request = request.header("idempotency-key", "a-key-for-the-worker");
@@ -129,7 +129,7 @@ async fn a_secret_is_shown_once_and_stored_as_a_hash() {
     let key = &first["apiKey"];
     assert_eq!(key["scopes"], json!(["READ", "WRITE"]));
     assert_eq!(key["prefix"], secret[..10]);
-    assert_eq!(key["quotaClass"], "batch");
+    assert_eq!(key["quotaClass"], Value::Null);
     assert_eq!(key["user"]["id"], owner.id().await);
     let list = "{ apiKeys { totalCount nodes { id name } } }";
     let list = owner.ask(list, json!({})).await;

@@ -3,7 +3,9 @@
 //! The server's clocks advance only when a test advances them, so the results do not depend on the speed of the
 //! machine. Only Redis uses its own clock.
 
+mod class;
 mod client;
+mod cost;
 mod header;
 mod operation;
 mod setting;

@@ -598,7 +598,9 @@ async fn disabling_a_user_on_the_command_line_revokes_their_tokens() {
     assert_eq!(code(&visitor.try_login(ADA, PASSWORD).await), "FORBIDDEN");
     let entry = operated.entry("user.changed").await;
     assert_eq!(entry.target_id, Some(operated.row(ADA).await.id));
-    let expected = json!({ "changed": ["isActive"], "role": "USER", "isActive": false });
+    let expected = json!({
+        "changed": ["isActive"], "role": "USER", "isActive": false, "quotaClass": null,
+    });
     assert_eq!(entry.details, expected);
 
     // Repeating the command changes nothing and succeeds.

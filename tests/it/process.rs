@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
+use futures_util::future::join_all;
 use reqwest::StatusCode;
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, SqliteTransactionMode, TransactionOptions,
@@ -15,8 +16,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{ChildStderr, Command};
 
-use crate::support::actor::client;
-use crate::support::database::Database;
+use crate::support::actor::{Actor, client};
+use crate::support::database::{Database, PASSWORD};
 use crate::support::program::{Running, ends, gathering, refusal, run, signal, text};
 use crate::support::server::{TestServer, until_ready_is};
 use crate::support::wait::{until, within};
@@ -469,6 +470,87 @@ async fn sighup_reloads_the_rate_limits_and_ignores_an_invalid_file() {
     let answer = reqwest::get(format!("{}/health/live", server.url)).await;
     let policy = answer.expect("an answer").headers()["ratelimit-policy"].clone();
     assert_eq!(policy, "\"health\";q=2;w=60");
+    server.signal("INT");
+    server.ends().await;
+}
+
+#[tokio::test]
+async fn sighup_changes_quota_classes_under_load() {
+    let database = Database::seeded().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gathering.toml");
+    let write = |classes: &str| {
+        let toml = format!("[limits]\nread = 1\naddress = 100000\n{classes}");
+        fs::write(&file, toml).expect("is written");
+    };
+    let class =
+        |read: u32| format!("[limits.classes]\nruntime = {{ read = {read}, write = \"x10\" }}\n");
+    write(&class(300));
+    let program = |arguments: &str| {
+        let mut command = gathering(arguments);
+        command
+            .env("GATHERING_CONFIG", &file)
+            .env("DATABASE_URL", database.url())
+            .env_remove("GATHERING__LIMITS__MODE");
+        command
+    };
+    let set = "user set-quota-class --email demo@example.com --class";
+    let unknown = refusal(&mut program(&format!("{set} none"))).await;
+    assert_eq!(unknown.trim_end(), "limits.classes has no class \"none\"");
+    let output = run(&mut program(&format!("{set} runtime"))).await;
+    assert_eq!(
+        text(&output.stdout),
+        "the quota class is changed\n",
+        "{output:?}"
+    );
+
+    let mut server =
+        Running::start(program("serve --listen 127.0.0.1:0").stderr(Stdio::piped())).await;
+    let log = server.errors();
+    let mut log = BufReader::new(log).lines();
+    let caller = Actor::new(&server.url)
+        .login("demo@example.com", PASSWORD)
+        .await
+        .access;
+    let caller = Actor::new(&server.url).with(&caller);
+    let send = async || caller.send("{ viewer { id } }", json!({})).await;
+    for read in [600, 300, 450] {
+        write(&class(read));
+        server.signal("HUP");
+        let requests = join_all((0..50).map(|_| send()));
+        let reloaded = until_logged(&mut log, "reloaded the rate limits");
+        let (answers, ()) = tokio::join!(requests, reloaded);
+        for answer in answers {
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        let policy = send().await.headers()["ratelimit-policy"].clone();
+        let policy = policy.to_str().expect("text").to_owned();
+        assert!(policy.contains(&format!("\"read\";q={read};")), "{policy}");
+    }
+    // Most of the requests are still counted.
+    write(&class(30));
+    server.signal("HUP");
+    until_logged(&mut log, "reloaded the rate limits").await;
+    assert_eq!(send().await.status(), StatusCode::TOO_MANY_REQUESTS);
+
+    write("[limits.classes]\nruntime = { reed = 5 }\n");
+    server.signal("HUP");
+    until_logged(
+        &mut log,
+        "limits.classes has an invalid class `runtime`: `reed` is not one of",
+    )
+    .await;
+    write("");
+    server.signal("HUP");
+    until_logged(&mut log, "reloaded the rate limits").await;
+    let refused = send().await;
+    assert!(
+        refused.headers()["ratelimit-policy"]
+            .to_str()
+            .expect("text")
+            .contains("\"read\";q=1;")
+    );
+    until_logged(&mut log, "is not in `limits.classes`").await;
     server.signal("INT");
     server.ends().await;
 }

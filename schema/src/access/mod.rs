@@ -91,6 +91,14 @@ impl Grant {
         }
     }
 
+    /// The quota class of the API key, if it has one of its own.
+    pub(crate) fn quota_class(&self) -> Option<&str> {
+        match self {
+            Self::Session(..) => None,
+            Self::Key(key) => key.quota_class.as_deref(),
+        }
+    }
+
     /// The session, or the key.
     pub(crate) fn id(&self) -> Uuid {
         match self {
@@ -152,6 +160,7 @@ impl Viewer {
             last_login_at: None,
             kind: user::UserKind::Person,
             owner_id: None,
+            quota_class: None,
         };
         Self::with_ids(Arc::new(user), ids, grant, rulebook)
     }
@@ -179,9 +188,10 @@ impl Viewer {
         }
     }
 
-    /// The class of the rate limits of the API key.
-    pub fn quota_class(&self) -> Option<&str> {
-        self.key()?.quota_class.as_deref()
+    /// The quota class of the API key, or else of the user.
+    pub(crate) fn quota_class(&self) -> Option<&str> {
+        let own = self.grant.quota_class();
+        own.or(self.user.quota_class.as_deref())
     }
 
     /// The agent on whose behalf the API key acts.

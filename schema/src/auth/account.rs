@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_graphql::MaybeUndefined;
 use chrono::{DateTime, Utc};
 use gathering_entity::{
     revoked_token::RevocationReason,
@@ -82,6 +83,8 @@ pub(crate) struct Amendment {
     pub(crate) name: Option<String>,
     pub(crate) role: Option<UserRole>,
     pub(crate) is_active: Option<bool>,
+    /// The quota class; null removes it.
+    pub(crate) quota_class: MaybeUndefined<String>,
 }
 
 impl Amendment {
@@ -93,6 +96,11 @@ impl Amendment {
             is_active: self
                 .is_active
                 .filter(|is_active| *is_active != row.is_active),
+            quota_class: if self.quota_class.as_opt_ref() == Some(row.quota_class.as_ref()) {
+                MaybeUndefined::Undefined
+            } else {
+                self.quota_class.clone()
+            },
         }
     }
 
@@ -100,7 +108,11 @@ impl Amendment {
         let name = self.name.as_ref().map(|_| "name");
         let role = self.role.map(|_| "role");
         let is_active = self.is_active.map(|_| "isActive");
-        [name, role, is_active].into_iter().flatten().collect()
+        let quota_class = self.quota_class.as_opt_ref().map(|_| "quotaClass");
+        [name, role, is_active, quota_class]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
@@ -254,6 +266,7 @@ impl Accounts {
             last_login_at,
             kind: profile.kind,
             owner_id: profile.owner,
+            quota_class: None,
         };
         let inserted = user::Entity::insert(user.clone().into_active_model())
             .on_conflict(
@@ -554,6 +567,9 @@ impl Accounts {
         if let Some(is_active) = amendment.is_active {
             row.is_active = Set(is_active);
         }
+        if let Some(class) = amendment.quota_class.as_opt_ref() {
+            row.quota_class = Set(class.cloned());
+        }
         let row = row.update(transaction).await?;
         let mut events = vec![changed(EventType::UserUpdated, &row, &names)];
         if revokes {
@@ -563,6 +579,7 @@ impl Accounts {
             "changed": names,
             "role": row.role.to_value(),
             "isActive": row.is_active,
+            "quotaClass": row.quota_class,
         });
         Ok(Amended {
             row,

@@ -37,9 +37,6 @@ use crate::{
 /// Maximum length of a key's name, in characters.
 const MAX_NAME: usize = 100;
 
-/// Maximum length of the name of a quota class, in characters.
-const MAX_QUOTA_CLASS: usize = 50;
-
 /// Maximum number of circles to which a key is limited.
 pub(crate) const MAX_KEY_CIRCLES: usize = 100;
 
@@ -129,20 +126,19 @@ pub(crate) struct NewKey<'a> {
     pub(crate) circles: Option<Vec<Uuid>>,
     pub(crate) expires_at: Option<DateTime<Utc>>,
     pub(crate) quota_class: Option<&'a str>,
+    /// Whether the class is configured, and the creator may choose one.
+    pub(crate) is_class_allowed: bool,
 }
 
 impl NewKey<'_> {
-    /// The checks that need no other rows. Returns the name and the quota class.
-    fn check(
-        &self,
-        may_administer: bool,
-        now: DateTime<Utc>,
-    ) -> Result<(String, Option<String>), Vec<UserError>> {
+    /// The checks that need no other rows. Returns the name.
+    fn check(&self, may_administer: bool, now: DateTime<Utc>) -> Result<String, Vec<UserError>> {
         let mut check = Check::default();
         let name = check.line("name", self.name, MAX_NAME);
-        let quota_class = self
-            .quota_class
-            .map(|name| check.identifier("quotaClass", name, MAX_QUOTA_CLASS));
+        if self.quota_class.is_some() && !self.is_class_allowed {
+            let message = "`quotaClass` must be a quota class of the server's configuration, chosen by an administrator.";
+            check.fault("quotaClass", UserErrorCode::Invalid, message);
+        }
         if self.scopes.is_empty() {
             check.required("scopes");
         } else if self.scopes.contains(&ApiKeyScope::Admin) {
@@ -167,7 +163,7 @@ impl NewKey<'_> {
             check.fault("expiresAt", UserErrorCode::OutOfRange, message);
         }
         check.faults()?;
-        Ok((name, quota_class))
+        Ok(name)
     }
 
     /// Checks that the agent belongs to the user, and that the user can read the circles.
@@ -203,7 +199,7 @@ impl NewKey<'_> {
         &self,
         transaction: &DatabaseTransaction,
         user: Uuid,
-        (name, quota_class): (String, Option<String>),
+        name: String,
         now: DateTime<Utc>,
     ) -> Result<(api_key::Model, String), Error> {
         let secret = random_key().map_err(|error| {
@@ -222,7 +218,7 @@ impl NewKey<'_> {
             prefix: secret[..SHOWN].to_owned(),
             scopes: List(scopes.map(|scope| scope.name().to_owned()).collect()),
             is_limited: self.circles.is_some(),
-            quota_class,
+            quota_class: self.quota_class.map(str::to_owned),
             expires_at: self.expires_at.map(|at| at.trunc_subsecs(6)),
             last_used_at: None,
             revoked_at: None,
@@ -430,7 +426,7 @@ impl Accounts {
         if !user.is_active {
             return Err(reject(id, "deactivated", Error::deactivated()));
         }
-        self.learn_role(&user);
+        self.learn(&user);
         if self.known_keys.get(&hash).is_none() {
             self.known_keys.insert(hash, Arc::clone(&key));
         }

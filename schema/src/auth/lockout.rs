@@ -3,7 +3,7 @@
 //! Failures are counted per pair of account and network, per network, and per account. Each counter has its own
 //! threshold; from then on every further failure doubles the lock time, up to 15 minutes. Failed attempts therefore
 //! lock out only users of the same network. An attack from many networks locks the account, except for networks from
-//! which its owner has signed in before. Attempts during a lock are neither checked nor counted, so every lock ends.
+//! which its owner has signed in before, of which the latest 20 are stored. Attempts during a lock are neither checked nor counted, so every lock ends.
 //!
 //! Nonexistent accounts are counted and locked in the same way, so that they cannot be distinguished. The table
 //! contains hashes, so that a password typed into the e-mail field is not stored.
@@ -13,7 +13,8 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 use chrono::{DateTime, Utc};
 use gathering_entity::lockout;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, Set,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Set,
     sea_query::{Expr, OnConflict},
 };
 use sha2::{Digest, Sha256};
@@ -25,6 +26,9 @@ const MEMORY: Duration = Duration::from_hours(24);
 
 /// How long a network from which a user has signed in remains known.
 const KNOWN: Duration = Duration::from_hours(90 * 24);
+
+/// Maximum number of known networks of an account: those of the latest sign-ins.
+const KNOWN_NETWORKS: u64 = 20;
 
 const SHORTEST_LOCK: Duration = Duration::from_mins(1);
 const LONGEST_LOCK: Duration = Duration::from_mins(15);
@@ -196,6 +200,31 @@ impl Attempt {
                     .to_owned(),
             )
             .exec_without_returning(db)
+            .await?;
+        self.forget_networks(db).await
+    }
+}
+
+impl Attempt {
+    /// Forgets the known networks of the account beyond the maximum, except those of the latest sign-ins.
+    async fn forget_networks(&self, db: &impl ConnectionTrait) -> Result<(), DbErr> {
+        // The row of a known network counts no failures. The first half of its key belongs to the account; a range of
+        // keys uses the index, unlike `LIKE`.
+        let known = &self.keys[&Scope::Known];
+        let account = &known[..known.len() / 2];
+        let others = lockout::Entity::find()
+            .select_only()
+            .column(lockout::Column::Key)
+            .filter(lockout::Column::Key.between(account.to_owned(), format!("{account}g")))
+            .filter(lockout::Column::Key.ne(known))
+            .filter(lockout::Column::Failures.eq(0))
+            .order_by_desc(lockout::Column::ExpiresAt)
+            .offset(KNOWN_NETWORKS - 1)
+            .limit(KNOWN_NETWORKS)
+            .into_query();
+        lockout::Entity::delete_many()
+            .filter(lockout::Column::Key.in_subquery(others))
+            .exec(db)
             .await?;
         Ok(())
     }

@@ -17,7 +17,10 @@ mod token;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,7 +61,7 @@ use crate::{
     audit::{AuditAction, AuditLog, AuditWriter, audit_log},
     cache::{Cache, CacheStats},
     clock::Clock,
-    db::{Loader, ViewerIds, Writer},
+    db::{Loader, Writer},
     error::Error,
     events::{Bus, Ended, EventType, NewEvent, Origin, Watch, append},
 };
@@ -70,11 +73,14 @@ const QUEUES: usize = 1_024;
 /// Maximum number of rows purged by one statement.
 const PURGED: u64 = 1_000;
 
-/// Maximum number of users whose roles are cached.
+/// Maximum number of users whose standing is cached.
 const ROLES: u64 = 10_000;
 
 /// Maximum number of API keys that are cached.
 const KNOWN_KEYS: u64 = 10_000;
+
+/// The interval at which the quota class of a refused user is read again, in microseconds.
+const CHECK_INTERVAL: i64 = 1_000_000;
 
 /// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
@@ -134,10 +140,65 @@ impl Presented {
             Self::Key(_, known) => known.as_ref().map(|key| key.user_id),
         }
     }
+
+    /// Whether it is an API key that this process has not seen yet, with a right checksum.
+    pub(crate) fn is_new_key(&self) -> bool {
+        matches!(self, Self::Key(Some(_), None))
+    }
+}
+
+/// What is known of a credential from an earlier request.
+pub(crate) struct Expected {
+    pub(crate) user: Uuid,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) grant: Grant,
+}
+
+impl Expected {
+    /// The quota class of the API key, or else of the user.
+    pub(crate) fn quota_class(&self) -> Option<&str> {
+        let own = self.grant.quota_class();
+        own.or(self.standing.class.as_deref())
+    }
 }
 
 /// The user of a credential, and what it grants.
 pub(super) type Authenticated = (Arc<user::Model>, Grant);
+
+/// What an operation depends on before its caller is authenticated: the role, with which a query reads early, and the
+/// quota class, with which it is charged.
+pub(crate) struct Standing {
+    pub(crate) role: UserRole,
+    pub(crate) class: Option<String>,
+    /// When a refusal may next be checked, by the monotonic clock.
+    next_check: AtomicI64,
+}
+
+impl Standing {
+    fn of(user: &user::Model) -> Self {
+        Self {
+            role: user.role,
+            class: user.quota_class.clone(),
+            next_check: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    fn is_of(&self, user: &user::Model) -> bool {
+        self.role == user.role && self.class == user.quota_class
+    }
+
+    /// Whether a refusal must be checked, because the class may have changed since an earlier request: at most once a
+    /// second.
+    pub(crate) fn is_check_due(&self, monotonic: i64) -> bool {
+        let due = self.next_check.load(Ordering::Relaxed);
+        let (next, order) = (monotonic + CHECK_INTERVAL, Ordering::Relaxed);
+        monotonic >= due
+            && self
+                .next_check
+                .compare_exchange(due, next, order, order)
+                .is_ok()
+    }
+}
 
 /// The accounts of the server.
 pub struct Accounts {
@@ -150,8 +211,8 @@ pub struct Accounts {
     refresh_lifetime: Duration,
     registration: bool,
     audit_retention: Duration,
-    /// The roles of users at an earlier request. Authentication reads them from the database again.
-    roles: Cache<Uuid, UserRole>,
+    /// The standing of users at an earlier request. Authentication reads it from the database again.
+    roles: Cache<Uuid, Arc<Standing>>,
     /// API keys at an earlier request. Authentication reads them from the database again.
     known_keys: Cache<KeyHash, Arc<keys::Model>>,
     key_uses: Arc<KeyUses>,
@@ -315,25 +376,30 @@ impl Accounts {
         if self.is_over(&found, claims.sid, claims.ver) {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
-        self.learn_role(&found.user);
+        self.learn(&found.user);
         let grant = Grant::Session(claims.sid, claims.expires_at());
         Ok((found.user, grant))
     }
 
-    fn learn_role(&self, user: &user::Model) {
-        if self.roles.get(&user.id) != Some(user.role) {
-            self.roles.insert(user.id, user.role);
+    fn learn(&self, user: &user::Model) {
+        let known = self.roles.get(&user.id);
+        if !known.is_some_and(|known| known.is_of(user)) {
+            self.roles.insert(user.id, Arc::new(Standing::of(user)));
         }
     }
 
-    /// What a credential granted at an earlier request, and the user's role then; `None` if it is not known.
-    pub(crate) fn expected(&self, presented: &Presented) -> Option<(ViewerIds, UserRole, Grant)> {
+    /// What is known of a credential from an earlier request, if anything.
+    pub(crate) fn expected(&self, presented: &Presented) -> Option<Expected> {
         let user = presented.claimed()?;
         let grant = match presented {
             Presented::Token(_) => Grant::unknown(),
             Presented::Key(_, known) => Grant::Key(known.clone()?),
         };
-        Some((grant.ids(user), self.roles.get(&user)?, grant))
+        Some(Expected {
+            user,
+            standing: self.roles.get(&user)?,
+            grant,
+        })
     }
 
     /// Checks that an authenticated viewer is still signed in.
@@ -433,7 +499,7 @@ impl Accounts {
         self.known_keys.stats()
     }
 
-    /// Statistics of the cache of roles.
+    /// Statistics of the cache of roles and quota classes.
     pub(crate) fn roles(&self) -> CacheStats {
         self.roles.stats()
     }

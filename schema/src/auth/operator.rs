@@ -1,6 +1,6 @@
 //! Account operations of the server's operator, from a command line instead of a request.
 
-use async_graphql::ID;
+use async_graphql::{ID, MaybeUndefined};
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use gathering_entity::user::UserRole;
@@ -121,6 +121,24 @@ impl Operator {
         })
     }
 
+    /// Assigns a quota class to a user, or removes it. The class is not checked.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub fn set_quota_class<'a>(
+        &'a self,
+        email: &'a str,
+        class: Option<String>,
+    ) -> BoxFuture<'a, Result<(), Reason>> {
+        Box::pin(async move {
+            let amendment = Amendment {
+                quota_class: class.map_or(MaybeUndefined::Null, MaybeUndefined::Value),
+                ..Amendment::default()
+            };
+            self.change(email, &amendment).await
+        })
+    }
+
     /// Changes a user's password and ends all of their sessions.
     ///
     /// # Errors
@@ -167,6 +185,7 @@ impl Operator {
                 circles: Some(distinct(circles)).filter(|circles| !circles.is_empty()),
                 expires_at: key.expires_at,
                 quota_class: key.quota_class.as_deref(),
+                is_class_allowed: true,
             };
             let created = self.accounts.operate_create_key(&self.client, email, &new);
             let created = created.await.map_err(line)?.ok_or_else(no_account)?;

@@ -1,11 +1,17 @@
 //! Passwords: hashed with argon2id, off the async threads, with limited concurrency.
 //!
-//! The minimum parameters are those of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane. A check
-//! takes as long for a nonexistent account as for an existing one.
+//! The minimum parameters are those of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane.
+//!
+//! Every check does the same work, for a nonexistent account and for one whose hash has the parameters of an earlier
+//! configuration: a check of a weaker hash is followed by hashes without a use, until the work is that of the strongest
+//! parameters among the configured ones and those seen so far.
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use argon2::{
@@ -44,6 +50,8 @@ pub(super) struct Passwords {
     argon2: Argon2<'static>,
     /// The hash of a random password, for nonexistent accounts.
     decoy: OnceLock<String>,
+    /// The work of a check: that of the strongest parameters so far.
+    work: AtomicU64,
     running: Arc<Semaphore>,
     waiting: Semaphore,
 }
@@ -87,6 +95,7 @@ impl Passwords {
     pub(super) fn new(hashing: &Hashing) -> Result<Self, argon2::Error> {
         let params = Params::new(hashing.memory, hashing.passes, 1, None)?;
         Ok(Self {
+            work: AtomicU64::new(work(&params)),
             argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
             decoy: OnceLock::new(),
             running: Arc::new(Semaphore::new(hashing.parallel)),
@@ -130,8 +139,12 @@ impl Passwords {
             String::new()
         };
         let argon2 = self.argon2.clone();
+        let padding = self.padding(&hashed);
         let result = self
             .compute(move || {
+                for params in padding {
+                    pad(&params, password.as_bytes())?;
+                }
                 let hashed = PasswordHash::new(&hashed)?;
                 match argon2.verify_password(password.as_bytes(), &hashed) {
                     Ok(()) if is_outdated(&argon2, &hashed) => Ok(PasswordMatch::Outdated),
@@ -147,6 +160,16 @@ impl Passwords {
         } else {
             PasswordMatch::Wrong
         })
+    }
+
+    /// The hashes that a check of this hash needs in addition, so that it does the same work as any other check.
+    fn padding(&self, hashed: &str) -> Vec<Params> {
+        let stored = PasswordHash::new(hashed)
+            .ok()
+            .and_then(|hashed| Params::try_from(&hashed).ok());
+        let own = stored.as_ref().map_or(0, work);
+        let all = self.work.fetch_max(own, Ordering::Relaxed).max(own);
+        padding(self.argon2.params().m_cost(), all - own)
     }
 
     /// Computes off the async threads. A computation that has started runs to its end, and counts as running until
@@ -174,6 +197,29 @@ fn hash(argon2: &Argon2<'_>, password: &str) -> password_hash::Result<String> {
     argon2
         .hash_password(password.as_bytes())
         .map(|hash| hash.to_string())
+}
+
+/// The work of a hash: its passes over its memory, in KiB. Hashes have one lane.
+fn work(params: &Params) -> u64 {
+    u64::from(params.m_cost()) * u64::from(params.t_cost())
+}
+
+/// Parameters of hashes that together do this work, with at most this memory.
+fn padding(memory: u32, work: u64) -> Vec<Params> {
+    let memory = u64::from(memory);
+    let parts = [(memory, work / memory), (work % memory, 1)];
+    let parts = parts.into_iter().filter_map(|(memory, passes)| {
+        let [memory, passes] = [memory, passes].map(u32::try_from);
+        // Argon2 has minimums; less work than they need does not show.
+        Params::new(memory.ok()?, passes.ok()?, 1, None).ok()
+    });
+    parts.collect()
+}
+
+/// Does the work of a hash.
+fn pad(params: &Params, password: &[u8]) -> password_hash::Result<()> {
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
+    argon2.hash_password(password).map(drop)
 }
 
 fn is_outdated(argon2: &Argon2<'_>, hashed: &PasswordHash) -> bool {
@@ -245,6 +291,39 @@ mod tests {
                 expected,
                 "{memory} KiB, {passes} passes"
             );
+        }
+    }
+
+    /// The work of a check of this hash.
+    fn work_of_check(passwords: &Passwords, hashed: &str) -> u64 {
+        let stored = PasswordHash::new(hashed).expect("a hash");
+        let stored = Params::try_from(&stored).expect("parameters");
+        let padding = passwords.padding(hashed);
+        let memory = passwords.argon2.params().m_cost();
+        assert!(padding.iter().all(|params| params.m_cost() <= memory));
+        work(&stored) + padding.iter().map(work).sum::<u64>()
+    }
+
+    #[tokio::test]
+    async fn a_check_of_a_hash_with_other_parameters_does_the_work_of_any_other() {
+        let passwords = passwords(128, 5);
+        // The check of a nonexistent account.
+        passwords.verify("x", None).await.expect("checks");
+        let decoy = passwords.decoy.get().expect("a decoy").clone();
+        assert_eq!(work_of_check(&passwords, &decoy), 640);
+        for (memory, passes) in [(128, 5), (128, 2), (64, 5), (64, 1), (8, 1), (200, 3)] {
+            let hashed = self::passwords(memory, passes)
+                .hash("x")
+                .await
+                .expect("hashes");
+            assert_eq!(work_of_check(&passwords, &hashed), 640, "{memory} {passes}");
+        }
+        // Stronger hashes of an earlier configuration raise the work of all checks.
+        let stronger = self::passwords(256, 4).hash("x").await.expect("hashes");
+        for hashed in [&stronger, &decoy] {
+            assert_eq!(work_of_check(&passwords, hashed), 1_024);
+            let found = passwords.verify("y", Some(hashed)).await;
+            assert_eq!(found.expect("checks"), PasswordMatch::Wrong);
         }
     }
 }

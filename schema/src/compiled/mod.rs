@@ -180,6 +180,9 @@ async fn write(rows: &Rows<'_>, root: &Root) -> Result<Box<RawValue>, Declined> 
         rows.request.return_text(writer.text);
         return Err(Declined);
     }
+    rows.request
+        .fields
+        .fetch_add(writer.fields, Ordering::Relaxed);
     let text = String::from_utf8(writer.out).map_err(|_| Declined)?;
     RawValue::from_string(text).map_err(|_| Declined)
 }

@@ -18,6 +18,8 @@ pub(super) struct Writer {
     /// The bytes of texts that count against `graphql.text_bytes`.
     pub(super) text: u64,
     text_limit: u64,
+    /// The number of fields in the output.
+    pub(super) fields: u64,
 }
 
 impl Writer {
@@ -27,6 +29,7 @@ impl Writer {
             out: Vec::new(),
             text: 0,
             text_limit,
+            fields: 0,
         }
     }
 
@@ -41,6 +44,7 @@ impl Writer {
         if !is_first {
             self.out.push(b',');
         }
+        self.fields += 1;
         self.out.extend_from_slice(key);
     }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     access::{ApiKeyScope, Viewer},
     audit::{AuditAction, Client},
-    auth::{Presented, is_api_key},
+    auth::{Expected, Presented, is_api_key},
     db::PendingBatches,
     error::Error,
     events::Watch,
@@ -20,7 +20,7 @@ use crate::{
     id::Kind,
     idempotency::RequestedKey,
     operation::Operation,
-    rate_limit::{Decision, RateKey},
+    rate_limit::{Decision, Payer, RateKey},
     request::{Progress, Request, Services},
     response::{Answer, Written},
     root_field::{KeyAccess, properties},
@@ -75,6 +75,10 @@ pub(crate) struct Run {
 /// Decides whether an operation may run, and authenticates its caller. The compiled part of a query runs at the same
 /// time, as the user was at an earlier request; its output is sent only if authentication confirms it.
 ///
+/// A user is charged with the quota class of an earlier request, and charged again if authentication finds another one.
+/// A user without an earlier request, or one who would be refused although the class may have changed, is authenticated
+/// first.
+///
 /// # Errors
 /// A request error, ready to be sent.
 pub(crate) async fn admit(
@@ -83,88 +87,93 @@ pub(crate) async fn admit(
     caller: Caller<'_>,
 ) -> Result<(Run, Decision), Answer> {
     let services = &*engine.services;
-    let own_key = operation
-        .idempotency_key
-        .clone()
-        .map(|text| RequestedKey { text, entry: None });
-    let requested_key = own_key.or(caller.idempotency_key.map(|text| RequestedKey {
-        text,
-        entry: caller.batch_entry,
-    }));
     let token = caller.token.filter(|_| !operation.signs_in());
-    let mut presented = token.map(|token| services.accounts.read(token));
-    let is_key = caller.token.is_some_and(is_api_key);
-    let (rate_key, decision) =
-        charge_caller(services, &operation, presented.as_mut(), &caller.client).await?;
-    if presented.is_none() && is_key {
-        let field = operation.roots.first().map(|field| field.name.as_str());
-        let error = Error::not_for_keys(field.unwrap_or_default());
-        let answer = Answer::failed(error, &caller.client.request_id);
-        return Err(answer.with_quotas(decision.quotas));
-    }
+    let presented = token.map(|token| services.accounts.read(token));
+    let is_refused_key = token.is_none() && caller.token.is_some_and(is_api_key);
+    let client = &caller.client;
+    let mut charging = Charging {
+        services,
+        operation: &operation,
+        rate_key: RateKey::Network(client.address),
+    };
     let is_stream = operation.kind() == OperationType::Subscription;
     let watched = presented.as_ref().filter(|_| is_stream);
     let watch = watched.and_then(|presented| services.accounts.watch(presented));
-    let expected = presented
+    let inside = caller.is_always_polled;
+    let Entry {
+        mut decision,
+        viewer,
+        expected,
+        presented,
+    } = charging.enter(client, presented, inside).await?;
+    if is_refused_key {
+        let field = operation.roots.first().map(|field| field.name.as_str());
+        let error = Error::not_for_keys(field.unwrap_or_default());
+        return Err(failed(error, client, decision));
+    }
+    let stand_in = expected
         .as_ref()
         .filter(|_| operation.kind() == OperationType::Query && !operation.is_long)
-        .and_then(|presented| services.accounts.expected(presented))
-        .map(|(ids, role, grant)| Viewer::stand_in(ids, role, grant, &services.rulebook));
-    let refused: Vec<_> = decision
-        .refused
-        .iter()
-        .map(|(field, _)| field.key.clone())
-        .collect();
-    // A subscription has no end at which to report its cost.
-    let usage = |viewer: Option<&Viewer>| {
-        !is_stream
-            && match caller.usage {
-                Usage::Off => false,
-                Usage::Admin => viewer.is_some_and(Viewer::is_admin),
-                Usage::On => true,
-            }
-    };
+        .map(|known| stand_in(services, known));
+    let refused = decision.refused_keys();
+    let usage = |viewer: Option<&Viewer>| !is_stream && reports(caller.usage, viewer);
+    let viewer = viewer.or(stand_in);
     let mut context = Request {
         services: Arc::clone(&engine.services),
-        pending: PendingBatches::new(usage(expected.as_ref()), caller.is_always_polled),
-        viewer: expected,
+        pending: PendingBatches::new(usage(viewer.as_ref()), inside),
+        viewer,
         client: caller.client,
-        rate_key,
+        rate_key: charging.rate_key,
         key: None,
         progress: Progress::new(caller.after),
         text: AtomicU64::new(0),
+        fields: AtomicU64::new(0),
+        charged: Vec::new(),
     };
     let began = context.viewer.as_ref().map(|_| Instant::now());
     let mut written = None;
+    let mut is_recharged = false;
     if let Some(presented) = presented {
-        let inside = caller.is_always_polled;
         let authenticated = authenticate(services, presented, &context.client, inside);
         let reads = engine.read_early(&operation, &context, &refused);
         // A refusal does not wait for the reads.
         match try_join(authenticated, reads.map(Ok)).await {
             Ok((viewer, read)) => {
+                if expected.as_ref().and_then(Expected::quota_class) != viewer.quota_class() {
+                    services.limiter.refund(&mut decision).await;
+                    let client = &context.client;
+                    let again = charging.charge(client, viewer.quota_class()).await;
+                    decision = charging.decide(client, again)?;
+                    is_recharged = true;
+                }
                 let is_expected = context
                     .viewer
                     .as_ref()
                     .is_some_and(|expected| expected.is_admin() == viewer.is_admin());
-                if is_expected {
+                if is_expected && !is_recharged {
                     written = read;
                 } else {
                     context.text = AtomicU64::new(0);
-                    context.pending =
-                        PendingBatches::new(usage(Some(&viewer)), caller.is_always_polled);
-                }
-                if let Err(error) = permit(services, &viewer, &operation, &context.client) {
-                    let answer = Answer::failed(error, &context.client.request_id);
-                    return Err(answer.with_quotas(decision.quotas));
+                    context.fields = AtomicU64::new(0);
+                    context.pending = PendingBatches::new(usage(Some(&viewer)), inside);
                 }
                 context.viewer = Some(viewer);
             }
             Err(error) => {
-                return Err(unauthenticated(services, &operation, context, decision, error).await);
+                let client = &context.client;
+                return Err(charging.unauthenticated(client, decision, error).await);
             }
         }
     }
+    if let Some(viewer) = &context.viewer
+        && let Err(error) = permit(services, viewer, &operation, &context.client)
+    {
+        return Err(failed(error, &context.client, decision));
+    }
+    if operation.reports_quotas() {
+        context.charged.clone_from(&decision.quotas);
+    }
+    let requested_key = requested_key(&operation, caller.idempotency_key, caller.batch_entry);
     let run = Run {
         operation,
         context,
@@ -172,85 +181,208 @@ pub(crate) async fn admit(
         written,
         watch,
         requested_key,
-        refused,
+        refused: decision.refused_keys(),
     };
     Ok((run, decision))
 }
 
-/// Charges an operation to the user of its credential, or to the network of an anonymous caller. A key that this process
-/// has not seen yet is charged to the network first: it pays for keys that do not exist, and the user for those that do.
-///
-/// # Errors
-/// The operation is refused as a whole.
-async fn charge_caller(
-    services: &Services,
-    operation: &Operation,
-    presented: Option<&mut Presented>,
-    client: &Client,
-) -> Result<(RateKey, Decision), Answer> {
-    let network = RateKey::Network(client.address);
-    let Some(presented) = presented else {
-        let decision = charge(services, operation, &network, client).await?;
-        return Ok((network, decision));
-    };
-    if let Some(user) = presented.claimed() {
-        let rate_key = RateKey::User(user);
-        let decision = charge(services, operation, &rate_key, client).await?;
-        return Ok((rate_key, decision));
+/// Whether the usage of an operation is reported. A subscription has no end at which to report it.
+fn reports(usage: Usage, viewer: Option<&Viewer>) -> bool {
+    match usage {
+        Usage::Off => false,
+        Usage::Admin => viewer.is_some_and(Viewer::is_admin),
+        Usage::On => true,
     }
-    let mut decision = charge(services, operation, &network, client).await?;
-    services
-        .accounts
-        .identify(&services.loader, presented)
-        .await;
-    let Some(user) = presented.claimed() else {
-        return Ok((network, decision));
-    };
-    services.limiter.refund(&mut decision).await;
-    let rate_key = RateKey::User(user);
-    let decision = charge(services, operation, &rate_key, client).await?;
-    Ok((rate_key, decision))
 }
 
-/// Charges an operation to the owner of a bucket.
-///
-/// # Errors
-/// The operation is refused as a whole.
-async fn charge(
-    services: &Services,
-    operation: &Operation,
-    rate_key: &RateKey,
-    client: &Client,
-) -> Result<Decision, Answer> {
-    let whole = operation.kind() != OperationType::Query;
-    let limiter = &services.limiter;
-    let charge = limiter.charge(rate_key, client.address, &operation.roots, whole);
-    let decision = charge.await;
-    record_refusals(services, &decision, rate_key, client);
-    if decision.is_refused {
-        return Err(Answer::limited(decision));
-    }
-    Ok(decision)
+/// The caller as an earlier request has found them.
+fn stand_in(services: &Services, known: &Expected) -> Viewer {
+    let (ids, grant) = (known.grant.ids(known.user), known.grant.clone());
+    Viewer::stand_in(ids, known.standing.role, grant, &services.rulebook)
 }
 
-/// The answer to a credential that is not valid. Its user must not be charged; the client's address is charged instead.
-async fn unauthenticated(
-    services: &Services,
-    operation: &Operation,
-    context: Request,
-    mut decision: Decision,
-    error: Error,
-) -> Answer {
-    let client = &context.client;
-    if matches!(context.rate_key, RateKey::User(_)) {
-        services.limiter.refund(&mut decision).await;
-        let rate_key = RateKey::Network(client.address);
-        decision = match charge(services, operation, &rate_key, client).await {
-            Ok(decision) => decision,
-            Err(limited) => return limited,
-        };
-    }
+/// The answer to a charged operation that may not run.
+fn failed(error: Error, client: &Client, decision: Decision) -> Answer {
     Answer::failed(error, &client.request_id).with_quotas(decision.quotas)
+}
+
+/// The idempotency key of a request: that of the operation, or that of its transport.
+fn requested_key(
+    operation: &Operation,
+    of_transport: Option<String>,
+    entry: Option<usize>,
+) -> Option<RequestedKey> {
+    let own = operation.idempotency_key.clone();
+    let own = own.map(|text| RequestedKey { text, entry: None });
+    own.or(of_transport.map(|text| RequestedKey { text, entry }))
+}
+
+/// The owner of the buckets to charge: the user, or an API key with a quota class of its own. `None` for an invalid token
+/// and for an API key that is not known.
+fn rate_key(presented: &Presented) -> Option<RateKey> {
+    match presented {
+        Presented::Key(_, Some(key)) if key.quota_class.is_some() => Some(RateKey::Key(key.id)),
+        _ => presented.claimed().map(RateKey::User),
+    }
+}
+
+/// A charged operation.
+struct Entry {
+    decision: Decision,
+    /// The caller, if they were authenticated before the charge.
+    viewer: Option<Viewer>,
+    /// What was known of the caller when they were charged, if they have yet to be authenticated.
+    expected: Option<Expected>,
+    /// The credential that has yet to be authenticated.
+    presented: Option<Presented>,
+}
+
+/// The charge of an operation.
+struct Charging<'a> {
+    services: &'a Services,
+    operation: &'a Operation,
+    rate_key: RateKey,
+}
+
+impl Charging<'_> {
+    /// Charges an operation with the quota class of an earlier request, or after authentication. A key that this process
+    /// has not seen yet is charged to the network first: it pays for keys that do not exist, and the user for those that
+    /// do.
+    ///
+    /// # Errors
+    /// The operation is refused as a whole, or the credential is not valid.
+    async fn enter(
+        &mut self,
+        client: &Client,
+        mut presented: Option<Presented>,
+        inside: bool,
+    ) -> Result<Entry, Answer> {
+        let Services {
+            accounts,
+            limiter,
+            loader,
+            ..
+        } = self.services;
+        if let Some(key) = presented.as_mut().filter(|key| key.is_new_key()) {
+            let decision = self.charge(client, None).await;
+            let mut decision = self.decide(client, decision)?;
+            accounts.identify(loader, key).await;
+            if key.claimed().is_none() {
+                return Ok(Entry {
+                    decision,
+                    viewer: None,
+                    expected: None,
+                    presented,
+                });
+            }
+            limiter.refund(&mut decision).await;
+        }
+        if let Some(rate_key) = presented.as_ref().and_then(rate_key) {
+            self.rate_key = rate_key;
+        }
+        let expected = presented
+            .as_ref()
+            .and_then(|presented| accounts.expected(presented));
+        if expected.is_some() || matches!(self.rate_key, RateKey::Network(_)) {
+            let class = expected.as_ref().and_then(Expected::quota_class);
+            let mut decision = self.charge(client, class).await;
+            let is_check_due = decision.has_refusals()
+                && expected
+                    .as_ref()
+                    .is_some_and(|known| known.standing.is_check_due(limiter.monotonic()));
+            if !is_check_due {
+                return Ok(Entry {
+                    decision: self.decide(client, decision)?,
+                    viewer: None,
+                    expected,
+                    presented,
+                });
+            }
+            limiter.refund(&mut decision).await;
+        }
+        let mut entry = Entry {
+            decision: Decision::default(),
+            viewer: None,
+            expected: None,
+            presented: None,
+        };
+        if let Some(presented) = presented {
+            match authenticate(self.services, presented, client, inside).await {
+                Ok(viewer) => {
+                    let decision = self.charge(client, viewer.quota_class()).await;
+                    entry.decision = self.decide(client, decision)?;
+                    entry.viewer = Some(viewer);
+                }
+                Err(error) => {
+                    return Err(self.unauthenticated(client, entry.decision, error).await);
+                }
+            }
+        }
+        Ok(entry)
+    }
+
+    async fn charge(&self, client: &Client, class: Option<&str>) -> Decision {
+        self.charge_to(self.rate_key, client, class).await
+    }
+
+    async fn charge_to(&self, rate_key: RateKey, client: &Client, class: Option<&str>) -> Decision {
+        let payer = Payer {
+            rate_key,
+            address: client.address,
+            class,
+        };
+        let whole = self.operation.kind() != OperationType::Query;
+        let limiter = &self.services.limiter;
+        limiter.charge(payer, &self.operation.roots, whole).await
+    }
+
+    /// Records the refusals of a decision.
+    ///
+    /// # Errors
+    /// The operation is refused as a whole.
+    fn decide(&self, client: &Client, decision: Decision) -> Result<Decision, Answer> {
+        self.record(client, &decision, self.rate_key);
+        if decision.is_refused {
+            return Err(Answer::limited(decision));
+        }
+        Ok(decision)
+    }
+
+    fn record(&self, client: &Client, decision: &Decision, rate_key: RateKey) {
+        let actor = match rate_key {
+            RateKey::User(user) => Some(user),
+            RateKey::Key(_) | RateKey::Network(_) => None,
+        };
+        for quota in &decision.quotas {
+            if quota.retry_in.is_some() {
+                let details = match &quota.field {
+                    Some(field) => json!({ "field": field }),
+                    None => json!({ "tier": quota.tier.name().to_uppercase() }),
+                };
+                let audit = &self.services.accounts.audit;
+                audit.record(AuditAction::RateLimited, client, actor, None, details);
+            }
+        }
+    }
+
+    /// The answer to a credential that is not valid. Its user must not be charged; the client's address is charged instead.
+    async fn unauthenticated(
+        &self,
+        client: &Client,
+        mut decision: Decision,
+        error: Error,
+    ) -> Answer {
+        if !matches!(self.rate_key, RateKey::Network(_)) {
+            self.services.limiter.refund(&mut decision).await;
+            let network = RateKey::Network(client.address);
+            decision = self.charge_to(network, client, None).await;
+            self.record(client, &decision, network);
+            if decision.is_refused {
+                return Answer::limited(decision);
+            }
+        }
+        failed(error, client, decision)
+    }
 }
 
 /// Checks that the API key of a viewer, if there is one, allows an operation.
@@ -288,20 +420,6 @@ fn permit(
     let target = Some((Kind::ApiKey, key.id));
     audit.record_of(AuditAction::Refused, client, actor, target, json!({}));
     Err(error)
-}
-
-fn record_refusals(services: &Services, decision: &Decision, rate_key: &RateKey, client: &Client) {
-    let actor = match rate_key {
-        RateKey::User(user) => Some(*user),
-        RateKey::Network(_) => None,
-    };
-    for quota in &decision.quotas {
-        if quota.retry_in.is_some() {
-            let details = json!({ "field": quota.field });
-            let audit = &services.accounts.audit;
-            audit.record(AuditAction::RateLimited, client, actor, None, details);
-        }
-    }
 }
 
 /// Authenticates an access token or an API key.

@@ -1,6 +1,6 @@
 //! Runs an admitted operation.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use async_graphql::{
     Name, Pos, Request, Response, Value, indexmap::IndexMap, parser::types::OperationType,
@@ -174,6 +174,7 @@ impl Engine {
         let took = began.elapsed();
         let request_id = &context.client.request_id;
         let mut answer = Answer::of(response, written, Arc::clone(plan), request_id);
+        answer.measure(context.fields.load(Ordering::Relaxed));
         if let Some(usage) = pending.usage() {
             let account = usage::account(&usage, *measure, *timings, took);
             answer.extend("usage", account);

@@ -14,8 +14,7 @@ use crate::{
         source::too_complex,
         validator::Variables,
     },
-    rate_limit::{RootField, Tier},
-    text,
+    rate_limit::RootField,
 };
 
 /// The cost of an operation.
@@ -92,7 +91,7 @@ impl Measure {
     }
 }
 
-/// Measures an operation.
+/// Measures an operation. The root fields have their complexity, for the rate limiter.
 ///
 /// # Errors
 /// `QUERY_TOO_COMPLEX` if a limit is exceeded.
@@ -100,9 +99,21 @@ pub(crate) fn measure(
     plan: &Plan,
     variables: &Variables,
     limits: &Limits,
-) -> Result<Measure, Error> {
-    let measure = Measure::selection(&plan.root, variables, None);
-    let roots = plan.roots().len() as u64;
+) -> Result<(Measure, Vec<RootField>), Error> {
+    let mut measure = Measure::default();
+    let fields: Vec<_> = (plan.roots().iter())
+        .map(|field| {
+            let cost = Measure::field(field, variables, None);
+            measure = measure.and(cost);
+            RootField {
+                key: field.key.clone(),
+                name: field.name.clone(),
+                place: field.place,
+                cost: cost.complexity,
+            }
+        })
+        .collect();
+    let roots = fields.len() as u64;
     for (what, limit, actual, advice) in [
         (
             "root fields",
@@ -128,47 +139,7 @@ pub(crate) fn measure(
             return Err(too_complex(what, limit, actual, advice));
         }
     }
-    Ok(measure)
-}
-
-/// The root fields of an operation, for the rate limiter.
-pub(crate) fn root_fields(
-    plan: &Plan,
-    variables: &Variables,
-    tier: impl Fn(&str) -> Option<Tier>,
-) -> Vec<RootField> {
-    let fields = plan.roots().iter().map(|field| RootField {
-        key: field.key.clone(),
-        name: field.name.clone(),
-        place: field.place,
-        account: (tier(&field.name) == Some(Tier::Auth))
-            .then(|| account(field, variables))
-            .flatten(),
-    });
-    fields.collect()
-}
-
-/// The e-mail address of the account that a field signs in to.
-fn account(field: &FieldPlan, variables: &Variables) -> Option<String> {
-    let email = match field.argument("input")? {
-        Input::Variable(name) => match variables.get(name)? {
-            ConstValue::Object(input) => match input.get("email")? {
-                ConstValue::String(email) => email,
-                _ => return None,
-            },
-            _ => return None,
-        },
-        Input::Object(input) => match input.get("email")? {
-            Input::String(email) => email,
-            Input::Variable(name) => match variables.get(name)? {
-                ConstValue::String(email) => email,
-                _ => return None,
-            },
-            _ => return None,
-        },
-        _ => return None,
-    };
-    text::email_key(email)
+    Ok((measure, fields))
 }
 
 /// The number of values of a field's list. The field itself refuses a size that is out of bounds.

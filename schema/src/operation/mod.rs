@@ -16,7 +16,7 @@ mod validator;
 mod variables;
 
 pub(crate) use bind::bind;
-pub(crate) use cost::{Measure, measure, root_fields};
+pub(crate) use cost::{Measure, measure};
 pub use documents::{Trust, TrustedDocuments};
 pub(crate) use introspection::Introspection;
 pub use params::Params;

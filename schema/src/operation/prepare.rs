@@ -41,6 +41,12 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// Whether it has a field that reports the quotas.
+    pub(crate) fn reports_quotas(&self) -> bool {
+        let mut roots = self.roots.iter();
+        roots.any(|field| properties(&field.name).is_free)
+    }
+
     /// Whether the operation only signs users in. It then needs no authentication, so that an expired token cannot
     /// prevent it.
     pub fn signs_in(&self) -> bool {
@@ -165,11 +171,10 @@ impl Preparer {
         let variables = params.variables.unwrap_or_default();
         let variables = self.validator.coerce(operation, variables)?;
         let plan = self.plan(&document, operation, name.clone(), &variables)?;
-        let measure = operation::measure(&plan, &variables, limits)?;
+        let (measure, roots) = operation::measure(&plan, &variables, limits)?;
         let is_long = self
             .introspection
             .check(&self.validator, &plan, &variables)?;
-        let tier = |field: &str| self.tiers.get(field).copied();
         Ok(Operation {
             text,
             idempotency_key,
@@ -179,7 +184,7 @@ impl Preparer {
                 parse: validated - began,
                 validate: validated.elapsed(),
             },
-            roots: operation::root_fields(&plan, &variables, tier),
+            roots,
             variables,
             plan,
             is_long,

@@ -3,6 +3,9 @@
 //! A bucket is one number, its debt: the time until the bucket is full again. Each cost adds its interval to the debt,
 //! and time reduces it; a cost that would raise the debt above the window does not fit. The memory store and the Redis
 //! script compute the same step, in whole microseconds.
+//!
+//! A stored debt has the interval with which it was computed. When the limit changes, the debt is converted, so that the
+//! bucket keeps the amount used.
 
 /// The time in which an empty bucket becomes full again, in microseconds.
 pub(super) const WINDOW: i64 = 60_000_000;
@@ -16,6 +19,15 @@ pub(super) struct Acquire {
     pub(super) limit: u32,
     /// The amount to take; negative to refund, zero to read only.
     pub(super) cost: i64,
+    /// Whether nothing is taken from any bucket of the operation unless the whole cost fits into this one.
+    pub(super) is_required: bool,
+}
+
+/// The debt of a bucket, in microseconds, and the interval with which it was computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Debt {
+    pub(super) micros: i64,
+    pub(super) interval: i64,
 }
 
 /// The result of a request to a bucket.
@@ -38,36 +50,44 @@ impl Acquire {
         self.interval() * i64::from(self.limit)
     }
 
-    /// The amount granted by a bucket with this debt.
-    pub(super) fn of(&self, debt: i64) -> Granted {
-        // If the clock was set back, the debt is at most one full window.
-        let debt = debt.clamp(0, self.most());
-        let granted = self.cost.min((self.most() - debt) / self.interval());
+    /// A stored debt at this limit, at most that of an empty bucket. It may be larger if the clock was set back.
+    pub(super) fn convert(&self, debt: Debt) -> i64 {
+        let micros = debt.micros.clamp(0, WINDOW);
+        let converted = if debt.interval > 0 && debt.interval != self.interval() {
+            micros * self.interval() / debt.interval
+        } else {
+            micros
+        };
+        converted.min(self.most())
+    }
+
+    /// The result of taking this amount from a bucket with this debt.
+    fn after(&self, debt: i64, granted: i64) -> Granted {
         Granted {
             granted,
             debt: (debt + granted * self.interval()).max(0),
         }
     }
 
-    /// The amounts granted by buckets with these debts; with `whole`, everything or nothing.
-    pub(super) fn of_all(acquires: &[Self], debts: &[i64], whole: bool) -> Vec<Granted> {
-        let grants = |acquires: &[Self]| -> Vec<_> {
-            let both = acquires.iter().zip(debts);
-            both.map(|(acquire, debt)| acquire.of(*debt)).collect()
-        };
-        let all = grants(acquires);
-        let fits = acquires
-            .iter()
-            .zip(&all)
-            .all(|(acquire, grant)| grant.granted >= acquire.cost);
-        if fits || !whole {
-            return all;
+    /// The amounts granted by buckets with these debts: nothing if a required cost does not fit.
+    pub(super) fn of_all(acquires: &[Self], debts: &[Debt]) -> Vec<Granted> {
+        let mut fits = true;
+        let mut all: Vec<_> = (acquires.iter().zip(debts))
+            .map(|(acquire, debt)| {
+                let debt = acquire.convert(*debt);
+                let granted = acquire
+                    .cost
+                    .min((acquire.most() - debt) / acquire.interval());
+                fits &= !acquire.is_required || granted >= acquire.cost;
+                acquire.after(debt, granted)
+            })
+            .collect();
+        if !fits {
+            for ((acquire, debt), grant) in acquires.iter().zip(debts).zip(&mut all) {
+                *grant = acquire.after(acquire.convert(*debt), 0);
+            }
         }
-        let nothing = acquires.iter().map(|acquire| Self {
-            cost: 0,
-            ..acquire.clone()
-        });
-        grants(&nothing.collect::<Vec<_>>())
+        all
     }
 
     /// The amount left in a bucket with this debt.
@@ -86,12 +106,18 @@ impl Acquire {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroU32, time::Duration};
+    use std::{num::NonZeroU32, slice::from_ref, time::Duration};
 
     use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
 
     use super::*;
     use crate::rate_limit::schedule::Schedule;
+
+    /// The amount granted by one bucket with this debt.
+    fn of(acquire: &Acquire, micros: i64) -> Granted {
+        let interval = acquire.interval();
+        Acquire::of_all(from_ref(acquire), &[Debt { micros, interval }])[0]
+    }
 
     #[test]
     fn decisions_equal_those_of_governor() {
@@ -103,6 +129,7 @@ mod tests {
                 key: String::new(),
                 limit,
                 cost: 1,
+                is_required: false,
             };
             let (mut now, mut full_at) = (0, 0);
             let mut schedule = Schedule::new(u64::from(limit));
@@ -111,7 +138,7 @@ mod tests {
                 let pause = schedule.below(3 * acquire.interval() / 2);
                 now += pause;
                 clock.advance(Duration::from_micros(pause.unsigned_abs()));
-                let grant = acquire.of(full_at - now);
+                let grant = of(&acquire, full_at - now);
                 full_at = now + grant.debt;
                 let expected = oracle.check().is_ok();
                 assert_eq!(grant.granted == 1, expected, "limit {limit}, step {step}");
@@ -127,9 +154,10 @@ mod tests {
             key: String::new(),
             limit: 5,
             cost,
+            is_required: false,
         };
         let second = 1_000_000;
-        let three = acquire(3).of(0);
+        let three = of(&acquire(3), 0);
         assert_eq!(
             three,
             Granted {
@@ -139,7 +167,7 @@ mod tests {
         );
         assert_eq!(acquire(0).remaining(three.debt), 2);
         assert_eq!(
-            acquire(3).of(three.debt),
+            of(&acquire(3), three.debt),
             Granted {
                 granted: 2,
                 debt: 60 * second
@@ -148,15 +176,41 @@ mod tests {
         assert_eq!(acquire(0).wait(60 * second, 1), 12 * second);
         assert_eq!(acquire(0).wait(60 * second - 1, 1), 12 * second - 1);
         assert_eq!(acquire(0).wait(60 * second, 6), 60 * second);
-        assert_eq!(acquire(-2).of(three.debt).debt, 12 * second);
-        assert_eq!(acquire(-9).of(three.debt).debt, 0);
+        assert_eq!(of(&acquire(-2), three.debt).debt, 12 * second);
+        assert_eq!(of(&acquire(-9), three.debt).debt, 0);
         // The clock was set back by an hour.
         assert_eq!(
-            acquire(1).of(3_600 * second),
+            of(&acquire(1), 3_600 * second),
             Granted {
                 granted: 0,
                 debt: 60 * second
             }
         );
+    }
+
+    #[test]
+    fn a_bucket_keeps_the_amount_used_when_its_limit_changes() {
+        let acquire = |limit, cost| Acquire {
+            key: String::new(),
+            limit,
+            cost,
+            is_required: true,
+        };
+        let small = acquire(120, 100);
+        let interval = small.interval();
+        let micros = of(&small, 0).debt;
+        let kept = Debt { micros, interval };
+        for (limit, left) in [
+            (120, 20),
+            (1_200, 1_100),
+            (7, 0),
+            (100, 0),
+            (1_000_000, 999_900),
+        ] {
+            let large = acquire(limit, 0);
+            assert_eq!(large.remaining(large.convert(kept)), left, "{limit}");
+        }
+        let granted = |cost| Acquire::of_all(&[acquire(1_200, cost)], &[kept])[0].granted;
+        assert_eq!((granted(1_100), granted(1_101)), (1_100, 0));
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     cache::CacheStats,
-    rate_limit::bucket::{Acquire, Granted},
+    rate_limit::bucket::{Acquire, Debt, Granted},
 };
 
 /// If fewer than `capacity / SHARE` buckets could be removed, the next attempt is delayed.
@@ -34,24 +34,41 @@ pub(super) struct Memory {
 
 #[derive(Default)]
 struct Buckets {
-    /// When each bucket is full again, by the hash of its key.
-    full_at: HashMap<u128, i64>,
+    /// The buckets by the hashes of their keys.
+    by_hash: HashMap<u128, Bucket>,
     /// No buckets are removed before this time.
     next_attempt: i64,
+}
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    /// When it is full again.
+    full_at: i64,
+    /// The interval with which `full_at` was computed.
+    interval: i64,
+}
+
+impl Bucket {
+    fn debt(self, now: i64) -> Debt {
+        Debt {
+            micros: self.full_at - now,
+            interval: self.interval,
+        }
+    }
 }
 
 impl Buckets {
     /// The key of a bucket. Without room, a bucket that all clients with the same limit share.
     fn place(&self, key: u128, limit: u32, has_room: bool) -> u128 {
-        if has_room || self.full_at.contains_key(&key) {
+        if has_room || self.by_hash.contains_key(&key) {
             key
         } else {
             u128::from(limit)
         }
     }
 
-    fn debt(&self, place: u128, now: i64) -> Option<i64> {
-        self.full_at.get(&place).map(|full_at| full_at - now)
+    fn debt(&self, place: u128, now: i64) -> Option<Debt> {
+        self.by_hash.get(&place).map(|bucket| bucket.debt(now))
     }
 }
 
@@ -72,13 +89,13 @@ impl Memory {
         u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
     }
 
-    /// Takes from all buckets atomically; with `whole`, everything or nothing.
-    pub(super) fn take(&self, acquires: &[Acquire], whole: bool, now: i64) -> Vec<Granted> {
+    /// Takes from all buckets atomically: nothing if a required cost does not fit.
+    pub(super) fn take(&self, acquires: &[Acquire], now: i64) -> Vec<Granted> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.full_at.len() + acquires.len() > self.capacity && now >= buckets.next_attempt {
+        if buckets.by_hash.len() + acquires.len() > self.capacity && now >= buckets.next_attempt {
             self.make_room(&mut buckets, now);
         }
-        let has_room = buckets.full_at.len() + acquires.len() <= self.capacity;
+        let has_room = buckets.by_hash.len() + acquires.len() <= self.capacity;
         let places: Vec<_> = acquires
             .iter()
             .map(|acquire| buckets.place(self.hash(&acquire.key), acquire.limit, has_room))
@@ -93,22 +110,26 @@ impl Memory {
             counter.fetch_add(1, Ordering::Relaxed);
             debt.unwrap_or_default()
         });
-        let grants = Acquire::of_all(acquires, &debts.collect::<Vec<_>>(), whole);
+        let grants = Acquire::of_all(acquires, &debts.collect::<Vec<_>>());
         for ((acquire, place), grant) in acquires.iter().zip(places).zip(&grants) {
             if grant.granted != 0 {
                 // Two buckets of an operation may be the same shared bucket, which then has both debts.
-                let full_at = buckets.full_at.entry(place).or_insert(now);
-                let owed = (*full_at).clamp(now, now + acquire.most());
-                *full_at = (owed + grant.granted * acquire.interval()).max(now);
+                let interval = acquire.interval();
+                let full_at = now;
+                let new = Bucket { full_at, interval };
+                let bucket = buckets.by_hash.entry(place).or_insert(new);
+                let owed = acquire.convert(bucket.debt(now)) + grant.granted * interval;
+                let full_at = now + owed.max(0);
+                *bucket = Bucket { full_at, interval };
             }
         }
         grants
     }
 
     fn make_room(&self, buckets: &mut Buckets, now: i64) {
-        let before = buckets.full_at.len();
-        buckets.full_at.retain(|_, full_at| *full_at > now);
-        let gone = before - buckets.full_at.len();
+        let before = buckets.by_hash.len();
+        buckets.by_hash.retain(|_, bucket| bucket.full_at > now);
+        let gone = before - buckets.by_hash.len();
         if gone < self.capacity / SHARE {
             // An attempt for every new client would cost more than it frees.
             buckets.next_attempt = now + PAUSE;
@@ -119,7 +140,7 @@ impl Memory {
     pub(super) fn stats(&self) -> CacheStats {
         let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         CacheStats {
-            size: buckets.full_at.len() as u64,
+            size: buckets.by_hash.len() as u64,
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
             evictions: self.evictions.load(Ordering::Relaxed),
@@ -138,6 +159,7 @@ mod tests {
             key: key.to_string(),
             limit,
             cost,
+            is_required: true,
         }
     }
 
@@ -145,14 +167,14 @@ mod tests {
     fn a_million_addresses_evict_no_debt_and_memory_stays_bounded() {
         let memory = Memory::new(50_000);
         let victim = acquire("victim", 5, 5);
-        assert_eq!(memory.take(&[victim], true, 0)[0].granted, 5);
+        assert_eq!(memory.take(&[victim], 0)[0].granted, 5);
         for address in 0..1_000_000_i64 {
             // A million in ten seconds.
             let now = address * 10;
-            let grants = memory.take(&[acquire(&address, 300, 1)], true, now);
+            let grants = memory.take(&[acquire(&address, 300, 1)], now);
             assert_eq!(grants[0].granted, 1, "{address}");
             if address % 1_000 == 0 {
-                let grants = memory.take(&[acquire("victim", 5, 0)], true, now);
+                let grants = memory.take(&[acquire("victim", 5, 0)], now);
                 assert_eq!(grants[0].debt, 60_000_000 - now);
             }
         }
@@ -165,16 +187,13 @@ mod tests {
     fn without_room_new_clients_share_one_bucket() {
         let memory = Memory::new(1_000);
         for address in 0..1_000 {
-            assert_eq!(
-                memory.take(&[acquire(&address, 5, 5)], true, 0)[0].granted,
-                5
-            );
+            assert_eq!(memory.take(&[acquire(&address, 5, 5)], 0)[0].granted, 5);
         }
         let newcomers: i64 = (1_000..2_000)
-            .map(|address| memory.take(&[acquire(&address, 5, 1)], true, 1)[0].granted)
+            .map(|address| memory.take(&[acquire(&address, 5, 1)], 1)[0].granted)
             .sum();
         assert_eq!(newcomers, 5);
-        assert_eq!(memory.take(&[acquire(&7, 5, 1)], true, 1)[0].granted, 0);
+        assert_eq!(memory.take(&[acquire(&7, 5, 1)], 1)[0].granted, 0);
         assert!(memory.stats().size <= 1_001, "and the shared one");
     }
 
@@ -185,7 +204,7 @@ mod tests {
             let threads = (0..8).map(|_| {
                 scope.spawn(|| {
                     (0..125)
-                        .map(|_| memory.take(&[acquire("one", 120, 1)], true, 0)[0].granted)
+                        .map(|_| memory.take(&[acquire("one", 120, 1)], 0)[0].granted)
                         .sum::<i64>()
                 })
             });
@@ -202,13 +221,17 @@ mod tests {
     fn an_atomic_request_that_does_not_fit_takes_nothing() {
         let memory = Memory::new(1_000);
         let acquires = [acquire("a", 5, 2), acquire("b", 5, 6)];
-        assert!(memory.take(&acquires, true, 0).iter().all(|grant| *grant
+        assert!(memory.take(&acquires, 0).iter().all(|grant| *grant
             == Granted {
                 granted: 0,
                 debt: 0
             }));
+        let optional = acquires.map(|acquire| Acquire {
+            is_required: false,
+            ..acquire
+        });
         let part: Vec<_> = memory
-            .take(&acquires, false, 0)
+            .take(&optional, 0)
             .iter()
             .map(|grant| grant.granted)
             .collect();

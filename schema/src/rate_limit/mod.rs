@@ -2,10 +2,13 @@
 //!
 //! A tier is declared once, on the field, and shows in the schema as `@rateLimit`; a root field without a declaration
 //! has the tier of its root. The decision about an operation is taken once, before anything runs, and in one step for
-//! all of its buckets; it is then applied to the root fields.
+//! all of its buckets; it is then applied to the root fields. The complexity of the operation is charged in the same
+//! step, to one bucket of the client.
 
 mod bucket;
+mod classes;
 mod memory;
+mod rates;
 mod redis;
 mod report;
 #[cfg(test)]
@@ -14,7 +17,6 @@ mod schedule;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    slice::from_ref,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +25,6 @@ use std::{
 
 use async_graphql::{Enum, Name, Pos, TypeDirective};
 use chrono::{DateTime, TimeDelta, Utc};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
@@ -33,14 +34,17 @@ use crate::{
     text,
 };
 use bucket::{Acquire, Granted};
+pub use classes::Classes;
 use memory::Memory;
+use rates::{Limits, Quota};
+pub use rates::{Mode, Rates, Scope};
 use redis::Shared;
-pub(crate) use report::refused;
+pub(crate) use report::{WINDOW_SECONDS, refused, report};
 
 /// The rate tier of a root field, which determines its rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
 pub enum Tier {
-    /// Registration and sign-in: 5 a minute by default, per address and per account.
+    /// Registration and sign-in: 5 a minute by default, per address.
     Auth,
     /// Mutations: 30 a minute by default.
     Write,
@@ -48,11 +52,19 @@ pub enum Tier {
     Read,
     /// Health, and the total number of requests: 300 a minute by default.
     Health,
+    /// The complexity points of all operations: 1,200,000 a minute by default. No root field has this tier.
+    Cost,
 }
 
 impl Tier {
     /// All tiers.
-    pub const ALL: [Self; 4] = [Self::Auth, Self::Write, Self::Read, Self::Health];
+    pub const ALL: [Self; 5] = [
+        Self::Auth,
+        Self::Write,
+        Self::Read,
+        Self::Health,
+        Self::Cost,
+    ];
 
     /// The name in headers and metrics.
     pub fn name(self) -> &'static str {
@@ -61,6 +73,7 @@ impl Tier {
             Self::Write => "write",
             Self::Read => "read",
             Self::Health => "health",
+            Self::Cost => "cost",
         }
     }
 
@@ -77,6 +90,7 @@ impl Tier {
             Self::Write => 1,
             Self::Read => 2,
             Self::Health => 3,
+            Self::Cost => 4,
         }
     }
 }
@@ -85,60 +99,6 @@ impl Tier {
 #[TypeDirective(name = "rateLimit", location = "FieldDefinition")]
 pub(crate) fn rate_limit(#[graphql(desc = "The rate tier of the field.")] tier: Tier) {}
 
-gathering_settings::choice! {
-    /// The scope of a rate limit bucket.
-    pub enum Scope {
-        /// One bucket per root field.
-        Field = "field",
-        /// One bucket per tier.
-        Tier = "tier",
-    }
-
-    /// The treatment of requests above a rate limit.
-    pub enum Mode {
-        /// They are refused.
-        Enforce = "enforce",
-        /// They are counted and reported, but allowed.
-        Observe = "observe",
-        /// Rate limits are off: nothing is counted.
-        Off = "off",
-    }
-}
-
-gathering_settings::settings! {
-    /// The rate limits. Can be replaced while the server runs.
-    pub struct Rates {
-        /// Sign-ins and registrations per minute, per address and per account.
-        auth: u32 = 5, from 1, to 1_000_000;
-        /// Mutations per minute, per field.
-        write: u32 = 30, from 1, to 1_000_000;
-        /// Queries per minute, per field.
-        read: u32 = 120, from 1, to 1_000_000;
-        /// Health queries per minute, per field.
-        health: u32 = 300, from 1, to 1_000_000;
-        /// Requests and WebSocket messages per minute from one address (IPv6: one /64), on each instance.
-        address: u32 = 300, from 1, to 1_000_000;
-        /// Whether the limits apply per root field (`field`) or to all fields of a tier together (`tier`).
-        scope: Scope = Scope::Field;
-        /// Whether requests above a limit are refused (`enforce`) or only counted (`observe`); `off` counts nothing.
-        mode: Mode = Mode::Enforce;
-        /// Maximum number of buckets kept in memory; read at start only.
-        buckets: usize = 100_000, from 1_000, to 100_000_000;
-    }
-}
-
-impl Rates {
-    /// The limit per minute, which is also the burst size.
-    fn per_minute(&self, tier: Tier) -> u32 {
-        match tier {
-            Tier::Auth => self.auth,
-            Tier::Write => self.write,
-            Tier::Read => self.read,
-            Tier::Health => self.health,
-        }
-    }
-}
-
 /// An occurrence of a root field in an operation.
 #[derive(Clone, Debug)]
 pub(crate) struct RootField {
@@ -146,28 +106,44 @@ pub(crate) struct RootField {
     pub(crate) key: Name,
     pub(crate) name: Name,
     pub(crate) place: Pos,
-    /// The folded e-mail address of the account that it signs in to.
-    pub(crate) account: Option<String>,
+    /// Its complexity.
+    pub(crate) cost: u64,
 }
 
 /// The owner of buckets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey {
     User(Uuid),
+    /// An API key with a quota class of its own.
+    Key(Uuid),
     Network(Option<IpAddr>),
 }
 
-/// The quota status of a client for one root field.
+/// The client to charge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payer<'a> {
+    /// The owner of the buckets, except of those of [`Tier::Auth`].
+    pub(crate) rate_key: RateKey,
+    pub(crate) address: Option<IpAddr>,
+    /// The quota class, which need not be configured.
+    pub(crate) class: Option<&'a str>,
+}
+
+/// The quota status of a client for one root field, or for the complexity of its operations.
 #[derive(Clone, Debug)]
 pub struct QuotaStatus {
-    /// The root field, or the route.
-    pub field: String,
+    /// The root field, or the route. `None` for [`Tier::Cost`], and in a report for a tier without a used field.
+    pub field: Option<String>,
     /// Its tier.
     pub tier: Tier,
+    /// The quota class that determines the limit.
+    pub class: Option<Arc<str>>,
     /// The capacity of its bucket, and the amount that it regains in a minute.
     pub limit: u32,
     /// The requested amount.
     pub cost: u32,
+    /// The part of the cost that was used, if it was measured.
+    pub actual: Option<u32>,
     /// The amount left.
     pub remaining: u32,
     /// When the bucket is full again.
@@ -179,6 +155,11 @@ pub struct QuotaStatus {
 }
 
 impl QuotaStatus {
+    /// The amount that the bucket has not regained.
+    pub fn used(&self) -> u32 {
+        self.limit.saturating_sub(self.remaining)
+    }
+
     /// Whole seconds until `reset_at`, or until a retry may succeed if something was refused.
     pub fn seconds(&self) -> u64 {
         let micros = self.retry_in.unwrap_or(self.reset_in);
@@ -199,6 +180,23 @@ pub(crate) struct Decision {
     pub(crate) is_refused: bool,
     /// The amounts taken, as refunds.
     refunds: Vec<Acquire>,
+    /// The refund of the complexity.
+    cost_refund: Option<Acquire>,
+    /// Whether Redis has decided.
+    is_shared: bool,
+}
+
+impl Decision {
+    /// The response keys of the refused root fields.
+    pub(crate) fn refused_keys(&self) -> Vec<Name> {
+        let refused = self.refused.iter();
+        refused.map(|(field, _)| field.key.clone()).collect()
+    }
+
+    /// Whether any part of the operation was refused.
+    pub(crate) fn has_refusals(&self) -> bool {
+        !self.refused.is_empty()
+    }
 }
 
 /// Allowed and refused requests of a tier.
@@ -220,12 +218,14 @@ struct Counter {
 
 /// The rate limiter.
 pub(crate) struct Limiter {
-    rates: RwLock<Arc<Rates>>,
+    limits: RwLock<Arc<Limits>>,
     /// The tiers by root field.
     tiers: HashMap<String, Tier>,
     memory: Memory,
-    shared: Option<Shared>,
-    counters: [Counter; 4],
+    shared: Option<Arc<Shared>>,
+    counters: [Counter; Tier::ALL.len()],
+    /// Decisions taken with the buckets in memory although Redis is configured.
+    local: AtomicU64,
     clock: Clock,
     monotonic: MonotonicClock,
 }
@@ -244,27 +244,44 @@ impl Limiter {
         let shared = shared.map_err(|error| format!("REDIS_URL cannot be used: {error}"))?;
         Ok(Self {
             memory: Memory::new(rates.buckets),
-            rates: RwLock::new(Arc::new(rates)),
+            limits: RwLock::new(Arc::new(Limits::new(rates))),
             tiers,
-            shared,
+            shared: shared.map(Arc::new),
             counters: Default::default(),
+            local: AtomicU64::new(0),
             clock,
             monotonic,
         })
     }
 
-    fn rates(&self) -> Arc<Rates> {
-        Arc::clone(&self.rates.read().unwrap_or_else(PoisonError::into_inner))
+    fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the rates.
+    /// Replaces the rates. The buckets keep the amounts used.
     pub(crate) fn set_rates(&self, rates: Rates) {
-        *self.rates.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rates);
+        let limits = Arc::new(Limits::new(rates));
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// Whether a quota class is configured.
+    pub(crate) fn has_class(&self, name: &str) -> bool {
+        self.limits().rates.classes.has(name)
     }
 
     /// Whether Redis does not respond; `None` if it is not configured.
     pub(crate) fn is_alone(&self) -> Option<bool> {
-        self.shared.as_ref().map(Shared::is_unreachable)
+        self.shared.as_ref().map(|shared| shared.is_unreachable())
+    }
+
+    /// The number of decisions that Redis did not take although it is configured.
+    pub(crate) fn local_decisions(&self) -> u64 {
+        self.local.load(Ordering::Relaxed)
+    }
+
+    /// The monotonic time, in microseconds.
+    pub(crate) fn monotonic(&self) -> i64 {
+        (self.monotonic)()
     }
 
     /// The statistics of the buckets in memory.
@@ -273,7 +290,7 @@ impl Limiter {
     }
 
     /// Allowed and refused requests, by tier.
-    pub(crate) fn counts(&self) -> [TierCount; 4] {
+    pub(crate) fn counts(&self) -> [TierCount; Tier::ALL.len()] {
         Tier::ALL.map(|tier| {
             let counter = &self.counters[tier.place()];
             TierCount {
@@ -289,250 +306,362 @@ impl Limiter {
         self.tiers.get(field).copied().unwrap_or(Tier::Read)
     }
 
-    /// Charges a client for all root fields of an operation. With `whole`, either all of them run or none.
+    /// Charges a client for all root fields of an operation and for their complexity. With `whole`, either all of them
+    /// run or none.
     pub(crate) async fn charge(
         &self,
-        rate_key: &RateKey,
-        address: Option<IpAddr>,
+        payer: Payer<'_>,
         fields: &[RootField],
         whole: bool,
     ) -> Decision {
-        let rates = self.rates();
-        if rates.mode == Mode::Off {
+        let limits = self.limits();
+        if limits.rates.mode == Mode::Off {
             return Decision::default();
         }
-        let network = RateKey::Network(address).bucket();
-        let client = rate_key.bucket();
-        let mut charges = Charges::default();
+        let enforces = limits.rates.mode == Mode::Enforce;
+        let quota = limits.quota(payer.class);
+        let client = payer.rate_key.bucket();
+        let mut charges = Charges {
+            scope: limits.rates.scope,
+            whole: whole && enforces,
+            enforces,
+            acquires: Vec::with_capacity(fields.len() + 1),
+            fields: Vec::with_capacity(fields.len()),
+            cost: None,
+        };
         let mut is_some_free = false;
+        let mut points = 0_u64;
         for field in fields {
             let name = field.name.as_str();
             if properties(name).is_free {
                 is_some_free = true;
                 continue;
             }
+            points = points.saturating_add(field.cost);
             let tier = self.tier(name);
-            // A caller who signs in has no user yet: charge the address, and the account.
-            let account = field.account.as_ref().map(|account| {
-                let hash = Sha256::digest(account);
-                format!("account:{}", text::hex(&hash[..16]))
-            });
-            match (tier, account) {
-                (Tier::Auth, Some(account)) => {
-                    charges.add(&rates, field, tier, &[network.clone(), account]);
-                }
-                (Tier::Auth, None) => charges.add(&rates, field, tier, from_ref(&network)),
-                _ => charges.add(&rates, field, tier, from_ref(&client)),
+            if tier == Tier::Auth {
+                // A caller who signs in has no user yet.
+                let network = RateKey::Network(payer.address).bucket();
+                charges.add(limits.standard(), &network, field, tier);
+            } else {
+                charges.add(&quota, &client, field, tier);
             }
         }
         if charges.acquires.is_empty() {
             return Decision::default();
         }
-        let mut decision = self.decide(&rates, charges, whole).await;
+        charges.add_cost(&quota, &client, points);
+        let mut decision = self.decide(&quota, charges).await;
         // In a query, free fields run even if all others are refused.
         decision.is_refused &= whole || !is_some_free;
+        if decision.is_refused {
+            self.settle(&mut decision, 0);
+        }
         decision
     }
 
-    async fn decide(&self, rates: &Rates, charges: Charges, whole: bool) -> Decision {
-        let Charges { acquires, fields } = charges;
-        let enforces = rates.mode == Mode::Enforce;
-        let grants = self.take(&acquires, whole && enforces).await;
+    async fn decide(&self, quota: &Quota, charges: Charges<'_>) -> Decision {
+        let Charges {
+            whole,
+            enforces,
+            acquires,
+            fields,
+            cost,
+            ..
+        } = charges;
+        let (grants, is_shared) = self.take(&acquires).await;
         let wait = |place: usize| {
             let (acquire, grant) = (&acquires[place], &grants[place]);
             // Until the whole cost fits, because the client will send the same operation again.
             (grant.granted < acquire.cost).then(|| acquire.wait(grant.debt, acquire.cost))
         };
         let longest = (0..acquires.len()).filter_map(wait).max();
-        let is_refused = whole && enforces && longest.is_some();
+        // Nothing may have been taken because of another bucket.
+        let is_too_costly = cost.is_some_and(|place| {
+            let is_above = acquires[place].cost > i64::from(acquires[place].limit);
+            wait(place).is_some_and(|wait| is_above || wait > 0)
+        });
+        let lacks_points = enforces && is_too_costly;
+        let is_refused = whole && longest.is_some();
         let mut left: Vec<_> = grants.iter().map(|grant| grant.granted).collect();
         let now = (self.clock)();
-        let mut quotas: Vec<QuotaStatus> = Vec::new();
+        let status = |place: usize, tier: Tier| {
+            let (acquire, debt) = (&acquires[place], grants[place].debt);
+            let class = quota.class.as_ref().filter(|_| tier != Tier::Auth);
+            QuotaStatus::new(acquire, debt, tier, class.cloned(), now)
+        };
+        let mut quotas: Vec<QuotaStatus> = Vec::with_capacity(fields.len() + 1);
         let mut refused = Vec::new();
-        for (field, tier, places) in fields {
-            let remaining = |place: &usize| acquires[*place].remaining(grants[*place].debt);
-            let Some(place) = places.iter().copied().min_by_key(remaining) else {
-                continue;
-            };
-            let (remaining, debt) = (remaining(&place), grants[place].debt);
+        for (field, tier, place) in &fields {
+            let (tier, place) = (*tier, *place);
             let index = quotas
                 .iter()
-                .position(|existing| existing.field == field.name.as_str());
+                .position(|existing| existing.field.as_deref() == Some(field.name.as_str()));
             let index = index.unwrap_or_else(|| {
                 quotas.push(QuotaStatus {
-                    field: field.name.to_string(),
-                    tier,
-                    limit: acquires[place].limit,
-                    cost: 0,
-                    remaining,
-                    reset_at: now + TimeDelta::microseconds(debt),
-                    reset_in: debt,
-                    retry_in: None,
+                    field: Some(field.name.to_string()),
+                    ..status(place, tier)
                 });
                 quotas.len() - 1
             });
             let quota = &mut quotas[index];
             quota.cost += 1;
-            if remaining < quota.remaining {
-                // The same field may also sign in to another account.
-                quota.remaining = remaining;
-                quota.reset_at = now + TimeDelta::microseconds(debt);
-                quota.reset_in = debt;
+            if lacks_points {
+                continue;
             }
-            let short = places.iter().find(|place| left[**place] < 1);
+            let is_short = left[place] < 1;
             let counter = &self.counters[tier.place()];
-            if short.is_none() && !is_refused {
+            if !is_short && !is_refused {
                 counter.allowed.fetch_add(1, Ordering::Relaxed);
-                for place in places {
-                    left[place] -= 1;
-                }
+                left[place] -= 1;
                 continue;
             }
             counter.refused.fetch_add(1, Ordering::Relaxed);
             if enforces {
-                quota.retry_in = if is_refused {
-                    longest
-                } else {
-                    short.and_then(|place| wait(*place))
-                };
-                refused.push((field, index));
+                quota.retry_in = if is_refused { longest } else { wait(place) };
+                refused.push(((*field).clone(), index));
             }
         }
-        let refunds = acquires
-            .into_iter()
-            .zip(&grants)
-            .map(|(acquire, grant)| Acquire {
-                cost: -grant.granted,
-                ..acquire
+        if let Some(place) = cost {
+            let counter = &self.counters[Tier::Cost.place()];
+            let outcome = if is_too_costly {
+                &counter.refused
+            } else {
+                &counter.allowed
+            };
+            outcome.fetch_add(1, Ordering::Relaxed);
+            if lacks_points {
+                let index = quotas.len();
+                refused.extend(fields.iter().map(|(field, ..)| ((*field).clone(), index)));
+            }
+            quotas.push(QuotaStatus {
+                cost: u32::try_from(acquires[place].cost).unwrap_or(u32::MAX),
+                retry_in: longest.filter(|_| lacks_points),
+                ..status(place, Tier::Cost)
             });
-        let ran = quotas
-            .iter()
-            .map(|quota| quota.cost as usize)
-            .sum::<usize>();
+        }
+        let is_refused = is_refused || refused.len() == fields.len();
+        let mut refunds = acquires;
+        for (acquire, grant) in refunds.iter_mut().zip(&grants) {
+            acquire.cost = -grant.granted;
+            acquire.is_required = false;
+        }
+        let cost_refund = cost.map(|place| refunds.remove(place));
         Decision {
-            is_refused: is_refused || (ran > 0 && refused.len() == ran),
             quotas,
             refused,
-            refunds: refunds.filter(|acquire| acquire.cost < 0).collect(),
+            is_refused,
+            refunds,
+            cost_refund,
+            is_shared,
         }
     }
 
-    async fn take(&self, acquires: &[Acquire], whole: bool) -> Vec<Granted> {
-        let monotonic = (self.monotonic)();
-        if let Some(shared) = &self.shared
-            && let Some(grants) = shared.take(acquires, whole, monotonic).await
-        {
-            return grants;
+    /// Takes from all buckets, and tells whether they are those in Redis.
+    async fn take(&self, acquires: &[Acquire]) -> (Vec<Granted>, bool) {
+        let monotonic = self.monotonic();
+        if let Some(shared) = &self.shared {
+            if let Some(grants) = shared.take(acquires, monotonic).await {
+                return (grants, true);
+            }
+            self.local.fetch_add(1, Ordering::Relaxed);
         }
-        self.memory.take(acquires, whole, monotonic)
+        (self.memory.take(acquires, monotonic), false)
     }
 
     /// Refunds the cost of an operation that did not run.
     pub(crate) async fn refund(&self, decision: &mut Decision) {
-        let acquires = std::mem::take(&mut decision.refunds);
+        let mut acquires = std::mem::take(&mut decision.refunds);
+        acquires.extend(decision.cost_refund.take());
+        acquires.retain(|acquire| acquire.cost < 0);
         if !acquires.is_empty() {
-            self.take(&acquires, false).await;
+            self.take(&acquires).await;
         }
     }
 
-    /// The quota status of a client for each recently used root field. Costs nothing.
-    pub(crate) async fn status(
-        &self,
-        rate_key: &RateKey,
-        address: Option<IpAddr>,
-    ) -> Vec<QuotaStatus> {
-        let rates = self.rates();
-        if rates.mode == Mode::Off {
+    /// Returns the complexity that was charged but is not in the response, given the complexity of the response. Redis
+    /// is not waited for.
+    pub(crate) fn settle(&self, decision: &mut Decision, fields: u64) {
+        let taken = decision.cost_refund.take();
+        let Some(mut refund) = taken.filter(|refund| refund.cost < 0) else {
+            return;
+        };
+        let Some(quota) = decision.quotas.last_mut() else {
+            return;
+        };
+        let actual = u32::try_from(fields).unwrap_or(u32::MAX).min(quota.cost);
+        quota.actual = Some(actual);
+        refund.cost = (refund.cost + i64::from(actual)).min(0);
+        if refund.cost == 0 {
+            return;
+        }
+        let returned = -refund.cost * refund.interval();
+        quota.reset_in = (quota.reset_in - returned).max(0);
+        quota.reset_at = (self.clock)() + TimeDelta::microseconds(quota.reset_in);
+        quota.remaining = refund.remaining(quota.reset_in);
+        match &self.shared {
+            Some(shared) if decision.is_shared => shared.return_later(refund),
+            _ => drop(self.memory.take(&[refund], self.monotonic())),
+        }
+    }
+
+    /// The quota status of a client for each recently used root field, for each tier of which no field was used, and for
+    /// complexity. Costs nothing.
+    pub(crate) async fn status(&self, payer: Payer<'_>) -> Vec<QuotaStatus> {
+        let limits = self.limits();
+        if limits.rates.mode == Mode::Off {
             return Vec::new();
         }
-        let [client, network] = [rate_key.bucket(), RateKey::Network(address).bucket()];
-        let mut fields: Vec<_> = self.tiers.iter().collect();
+        let (quota, standard) = (limits.quota(payer.class), limits.standard());
+        let scope = limits.rates.scope;
+        let client = payer.rate_key.bucket();
+        let network = RateKey::Network(payer.address).bucket();
+        let mut fields: Vec<_> = self
+            .tiers
+            .iter()
+            .map(|(field, tier)| (&**field, *tier))
+            .collect();
         fields.sort_unstable_by_key(|(field, _)| *field);
         let mut acquires: Vec<Acquire> = Vec::new();
-        let mut places = Vec::with_capacity(fields.len());
-        for (field, tier) in &fields {
-            let owner = if **tier == Tier::Auth {
-                &network
-            } else {
-                &client
-            };
-            let acquire = acquire(&rates, owner, field, **tier);
-            let index = acquires
-                .iter()
-                .position(|existing| existing.key == acquire.key);
-            places.push(index.unwrap_or(acquires.len()));
-            if index.is_none() {
+        let mut place_of = |acquire: Acquire| {
+            let same = |existing: &Acquire| existing.key == acquire.key;
+            acquires.iter().position(same).unwrap_or_else(|| {
                 acquires.push(acquire);
+                acquires.len() - 1
+            })
+        };
+        let places: Vec<_> = (fields.iter())
+            .map(|(field, tier)| match tier {
+                Tier::Auth => place_of(acquire(scope, standard, &network, field, *tier)),
+                _ => place_of(acquire(scope, &quota, &client, field, *tier)),
+            })
+            .collect();
+        let has_cost = quota.per_minute(Tier::Cost) > 0;
+        let cost = has_cost.then(|| place_of(cost_acquire(&quota, &client)));
+        let (grants, _) = self.take(&acquires).await;
+        let now = (self.clock)();
+        let status = |place: usize, tier: Tier| {
+            let class = quota.class.as_ref().filter(|_| tier != Tier::Auth);
+            let (acquire, debt) = (&acquires[place], grants[place].debt);
+            QuotaStatus::new(acquire, debt, tier, class.cloned(), now)
+        };
+        let mut quotas = Vec::new();
+        for tier in Tier::ALL {
+            if tier == Tier::Cost {
+                quotas.extend(cost.map(|place| status(place, tier)));
+                continue;
+            }
+            let of_tier = fields.iter().zip(&places);
+            let mut of_tier = of_tier.filter(|((_, of), _)| *of == tier).peekable();
+            let first = of_tier.peek().map(|(_, place)| status(**place, tier));
+            let used = quotas.len();
+            quotas.extend(of_tier.filter(|(_, place)| grants[**place].debt > 0).map(
+                |((field, _), place)| QuotaStatus {
+                    field: Some((*field).to_owned()),
+                    ..status(*place, tier)
+                },
+            ));
+            if quotas.len() == used {
+                quotas.extend(first);
             }
         }
-        let grants = self.take(&acquires, false).await;
-        let now = (self.clock)();
-        let quotas = fields
-            .into_iter()
-            .zip(places)
-            .map(|((field, tier), place)| {
-                let (acquire, debt) = (&acquires[place], grants[place].debt);
-                QuotaStatus {
-                    field: field.clone(),
-                    tier: *tier,
-                    limit: acquire.limit,
-                    cost: 0,
-                    remaining: acquire.remaining(debt),
-                    reset_at: now + TimeDelta::microseconds(debt),
-                    reset_in: debt,
-                    retry_in: None,
-                }
-            });
-        quotas.filter(|quota| quota.reset_in > 0).collect()
+        quotas
     }
 }
 
-/// The amounts that an operation takes from its buckets, and the buckets of each occurrence of a root field.
-#[derive(Default)]
-struct Charges {
-    acquires: Vec<Acquire>,
-    fields: Vec<(RootField, Tier, Vec<usize>)>,
+impl QuotaStatus {
+    /// The status of a bucket with this debt, without a cost.
+    fn new(
+        acquire: &Acquire,
+        debt: i64,
+        tier: Tier,
+        class: Option<Arc<str>>,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            field: None,
+            tier,
+            class,
+            limit: acquire.limit,
+            cost: 0,
+            actual: None,
+            remaining: acquire.remaining(debt),
+            reset_at: now + TimeDelta::microseconds(debt),
+            reset_in: debt,
+            retry_in: None,
+        }
+    }
 }
 
-impl Charges {
-    fn add(&mut self, rates: &Rates, field: &RootField, tier: Tier, owners: &[String]) {
-        let places = owners.iter().map(|owner| {
-            let acquire = acquire(rates, owner, &field.name, tier);
-            let index = self
-                .acquires
-                .iter()
-                .position(|existing| existing.key == acquire.key);
-            let place = index.unwrap_or_else(|| {
-                self.acquires.push(acquire);
-                self.acquires.len() - 1
-            });
-            self.acquires[place].cost += 1;
-            place
+/// The amounts that an operation takes from its buckets, and the bucket of each occurrence of a root field.
+struct Charges<'a> {
+    scope: Scope,
+    whole: bool,
+    enforces: bool,
+    acquires: Vec<Acquire>,
+    fields: Vec<(&'a RootField, Tier, usize)>,
+    /// The bucket of the complexity.
+    cost: Option<usize>,
+}
+
+impl<'a> Charges<'a> {
+    fn add(&mut self, quota: &Quota, owner: &str, field: &'a RootField, tier: Tier) {
+        let acquire = acquire(self.scope, quota, owner, &field.name, tier);
+        let same = |existing: &Acquire| existing.key == acquire.key;
+        let place = self.acquires.iter().position(same);
+        let place = place.unwrap_or_else(|| {
+            self.acquires.push(acquire);
+            self.acquires.len() - 1
         });
-        let places = places.collect();
-        self.fields.push((field.clone(), tier, places));
+        self.acquires[place].cost += 1;
+        self.acquires[place].is_required = self.whole;
+        self.fields.push((field, tier, place));
+    }
+
+    fn add_cost(&mut self, quota: &Quota, owner: &str, points: u64) {
+        if quota.per_minute(Tier::Cost) == 0 || points == 0 {
+            return;
+        }
+        self.cost = Some(self.acquires.len());
+        self.acquires.push(Acquire {
+            cost: i64::try_from(points).unwrap_or(i64::MAX),
+            is_required: self.enforces,
+            ..cost_acquire(quota, owner)
+        });
     }
 }
 
 /// The bucket of an owner for a root field or for its tier, with a cost of zero.
-fn acquire(rates: &Rates, owner: &str, field: &str, tier: Tier) -> Acquire {
-    let bucket = match rates.scope {
+fn acquire(scope: Scope, quota: &Quota, owner: &str, field: &str, tier: Tier) -> Acquire {
+    let bucket = match scope {
         Scope::Field => field,
         Scope::Tier => tier.name(),
     };
     Acquire {
         key: format!("{owner}/{bucket}"),
-        limit: rates.per_minute(tier).max(1),
+        limit: quota.per_minute(tier).max(1),
         cost: 0,
+        is_required: false,
+    }
+}
+
+/// The bucket of an owner for complexity, with a cost of zero.
+fn cost_acquire(quota: &Quota, owner: &str) -> Acquire {
+    Acquire {
+        key: format!("{owner}/cost"),
+        limit: quota.per_minute(Tier::Cost),
+        cost: 0,
+        is_required: false,
     }
 }
 
 impl RateKey {
-    fn bucket(&self) -> String {
+    fn bucket(self) -> String {
         match self {
             Self::User(id) => format!("user:{}", id.simple()),
+            Self::Key(id) => format!("key:{}", id.simple()),
             Self::Network(None) => "network:".to_owned(),
-            Self::Network(Some(address)) => format!("network:{}", text::network(*address)),
+            Self::Network(Some(address)) => format!("network:{}", text::network(address)),
         }
     }
 }

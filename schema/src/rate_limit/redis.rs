@@ -1,12 +1,22 @@
 //! Buckets that all instances share, in Redis.
 //!
 //! One script takes from all buckets of an operation in one round trip, by the clock of Redis. The keys have one hash
-//! tag, so that a cluster stores them in one place and the script may access them together. If Redis does not respond
-//! in time, the instance continues with its own buckets in memory, and one request a second checks whether Redis is
-//! back.
+//! tag, so that a cluster stores them in one place and the script may access them together.
+//!
+//! A request that Redis does not answer in time is decided with the instance's own buckets in memory. After several such
+//! requests in a row, or one error, all requests are, and one request a second checks whether Redis is back.
+//!
+//! What an operation has not used is returned without a round trip: as a credit, with the next request to the same bucket,
+//! or with all other credits once a second.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    borrow::Cow,
+    collections::HashMap,
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +24,7 @@ use redis::{
     Client, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::rate_limit::bucket::{Acquire, Granted};
 
@@ -24,34 +34,52 @@ const TIMEOUT: Duration = Duration::from_millis(50);
 /// The pause after Redis did not respond, in microseconds.
 const RETRY_INTERVAL: i64 = 1_000_000;
 
+/// The number of requests in a row without an answer in time after which Redis counts as unreachable. Concurrent
+/// requests count as one.
+const SLOW_ANSWERS: u32 = 3;
+
+/// The interval at which credits are sent.
+const CREDIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Maximum number of credits; further ones are lost.
+const CREDITS: usize = 10_000;
+
+/// Maximum number of credits in one call of the script.
+const CREDITS_SENT: usize = 1_000;
+
 const PREFIX: &str = "{gathering-limits}:";
 
 const TAKE: &str = r"
-local now = tonumber(ARGV[2])
+local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-local debts, intervals, costs, granted, fits = {}, {}, {}, {}, true
+local debts, intervals, granted, fits = {}, {}, {}, true
 for i = 1, #KEYS do
-  local limit, interval, cost = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
-  local most = limit * interval
-  local debt = tonumber(redis.call('GET', KEYS[i]) or now) - now
-  debt = math.max(0, math.min(debt, most))
-  debts[i], intervals[i], costs[i] = debt, interval, cost
+  local limit, interval, cost = tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i])
+  local most, debt = limit * interval, 0
+  local stored = redis.call('GET', KEYS[i])
+  if stored then
+    local full_at, stored_interval = string.match(stored, '^(%d+) ?(%d*)$')
+    debt = math.max(0, math.min((tonumber(full_at) or now) - now, 60000000))
+    stored_interval = tonumber(stored_interval) or interval
+    if stored_interval > 0 and stored_interval ~= interval then
+      debt = math.floor(debt * interval / stored_interval)
+    end
+    debt = math.min(debt, most)
+  end
+  debts[i], intervals[i] = debt, interval
   granted[i] = math.min(cost, math.floor((most - debt) / interval))
-  fits = fits and granted[i] >= cost
+  fits = fits and (ARGV[4 * i + 1] == '0' or granted[i] >= cost)
 end
 local answer = {}
 for i = 1, #KEYS do
-  local taken = granted[i]
-  if ARGV[1] == 'whole' and not fits then
-    taken = 0
-  end
+  local taken = fits and granted[i] or 0
   local debt = math.max(0, debts[i] + taken * intervals[i])
   if taken ~= 0 then
     if debt > 0 then
-      redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', math.ceil(debt / 1000))
+      redis.call('SET', KEYS[i], string.format('%.0f %.0f', now + debt, intervals[i]), 'PX', math.ceil(debt / 1000))
     else
       redis.call('DEL', KEYS[i])
     end
@@ -67,6 +95,12 @@ pub(super) struct Shared {
     /// When Redis may be tried again, by the monotonic clock.
     next_attempt: AtomicI64,
     is_unreachable: AtomicBool,
+    /// The number of requests in a row without an answer in time.
+    slow_answers: AtomicU32,
+    /// Amounts to return, with a cost below zero, by bucket.
+    credits: Mutex<HashMap<String, Acquire>>,
+    /// Whether a task will send the credits.
+    is_sending: AtomicBool,
 }
 
 impl Shared {
@@ -82,6 +116,9 @@ impl Shared {
             script: Script::new(TAKE),
             next_attempt: AtomicI64::new(i64::MIN),
             is_unreachable: AtomicBool::new(false),
+            slow_answers: AtomicU32::new(0),
+            credits: Mutex::default(),
+            is_sending: AtomicBool::new(false),
         })
     }
 
@@ -90,36 +127,53 @@ impl Shared {
         self.is_unreachable.load(Ordering::Relaxed)
     }
 
-    /// Takes from all buckets atomically; with `whole`, everything or nothing. `None` if Redis cannot be reached.
-    pub(super) async fn take(
-        &self,
-        acquires: &[Acquire],
-        whole: bool,
-        monotonic: i64,
-    ) -> Option<Vec<Granted>> {
-        if self.is_unreachable() {
-            let until = self.next_attempt.load(Ordering::Relaxed);
-            let next = monotonic + RETRY_INTERVAL;
-            let order = Ordering::Relaxed;
-            let may_try = monotonic >= until
-                && self
-                    .next_attempt
-                    .compare_exchange(until, next, order, order)
-                    .is_ok();
-            if !may_try {
-                return None;
-            }
+    /// Takes from all buckets atomically: nothing if a required cost does not fit. `None` if Redis does not answer in
+    /// time.
+    pub(super) async fn take(&self, acquires: &[Acquire], monotonic: i64) -> Option<Vec<Granted>> {
+        if self.is_unreachable() && !self.may_try(monotonic) {
+            return None;
         }
-        let answer = timeout(TIMEOUT, self.invoke(acquires, whole, None)).await;
-        let why = match answer {
-            Ok(Ok(grants)) => {
+        let slow_answers = self.slow_answers.load(Ordering::Relaxed);
+        let credits = self.credits_of(acquires);
+        let mut reduced = Cow::Borrowed(acquires);
+        for (place, credit) in &credits {
+            reduced.to_mut()[*place].cost += credit.cost;
+        }
+        let why = match timeout(TIMEOUT, self.invoke(&reduced, None)).await {
+            Ok(Ok(mut grants)) => {
+                if slow_answers > 0 {
+                    self.slow_answers.store(0, Ordering::Relaxed);
+                }
                 if self.is_unreachable.swap(false, Ordering::Relaxed) {
                     tracing::info!("Redis is back: rate limits are shared again");
+                }
+                let fits = |(acquire, grant): (&Acquire, &Granted)| {
+                    !acquire.is_required || grant.granted >= acquire.cost
+                };
+                let fits = reduced.iter().zip(&grants).all(fits);
+                for (place, credit) in credits {
+                    if fits {
+                        grants[place].granted -= credit.cost;
+                    } else {
+                        self.add_credit(credit);
+                    }
                 }
                 return Some(grants);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "no response in time".to_owned(),
+            Err(_) => {
+                let order = Ordering::Relaxed;
+                let slower = slow_answers.saturating_add(1);
+                // Of concurrent requests, only the first one counts.
+                let is_counted = self
+                    .slow_answers
+                    .compare_exchange(slow_answers, slower, order, order)
+                    .is_ok();
+                if !is_counted || slower < SLOW_ANSWERS {
+                    return None;
+                }
+                "no response in time".to_owned()
+            }
         };
         self.next_attempt
             .store(monotonic + RETRY_INTERVAL, Ordering::Relaxed);
@@ -132,21 +186,85 @@ impl Shared {
         None
     }
 
+    /// Whether this request checks whether Redis is back.
+    fn may_try(&self, monotonic: i64) -> bool {
+        let until = self.next_attempt.load(Ordering::Relaxed);
+        let (next, order) = (monotonic + RETRY_INTERVAL, Ordering::Relaxed);
+        monotonic >= until
+            && self
+                .next_attempt
+                .compare_exchange(until, next, order, order)
+                .is_ok()
+    }
+
+    fn credits(&self) -> MutexGuard<'_, HashMap<String, Acquire>> {
+        self.credits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the credits of these buckets out, each with the index of its bucket.
+    fn credits_of(&self, acquires: &[Acquire]) -> Vec<(usize, Acquire)> {
+        let mut credits = self.credits();
+        if credits.is_empty() {
+            return Vec::new();
+        }
+        let places = acquires.iter().enumerate();
+        places
+            .filter_map(|(place, acquire)| Some((place, credits.remove(&acquire.key)?)))
+            .collect()
+    }
+
+    fn add_credit(&self, credit: Acquire) {
+        let mut credits = self.credits();
+        if let Some(known) = credits.get_mut(&credit.key) {
+            known.cost += credit.cost;
+        } else if credits.len() < CREDITS {
+            credits.insert(credit.key.clone(), credit);
+        }
+    }
+
+    /// Returns an amount, given as a cost below zero, with the next request to its bucket, or within a second.
+    pub(super) fn return_later(self: &Arc<Self>, credit: Acquire) {
+        self.add_credit(credit);
+        if self.is_sending.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "there is one task at a time, which ends after one interval"
+        )]
+        tokio::spawn(async move {
+            sleep(CREDIT_INTERVAL).await;
+            shared.is_sending.store(false, Ordering::Relaxed);
+            shared.send_credits().await;
+        });
+    }
+
+    /// Sends all credits. Those that Redis does not accept are lost.
+    async fn send_credits(&self) {
+        let credits: Vec<_> = mem::take(&mut *self.credits()).into_values().collect();
+        for credits in credits.chunks(CREDITS_SENT) {
+            if self.is_unreachable() || timeout(TIMEOUT, self.invoke(credits, None)).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
     /// `now` defaults to the clock of Redis.
     async fn invoke(
         &self,
         acquires: &[Acquire],
-        whole: bool,
         now: Option<i64>,
     ) -> Result<Vec<Granted>, RedisError> {
         let mut call = self.script.prepare_invoke();
-        call.arg(if whole { "whole" } else { "part" });
         call.arg(now.map(|now| now.to_string()).unwrap_or_default());
         for acquire in acquires {
             call.key(format!("{PREFIX}{}", acquire.key));
             call.arg(acquire.limit)
                 .arg(acquire.interval())
-                .arg(acquire.cost);
+                .arg(acquire.cost)
+                .arg(i32::from(acquire.is_required));
         }
         let mut connection = self.connection.clone();
         let answer: Vec<i64> = call.invoke_async(&mut connection).await?;
@@ -190,17 +308,20 @@ mod tests {
             let first = schedule.below(6);
             let acquires = (0..=schedule.below(3)).map(|more| {
                 let bucket = (first + more) % 6;
+                let limit = [1, 5, 7, 30, 120, 300][usize::try_from(bucket).expect("small")];
+                // The classes of a client change.
+                let factor = [1, 1, 1, 10][usize::try_from(schedule.below(4)).expect("small")];
                 Acquire {
                     key: format!("{run}/{bucket}"),
-                    limit: [1, 5, 7, 30, 120, 300][usize::try_from(bucket).expect("small")],
+                    limit: limit * factor,
                     cost: schedule.below(12) - 3,
+                    is_required: schedule.below(2) == 0,
                 }
             });
             let acquires: Vec<_> = acquires.collect();
-            let whole = schedule.below(2) == 0;
-            let ours = memory.take(&acquires, whole, now);
+            let ours = memory.take(&acquires, now);
             let theirs = redis
-                .invoke(&acquires, whole, Some(now))
+                .invoke(&acquires, Some(now))
                 .await
                 .expect("Redis answers");
             assert_eq!(ours, theirs, "step {step}: {acquires:?}");

@@ -8,12 +8,10 @@ use serde_json::{Map, json, value::RawValue};
 
 use crate::{
     error::{Code, Error, Refusal},
-    operation::Plan,
+    operation::{Plan, bind::TYPE_KEY},
     rate_limit::{self, Decision, QuotaStatus},
     response::{Written, propagate_nulls},
-    scalar::DateTime,
 };
-use async_graphql::ScalarType;
 
 /// A response. Serializes to the GraphQL response map, without `data` for a request error.
 #[derive(Debug)]
@@ -23,6 +21,8 @@ pub struct Answer {
     extensions: Map<String, serde_json::Value>,
     quotas: Vec<QuotaStatus>,
     cursor: Option<String>,
+    /// The complexity of the response, if it was measured.
+    complexity: Option<u64>,
 }
 
 /// The data of a response.
@@ -52,9 +52,26 @@ impl Serialize for Answer {
         if let Some(data) = &self.data {
             map.serialize_entry("data", data)?;
         }
-        if !self.extensions.is_empty() {
-            map.serialize_entry("extensions", &self.extensions)?;
+        if !self.extensions.is_empty() || !self.quotas.is_empty() {
+            map.serialize_entry("extensions", &Extensions(self))?;
         }
+        map.end()
+    }
+}
+
+/// The extensions of a response, with the quotas.
+struct Extensions<'a>(&'a Answer);
+
+impl Serialize for Extensions<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Answer {
+            extensions, quotas, ..
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in extensions {
+            map.serialize_entry(name, value)?;
+        }
+        rate_limit::report(quotas, &mut map)?;
         map.end()
     }
 }
@@ -102,6 +119,7 @@ impl Answer {
             extensions: Map::new(),
             quotas: Vec::new(),
             cursor: None,
+            complexity: None,
         }
     }
 
@@ -113,20 +131,6 @@ impl Answer {
     /// Adds the quota status.
     #[must_use]
     pub fn with_quotas(mut self, quotas: Vec<QuotaStatus>) -> Self {
-        let account = quotas.iter().map(|quota| {
-            json!({
-                "field": quota.field,
-                "tier": quota.tier.name().to_uppercase(),
-                "limit": quota.limit,
-                "cost": quota.cost,
-                "remaining": quota.remaining,
-                "resetAt": DateTime(quota.reset_at).to_value(),
-            })
-        });
-        if !quotas.is_empty() {
-            self.extensions
-                .insert("rateLimit".to_owned(), account.collect());
-        }
         self.quotas = quotas;
         self
     }
@@ -157,6 +161,19 @@ impl Answer {
         self.errors.iter().map(code_of)
     }
 
+    /// The complexity of the response: the number of its fields, as in the complexity of an operation whose lists have
+    /// the sizes of those in the response. `None` if it was not measured, as for a stored response.
+    pub(crate) fn complexity(&self) -> Option<u64> {
+        self.complexity
+    }
+
+    /// Measures the complexity of the response, given the number of fields below the root fields of the compiled query.
+    pub(crate) fn measure(&mut self, written_fields: u64) {
+        if let Some(Data::Fresh(data, written, _)) = self.data.as_deref() {
+            self.complexity = Some(fields_in(data) + written.len() as u64 + written_fields);
+        }
+    }
+
     /// Adds an entry to `extensions`.
     pub(crate) fn extend(&mut self, name: &str, value: serde_json::Value) {
         self.extensions.insert(name.to_owned(), value);
@@ -185,6 +202,7 @@ impl Answer {
             extensions,
             quotas: Vec::new(),
             cursor: None,
+            complexity: None,
         };
         again.mark_replayed();
         again
@@ -246,6 +264,7 @@ impl Answer {
             extensions: Map::new(),
             quotas: Vec::new(),
             cursor: None,
+            complexity: None,
         }
     }
 }
@@ -267,6 +286,18 @@ impl Answer {
     }
 }
 
+/// The number of fields in a value, without those that were added for the order of the response.
+fn fields_in(value: &Value) -> u64 {
+    match value {
+        Value::List(items) => items.iter().map(fields_in).sum(),
+        Value::Object(object) => {
+            let fields = object.iter().filter(|(name, _)| *name != TYPE_KEY);
+            fields.map(|(_, value)| 1 + fields_in(value)).sum()
+        }
+        _ => 0,
+    }
+}
+
 impl From<Data> for Value {
     fn from(data: Data) -> Self {
         let value = match data {
@@ -283,13 +314,14 @@ impl From<Data> for Value {
 /// A request error has null as `data`.
 impl From<Answer> for Response {
     fn from(answer: Answer) -> Self {
+        let extensions = serde_json::to_value(Extensions(&answer)).unwrap_or_default();
+        let extensions = extensions.as_object().into_iter().flatten();
+        let extensions = extensions
+            .filter_map(|(name, value)| Some((name.clone(), Value::from_json(value.clone()).ok()?)))
+            .collect();
         let mut response = Self::new(answer.data.map_or(Value::Null, |data| (*data).into()));
         response.errors = answer.errors;
-        response.extensions = answer
-            .extensions
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, Value::from_json(value).ok()?)))
-            .collect();
+        response.extensions = extensions;
         response
     }
 }

@@ -103,7 +103,7 @@ impl Situation {
     ) -> Expr {
         use circle::Column::{AutoRoute, Id, MaxConcurrentTasks, Status};
         let is_here = Expr::col(task::Column::CircleId.as_column_ref()).equals(Id.as_column_ref());
-        let in_hand = count_in(IN_HAND, is_here.clone());
+        let in_hand = count_in(IN_HAND, &is_here);
         let is_routing = Expr::col(Status.as_column_ref())
             .eq(circle::CircleStatus::Running.to_value())
             .and(Expr::col(AutoRoute.as_column_ref()).eq(true));

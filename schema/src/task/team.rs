@@ -252,12 +252,12 @@ fn role_from<'de, D: Deserializer<'de>>(role: D) -> Result<member::MemberRole, D
 fn load() -> Expr {
     let own = Expr::col(task::Column::AssigneeId.as_column_ref())
         .equals(agent::Column::Id.as_column_ref());
-    count_in(LOADING, own)
+    count_in(LOADING, &own)
 }
 
 /// Counts the tasks with one of the statuses. Each status is counted by itself: PostgreSQL may read the tasks with every
 /// status to find those with several.
-pub(super) fn count_in<const N: usize>(statuses: [task::TaskStatus; N], tasks: Expr) -> Expr {
+pub(super) fn count_in<const N: usize>(statuses: [task::TaskStatus; N], tasks: &Expr) -> Expr {
     let count = |status| {
         Query::select()
             .expr(Expr::col(task::Column::Id.as_column_ref()).count())

@@ -173,10 +173,12 @@ impl Gate {
         let status = |quota: Quota, remaining: u32, reset_in: Duration| {
             let reset_in = micros(reset_in);
             QuotaStatus {
-                field: route.path().to_owned(),
+                field: Some(route.path().to_owned()),
                 tier: Tier::Health,
+                class: None,
                 limit: quota.burst_size().get(),
                 cost: 1,
+                actual: None,
                 remaining,
                 reset_at: (inner.clock)() + TimeDelta::microseconds(reset_in),
                 reset_in,

@@ -191,7 +191,9 @@ async fn audit_entries_name_the_actor_the_target_and_the_client() {
         assert_eq!(entry["userAgent"], "visitor/1.0", "{action}");
     }
     let changed = recorded(&admin, &admins, "r-update", "user.changed").await;
-    let expected = json!({ "changed": ["name", "role"], "role": "ADMIN", "isActive": true });
+    let expected = json!({
+        "changed": ["name", "role"], "role": "ADMIN", "isActive": true, "quotaClass": null,
+    });
     assert_eq!(changed["details"], expected);
 }
 

@@ -174,6 +174,27 @@ async fn an_account_attacked_from_many_networks_is_locked_except_for_its_owner()
 }
 
 #[tokio::test]
+async fn the_known_networks_of_an_account_are_those_of_its_latest_sign_ins() {
+    let server = TestServer::start().await;
+    server.anonymous().register(ADA).await;
+    for host in 10..31 {
+        server.pass(1);
+        assert!(is_in(&answer(&server.at_host(host), ADA, PASSWORD).await));
+    }
+    for host in 40..65 {
+        fail(&server.at_host(host), ADA, 1).await;
+    }
+    for (host, is_known) in [(1, false), (10, false), (30, true)] {
+        let visitor = server.at_host(host);
+        assert_eq!(
+            is_in(&answer(&visitor, ADA, PASSWORD).await),
+            is_known,
+            "{host}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn untrusted_forwarding_headers_do_not_change_the_client_address() {
     let server = TestServer::start().await;
     let stranger = server.at_host(2);

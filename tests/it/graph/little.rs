@@ -240,7 +240,7 @@ async fn a_viewer_of_few_rows_gets_all_of_them_in_order_and_no_others() {
         let blocked = |id: &Uuid| own[id].status == TaskStatus::Blocked;
         let blocked: Vec<Uuid> = all.iter().copied().filter(blocked).collect();
         let user = owners.users[owner].id;
-        let talks = conversations.iter().filter(|one| match one.circle_id {
+        let held = conversations.iter().filter(|one| match one.circle_id {
             Some(circle) => circles.contains(&circle),
             None => one.owner_id == user,
         });
@@ -284,7 +284,7 @@ async fn a_viewer_of_few_rows_gets_all_of_them_in_order_and_no_others() {
                 "conversations",
                 "",
                 Kind::Conversation,
-                newest(talks.map(|one| one.id).collect()),
+                newest(held.map(|one| one.id).collect()),
             ),
             (
                 "events",

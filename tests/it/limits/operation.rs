@@ -310,11 +310,10 @@ async fn the_rate_limit_query_is_answered_next_to_refused_fields() {
     let query = "{ viewer { id } rateLimit { field remaining } }";
     let answer = ask(&server, HERE, None, query).await;
     assert_eq!(answer.status, StatusCode::OK);
-    let states = json!([{ "field": "viewer", "remaining": 0 }]);
-    assert_eq!(
-        answer.body["data"],
-        json!({ "viewer": null, "rateLimit": states })
-    );
+    assert_eq!(answer.body["data"]["viewer"], json!(null));
+    let states = answer.body["data"]["rateLimit"].as_array();
+    let state = json!({ "field": "viewer", "remaining": 0 });
+    assert!(states.expect("a list").contains(&state), "{}", answer.body);
     assert_eq!(answer.codes(), ["RATE_LIMITED"]);
 }
 
@@ -367,9 +366,7 @@ async fn a_mutation_over_the_limit_is_refused_as_a_whole() {
         .as_array()
         .expect("a list")
         .iter();
-    let known: Vec<_> = known
-        .map(|state| state["field"].as_str().expect("a name"))
-        .collect();
+    let known: Vec<_> = known.filter_map(|state| state["field"].as_str()).collect();
     assert!(
         known.contains(&"updateProfile") && !known.contains(&"logout"),
         "{known:?}"

@@ -4,15 +4,21 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use gathering::config::Config;
+use gathering::config::{Config, Mode};
+use gathering_settings::Setting;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{HERE, PLENTY, THERE, VIEWER, ask, serve};
 use crate::support::program::signal;
@@ -58,6 +64,15 @@ impl Redis {
         let process = command.spawn().ok()?;
         until("a Redis that answers", async || is_ready(address).await).await;
         Some(process)
+    }
+
+    /// Deletes all data.
+    async fn flush(&self) {
+        let mut stream = TcpStream::connect(self.address).await.expect("connects");
+        let mut answer = [0; 5];
+        stream.write_all(b"FLUSHALL\r\n").await.expect("is sent");
+        stream.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"+OK\r\n");
     }
 
     async fn kill(&mut self) {
@@ -136,23 +151,41 @@ async fn until_back(server: &TestServer) {
     .await;
 }
 
+/// The number of decisions that a server has taken without Redis.
+async fn local_decisions(server: &TestServer) -> u64 {
+    server
+        .metric("gathering_rate_limit_local_decisions_total")
+        .await
+}
+
 /// The result of an experiment in which Redis makes every decision. On a busy machine Redis may time out, and the
-/// experiment is repeated. An instance that has timed out once does not retry before time passes.
+/// experiment is repeated.
 async fn decided<T>(servers: &[&TestServer], experiment: impl AsyncFn(usize) -> T) -> T {
     for attempt in 0..FIELDS.len() {
+        let mut before = Vec::new();
         for server in servers {
             until_back(server).await;
+            before.push(local_decisions(server).await);
         }
         let outcome = experiment(attempt).await;
-        let mut missed = false;
+        let mut after = Vec::new();
         for server in servers {
-            missed |= is_alone(server).await;
+            after.push(local_decisions(server).await);
         }
-        if !missed {
+        if before == after {
             return outcome;
         }
     }
     panic!("Redis never answers in time")
+}
+
+/// Sends requests until the server does not wait for Redis.
+async fn until_alone(server: &TestServer) {
+    until("a server that limits by itself", async || {
+        ask(server, THERE, None, "{ serverInfo { name } }").await;
+        is_alone(server).await
+    })
+    .await;
 }
 
 /// Fields with separate buckets.
@@ -284,7 +317,7 @@ async fn requests_do_not_wait_for_a_stalled_redis() {
         until_back(&server).await;
         signal(&redis.process, "STOP");
         assert_eq!(twice(&server, field).await, [true, false]);
-        assert!(is_alone(&server).await);
+        until_alone(&server).await;
         signal(&redis.process, "CONT");
         until_back(&server).await;
     }
@@ -322,10 +355,234 @@ async fn a_server_starts_and_limits_without_a_working_redis() {
         .await;
         for field in FIELDS {
             assert_eq!(twice(&server, field).await, [true, false], "{address}");
-            assert!(is_alone(&server).await, "{address}");
+            until_alone(&server).await;
             server.pass(2);
         }
     }
     silence.abort();
     noise.abort();
+}
+
+/// A proxy in front of Redis, which can hold answers back.
+struct Proxy {
+    address: SocketAddr,
+    is_held: watch::Sender<bool>,
+    /// The number of calls of the script.
+    calls: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn before(redis: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("an address");
+        let (is_held, held) = watch::channel(false);
+        let calls = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&calls);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(redis).await.expect("connects");
+                let (mut requests, mut answers) = client.into_split();
+                let (mut replies, mut commands) = server.into_split();
+                let (mut held, counter) = (held.clone(), Arc::clone(&counter));
+                connections.spawn(async move {
+                    let mut bytes = [0; 1 << 16];
+                    while let Ok(length @ 1..) = requests.read(&mut bytes).await {
+                        let text = String::from_utf8_lossy(&bytes[..length]);
+                        let calls = text.matches("EVALSHA").count() as u64;
+                        counter.fetch_add(calls, Ordering::Relaxed);
+                        if commands.write_all(&bytes[..length]).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+                connections.spawn(async move {
+                    let mut bytes = [0; 1 << 16];
+                    while let Ok(length @ 1..) = replies.read(&mut bytes).await {
+                        let released = held.wait_for(|is_held| !is_held).await.is_ok();
+                        if !released || answers.write_all(&bytes[..length]).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            is_held,
+            calls,
+            task,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    fn hold(&self, is_held: bool) {
+        self.is_held.send_replace(is_held);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn several_slow_answers_in_a_row_move_an_instance_to_its_own_buckets() {
+    const INFO: &str = "{ serverInfo { name } }";
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let proxy = Proxy::before(redis.address).await;
+    let server = on(&proxy.url(), |_| ()).await;
+    // One slow answer, and one that is in time, again and again.
+    for turn in 0..4 {
+        until("a decision of Redis", async || {
+            let before = local_decisions(&server).await;
+            ask(&server, THERE, None, INFO).await;
+            local_decisions(&server).await == before
+        })
+        .await;
+        let before = local_decisions(&server).await;
+        proxy.hold(true);
+        // Concurrent requests wait for the same slow answer.
+        let requests = (0..10).map(|_| ask(&server, THERE, None, INFO));
+        for answer in join_all(requests).await {
+            assert!(!answer.is_refused());
+        }
+        proxy.hold(false);
+        assert_eq!(local_decisions(&server).await, before + 10);
+        assert!(!is_alone(&server).await, "{turn}");
+    }
+    proxy.hold(true);
+    for _ in 0..3 {
+        ask(&server, THERE, None, INFO).await;
+    }
+    assert!(is_alone(&server).await);
+    proxy.hold(false);
+    until_back(&server).await;
+}
+
+/// The quota class of the tests, in the notation of the configuration.
+const RUNTIME: &str = r#"{ runtime = { read = 60, cost = "x2" } }"#;
+
+/// Assigns the class to the demo user.
+async fn assign_runtime(server: &TestServer) {
+    let admin = server.actor("admin@example.com").await;
+    let token = server.token("demo@example.com").await;
+    let answer = ask(server, HERE, Some(&token), VIEWER).await;
+    let user = &answer.body["data"]["viewer"]["id"];
+    let input = json!({ "userId": user, "quotaClass": "runtime" });
+    let payload = "user { quotaClass } userErrors { code }";
+    let answer = admin.mutate("updateUser", payload, input).await;
+    assert_eq!(
+        answer["data"]["updateUser"]["user"]["quotaClass"], "runtime",
+        "{answer}"
+    );
+}
+
+/// Two instances with one Redis and one database, whose demo user has the class.
+async fn pair(redis: &Redis, change: impl Fn(&mut Config)) -> [TestServer; 2] {
+    let url = redis.url();
+    let change = |config: &mut Config| {
+        assert!(config.limits.classes.set(RUNTIME));
+        config.redis.url = url.clone().into();
+        config.limits.mode = Mode::Enforce;
+        config.limits.read = 30;
+        config.limits.health = PLENTY;
+        config.limits.write = PLENTY;
+        config.limits.address = PLENTY;
+        change(config);
+    };
+    let one = serve(change).await;
+    assign_runtime(&one).await;
+    let other = one.beside(change).await;
+    [one, other]
+}
+
+/// How many of these queries of the demo user two instances allow, and the time that they take.
+async fn spend(servers: &[TestServer; 2], query: &str, requests: usize) -> (usize, Duration) {
+    let token = servers[0].token("demo@example.com").await;
+    let token = Some(token.as_str());
+    let began = Instant::now();
+    let requests =
+        stream::iter(0..requests).map(|place| ask(&servers[place % 2], HERE, token, query));
+    let let_in = requests
+        .buffer_unordered(8)
+        .filter(|answer| std::future::ready(!answer.is_refused()));
+    (let_in.count().await, began.elapsed())
+}
+
+#[tokio::test]
+async fn two_instances_spend_the_quota_of_one_class() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let servers = pair(&redis, |_| ()).await;
+    let [one, other] = &servers;
+    let (let_in, took) = decided(&[one, other], async |attempt| {
+        spend(&servers, &format!("{{ {} }}", FIELDS[attempt]), 120).await
+    })
+    .await;
+    let regained = usize::try_from(took.as_millis() / 1_000).expect("not long") + 1;
+    assert!(
+        (60..=60 + regained).contains(&let_in),
+        "{let_in}, {regained} regained"
+    );
+}
+
+#[tokio::test]
+async fn two_instances_spend_one_budget_of_points() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    // The class has twice as much: 2,000 points, for twenty of these queries.
+    let servers = pair(&redis, |config| config.limits.cost = 1_000).await;
+    let [one, other] = &servers;
+    let names: String = (0..99).map(|place| format!("a{place}: name ")).collect();
+    let query = format!("{{ serverInfo {{ {names}}} }}");
+    let (let_in, took) = decided(&[one, other], async |_| {
+        redis.flush().await;
+        spend(&servers, &query, 60).await
+    })
+    .await;
+    let regained = usize::try_from(took.as_millis() / 3_000).expect("not long") + 1;
+    assert!(
+        (20..=20 + regained).contains(&let_in),
+        "{let_in}, {regained} regained"
+    );
+}
+
+#[tokio::test]
+async fn unused_points_are_returned_without_a_further_call_of_redis() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let proxy = Proxy::before(redis.address).await;
+    // Each query needs 102 points and uses few, so the budget is enough only if the others are returned.
+    let change = |config: &mut Config| {
+        config.limits.read = PLENTY;
+        config.limits.cost = 5_000;
+    };
+    let server = on(&proxy.url(), change).await;
+    let query = "{ circles(first: 100) { nodes { id } } }";
+    let token = server.token("demo@example.com").await;
+    let (calls, took) = decided(&[&server], async |_| {
+        redis.flush().await;
+        let (before, began) = (proxy.calls.load(Ordering::Relaxed), Instant::now());
+        for _ in 0..200 {
+            let answer = ask(&server, HERE, Some(&token), query).await;
+            let cost = &answer.body["extensions"]["cost"];
+            assert_eq!((answer.codes(), &cost["requested"]), (vec![], &json!(102)));
+        }
+        let calls = proxy.calls.load(Ordering::Relaxed) - before;
+        (calls, began.elapsed())
+    })
+    .await;
+    // The credits that are left are sent once a second.
+    assert!((200..=202 + took.as_secs()).contains(&calls), "{calls}");
 }
