@@ -4,15 +4,14 @@ use gathering::config::Config;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::{Answer, HERE, THERE, VIEWER, ask, from, serve};
+use super::{Answer, HERE, THERE, VIEWER, aliases, ask, from, serve};
 use crate::support::server::TestServer;
 
 const DEMO: &str = "demo@example.com";
 
 /// A query that needs and uses 100 points.
 fn hundred() -> String {
-    let names: String = (0..99).map(|place| format!("a{place}: name ")).collect();
-    format!("{{ serverInfo {{ {names}}} }}")
+    format!("{{ serverInfo {} }}", aliases("name", 99))
 }
 
 /// A server with this budget.
@@ -208,14 +207,8 @@ async fn mutations_and_subscriptions_are_charged_before_they_start() {
         "three, and four for the subscription"
     );
 
-    let names: String = (0..92).map(|place| format!("a{place}: name ")).collect();
-    let answer = ask(
-        &server,
-        HERE,
-        Some(&token),
-        &format!("{{ serverInfo {{ {names}}} }}"),
-    )
-    .await;
+    let rest = format!("{{ serverInfo {} }}", aliases("name", 92));
+    let answer = ask(&server, HERE, Some(&token), &rest).await;
     assert_eq!(answer.body["extensions"]["cost"]["remaining"], 0);
     assert!(ask(&server, HERE, Some(&token), rename).await.is_refused());
     let refused = ask(
