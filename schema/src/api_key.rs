@@ -166,8 +166,8 @@ pub struct CreateApiKeyInput {
     agent_id: Option<ID>,
     /// When the key expires, in the future. Without it, the key does not expire.
     expires_at: Option<DateTime>,
-    /// A quota class of the server's configuration, for keys that administrators create. The key then has rate limits of
-    /// its own; without a class it shares those of its user.
+    /// A quota class of the server's configuration. Only administrators may choose one.
+    /// The rate limits of such a key are separate; a key without a class shares those of its user.
     quota_class: Option<String>,
     /// A service account on whose behalf the key acts; the caller by default.
     user_id: Option<ID>,
