@@ -87,7 +87,7 @@ impl ApiKey {
         Ok(Some(ids.collect()))
     }
 
-    /// The name of the class of its rate limits. Null for the limits of users.
+    /// The quota class of its separate rate limits. Null for a key that shares the rate limits of its user.
     async fn quota_class(&self) -> Option<&str> {
         self.0.quota_class.as_deref()
     }
