@@ -106,6 +106,15 @@ where
         self.entries.insert(key, value);
     }
 
+    /// Removes an entry.
+    pub fn remove<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.entries.invalidate(key);
+    }
+
     /// The size and the counters of the cache.
     pub fn stats(&self) -> CacheStats {
         self.entries.run_pending_tasks();

@@ -181,6 +181,11 @@ impl Error {
         )
     }
 
+    /// `FORBIDDEN` for the id of another agent than that of the API key.
+    pub(crate) fn another_agent(field: &str) -> Self {
+        Self::new(Code::Forbidden, "The API key acts as another agent.").field(field)
+    }
+
     /// `FORBIDDEN` for an operation that needs a scope which the API key lacks.
     pub(crate) fn missing_scope(scope: &'static str) -> Self {
         Self::new(

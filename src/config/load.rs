@@ -202,6 +202,11 @@ impl Config {
                 "limits.cost must not be below graphql.complexity, the cost of the largest operation; 0 sets no limit",
             );
         }
+        if let Some(class) = self.limits.classes.with_cost_below(complexity) {
+            return Err(StartError::new(format!(
+                "limits.classes: the cost of the class {class:?} must not be below graphql.complexity, the cost of the largest operation"
+            )));
+        }
         if !(8..=128).contains(&self.demo.password.expose().chars().count()) {
             return refuse("demo.password (GATHERING_DEMO_PASSWORD) must have 8 to 128 characters");
         }

@@ -117,6 +117,11 @@ pub(crate) fn usable(now: DateTime<Utc>) -> Condition {
         .add(lasts)
 }
 
+/// Whether a key is neither revoked nor expired.
+pub(super) fn is_usable(key: &api_key::Model, now: DateTime<Utc>) -> bool {
+    key.revoked_at.is_none() && key.expires_at.is_none_or(|at| at > now)
+}
+
 /// The input of a new key.
 pub(crate) struct NewKey<'a> {
     pub(crate) name: &'a str,
@@ -384,6 +389,8 @@ impl Accounts {
     pub(crate) async fn identify(&self, loader: &Loader, presented: &mut Presented) {
         if let Presented::Key(Some(hash), known @ None) = presented
             && let Ok(Some(found)) = loader.load_alone(KeyCredential, *hash, false).await
+            && found.is_active
+            && is_usable(&found.key, self.now())
         {
             *known = Some(found.key);
         }
@@ -398,6 +405,10 @@ impl Accounts {
         runs_inside: bool,
     ) -> Result<Authenticated, Error> {
         let reject = |user, why: &str, error: Error| {
+            if let Some(hash) = hash {
+                // The network pays for further requests with the key.
+                self.known_keys.remove(&hash);
+            }
             let details = json!({ "reason": why });
             self.audit
                 .record(AuditAction::TokenRejected, client, user, user, details);
@@ -410,7 +421,7 @@ impl Accounts {
         let Some(found) = found else {
             return Err(reject(None, "unknown API key", Error::key_invalid()));
         };
-        let (key, user) = (found.key, found.user);
+        let (key, user, is_active) = (found.key, found.user, found.is_active);
         let (id, session) = (Some(user.id), key.id);
         if key.revoked_at.is_some() {
             self.ended(Ended::One {
@@ -423,7 +434,7 @@ impl Accounts {
         if key.expires_at.is_some_and(|at| at <= now) {
             return Err(reject(id, "expired API key", Error::key_expired()));
         }
-        if !user.is_active {
+        if !is_active {
             return Err(reject(id, "deactivated", Error::deactivated()));
         }
         self.learn(&user);
@@ -447,9 +458,7 @@ impl Accounts {
         let hash = hash_of(key).ok_or_else(Error::key_invalid)?;
         let found = loader.load_alone(KeyCredential, hash, false).await?;
         let is_valid = found.is_some_and(|found| {
-            found.key.revoked_at.is_none()
-                && found.user.is_active
-                && found.user.role == viewer.user.role
+            found.key.revoked_at.is_none() && found.is_active && found.user.role == viewer.user.role
         });
         if is_valid {
             Ok(())

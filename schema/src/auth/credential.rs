@@ -94,11 +94,16 @@ pub(super) struct KeyCredential;
 pub(super) struct FoundKey {
     pub(super) key: Arc<api_key::Model>,
     pub(super) user: Arc<user::Model>,
+    /// Whether the user may sign in, and for a service account its owner, too.
+    pub(super) is_active: bool,
 }
 
 /// The prefixes of the columns of the key and of its user.
 const KEY: &str = "key_";
 const USER: &str = "user_";
+
+/// The alias of the owner of a service account.
+const OWNER: &str = "owners";
 
 impl Batch for KeyCredential {
     type Key = KeyHash;
@@ -139,17 +144,25 @@ impl Batch for KeyCredential {
         }
         let of_key = Expr::col(user::Column::Id.as_column_ref())
             .equals(api_key::Column::UserId.as_column_ref());
+        let of_service = Expr::col((OWNER, "id")).equals(user::Column::OwnerId.as_column_ref());
         select
+            .expr_as(Expr::col((OWNER, "is_active")), "is_owner_active")
             .from(api_key::Entity)
             .join(JoinType::InnerJoin, user::Entity, of_key)
+            .join_as(JoinType::LeftJoin, user::Entity, OWNER, of_service)
             .and_where(is_one);
         let mut found = HashMap::with_capacity(hashes.len());
         for row in db.rows(&select).await? {
             let key = api_key::Model::from_query_result(&row, KEY)?;
             let user = Arc::new(user::Model::from_query_result(&row, USER)?);
             if let Some(hash) = hash_of(&key) {
-                let key = Arc::new(key);
-                found.insert(hash, Some(FoundKey { key, user }));
+                let of_owner: Option<bool> = row.try_get("", "is_owner_active")?;
+                let found_key = FoundKey {
+                    key: Arc::new(key),
+                    is_active: user.is_active && of_owner.unwrap_or(true),
+                    user,
+                };
+                found.insert(hash, Some(found_key));
             }
         }
         Ok(found)

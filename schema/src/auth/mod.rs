@@ -489,6 +489,7 @@ impl Accounts {
         if is_api_key(token) {
             let hash = api_key::hash(token);
             let known = hash.and_then(|hash| self.known_keys.get(&hash));
+            let known = known.filter(|key| api_key::is_usable(key, self.now()));
             return Presented::Key(hash, known);
         }
         Presented::Token(self.signer.read(token, self.now()))
@@ -531,8 +532,10 @@ impl Accounts {
         self.delete::<refresh_token::Entity>(sessions).await?;
         let failures = lockouts::Column::ExpiresAt.lt(now);
         self.delete::<lockouts::Entity>(failures).await?;
-        let revoked = keys::Column::RevokedAt.lt(now - self.audit_retention);
-        self.delete::<keys::Entity>(revoked).await?;
+        let past = now - self.audit_retention;
+        for ended in [keys::Column::RevokedAt, keys::Column::ExpiresAt] {
+            self.delete::<keys::Entity>(ended.lt(past)).await?;
+        }
         let entries = audit::Column::Id.lt(first_id(now - self.audit_retention));
         self.delete::<audit::Entity>(entries).await
     }

@@ -186,6 +186,11 @@ impl CircleMutation {
             let row = sharing::accessible(&change, id, "circleId", Access::Owner).await?;
             check_open(&row)?;
             check_version(input.expected_version, row.version)?;
+            if change.viewer.is_limited() && !fields.project.is_undefined() {
+                // The link decides who else may read the project.
+                let error = Error::not_for_limited_keys("projectId");
+                return Err(error.field("projectId").into());
+            }
             if let Some(project) = fields.project.value()
                 && row.project_id != Some(*project)
             {

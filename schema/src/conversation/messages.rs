@@ -28,7 +28,7 @@ use crate::{
     },
     data::{Change, Draft, FieldsOf, Noun, Outcome, Stop, change, draft, load},
     db::{Rule, Stored, is_one_of, json_rows, list_from, revision},
-    error::{Code, Error},
+    error::Error,
     events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode},
@@ -292,8 +292,7 @@ impl MessageMutation {
         let of_key = ctx.request().viewer()?.agent();
         let agent = agent.or(of_key);
         if of_key.is_some() && agent != of_key {
-            let message = "The API key acts as another agent.";
-            return Err(Error::new(Code::Forbidden, message).field("agentId"));
+            return Err(Error::another_agent("agentId"));
         }
         let parent = Kind::Message.parse_opt(input.parent_id.as_ref(), "parentId")?;
         let outcome = draft(ctx, None, async |mut change| {

@@ -89,7 +89,6 @@ pub(crate) async fn admit(
     let services = &*engine.services;
     let token = caller.token.filter(|_| !operation.signs_in());
     let presented = token.map(|token| services.accounts.read(token));
-    let is_refused_key = token.is_none() && caller.token.is_some_and(is_api_key);
     let client = &caller.client;
     let mut charging = Charging {
         services,
@@ -97,8 +96,8 @@ pub(crate) async fn admit(
         rate_key: RateKey::Network(client.address),
     };
     let is_stream = operation.kind() == OperationType::Subscription;
-    let watched = presented.as_ref().filter(|_| is_stream);
-    let watch = watched.and_then(|presented| services.accounts.watch(presented));
+    let watch = presented.as_ref().filter(|_| is_stream);
+    let watch = watch.and_then(|presented| services.accounts.watch(presented));
     let inside = caller.is_always_polled;
     let Entry {
         mut decision,
@@ -106,7 +105,7 @@ pub(crate) async fn admit(
         expected,
         presented,
     } = charging.enter(client, presented, inside).await?;
-    if is_refused_key {
+    if token.is_none() && caller.token.is_some_and(is_api_key) {
         let field = operation.roots.first().map(|field| field.name.as_str());
         let error = Error::not_for_keys(field.unwrap_or_default());
         return Err(failed(error, client, decision));
@@ -141,6 +140,8 @@ pub(crate) async fn admit(
             Ok((viewer, read)) => {
                 if expected.as_ref().and_then(Expected::quota_class) != viewer.quota_class() {
                     services.limiter.refund(&mut decision).await;
+                    charging.rate_key = viewer_key(&viewer);
+                    context.rate_key = charging.rate_key;
                     let client = &context.client;
                     let again = charging.charge(client, viewer.quota_class()).await;
                     decision = charging.decide(client, again)?;
@@ -223,6 +224,14 @@ fn rate_key(presented: &Presented) -> Option<RateKey> {
     match presented {
         Presented::Key(_, Some(key)) if key.quota_class.is_some() => Some(RateKey::Key(key.id)),
         _ => presented.claimed().map(RateKey::User),
+    }
+}
+
+/// As [`rate_key`], for an authenticated caller.
+fn viewer_key(viewer: &Viewer) -> RateKey {
+    match viewer.key() {
+        Some(key) if key.quota_class.is_some() => RateKey::Key(key.id),
+        _ => RateKey::User(viewer.id()),
     }
 }
 

@@ -59,6 +59,19 @@ impl Classes {
         self.0.contains_key(name)
     }
 
+    /// The name of a class whose budget of complexity is below this number of points.
+    pub fn with_cost_below(&self, points: u64) -> Option<&str> {
+        let is_below = |(tier, change): &(Tier, Change)| {
+            *tier == Tier::Cost
+                && matches!(change, Change::Replace(number) if *number > 0 && u64::from(*number) < points)
+        };
+        let found = self
+            .0
+            .iter()
+            .find(|(_, changes)| changes.iter().any(is_below));
+        found.map(|(name, _)| name.as_str())
+    }
+
     /// The limits of each class.
     pub(super) fn numbers(&self, standard: Numbers) -> impl Iterator<Item = (&str, Numbers)> {
         self.0.iter().map(move |(name, changes)| {

@@ -474,8 +474,14 @@ impl Limiter {
         let mut acquires = std::mem::take(&mut decision.refunds);
         acquires.extend(decision.cost_refund.take());
         acquires.retain(|acquire| acquire.cost < 0);
-        if !acquires.is_empty() {
-            self.take(&acquires).await;
+        if acquires.is_empty() {
+            return;
+        }
+        match &self.shared {
+            Some(shared) if decision.is_shared => {
+                shared.take(&acquires, self.monotonic()).await;
+            }
+            _ => drop(self.memory.take(&acquires, self.monotonic())),
         }
     }
 

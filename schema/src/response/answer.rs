@@ -162,13 +162,17 @@ impl Answer {
     }
 
     /// The complexity of the response: the number of its fields, as in the complexity of an operation whose lists have
-    /// the sizes of those in the response. `None` if it was not measured, as for a stored response.
+    /// the sizes of those in the response. `None` if it was not measured, as for a stored response or one with errors.
     pub(crate) fn complexity(&self) -> Option<u64> {
         self.complexity
     }
 
     /// Measures the complexity of the response, given the number of fields below the root fields of the compiled query.
+    /// An error below a root field can have removed fields that were read, so such a response is not measured.
     pub(crate) fn measure(&mut self, written_fields: u64) {
+        if self.errors.iter().any(|error| error.path.len() != 1) {
+            return;
+        }
         if let Some(Data::Fresh(data, written, _)) = self.data.as_deref() {
             self.complexity = Some(fields_in(data) + written.len() as u64 + written_fields);
         }

@@ -136,6 +136,12 @@ pub(super) async fn perform(
         Assigned | InProgress | ChangesRequested => false,
     };
     draft(ctx, Some(id), async |mut change| {
+        // A key of an agent reviews as this agent.
+        let of_key = change.viewer.agent().filter(|_| decision.is_some());
+        let reviewer = reviewer.or(of_key);
+        if of_key.is_some() && reviewer != of_key {
+            return Err(Error::another_agent("reviewerId").into());
+        }
         let reads = Reads {
             references: References {
                 agents: vec![("reviewerId", reviewer)],

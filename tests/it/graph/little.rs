@@ -1,6 +1,6 @@
 //! Lists of viewers who may read few of many rows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use chrono::{DateTime, Duration, Utc};
 use gathering_entity::conversation::ConversationStatus;
@@ -15,6 +15,9 @@ use crate::support::database::Database;
 
 /// More circles than a list reads one by one.
 const MANY: usize = 300;
+
+/// The number of rows of each table.
+const COUNT: usize = 900;
 
 /// Users and their circles: one with few, one with many, and one whose rows are most of all.
 struct Owners {
@@ -58,7 +61,7 @@ impl Owners {
         let owner = match n {
             0..30 | 400..405 | 899 => 0,
             30..60 | 500 | 898 => 1,
-            _ if n % 97 == 0 => n % 2,
+            _ if n.is_multiple_of(97) => n % 2,
             _ => 2,
         };
         let circles = &self.circles[owner];
@@ -126,97 +129,157 @@ async fn walk(actor: &Actor, list: &str, size: usize, arguments: &str) -> Vec<St
     walks.remove(0)
 }
 
-#[tokio::test]
-async fn a_viewer_of_few_rows_gets_all_of_them_in_order_and_no_others() {
-    let database = Database::seeded().await;
-    let db = database.connect().await;
-    let owners = Owners::create(&db).await;
+/// The rows of all owners, in the order of their ids.
+struct Rows {
+    tasks: Vec<task::Model>,
+    conversations: Vec<conversation::Model>,
+    events: Vec<event::Model>,
+}
 
-    let any = task::Entity::find().one(&db).await.expect("reads");
-    let any = any.expect("a task");
+impl Rows {
+    async fn create(db: &DatabaseConnection, owners: &Owners) -> Self {
+        let any = task::Entity::find().one(db).await.expect("reads");
+        let any = any.expect("a task");
+        let tasks: Vec<_> = (0..COUNT).map(|n| task_of(n, owners, &any)).collect();
+        let any = conversation::Entity::find().one(db).await.expect("reads");
+        let any = any.expect("a conversation");
+        let conversation = |n| conversation_of(n, owners, &any);
+        let conversations: Vec<_> = (0..COUNT).map(conversation).collect();
+        let last = event::Entity::find().order_by_desc(event::Column::Position);
+        let last = last.one(db).await.expect("reads").expect("an event");
+        let last = last.position.expect("is numbered");
+        let events: Vec<_> = (0..COUNT).map(|n| event_of(n, owners, last)).collect();
+        insert::<task::Entity>(db, tasks.clone()).await;
+        insert::<conversation::Entity>(db, conversations.clone()).await;
+        insert::<event::Entity>(db, events.clone()).await;
+        Self {
+            tasks,
+            conversations,
+            events,
+        }
+    }
+
+    /// The lists of a user, each with its arguments and the ids in its order.
+    fn lists(&self, user: Uuid, circles: &HashSet<Uuid>) -> Vec<(&str, &str, Vec<String>)> {
+        let tasks = self.tasks.iter();
+        let tasks: Vec<_> = tasks
+            .filter(|task| circles.contains(&task.circle_id))
+            .collect();
+        let blocked = tasks.iter().copied();
+        let blocked: Vec<_> = blocked
+            .filter(|task| task.status == TaskStatus::Blocked)
+            .collect();
+        let ids = |tasks: Vec<&task::Model>| {
+            let ids = tasks.into_iter().map(|task| Kind::Task.id(task.id));
+            ids.map(|id| id.to_string()).collect::<Vec<_>>()
+        };
+        let mut ranked = tasks.clone();
+        ranked.sort_by_key(|task| (task.priority_rank, task.id));
+        let mut updated = blocked.clone();
+        updated.sort_by_key(|task| (task.updated_at, task.id));
+        let own = self.conversations.iter().filter(|one| match one.circle_id {
+            Some(circle) => circles.contains(&circle),
+            None => one.owner_id == user,
+        });
+        let own = own.map(|one| Kind::Conversation.id(one.id).to_string());
+        let seen = self.events.iter().filter(|one| {
+            one.kind == "persona.changed"
+                || one.owner_id == Some(user)
+                || one
+                    .circle_id
+                    .is_some_and(|circle| circles.contains(&circle))
+        });
+        let seen = seen.map(|one| Kind::Event.id(one.id).to_string());
+        let newest = |ids: Vec<String>| ids.into_iter().rev().collect::<Vec<_>>();
+        let by_rank = ", orderBy: {field: PRIORITY, direction: ASC}";
+        let by_update = ", filter: {status: BLOCKED}, orderBy: {field: UPDATED_AT}";
+        let by_type = ", filter: {types: [TASK_DELETED, PERSONA_CHANGED]}";
+        vec![
+            ("tasks", "", newest(ids(tasks))),
+            ("tasks", ", filter: {status: BLOCKED}", newest(ids(blocked))),
+            ("tasks", by_rank, ids(ranked)),
+            ("tasks", by_update, newest(ids(updated))),
+            ("conversations", "", newest(own.collect())),
+            ("events", by_type, newest(seen.collect())),
+        ]
+    }
+}
+
+fn task_of(n: usize, owners: &Owners, any: &task::Model) -> task::Model {
     let priorities = [
         (Priority::Low, 8),
         (Priority::Medium, 5),
         (Priority::High, 3),
         (Priority::Critical, 1),
     ];
-    let tasks: Vec<_> = (0..900)
-        .map(|n| {
-            let (priority, priority_rank) = priorities[n / 3 % 4];
-            let status = if n % 5 == 0 {
-                TaskStatus::Blocked
-            } else {
-                TaskStatus::Completed
-            };
-            task::Model {
-                id: Uuid::now_v7(),
-                circle_id: owners.of(n).1,
-                updated_at: moment(n * 31 % 900 / 4),
-                parent_id: None,
-                assignee_id: None,
-                reviewer_id: None,
-                priority,
-                priority_rank,
-                status,
-                ..any.clone()
-            }
-        })
-        .collect();
-    insert::<task::Entity>(&db, tasks.clone()).await;
+    let (priority, priority_rank) = priorities[n / 3 % 4];
+    task::Model {
+        id: Uuid::now_v7(),
+        circle_id: owners.of(n).1,
+        updated_at: moment(n * 31 % COUNT / 4),
+        parent_id: None,
+        assignee_id: None,
+        reviewer_id: None,
+        priority,
+        priority_rank,
+        status: if n.is_multiple_of(5) {
+            TaskStatus::Blocked
+        } else {
+            TaskStatus::Completed
+        },
+        ..any.clone()
+    }
+}
 
-    let any = conversation::Entity::find().one(&db).await.expect("reads");
-    let any = any.expect("a conversation");
-    let conversations: Vec<_> = (0..900)
-        .map(|n| {
-            let (owner, circle) = owners.of(n);
-            conversation::Model {
-                id: Uuid::now_v7(),
-                owner_id: owners.users[owner].id,
-                // Some are outside circles.
-                circle_id: (n % 4 > 0).then_some(circle),
-                task_id: None,
-                facilitator_id: None,
-                next_speaker_id: None,
-                status: ConversationStatus::Completed,
-                ..any.clone()
-            }
-        })
-        .collect();
-    insert::<conversation::Entity>(&db, conversations.clone()).await;
+fn conversation_of(n: usize, owners: &Owners, any: &conversation::Model) -> conversation::Model {
+    let (owner, circle) = owners.of(n);
+    conversation::Model {
+        id: Uuid::now_v7(),
+        owner_id: owners.users[owner].id,
+        // Some are outside circles.
+        circle_id: (!n.is_multiple_of(4)).then_some(circle),
+        task_id: None,
+        facilitator_id: None,
+        next_speaker_id: None,
+        status: ConversationStatus::Completed,
+        ..any.clone()
+    }
+}
 
-    let before = event::Entity::find().order_by_desc(event::Column::Position);
-    let before = before.one(&db).await.expect("reads").expect("an event");
-    let before = before.position.expect("is numbered");
-    let events: Vec<_> = (0..900)
-        .map(|n| {
-            let (owner, circle) = owners.of(n);
-            // Some belong to a circle alone, some to a user alone, and some to all.
-            let is_public = n % 50 == 0;
-            event::Model {
-                id: Uuid::now_v7(),
-                position: Some(before + 1 + i64::try_from(n).expect("is small")),
-                kind: if is_public {
-                    "persona.changed"
-                } else {
-                    "task.deleted"
-                }
-                .to_owned(),
-                subject_type: if is_public { "persona" } else { "task" }.to_owned(),
-                subject_id: Uuid::now_v7(),
-                owner_id: (!is_public && n % 3 != 1).then(|| owners.users[owner].id),
-                circle_id: (!is_public && n % 3 != 2).then_some(circle),
-                project_id: None,
-                agent_id: None,
-                actor_user_id: None,
-                actor_agent_id: None,
-                payload: json!({ "v": 1, "name": "A name", "title": "A title", "changed": [] }),
-                request_id: None,
-                occurred_at: moment(n),
-            }
-        })
-        .collect();
-    insert::<event::Entity>(&db, events.clone()).await;
+/// Some events belong to a circle alone, some to a user alone, and some to all.
+fn event_of(n: usize, owners: &Owners, last: i64) -> event::Model {
+    let (owner, circle) = owners.of(n);
+    let is_public = n.is_multiple_of(50);
+    let (kind, subject) = if is_public {
+        ("persona.changed", "persona")
+    } else {
+        ("task.deleted", "task")
+    };
+    event::Model {
+        id: Uuid::now_v7(),
+        position: Some(last + 1 + i64::try_from(n).expect("is small")),
+        kind: kind.to_owned(),
+        subject_type: subject.to_owned(),
+        subject_id: Uuid::now_v7(),
+        owner_id: (!is_public && n % 3 != 1).then(|| owners.users[owner].id),
+        circle_id: (!is_public && n % 3 != 2).then_some(circle),
+        project_id: None,
+        agent_id: None,
+        actor_user_id: None,
+        actor_agent_id: None,
+        payload: json!({ "v": 1, "name": "A name", "title": "A title", "changed": [] }),
+        request_id: None,
+        occurred_at: moment(n),
+    }
+}
 
+#[tokio::test]
+async fn a_viewer_of_few_rows_gets_all_of_them_in_order_and_no_others() {
+    let database = Database::seeded().await;
+    let db = database.connect().await;
+    let owners = Owners::create(&db).await;
+    let rows = Rows::create(&db, &owners).await;
+    db.close().await.expect("closes");
     let server = TestServer::on(database, |_| ()).await;
     let uncompiled = server
         .beside(|config| config.graphql.limits.compiled_queries = 0)
@@ -226,76 +289,9 @@ async fn a_viewer_of_few_rows_gets_all_of_them_in_order_and_no_others() {
         .enumerate()
     {
         let email = format!("{name}@example.com");
-        let circles: HashSet<_> = owners.circles[owner].iter().copied().collect();
-        let own: HashMap<_, _> = tasks
-            .iter()
-            .filter(|task| circles.contains(&task.circle_id))
-            .map(|task| (task.id, task))
-            .collect();
-        let in_order = |mut ids: Vec<Uuid>, key: &dyn Fn(&task::Model) -> (i64, Uuid)| {
-            ids.sort_by_key(|id| key(own[id]));
-            ids
-        };
-        let all: Vec<Uuid> = own.keys().copied().collect();
-        let blocked = |id: &Uuid| own[id].status == TaskStatus::Blocked;
-        let blocked: Vec<Uuid> = all.iter().copied().filter(blocked).collect();
-        let user = owners.users[owner].id;
-        let held = conversations.iter().filter(|one| match one.circle_id {
-            Some(circle) => circles.contains(&circle),
-            None => one.owner_id == user,
-        });
-        let seen = events.iter().filter(|one| {
-            one.kind == "persona.changed"
-                || one.owner_id == Some(user)
-                || one
-                    .circle_id
-                    .is_some_and(|circle| circles.contains(&circle))
-        });
-        let newest = |ids: Vec<Uuid>| ids.into_iter().rev().collect::<Vec<_>>();
-        let by_id = |task: &task::Model| (0, task.id);
-        let by_rank = |task: &task::Model| (i64::from(task.priority_rank), task.id);
-        let by_update = |task: &task::Model| (task.updated_at.timestamp(), task.id);
-        let expected = [
-            (
-                "tasks",
-                "",
-                Kind::Task,
-                newest(in_order(all.clone(), &by_id)),
-            ),
-            (
-                "tasks",
-                ", filter: {status: BLOCKED}",
-                Kind::Task,
-                newest(in_order(blocked.clone(), &by_id)),
-            ),
-            (
-                "tasks",
-                ", orderBy: {field: PRIORITY, direction: ASC}",
-                Kind::Task,
-                in_order(all.clone(), &by_rank),
-            ),
-            (
-                "tasks",
-                ", filter: {status: BLOCKED}, orderBy: {field: UPDATED_AT}",
-                Kind::Task,
-                newest(in_order(blocked, &by_update)),
-            ),
-            (
-                "conversations",
-                "",
-                Kind::Conversation,
-                newest(held.map(|one| one.id).collect()),
-            ),
-            (
-                "events",
-                ", filter: {types: [TASK_DELETED, PERSONA_CHANGED]}",
-                Kind::Event,
-                newest(seen.map(|one| one.id).collect()),
-            ),
-        ];
+        let circles = owners.circles[owner].iter().copied().collect();
         let (compiled, executed) = (server.actor(&email).await, uncompiled.actor(&email).await);
-        for (list, arguments, kind, ids) in expected {
-            let ids: Vec<_> = ids.into_iter().map(|id| kind.id(id).to_string()).collect();
+        for (list, arguments, ids) in rows.lists(owners.users[owner].id, &circles) {
             for actor in [&compiled, &executed] {
                 let mut found = walk(actor, list, size, arguments).await;
                 if list == "events" {

@@ -1,7 +1,7 @@
 //! Keys that are limited to circles, or to the circles of an agent.
 
 use super::*;
-use crate::support::actor::{GUEST, code, refusal};
+use crate::support::actor::{GUEST, code, faults, refusal};
 use crate::support::wait::until_some;
 
 /// The demo user's agents Ada and Bob. Both are members of the circle One, and Bob of the circle Two.
@@ -140,6 +140,9 @@ async fn a_key_that_is_limited_to_circles_reads_and_changes_their_contents_only(
     ] {
         assert_eq!(caller.refused(name, input).await, "FORBIDDEN", "{name}");
     }
+    let input = json!({ "circleId": scene.two, "projectId": null });
+    let refusal = caller.refused("updateCircle", input).await;
+    assert_eq!(refusal, "FORBIDDEN projectId");
     let input = json!({ "topic": "A talk", "participantIds": [scene.bob] });
     assert_eq!(
         caller.refused("createConversation", input).await,
@@ -228,6 +231,26 @@ async fn a_key_of_an_agent_acts_as_the_agent_in_its_circles() {
     scene.owner.done("cancelConversation", end).await;
     scene.owner.delete("deleteAgent", &scene.ada).await;
     assert_eq!(caller.who().await, unauthenticated());
+}
+
+#[tokio::test]
+async fn a_key_of_an_agent_reviews_as_the_agent_and_not_its_own_work() {
+    let scene = Scene::new().await;
+    let input = json!({ "circleId": scene.one, "title": "A task", "assigneeId": scene.ada, "reviewerId": scene.bob, "requiresReview": true });
+    let task = scene.owner.saved("createTask", input).await["id"].clone();
+    let ada = scene.caller(json!({ "agentId": scene.ada })).await;
+    for step in ["startTask", "submitTask"] {
+        ada.done(step, json!({ "taskId": task })).await;
+    }
+    let as_bob = json!({ "taskId": task, "reviewerId": scene.bob });
+    let refusal = ada.refused("approveTask", as_bob.clone()).await;
+    assert_eq!(refusal, "FORBIDDEN reviewerId");
+    let selection = "task { status } userErrors { code field message }";
+    let own = ada.mutate("approveTask", selection, json!({ "taskId": task }));
+    let own = own.await["data"]["approveTask"].clone();
+    assert_eq!(faults(&own), ["INVALID reviewerId"]);
+    let bob = scene.caller(json!({ "agentId": scene.bob })).await;
+    bob.done("approveTask", as_bob).await;
 }
 
 #[tokio::test]

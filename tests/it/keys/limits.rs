@@ -72,6 +72,33 @@ async fn the_first_request_with_a_key_is_charged_to_the_user() {
 }
 
 #[tokio::test]
+async fn a_revoked_key_is_charged_to_its_address() {
+    let server = TestServer::with(|config| {
+        config.limits.mode = Mode::Enforce;
+        config.limits.address = 100_000;
+        config.limits.read = 3;
+    })
+    .await;
+    let key = key_of(&server, OWNER, &["READ"]).await;
+    let caller = server.with_token(&key.secret);
+    assert_eq!(outcome(&caller, WHO).await.0, StatusCode::OK);
+    revoke(&server.actor(OWNER).await, &key).await;
+    for _ in 0..3 {
+        let refused = super::refused(401, "UNAUTHENTICATED");
+        assert_eq!(outcome(&caller, WHO).await, refused);
+    }
+    assert_eq!(
+        outcome(&caller, WHO).await.0,
+        StatusCode::TOO_MANY_REQUESTS,
+        "of the network"
+    );
+    let owner = server.at_host(2).with(&server.token(OWNER).await);
+    for _ in 0..2 {
+        assert_eq!(outcome(&owner, WHO).await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn a_user_has_a_maximum_number_of_keys() {
     let server = TestServer::with(|config| config.auth.policy.api_keys = 2).await;
     let owner = server.actor(OWNER).await;

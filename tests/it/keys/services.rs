@@ -133,3 +133,23 @@ async fn only_administrators_create_administrative_keys() {
     let key = create(&admin, input).await;
     server.with_token(&key.secret).ask(users, json!({})).await;
 }
+
+#[tokio::test]
+async fn keys_of_a_service_account_are_refused_while_its_owner_is_deactivated() {
+    let server = TestServer::start().await;
+    let service = service(&server).await;
+    let admin = server.actor(ADMIN).await;
+    let owner = server.actor(OWNER).await.id().await;
+    let input = json!({ "name": "A", "scopes": ["READ"], "userId": service });
+    let key = create(&admin, input).await;
+    let caller = server.with_token(&key.secret);
+    assert_eq!(caller.id().await, service);
+    for (is_active, expected) in [
+        (false, super::refused(403, "FORBIDDEN")),
+        (true, (StatusCode::OK, None)),
+    ] {
+        let input = json!({ "userId": owner, "isActive": is_active });
+        admin.mutate("updateUser", "user { isActive }", input).await;
+        assert_eq!(outcome(&caller, WHO).await, expected);
+    }
+}

@@ -73,6 +73,20 @@ async fn what_a_response_does_not_use_is_returned() {
     }
 }
 
+#[tokio::test]
+async fn an_error_below_a_root_field_returns_nothing() {
+    let server = with_budget(1_200_000).await;
+    let token = server.token(DEMO).await;
+    // The invalid argument makes everything null that was read before.
+    let query = "{ circles(first: 5) { nodes { id members(first: 5) { nodes { id circles(first: 0) { nodes { id } } } } } } }";
+    let answer = ask(&server, HERE, Some(&token), query).await;
+    assert_eq!(answer.body["data"], Value::Null, "{}", answer.body);
+    assert_eq!(answer.codes()[0], "BAD_USER_INPUT");
+    let cost = &answer.body["extensions"]["cost"];
+    assert_eq!(cost["used"], cost["requested"], "{cost}");
+    assert_eq!(cost.get("actual"), None);
+}
+
 /// Asserts that a response refuses for lack of points.
 fn assert_lacks(answer: &Answer, limit: u32, remaining: u32, wait_ms: u64) {
     assert!(answer.is_refused(), "{}", answer.body);
