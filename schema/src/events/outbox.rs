@@ -319,7 +319,7 @@ pub(super) async fn number(writer: &Writer, own: Uuid) -> Result<Numbered, Error
             "UPDATE events SET position = fresh.position FROM ( \
                SELECT id, (SELECT coalesce(max(position), 0) FROM events) + row_number() OVER (ORDER BY {order}) AS position \
                FROM events WHERE position IS NULL {condition} ORDER BY {order} LIMIT {MOST} \
-             ) AS fresh WHERE events.id = fresh.id AND events.position IS NULL"
+             ) AS fresh WHERE events.id = fresh.id"
         )
     };
     let numbered = if let Some(db) = writer.postgres() {
@@ -330,7 +330,8 @@ pub(super) async fn number(writer: &Writer, own: Uuid) -> Result<Numbered, Error
              numbered AS ({} RETURNING 1) \
              SELECT (SELECT is_own FROM turn) AS is_own, count(*) AS numbered, \
              CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', '{own}') END FROM numbered",
-            update("written", "AND (SELECT is_own FROM turn)"),
+            // An event that another instance has numbered since the snapshot keeps its position.
+            update("written", "AND (SELECT is_own FROM turn)") + " AND events.position IS NULL",
         );
         let statement = Statement::from_string(DbBackend::Postgres, statement);
         let row = match db.query_one_raw(statement).await {
