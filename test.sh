@@ -129,7 +129,7 @@ step_differential() {
     run npm --prefix tests/differential ci --no-audit --no-fund &&
         run cargo test --locked --workspace --tests --no-run || return
     # The events of the demo data are older than the default retention.
-    local bounds=(GATHERING__LIMITS__MODE=off GATHERING__EVENTS__RETENTION=87600h)
+    local bounds=(GATHERING__LIMITS__MODE=off GATHERING__LIMITS__COST=0 GATHERING__EVENTS__RETENTION=87600h)
     local -A raised=([COMPLEXITY]=10000000 [ALIASES]=10000 [TOKENS]=100000 [DEPTH]=100 [ROOT_FIELDS]=1000)
     for bound in "${!raised[@]}"; do bounds+=("GATHERING__GRAPHQL__$bound=${raised[$bound]}"); done
     start_gathering env "${bounds[@]}" "$program" demo || return
