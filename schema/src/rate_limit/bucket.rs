@@ -61,30 +61,40 @@ impl Acquire {
         converted.min(self.most())
     }
 
-    /// The result of taking this amount from a bucket with this debt.
-    fn after(&self, debt: i64, granted: i64) -> Granted {
-        Granted {
-            granted,
-            debt: (debt + granted * self.interval()).max(0),
+    /// The debt after taking this amount. A refund keeps the interval of the stored debt: an instance or a request that
+    /// still has a smaller limit would otherwise cut off what others have used under a larger one.
+    pub(super) fn apply(&self, stored: Debt, granted: i64) -> Debt {
+        let (micros, interval) = if granted < 0 && stored.interval > 0 {
+            (stored.micros.clamp(0, WINDOW), stored.interval)
+        } else {
+            (self.convert(stored), self.interval())
+        };
+        Debt {
+            micros: (micros + granted * interval).max(0),
+            interval,
         }
+    }
+
+    /// The result of taking this amount from a bucket with this debt.
+    fn after(&self, stored: Debt, granted: i64) -> Granted {
+        let debt = self.convert(self.apply(stored, granted));
+        Granted { granted, debt }
     }
 
     /// The amounts granted by buckets with these debts: nothing if a required cost does not fit.
     pub(super) fn of_all(acquires: &[Self], debts: &[Debt]) -> Vec<Granted> {
         let mut fits = true;
         let mut all: Vec<_> = (acquires.iter().zip(debts))
-            .map(|(acquire, debt)| {
-                let debt = acquire.convert(*debt);
-                let granted = acquire
-                    .cost
-                    .min((acquire.most() - debt) / acquire.interval());
+            .map(|(acquire, stored)| {
+                let room = acquire.most() - acquire.convert(*stored);
+                let granted = acquire.cost.min(room / acquire.interval());
                 fits &= !acquire.is_required || granted >= acquire.cost;
-                acquire.after(debt, granted)
+                acquire.after(*stored, granted)
             })
             .collect();
         if !fits {
-            for ((acquire, debt), grant) in acquires.iter().zip(debts).zip(&mut all) {
-                *grant = acquire.after(acquire.convert(*debt), 0);
+            for ((acquire, stored), grant) in acquires.iter().zip(debts).zip(&mut all) {
+                *grant = acquire.after(*stored, 0);
             }
         }
         all
@@ -212,5 +222,30 @@ mod tests {
         }
         let granted = |cost| Acquire::of_all(&[acquire(1_200, cost)], &[kept])[0].granted;
         assert_eq!((granted(1_100), granted(1_101)), (1_100, 0));
+    }
+
+    #[test]
+    fn a_refund_with_a_smaller_limit_returns_only_its_own_amount() {
+        let acquire = |limit, cost| Acquire {
+            key: String::new(),
+            limit,
+            cost,
+            is_required: true,
+        };
+        let large = acquire(1_000, 395);
+        let stored = large.apply(Debt::default(), 395);
+        let small = acquire(30, -5);
+        let refund = Acquire::of_all(from_ref(&small), &[stored])[0];
+        assert_eq!(
+            refund,
+            Granted {
+                granted: -5,
+                debt: small.most()
+            }
+        );
+        let left = small.apply(stored, refund.granted);
+        assert_eq!(large.remaining(large.convert(left)), 1_000 - 390);
+        let all = small.apply(stored, -1_000);
+        assert_eq!(all.micros, 0);
     }
 }

@@ -118,8 +118,8 @@ impl Memory {
                 let full_at = now;
                 let new = Bucket { full_at, interval };
                 let bucket = buckets.by_hash.entry(place).or_insert(new);
-                let owed = acquire.convert(bucket.debt(now)) + grant.granted * interval;
-                let full_at = now + owed.max(0);
+                let Debt { micros, interval } = acquire.apply(bucket.debt(now), grant.granted);
+                let full_at = now + micros;
                 *bucket = Bucket { full_at, interval };
             }
         }

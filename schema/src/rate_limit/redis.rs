@@ -55,34 +55,36 @@ if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-local debts, intervals, granted, fits = {}, {}, {}, true
+local buckets, fits = {}, true
 for i = 1, #KEYS do
   local limit, interval, cost = tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i])
-  local most, debt = limit * interval, 0
+  local b = { most = limit * interval, interval = interval, stored = 0, stored_interval = interval }
   local stored = redis.call('GET', KEYS[i])
   if stored then
-    local full_at, stored_interval = string.match(stored, '^(%d+) ?(%d*)$')
-    debt = math.max(0, math.min((tonumber(full_at) or now) - now, 60000000))
-    stored_interval = tonumber(stored_interval) or interval
-    if stored_interval > 0 and stored_interval ~= interval then
-      debt = math.floor(debt * interval / stored_interval)
-    end
-    debt = math.min(debt, most)
+    local full_at, unit = string.match(stored, '^(%d+) ?(%d*)$')
+    b.stored = math.max(0, math.min((tonumber(full_at) or now) - now, 60000000))
+    b.stored_interval = math.max(1, tonumber(unit) or interval)
   end
-  debts[i], intervals[i] = debt, interval
-  granted[i] = math.min(cost, math.floor((most - debt) / interval))
-  fits = fits and (ARGV[4 * i + 1] == '0' or granted[i] >= cost)
+  b.debt = math.min(b.most, math.floor(b.stored * interval / b.stored_interval))
+  b.granted = math.min(cost, math.floor((b.most - b.debt) / interval))
+  fits = fits and (ARGV[4 * i + 1] == '0' or b.granted >= cost)
+  buckets[i] = b
 end
 local answer = {}
-for i = 1, #KEYS do
-  local taken = fits and granted[i] or 0
-  local debt = math.max(0, debts[i] + taken * intervals[i])
+for i, b in ipairs(buckets) do
+  local taken, debt = fits and b.granted or 0, b.debt
   if taken ~= 0 then
-    if debt > 0 then
-      redis.call('SET', KEYS[i], string.format('%.0f %.0f', now + debt, intervals[i]), 'PX', math.ceil(debt / 1000))
+    local owed, of = debt, b.interval
+    if taken < 0 then
+      owed, of = b.stored, b.stored_interval
+    end
+    owed = math.max(0, owed + taken * of)
+    if owed > 0 then
+      redis.call('SET', KEYS[i], string.format('%.0f %.0f', now + owed, of), 'PX', math.ceil(owed / 1000))
     else
       redis.call('DEL', KEYS[i])
     end
+    debt = math.min(b.most, math.floor(owed * b.interval / of))
   end
   answer[2 * i - 1], answer[2 * i] = taken, debt
 end
