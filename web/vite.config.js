@@ -1,5 +1,5 @@
-// The front end is built to be embedded in the server's binary: every path is absolute under /graphql, every asset has
-// a hash in its name, and what shrinks well has a gzip copy beside it.
+// The front end is embedded in the binary of the server: paths are absolute under /graphql, the names of assets contain a
+// hash, and text files have a gzip copy.
 import { gzipSync } from 'node:zlib';
 import { defineConfig } from 'vite';
 
@@ -21,7 +21,7 @@ const gzip = {
 
 export default defineConfig({
   base: '/graphql/',
-  // Everything comes from files: the page's policy allows no inline script, and images only a little in data URLs.
+  // The policy of the page allows no inline scripts, so everything is loaded from files.
   build: { assetsInlineLimit: 0, chunkSizeWarningLimit: 4096, modulePreload: { polyfill: false } },
   plugins: [gzip],
 });

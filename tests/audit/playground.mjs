@@ -1,10 +1,10 @@
-// Opens the playground in headless Chromium, with no way to any other server, as a person would: the documentation
-// explorer must show our types and every example must run, without an error in the console and without a breach of the
-// page's Content-Security-Policy.
+// Uses the playground in headless Chromium without access to other servers: the documentation explorer must show the
+// schema, every example must run, and an API key must be created, used and revoked, without an error in the console and
+// without a violation of the page's Content-Security-Policy.
 //
 //     node playground.mjs URL [SCREENSHOT.png]
 //
-// CHROMIUM names the browser where it is not /usr/bin/chromium.
+// CHROMIUM is the path of the browser, /usr/bin/chromium by default.
 import assert from 'node:assert/strict';
 import { chromium } from 'playwright-core';
 
@@ -14,7 +14,7 @@ if (!url) {
   process.exit(2);
 }
 
-// Leaves the subscription running while the circle is paused and started elsewhere: both arrive by themselves.
+// Pauses and starts the circle while the subscription runs; both events must arrive.
 async function live(page, screenshot) {
   const [stream] = await Promise.all([
     page.waitForResponse((response) => response.headers()['content-type']?.startsWith('text/event-stream')),
@@ -39,9 +39,42 @@ async function live(page, screenshot) {
   if (screenshot) {
     await page.screenshot({ path: screenshot.replace(/(\.png)?$/, '-live.png') });
   }
-  // The same button stops it.
+  // The same button stops the subscription.
   await page.locator('.graphiql-execute-button').click();
   console.log('Live: two events arrived');
+}
+
+// Creates, uses and revokes an API key.
+async function keys(page, origin, screenshot) {
+  await page.getByRole('button', { name: 'Show API keys' }).click();
+  const form = page.getByRole('form', { name: 'Create a key' });
+  await form.getByLabel('Name').fill('Playground test');
+  await form.getByText('Read', { exact: true }).click();
+  await form.getByRole('button', { name: 'Create a key' }).click();
+  await form.getByText('must not be empty').waitFor();
+  await form.getByText('Read', { exact: true }).click();
+  await form.getByRole('button', { name: 'Create a key' }).click();
+  const secret = await page.getByLabel('Secret', { exact: true }).inputValue();
+  assert.match(secret, /^gth_\w{36}$/);
+  if (screenshot) {
+    await page.screenshot({ path: screenshot.replace(/(\.png)?$/, '-keys.png') });
+  }
+  const use = async () => {
+    const response = await fetch(new URL('/graphql', origin), {
+      method: 'POST',
+      headers: { authorization: `Bearer ${secret}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ query: '{ viewer { name } }' }),
+    });
+    return response.status;
+  };
+  assert.equal(await use(), 200);
+  await page.getByRole('button', { name: 'Done' }).click();
+  const list = page.getByRole('list', { name: 'Keys' });
+  await list.getByRole('button', { name: 'Revoke Playground test' }).click();
+  await list.getByRole('button', { name: 'Revoke the key' }).click();
+  await page.getByText('There are no keys.').waitFor();
+  assert.equal(await use(), 401);
+  console.log('API keys: one created, used and revoked');
 }
 
 const browser = await chromium.launch({
@@ -55,7 +88,7 @@ try {
   await context.route(
     (address) => address.origin !== origin && !['blob:', 'data:'].includes(address.protocol),
     (route) => {
-      complaints.push(`asks another server: ${route.request().url()}`);
+      complaints.push(`requests another server: ${route.request().url()}`);
       return route.abort();
     },
   );
@@ -87,7 +120,7 @@ try {
     const tab = tabs.nth(place);
     const name = (await tab.innerText()).trim();
     await tab.click();
-    // What is stored has been parsed: from then on the editor knows the operation's name.
+    // The editor stores a query after parsing it, and then knows the name of the operation.
     await page.waitForFunction(
       (name) => new RegExp(`^(query|subscription) ${name}\\b`, 'm').test(localStorage['graphiql:query']),
       name,
@@ -110,7 +143,7 @@ try {
     console.log(`${name}: ${JSON.stringify(data).length} bytes of data`);
   }
 
-  // The documentation shows the root type, and a type of ours with its description.
+  // The documentation shows the root type and a type of the schema.
   await page.getByRole('button', { name: 'Show Documentation Explorer' }).click();
   const explorer = page.locator('.graphiql-doc-explorer');
   await explorer.getByRole('link', { name: 'Query', exact: true }).click();
@@ -121,8 +154,9 @@ try {
   if (screenshot) {
     await page.screenshot({ path: screenshot });
   }
-  assert.deepEqual(complaints, [], 'the browser has nothing to complain about');
-  console.log(`playground: ${count} examples run, the documentation is there, no complaints`);
+  await keys(page, origin, screenshot);
+  assert.deepEqual(complaints, [], 'the browser reports no errors');
+  console.log(`playground: ${count} examples run, documentation and API keys work, no errors`);
 } finally {
   await browser.close();
 }

@@ -1,14 +1,14 @@
-// How the client stands with the tightest of the fields that the last answer touched.
+// The rate limit of the last response that has the least remaining.
 import { useSyncExternalStore } from 'react';
 
 const listeners = new Set();
-let standing = null;
+let tightestNow = null;
 
-// Takes an answer's account of its rate limits; answers without one change nothing.
+// Reads the rate limits of a response; a response without them changes nothing.
 export function report(answer) {
   const touched = answer?.extensions?.rateLimit;
   if (touched?.length) {
-    standing = touched.reduce((tightest, next) => (next.remaining < tightest.remaining ? next : tightest));
+    tightestNow = touched.reduce((tightest, next) => (next.remaining < tightest.remaining ? next : tightest));
     listeners.forEach((listener) => listener());
   }
 }
@@ -19,7 +19,7 @@ function subscribe(listener) {
 }
 
 export function RateLimit() {
-  const tightest = useSyncExternalStore(subscribe, () => standing);
+  const tightest = useSyncExternalStore(subscribe, () => tightestNow);
   if (!tightest) {
     return null;
   }
@@ -28,7 +28,7 @@ export function RateLimit() {
   return (
     <span
       className={remaining ? 'rate-limit' : 'rate-limit spent'}
-      title={`${field}: ${remaining} of ${limit} a minute left, all of them again at ${until}`}
+      title={`${field}: ${remaining} of ${limit} requests per minute remaining, full again at ${until}`}
     >
       {tier} {remaining}/{limit}
     </span>

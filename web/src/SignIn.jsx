@@ -1,32 +1,12 @@
-// The control beside the logo: who is signed in, and the way in and out.
+// The control beside the logo: the signed-in user, and the dialog to sign in or to create an account.
 import { useEffect, useRef, useState, useSyncExternalStore } from 'react';
+import { Field } from './Field.jsx';
 import { signIn, signOut, snapshot, subscribe } from './session.js';
-
-function Field({ label, error, ...input }) {
-  const id = `sign-in-${input.name}`;
-  return (
-    <div>
-      <label htmlFor={id}>{label}</label>
-      <input
-        id={id}
-        required
-        aria-invalid={Boolean(error)}
-        aria-describedby={error ? `${id}-error` : undefined}
-        {...input}
-      />
-      {error && (
-        <p id={`${id}-error`} className="error">
-          {error}
-        </p>
-      )}
-    </div>
-  );
-}
 
 export function SignIn() {
   const { viewer, busy, notice } = useSyncExternalStore(subscribe, snapshot);
   const [creating, setCreating] = useState(false);
-  // Messages by field; `form` has what belongs to none.
+  // Messages by field; those of no field are in `form`.
   const [errors, setErrors] = useState({});
   const dialog = useRef(null);
   const form = useRef(null);
@@ -68,7 +48,7 @@ export function SignIn() {
 
   const details = viewer && [viewer.email, viewer.role.toLowerCase()].filter(Boolean).join(', ');
   const title = creating ? 'Create an account' : 'Sign in';
-  // The button stays the same element for both ways, so that the focus stays with it.
+  // One element for both actions, so that it keeps the focus.
   return (
     <div className="account">
       <span role="status" title={viewer ? details : notice}>
@@ -93,12 +73,13 @@ export function SignIn() {
       <dialog ref={dialog} aria-labelledby="sign-in-title" closedby="any">
         <form ref={form} aria-busy={Boolean(busy)} onSubmit={submit}>
           <h2 id="sign-in-title">{title}</h2>
-          {creating && <Field name="name" label="Name" autoComplete="name" error={errors.name} />}
-          <Field name="email" type="email" label="E-mail" autoComplete="username" error={errors.email} />
+          {creating && <Field name="name" label="Name" required autoComplete="name" error={errors.name} />}
+          <Field name="email" type="email" label="E-mail" required autoComplete="username" error={errors.email} />
           <Field
             name="password"
             type="password"
             label="Password"
+            required
             autoComplete={creating ? 'new-password' : 'current-password'}
             error={errors.password}
           />

@@ -1,4 +1,4 @@
-// The tabs that a first visit opens. The ids are those of the demo data, which are the same everywhere.
+// The tabs of a first visit. The ids are those of the demo data, which are the same on every server.
 import agent from './examples/agent.graphql?raw';
 import board from './examples/board.graphql?raw';
 import feed from './examples/feed.graphql?raw';

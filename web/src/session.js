@@ -1,24 +1,23 @@
-// Who is signed in, and the tokens that prove it. SignIn.jsx shows it; whatever talks to the server asks for
-// `accessToken()`.
+// The session: the signed-in user, shown by SignIn.jsx, and the tokens, for requests to the server.
 //
-// A session is one record in the browser, the same for all tabs, with both tokens: a refresh token works once, so a
-// reload must not need one (if it breaks off a refresh, the next token is lost), and tabs must not use one twice. The
-// access token would be no safer in memory: who can read the record has the refresh token. That takes a script of our
-// own origin, and the page's policy lets in no other.
+// All tabs share one record in the browser with both tokens. A refresh token works once, so two tabs must not use the
+// same one, and a reload must not need one: a reload that interrupts a refresh would lose the next token. Keeping the
+// access token in memory would add no safety, because a script that can read the record has the refresh token. Only
+// scripts of this origin can, and the policy of the page loads no other scripts.
 const NAME = 'gathering';
-const SPARE = 30_000; // milliseconds that a token given away is good for, at least
-const PATIENCE = 15_000; // milliseconds that other tabs may have to wait for an answer
+const SPARE = 30_000; // minimum remaining lifetime of a token in use, in milliseconds
+const TIMEOUT = 15_000; // maximum wait for a response, in milliseconds; other tabs wait as long
 
-// What passes by itself: everything else that is said to a refresh token is its end.
-const PASSING = ['CONFLICT', 'INTERNAL', 'RATE_LIMITED', 'TIMEOUT', 'UNAVAILABLE'];
+// Errors after which the refresh token is still valid. Any other error ends the session.
+const TRANSIENT = ['CONFLICT', 'INTERNAL', 'RATE_LIMITED', 'TIMEOUT', 'UNAVAILABLE'];
 
-// The demo's page says whom to sign in.
+// The page of a demo contains credentials.
 const demo = JSON.parse(document.querySelector('meta[name="gathering-demo"]')?.content ?? 'null');
 
-// Signed out by hand in this tab: then a demo that signs in by itself in another is none of its business.
+// Whether the user signed out in this tab, which then ignores the automatic session of a demo in another tab.
 let left = false;
 
-// What is shown: `busy` and `notice` are words, or empty.
+// The displayed state: `busy` and `notice` are texts, or empty.
 let state = { viewer: null, busy: '…', notice: '' };
 const listeners = new Set();
 function show(change) {
@@ -33,7 +32,7 @@ export function subscribe(listener) {
   return () => listeners.delete(listener);
 }
 
-// In IndexedDB, since localStorage may lag behind what another tab wrote, even when that tab had the lock before us.
+// In IndexedDB, because localStorage may not yet show what the previous holder of the lock has written.
 const database = new Promise((resolve, reject) => {
   const opening = indexedDB.open(NAME);
   opening.onupgradeneeded = () => opening.result.createObjectStore('session');
@@ -55,7 +54,7 @@ async function current() {
   return left && record?.demo ? undefined : record;
 }
 
-// Other tabs are told why there is no session any more, or nothing when there is one.
+// Sends other tabs the reason for the end of the session; an empty text if there is a session.
 const tabs = new BroadcastChannel(NAME);
 tabs.onmessage = async ({ data }) => {
   const record = await current();
@@ -79,8 +78,8 @@ async function forget(notice) {
   return null;
 }
 
-// One at a time, in all tabs: what reads the record and then writes it. Browsers have locks where the page comes by
-// HTTPS or from the same machine; elsewhere at least this tab waits for itself.
+// Runs work that reads and then writes the record, one at a time in all tabs. Browsers have locks only on HTTPS and on
+// the same machine; elsewhere the work of this tab is serialized.
 let queue = Promise.resolve();
 function alone(work) {
   if (navigator.locks) {
@@ -101,18 +100,18 @@ async function post(query, input, token) {
         ...(token && { authorization: `Bearer ${token}` }),
       },
       body: JSON.stringify({ query, variables: { input } }),
-      signal: AbortSignal.timeout(PATIENCE),
+      signal: AbortSignal.timeout(TIMEOUT),
     });
-    // How far the server's clock is ahead of ours: a token must not seem old, or new, because one of them is wrong.
+    // The difference of the clocks, so that a wrong clock does not make a token look expired or valid.
     const ahead = Date.parse(response.headers.get('date')) - Date.now() || 0;
     return { ahead, ...(await response.json()) };
   } catch {
-    throw Object.assign(new Error('The server cannot be reached just now.'), { code: 'UNAVAILABLE' });
+    throw Object.assign(new Error('The server cannot be reached.'), { code: 'UNAVAILABLE' });
   }
 }
 
-// Asks for a session: `field` is `login`, `register` or `refreshSession`. An error's `fields` has the messages that
-// belong to single fields of `input`.
+// Requests a session: `field` is `login`, `register` or `refreshSession`. The `fields` of an error are the messages by
+// field of `input`.
 async function open(field, input) {
   const type = `${field[0].toUpperCase()}${field.slice(1)}Input`;
   const { ahead, data, errors } = await post(
@@ -140,15 +139,15 @@ async function open(field, input) {
 
 const openDemo = async () => keep({ ...(await open('login', demo)), demo: true });
 
-// Only while `alone`, as it spends the refresh token.
+// Only within `alone`, because it uses up the refresh token.
 async function refresh(record) {
   try {
     return await keep({ ...(await open('refreshSession', { refreshToken: record.refreshToken })), demo: record.demo });
   } catch (error) {
-    if (PASSING.includes(error.code)) {
+    if (TRANSIENT.includes(error.code)) {
       throw error;
     }
-    // A demo that was started anew knows nothing of its earlier sessions.
+    // A restarted demo has lost its earlier sessions.
     if (demo && !left) {
       return openDemo().catch(({ message }) => forget(message));
     }
@@ -158,24 +157,24 @@ async function refresh(record) {
 
 const isOld = (record) => record && record.expires - Date.now() < SPARE;
 
-// A token that is good for another 30 seconds, or null where nobody is signed in. Throws when the server that should
-// renew it cannot be reached.
+// Returns a token that is valid for another 30 seconds, or null without a session. Throws if the token must be renewed
+// and the server cannot be reached.
 export async function accessToken() {
   await starting;
   const record = await current();
   return isOld(record) ? renew(record.accessToken) : (record?.accessToken ?? null);
 }
 
-// A token in place of one that the server does not take, or null: then nobody is signed in any more.
+// Returns a token that replaces a refused one, or null if the session has ended.
 export function renew(stale) {
   return alone(async () => {
     const record = await current();
-    // Another request, maybe another tab's, may have been here first.
+    // Another request, maybe of another tab, may have renewed it.
     return record?.accessToken === stale ? refresh(record) : (record?.accessToken ?? null);
   });
 }
 
-// By `login` or `register`.
+// Signs in by `login` or `register`.
 export async function signIn(field, input) {
   show({ busy: 'Signing in…' });
   try {
@@ -215,7 +214,7 @@ async function start() {
       show({ viewer: record.viewer });
     } else if (demo) {
       show({ busy: 'Signing in…' });
-      // Of tabs that open together, one signs in.
+      // Of tabs that open together, only one signs in.
       await alone(async () => {
         const theirs = await current();
         return theirs ? show({ viewer: theirs.viewer }) : openDemo();
