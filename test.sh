@@ -148,7 +148,7 @@ step_clients() {
     start_gathering "$program" demo || return
     local token
     token=$(sed -n 's/^token: //p' "$scratch/gathering.log")
-    run node tests/clients/clients.mjs "$gathering_url/graphql" "$token"
+    run node tests/clients/clients.mjs "$gathering_url/graphql" "$token" "$program"
 }
 
 failed=()

@@ -1,11 +1,19 @@
-// Talks to a server with the clients that people use: graphql-ws, graphql-sse and Apollo Client.
+// Uses a server with the common clients: graphql-ws, graphql-sse and Apollo Client.
 //
-//     node clients.mjs URL TOKEN
+//     node clients.mjs URL TOKEN PROGRAM
 //
-// The token is that of a user who may make projects, since that is what the subscriptions wait for.
+// The token is that of a user who may create projects, whose events the subscriptions receive. The program is that of the
+// server, which one test restarts.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import test from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { ApolloClient, gql, HttpLink, InMemoryCache } from '@apollo/client';
 import { CombinedGraphQLErrors } from '@apollo/client/errors';
 import { GraphQLWsLink } from '@apollo/client/link/subscriptions';
@@ -13,17 +21,17 @@ import * as sse from 'graphql-sse';
 import * as overWebSocket from 'graphql-ws';
 import WebSocket from 'ws';
 
-const [url, token] = process.argv.slice(2);
-if (!token) {
-  console.error('usage: node clients.mjs URL TOKEN');
+const [url, token, program] = process.argv.slice(2);
+if (!program) {
+  console.error('usage: node clients.mjs URL TOKEN PROGRAM');
   process.exit(2);
 }
 const authorization = `Bearer ${token}`;
 
-async function ask(query, variables) {
-  const response = await fetch(url, {
+async function ask(query, variables, server = { url, authorization }) {
+  const response = await fetch(server.url, {
     method: 'POST',
-    headers: { authorization, 'content-type': 'application/json' },
+    headers: { authorization: server.authorization, 'content-type': 'application/json' },
     body: JSON.stringify({ query, variables }),
   });
   const { data, errors } = await response.json();
@@ -31,23 +39,24 @@ async function ask(query, variables) {
   return data;
 }
 
-const now = async () => (await ask('{ events(first: 1) { nodes { cursor } } }')).events.nodes[0].cursor;
+const cursorNow = async (server) =>
+  (await ask('{ events(first: 1) { nodes { cursor } } }', {}, server)).events.nodes[0].cursor;
 
-async function makeProject() {
+async function createProject(server) {
   const create = 'mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }';
-  const { createProject } = await ask(create, { input: { name: `Project ${randomUUID()}` } });
-  assert.ok(createProject.project.id);
+  const { createProject } = await ask(create, { input: { name: `Project ${randomUUID()}` } }, server);
+  return createProject.project.id;
 }
 
 const events = `subscription ($after: String) {
   events(after: $after, filter: { types: [PROJECT_CREATED] }) { type cursor }
 }`;
 
-// A subscription, as each client has it, of which the first event is waited for while it happens.
+// Begins a subscription, causes an event and waits for it.
 async function sees(begin) {
-  const after = await now();
+  const after = await cursorNow();
   const seen = begin(after);
-  await makeProject();
+  await createProject();
   const { data, errors } = await seen;
   assert.equal(errors, undefined, JSON.stringify(errors));
   assert.equal(data.events.type, 'PROJECT_CREATED');
@@ -68,7 +77,7 @@ const webSocket = (authorization, options) =>
     ...options,
   });
 
-test('graphql-ws asks, changes and subscribes', async () => {
+test('graphql-ws queries and subscribes', async () => {
   const client = webSocket(authorization);
   const answer = await first(client.iterate({ query: '{ viewer { name } }' }));
   assert.ok(answer.data.viewer.name);
@@ -76,7 +85,7 @@ test('graphql-ws asks, changes and subscribes', async () => {
   await client.dispose();
 });
 
-test('graphql-ws shows what is wrong with an operation, and goes on', async () => {
+test('graphql-ws reports an invalid operation and stays connected', async () => {
   const client = webSocket(authorization);
   await assert.rejects(first(client.iterate({ query: 'subscription { nonsense }' })), (errors) => {
     assert.equal(errors[0].extensions.code, 'GRAPHQL_VALIDATION_FAILED');
@@ -87,7 +96,7 @@ test('graphql-ws shows what is wrong with an operation, and goes on', async () =
   await client.dispose();
 });
 
-test('graphql-ws is told why it is not let in', async () => {
+test('graphql-ws receives the reason of a refused connection', async () => {
   const client = webSocket('Bearer nonsense');
   await assert.rejects(first(client.iterate({ query: '{ __typename }' })), ({ code, reason }) => {
     assert.equal(code, 4403);
@@ -96,7 +105,7 @@ test('graphql-ws is told why it is not let in', async () => {
   });
 });
 
-test('graphql-ws has its pings answered', async () => {
+test('graphql-ws receives pongs', async () => {
   const answered = Promise.withResolvers?.() ?? {};
   answered.promise ??= new Promise((resolve) => Object.assign(answered, { resolve }));
   const client = webSocket(authorization, {
@@ -108,10 +117,83 @@ test('graphql-ws has its pings answered', async () => {
   await client.dispose();
 });
 
+// A server with a database in this folder, on this port or a free one.
+async function start(folder, port = 0) {
+  const server = spawn(program, ['serve', '--listen', `127.0.0.1:${port}`], {
+    env: { ...process.env, DATABASE_URL: `sqlite://${join(folder, 'gathering.db')}`, XDG_DATA_HOME: folder, GATHERING__SERVER__GRACE: '0s' },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  for await (const line of createInterface({ input: server.stdout })) {
+    const address = line.match(/^listening on (http:\S+)/);
+    if (address) {
+      return { server, url: `${address[1]}/graphql`, port: new URL(address[1]).port };
+    }
+  }
+  throw new Error('the server has not started');
+}
+
+async function stop({ server }) {
+  const ended = once(server, 'exit');
+  server.kill('SIGTERM');
+  await ended;
+}
+
+test('graphql-ws resumes a subscription after a restart', { timeout: 60_000 }, async (context) => {
+  const folder = await mkdtemp(join(tmpdir(), 'gathering-'));
+  let running = await start(folder);
+  const register = 'mutation ($input: RegisterInput!) { register(input: $input) { accessToken } }';
+  const input = { name: 'Client', email: 'client@example.org', password: `${randomUUID()}` };
+  const session = await ask(register, { input }, running);
+  const owner = { url: running.url, authorization: `Bearer ${session.register.accessToken}` };
+
+  const closed = [];
+  const client = overWebSocket.createClient({
+    url: running.url.replace('http', 'ws'),
+    webSocketImpl: WebSocket,
+    connectionParams: { authorization: owner.authorization },
+    retryWait: () => delay(20),
+    on: { closed: ({ code }) => closed.push(code) },
+    // Until the next server listens, connections fail.
+    retryAttempts: Infinity,
+    shouldRetry: () => true,
+  });
+  context.after(async () => {
+    await client.dispose();
+    running.server.kill('SIGKILL');
+    await rm(folder, { recursive: true });
+  });
+  const query = 'subscription ($after: String) { events(after: $after, filter: { types: [PROJECT_CREATED] }) { cursor ... on ProjectEvent { project { id } } } }';
+  await createProject(owner);
+  let cursor = await cursorNow(owner);
+  const variables = { get after() { return cursor; } };
+  const stream = client.iterate({ query, variables });
+  const created = [];
+  const seen = [];
+  const next = async () => {
+    const { value, done } = await stream.next();
+    assert.equal(done, false, 'the subscription continues');
+    assert.equal(value.errors, undefined, JSON.stringify(value.errors));
+    cursor = value.data.events.cursor;
+    seen.push(value.data.events.project.id);
+  };
+  for (const restart of [true, true, false]) {
+    created.push(await createProject(owner));
+    await next();
+    if (restart) {
+      await stop(running);
+      running = await start(folder, running.port);
+      created.push(await createProject(owner));
+      await next();
+    }
+  }
+  assert.deepEqual(seen, created);
+  assert.equal(closed.filter((code) => code === 1012).length, 2, closed.join());
+});
+
 const serverSentEvents = (authorization) =>
   sse.createClient({ url, headers: { authorization }, retryAttempts: 0 });
 
-test('graphql-sse asks and subscribes', async () => {
+test('graphql-sse queries and subscribes', async () => {
   const client = serverSentEvents(authorization);
   const answer = await first(client.iterate({ query: '{ viewer { name } }' }));
   assert.ok(answer.data.viewer.name);
@@ -119,7 +201,7 @@ test('graphql-sse asks and subscribes', async () => {
   client.dispose();
 });
 
-test('graphql-sse shows what is wrong', async () => {
+test('graphql-sse reports errors', async () => {
   const client = serverSentEvents(authorization);
   const answer = await first(client.iterate({ query: 'subscription { nonsense }' }));
   assert.equal(answer.errors[0].extensions.code, 'GRAPHQL_VALIDATION_FAILED');
@@ -143,7 +225,7 @@ function firstOf(client, query, variables) {
         queueMicrotask(() => subscription.unsubscribe());
       },
       error: reject,
-      complete: () => reject(new Error('nothing came')),
+      complete: () => reject(new Error('no event arrived')),
     });
   });
 }

@@ -342,25 +342,34 @@ impl Connection {
         }
     }
 
-    /// Completes all subscriptions, waits for the other operations, and closes.
+    /// Stops the subscriptions without a message, waits for the other operations, and closes. With `complete`, clients
+    /// would not subscribe again after they reconnect.
     async fn drain(&mut self) -> Result<Infallible, End> {
-        self.finish(|| None).await?;
+        for id in self.subscriptions() {
+            self.running.remove(&id);
+        }
+        self.finish().await?;
         Err(Close::new(1012, RESTART).into())
     }
 
     /// Ends the subscriptions of an ended session with an error, waits for the other operations, and closes.
     async fn dismiss(&mut self) -> Result<Infallible, End> {
-        self.finish(|| Some(Answer::session_ended().into())).await?;
+        for id in self.subscriptions() {
+            let outcome = Answer::session_ended().into();
+            self.send_outcome(&id, false, Some(outcome)).await?;
+        }
+        self.finish().await?;
         Err(Close::revoked().into())
     }
 
-    /// Ends each subscription with an outcome, or with `complete`, and waits for the other operations.
-    async fn finish(&mut self, last: impl Fn() -> Option<Outcome>) -> Result<(), End> {
-        let endless = self.running.iter().filter(|(_, r)| r.is_subscription);
-        let endless: Vec<String> = endless.map(|(id, _)| id.clone()).collect();
-        for id in endless {
-            self.send_outcome(&id, false, last()).await?;
-        }
+    /// The ids of the running subscriptions.
+    fn subscriptions(&self) -> Vec<String> {
+        let subscriptions = self.running.iter().filter(|(_, r)| r.is_subscription);
+        subscriptions.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Waits for the running operations.
+    async fn finish(&mut self) -> Result<(), End> {
         self.flush().await?;
         while let Some((id, (is_event, outcome))) = self.running.next().await {
             self.send_outcome(&id, is_event, outcome).await?;
