@@ -1,11 +1,13 @@
-//! `/health`: whether the process is alive, whether it is ready for requests, and the status of its components.
+//! The health of the process: whether it is alive, whether it is ready for requests, and the status of its components.
+//! `/health` and the graph (`Query.health`) report the same checks.
 //!
-//! Health checks are cheap: the database is checked at most once a second, regardless of the number of requests.
+//! Health checks are cheap: the components are checked at most once a second, regardless of the number of requests.
 //! Responses contain no internal text. The check writes to the database only after a write has failed, until writes
 //! work again.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -14,31 +16,61 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use gathering_schema::{Graph, storage};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use gathering_entity::event;
+use gathering_schema::health::{HealthCheck, HealthReport, HealthStatus, Monitor, SystemMetrics};
+use gathering_schema::{Clock, Graph, storage};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use crate::db::{Attempt, Database, Reachability};
+use crate::system::{self, Resources, System};
 
-/// How long the result of a database check is reused, and the timeout of a check.
+/// How long the result of a check is reused, and the timeout of a check.
 const SECOND: Duration = Duration::from_secs(1);
+
+/// How long the results of the checks of migrations and of the disk are reused.
+const SLOW_CHECKS: Duration = Duration::from_secs(10);
+
+/// The age of an unpublished event above which live events are late.
+const LATE: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
+
+/// Maximum number of unpublished events that a check reads.
+const UNPUBLISHED: u64 = 1_000;
 
 /// The health of this process.
 pub struct Health {
     started: Instant,
+    clock: Clock,
     /// Set when the server has started.
-    parts: OnceLock<(Database, Graph)>,
+    parts: OnceLock<Parts>,
     draining: AtomicBool,
+    system: System,
     last: Mutex<Option<Probe>>,
 }
 
-/// The result of a database check.
-#[derive(Clone, Copy)]
+struct Parts {
+    database: Database,
+    graph: Graph,
+}
+
+/// The result of the checks.
+#[derive(Clone)]
 struct Probe {
     at: Instant,
-    reach: Reachability,
-    took: Duration,
     writes: Writes,
+    slow: Slow,
+    report: HealthReport,
+}
+
+/// The results of the checks of migrations and of the disk.
+#[derive(Clone)]
+struct Slow {
+    at: Instant,
+    checks: Vec<HealthCheck>,
 }
 
 /// The state of writes at the time of a check.
@@ -88,14 +120,6 @@ impl Writes {
             commits,
         }
     }
-
-    fn status(self) -> Status {
-        if self.fail {
-            Status::Fail
-        } else {
-            Status::Pass
-        }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -107,6 +131,16 @@ enum Status {
     Fail,
     Starting,
     Draining,
+}
+
+impl From<HealthStatus> for Status {
+    fn from(status: HealthStatus) -> Self {
+        match status {
+            HealthStatus::Up => Self::Pass,
+            HealthStatus::Degraded => Self::Warn,
+            HealthStatus::Down => Self::Fail,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -129,23 +163,27 @@ struct Check {
     name: &'static str,
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     latency_ms: Option<f64>,
 }
 
 impl Health {
     /// A process that is starting.
-    pub fn new() -> Arc<Self> {
+    pub fn new(clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
+            clock,
             parts: OnceLock::new(),
             draining: AtomicBool::new(false),
+            system: System::default(),
             last: Mutex::new(None),
         })
     }
 
     /// Marks the process as ready for requests.
     pub fn started(&self, database: Database, graph: Graph) {
-        self.parts.get_or_init(|| (database, graph));
+        self.parts.get_or_init(|| Parts { database, graph });
     }
 
     /// Marks the process as not ready: no further requests should be sent.
@@ -162,60 +200,242 @@ impl Health {
             .with_state(Arc::clone(self))
     }
 
-    async fn probe(&self) -> (Status, Option<Probe>) {
-        let Some((database, _)) = self.parts.get() else {
-            return (Status::Starting, None);
+    /// The health of this process for the graph, which does not keep it alive.
+    pub fn monitor(self: &Arc<Self>) -> Arc<dyn Monitor> {
+        Arc::new(Observed(Arc::downgrade(self)))
+    }
+
+    /// The resources of the process.
+    pub(crate) fn resources(&self) -> Resources {
+        self.system.resources()
+    }
+
+    async fn probe(&self) -> (Status, Vec<HealthCheck>) {
+        let Some(parts) = self.parts.get() else {
+            return (Status::Starting, Vec::new());
         };
         let mut last = self.last.lock().await;
-        let probe = match *last {
+        let probe = match &*last {
             Some(probe) if probe.at.elapsed() < SECOND => probe,
-            _ => {
-                let started = Instant::now();
-                let reach = database.reach(SECOND).await;
-                let took = started.elapsed();
-                let before = last.map_or_else(Writes::new, |probe| probe.writes);
-                let writes = match reach {
-                    Reachability::Pass | Reachability::Busy => before.probe(database).await,
-                    Reachability::Fail => before,
-                };
-                *last.insert(Probe {
-                    at: Instant::now(),
-                    reach,
-                    took,
-                    writes,
-                })
+            before => {
+                let probe = parts.probe(before.clone(), (self.clock)()).await;
+                last.insert(probe)
             }
         };
-        let draining = self.draining.load(Ordering::Relaxed);
-        (
-            if draining {
-                Status::Draining
-            } else {
-                probe.status()
+        let report = probe.report.clone();
+        let status = if self.draining.load(Ordering::Relaxed) {
+            Status::Draining
+        } else {
+            report.status.into()
+        };
+        (status, report.checks)
+    }
+}
+
+impl Parts {
+    async fn probe(&self, before: Option<Probe>, now: chrono::DateTime<chrono::Utc>) -> Probe {
+        let started = Instant::now();
+        let reach = self.database.reach(SECOND).await;
+        let latency = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let (writes, slow) = before.map_or((Writes::new(), None), |b| (b.writes, Some(b.slow)));
+        let mut checks = vec![HealthCheck {
+            latency_ms: Some(latency),
+            ..match reach {
+                Reachability::Pass => up("database"),
+                Reachability::Busy => degraded("database", "The database answers slowly."),
+                Reachability::Fail => down("database", "The database does not answer."),
+            }
+        }];
+        let connections = self.database.connections();
+        let is_full = connections.in_use >= usize::try_from(connections.max).unwrap_or(usize::MAX);
+        checks.push(if is_full {
+            degraded("pool", "All connections of the pool are in use.")
+        } else {
+            up("pool")
+        });
+        let is_down = reach == Reachability::Fail;
+        let writes = if is_down {
+            writes
+        } else {
+            writes.probe(&self.database).await
+        };
+        checks.push(if writes.fail {
+            down("writes", "The database cannot be written.")
+        } else {
+            up("writes")
+        });
+        let slow = match slow {
+            Some(slow) if is_down || slow.at.elapsed() < SLOW_CHECKS => slow,
+            _ => Slow {
+                at: Instant::now(),
+                checks: self.slow_checks(is_down).await,
             },
-            Some(probe),
-        )
+        };
+        if !is_down {
+            checks.push(self.events(now).await);
+        }
+        checks.extend(slow.checks.iter().cloned());
+        // The rate limiter reports the state of Redis. Without Redis, each instance limits on its own.
+        checks.extend(self.graph.limits_alone().map(|alone| {
+            if alone {
+                degraded(
+                    "redis",
+                    "Redis does not respond: each instance applies the limits separately.",
+                )
+            } else {
+                up("redis")
+            }
+        }));
+        // Reads are served as long as the database answers.
+        let status = if is_down {
+            HealthStatus::Down
+        } else if checks.iter().all(|check| check.status == HealthStatus::Up) {
+            HealthStatus::Up
+        } else {
+            HealthStatus::Degraded
+        };
+        Probe {
+            at: Instant::now(),
+            writes,
+            slow,
+            report: HealthReport { status, checks },
+        }
     }
-}
 
-impl Probe {
-    /// Failing writes are a warning only: reads are served, so the process stays ready.
-    fn status(self) -> Status {
-        match Status::from(self.reach) {
-            Status::Pass if self.writes.fail => Status::Warn,
-            status => status,
+    async fn slow_checks(&self, is_down: bool) -> Vec<HealthCheck> {
+        let mut checks = Vec::new();
+        if !is_down {
+            checks.push(self.migrations().await);
+        }
+        if let Some(file) = self.database.file() {
+            checks.push(disk(file.to_owned()).await);
+        }
+        checks
+    }
+
+    /// Another instance may have migrated the database since the start.
+    async fn migrations(&self) -> HealthCheck {
+        let pending = gathering_migration::pending(self.database.connection());
+        match tokio::time::timeout(SECOND, pending).await {
+            Ok(Ok(0)) => up("migrations"),
+            Ok(Ok(_)) => degraded("migrations", "Migrations are pending."),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the migrations cannot be checked");
+                degraded(
+                    "migrations",
+                    "The database was migrated by another version, or the migrations cannot be read.",
+                )
+            }
+            Err(_) => degraded("migrations", "The migrations cannot be read in time."),
+        }
+    }
+
+    /// Whether events are published soon after their change.
+    async fn events(&self, now: chrono::DateTime<chrono::Utc>) -> HealthCheck {
+        let unpublished = event::Entity::find()
+            .select_only()
+            .column(event::Column::OccurredAt)
+            .filter(event::Column::Position.is_null())
+            .limit(UNPUBLISHED)
+            .into_tuple::<chrono::DateTime<chrono::Utc>>()
+            .all(self.database.connection());
+        match tokio::time::timeout(SECOND, unpublished).await {
+            Ok(Ok(times)) => match times.into_iter().min() {
+                Some(oldest) if now - oldest > LATE => {
+                    degraded("events", "Events wait to be published.")
+                }
+                _ => up("events"),
+            },
+            Ok(Err(_)) | Err(_) => degraded("events", "The events cannot be read."),
         }
     }
 }
 
-impl From<Reachability> for Status {
-    fn from(reach: Reachability) -> Self {
-        match reach {
-            Reachability::Pass => Self::Pass,
-            Reachability::Busy => Self::Warn,
-            Reachability::Fail => Self::Fail,
+/// Whether the file system of the database has free space.
+async fn disk(file: PathBuf) -> HealthCheck {
+    let folder = file.parent().unwrap_or(Path::new(".")).to_owned();
+    let space = spawn_blocking(move || system::space(&folder));
+    match tokio::time::timeout(SECOND, space).await {
+        Ok(Ok(Some(space))) if space.is_scarce() => {
+            degraded("disk", "The disk of the database is almost full.")
         }
+        Ok(Ok(_)) => up("disk"),
+        Ok(Err(_)) | Err(_) => degraded("disk", "The disk of the database does not respond."),
     }
+}
+
+fn up(name: &'static str) -> HealthCheck {
+    HealthCheck {
+        name,
+        status: HealthStatus::Up,
+        message: None,
+        latency_ms: None,
+    }
+}
+
+fn degraded(name: &'static str, message: &str) -> HealthCheck {
+    HealthCheck {
+        status: HealthStatus::Degraded,
+        message: Some(message.to_owned()),
+        ..up(name)
+    }
+}
+
+fn down(name: &'static str, message: &str) -> HealthCheck {
+    HealthCheck {
+        status: HealthStatus::Down,
+        ..degraded(name, message)
+    }
+}
+
+/// The health as the graph sees it. The server owns the health, which owns the graph.
+struct Observed(Weak<Health>);
+
+impl Monitor for Observed {
+    fn health(&self) -> BoxFuture<'_, HealthReport> {
+        async {
+            let (status, checks) = match self.0.upgrade() {
+                Some(health) => health.probe().await,
+                None => (Status::Draining, Vec::new()),
+            };
+            let status = match status {
+                Status::Pass => HealthStatus::Up,
+                Status::Warn => HealthStatus::Degraded,
+                Status::Fail | Status::Starting | Status::Draining => HealthStatus::Down,
+            };
+            HealthReport { status, checks }
+        }
+        .boxed()
+    }
+
+    fn system(&self) -> BoxFuture<'_, SystemMetrics> {
+        async {
+            let health = self.0.upgrade();
+            let resources = health.as_ref().map(|h| h.resources()).unwrap_or_default();
+            let parts = health.as_ref().and_then(|health| health.parts.get());
+            let connections = parts.map(|parts| parts.database.connections());
+            let subscriptions = parts.map_or(0, |parts| parts.graph.event_counts().subscribers);
+            SystemMetrics {
+                cpu_percent: resources.cpu_percent,
+                memory_used_bytes: wide(resources.memory),
+                memory_total_bytes: wide(resources.memory_total),
+                database_connections: connections.map_or(0, |connections| {
+                    i32::try_from(connections.in_use + connections.idle).unwrap_or(i32::MAX)
+                }),
+                subscriptions: i32::try_from(subscriptions).unwrap_or(i32::MAX),
+                uptime_seconds: health.map_or(0.0, |health| health.started.elapsed().as_secs_f64()),
+            }
+        }
+        .boxed()
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "GraphQL has no 64-bit integers, and the numbers are never that large"
+)]
+fn wide(bytes: u64) -> f64 {
+    bytes as f64
 }
 
 impl Status {
@@ -242,36 +462,18 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 }
 
 async fn report(State(health): State<Arc<Health>>) -> Response {
-    let (status, probe) = health.probe().await;
-    let database = probe.map(|probe| Check {
-        name: "database",
-        status: probe.reach.into(),
-        latency_ms: Some((probe.took.as_secs_f64() * 1e6).round() / 1e3),
+    let (status, checks) = health.probe().await;
+    let checks = checks.into_iter().map(|check| Check {
+        name: check.name,
+        status: check.status.into(),
+        message: check.message,
+        latency_ms: check.latency_ms,
     });
-    let writes = probe.map(|probe| Check {
-        name: "writes",
-        status: probe.writes.status(),
-        latency_ms: None,
-    });
-    // Redis is not checked here: the rate limiter reports its state. Without Redis, each instance limits on its own.
-    let alone = health
-        .parts
-        .get()
-        .and_then(|(_, graph)| graph.limits_alone());
-    let redis = alone.map(|alone| Check {
-        name: "redis",
-        status: if alone { Status::Warn } else { Status::Pass },
-        latency_ms: None,
-    });
-    let status = match &redis {
-        Some(check) if status == Status::Pass => check.status,
-        _ => status,
-    };
     let report = Report {
         status,
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: health.started.elapsed().as_secs(),
-        checks: [database, writes, redis].into_iter().flatten().collect(),
+        checks: checks.collect(),
     };
     answer(status, &report)
 }

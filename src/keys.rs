@@ -55,6 +55,21 @@ pub fn load(config: &Config) -> Result<Keys, StartError> {
         .map_err(|_| unusable(&config.data.dir, "one of its keys is weak"))
 }
 
+/// Checks the keys of a server, without generating one.
+///
+/// # Errors
+/// As for [`load`].
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let is_configured = !config.auth.signing_key.expose().is_empty();
+    let will_be_generated = !config.database.url.is_postgres()
+        && !is_configured
+        && !config.data.dir.join(FILE).exists();
+    if will_be_generated {
+        return Ok(());
+    }
+    load(config).map(drop)
+}
+
 /// Adds a new key to the file, which signs from the next start on; tokens of the previous key stay valid.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod metrics;
 pub mod playground;
 pub mod server;
+pub mod system;
 pub mod telemetry;
 
 use std::fmt;

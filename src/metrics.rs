@@ -1,7 +1,9 @@
 //! `/metrics`: counters and gauges of the process, in the Prometheus text format.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
@@ -11,7 +13,7 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use gathering_schema::{BatchSizes, Code, Graph};
+use gathering_schema::{BatchSizes, Code, Graph, Operation};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -24,6 +26,7 @@ use prometheus_client::registry::Registry;
 
 use crate::connections::{ConnectionLimit, Gauge};
 use crate::db::Database;
+use crate::health::Health;
 use crate::http::Gate;
 
 /// Upper bounds of the latency histogram, in seconds.
@@ -31,13 +34,51 @@ const LATENCIES: [f64; 12] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
 
+/// Upper bounds of the histogram of statements.
+const STATEMENTS: [f64; 8] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
+/// Maximum number of operation names with metrics. Clients choose the names, so there must be a bound.
+const NAMES: usize = 100;
+
+/// The label of operations whose names exceed the bound.
+const OTHER: &str = "(other)";
+
 type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+type NameLabels = [(&'static str, Cow<'static, str>); 2];
 
 /// Counts GraphQL operations. Cheap to clone; all clones count together.
 #[derive(Clone)]
 pub struct Metrics {
     operations: Family<Labels<3>, Counter>,
     latencies: Family<Labels<2>, Histogram, fn() -> Histogram>,
+    named: Family<NameLabels, Histogram, fn() -> Histogram>,
+    statements: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    names: Arc<RwLock<HashSet<String>>>,
+}
+
+/// What the metrics of an operation are grouped by.
+pub struct Label {
+    kind: OperationKind,
+    name: Option<String>,
+}
+
+impl Label {
+    /// The label of an operation.
+    pub fn of(operation: &Operation) -> Self {
+        Self {
+            kind: operation.kind().into(),
+            name: operation.name().map(str::to_owned),
+        }
+    }
+
+    /// The label of a request that was refused before its operation was known.
+    pub fn unknown() -> Self {
+        Self {
+            kind: OperationKind::Unknown,
+            name: None,
+        }
+    }
 }
 
 /// The kind of a GraphQL operation.
@@ -117,18 +158,61 @@ impl Metrics {
         Self {
             operations: Family::default(),
             latencies: Family::new_with_constructor(|| Histogram::new(LATENCIES)),
+            named: Family::new_with_constructor(|| Histogram::new(LATENCIES)),
+            statements: Family::new_with_constructor(|| Histogram::new(STATEMENTS)),
+            names: Arc::default(),
         }
     }
 
     /// Counts a GraphQL operation that took this long.
-    pub fn operation(&self, kind: OperationKind, outcome: OperationOutcome, elapsed: Duration) {
-        let labels = [("kind", kind.name()), ("outcome", outcome.name())];
-        self.latencies
-            .get_or_create(&labels)
-            .observe(elapsed.as_secs_f64());
+    pub fn operation(&self, label: &Label, outcome: OperationOutcome, elapsed: Duration) {
+        let elapsed = elapsed.as_secs_f64();
+        let labels = [("kind", label.kind.name()), ("outcome", outcome.name())];
+        self.latencies.get_or_create(&labels).observe(elapsed);
+        if let Some(name) = &label.name {
+            let name = self.bounded(name, outcome).to_owned();
+            let labels = [
+                ("operation", Cow::Owned(name)),
+                ("outcome", Cow::Borrowed(outcome.name())),
+            ];
+            self.named.get_or_create(&labels).observe(elapsed);
+        }
         let [kind, outcome_name] = labels;
         let labels = [kind, outcome_name, ("code", outcome.code())];
         self.operations.get_or_create(&labels).inc();
+    }
+
+    /// Counts the statements of an executed operation.
+    pub fn statements(&self, label: &Label, statements: Option<u64>) {
+        if let Some(statements) = statements {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a histogram has floating-point values"
+            )]
+            let statements = statements as f64;
+            let labels = [("kind", label.kind.name())];
+            self.statements.get_or_create(&labels).observe(statements);
+        }
+    }
+
+    /// The name, or `OTHER` if it exceeds the bound. Only executed operations add a name, so that refused requests
+    /// cannot use up the bound.
+    fn bounded<'a>(&self, name: &'a str, outcome: OperationOutcome) -> &'a str {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        if names.contains(name) {
+            return name;
+        }
+        let is_full = names.len() >= NAMES;
+        drop(names);
+        if is_full || matches!(outcome, OperationOutcome::Refused(_)) {
+            return OTHER;
+        }
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        if names.len() < NAMES || names.contains(name) {
+            names.insert(name.to_owned());
+            return name;
+        }
+        OTHER
     }
 
     /// The route `/metrics`.
@@ -138,6 +222,7 @@ impl Metrics {
         database: Database,
         connection_limit: ConnectionLimit,
         gate: Gate,
+        health: Arc<Health>,
     ) -> Router {
         let mut registry = Registry::with_prefix("gathering");
         registry.register(
@@ -150,11 +235,22 @@ impl Metrics {
             "Time from a parsed request to its response; for a subscription, to its start",
             self.latencies.clone(),
         );
+        registry.register(
+            "graphql_named_operation_duration_seconds",
+            "Time of operations that have a name, by name; names beyond the first 100 are `(other)`",
+            self.named.clone(),
+        );
+        registry.register(
+            "graphql_operation_statements",
+            "Statements of batches that an executed operation waited for, by kind of operation",
+            self.statements.clone(),
+        );
         registry.register_collector(Box::new(Process {
             graph,
             database,
             connection_limit,
             gate,
+            health,
         }));
         Router::new()
             .route("/metrics", get(metrics))
@@ -222,6 +318,7 @@ struct Process {
     database: Database,
     connection_limit: ConnectionLimit,
     gate: Gate,
+    health: Arc<Health>,
 }
 
 impl fmt::Debug for Process {
@@ -239,6 +336,7 @@ impl Collector for Process {
         self.events(&mut encoder)?;
         self.loader(&mut encoder)?;
         self.pool(&mut encoder)?;
+        self.process(&mut encoder)?;
         let statements = encoder.encode_descriptor(
             "database_statements",
             "Statements sent to the database",
@@ -299,6 +397,34 @@ impl Process {
             MetricType::Gauge,
         )?;
         ConstGauge::new(i64::from(connections.max)).encode(limit)
+    }
+
+    fn process(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let resources = self.health.resources();
+        for (metric, help, number) in [
+            (
+                "process_resident_memory_bytes",
+                "Resident memory of the process",
+                Some(resources.memory),
+            ),
+            (
+                "process_open_fds",
+                "Open file descriptors of the process",
+                resources.open_files,
+            ),
+            (
+                "process_max_fds",
+                "Maximum number of open file descriptors of the process",
+                resources.open_files_limit,
+            ),
+        ] {
+            if let Some(number) = number {
+                let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+                let number = i64::try_from(number).unwrap_or(i64::MAX);
+                ConstGauge::new(number).encode(family)?;
+            }
+        }
+        Ok(())
     }
 
     fn addresses(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -478,7 +604,8 @@ mod tests {
             (OperationKind::Mutation, true, Some(Code::NotFound)),
             (OperationKind::Unknown, false, Some(Code::ParseFailed)),
         ] {
-            metrics.operation(kind, OperationOutcome::new(has_data, code), elapsed);
+            let label = Label { kind, name: None };
+            metrics.operation(&label, OperationOutcome::new(has_data, code), elapsed);
         }
         let mut text = String::new();
         encode(&mut text, &registry).expect("is written");
@@ -491,5 +618,38 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
         }
+    }
+
+    #[test]
+    fn names_of_operations_are_bounded_and_refused_ones_add_none() {
+        let metrics = Metrics::new();
+        let mut registry = Registry::default();
+        registry.register("named", "", metrics.named.clone());
+        let count = |name: &str, outcome| {
+            let name = Some(name.to_owned());
+            let kind = OperationKind::Query;
+            metrics.operation(&Label { kind, name }, outcome, Duration::ZERO);
+        };
+        for number in 0..1_000 {
+            count(
+                &format!("Refused{number}"),
+                OperationOutcome::Refused(Code::RateLimited),
+            );
+        }
+        for number in 0..150 {
+            count(&format!("Page{number}"), OperationOutcome::Ok);
+            count("Page0", OperationOutcome::Ok);
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("is written");
+        for line in [
+            r#"named_count{operation="Page0",outcome="ok"} 151"#,
+            r#"named_count{operation="Page99",outcome="ok"} 1"#,
+            r#"named_count{operation="(other)",outcome="ok"} 50"#,
+            r#"named_count{operation="(other)",outcome="refused"} 1000"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+        assert_eq!(text.matches("named_count").count(), NAMES + 2);
     }
 }

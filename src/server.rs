@@ -111,7 +111,7 @@ impl Server {
                 .local_addr()
                 .map_err(|error| cannot_listen(listen, &error))?;
 
-            let health = Health::new();
+            let health = Health::new(Arc::clone(&options.clock));
             let app = Arc::new(App {
                 starting: Routes::starting(health.routes()),
                 serving: OnceLock::new(),
@@ -148,7 +148,7 @@ impl Server {
             } = options;
             let trusted = config.server.trusted_proxies.0.clone();
             let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
-            let settings = settings(&config, keys, clock, monotonic)?;
+            let settings = settings(&config, keys, clock, monotonic, &health)?;
             let created = Graph::new(database.connection().clone(), settings);
             let (graph, mut background) = created.await.map_err(StartError::new)?;
             background.relay.catch_up(!is_read_only).await;
@@ -158,6 +158,7 @@ impl Server {
                 database.clone(),
                 connection_limit.clone(),
                 gate.clone(),
+                Arc::clone(&health),
             );
             let others = others.merge(health.routes());
             let routes = Routes::serving(
@@ -299,6 +300,7 @@ pub fn settings(
     keys: Keys,
     clock: Clock,
     monotonic: MonotonicClock,
+    health: &Arc<Health>,
 ) -> Result<Settings, StartError> {
     let redis = config.redis.url.expose();
     Ok(Settings {
@@ -313,6 +315,7 @@ pub fn settings(
         clock,
         monotonic,
         events: config.events.clone(),
+        monitor: health.monitor(),
     })
 }
 

@@ -26,7 +26,7 @@ use crate::{
     error::Code,
     events::{self, Bus, Relay},
     execute::{self, Bearer, Caller, Engine},
-    health::Probe,
+    health::Monitor,
     idempotency,
     limits::Limits,
     operation::{Operation, Params, Preparer, TrustedDocuments},
@@ -55,6 +55,8 @@ pub struct Settings {
     pub monotonic: MonotonicClock,
     /// The settings of live events.
     pub events: events::Settings,
+    /// Reports the health of the process.
+    pub monitor: Arc<dyn Monitor>,
 }
 
 /// Background tasks, which must run as long as the graph is used.
@@ -95,6 +97,7 @@ impl Graph {
                 clock,
                 monotonic,
                 events,
+                monitor,
             } = settings;
             // The validator has validated every operation that reaches the executor.
             let schema = roots::schema()
@@ -128,7 +131,7 @@ impl Graph {
                 epoch,
                 bus,
                 limits,
-                probe: Probe::default(),
+                monitor,
                 started_at: clock(),
                 began: Instant::now(),
                 clock,

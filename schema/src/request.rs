@@ -26,7 +26,7 @@ use crate::{
     db::{Batch, Loader, PendingBatches, RowsByKey, Rule, Turns, Writer},
     error::{Code, Error},
     events::{BATCH, Bus},
-    health::Probe,
+    health::Monitor,
     idempotency::Key,
     limits::Limits,
     rate_limit::{Limiter, Payer, QuotaStatus, RateKey},
@@ -318,7 +318,7 @@ pub(crate) struct Services {
     pub(crate) backend: DbBackend,
     pub(crate) loader: Loader,
     pub(crate) limits: Limits,
-    pub(crate) probe: Probe,
+    pub(crate) monitor: Arc<dyn Monitor>,
     pub(crate) rulebook: Arc<Rulebook>,
     pub(crate) started_at: DateTime<Utc>,
     /// The start time on a monotonic clock.

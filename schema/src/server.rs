@@ -1,16 +1,11 @@
 //! Server information, health, rate limits and statistics.
 
-use std::time::Instant;
-
 use async_graphql::{Context, Object, SimpleObject};
-use sea_orm::sea_query::{Alias, Expr, Query};
-use uuid::Uuid;
 
 use crate::{
     data::MAX_PAGE,
-    db::{Count, Totals},
     error::Error,
-    health::{HealthCheck, HealthReport, HealthStatus},
+    health::{HealthReport, SystemMetrics},
     rate_limit::{QuotaStatus, Tier, WINDOW_SECONDS, rate_limit},
     request::RequestExt,
     scalar::DateTime,
@@ -154,48 +149,14 @@ impl ServerQuery {
     async fn health(&self, ctx: &Context<'_>) -> Result<HealthReport, Error> {
         let request = ctx.request();
         request.admin()?;
-        if let Some(report) = request.services.probe.0.get(&()) {
-            return Ok(report);
-        }
-        let started = Instant::now();
-        let one = Query::select()
-            .expr_as(Expr::cust("CAST(1 AS BIGINT)"), Alias::new("count"))
-            .take();
-        let answer = request
-            .load(
-                Totals::<Count>::new("database check", one, None),
-                Uuid::nil(),
-            )
-            .await;
-        let (status, message) = match answer {
-            Ok(_) => (HealthStatus::Up, None),
-            Err(error) => (HealthStatus::Down, Some(error.message.into_owned())),
-        };
-        let mut checks = vec![HealthCheck {
-            name: "database",
-            status,
-            message,
-            latency_ms: Some(started.elapsed().as_secs_f64() * 1e3),
-        }];
-        let alone = request.services.limiter.is_alone();
-        checks.extend(alone.map(|alone| HealthCheck {
-            name: "redis",
-            status: if alone {
-                HealthStatus::Degraded
-            } else {
-                HealthStatus::Up
-            },
-            message: alone.then(|| {
-                "Redis does not respond: each instance applies the limits separately.".to_owned()
-            }),
-            latency_ms: None,
-        }));
-        let status = match status {
-            HealthStatus::Up if alone == Some(true) => HealthStatus::Degraded,
-            status => status,
-        };
-        let report = HealthReport { status, checks };
-        request.services.probe.0.insert((), report.clone());
-        Ok(report)
+        Ok(request.services.monitor.health().await)
+    }
+
+    /// The resources of this instance's process, measured at most once a second. For administrators.
+    #[graphql(directive = rate_limit::apply(Tier::Health))]
+    async fn system_metrics(&self, ctx: &Context<'_>) -> Result<SystemMetrics, Error> {
+        let request = ctx.request();
+        request.admin()?;
+        Ok(request.services.monitor.system().await)
     }
 }

@@ -1,7 +1,9 @@
 //! The commands and their arguments.
 
+mod backup;
 mod database;
 mod demo;
+mod doctor;
 mod key;
 mod output;
 mod serve;
@@ -96,6 +98,18 @@ enum Command {
         #[command(subcommand)]
         action: key::Action,
     },
+    /// Copy the SQLite database to a new file while servers use it
+    ///
+    /// The copy is consistent, and only its owner can read it. To restore it, stop the server and move the copy to the
+    /// place of the database. A PostgreSQL database is copied with `pg_dump`.
+    Backup {
+        /// The file to create; it must not exist
+        file: PathBuf,
+    },
+    /// Check the configuration, the database, Redis and the machine, and print what to do
+    ///
+    /// Changes nothing. The exit status is 1 if a check fails, which would prevent a start or endanger data.
+    Doctor,
     /// Generate a new key to sign access tokens from the next start on; tokens of the current key stay valid
     RotateKey,
     /// Print the GraphQL schema
@@ -159,6 +173,8 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             })
             .await?;
         }
+        Command::Backup { file } => backup::backup(&start()?, &file).await?,
+        Command::Doctor => doctor::doctor(&start()?).await?,
         Command::RotateKey => {
             keys::rotate(&start()?)?;
             print("the next start signs with a new key; tokens of the current key stay valid\n");

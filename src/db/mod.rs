@@ -8,6 +8,7 @@ mod pool;
 mod postgres;
 mod sqlite;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -95,6 +96,15 @@ impl Database {
         })
     }
 
+    /// The SQLite file that these settings name, whether or not it exists; `None` for PostgreSQL and for an invalid URL.
+    pub fn file_of(settings: &config::Database) -> Option<PathBuf> {
+        if settings.url.is_postgres() {
+            return None;
+        }
+        let options: SqliteConnectOptions = settings.url.expose().parse().ok()?;
+        Some(options.get_filename().to_owned())
+    }
+
     /// The pool for statements and transactions.
     pub fn connection(&self) -> &DatabaseConnection {
         &self.connection
@@ -103,6 +113,11 @@ impl Database {
     /// Whether the database is a SQLite file that cannot be written.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The SQLite file; `None` for PostgreSQL.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(SqliteConnectOptions::get_filename)
     }
 
     /// Number of statements sent through this pool, without BEGIN, COMMIT and connection tests.

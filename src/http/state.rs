@@ -15,7 +15,7 @@ use super::guards::{must_be_allowed, must_be_local};
 use super::outcome::{Outcome, Refusal};
 use crate::config::{self, Config};
 use crate::connections::ConnectionLimit;
-use crate::metrics::{Metrics, OperationKind, OperationOutcome};
+use crate::metrics::{Label, Metrics, OperationOutcome};
 use crate::playground::Page;
 
 /// State shared by the transports of the graph.
@@ -59,15 +59,12 @@ impl Endpoint {
             return Started::One(self.answer(operation, caller).await);
         }
         let request_id = caller.client.request_id.clone();
-        let began = Instant::now();
+        let (label, began) = (Label::of(&operation), Instant::now());
         let started = guarded(self.graph.subscribe(operation, caller), request_id.clone()).await;
         match started {
             Ok(Ok(answers)) => {
-                self.metrics.operation(
-                    OperationKind::Subscription,
-                    OperationOutcome::Ok,
-                    began.elapsed(),
-                );
+                self.metrics
+                    .operation(&label, OperationOutcome::Ok, began.elapsed());
                 let quotas = answers.quotas().to_vec();
                 let watch = answers.watch();
                 let answers = AssertUnwindSafe(answers).catch_unwind();
@@ -83,20 +80,20 @@ impl Endpoint {
             }
             Ok(Err(answer)) => {
                 let outcome = Outcome::from(answer);
-                self.count(OperationKind::Subscription, &outcome, began);
+                self.count(&label, &outcome, began);
                 Started::One(outcome)
             }
             Err(refusal) => {
                 let outcome = Outcome::from(refusal);
-                self.count(OperationKind::Subscription, &outcome, began);
+                self.count(&label, &outcome, began);
                 Started::One(outcome)
             }
         }
     }
 
-    fn count(&self, kind: OperationKind, outcome: &Outcome, began: Instant) {
+    fn count(&self, label: &Label, outcome: &Outcome, began: Instant) {
         let result = OperationOutcome::new(outcome.ran(), outcome.code());
-        self.metrics.operation(kind, result, began.elapsed());
+        self.metrics.operation(label, result, began.elapsed());
     }
 
     /// Finds and validates the operation that a client sends.
@@ -105,18 +102,21 @@ impl Endpoint {
         self.graph.prepare(params).inspect_err(|answer| {
             let result = OperationOutcome::new(false, answer.code());
             self.metrics
-                .operation(OperationKind::Unknown, result, began.elapsed());
+                .operation(&Label::unknown(), result, began.elapsed());
         })
     }
 
     pub(super) async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Outcome {
         let request_id = caller.client.request_id.clone();
-        let (kind, began) = (operation.kind().into(), Instant::now());
+        let (label, began) = (Label::of(&operation), Instant::now());
         let outcome = match guarded(self.graph.answer(operation, caller), request_id).await {
-            Ok(answer) => answer.into(),
+            Ok(answer) => {
+                self.metrics.statements(&label, answer.statements());
+                answer.into()
+            }
             Err(refusal) => refusal.into(),
         };
-        self.count(kind, &outcome, began);
+        self.count(&label, &outcome, began);
         outcome
     }
 }

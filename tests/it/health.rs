@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::actor::client;
+use crate::support::actor::{ADMIN, client};
+use crate::support::database::Database;
 use crate::support::server::{TestServer, until_ready_is};
-use crate::support::wait::within;
+use crate::support::wait::{until, within};
 
 #[tokio::test]
 async fn health_reports_version_uptime_and_checks() {
@@ -22,8 +24,91 @@ async fn health_reports_version_uptime_and_checks() {
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert!(health["uptimeSeconds"].is_u64());
     assert_eq!(health["checks"][0]["name"], "database");
-    assert_eq!(health["checks"][0]["status"], "pass");
     assert!(health["checks"][0]["latencyMs"].is_f64());
+    let mut names = vec!["database", "pool", "writes", "events", "migrations"];
+    if !server.database().is_postgres() {
+        names.push("disk");
+    }
+    assert_eq!(
+        checks(&health),
+        names
+            .into_iter()
+            .map(|name| (name, "pass"))
+            .collect::<Vec<_>>()
+    );
+}
+
+/// The name and the status of each check.
+fn checks(health: &Value) -> Vec<(&str, &str)> {
+    let checks = health["checks"].as_array().expect("checks").iter();
+    checks
+        .map(|check| {
+            let [name, status] = ["name", "status"].map(|key| check[key].as_str().expect("text"));
+            (name, status)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_graph_reports_the_health_and_the_resources_of_the_process() {
+    let server = TestServer::start().await;
+    let token = server.token(ADMIN).await;
+    let admin = server.caller(Some(&token));
+    let query =
+        "{ health { status checks { name status message latencyMs } } systemMetrics { cpuPercent
+        memoryUsedBytes memoryTotalBytes databaseConnections subscriptions uptimeSeconds } }";
+    let data = admin.ask(query, json!({})).await;
+    let health: Value = server.get("/health").await.json().await.expect("JSON");
+    let graph = &data["health"];
+    assert_eq!(graph["status"], "UP", "{data}");
+    let expected: Vec<_> = checks(&health)
+        .iter()
+        .map(|(name, _)| (*name, "UP"))
+        .collect();
+    assert_eq!(checks(graph), expected);
+    assert!(graph["checks"][0]["latencyMs"].is_f64());
+    let number = |name: &str| data["systemMetrics"][name].as_f64().expect("a number");
+    assert!(number("memoryUsedBytes") > 1e6, "{data}");
+    assert!(
+        number("memoryUsedBytes") < number("memoryTotalBytes"),
+        "{data}"
+    );
+    assert!(number("databaseConnections") >= 1.0, "{data}");
+    assert!(number("uptimeSeconds") > 0.0, "{data}");
+    assert_eq!(number("subscriptions"), 0.0);
+}
+
+#[tokio::test]
+async fn events_that_are_not_published_in_time_degrade_the_health() {
+    let Some(database) = Database::seeded().await.only_on_postgres() else {
+        return;
+    };
+    let server = TestServer::on(database, |_| ()).await;
+    // Another process holds the lock under which events are numbered.
+    let db = server.database().connect().await;
+    let busy = db.begin().await.expect("begins");
+    let lock = "SELECT pg_advisory_xact_lock(4741749311)";
+    busy.execute_unprepared(lock).await.expect("locks");
+    let create = "mutation { createProject(input: { name: \"Late\" }) { project { id } } }";
+    let answer = server.graphql(create, json!({})).await;
+    assert!(
+        answer["data"]["createProject"]["project"]["id"].is_string(),
+        "{answer}"
+    );
+    let until_events_are = async |expected: &str, whole: &str| {
+        until(format!("events {expected} in /health"), async || {
+            let response = server.get("/health").await;
+            assert_eq!(response.status(), StatusCode::OK);
+            let health: Value = response.json().await.expect("JSON");
+            checks(&health).contains(&("events", expected)) && health["status"] == whole
+        })
+        .await;
+    };
+    until_events_are("pass", "pass").await;
+    server.jump(11);
+    until_events_are("warn", "warn").await;
+    busy.commit().await.expect("commits");
+    until_events_are("pass", "pass").await;
 }
 
 #[tokio::test]

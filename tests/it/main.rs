@@ -30,6 +30,7 @@ mod idempotency;
 mod keys;
 mod limits;
 mod live;
+mod maintain;
 mod members;
 mod metrics;
 mod names;

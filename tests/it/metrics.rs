@@ -1,4 +1,4 @@
-//! The metrics of the loader and of the relay.
+//! The metrics of operations, of the loader, of the relay and of the process.
 
 use std::time::Duration;
 
@@ -65,4 +65,37 @@ async fn the_relay_reports_the_age_of_the_oldest_event_that_it_publishes() {
     })
     .await;
     db.close().await.expect("closes");
+}
+
+#[tokio::test]
+async fn operations_are_measured_by_name_with_their_statements() {
+    let server = TestServer::start().await;
+    let query = "query Team { circles(first: 2) { nodes { id members { nodes { name } } } } }";
+    for _ in 0..3 {
+        server.graphql(query, json!({})).await;
+    }
+    server.graphql("query Broken { nonsense }", json!({})).await;
+    let count = "gathering_graphql_named_operation_duration_seconds_count";
+    let team = format!(r#"{count}{{operation="Team",outcome="ok"}}"#);
+    assert_eq!(value(&server, &team).await, Some(3.0));
+    let text = server.get("/metrics").await.text().await.expect("text");
+    assert!(!text.contains("Broken"), "{text}");
+    let statements = r#"gathering_graphql_operation_statements_count{kind="query"}"#;
+    assert_eq!(value(&server, statements).await, Some(3.0));
+    let most = r#"gathering_graphql_operation_statements_bucket{le="4.0",kind="query"}"#;
+    assert_eq!(value(&server, most).await, Some(3.0));
+    let none = r#"gathering_graphql_operation_statements_bucket{le="0.0",kind="query"}"#;
+    assert_eq!(value(&server, none).await, Some(0.0));
+}
+
+#[tokio::test]
+async fn the_process_reports_its_memory_and_files() {
+    let server = TestServer::start().await;
+    let metric = async |name: &str| {
+        let name = format!("gathering_process_{name}");
+        value(&server, &name).await.expect("a number")
+    };
+    assert!(metric("resident_memory_bytes").await > 1e6);
+    let open = metric("open_fds").await;
+    assert!(open > 3.0 && open < metric("max_fds").await, "{open}");
 }

@@ -414,12 +414,12 @@ impl<B: Batch> Drop for BatchRun<B> {
                 None => requests.push((request, vec![waker])),
             }
         }
+        let statements = self.reader.statements.load(Ordering::Relaxed);
         for (request, wakers) in requests {
-            request.answered(wakers, || {
+            request.answered(wakers, statements, || {
                 (
                     self.batch.name(),
                     lock(&self.pending.keys).len(),
-                    self.reader.statements.load(Ordering::Relaxed),
                     self.reader.rows.load(Ordering::Relaxed),
                 )
             });

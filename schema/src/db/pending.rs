@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
@@ -43,6 +43,8 @@ pub(crate) struct PendingBatches {
     answered: Mutex<Vec<Waker>>,
     /// Whether batches that no other request waits for run inside the request's own task.
     runs_inside: bool,
+    /// Statements that the request waited for.
+    statements: AtomicU64,
     usage: Option<Mutex<Usage>>,
 }
 
@@ -74,6 +76,11 @@ impl PendingBatches {
         self.usage.as_ref().map(|usage| lock(usage).clone())
     }
 
+    /// The number of statements that the request waited for so far.
+    pub(crate) fn statements(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
+    }
+
     /// Notes that the request has joined a batch, unless it has done so before.
     pub(super) fn touch(&self, address: *const (), joined: impl FnOnce() -> Arc<dyn Departure>) {
         let mut known = lock(&self.joined);
@@ -100,10 +107,12 @@ impl PendingBatches {
     pub(super) fn answered(
         &self,
         wakers: Vec<Waker>,
-        account: impl FnOnce() -> (String, usize, u64, u64),
+        statements: u64,
+        account: impl FnOnce() -> (String, usize, u64),
     ) {
+        self.statements.fetch_add(statements, Ordering::Relaxed);
         if let Some(usage) = &self.usage {
-            let (name, keys, statements, rows) = account();
+            let (name, keys, rows) = account();
             let mut usage = lock(usage);
             usage.statements += statements;
             usage.rows += rows;

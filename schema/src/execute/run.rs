@@ -175,6 +175,7 @@ impl Engine {
         let request_id = &context.client.request_id;
         let mut answer = Answer::of(response, written, Arc::clone(plan), request_id);
         answer.measure(context.fields.load(Ordering::Relaxed));
+        answer.count_statements(pending.statements());
         if let Some(usage) = pending.usage() {
             let account = usage::account(&usage, *measure, *timings, took);
             answer.extend("usage", account);

@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     /// The number of selections after fragment expansion.
     pub(crate) size: u64,
     pub(crate) kind: OperationType,
+    /// The name of the operation.
+    pub(crate) name: Option<Name>,
     pub(crate) root: Selection,
 }
 
@@ -119,6 +121,7 @@ impl Plan {
                 ApolloOperation::Mutation => OperationType::Mutation,
                 ApolloOperation::Subscription => OperationType::Subscription,
             },
+            name: operation.name.as_ref().map(Name::new),
             root,
         })
     }

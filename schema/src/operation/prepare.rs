@@ -58,6 +58,11 @@ impl Operation {
                 .all(|field| properties(&field.name).is_public)
     }
 
+    /// The name of the operation in its document.
+    pub fn name(&self) -> Option<&str> {
+        self.plan.name.as_deref()
+    }
+
     /// The type of the operation: query, mutation or subscription.
     pub fn kind(&self) -> OperationType {
         self.plan.kind

@@ -39,6 +39,7 @@ use memory::Memory;
 use rates::{Limits, Quota};
 pub use rates::{Mode, Rates, Scope};
 use redis::Shared;
+pub use redis::{RedisState, redis_state};
 pub(crate) use report::{WINDOW_SECONDS, refused, report};
 
 /// The rate tier of a root field, which determines its rate limit.

@@ -91,6 +91,47 @@ end
 return answer
 ";
 
+/// What a Redis server reports about itself.
+#[derive(Clone, Debug)]
+pub struct RedisState {
+    /// The version.
+    pub version: String,
+    /// What it does when its memory is full, such as `noeviction` or `allkeys-lru`.
+    pub eviction: String,
+    /// The time of its clock, in microseconds since 1970.
+    pub now: i64,
+}
+
+/// Returns the state of the Redis server at this URL.
+///
+/// # Errors
+/// The URL is invalid, or Redis does not answer; the text contains the reason, but not the URL.
+pub async fn redis_state(url: &str) -> Result<RedisState, String> {
+    let text = |error: RedisError| error.to_string();
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(3)))
+        .set_response_timeout(Some(Duration::from_secs(3)))
+        .set_number_of_retries(0);
+    let client = Client::open(url).map_err(text)?;
+    let connecting = ConnectionManager::new_with_config(client, config);
+    let mut connection = connecting.await.map_err(text)?;
+    let mut state = redis::pipe();
+    state.cmd("INFO").cmd("TIME");
+    let (info, (seconds, micros)): (String, (i64, i64)) =
+        state.query_async(&mut connection).await.map_err(text)?;
+    let line = |name: &str| {
+        let found = info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        found.unwrap_or_default().trim().to_owned()
+    };
+    Ok(RedisState {
+        version: line("redis_version"),
+        eviction: line("maxmemory_policy"),
+        now: seconds * 1_000_000 + micros,
+    })
+}
+
 pub(super) struct Shared {
     connection: ConnectionManager,
     script: Script,

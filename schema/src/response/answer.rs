@@ -23,6 +23,8 @@ pub struct Answer {
     cursor: Option<String>,
     /// The complexity of the response, if it was measured.
     complexity: Option<u64>,
+    /// The number of statements that the operation waited for, if it was executed.
+    statements: Option<u64>,
 }
 
 /// The data of a response.
@@ -120,6 +122,7 @@ impl Answer {
             quotas: Vec::new(),
             cursor: None,
             complexity: None,
+            statements: None,
         }
     }
 
@@ -178,6 +181,16 @@ impl Answer {
         }
     }
 
+    /// The number of statements of batches that the operation waited for, those shared with other operations included.
+    /// `None` if it was not executed.
+    pub fn statements(&self) -> Option<u64> {
+        self.statements
+    }
+
+    pub(crate) fn count_statements(&mut self, statements: u64) {
+        self.statements = Some(statements);
+    }
+
     /// Adds an entry to `extensions`.
     pub(crate) fn extend(&mut self, name: &str, value: serde_json::Value) {
         self.extensions.insert(name.to_owned(), value);
@@ -207,6 +220,7 @@ impl Answer {
             quotas: Vec::new(),
             cursor: None,
             complexity: None,
+            statements: None,
         };
         again.mark_replayed();
         again
@@ -269,6 +283,7 @@ impl Answer {
             quotas: Vec::new(),
             cursor: None,
             complexity: None,
+            statements: None,
         }
     }
 }

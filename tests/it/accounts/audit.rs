@@ -6,10 +6,11 @@ use std::time::Duration;
 use chrono::{SubsecRound, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
 use gathering::config::Config;
+use gathering::health::Health;
 use gathering::server::{self, Options};
 use gathering_entity::{audit, lockout, refresh_token, revoked_token};
-use gathering_schema::Graph;
 use gathering_schema::auth::Keys;
+use gathering_schema::{Clock, Graph};
 use reqwest::StatusCode;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, Set,
@@ -51,8 +52,10 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let config = Config::default();
     let ahead = TimeDelta::from_std(ahead).expect("within bounds");
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
-    let clock = Arc::new(move || Utc::now() + ahead);
-    let settings = server::settings(&config, keys, clock, Options::default().monotonic);
+    let clock: Clock = Arc::new(move || Utc::now() + ahead);
+    let health = Health::new(Arc::clone(&clock));
+    let monotonic = Options::default().monotonic;
+    let settings = server::settings(&config, keys, clock, monotonic, &health);
     let made = Graph::new(database.connect().await, settings.expect("is read"));
     let (graph, _works) = made.await.expect("is made");
     graph.purge().await.expect("purges");

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use gathering::config::Config;
+use gathering::health::Health;
 use gathering::server::{self, Options};
 use gathering_entity::event;
+use gathering_schema::Clock;
 use gathering_schema::auth::{Keys, Operator};
 use sea_orm::{EntityTrait, PaginatorTrait};
 use serde_json::{Value, json};
@@ -180,12 +182,13 @@ async fn only_locks_of_existing_accounts_create_events() {
 async fn operator_changes_create_events_without_an_actor() {
     let database = Arc::new(Database::empty().await);
     let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
-    let clock = Arc::new(Utc::now);
+    let clock: Clock = Arc::new(Utc::now);
     let settings = server::settings(
         &Config::default(),
         keys,
         clock.clone(),
         Options::default().monotonic,
+        &Health::new(clock.clone()),
     );
     let accounts = settings.expect("is read").accounts;
     let db = database.connect().await;

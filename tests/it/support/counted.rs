@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::Utc;
 use gathering::config::Config;
+use gathering::health::Health;
 use gathering::server;
 use gathering_schema::auth::Keys;
-use gathering_schema::{BackgroundTasks, Caller, Client, Graph, Params, Usage};
+use gathering_schema::{BackgroundTasks, Caller, Client, Clock, Graph, Params, Usage};
 use sea_orm::DatabaseConnection;
 use serde_json::Value;
 
@@ -38,7 +39,9 @@ impl CountedGraph {
         });
         let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
         let monotonic = server::Options::default().monotonic;
-        let settings = server::settings(&Config::default(), keys, Arc::new(Utc::now), monotonic);
+        let clock: Clock = Arc::new(Utc::now);
+        let health = Health::new(Arc::clone(&clock));
+        let settings = server::settings(&Config::default(), keys, clock, monotonic, &health);
         let graph = Graph::new(db, settings.expect("is read")).await;
         let (graph, background) = graph.expect("starts");
         Self {
