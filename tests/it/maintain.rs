@@ -1,11 +1,13 @@
-//! The commands that check and copy a database: `doctor` and `backup`.
+//! The commands that check and copy a database, `doctor` and `backup`, and the reference of the settings.
 
 use std::collections::HashSet;
+use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use futures_util::future::join_all;
+use gathering::config::Config;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -177,4 +179,15 @@ async fn backup_names_the_tool_of_postgresql_and_creates_no_database() {
     let error = refusal(gathering(&arguments).env("DATABASE_URL", url)).await;
     assert!(error.contains("does not exist"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).expect("is read").count(), 0);
+}
+
+#[test]
+fn the_reference_of_the_settings_is_current() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/settings.toml");
+    let reference = Config::default().show();
+    if env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(file, &reference).expect("is written");
+    }
+    let committed = fs::read_to_string(file).expect("is read");
+    assert!(committed == reference, "rerun with UPDATE_SNAPSHOTS=1");
 }
