@@ -21,7 +21,7 @@ use crate::support::server::TestServer;
 use crate::support::wait::within;
 
 /// The number of inputs without `GATHERING_FUZZ_SECONDS`.
-const INPUTS: u32 = 1_500;
+const INPUTS: u32 = 500;
 
 const OPERATIONS: &str = include_str!("acceptance.graphql");
 
@@ -321,7 +321,7 @@ async fn malformed_requests_get_well_formed_responses() {
         is_well_formed(&response, &body);
         executed += u32::from(status == StatusCode::OK && response.get("data").is_some());
     }
-    assert!(executed > 10, "{executed} operations were executed");
+    assert!(executed > 3, "{executed} operations were executed");
     is_alive(&server).await;
 }
 
