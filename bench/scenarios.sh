@@ -2,7 +2,7 @@
 #
 # Faults under load: bench/scenarios.sh [kill] [stop] [redis] [postgres] [clock] [rolling]
 #
-#   kill      An instance is killed (SIGKILL) and started again.
+#   kill      Each instance in turn is killed (SIGKILL) and started again.
 #   stop      An instance is stopped (SIGSTOP) for 30 seconds and continued.
 #   redis     Redis is stopped (SIGSTOP) and continued, then restarted empty.
 #   postgres  PostgreSQL is restarted, then crashes and recovers.

@@ -13,13 +13,16 @@ const COOL_DOWN = 5000;
 
 const note = (text) => console.log(`${new Date().toISOString().slice(11, 23)} ${text}`);
 
-async function kill({ instances: [first] }, cluster) {
-  note('SIGKILL to instance 1');
-  await first.end('SIGKILL', 10);
-  await sleep(8000);
-  first.start();
-  await cluster.ready(first);
-  note('instance 1 is ready again');
+async function kill({ instances }, cluster) {
+  for (const instance of instances) {
+    note(`SIGKILL to ${instance.name}`);
+    await instance.end('SIGKILL', 10);
+    await sleep(3000);
+    instance.start();
+    await cluster.ready(instance);
+    note(`${instance.name} is ready again`);
+    await sleep(2000);
+  }
 }
 
 async function stop({ instances: [, second] }, cluster) {
