@@ -5,15 +5,17 @@ import WebSocket from 'ws';
 import { sleep } from './cluster.mjs';
 import { failureOf, graphql, Tally } from './http.mjs';
 
-const TYPES = '[MESSAGE_ADDED, TASK_CREATED, PROJECT_UPDATED]';
+const TYPES = '[MESSAGE_ADDED, MESSAGE_PINNED, TASK_CREATED, PROJECT_UPDATED]';
 const SUBSCRIPTION = `subscription ($after: String) {
   events(after: $after, filter: { types: ${TYPES} }) {
-    __typename id cursor
+    __typename type id cursor
     ... on MessageEvent { subject: conversationId mark: excerpt }
     ... on TaskEvent { subject: taskId mark: title }
     ... on ProjectEvent { subject: projectId mark: name }
   }
 }`;
+/** The writer that pins and unpins a message: its events repeat, but none equals the one before. */
+const PINS = 'pins';
 const ERRORS = 'userErrors { field message }';
 /** A reader without a sign of life for longer than the server's keep-alive reconnects. */
 const SILENCE = 30_000;
@@ -74,7 +76,7 @@ class Writer {
 class Reader {
   constructor(load, name) {
     Object.assign(this, { load, name, cursor: load.cursor, seen: new Map(), order: [], ends: load.ends });
-    this.duplicates = this.disorder = this.missed = this.delay = this.connects = 0;
+    this.pins = this.duplicates = this.disorder = this.missed = this.delay = this.connects = 0;
     this.latest = new Map();
     this.subjects = new Map();
   }
@@ -89,15 +91,20 @@ class Reader {
     }
   }
 
-  receive({ __typename: type, id, cursor, mark, subject }) {
+  receive({ type, id, cursor, mark, subject }) {
     this.cursor = cursor;
-    if (type === 'EventsMissed') {
+    if (type === 'EVENTS_MISSED') {
       this.missed += 1;
       return;
     }
     if (this.seen.has(id)) {
       this.duplicates += 1;
       return;
+    }
+    // An event of a pinned message has no mark; its subject would be that of the messages.
+    if (type === 'MESSAGE_PINNED') {
+      mark = `${PINS} ${this.pins++}`;
+      subject = PINS;
     }
     const now = Date.now();
     this.seen.set(id, { mark, now });
@@ -245,10 +252,12 @@ export class Load {
     const mutation = (field, type) => `mutation ($input: ${type}!) { ${field}(input: $input) { ${ERRORS} } }`;
     const circleId = await create('createCircle', 'CreateCircleInput', 'circle', { name: `Load ${run}` });
     const writers = [];
+    let conversationId;
     for (let n = 0; n < 4; n++) {
       const topic = `Load ${run} ${n}`;
-      const conversationId = await create('createConversation', 'CreateConversationInput', 'conversation', { topic, participantIds, startNow: true });
-      const input = (content) => ({ conversationId, content });
+      const id = await create('createConversation', 'CreateConversationInput', 'conversation', { topic, participantIds, startNow: true });
+      conversationId = id;
+      const input = (content) => ({ conversationId: id, content });
       writers.push(new Writer(this, `message-${n}`, mutation('postMessage', 'PostMessageInput'), input));
     }
     for (let n = 0; n < 2; n++) {
@@ -260,6 +269,10 @@ export class Load {
       const input = (name) => ({ projectId, name });
       writers.push(new Writer(this, `project-${n}-${run}`, mutation('updateProject', 'UpdateProjectInput'), input));
     }
+    const messageId = await create('postMessage', 'PostMessageInput', 'message', { conversationId, content: 'pinned' });
+    let isPinned = false;
+    const pin = () => ({ messageId, isPinned: (isPinned = !isPinned) });
+    writers.push(new Writer(this, PINS, mutation('pinMessage', 'PinMessageInput'), pin));
     const { events } = await ask(url, token, '{ events(first: 1) { nodes { cursor } } }');
     this.cursor = events.nodes[0].cursor;
     this.readers = [];
