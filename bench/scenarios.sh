@@ -5,7 +5,7 @@
 #   kill      Each instance in turn is killed (SIGKILL) and started again.
 #   stop      An instance is stopped (SIGSTOP) for 30 seconds and continued.
 #   redis     Redis is stopped (SIGSTOP) and continued, then restarted empty.
-#   postgres  PostgreSQL is restarted, then crashes and recovers.
+#   postgres  PostgreSQL is stopped (SIGSTOP) for 12 seconds, then restarted, then crashes and recovers.
 #   clock     The clock of an instance is an hour fast, then an hour slow.
 #   rolling   Each instance in turn is shut down (SIGTERM) and started again.
 #

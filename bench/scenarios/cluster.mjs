@@ -67,6 +67,13 @@ class Process {
     this.child.kill(name);
   }
 
+  /** Sends a signal to the process and all of its children. */
+  signalAll(name) {
+    const { pid } = this.child;
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean);
+    for (const each of [pid, ...children.map(Number)]) process.kill(each, name);
+  }
+
   /** Ends the process and waits at most `seconds`. */
   async end(signal, seconds) {
     this.signal(signal);
@@ -102,16 +109,20 @@ export class Cluster {
     const as = process.getuid() === 0 ? ['setpriv', '--reuid=postgres', '--regid=postgres', '--init-groups'] : [];
     // A committed transaction survives a crash of PostgreSQL, although not one of the machine.
     const settings = ['listen_addresses=127.0.0.1', 'fsync=off', 'full_page_writes=off'].flatMap((s) => ['-c', s]);
-    this.postgres = this.#add('postgres', [...as, 'postgres', '-D', `${folder}/data`, '-k', folder, '-p', url.port, ...settings]);
-    this.redis = this.#add('redis', ['redis-server', '--bind', '127.0.0.1', '--port', `${this.redisPort}`, '--save', '', '--appendonly', 'no']);
+    const place = ['-D', `${folder}/data`, '-k', folder, '-p', url.port];
+    this.postgres = this.#add('postgres', [...as, 'postgres', ...place, ...settings]);
+    const volatile = ['--save', '', '--appendonly', 'no'];
+    this.redis = this.#add('redis', ['redis-server', '--bind', '127.0.0.1', '--port', `${this.redisPort}`, ...volatile]);
     this.postgres.start();
     this.redis.start();
-    await until('PostgreSQL', 20, () => run('pg_isready', ['-q', '-h', folder, '-p', url.port]).then(() => true, () => false));
+    const isReady = () => run('pg_isready', ['-q', '-h', folder, '-p', url.port]).then(() => true, () => false);
+    await until('PostgreSQL', 20, isReady);
 
     this.instances = [];
     for (let n = 0; n < this.size; n++) {
       const port = await freePort();
-      const instance = this.#add(`instance-${n + 1}`, [env.SCENARIOS_PROGRAM, 'serve', '--listen', `127.0.0.1:${port}`], this.environment);
+      const command = [env.SCENARIOS_PROGRAM, 'serve', '--listen', `127.0.0.1:${port}`];
+      const instance = this.#add(`instance-${n + 1}`, command, this.environment);
       instance.url = `http://127.0.0.1:${port}`;
       instance.start();
       this.instances.push(instance);
@@ -166,11 +177,8 @@ export class Cluster {
 
   /** Runs a command of the program and returns its output. */
   async command(args, input = '') {
-    const { DATABASE_URL, GATHERING__AUTH__SIGNING_KEY, GATHERING__LIMITS__CLASSES } = this.environment;
-    const child = run(env.SCENARIOS_PROGRAM, args, {
-      env: { PATH: env.PATH, HOME: env.HOME, DATABASE_URL, GATHERING__AUTH__SIGNING_KEY, GATHERING__LIMITS__CLASSES },
-      timeout: 30_000,
-    });
+    const environment = { PATH: env.PATH, HOME: env.HOME, ...this.environment };
+    const child = run(env.SCENARIOS_PROGRAM, args, { env: environment, timeout: 30_000 });
     child.child.stdin.end(input);
     return (await child).stdout;
   }
@@ -182,7 +190,8 @@ export class Cluster {
 
   /** Ends all processes. */
   async end() {
-    for (const { isRunning, child } of this.processes.toReversed?.() ?? [...this.processes].reverse()) {
+    if (this.postgres?.isRunning) this.postgres.signalAll('SIGCONT');
+    for (const { isRunning, child } of [...this.processes].reverse()) {
       if (!isRunning) continue;
       child.kill('SIGCONT');
       child.kill(child === this.postgres.child ? 'SIGINT' : 'SIGKILL');

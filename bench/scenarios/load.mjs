@@ -119,7 +119,8 @@ class Reader {
   }
 
   takeResult({ data, errors }) {
-    if (errors) this.load.fail(`${this.name.split(' ')[0]} ${errors[0].extensions?.code}`, { text: JSON.stringify(errors) });
+    const [transport] = this.name.split(' ');
+    if (errors) this.load.fail(`${transport} ${errors[0].extensions?.code}`, { text: JSON.stringify(errors) });
     if (data?.events) this.receive(data.events);
   }
 }
@@ -127,7 +128,8 @@ class Reader {
 class WebSocketReader extends Reader {
   connect() {
     return new Promise((done) => {
-      const socket = new WebSocket(`${this.load.url.replace('http', 'ws')}/graphql`, 'graphql-transport-ws', { handshakeTimeout: 10_000 });
+      const url = `${this.load.url.replace('http', 'ws')}/graphql`;
+      const socket = new WebSocket(url, 'graphql-transport-ws', { handshakeTimeout: 10_000 });
       let alive = Date.now();
       const watch = setInterval(() => {
         const isSilent = Date.now() - alive > SILENCE;
@@ -138,7 +140,8 @@ class WebSocketReader extends Reader {
         clearInterval(watch);
         done(end);
       };
-      socket.on('open', () => socket.send(JSON.stringify({ type: 'connection_init', payload: { authorization: `Bearer ${this.load.token}` } })));
+      const authorization = `Bearer ${this.load.token}`;
+      socket.on('open', () => socket.send(JSON.stringify({ type: 'connection_init', payload: { authorization } })));
       socket.on('ping', () => (alive = Date.now()));
       socket.on('message', (data) => {
         alive = Date.now();
@@ -162,7 +165,8 @@ class WebSocketReader extends Reader {
         finish(`WebSocket upgrade ${response.statusCode}`);
       });
       socket.on('error', (error) => {
-        if (socket.readyState === WebSocket.CONNECTING && error.code) this.load.fail(`WebSocket upgrade ${error.code}`);
+        const isUpgrade = socket.readyState === WebSocket.CONNECTING && error.code;
+        if (isUpgrade) this.load.fail(`WebSocket upgrade ${error.code}`);
       });
       socket.on('close', (code) => finish(`WebSocket ${code}`));
     });
@@ -223,7 +227,8 @@ class StreamReader extends Reader {
 
 export class Load {
   constructor(url, token) {
-    Object.assign(this, { url, token, written: new Map(), abandoned: new Set(), failures: new Tally(), ends: new Tally() });
+    Object.assign(this, { url, token, written: new Map(), abandoned: new Set() });
+    Object.assign(this, { failures: new Tally(), ends: new Tally() });
     this.requests = this.replayed = this.slowest = this.acrossSubjects = 0;
     this.pace = 100;
     this.samples = [];
@@ -231,11 +236,14 @@ export class Load {
 
   fail(kind, { text, failure } = {}) {
     this.failures.add(kind);
-    if (this.samples.length < 20) this.samples.push(`${new Date().toISOString()} ${kind}: ${(text ?? failure ?? '').slice(0, 300)}`);
+    const sample = (text ?? failure ?? '').slice(0, 300).replaceAll(/\s+/g, ' ');
+    if (this.samples.length < 20) this.samples.push(`${new Date().toISOString()} ${kind}: ${sample}`);
   }
 
   wrote(mark, took) {
-    if (took > this.slowest) Object.assign(this, { slowest: took, slowestAt: `${new Date().toISOString().slice(11, 23)}, ${mark}` });
+    if (took <= this.slowest) return;
+    this.slowest = took;
+    this.slowestAt = `acknowledged at ${new Date().toISOString().slice(11, 23)}: ${mark}`;
   }
 
   async start() {
@@ -255,7 +263,8 @@ export class Load {
     let conversationId;
     for (let n = 0; n < 4; n++) {
       const topic = `Load ${run} ${n}`;
-      const id = await create('createConversation', 'CreateConversationInput', 'conversation', { topic, participantIds, startNow: true });
+      const started = { topic, participantIds, startNow: true };
+      const id = await create('createConversation', 'CreateConversationInput', 'conversation', started);
       conversationId = id;
       const input = (content) => ({ conversationId: id, content });
       writers.push(new Writer(this, `message-${n}`, mutation('postMessage', 'PostMessageInput'), input));
@@ -312,30 +321,29 @@ export class Load {
   }
 
   #result() {
-    const [first] = this.readers;
-    const result = { lost: 0, duplicated: 0, disordered: 0, missed: 0, twice: 0, delay: 0, delayOf: '' };
-    const common = this.readers.reduce((ids, { seen }) => new Set([...ids].filter((id) => seen.has(id))), new Set(first.seen.keys()));
-    const expected = first.order.filter((id) => common.has(id));
+    const result = { lost: 0, duplicated: 0, 'out of order': 0, missed: 0, 'applied twice': 0 };
+    const shared = ([...ids], { seen }) => new Set(ids.filter((id) => seen.has(id)));
+    const common = this.readers.reduce(shared, this.readers[0].seen.keys());
+    // All readers receive the events in the same order.
+    const expected = this.readers[0].order.filter((id) => common.has(id));
     for (const reader of this.readers) {
-      const arrival = new Map();
+      const arrivals = new Map();
       for (const { mark, now } of reader.seen.values()) {
-        if (arrival.has(mark)) result.twice += 1;
-        else arrival.set(mark, now);
+        if (arrivals.has(mark)) result['applied twice'] += 1;
+        else arrivals.set(mark, now);
       }
-      const lost = [...this.written.keys()].filter((mark) => !arrival.has(mark));
+      const written = [...this.written];
+      const lost = written.flatMap(([mark]) => (arrivals.has(mark) ? [] : [mark]));
+      const delays = written.map(([mark, acknowledged]) => (arrivals.get(mark) ?? 0) - acknowledged);
       const order = reader.order.filter((id) => common.has(id));
       const displaced = order.filter((id, at) => id !== expected[at]).length;
-      let delay = 0;
-      for (const [mark, acknowledged] of this.written) {
-        if (arrival.has(mark)) delay = Math.max(delay, arrival.get(mark) - acknowledged);
-      }
-      Object.assign(reader, { lost, displaced, delay });
+      Object.assign(reader, { lost, displaced, delay: Math.max(0, ...delays) });
       result.lost += lost.length;
       result.duplicated += reader.duplicates;
-      result.disordered += reader.disorder + displaced;
+      result['out of order'] += reader.disorder + displaced;
       result.missed += reader.missed;
-      result.delay = Math.max(result.delay, delay);
     }
+    result['writes abandoned'] = this.abandoned.size;
     return result;
   }
 }

@@ -1,6 +1,6 @@
 // Runs the scenarios of bench/scenarios.sh and prints a report of each.
 import { readFileSync } from 'node:fs';
-import { Cluster, sleep, until } from './cluster.mjs';
+import { Cluster, sleep } from './cluster.mjs';
 import { graphql } from './http.mjs';
 import { check, measure, prepare } from './limits.mjs';
 import { Load } from './load.mjs';
@@ -55,6 +55,13 @@ async function redis({ redis }, cluster, limit) {
 }
 
 async function postgres({ postgres }, cluster) {
+  note('SIGSTOP to all processes of PostgreSQL');
+  postgres.signalAll('SIGSTOP');
+  await sleep(12_000);
+  postgres.signalAll('SIGCONT');
+  for (const instance of cluster.instances) await cluster.ready(instance);
+  note('all instances are ready again');
+  await sleep(4000);
   for (const [signal, pause] of [['SIGINT', 3000], ['SIGQUIT', 0]]) {
     note(`${signal} to PostgreSQL`);
     await postgres.end(signal, 20);
@@ -83,7 +90,8 @@ async function clock({ instances }, cluster, limit) {
 
 /** Prints which instance accepts the access tokens of which. */
 async function tokens(instances, offset) {
-  const query = 'mutation { login(input: { email: "guest@example.com", password: "gathering-demo" }) { accessToken userErrors { message } } }';
+  const input = '{ email: "guest@example.com", password: "gathering-demo" }';
+  const query = `mutation { login(input: ${input}) { accessToken userErrors { message } } }`;
   const rows = [];
   for (const from of instances) {
     const { body, text } = await graphql(from.url, { query });
@@ -135,7 +143,7 @@ async function run(name) {
     const result = await load.stop();
     if (!(name in MEASURED)) await limit('afterwards', 1);
     report(load, result);
-    for (const [what, count] of [['lost', result.lost], ['duplicated', result.duplicated], ['out of order', result.disordered], ['missed', result.missed], ['written twice', result.twice], ['writes abandoned', load.abandoned.size]]) {
+    for (const [what, count] of Object.entries(result)) {
       if (count) faults.push(`${what}: ${count}`);
     }
     if (name === 'rolling' && load.failures.size) faults.push(`requests failed: ${load.failures}`);
@@ -153,15 +161,20 @@ function panics(name, faults) {
   if (lines.length) faults.push(`${name} panicked: ${lines[0]}`);
 }
 
+const COLUMNS = ['reader', 'seen', 'lost', 'duplicated', 'out of order', 'largest delay', 'connections'];
+
 function report(load, result) {
-  const ms = (n) => `${(n / 1000).toFixed(2)} s`;
-  console.log(`events written (acknowledged): ${load.written.size}, of which replayed ${load.replayed}; slowest write ${ms(load.slowest)} (acknowledged at ${load.slowestAt}); queries answered: ${load.requests}`);
-  console.log('reader         seen   lost  duplicated  out of order  largest delay  connections');
+  const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
+  console.log(`events written (acknowledged): ${load.written.size}, of which replayed: ${load.replayed}`);
+  console.log(`slowest write: ${seconds(load.slowest)}, ${load.slowestAt}; queries answered: ${load.requests}`);
+  const row = (cells) => console.log(cells.map((cell, at) => (at ? `${cell}`.padStart(14) : cell.padEnd(12))).join(''));
+  row(COLUMNS);
   for (const { name, seen, lost, duplicates, disorder, displaced, delay, connects } of load.readers) {
-    console.log([name.padEnd(12), `${seen.size}`.padStart(6), `${lost.length}`.padStart(6), `${duplicates}`.padStart(11), `${disorder + displaced}`.padStart(13), ms(delay).padStart(14), `${connects}`.padStart(12)].join(' '));
+    row([name, seen.size, lost.length, duplicates, disorder + displaced, seconds(delay), connects]);
     if (lost.length) console.log(`  lost: ${lost.slice(0, 5).join(', ')}`);
   }
-  console.log(`events out of the order of their writer, across subjects: ${load.acrossSubjects}; applied twice: ${result.twice}; EventsMissed: ${result.missed}`);
+  console.log(`applied twice: ${result['applied twice']}; EventsMissed: ${result.missed}`);
+  console.log(`out of the order of their writer, across subjects (not promised): ${load.acrossSubjects}`);
   console.log(`requests failed: ${load.failures}`);
   console.log(`connections ended: ${load.ends}`);
   for (const sample of load.samples.slice(0, 8)) console.log(`  ${sample}`);
