@@ -1,5 +1,8 @@
-//! The metrics of operations, of the loader, of the relay and of the process.
+//! The metrics of operations, of the loader, of the relay and of the process, and those that the dashboard and the alerts
+//! use.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -98,4 +101,50 @@ async fn the_process_reports_its_memory_and_files() {
     assert!(metric("resident_memory_bytes").await > 1e6);
     let open = metric("open_fds").await;
     assert!(open > 3.0 && open < metric("max_fds").await, "{open}");
+}
+
+/// The metrics in a text, each with the labels between its braces: `("gathering_streams", "transport")`, or with an
+/// empty label for the name itself.
+fn used(text: &str) -> BTreeSet<(String, String)> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut used = BTreeSet::new();
+    for (start, _) in text.match_indices("gathering_") {
+        if text[..start].ends_with(is_word) {
+            continue;
+        }
+        let rest = &text[start..];
+        let (name, rest) = rest.split_at(rest.find(|c| !is_word(c)).unwrap_or(rest.len()));
+        used.insert((name.to_owned(), String::new()));
+        let selector = rest
+            .strip_prefix('{')
+            .and_then(|rest| rest.split_once('}'))
+            .map_or("", |(selector, _)| selector);
+        for matcher in selector.split(',').filter(|matcher| !matcher.is_empty()) {
+            let label = matcher.split(|c| !is_word(c)).next().unwrap_or_default();
+            // Prometheus adds this label.
+            if label != "instance" {
+                used.insert((name.to_owned(), label.to_owned()));
+            }
+        }
+    }
+    used
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_use_only_exported_metrics() {
+    let server = TestServer::start().await;
+    // Some metrics appear with their first value.
+    server
+        .graphql("{ circles { nodes { id } } }", json!({}))
+        .await;
+    let text = server.get("/metrics").await.text().await.expect("text");
+    let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let exported = used(&samples.join("\n"));
+    for file in ["ops/grafana.json", "ops/alerts.yml"] {
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let used = used(&fs::read_to_string(path).expect("is readable"));
+        assert!(used.len() > 5, "{file}: {used:?}");
+        let unknown: Vec<_> = used.difference(&exported).collect();
+        assert!(unknown.is_empty(), "{file} uses {unknown:?}");
+    }
 }

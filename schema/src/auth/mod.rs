@@ -85,6 +85,10 @@ const CHECK_INTERVAL: i64 = 1_000_000;
 /// How long an expired refresh token is stored, so that a second use is still recognised.
 const REMEMBERED: Duration = Duration::from_hours(7 * 24);
 
+/// How long an expired revocation is stored, so that an instance whose clock is fast does not delete one whose token is
+/// still valid on other instances.
+const CLOCK_TOLERANCE: Duration = Duration::from_hours(24);
+
 /// The settings of accounts.
 #[derive(Clone)]
 pub struct Settings {
@@ -526,7 +530,7 @@ impl Accounts {
     /// The database cannot be written.
     pub(crate) async fn purge(&self) -> Result<(), Error> {
         let now = self.now();
-        let revocations = revoked_token::Column::ExpiresAt.lt(now);
+        let revocations = revoked_token::Column::ExpiresAt.lt(now - CLOCK_TOLERANCE);
         self.delete::<revoked_token::Entity>(revocations).await?;
         let sessions = refresh_token::Column::ExpiresAt.lt(now - REMEMBERED);
         self.delete::<refresh_token::Entity>(sessions).await?;

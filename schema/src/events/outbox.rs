@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IntoActiveModel,
-    Iterable, QueryFilter, QueryOrder, Statement,
+    Iterable, QueryFilter, Statement,
     sea_query::{Expr, ExprTrait, Func, IntoIden, Query},
 };
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ pub(crate) struct Origin<'a> {
 }
 
 /// Appends events to the transaction that causes them. Returns the number of dropped duplicates: events equal to the
-/// latest event of their subject, if that one is younger than `window`.
+/// latest event of their subject, if that one is less than `window` away.
 pub(crate) async fn append(
     transaction: &DatabaseTransaction,
     origin: Origin<'_>,
@@ -237,12 +237,13 @@ pub(crate) fn selected(
         let is_repeated = Expr::cust_with_values(
             "EXISTS (SELECT FROM ( \
                SELECT * FROM events AS known WHERE known.subject_id = events.subject_id \
-               ORDER BY known.position DESC NULLS FIRST, known.id DESC LIMIT 1 \
-             ) AS latest WHERE latest.occurred_at > $1 AND latest.type = events.type AND latest.payload = events.payload \
+               ORDER BY known.position DESC NULLS FIRST, known.written DESC LIMIT 1 \
+             ) AS latest WHERE latest.occurred_at > $1 AND latest.occurred_at < $2 \
+               AND latest.type = events.type AND latest.payload = events.payload \
                AND latest.circle_id IS NOT DISTINCT FROM events.circle_id \
                AND latest.actor_user_id IS NOT DISTINCT FROM events.actor_user_id \
                AND latest.actor_agent_id IS NOT DISTINCT FROM events.actor_agent_id)",
-            [now - window],
+            [now - window, now + window],
         );
         select.and_where(
             is_among(DbBackend::Postgres, id, &firsts)
@@ -263,7 +264,8 @@ fn may_repeat(kind: &str, payload: &Value) -> bool {
     !kind.ends_with(".created") && payload.get("version").is_none()
 }
 
-/// The latest event of each subject of the new events, if it is younger than `window`.
+/// The latest event of each subject of the new events, if it is less than `window` away: the clock of the instance that
+/// wrote it may be ahead.
 async fn latest(
     transaction: &DatabaseTransaction,
     events: &[NewEvent],
@@ -285,12 +287,24 @@ async fn latest(
         let rows = event::Entity::find()
             .filter(is_among(backend, column, subjects))
             .filter(event::Column::OccurredAt.gt(now - window))
-            .order_by_asc(event::Column::Id)
+            .filter(event::Column::OccurredAt.lt(now + window))
+            .filter(is_latest(backend))
             .all(transaction)
             .await?;
         latest.extend(rows.into_iter().map(|row| (row.subject_id, row)));
     }
     Ok(latest)
+}
+
+/// Condition: no event of the same subject was written later. Ids and times are not in the order of writing, because the
+/// clocks of instances differ.
+fn is_latest(backend: DbBackend) -> Expr {
+    Expr::cust(if backend == DbBackend::Postgres {
+        "events.id = (SELECT known.id FROM events AS known WHERE known.subject_id = events.subject_id \
+         ORDER BY known.position DESC NULLS FIRST, known.written DESC LIMIT 1)"
+    } else {
+        "events.rowid = (SELECT max(known.rowid) FROM events AS known WHERE known.subject_id = events.subject_id)"
+    })
 }
 
 fn is_duplicate(one: &event::Model, other: &event::Model) -> bool {

@@ -414,9 +414,10 @@ async fn the_purge_deletes_only_expired_rows() {
     let days = |days: u64| Duration::from_hours(24 * days);
     for (ahead, expected) in [
         (Duration::from_mins(14), [1, 1, 3, 1, 3]),
-        (hours(2), [0, 1, 3, 1, 3]),
-        (hours(23), [0, 1, 3, 1, 3]),
-        (hours(25), [0, 1, 0, 1, 3]),
+        (hours(23), [1, 1, 3, 1, 3]),
+        // The clock of the instance may be a day fast; the token of the revocation is valid for at most an hour.
+        (hours(24), [1, 1, 0, 1, 3]),
+        (hours(26), [0, 1, 0, 1, 3]),
         // A refresh token lasts 30 days, and its reuse is detected for 7 days more.
         (days(36), [0, 1, 0, 1, 3]),
         (days(38), [0, 0, 0, 1, 3]),

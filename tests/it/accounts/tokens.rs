@@ -507,6 +507,24 @@ async fn a_revocation_lasts_as_long_as_the_revoked_token() {
 }
 
 #[tokio::test]
+async fn a_purge_by_an_instance_with_a_fast_clock_keeps_revocations() {
+    let server = TestServer::start().await;
+    let visitor = server.anonymous();
+    let ada = visitor.register(ADA).await;
+    visitor
+        .with(&ada.access)
+        .mutate("logout", "revokedTokens", json!({}))
+        .await;
+    super::audit::purge(server.database(), Duration::from_hours(20)).await;
+    // A new instance, which has not cached the revocation.
+    let other = server.beside(|_| ()).await;
+    assert_eq!(
+        other.anonymous().with(&ada.access).who().await,
+        unauthenticated()
+    );
+}
+
+#[tokio::test]
 async fn a_shorter_lifetime_does_not_shorten_older_revocations() {
     let server =
         TestServer::with(|config| config.auth.policy.access_lifetime = Duration::from_hours(1))

@@ -268,3 +268,39 @@ async fn only_an_event_equal_to_the_previous_one_is_dropped() {
     let stats = stats(&server).await;
     assert_eq!(stats["deduplicated"], 1.0, "{stats}");
 }
+
+#[tokio::test]
+async fn clocks_that_differ_drop_no_event() {
+    let server = TestServer::with(|config| config.events.window = Duration::from_mins(1)).await;
+    let query = "{ conversations(first: 1, filter: { status: [ACTIVE] }) { nodes { messages(first: 1, filter: { isPinned: false }) { nodes { id } } } } }";
+    let answer = server.graphql(query, json!({})).await;
+    let message = &answer["data"]["conversations"]["nodes"][0]["messages"]["nodes"][0]["id"];
+    let query = "subscription { events(filter: { types: [MESSAGE_PINNED] }) { ... on MessageEvent { isPinned } } }";
+    let mut socket =
+        Socket::subscribed(&server, &server.token("demo@example.com").await, query).await;
+    let pin = async |is_pinned: bool| {
+        let input = json!({ "messageId": message, "isPinned": is_pinned });
+        change(&server, "pinMessage message { id }", input).await;
+    };
+    // The second change is that of an instance whose clock is an hour slow.
+    for (is_pinned, clock) in [(true, 0), (false, -3600), (true, 0)] {
+        server.jump(clock);
+        pin(is_pinned).await;
+        server.jump(-clock);
+    }
+    // The next one is that of an instance whose clock is an hour fast. It is undone directly in the database, so the same
+    // event occurs again.
+    server.jump(3600);
+    pin(false).await;
+    server.jump(-3600);
+    let db = server.database().connect().await;
+    db.execute_unprepared("UPDATE messages SET is_pinned = TRUE")
+        .await
+        .expect("updates");
+    pin(false).await;
+    for is_pinned in [true, false, true, false, false] {
+        assert_eq!(socket.value("events").await["isPinned"], is_pinned);
+    }
+    let stats = stats(&server).await;
+    assert_eq!(stats["deduplicated"], 0.0, "{stats}");
+}
