@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Faults under load: bench/scenarios.sh [kill] [stop] [redis] [postgres] [clock] [rolling]
+# Faults under load: bench/scenarios.sh [kill] [stop] [redis] [postgres] [clock] [rolling] [soak]
 #
 #   kill      Each instance in turn is killed (SIGKILL) and started again.
 #   stop      An instance is stopped (SIGSTOP) for 30 seconds and continued.
@@ -8,13 +8,15 @@
 #   postgres  PostgreSQL is stopped (SIGSTOP) for 12 seconds, then restarted, then crashes and recovers.
 #   clock     The clock of an instance is an hour fast, then an hour slow.
 #   rolling   Each instance in turn is shut down (SIGTERM) and started again.
+#   soak      No fault: a moderate load for an hour (SOAK_MINUTES), with the memory of the instances each minute. Only by
+#             name.
 #
 # Three instances run on a throw-away PostgreSQL and Redis behind HAProxy with the configuration ops/haproxy.cfg. Writers
 # send mutations with idempotency keys through the proxy, and repeat a failed one with the same key. Readers receive the
 # events over WebSocket and Server-Sent Events, and resume after their last cursor when their connection ends.
 #
 # The status is 1 if a reader lost an event, received one twice or out of order, if a write was applied twice, if a rate
-# limit was exceeded, or if a request failed or was refused in `rolling`.
+# limit was exceeded, if a request failed or was refused in `rolling`, or if the memory grew in `soak`.
 #
 # BENCH_PROGRAM is the path of a server that is already built, BENCH_LOGS a folder for the logs of all processes.
 # HAProxy and libfaketime are installed from Debian's packages if they are missing. Needs Node 20 or newer.

@@ -5,7 +5,7 @@ import { graphql } from './http.mjs';
 import { check, measure, prepare } from './limits.mjs';
 import { Load } from './load.mjs';
 
-const scenarios = { kill, stop, redis, postgres, clock, rolling };
+const scenarios = { kill, stop, redis, postgres, clock, rolling, soak };
 /** The number of measurements of the rate limits, if it is not one afterwards. */
 const MEASURED = { redis: 5, clock: 2 };
 const WARM_UP = 4000;
@@ -118,6 +118,33 @@ async function rolling({ instances }, cluster) {
   }
 }
 
+/** Memory may grow by this factor from the second quarter of a soak to the last. */
+const GROWTH = 1.1;
+
+async function soak({ instances }, cluster, limit, load) {
+  const minutes = Number(process.env.SOAK_MINUTES ?? 60);
+  load.pace = 1000;
+  const row = (cells) => console.log(cells.map((cell) => `${cell}`.padStart(14)).join(''));
+  row(['minute', ...instances.map((_, at) => `${at + 1}: MiB`), 'open files', 'relay lag', 'events']);
+  const curve = [];
+  for (let minute = 0; minute <= minutes; minute++) {
+    if (minute) await sleep(60_000);
+    const all = (name) => Promise.all(instances.map((instance) => cluster.metric(instance, `gathering_${name}`)));
+    const memory = (await all('process_resident_memory_bytes')).map((bytes) => bytes / 2 ** 20);
+    const files = (await all('process_open_fds')).join('/');
+    const lag = Math.max(...(await all('event_relay_lag_seconds')));
+    curve.push(memory);
+    row([minute, ...memory.map((mebibytes) => mebibytes.toFixed(1)), files, `${lag.toFixed(3)} s`, load.written.size]);
+  }
+  const quarter = Math.max(1, Math.floor(curve.length / 4));
+  const mean = (rows, at) => rows.reduce((sum, memory) => sum + memory[at], 0) / rows.length;
+  for (const [at, { name }] of instances.entries()) {
+    const growth = mean(curve.slice(-quarter), at) / mean(curve.slice(quarter, 2 * quarter), at);
+    note(`memory of ${name}: the last quarter has ${growth.toFixed(3)} times that of the second`);
+    if (growth > GROWTH) throw new Error(`the memory of ${name} grows`);
+  }
+}
+
 async function run(name) {
   console.log(`\n== ${name}`);
   const cluster = new Cluster(3);
@@ -134,7 +161,7 @@ async function run(name) {
       if (!check(what, await measure(cluster), times)) faults.push(`rate limit: ${what}`);
     };
     try {
-      await scenarios[name](cluster, cluster, limit);
+      await scenarios[name](cluster, cluster, limit, load);
       await sleep(COOL_DOWN);
     } catch (error) {
       faults.push(`${error.message}`);
