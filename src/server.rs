@@ -53,9 +53,8 @@ pub struct Server {
     accepting: Task,
     stop_recording: oneshot::Sender<()>,
     recording: Task,
-    _purging: Task,
-    _relaying: Task,
-    _noting_uses: Option<Task>,
+    /// The purge, the relay of events and the writer of the uses of API keys. They run until the pool is closed.
+    background: Vec<Task>,
 }
 
 /// Options of a start that are not part of the configuration.
@@ -187,6 +186,7 @@ impl Server {
                 Task(tokio::spawn(background.relay.run(!is_read_only))),
                 (!is_read_only).then(|| Task(tokio::spawn(background.key_use_writer.run()))),
             );
+            let background = [purging, relaying].into_iter().chain(noting).collect();
             Ok(Self {
                 address,
                 database,
@@ -197,9 +197,7 @@ impl Server {
                 accepting,
                 stop_recording,
                 recording,
-                _purging: purging,
-                _relaying: relaying,
-                _noting_uses: noting,
+                background,
             })
         })
     }
@@ -253,24 +251,27 @@ impl Server {
         })
     }
 
-    /// Shuts the server down gracefully. It is unready immediately. After `grace` it accepts no new connections,
-    /// notifies subscriptions, and lets running requests finish within the configured time. Then the audit log is
-    /// written, and the pool is closed last.
-    pub fn shut_down(mut self, grace: Duration) -> BoxFuture<'static, ()> {
+    /// Shuts the server down gracefully. It is unready immediately, and continues to serve requests and to deliver events
+    /// for `grace`. Then it accepts no new connections, notifies subscriptions, and lets running requests finish within
+    /// the configured time. At the end the audit log is written, and the pool is closed last.
+    pub fn shut_down(self, grace: Duration) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            self.health.draining();
+            // An async block captures only the fields that it uses; the others would be dropped immediately.
+            let mut server = self;
+            server.health.draining();
             tokio::time::sleep(grace).await;
             // The receiver is dropped only if the task has ended.
-            let _ = self.stop.send(());
-            let _ = (&mut self.accepting.0).await;
-            let _ = self.stop_recording.send(());
-            if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.recording.0)
+            let _ = server.stop.send(());
+            let _ = (&mut server.accepting.0).await;
+            let _ = server.stop_recording.send(());
+            if tokio::time::timeout(CLOSE_TIMEOUT, &mut server.recording.0)
                 .await
                 .is_err()
             {
                 tracing::error!("the audit log could not be written completely");
             }
-            if tokio::time::timeout(CLOSE_TIMEOUT, self.database.close())
+            drop(server.background);
+            if tokio::time::timeout(CLOSE_TIMEOUT, server.database.close())
                 .await
                 .is_err()
             {

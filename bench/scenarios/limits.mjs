@@ -28,7 +28,7 @@ export async function measure(cluster) {
   const began = Date.now();
   await Promise.all(
     instances.map(async ({ url }) => {
-      const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
+      const agent = new http.Agent({ keepAlive: true, maxSockets: 2 });
       const one = async () => {
         const answer = await graphql(url, { token, query: '{ viewer { name } }', agent });
         outcomes.add(failureOf(answer) ?? 'accepted');

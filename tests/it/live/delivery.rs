@@ -1,6 +1,10 @@
 //! Delivery of events, and its order.
 
+use reqwest::StatusCode;
+
 use super::*;
+use crate::support::actor::client;
+use crate::support::wait::until;
 
 #[tokio::test]
 async fn only_committed_changes_are_delivered() {
@@ -303,4 +307,23 @@ async fn clocks_that_differ_drop_no_event() {
     }
     let stats = stats(&server).await;
     assert_eq!(stats["deduplicated"], 0.0, "{stats}");
+}
+
+#[tokio::test]
+async fn a_draining_server_delivers_events() {
+    let server = TestServer::start().await;
+    let mut listener = Listener::new(&server, "").await;
+    let owner = server.actor(OWNER).await;
+    let ready = server.url("/health/ready");
+    let draining = tokio::spawn(server.shut_down(Duration::from_mins(10)));
+    until("the server drains", async || {
+        let answer = client().get(&ready).send().await.expect("an answer");
+        answer.status() == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    owner
+        .mutate("createProject", "project { id }", json!({ "name": "Late" }))
+        .await;
+    assert_eq!(listener.next().await["name"], "Late");
+    draining.abort();
 }
