@@ -42,6 +42,7 @@ mod sse;
 mod storage;
 mod tasks;
 mod tenancy;
+mod transfers;
 mod values;
 mod volume;
 mod ws;
