@@ -14,6 +14,7 @@ use gathering_entity::member::{self, MemberRole};
 use gathering_entity::message::{self, MessageRole};
 use gathering_entity::project::{self, ProjectStatus};
 use gathering_entity::task::{self, Priority, TaskStatus};
+use gathering_entity::transfer::TransferStatus;
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
     api_key, api_key_circle, audit, event, idempotency, journal, lockout, model, participant,
