@@ -107,7 +107,7 @@ impl Transfer {
         Ok(self.object()?.0)
     }
 
-    /// The circle, agent or project; null if the viewer may not read it, as the new owner before the acceptance.
+    /// The circle, agent or project. Null if the viewer may not read it, as the new owner before the acceptance.
     async fn resource(&self, ctx: &Context<'_>) -> Result<Option<Node>, Error> {
         let (kind, id) = self.object()?;
         Node::load(ctx.request(), kind.of_id(), id).await

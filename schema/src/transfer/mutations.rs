@@ -103,10 +103,11 @@ pub struct TransferMutation;
 
 #[Object]
 impl TransferMutation {
-    /// Requests the transfer of a circle to a new owner, who accepts it with `acceptTransfer` within 7 days.
-    /// Requires its owner, or an administrator if the owner is deactivated. `NOT_FOUND` for a `newOwnerId` of no active
-    /// user. `userErrors` codes besides input validation: `INVALID` for an `email` of no active user, for a service
-    /// account and for the owner; `BAD_TRANSITION` while another transfer of the circle is `PENDING`.
+    /// Requests the transfer of a circle to a new owner, who accepts it with `acceptTransfer`.
+    /// The request expires after 7 days. Requires its owner, or an administrator if the owner is deactivated.
+    /// `NOT_FOUND` for a `newOwnerId` of no active user. `userErrors` codes besides input validation: `INVALID` for an
+    /// `email` of no active user, for a service account and for the owner; `BAD_TRANSITION` while another transfer of
+    /// the circle is `PENDING`.
     async fn transfer_circle(
         &self,
         ctx: &Context<'_>,
@@ -123,11 +124,12 @@ impl TransferMutation {
         .await
     }
 
-    /// Requests the transfer of an agent to a new owner, who accepts it with `acceptTransfer` within 7 days.
-    /// Requires its owner, or an administrator if the owner is deactivated. `NOT_FOUND` for a `newOwnerId` of no active
-    /// user. `userErrors` codes besides input validation: `INVALID` for an `email` of no active user, for a service
-    /// account and for the owner; `BAD_TRANSITION` while another transfer of the agent is `PENDING`; `IN_USE` while the
-    /// agent takes part in a conversation outside of circles that has not ended.
+    /// Requests the transfer of an agent to a new owner, who accepts it with `acceptTransfer`.
+    /// The request expires after 7 days. Requires its owner, or an administrator if the owner is deactivated.
+    /// `NOT_FOUND` for a `newOwnerId` of no active user. `userErrors` codes besides input validation: `INVALID` for an
+    /// `email` of no active user, for a service account and for the owner; `BAD_TRANSITION` while another transfer of
+    /// the agent is `PENDING`; `IN_USE` while the agent takes part in a conversation outside of circles that has not
+    /// ended.
     async fn transfer_agent(
         &self,
         ctx: &Context<'_>,
@@ -144,10 +146,11 @@ impl TransferMutation {
         .await
     }
 
-    /// Requests the transfer of a project to a new owner, who accepts it with `acceptTransfer` within 7 days.
-    /// Requires its owner, or an administrator if the owner is deactivated. `NOT_FOUND` for a `newOwnerId` of no active
-    /// user. `userErrors` codes besides input validation: `INVALID` for an `email` of no active user, for a service
-    /// account and for the owner; `BAD_TRANSITION` while another transfer of the project is `PENDING`.
+    /// Requests the transfer of a project to a new owner, who accepts it with `acceptTransfer`.
+    /// The request expires after 7 days. Requires its owner, or an administrator if the owner is deactivated.
+    /// `NOT_FOUND` for a `newOwnerId` of no active user. `userErrors` codes besides input validation: `INVALID` for an
+    /// `email` of no active user, for a service account and for the owner; `BAD_TRANSITION` while another transfer of
+    /// the project is `PENDING`.
     async fn transfer_project(
         &self,
         ctx: &Context<'_>,

@@ -3,6 +3,7 @@
 use futures_util::future::join;
 
 use super::*;
+use crate::support::account::unauthenticated;
 
 const ROUNDS: usize = 6;
 
@@ -148,6 +149,30 @@ async fn an_update_during_the_acceptance_is_not_lost() {
             let is_updated = outcome(thing.update, &updated) == "done";
             assert_eq!(data["node"]["name"] == after, is_updated, "{updated}");
             assert_eq!(owner(&demo, &id).await, GUEST);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_key_of_the_agent_survives_the_acceptance() {
+    let demo = Demo::start().await;
+    let beside = demo.server.beside(|_| ()).await;
+    let elsewhere = beside.actor(GUEST).await;
+    for round in 0..ROUNDS {
+        let id = AGENT.create(&demo.owner, &format!("Round {round}")).await;
+        let offered = AGENT.offer(&demo.owner, &id, GUEST).await;
+        let key = json!({ "name": "A key", "scopes": ["READ"], "agentId": id });
+        let (accepted, created) = join(
+            answer(&elsewhere, "acceptTransfer", this(&offered)),
+            demo.owner.mutate("createApiKey", "secret", key),
+        )
+        .await;
+        assert_eq!(outcome("acceptTransfer", &accepted), "done");
+        if let Some(secret) = created["data"]["createApiKey"]["secret"].as_str() {
+            let caller = demo.server.with_token(secret);
+            assert_eq!(caller.who().await, unauthenticated());
+        } else {
+            assert_eq!(refusal(&created), "NOT_FOUND agentId");
         }
     }
 }
