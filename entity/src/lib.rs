@@ -24,6 +24,7 @@ pub mod provider;
 pub mod refresh_token;
 pub mod revoked_token;
 pub mod task;
+pub mod transfer;
 pub mod user;
 
 use sea_orm::FromJsonQueryResult;

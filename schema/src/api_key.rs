@@ -9,13 +9,15 @@ use gathering_entity::{
 };
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    sea_query::LockType,
 };
+use uuid::Uuid;
 
 use crate::{
     access::{ApiKeyScope, Viewer},
     agent::Agent,
     audit::AuditAction,
-    auth::{MAX_KEY_CIRCLES, NewKey, key_details, usable_keys},
+    auth::{Accounts, MAX_KEY_CIRCLES, NewKey, key_details, usable_keys},
     data::{Change, Connection, Noun, Order, Outcome, Page, change, load},
     db::{PageQuery, Rule, distinct},
     error::Error,
@@ -233,6 +235,40 @@ fn check_user(change: &Change<'_>, user: &user::Model) -> Result<(), Error> {
     Err(change.forbidden(Kind::User, user.id).field("userId"))
 }
 
+/// Revokes a key, whose row must be locked.
+async fn revoke(
+    change: &mut Change<'_>,
+    accounts: &Accounts,
+    row: &api_key::Model,
+) -> Result<(), Error> {
+    let revoked = accounts.revoke_key(&change.transaction, row, change.now);
+    if let Some(ended) = revoked.await? {
+        change.end(ended);
+        let details = key_details(row);
+        change.note(AuditAction::ApiKeyRevoked, Kind::ApiKey, row.id, details);
+    }
+    Ok(())
+}
+
+/// Revokes the keys of an agent, whose row must be locked.
+pub(crate) async fn revoke_of_agent(
+    change: &mut Change<'_>,
+    accounts: &Accounts,
+    agent: Uuid,
+) -> Result<(), Error> {
+    let keys = api_key::Entity::find()
+        .filter(api_key::Column::AgentId.eq(agent))
+        .filter(api_key::Column::RevokedAt.is_null())
+        .order_by_asc(api_key::Column::Id)
+        .lock(LockType::NoKeyUpdate)
+        .all(&change.transaction)
+        .await?;
+    for row in &keys {
+        revoke(change, accounts, row).await?;
+    }
+    Ok(())
+}
+
 /// Queries about API keys.
 #[derive(Default)]
 pub struct ApiKeyQuery;
@@ -336,16 +372,7 @@ impl ApiKeyMutation {
         let accounts = request.accounts();
         let outcome: Outcome = change(ctx, None, async |mut change| {
             let row = change.row::<api_key::Entity>(&rule, id, "id").await?;
-            let (transaction, now) = (&change.transaction, change.now);
-            if let Some(ended) = accounts.revoke_key(transaction, &row, now).await? {
-                change.end(ended);
-                change.note(
-                    AuditAction::ApiKeyRevoked,
-                    Kind::ApiKey,
-                    id,
-                    key_details(&row),
-                );
-            }
+            revoke(&mut change, accounts, &row).await?;
             change.commit(vec![id]).await
         })
         .await?;

@@ -30,6 +30,7 @@ use crate::{
     request::RequestExt,
     scalar::DateTime,
     task::event::TaskChange,
+    transfer::event::TransferChange,
     user::{User, UserChange},
 };
 
@@ -99,6 +100,8 @@ pub enum Event {
     Catalogue(Of<CatalogueChange>),
     /// A user event.
     User(Of<UserChange>),
+    /// A transfer event.
+    Transfer(Of<TransferChange>),
     /// A notice about missed events.
     Missed(EventsMissed),
 }
@@ -119,6 +122,7 @@ impl Event {
             ("message", _) => Self::Message(Of::new(row)),
             ("provider" | "model" | "persona", _) => Self::Catalogue(Of::new(row)),
             ("user", _) => Self::User(Of::new(row)),
+            ("transfer", _) => Self::Transfer(Of::new(row)),
             _ => return None,
         })
     }
@@ -317,6 +321,18 @@ impl Payload for event::Model {
     fn payload(&self) -> &Value {
         &self.payload
     }
+}
+
+/// The user whose id is in the payload of an event.
+pub(crate) async fn user_in(
+    ctx: &Context<'_>,
+    row: &event::Model,
+    name: &str,
+) -> Result<Option<User>, Error> {
+    let Some(id) = row.uuid(name) else {
+        return Ok(None);
+    };
+    Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
 }
 
 /// Marker type for connections of events.

@@ -35,6 +35,7 @@ use crate::{
     response::Answer,
     roots,
     subscribe::{self, Answers, Live},
+    transfer,
 };
 
 /// The settings of a graph.
@@ -328,7 +329,8 @@ impl Graph {
         })
     }
 
-    /// Deletes expired revocations, sessions, lockouts, audit log entries and events. Must be called regularly.
+    /// Deletes expired revocations, sessions, lockouts, transfers, audit log entries and events. Must be called
+    /// regularly.
     ///
     /// # Errors
     /// The database cannot be written; the cause is logged.
@@ -338,6 +340,7 @@ impl Graph {
             let services = self.services();
             let now = (services.clock)();
             idempotency::purge(&services.db, now).await?;
+            transfer::purge(&services.db, now).await?;
             Ok(services.bus.purge(&services.db, now).await?)
         })
     }

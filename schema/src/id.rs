@@ -44,11 +44,13 @@ pub enum Kind {
     SignIn,
     /// `key_…`
     ApiKey,
+    /// `transfer_…`
+    Transfer,
 }
 
 impl Kind {
     // The length follows from the last variant, so that an omitted entry is a compiler error.
-    const ALL: [Self; Self::ApiKey as usize + 1] = [
+    const ALL: [Self; Self::Transfer as usize + 1] = [
         Self::User,
         Self::Provider,
         Self::Model,
@@ -64,6 +66,7 @@ impl Kind {
         Self::Audit,
         Self::SignIn,
         Self::ApiKey,
+        Self::Transfer,
     ];
 
     /// The text before the underscore.
@@ -84,6 +87,7 @@ impl Kind {
             Self::Audit => "audit",
             Self::SignIn => "signin",
             Self::ApiKey => "key",
+            Self::Transfer => "transfer",
         }
     }
 

@@ -81,7 +81,7 @@ impl UserError {
 
     /// As [`UserError::bad_transition`], with a message that names the object, its status and the action.
     pub(crate) fn cannot(thing: &str, status: &str, done: &str) -> Self {
-        let article = if status.starts_with(['A', 'I']) {
+        let article = if status.starts_with(['A', 'E', 'I']) {
             "An"
         } else {
             "A"

@@ -51,6 +51,7 @@ pub mod storage;
 mod subscribe;
 pub mod task;
 pub mod text;
+pub mod transfer;
 pub mod user;
 mod workflow;
 

@@ -27,6 +27,7 @@ use crate::{
     project::{Project, ProjectChange},
     request::{Request, RequestExt},
     task::{Task, event::TaskChange},
+    transfer::{Transfer, event::TransferChange},
     user::{User, UserChange},
 };
 
@@ -66,6 +67,8 @@ pub enum Node {
     Message(Message),
     /// An API key.
     ApiKey(ApiKey),
+    /// A transfer.
+    Transfer(Transfer),
     /// An entry of the audit log.
     Audit(AuditEntry),
     /// An agent event.
@@ -88,6 +91,8 @@ pub enum Node {
     CatalogueEvent(Of<CatalogueChange>),
     /// A user event.
     UserEvent(Of<UserChange>),
+    /// A transfer event.
+    TransferEvent(Of<TransferChange>),
 }
 
 impl Node {
@@ -103,6 +108,7 @@ impl Node {
             Event::Message(event) => Self::MessageEvent(event),
             Event::Catalogue(event) => Self::CatalogueEvent(event),
             Event::User(event) => Self::UserEvent(event),
+            Event::Transfer(event) => Self::TransferEvent(event),
             Event::Missed(_) => return None,
         })
     }
@@ -136,6 +142,7 @@ impl Node {
                 announced.and_then(|row| Event::of(&row)).and_then(Self::of)
             }
             Kind::ApiKey => load::<ApiKey>(request, id).await?.map(Self::ApiKey),
+            Kind::Transfer => load::<Transfer>(request, id).await?.map(Self::Transfer),
             Kind::SignIn => None,
         })
     }

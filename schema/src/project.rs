@@ -16,12 +16,12 @@ use crate::{
     circle::{Circle, CircleFilter},
     data::{
         Change, Connection, Edits, FieldsOf, NamedOrder, NamedOrderField, Noun, Order, Outcome,
-        Page, by_id, change, unique,
+        Page, Stop, by_id, change, unique,
     },
     db::{Rule, contains, is_one_of},
     deletion::{DeleteInput, DeletePayload},
     error::Error,
-    event::{EventDetails, EventFilter, Events, Payload},
+    event::{EventDetails, EventFilter, Events, Payload, user_in},
     events::{EventType, NewEvent},
     id::Kind,
     input::{Check, UserError, UserErrorCode, entries},
@@ -528,6 +528,35 @@ pub(crate) fn check_owner<S>(change: &Change<'_, S>, id: Uuid, owner: Uuid) -> R
     }
 }
 
+/// Changes the owner of a project, whose row must be locked. Its circles keep it.
+///
+/// # Errors
+/// `TAKEN` if another active project of the new owner has its name.
+pub(crate) async fn change_owner(
+    change: &mut Change<'_>,
+    row: project::Model,
+    to: Uuid,
+) -> Result<(), Stop> {
+    let from = row.owner_id;
+    let mut new = row.into_active_model();
+    new.owner_id = Set(to);
+    new.updated_at = Set(change.now);
+    let row = unique(new.update(&change.transaction).await, || {
+        let message = "You already have an active project with this name.";
+        UserError::general(UserErrorCode::Taken, message)
+    })?;
+    let payload = json!({
+        "name": row.name,
+        "changed": ["owner"],
+        "updatedAt": row.updated_at,
+        "previousOwnerId": Kind::User.id(from).as_str(),
+        "newOwnerId": Kind::User.id(to).as_str(),
+    });
+    let new_event = NewEvent::new(EventType::ProjectOwnerChanged, row.id, payload);
+    change.append(new_event.owner(to).project(row.id));
+    Ok(())
+}
+
 fn name_taken() -> UserError {
     let message = "Another of the owner's active projects has this name.";
     UserError::new("name", UserErrorCode::Taken, message)
@@ -563,6 +592,16 @@ impl ProjectChange {
     /// The name at the time of the event.
     async fn name(&self) -> &str {
         self.0.text("name").unwrap_or_default()
+    }
+
+    /// The owner before the change; null if the owner has not changed.
+    async fn previous_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "previousOwnerId").await
+    }
+
+    /// The owner after the change; null if the owner has not changed.
+    async fn new_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "newOwnerId").await
     }
 
     /// The names of the fields that changed.

@@ -59,7 +59,7 @@ const SIGN_IN: RootFieldProperties = RootFieldProperties {
     ..NO_KEYS
 };
 
-const TABLE: [(&str, RootFieldProperties); 24] = [
+const TABLE: [(&str, RootFieldProperties); 31] = [
     (
         "__typename",
         RootFieldProperties {
@@ -101,6 +101,13 @@ const TABLE: [(&str, RootFieldProperties); 24] = [
     ("shareCircle", UNLIMITED_KEYS),
     ("unshareCircle", UNLIMITED_KEYS),
     ("createServiceAccount", UNLIMITED_KEYS),
+    ("transfers", UNLIMITED_KEYS),
+    ("transferCircle", UNLIMITED_KEYS),
+    ("transferAgent", UNLIMITED_KEYS),
+    ("transferProject", UNLIMITED_KEYS),
+    ("acceptTransfer", UNLIMITED_KEYS),
+    ("declineTransfer", UNLIMITED_KEYS),
+    ("cancelTransfer", UNLIMITED_KEYS),
     (
         "rateLimit",
         RootFieldProperties {

@@ -23,7 +23,7 @@ use crate::{
     root_field::properties,
     server, session,
     subscribe::Subscription,
-    task, user,
+    task, transfer, user,
 };
 
 /// The root of all queries.
@@ -44,6 +44,7 @@ pub struct Query(
     event::EventQuery,
     session::SessionQuery,
     api_key::ApiKeyQuery,
+    transfer::TransferQuery,
     audit::AuditQuery,
 );
 
@@ -63,6 +64,7 @@ pub struct Mutation(
     conversation::ConversationMutation,
     message::MessageMutation,
     task::TaskMutation,
+    transfer::TransferMutation,
 );
 
 /// A root type. Its schema is completed with default rate tiers, `@listSize` directives for connections, and
@@ -268,6 +270,7 @@ fn event_subject(name: &str) -> Option<&'static str> {
         "ProjectEvent" => "a project",
         "SharingEvent" => "the sharing of a circle with a user",
         "TaskEvent" => "a task",
+        "TransferEvent" => "a transfer of ownership",
         "UserEvent" => "a user account",
         _ => return None,
     })

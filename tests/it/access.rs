@@ -57,7 +57,7 @@ const CALLERS: [(&str, Option<&str>); 6] = [
 ];
 
 /// The event types, each with the kind of event to look for and whether the event belongs to the circle.
-const EVENTS: [(&str, &str, bool); 10] = [
+const EVENTS: [(&str, &str, bool); 11] = [
     ("AgentEvent", "AGENT_CREATED", false),
     ("ProjectEvent", "PROJECT_CREATED", false),
     ("CircleEvent", "CIRCLE_CREATED", true),
@@ -68,6 +68,7 @@ const EVENTS: [(&str, &str, bool); 10] = [
     ("MessageEvent", "MESSAGE_ADDED", true),
     ("CatalogueEvent", "MODEL_CHANGED", false),
     ("UserEvent", "USER_UPDATED", false),
+    ("TransferEvent", "TRANSFER_REQUESTED", false),
 ];
 
 /// A caller of the table.
@@ -148,6 +149,7 @@ impl Access {
                 tasks(first: 1) {{ nodes {{ __typename id }} }}
                 conversations(first: 1) {{ nodes {{ __typename id messages(first: 1) {{ nodes {{ __typename id }} }} }} }} }}
               auditLog(last: 1) {{ nodes {{ __typename id }} }}
+              transfers(first: 1, filter: {{ status: [ACCEPTED] }}) {{ nodes {{ __typename id }} }}
               {} }}",
             events.concat()
         );
@@ -321,6 +323,17 @@ impl Access {
             }
             "deleteProject" => json!({ "id": self.thing("Project") }),
             "updateAgent" => json!({ "agentId": self.thing("Agent") }),
+            // The owner cannot be the new owner.
+            "transferProject" => {
+                json!({ "projectId": self.thing("Project"), "newOwnerId": self.thing("User") })
+            }
+            "transferAgent" => {
+                json!({ "agentId": self.thing("Agent"), "newOwnerId": self.thing("User") })
+            }
+            // The transfer has been accepted.
+            "acceptTransfer" | "declineTransfer" | "cancelTransfer" => {
+                json!({ "transferId": self.thing("Transfer") })
+            }
             "deleteAgent" => json!({ "id": self.thing("Agent"), "expectedVersion": 0 }),
             _ => self.input_in_circle(mutation).await,
         }
@@ -356,6 +369,7 @@ impl Access {
             }
             "pauseCircle" | "stopCircle" => json!({ "circleId": CIRCLE, "expectedVersion": 0 }),
             "deleteCircle" => json!({ "id": CIRCLE }),
+            "transferCircle" => json!({ "circleId": CIRCLE, "newOwnerId": self.thing("User") }),
             "shareCircle" => {
                 json!({ "circleId": CIRCLE, "email": "viewer@example.com", "role": "VIEWER" })
             }

@@ -14,10 +14,11 @@ use gathering_entity::member::{self, MemberRole};
 use gathering_entity::message::{self, MessageRole};
 use gathering_entity::project::{self, ProjectStatus};
 use gathering_entity::task::{self, Priority, TaskStatus};
+use gathering_entity::transfer::TransferStatus;
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
     api_key, api_key_circle, audit, event, idempotency, journal, lockout, model, participant,
-    persona, provider, refresh_token, revoked_token,
+    persona, provider, refresh_token, revoked_token, transfer,
 };
 use sea_orm::prelude::{DateTimeUtc, Uuid};
 use sea_orm::sea_query::{ColumnType, Expr};
@@ -56,6 +57,7 @@ macro_rules! for_each_entity {
         $do!(idempotency);
         $do!(api_key);
         $do!(api_key_circle);
+        $do!(transfer);
     };
 }
 

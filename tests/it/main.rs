@@ -44,6 +44,7 @@ mod sse;
 mod storage;
 mod tasks;
 mod tenancy;
+mod transfers;
 mod values;
 mod volume;
 mod ws;

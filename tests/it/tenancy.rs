@@ -14,7 +14,7 @@ use gathering_entity::conversation::ConversationStatus;
 use gathering_entity::task::TaskStatus;
 use gathering_entity::{
     agent, api_key, circle, collaborator, conversation, event, member, message, model, persona,
-    project, provider, refresh_token, task, user,
+    project, provider, refresh_token, task, transfer, user,
 };
 use gathering_schema::id::Kind;
 use sea_orm::prelude::Uuid;
@@ -33,12 +33,15 @@ use rights::Rights;
 use walk::{Seen, Walk, decoded};
 
 /// Edges that are always null, and why.
-const LEADS_NOWHERE: [(&str, &str); 5] = [
+const LEADS_NOWHERE: [(&str, &str); 7] = [
     // A change of the catalogue or of an account does not belong to a circle.
     ("CatalogueEvent", "circle"),
     ("CatalogueEvent", "project"),
     ("UserEvent", "circle"),
     ("UserEvent", "project"),
+    // Nor does a transfer.
+    ("TransferEvent", "circle"),
+    ("TransferEvent", "project"),
     // A project can have many circles.
     ("ProjectEvent", "circle"),
 ];
@@ -245,7 +248,8 @@ async fn the_traversal_reaches_every_type_edge_and_row() {
         task,
         conversation,
         message,
-        event
+        event,
+        transfer
     );
     db.close().await.expect("closes");
     // The traversal itself adds sessions, which are rows of `refresh_tokens`, and entries of the audit log. It lists the

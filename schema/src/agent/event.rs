@@ -6,13 +6,15 @@ use async_graphql::{Context, ID, Object};
 use gathering_entity::{agent, event};
 use sea_orm::ActiveEnum;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::{
     agent::{Agent, AgentStatus},
     error::Error,
-    event::{EventDetails, Payload},
+    event::{EventDetails, Payload, user_in},
     events::{EventType, NewEvent},
     id::Kind,
+    user::User,
 };
 
 /// A change of an agent.
@@ -59,6 +61,16 @@ impl AgentChange {
             .map(Into::into)
     }
 
+    /// The owner before the change; null if the owner has not changed.
+    async fn previous_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "previousOwnerId").await
+    }
+
+    /// The owner after the change; null if the owner has not changed.
+    async fn new_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "newOwnerId").await
+    }
+
     /// The names of the fields that changed.
     async fn changed(&self) -> Vec<String> {
         self.0.changed()
@@ -82,6 +94,20 @@ pub(super) fn status_changed(row: &agent::Model, from: agent::AgentStatus) -> Ne
         "version": row.version,
     });
     NewEvent::new(EventType::AgentStatusChanged, row.id, payload)
+        .owner(row.owner_id)
+        .agent(row.id)
+}
+
+/// The event for an agent with a new owner.
+pub(super) fn owner_changed(row: &agent::Model, from: Uuid) -> NewEvent {
+    let payload = json!({
+        "name": row.name,
+        "changed": ["owner"],
+        "version": row.version,
+        "previousOwnerId": Kind::User.id(from).as_str(),
+        "newOwnerId": Kind::User.id(row.owner_id).as_str(),
+    });
+    NewEvent::new(EventType::AgentOwnerChanged, row.id, payload)
         .owner(row.owner_id)
         .agent(row.id)
 }

@@ -38,7 +38,9 @@ use crate::{
 
 pub use activity::{AgentActivity, AgentConversation};
 pub use inputs::{CreateAgentInput, UpdateAgentInput};
+pub(crate) use mutations::editable;
 pub use mutations::{AgentMutation, AgentPayload};
+pub(crate) use workflow::{change_owner, check_transferable};
 
 /// The status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]

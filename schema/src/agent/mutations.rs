@@ -252,7 +252,10 @@ impl References {
 ///
 /// # Errors
 /// `FORBIDDEN` for an agent that the viewer may read, but not change.
-fn editable<S>(change: &Change<'_, S>, row: agent::Model) -> Result<agent::Model, Error> {
+pub(crate) fn editable<S>(
+    change: &Change<'_, S>,
+    row: agent::Model,
+) -> Result<agent::Model, Error> {
     if change.viewer.is_admin() || row.owner_id == change.viewer.id() {
         Ok(row)
     } else {

@@ -2,18 +2,22 @@
 
 use gathering_entity::{agent, circle, conversation, member, participant, task};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, Set,
     sea_query::{Expr, ExprTrait, LockType},
 };
 use uuid::Uuid;
 
 use crate::{
-    agent::AgentStatus,
+    agent::{AgentStatus, event},
+    api_key,
+    auth::Accounts,
     circle::members::removed,
-    data::{Change, Stop},
+    data::{Change, Stop, unique},
     db::is_among,
     deletion::in_use,
     error::Error,
+    input::{UserError, UserErrorCode},
 };
 
 /// The new status when the owner takes an agent offline or back into service.
@@ -82,6 +86,45 @@ pub(super) async fn leave_circles(change: &mut Change<'_>, agent: Uuid) -> Resul
             change.append(removed(circle, &row));
         }
     }
+    Ok(())
+}
+
+/// Checks that the agent takes part in no open conversation outside of circles, which belongs to its owner.
+///
+/// # Errors
+/// `IN_USE`.
+pub(crate) async fn check_transferable(change: &Change<'_>, agent: Uuid) -> Result<(), Stop> {
+    let private = open_conversations(agent).and(conversation::Column::CircleId.is_null());
+    if change.any::<conversation::Entity>(private).await? {
+        let message = "The agent takes part in conversations outside of circles that have not ended. End them first.";
+        return Err(UserError::general(UserErrorCode::InUse, message).into());
+    }
+    Ok(())
+}
+
+/// Changes the owner of an agent, whose row must be locked. It keeps its memberships and tasks. Its API keys act for the
+/// former owner, so they are revoked.
+///
+/// # Errors
+/// `TAKEN` if another agent of the new owner has its name; `IN_USE` as [`check_transferable`].
+pub(crate) async fn change_owner(
+    change: &mut Change<'_>,
+    accounts: &Accounts,
+    row: agent::Model,
+    to: Uuid,
+) -> Result<(), Stop> {
+    check_transferable(change, row.id).await?;
+    let (from, version) = (row.owner_id, row.version);
+    let mut new = row.into_active_model();
+    new.owner_id = Set(to);
+    new.version = Set(version + 1);
+    new.updated_at = Set(change.now);
+    let row = unique(new.update(&change.transaction).await, || {
+        let message = "You already have an agent with this name.";
+        UserError::general(UserErrorCode::Taken, message)
+    })?;
+    api_key::revoke_of_agent(change, accounts, row.id).await?;
+    change.append(event::owner_changed(&row, from));
     Ok(())
 }
 

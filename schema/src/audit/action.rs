@@ -23,6 +23,10 @@ pub(crate) enum AuditAction {
     ApiKeyCreated,
     ApiKeyRevoked,
     CatalogueChanged,
+    TransferRequested,
+    TransferAccepted,
+    TransferDeclined,
+    TransferCancelled,
 }
 
 impl AuditAction {
@@ -46,6 +50,10 @@ impl AuditAction {
             Self::ApiKeyCreated => "api_key.created",
             Self::ApiKeyRevoked => "api_key.revoked",
             Self::CatalogueChanged => "catalogue.changed",
+            Self::TransferRequested => "transfer.requested",
+            Self::TransferAccepted => "transfer.accepted",
+            Self::TransferDeclined => "transfer.declined",
+            Self::TransferCancelled => "transfer.cancelled",
         }
     }
 
@@ -57,7 +65,9 @@ impl AuditAction {
             | Self::LoggedOut
             | Self::SessionRevoked
             | Self::ApiKeyRevoked
-            | Self::CatalogueChanged => AuditSeverity::Info,
+            | Self::CatalogueChanged
+            | Self::TransferDeclined
+            | Self::TransferCancelled => AuditSeverity::Info,
             Self::LoginFailed
             | Self::TokenRejected
             | Self::Refused
@@ -66,7 +76,9 @@ impl AuditAction {
             | Self::UserCreated
             | Self::UserChanged
             | Self::ServiceAccountCreated
-            | Self::ApiKeyCreated => AuditSeverity::Warning,
+            | Self::ApiKeyCreated
+            | Self::TransferRequested
+            | Self::TransferAccepted => AuditSeverity::Warning,
             Self::Locked | Self::RefreshReused => AuditSeverity::High,
         }
     }

@@ -13,7 +13,8 @@ use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::{List, agent, api_key, api_key_circle, circle, user::UserRole};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, DatabaseTransaction, EntityTrait, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, LockType},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -178,7 +179,10 @@ impl NewKey<'_> {
         user: Uuid,
     ) -> Result<(), Error> {
         if let Some(id) = self.agent {
-            let own = agent::Entity::find_by_id(id).filter(agent::Column::OwnerId.eq(user));
+            // Locked, so that a transfer of the agent revokes the key.
+            let own = agent::Entity::find_by_id(id)
+                .filter(agent::Column::OwnerId.eq(user))
+                .lock(LockType::Share);
             let own = own.one(transaction).await?;
             own.ok_or_else(|| Error::not_found("agentId"))?;
         }

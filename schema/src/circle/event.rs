@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, Object};
-use gathering_entity::{circle, collaborator, event, member, user};
+use gathering_entity::{circle, collaborator, event, member};
 use sea_orm::ActiveEnum;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -12,10 +12,9 @@ use crate::{
     agent::Agent,
     circle::{CircleStatus, CollaboratorRole, members::MemberRole},
     error::Error,
-    event::{EventDetails, Payload},
+    event::{EventDetails, Payload, user_in},
     events::{EventType, NewEvent},
     id::Kind,
-    request::RequestExt,
     user::User,
 };
 
@@ -58,6 +57,16 @@ impl CircleChange {
             .map(Into::into)
     }
 
+    /// The owner before the change; null if the owner has not changed.
+    async fn previous_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "previousOwnerId").await
+    }
+
+    /// The owner after the change; null if the owner has not changed.
+    async fn new_owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
+        user_in(ctx, &self.0, "newOwnerId").await
+    }
+
     /// The names of the fields that changed.
     async fn changed(&self) -> Vec<String> {
         self.0.changed()
@@ -86,10 +95,7 @@ impl SharingChange {
 
     /// The user with whom the circle was shared or is no longer shared.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
-        let Some(id) = self.0.uuid("userId") else {
-            return Ok(None);
-        };
-        Ok(ctx.request().row::<user::Entity>(id).await?.map(User::new))
+        user_in(ctx, &self.0, "userId").await
     }
 
     /// The role of the user after the change; null if the circle is no longer shared.
@@ -182,6 +188,18 @@ pub(super) fn moved(
         "version": row.version,
     });
     circle_event(kind, row, payload)
+}
+
+/// The event for a circle with a new owner.
+pub(super) fn owner_changed(row: &circle::Model, from: Uuid) -> NewEvent {
+    let payload = json!({
+        "name": row.name,
+        "changed": ["owner"],
+        "version": row.version,
+        "previousOwnerId": Kind::User.id(from).as_str(),
+        "newOwnerId": Kind::User.id(row.owner_id).as_str(),
+    });
+    circle_event(EventType::CircleOwnerChanged, row, payload)
 }
 
 /// The event for a changed collaborator. Delivered to the user concerned, even if that user cannot read the circle.

@@ -39,7 +39,7 @@ use crate::{
 
 pub use mutations::{CircleMutation, MemberMutation};
 pub use sharing::{Access, CollaboratorRole};
-pub(crate) use sharing::{Seen, accessible, editable};
+pub(crate) use sharing::{Seen, accessible, change_owner, editable};
 
 /// The status of a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]

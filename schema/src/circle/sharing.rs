@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use crate::{
     access::Viewer,
-    circle::event::collaboration,
-    data::{Change, Column, Draft, EdgeField, Entries, Listed, One, Stop},
+    circle::event::{collaboration, owner_changed},
+    data::{Change, Column, Draft, EdgeField, Entries, Listed, One, Stop, unique},
     db::revision,
     error::Error,
     events::EventType,
@@ -348,6 +348,41 @@ pub(super) async fn unshare_all(
         .await?;
     for user in users {
         change.append(collaboration(EventType::CircleUnshared, circle, user, None));
+    }
+    Ok(())
+}
+
+/// Changes the owner of a circle, whose row must be locked. The former owner becomes an editor, unless deactivated.
+///
+/// # Errors
+/// `TAKEN` if another circle of the new owner has its name.
+pub(crate) async fn change_owner(
+    change: &mut Change<'_>,
+    row: circle::Model,
+    to: Uuid,
+) -> Result<(), Stop> {
+    let (from, version) = (row.owner_id, row.version);
+    let mut new = row.into_active_model();
+    new.owner_id = Set(to);
+    new.version = Set(version + 1);
+    new.updated_at = Set(change.now);
+    let row = unique(new.update(&change.transaction).await, || {
+        let message = "You already have a circle with this name.";
+        UserError::general(UserErrorCode::Taken, message)
+    })?;
+    // The owner of a circle is not a collaborator.
+    collaborator::Entity::delete_many()
+        .filter(collaborator::Column::CircleId.eq(row.id))
+        .filter(collaborator::Column::UserId.eq(to))
+        .exec(&change.transaction)
+        .await?;
+    change.append(owner_changed(&row, from));
+    let former = user::Column::Id
+        .eq(from)
+        .and(user::Column::IsActive.eq(true));
+    if change.any::<user::Entity>(former).await? {
+        let role = collaborator::CollaboratorRole::Editor;
+        share(change, &row, from, role).await?;
     }
     Ok(())
 }

@@ -221,9 +221,10 @@ fn changes_membership(row: &event::Model) -> bool {
 }
 
 /// Event types that change who may read a circle.
-pub(crate) const SHARING: [EventType; 3] = [
+pub(crate) const SHARING: [EventType; 4] = [
     EventType::CircleShared,
     EventType::CircleUnshared,
+    EventType::CircleOwnerChanged,
     EventType::CircleDeleted,
 ];
 

@@ -13,12 +13,16 @@ pub enum EventType {
     AgentUpdated,
     /// The status of an agent changed.
     AgentStatusChanged,
+    /// The owner of an agent changed.
+    AgentOwnerChanged,
     /// An agent was deleted.
     AgentDeleted,
     /// A project was created.
     ProjectCreated,
     /// A project was updated.
     ProjectUpdated,
+    /// The owner of a project changed.
+    ProjectOwnerChanged,
     /// A project was deleted.
     ProjectDeleted,
     /// A circle was created.
@@ -35,6 +39,8 @@ pub enum EventType {
     CircleArchived,
     /// A circle was restored from the archive.
     CircleRestored,
+    /// The owner of a circle changed.
+    CircleOwnerChanged,
     /// A circle was deleted.
     CircleDeleted,
     /// A circle was shared with a user.
@@ -111,6 +117,14 @@ pub enum EventType {
     UserLocked,
     /// Access tokens of a user were revoked early: all of them, or those of a stolen session.
     UserTokensRevoked,
+    /// A transfer of ownership was requested.
+    TransferRequested,
+    /// A transfer of ownership was accepted.
+    TransferAccepted,
+    /// A transfer of ownership was declined.
+    TransferDeclined,
+    /// A transfer of ownership was cancelled.
+    TransferCancelled,
     /// Events that a subscriber has not received are no longer stored.
     EventsMissed,
 }

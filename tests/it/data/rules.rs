@@ -351,3 +351,56 @@ async fn folded_names_are_ordered_by_their_bytes() {
         keys
     );
 }
+
+#[tokio::test]
+async fn an_object_has_at_most_one_pending_transfer() {
+    let database = Database::seeded().await;
+    let db = database.connect().await;
+    let offer = |circle: Option<Uuid>, agent: Option<Uuid>, to: u32| transfer::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        created_at: Set(start()),
+        circle_id: Set(circle),
+        agent_id: Set(agent),
+        from_user_id: Set(id(1, 2)),
+        to_user_id: Set(id(1, to)),
+        status: Set(TransferStatus::Pending),
+        expires_at: Set(start()),
+        ..Default::default()
+    };
+    let insert = async |row: transfer::ActiveModel| {
+        let insert = transfer::Entity::insert(row);
+        insert.exec_without_returning(&db).await
+    };
+    let (circle, agent) = (Some(id(7, 1)), Some(id(5, 1)));
+    insert(offer(circle, None, 1)).await.expect("inserts");
+    insert(offer(None, agent, 1)).await.expect("inserts");
+    let taken = violation(insert(offer(circle, None, 3)).await);
+    assert!(
+        matches!(taken, SqlErr::UniqueConstraintViolation(_)),
+        "{taken:?}"
+    );
+    let mut declined = offer(circle, None, 3);
+    declined.status = Set(TransferStatus::Declined);
+    declined.resolved_at = Set(Some(start()));
+    insert(declined).await.expect("inserts");
+    let mut unresolved = offer(Some(id(7, 2)), None, 3);
+    unresolved.status = Set(TransferStatus::Declined);
+    for row in [
+        offer(None, None, 1),
+        offer(Some(id(7, 2)), Some(id(5, 2)), 1),
+        // From a user to the same one.
+        offer(Some(id(7, 2)), None, 2),
+        unresolved,
+    ] {
+        let refused = insert(row).await.expect_err("refused").to_string();
+        assert!(
+            refused.to_lowercase().contains("check constraint"),
+            "{refused}"
+        );
+    }
+    circle::Entity::delete_by_id(id(7, 1))
+        .exec(&db)
+        .await
+        .expect("deletes");
+    assert_eq!(transfer::Entity::find().count(&db).await, Ok(1));
+}

@@ -255,6 +255,7 @@ pub(crate) fn text(value: &Value) -> String {
 fn input_of(name: &str) -> String {
     let has_own = name.starts_with("create")
         || name.starts_with("update")
+        || name.starts_with("transfer")
         || ["shareCircle", "unshareCircle"].contains(&name)
         || ["assignTask", "submitTask", "approveTask", "rejectTask"].contains(&name);
     let shared = match name {
@@ -263,6 +264,7 @@ fn input_of(name: &str) -> String {
         _ if name.starts_with("delete") => Some("DeleteInput"),
         _ if name.ends_with("Circle") => Some("CircleActionInput"),
         _ if name.ends_with("Task") => Some("TaskActionInput"),
+        _ if name.ends_with("Transfer") => Some("TransferActionInput"),
         _ if name.ends_with("Conversation") => Some("ConversationActionInput"),
         _ => None,
     };

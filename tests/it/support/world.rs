@@ -4,9 +4,10 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use gathering_entity::member::MemberRole;
 use gathering_entity::message::MessageRole;
+use gathering_entity::transfer::TransferStatus;
 use gathering_entity::{
     List, agent, api_key, api_key_circle, audit, circle, conversation, event, member, message,
-    model, participant, project, task, user,
+    model, participant, project, task, transfer, user,
 };
 use sea_orm::prelude::Uuid;
 use sea_orm::sea_query::Expr;
@@ -74,6 +75,12 @@ async fn populate(db: &DatabaseConnection) {
         of("user.updated", guest, json!({ "changed": ["name"] })),
         of("user.updated", demo, json!({ "changed": ["name"] })),
     ]);
+    let shared = transfers(db, &circles[0], project.id, [demo, guest]).await;
+    let owners = json!({ "previousOwnerId": guest, "newOwnerId": demo });
+    events.extend([
+        of("project.owner_changed", project.id, owners),
+        of("transfer.requested", shared, json!({})),
+    ]);
     append(db, events, demo).await;
 
     // A conversation outside circles, with a task and an agent of a shared circle.
@@ -121,6 +128,35 @@ async fn populate(db: &DatabaseConnection) {
         ..Default::default()
     };
     entry.insert(db).await.expect("inserts");
+}
+
+/// Adds transfers of a circle and of a project from a user to another, one of them accepted, and returns its id.
+async fn transfers(
+    db: &DatabaseConnection,
+    circle: &circle::Model,
+    project: Uuid,
+    [from, to]: [Uuid; 2],
+) -> Uuid {
+    let pending = transfer::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        created_at: Set(moment()),
+        circle_id: Set(Some(circle.id)),
+        from_user_id: Set(from),
+        to_user_id: Set(to),
+        requested_by: Set(Some(from)),
+        status: Set(TransferStatus::Pending),
+        message: Set(Some("A note.".to_owned())),
+        expires_at: Set(moment() + TimeDelta::days(36_500)),
+        ..Default::default()
+    };
+    let mut accepted = pending.clone();
+    pending.insert(db).await.expect("inserts");
+    accepted.id = Set(Uuid::now_v7());
+    accepted.circle_id = Set(None);
+    accepted.project_id = Set(Some(project));
+    accepted.status = Set(TransferStatus::Accepted);
+    accepted.resolved_at = Set(Some(moment()));
+    accepted.insert(db).await.expect("inserts").id
 }
 
 /// Adds a key of each user, with an agent and a circle.
@@ -258,6 +294,7 @@ async fn enrich(
     let changed = json!({ "name": circle.name, "changed": [] });
     let shared = json!({ "userId": users[2].id, "role": "VIEWER" });
     let assigned = json!({ "title": tasks[0].title, "assigneeId": one, "reviewerId": other });
+    let owners = json!({ "previousOwnerId": users[2].id, "newOwnerId": users[1].id });
     let added = json!({ "conversationId": conversation, "seq": 1, "excerpt": "Words." });
     vec![
         of("circle.updated", circle.id, changed, by_user),
@@ -266,6 +303,8 @@ async fn enrich(
         of("task.updated", tasks[1].id, json!({}), Err(foreign)),
         of("message.added", messages[0].id, added, by_user),
         of("agent.status_changed", one, json!({}), by_user),
+        of("agent.owner_changed", one, owners.clone(), by_user),
+        of("circle.owner_changed", circle.id, owners, by_user),
     ]
 }
 

@@ -16,6 +16,7 @@ pub(super) struct Rights {
     pub(super) events: Vec<event::Model>,
     pub(super) sessions: BTreeSet<Uuid>,
     pub(super) keys: BTreeSet<Uuid>,
+    pub(super) transfers: BTreeSet<Uuid>,
     /// The agent of the API key.
     agent: Option<Uuid>,
 }
@@ -107,7 +108,10 @@ impl Rights {
         let mut sessions = sessions.all(db).await.expect("reads");
         let keys = api_key::Entity::find().filter(api_key::Column::UserId.eq(user));
         let mut keys = keys.all(db).await.expect("reads");
+        let mut transfers = transfer::Entity::find().all(db).await.expect("reads");
+        transfers.retain(|row| [row.from_user_id, row.to_user_id].contains(&user));
         if agent.is_some() {
+            transfers.clear();
             sessions.clear();
             keys.clear();
         }
@@ -122,6 +126,7 @@ impl Rights {
             messages,
             events,
             keys: keys.iter().map(|row| row.id).collect(),
+            transfers: transfers.iter().map(|row| row.id).collect(),
             agent,
             sessions: sessions.iter().map(|row| row.family_id).collect(),
             circles,
@@ -141,6 +146,7 @@ impl Rights {
             "event" => self.events.iter().map(|row| row.id).collect(),
             "signin" => self.sessions.clone(),
             "key" => self.keys.clone(),
+            "transfer" => self.transfers.clone(),
             // For administrators only.
             "audit" => BTreeSet::new(),
             _ => panic!("add the rows with the prefix {prefix} here"),
