@@ -21,7 +21,7 @@ use crate::{
     rate_limit::{Tier, rate_limit},
     request::RequestExt,
     root_field::properties,
-    server, session,
+    recovery, server, session,
     subscribe::Subscription,
     task, user,
 };
@@ -51,6 +51,7 @@ pub struct Query(
 #[derive(Default, MergedObject)]
 pub struct Mutation(
     session::SessionMutation,
+    recovery::RecoveryMutation,
     api_key::ApiKeyMutation,
     user::UserMutation,
     provider::ProviderMutation,
