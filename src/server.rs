@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use chrono::Utc;
 use futures_util::future::BoxFuture;
-use gathering_schema::auth::{self, Keys};
+use gathering_schema::auth::{self, Keys, MailSettings, Mailer};
 use gathering_schema::rate_limit::Rates;
 use gathering_schema::{Answer, Clock, Graph, MonotonicClock, Settings, Trust, TrustedDocuments};
 use hyper::body::Incoming;
@@ -32,9 +32,10 @@ use crate::db::Database;
 use crate::health::Health;
 use crate::http::write_guard::{GuardedStream, WriteGuard};
 use crate::http::{Gate, Peer, Routes};
+use crate::mail::LogMailer;
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
-use crate::{StartError, keys};
+use crate::{StartError, keys, mail};
 
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
@@ -56,6 +57,7 @@ pub struct Server {
     _purging: Task,
     _relaying: Task,
     _noting_uses: Option<Task>,
+    _mailing: Option<Task>,
 }
 
 /// Options of a start that are not part of the configuration.
@@ -64,6 +66,8 @@ pub struct Options {
     pub migrate: bool,
     /// The user as whom the playground signs its visitors in.
     pub sign_in: Option<SignIn>,
+    /// Whether mails are written to the log, tokens included, instead of sent.
+    pub logs_mails: bool,
     /// Returns the current time.
     pub clock: Clock,
     /// The monotonic clock, unaffected by changes of the system time.
@@ -78,6 +82,7 @@ impl Default for Options {
         Self {
             migrate: false,
             sign_in: None,
+            logs_mails: false,
             clock,
             monotonic: Arc::new(move || {
                 i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
@@ -88,6 +93,16 @@ impl Default for Options {
 
 /// A task that is aborted when its handle is dropped.
 struct Task(JoinHandle<()>);
+
+impl Task {
+    fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the server owns the task and ends it"
+        )]
+        Self(tokio::spawn(work))
+    }
+}
 
 impl Drop for Task {
     fn drop(&mut self) {
@@ -118,17 +133,13 @@ impl Server {
             });
             let connection_limit = ConnectionLimit::new(&config.subscriptions);
             let (stop, stopped) = oneshot::channel();
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the server owns the task and ends it"
-            )]
-            let accepting = Task(tokio::spawn(accept(
+            let accepting = Task::spawn(accept(
                 listener,
                 Arc::clone(&app),
                 config.server.clone(),
                 connection_limit.clone(),
                 stopped,
-            )));
+            ));
 
             let database = Database::open(&config.database).await?;
             let has_key = !config.auth.signing_key.expose().is_empty();
@@ -144,11 +155,15 @@ impl Server {
                 clock,
                 monotonic,
                 sign_in,
+                logs_mails,
                 ..
             } = options;
             let trusted = config.server.trusted_proxies.0.clone();
             let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
-            let settings = settings(&config, keys, clock, monotonic)?;
+            let mut settings = settings(&config, keys, clock, monotonic)?;
+            if logs_mails {
+                settings.accounts.mail = mail_settings(&config, Some(Arc::new(LogMailer)));
+            }
             let created = Graph::new(database.connection().clone(), settings);
             let (graph, mut background) = created.await.map_err(StartError::new)?;
             background.relay.catch_up(!is_read_only).await;
@@ -176,29 +191,23 @@ impl Server {
                 // If the server is dropped, the sender is too: stop then as well.
                 let _ = recording_stopped.await;
             };
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the server owns the tasks and ends them"
-            )]
-            let (recording, purging, relaying, noting) = (
-                Task(tokio::spawn(background.audit_writer.run(Box::pin(stopped)))),
-                Task(tokio::spawn(purge(graph.clone()))),
-                Task(tokio::spawn(background.relay.run(!is_read_only))),
-                (!is_read_only).then(|| Task(tokio::spawn(background.key_use_writer.run()))),
-            );
+            let recording = Task::spawn(background.audit_writer.run(Box::pin(stopped)));
+            let noting = background.key_use_writer.run();
+            let mail_sender = background.mail_sender.filter(|_| !is_read_only);
             Ok(Self {
                 address,
                 database,
                 health,
+                _purging: Task::spawn(purge(graph.clone())),
                 graph,
                 gate,
                 stop,
                 accepting,
                 stop_recording,
                 recording,
-                _purging: purging,
-                _relaying: relaying,
-                _noting_uses: noting,
+                _relaying: Task::spawn(background.relay.run(!is_read_only)),
+                _noting_uses: (!is_read_only).then(|| Task::spawn(noting)),
+                _mailing: mail_sender.map(|sender| Task::spawn(sender.run())),
             })
         })
     }
@@ -293,7 +302,7 @@ struct App {
 /// The settings of the graph from a configuration.
 ///
 /// # Errors
-/// The manifest of trusted documents cannot be read.
+/// The manifest of trusted documents cannot be read, or the mail server is not configured completely.
 pub fn settings(
     config: &Config,
     keys: Keys,
@@ -306,6 +315,7 @@ pub fn settings(
         trusted: trusted(&config.graphql)?,
         accounts: auth::Settings {
             keys,
+            mail: mail_settings(config, mail::mailer(&config.mail)?),
             policy: config.auth.policy.clone(),
         },
         rates: config.limits.clone(),
@@ -314,6 +324,11 @@ pub fn settings(
         monotonic,
         events: config.events.clone(),
     })
+}
+
+fn mail_settings(config: &Config, mailer: Option<Arc<dyn Mailer>>) -> Option<MailSettings> {
+    let links = config.mail.links.clone();
+    mailer.map(|mailer| MailSettings { mailer, links })
 }
 
 /// Deletes expired rows periodically; retries sooner after a failure.

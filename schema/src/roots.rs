@@ -19,9 +19,10 @@ use crate::{
     data::{DEFAULT_PAGE, list_size},
     event, node, project,
     rate_limit::{Tier, rate_limit},
+    recovery,
     request::RequestExt,
     root_field::properties,
-    recovery, server, session,
+    server, session,
     subscribe::Subscription,
     task, user,
 };

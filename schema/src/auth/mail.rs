@@ -12,8 +12,8 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures_util::future::{BoxFuture, join_all};
 use gathering_entity::mail::{Column, Entity, MailPurpose, Model};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, ExprTrait},
 };
 use sha2::{Digest, Sha256};
@@ -397,15 +397,15 @@ impl MailSender {
             MailPurpose::ResetPassword => (
                 "Set a new password",
                 format!(
-                    "A new password was requested for your account. Use this within one hour to set it:\n\n{}\n\n\
-                     If you did not request it, ignore this mail: your password is unchanged.\n",
+                    "A new password was requested for your account.\nUse this within one hour to set it:\n\n{}\n\n\
+                     If you did not request it, ignore this mail. Your password is unchanged.\n",
                     links.reset_link.replace(TOKEN_PLACE, token)
                 ),
             ),
             MailPurpose::VerifyEmail => (
                 "Verify your e-mail address",
                 format!(
-                    "This e-mail address was entered for an account. Use this within 24 hours to verify it:\n\n{}\n\n\
+                    "This e-mail address was entered for an account.\nUse this within 24 hours to verify it:\n\n{}\n\n\
                      If you did not enter it, ignore this mail.\n",
                     links.verify_link.replace(TOKEN_PLACE, token)
                 ),
@@ -413,21 +413,21 @@ impl MailSender {
             MailPurpose::ChangeEmail => (
                 "Verify your new e-mail address",
                 format!(
-                    "This e-mail address was entered as the new address of an account. Use this within 24 hours to \
-                     confirm the change:\n\n{}\n\nIf you did not enter it, ignore this mail: nothing changes.\n",
+                    "This e-mail address was entered as the new address of an account.\nUse this within 24 hours to confirm \
+                     the change:\n\n{}\n\nIf you did not enter it, ignore this mail. Nothing changes.\n",
                     links.verify_link.replace(TOKEN_PLACE, token)
                 ),
             ),
             MailPurpose::AddressTaken => (
                 "Your e-mail address has an account already",
-                "This e-mail address was entered as the new address of an account, but it has an account already. \
+                "This e-mail address was entered as the new address of an account, but it\nhas an account already. \
                  Nothing changes.\n\nIf you did not enter it, ignore this mail.\n"
                     .to_owned(),
             ),
             MailPurpose::AddressChanged => (
                 "Your e-mail address was changed",
-                "The e-mail address of your account was replaced by another one, which receives all further \
-                 mails.\n\nIf you did not do this, tell the operator of the server immediately.\n"
+                "The e-mail address of your account was replaced by another one, which\nreceives all further mails.\n\n\
+                 If you did not do this, tell the operator of the server immediately.\n"
                     .to_owned(),
             ),
         }

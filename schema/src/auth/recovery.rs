@@ -8,9 +8,7 @@ use gathering_entity::{
     revoked_token::RevocationReason,
     user::{self, UserKind},
 };
-use sea_orm::{
-    ActiveModelTrait, DatabaseTransaction, IntoActiveModel, Set,
-};
+use sea_orm::{ActiveModelTrait, DatabaseTransaction, IntoActiveModel, Set};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -52,10 +50,7 @@ fn unknown_subject(email_key: &str) -> Uuid {
 }
 
 /// The user of a token: an active person, whose row is locked.
-async fn lock_holder(
-    transaction: &DatabaseTransaction,
-    user: Uuid,
-) -> Result<user::Model, Error> {
+async fn lock_holder(transaction: &DatabaseTransaction, user: Uuid) -> Result<user::Model, Error> {
     let user = lock(transaction, user).await?;
     user.filter(|user| user.is_active && user.kind == UserKind::Person)
         .ok_or_else(Error::bad_mail_token)

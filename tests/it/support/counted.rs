@@ -30,7 +30,12 @@ impl CountedGraph {
     }
 
     /// A graph over this connection.
-    pub(crate) async fn over(mut db: DatabaseConnection) -> Self {
+    pub(crate) async fn over(db: DatabaseConnection) -> Self {
+        Self::with(db, &Config::default()).await
+    }
+
+    /// A graph over this connection with this configuration.
+    pub(crate) async fn with(mut db: DatabaseConnection, config: &Config) -> Self {
         let statements = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&statements);
         db.set_metric_callback(move |_| {
@@ -38,7 +43,7 @@ impl CountedGraph {
         });
         let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
         let monotonic = server::Options::default().monotonic;
-        let settings = server::settings(&Config::default(), keys, Arc::new(Utc::now), monotonic);
+        let settings = server::settings(config, keys, Arc::new(Utc::now), monotonic);
         let graph = Graph::new(db, settings.expect("is read")).await;
         let (graph, background) = graph.expect("starts");
         Self {
