@@ -11,7 +11,7 @@ use crate::support::schema::Schema;
 use crate::support::server::TestServer;
 
 /// The fields that the executor resolves: they are computed, or depend on the viewer.
-const EXECUTED: [&str; 19] = [
+const EXECUTED: [&str; 20] = [
     "Agent.events",
     "Agent.recentActivity",
     "Agent.systemPrompt",
@@ -29,6 +29,7 @@ const EXECUTED: [&str; 19] = [
     "Query.sessions",
     "Query.users",
     "User.email",
+    "User.emailVerifiedAt",
     "User.lastLoginAt",
     "User.quotaClass",
 ];

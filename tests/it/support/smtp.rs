@@ -114,13 +114,15 @@ impl MailServer {
         found.await.token()
     }
 
+    /// The number of mails.
+    pub(crate) fn count(&self) -> usize {
+        let mails = self.mails.lock().unwrap_or_else(PoisonError::into_inner);
+        mails.len()
+    }
+
     /// Waits until there are this many mails.
     pub(crate) async fn until_received(&self, count: usize) {
-        until(format!("{count} mails"), async || {
-            let mails = self.mails.lock().unwrap_or_else(PoisonError::into_inner);
-            mails.len() >= count
-        })
-        .await;
+        until(format!("{count} mails"), async || self.count() >= count).await;
     }
 }
 
