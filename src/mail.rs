@@ -70,6 +70,7 @@ impl Mailer for Smtp {
             let message = Message::builder()
                 .from(self.from.clone())
                 .to(Mailbox::new(None, to))
+                .message_id(Some(format!("<{}@{}>", mail.id, self.from.email.domain())))
                 .subject(mail.subject)
                 .raw_header(HeaderValue::new(automatic, "auto-generated".to_owned()))
                 .header(ContentType::TEXT_PLAIN)
@@ -113,5 +114,39 @@ impl Mailer for LogMailer {
     fn send(&self, mail: Mail) -> BoxFuture<'_, Result<(), MailError>> {
         tracing::info!(to = mail.to, subject = mail.subject, "mail:\n{}", mail.text);
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(url: &str, from: &str) -> Result<bool, StartError> {
+        let settings = config::Mail {
+            url: url.parse().expect("a URL"),
+            from: from.to_owned(),
+            ..config::Mail::default()
+        };
+        mailer(&settings).map(|mailer| mailer.is_some())
+    }
+
+    #[test]
+    fn a_mail_server_needs_a_sender() {
+        let from = "Gathering <gathering@example.com>";
+        assert!(!made("", "").expect("needs no sender"));
+        for url in [
+            "smtp://localhost",
+            "smtp://me:secret@mail.example.com",
+            "smtps://me:secret@mail.example.com",
+        ] {
+            assert!(made(url, from).expect("fits"), "{url}");
+            for wrong in ["", "gathering", "Gathering <gathering>"] {
+                let error = made(url, wrong).expect_err("has no sender").to_string();
+                assert!(
+                    error.starts_with("mail.from") && !error.contains("secret"),
+                    "{error}"
+                );
+            }
+        }
     }
 }

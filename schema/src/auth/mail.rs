@@ -78,6 +78,8 @@ pub struct MailSettings {
 
 /// A mail to one recipient, as plain text.
 pub struct Mail {
+    /// The same at each attempt to send it.
+    pub id: Uuid,
     /// The address of the recipient.
     pub to: String,
     /// The subject.
@@ -385,6 +387,7 @@ impl MailSender {
         };
         let (subject, text) = self.text(mail.purpose, &token);
         Some(Mail {
+            id: mail.id,
             to: mail.email.clone(),
             subject,
             text,

@@ -24,7 +24,7 @@ use crate::{
         tokens_revoked,
     },
     db::{is_taken, retry_on_conflict},
-    error::Error,
+    error::{Code, Error},
     events::{Ended, EventType},
     text,
 };
@@ -135,6 +135,24 @@ impl Accounts {
         Ok(())
     }
 
+    /// Records the use of a token: the action on its user, or its refusal.
+    fn record_use(
+        &self,
+        client: &Client,
+        used: Result<(Uuid, AuditAction), Error>,
+    ) -> Result<(), Error> {
+        let (user, action, details) = match &used {
+            Ok((user, action)) => (Some(*user), *action, json!({})),
+            Err(error) if error.code == Code::Unauthenticated => {
+                let details = json!({ "reason": "unusable token from a mail" });
+                (None, AuditAction::TokenRejected, details)
+            }
+            Err(_) => return used.map(drop),
+        };
+        self.audit.record(action, client, user, user, details);
+        used.map(drop)
+    }
+
     /// Sets a new password with a token from a mail. Ends all sessions of the user, makes their other tokens unusable
     /// and clears their lockouts.
     ///
@@ -146,6 +164,16 @@ impl Accounts {
         token: &str,
         new: &str,
     ) -> Result<(), Error> {
+        let reset = self.replace_forgotten(client, token, new).await;
+        self.record_use(client, reset)
+    }
+
+    async fn replace_forgotten(
+        &self,
+        client: &Client,
+        token: &str,
+        new: &str,
+    ) -> Result<(Uuid, AuditAction), Error> {
         let purposes = [MailPurpose::ResetPassword];
         // Hashing is expensive, so an unusable token is refused before.
         let mail = find(&self.db, token, &purposes, self.now()).await?;
@@ -183,12 +211,9 @@ impl Accounts {
             self.commit(transaction, (Some(user), client), events, now)
                 .await?;
             self.ended(Ended::Before { user, version });
-            Ok(user)
+            Ok((user, AuditAction::PasswordReset))
         };
-        let user = Some(retry_on_conflict(change).await?);
-        self.audit
-            .record(AuditAction::PasswordReset, client, user, user, json!({}));
-        Ok(())
+        retry_on_conflict(change).await
     }
 
     /// Mails a token that verifies the viewer's address, unless it is verified.
@@ -266,6 +291,15 @@ impl Accounts {
     /// # Errors
     /// `UNAUTHENTICATED` for a token that cannot be used, or whose address has another account, and database errors.
     pub(crate) async fn verify_email(&self, client: &Client, token: &str) -> Result<(), Error> {
+        let verified = self.prove_address(client, token).await;
+        self.record_use(client, verified)
+    }
+
+    async fn prove_address(
+        &self,
+        client: &Client,
+        token: &str,
+    ) -> Result<(Uuid, AuditAction), Error> {
         let purposes = [MailPurpose::VerifyEmail, MailPurpose::ChangeEmail];
         let mail = find(&self.db, token, &purposes, self.now()).await?;
         let mail = mail.ok_or_else(Error::bad_mail_token)?;
@@ -304,15 +338,12 @@ impl Accounts {
                 .await?;
             Ok(row.id)
         };
-        let user = Some(retry_on_conflict(change).await?);
-        let action = if is_change {
-            self.notify_mails();
-            AuditAction::EmailChanged
-        } else {
-            AuditAction::EmailVerified
-        };
-        self.audit.record(action, client, user, user, json!({}));
-        Ok(())
+        let user = retry_on_conflict(change).await?;
+        if !is_change {
+            return Ok((user, AuditAction::EmailVerified));
+        }
+        self.notify_mails();
+        Ok((user, AuditAction::EmailChanged))
     }
 
     /// Makes the tokens unusable that were mailed to a former address, and tells the address that it was replaced.

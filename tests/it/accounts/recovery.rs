@@ -23,7 +23,7 @@ use crate::support::counted::CountedGraph;
 use crate::support::database::PASSWORD;
 use crate::support::events::{EVENTS, Socket};
 use crate::support::program::{Running, gathering};
-use crate::support::server::TestServer;
+use crate::support::server::{SIGNING_KEY, TestServer};
 use crate::support::smtp::{MailServer, Received, token_in};
 use crate::support::wait::{until, within};
 
@@ -166,6 +166,12 @@ async fn a_token_works_once_and_only_until_another_is_requested() {
         assert!(other["data"].is_null(), "{other}");
     }
     visitor.login(ADA, NEW).await;
+    let database = server.end().await;
+    let refused = entries_of(&database, "auth.token_rejected").await;
+    assert!(!refused.is_empty());
+    for entry in &refused {
+        assert_eq!(entry.details["reason"], "unusable token from a mail");
+    }
 }
 
 #[tokio::test]
@@ -176,7 +182,6 @@ async fn a_token_ends_with_its_time_with_another_new_password_and_with_its_accou
     let db = server.database().connect().await;
     let mut received = 1;
     let mut token = async || {
-        // Beyond the time in which mails are counted, but within that of access tokens.
         visitor.request_reset(ADA).await;
         received += 1;
         mails.nth_mail(ADA, received).await.token()
@@ -443,6 +448,31 @@ async fn a_mail_of_an_instance_that_has_ended_is_sent_by_another() {
         .expect("writes");
     server.jump(121);
     mails.nth_mail(ADA, 2).await;
+}
+
+#[tokio::test]
+async fn a_mail_that_waits_is_sent_after_a_rotation_of_the_signing_key() {
+    let mails = MailServer::start().await;
+    let server = TestServer::with(|config| mails.configure(config)).await;
+    let mails = mails.stop();
+    server.anonymous().register(ADA).await;
+    server.anonymous().request_reset(ADA).await;
+    let database = server.end().await;
+    let mails = mails.restart().await;
+    let server = TestServer::on(database, |config| {
+        mails.configure(config);
+        let new = "another key of the tests: 9876543210 JIHGFEDCBA";
+        config.auth.signing_key = new.to_owned().into();
+        config.auth.verification_keys = SIGNING_KEY.to_owned().into();
+    })
+    .await;
+    // Beyond the pause after a failed attempt.
+    server.jump(600);
+    let token = mails.token_for(ADA, RESET).await;
+    accepted(
+        &server.anonymous().reset(&token, NEW).await,
+        "resetPassword",
+    );
 }
 
 #[tokio::test]
