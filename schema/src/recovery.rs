@@ -131,7 +131,7 @@ impl RecoveryMutation {
         Ok(RecoveryPayload::success())
     }
 
-    /// Verifies an e-mail address with a token from a mail to it. After `changeEmail`, replaces the address.
+    /// Verifies an e-mail address with a token from a mail; after `changeEmail`, replaces it.
     /// No authentication required. `UNAUTHENTICATED` for a token that cannot be used, or if the new address has another
     /// account.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
