@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use chrono::Utc;
 use futures_util::future::BoxFuture;
-use gathering_schema::auth::{self, Keys};
+use gathering_schema::auth::{self, Keys, MailSettings, Mailer};
 use gathering_schema::rate_limit::Rates;
 use gathering_schema::{Answer, Clock, Graph, MonotonicClock, Settings, Trust, TrustedDocuments};
 use hyper::body::Incoming;
@@ -32,9 +32,10 @@ use crate::db::Database;
 use crate::health::Health;
 use crate::http::write_guard::{GuardedStream, WriteGuard};
 use crate::http::{Gate, Peer, Routes};
+use crate::mail::LogMailer;
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
-use crate::{StartError, keys};
+use crate::{StartError, keys, mail};
 
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
@@ -53,7 +54,8 @@ pub struct Server {
     accepting: Task,
     stop_recording: oneshot::Sender<()>,
     recording: Task,
-    /// The purge, the relay of events and the writer of the uses of API keys. They run until the pool is closed.
+    /// The purge, the relay of events, the writer of the uses of API keys and the sender of mails. They run until the
+    /// pool is closed.
     background: Vec<Task>,
 }
 
@@ -63,6 +65,8 @@ pub struct Options {
     pub migrate: bool,
     /// The user as whom the playground signs its visitors in.
     pub sign_in: Option<SignIn>,
+    /// Whether mails are written to the log, tokens included, instead of sent.
+    pub logs_mails: bool,
     /// Returns the current time.
     pub clock: Clock,
     /// The monotonic clock, unaffected by changes of the system time.
@@ -77,6 +81,7 @@ impl Default for Options {
         Self {
             migrate: false,
             sign_in: None,
+            logs_mails: false,
             clock,
             monotonic: Arc::new(move || {
                 i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
@@ -87,6 +92,16 @@ impl Default for Options {
 
 /// A task that is aborted when its handle is dropped.
 struct Task(JoinHandle<()>);
+
+impl Task {
+    fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the server owns the task and ends it"
+        )]
+        Self(tokio::spawn(work))
+    }
+}
 
 impl Drop for Task {
     fn drop(&mut self) {
@@ -117,17 +132,13 @@ impl Server {
             });
             let connection_limit = ConnectionLimit::new(&config.subscriptions);
             let (stop, stopped) = oneshot::channel();
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the server owns the task and ends it"
-            )]
-            let accepting = Task(tokio::spawn(accept(
+            let accepting = Task::spawn(accept(
                 listener,
                 Arc::clone(&app),
                 config.server.clone(),
                 connection_limit.clone(),
                 stopped,
-            )));
+            ));
 
             let database = Database::open(&config.database).await?;
             let has_key = !config.auth.signing_key.expose().is_empty();
@@ -143,11 +154,15 @@ impl Server {
                 clock,
                 monotonic,
                 sign_in,
+                logs_mails,
                 ..
             } = options;
             let trusted = config.server.trusted_proxies.0.clone();
             let gate = Gate::new(&config.limits, trusted, clock.clone(), monotonic.clone());
-            let settings = settings(&config, keys, clock, monotonic, &health)?;
+            let mut settings = settings(&config, keys, clock, monotonic, &health)?;
+            if logs_mails {
+                settings.accounts.mail = mail_settings(&config, Some(Arc::new(LogMailer)));
+            }
             let created = Graph::new(database.connection().clone(), settings);
             let (graph, mut background) = created.await.map_err(StartError::new)?;
             background.relay.catch_up(!is_read_only).await;
@@ -176,17 +191,16 @@ impl Server {
                 // If the server is dropped, the sender is too: stop then as well.
                 let _ = recording_stopped.await;
             };
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the server owns the tasks and ends them"
-            )]
-            let (recording, purging, relaying, noting) = (
-                Task(tokio::spawn(background.audit_writer.run(Box::pin(stopped)))),
-                Task(tokio::spawn(purge(graph.clone()))),
-                Task(tokio::spawn(background.relay.run(!is_read_only))),
-                (!is_read_only).then(|| Task(tokio::spawn(background.key_use_writer.run()))),
-            );
-            let background = [purging, relaying].into_iter().chain(noting).collect();
+            let recording = Task::spawn(background.audit_writer.run(Box::pin(stopped)));
+            let noting = background.key_use_writer.run();
+            let mail_sender = background.mail_sender.filter(|_| !is_read_only);
+            let background = [
+                Some(Task::spawn(purge(graph.clone()))),
+                Some(Task::spawn(background.relay.run(!is_read_only))),
+                (!is_read_only).then(|| Task::spawn(noting)),
+                mail_sender.map(|sender| Task::spawn(sender.run())),
+            ];
+            let background = background.into_iter().flatten().collect();
             Ok(Self {
                 address,
                 database,
@@ -295,7 +309,7 @@ struct App {
 /// The settings of the graph from a configuration.
 ///
 /// # Errors
-/// The manifest of trusted documents cannot be read.
+/// The manifest of trusted documents cannot be read, or the mail server is not configured completely.
 pub fn settings(
     config: &Config,
     keys: Keys,
@@ -309,6 +323,7 @@ pub fn settings(
         trusted: trusted(&config.graphql)?,
         accounts: auth::Settings {
             keys,
+            mail: mail_settings(config, mail::mailer(&config.mail)?),
             policy: config.auth.policy.clone(),
         },
         rates: config.limits.clone(),
@@ -318,6 +333,11 @@ pub fn settings(
         events: config.events.clone(),
         monitor: health.monitor(),
     })
+}
+
+fn mail_settings(config: &Config, mailer: Option<Arc<dyn Mailer>>) -> Option<MailSettings> {
+    let links = config.mail.links.clone();
+    mailer.map(|mailer| MailSettings { mailer, links })
 }
 
 /// Deletes expired rows periodically; retries sooner after a failure.

@@ -14,6 +14,7 @@ pub mod event;
 pub mod idempotency;
 pub mod journal;
 pub mod lockout;
+pub mod mail;
 pub mod member;
 pub mod message;
 pub mod model;

@@ -63,6 +63,8 @@ pub struct Model {
     pub owner_id: Option<Uuid>,
     /// The quota class, which need not be configured; `None` for the standard limits.
     pub quota_class: Option<String>,
+    /// When the user proved to receive mails at the address.
+    pub email_verified_at: Option<DateTimeUtc>,
 }
 
 /// Empty: joins are written in the queries.

@@ -10,6 +10,7 @@ mod m0004_folding;
 mod m0005_waiting_tasks;
 mod m0006_keys;
 mod m0007_quota_classes;
+mod m0008_recovery;
 mod m0009_transfers;
 mod table;
 
@@ -35,6 +36,7 @@ impl MigratorTrait for Chain {
             Box::new(m0005_waiting_tasks::Migration),
             Box::new(m0006_keys::Migration),
             Box::new(m0007_quota_classes::Migration),
+            Box::new(m0008_recovery::Migration),
             Box::new(m0009_transfers::Migration),
         ]
     }

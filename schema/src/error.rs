@@ -211,6 +211,22 @@ impl Error {
         )
     }
 
+    /// `UNAUTHENTICATED` for a token from a mail that cannot be used, independent of the reason.
+    pub(crate) fn bad_mail_token() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "The token cannot be used: it is wrong, was used or replaced, or has expired. Request a new one.",
+        )
+    }
+
+    /// `FORBIDDEN` for a mutation that sends mails, if none are configured.
+    pub(crate) fn no_mail() -> Self {
+        Self::new(
+            Code::Forbidden,
+            "This server sends no mails. Ask its operator.",
+        )
+    }
+
     /// `FORBIDDEN` for a deactivated account.
     pub(crate) fn deactivated() -> Self {
         Self::new(

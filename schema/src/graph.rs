@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::Rulebook,
     audit::{AuditWriter, Client},
-    auth::{self, Accounts, KeyUseWriter},
+    auth::{self, Accounts, KeyUseWriter, MailSender},
     cache::CacheStats,
     clock::{Clock, MonotonicClock},
     compiled::Queries,
@@ -68,6 +68,8 @@ pub struct BackgroundTasks {
     pub relay: Relay,
     /// Writes when API keys were last used.
     pub key_use_writer: KeyUseWriter,
+    /// Sends mails, if they are configured.
+    pub mail_sender: Option<MailSender>,
 }
 
 /// The graph: cheap to clone, shared by every request.
@@ -122,6 +124,7 @@ impl Graph {
                 notified,
             )?;
             let key_use_writer = accounts.key_use_writer();
+            let mail_sender = accounts.mail_sender();
             let services = Arc::new(Services {
                 backend: db.get_database_backend(),
                 loader: Loader::new(db.clone()),
@@ -155,6 +158,7 @@ impl Graph {
                     audit_writer,
                     relay,
                     key_use_writer,
+                    mail_sender,
                 },
             ))
         })
@@ -329,7 +333,7 @@ impl Graph {
         })
     }
 
-    /// Deletes expired revocations, sessions, lockouts, transfers, audit log entries and events. Must be called
+    /// Deletes expired revocations, sessions, lockouts, mails, transfers, audit log entries and events. Must be called
     /// regularly.
     ///
     /// # Errors

@@ -105,7 +105,7 @@ impl Key {
         }
         if let Some(field) = fields.find(|field| properties(field).secret == Secret::Unrepeatable) {
             return Err(refuse(format!(
-                "The response of `{field}` contains a secret and is not stored: send it without an idempotency key."
+                "`{field}` handles a secret and its response is not stored: send it without an idempotency key."
             )));
         }
         let viewer = viewer.ok_or_else(Error::unauthenticated)?;

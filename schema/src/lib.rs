@@ -40,6 +40,7 @@ pub mod node;
 mod operation;
 pub mod project;
 pub mod rate_limit;
+pub mod recovery;
 mod request;
 mod response;
 mod root_field;

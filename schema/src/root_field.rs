@@ -13,12 +13,12 @@ pub(crate) enum KeyAccess {
     None,
 }
 
-/// A secret in a response, which must not be stored under an idempotency key.
+/// A secret in a response or in a request, which must not be stored under an idempotency key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Secret {
     #[default]
     None,
-    /// The field refuses idempotency keys.
+    /// The field refuses idempotency keys. Also for a password in the input, of which no hash must be stored.
     Unrepeatable,
     /// A repeated request with the same idempotency key returns the response without the secret.
     Once,
@@ -29,7 +29,7 @@ pub(crate) enum Secret {
 pub(crate) struct RootFieldProperties {
     /// Needs no authenticated caller, although it is a mutation.
     pub(crate) is_public: bool,
-    /// Whether the response contains a secret.
+    /// Whether the response or the request contains a secret.
     pub(crate) secret: Secret,
     /// Charges no rate limit bucket.
     pub(crate) is_free: bool,
@@ -59,7 +59,7 @@ const SIGN_IN: RootFieldProperties = RootFieldProperties {
     ..NO_KEYS
 };
 
-const TABLE: [(&str, RootFieldProperties); 31] = [
+const TABLE: [(&str, RootFieldProperties); 36] = [
     (
         "__typename",
         RootFieldProperties {
@@ -72,6 +72,17 @@ const TABLE: [(&str, RootFieldProperties); 31] = [
     ("refreshSession", SIGN_IN),
     (
         "changePassword",
+        RootFieldProperties {
+            secret: Secret::Unrepeatable,
+            ..NO_KEYS
+        },
+    ),
+    ("requestPasswordReset", SIGN_IN),
+    ("resetPassword", SIGN_IN),
+    ("verifyEmail", SIGN_IN),
+    ("requestEmailVerification", NO_KEYS),
+    (
+        "changeEmail",
         RootFieldProperties {
             secret: Secret::Unrepeatable,
             ..NO_KEYS

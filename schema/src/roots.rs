@@ -19,6 +19,7 @@ use crate::{
     data::{DEFAULT_PAGE, list_size},
     event, node, project,
     rate_limit::{Tier, rate_limit},
+    recovery,
     request::RequestExt,
     root_field::properties,
     server, session,
@@ -52,6 +53,7 @@ pub struct Query(
 #[derive(Default, MergedObject)]
 pub struct Mutation(
     session::SessionMutation,
+    recovery::RecoveryMutation,
     api_key::ApiKeyMutation,
     user::UserMutation,
     provider::ProviderMutation,

@@ -83,6 +83,15 @@ impl User {
         (has_email && self.is_private_to(ctx)).then_some(&self.row.email)
     }
 
+    /// When the user proved to receive mails at the e-mail address. Null for an unverified address.
+    /// Null unless the caller may read `email`. An unverified address restricts nothing.
+    async fn email_verified_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
+        self.row
+            .email_verified_at
+            .filter(|_| self.is_private_to(ctx))
+            .map(DateTime)
+    }
+
     /// The role, which determines the user's permissions.
     async fn role(&self) -> UserRole {
         self.row.role.into()

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use gathering::StartError;
-use gathering::config::{Config, DatabaseUrl};
+use gathering::config::{Config, DatabaseUrl, MailUrl};
 use gathering::db::Database;
 use gathering::playground::SignIn;
 use gathering::server::{Options, Server};
@@ -43,12 +43,15 @@ pub(super) async fn demo(
         })?;
     config.database.url = DatabaseUrl::sqlite(&directory.path().join("demo.db"));
     directory.path().clone_into(&mut config.data.dir);
+    // The demo users have no mailboxes.
+    config.mail.url = MailUrl::default();
     let password = config.demo.password.expose().to_owned();
     let options = Options {
         sign_in: Some(SignIn {
             email: DEMO_EMAIL.to_owned(),
             password: password.clone(),
         }),
+        logs_mails: true,
         ..Options::default()
     };
 

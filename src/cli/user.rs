@@ -90,7 +90,11 @@ pub(super) async fn run(
     }
     let keys = Keys::random().map_err(|error| StartError::new(error.to_string()))?;
     let policy = config.auth.policy.clone();
-    let settings = auth::Settings { keys, policy };
+    let settings = auth::Settings {
+        keys,
+        mail: None,
+        policy,
+    };
     let operator = Operator::new(connection.clone(), settings, Options::default().clock);
     let operator = operator.map_err(StartError::new)?;
     let done = command(&operator).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use gathering_schema::{Limits, Trust, auth};
 use gathering_settings::{choice, settings};
 
-use super::value::{DatabaseUrl, Networks, Origins, Secret};
+use super::value::{DatabaseUrl, MailUrl, Networks, Origins, Secret};
 
 settings! {
     /// The HTTP server.
@@ -103,6 +103,17 @@ settings! {
         verification_keys: Secret = Secret::default();
         /// Tokens, passwords and the audit log.
         policy: auth::Policy, prefix "";
+    }
+
+    /// Mails to the users, which recover and verify their accounts.
+    pub struct Mail {
+        /// Mail server: `smtp://user:password@host:587` (STARTTLS, required unless the host is this machine) or
+        /// `smtps://user:password@host` (TLS); `?tls=none` sends unencrypted. Leave empty to send no mails.
+        url: MailUrl = MailUrl::default();
+        /// Sender of the mails, such as `Gathering <gathering@example.com>`.
+        from: String = String::new();
+        /// The links in mails.
+        links: auth::MailLinks, prefix "";
     }
 
     /// The files of the server.

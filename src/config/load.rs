@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use gathering_schema::Trust;
+use gathering_schema::auth::TOKEN_PLACE;
 use gathering_settings::{Group, Key, Value};
 use tracing_subscriber::EnvFilter;
 
@@ -210,6 +211,17 @@ impl Config {
         if !(8..=128).contains(&self.demo.password.expose().chars().count()) {
             return refuse("demo.password (GATHERING_DEMO_PASSWORD) must have 8 to 128 characters");
         }
+        let links = &self.mail.links;
+        for (key, link) in [
+            ("reset_link", &links.reset_link),
+            ("verify_link", &links.verify_link),
+        ] {
+            if !link.contains(TOKEN_PLACE) || link.contains(char::is_whitespace) {
+                return Err(StartError::new(format!(
+                    "mail.{key} must be a link with {TOKEN_PLACE} in the place of the token, not {link:?}"
+                )));
+            }
+        }
         if let Err(error) = EnvFilter::try_new(&self.log.filter) {
             return Err(StartError::new(format!(
                 "log.filter {:?}: {error}",
@@ -321,6 +333,10 @@ mod tests {
                 "GATHERING__LIMITS__CLASSES has an invalid class `a`: `reed`",
             ),
             ([("GATHERING_DEMO_PASSWORD", "short")], "demo.password"),
+            (
+                [("GATHERING__MAIL__RESET_LINK", "https://example.com/")],
+                "mail.reset_link",
+            ),
             ([("GATHERING__LOG__FILTER", "a=b=c")], "log.filter"),
         ] {
             let error = read(&environment).expect_err("is refused").to_string();

@@ -15,9 +15,9 @@ use gathering_settings::{Group, settings};
 pub use gathering_schema::Trust;
 pub use gathering_schema::rate_limit::{Mode, Scope};
 pub use keys::{
-    Auth, Data, Database, Demo, Graphql, Log, LogFormat, Redis, Server, Subscriptions, Usage,
+    Auth, Data, Database, Demo, Graphql, Log, LogFormat, Mail, Redis, Server, Subscriptions, Usage,
 };
-pub use value::{DatabaseUrl, Networks, Origins, Secret};
+pub use value::{DatabaseUrl, Encryption, MailServer, MailUrl, Networks, Origins, Secret};
 
 settings! {
     /// All settings, by section.
@@ -38,6 +38,8 @@ settings! {
         subscriptions: Subscriptions, prefix "subscriptions.";
         /// Accounts, tokens and the audit log.
         auth: Auth, prefix "auth.";
+        /// Mails to the users, which recover and verify their accounts.
+        mail: Mail, prefix "mail.";
         /// The files of the server.
         data: Data, prefix "data.";
         /// The demo data of the commands `seed` and `demo`.

@@ -200,6 +200,121 @@ impl Setting for DatabaseUrl {
     }
 }
 
+/// How a connection to a mail server is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Not at all.
+    None,
+    /// STARTTLS, without which no mail is sent.
+    Required,
+    /// TLS from the start.
+    Immediate,
+}
+
+/// A mail server.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MailServer {
+    /// The host.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// How the connection is encrypted.
+    pub encryption: Encryption,
+    /// The user and the password.
+    pub credentials: Option<(String, String)>,
+}
+
+/// The URL of a mail server. Displayed without its password.
+#[derive(Clone, Default)]
+pub struct MailUrl(String);
+
+impl MailUrl {
+    /// The server; `None` if none is configured.
+    pub fn server(&self) -> Option<MailServer> {
+        let url = url::Url::parse(&self.0).ok()?;
+        let decode = |text: &str| {
+            let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+            decoded.ok().map(std::borrow::Cow::into_owned)
+        };
+        let host = match url.host()? {
+            url::Host::Domain(name) => decode(name)?,
+            url::Host::Ipv4(address) => address.to_string(),
+            url::Host::Ipv6(address) => address.to_string(),
+        };
+        let address = host.parse::<IpAddr>();
+        let is_local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let encryption = match (url.scheme(), url.query()) {
+            ("smtps", None) => Encryption::Immediate,
+            ("smtp", None) if is_local => Encryption::None,
+            ("smtp", None | Some("tls=required")) => Encryption::Required,
+            ("smtp", Some("tls=none")) => Encryption::None,
+            _ => return None,
+        };
+        let usual = if encryption == Encryption::Immediate {
+            465
+        } else {
+            587
+        };
+        let credentials = match url.password() {
+            Some(password) => Some((decode(url.username())?, decode(password)?)),
+            None if url.username().is_empty() => None,
+            None => return None,
+        };
+        let is_whole = url.fragment().is_none() && ["", "/"].contains(&url.path());
+        is_whole.then(|| MailServer {
+            host,
+            port: url.port().unwrap_or(usual),
+            encryption,
+            credentials,
+        })
+    }
+}
+
+impl fmt::Display for MailUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(mut url) = url::Url::parse(&self.0) else {
+            return Ok(());
+        };
+        if url.password().is_some() && url.set_password(Some("***")).is_err() {
+            return f.write_str("smtp://***");
+        }
+        write!(f, "{url}")
+    }
+}
+
+impl fmt::Debug for MailUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for MailUrl {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let url = Self(text.to_owned());
+        let fits = text.is_empty() || url.server().is_some();
+        fits.then_some(url).ok_or(())
+    }
+}
+
+impl Setting for MailUrl {
+    fn expected(&self) -> String {
+        "a URL such as smtp://user:password@host:587 or smtps://user:password@host with special characters in the \
+         password percent-encoded, and at most the parameter tls=none or tls=required"
+            .to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        text.parse().map(|url| *self = url).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +345,71 @@ mod tests {
             "mysql://host/db",
         ] {
             assert!(url.parse::<DatabaseUrl>().is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_of_mail_servers_are_parsed_and_masked() {
+        use Encryption::{Immediate, None as Plain, Required};
+        for (url, shown, port, encryption) in [
+            (
+                "smtp://mail.example.com",
+                "smtp://mail.example.com",
+                587,
+                Required,
+            ),
+            (
+                "smtp://mail.example.com:25?tls=none",
+                "smtp://mail.example.com:25?tls=none",
+                25,
+                Plain,
+            ),
+            (
+                "smtp://localhost:1025",
+                "smtp://localhost:1025",
+                1025,
+                Plain,
+            ),
+            ("smtp://[::1]", "smtp://[::1]", 587, Plain),
+            (
+                "smtp://127.0.0.1?tls=required",
+                "smtp://127.0.0.1?tls=required",
+                587,
+                Required,
+            ),
+            (
+                "smtps://me%40example.com:p%40ss@mail.example.com",
+                "smtps://me%40example.com:***@mail.example.com",
+                465,
+                Immediate,
+            ),
+        ] {
+            let parsed: MailUrl = url.parse().expect("fits");
+            let server = parsed.server().expect("a server");
+            assert_eq!(
+                (server.port, server.encryption),
+                (port, encryption),
+                "{url}"
+            );
+            assert_eq!(parsed.to_string(), shown);
+            assert_eq!(format!("{parsed:?}"), shown);
+            let credentials = ("me@example.com".to_owned(), "p@ss".to_owned());
+            let expected = url.contains("p%40ss").then_some(credentials);
+            assert_eq!(server.credentials, expected);
+        }
+        let none: MailUrl = "".parse().expect("fits");
+        assert!(none.server().is_none());
+        for url in [
+            "mail.example.com",
+            "http://mail.example.com",
+            "smtp://me@mail.example.com",
+            "smtp://me:a#b@mail.example.com",
+            "smtp://me:a/b@mail.example.com",
+            "smtp://mail.example.com?tls=maybe",
+            "smtps://mail.example.com?tls=none",
+            "smtp://",
+        ] {
+            assert!(url.parse::<MailUrl>().is_err(), "{url}");
         }
     }
 }

@@ -2,8 +2,10 @@
 
 pub(crate) mod audit;
 mod credentials;
+mod email;
 mod events;
 mod guessing;
+mod recovery;
 mod sessions;
 pub(crate) mod tokens;
 

@@ -30,6 +30,7 @@ const EXECUTED: [&str; 20] = [
     "Query.transfers",
     "Query.users",
     "User.email",
+    "User.emailVerifiedAt",
     "User.lastLoginAt",
     "User.quotaClass",
 ];

@@ -17,7 +17,7 @@ use gathering_entity::task::{self, Priority, TaskStatus};
 use gathering_entity::transfer::TransferStatus;
 use gathering_entity::user::{self, UserRole};
 use gathering_entity::{
-    api_key, api_key_circle, audit, event, idempotency, journal, lockout, model, participant,
+    api_key, api_key_circle, audit, event, idempotency, journal, lockout, mail, model, participant,
     persona, provider, refresh_token, revoked_token, transfer,
 };
 use sea_orm::prelude::{DateTimeUtc, Uuid};
@@ -39,6 +39,7 @@ macro_rules! for_each_entity {
         $do!(refresh_token);
         $do!(revoked_token);
         $do!(lockout);
+        $do!(mail);
         $do!(audit);
         $do!(provider);
         $do!(model);

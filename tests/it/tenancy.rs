@@ -50,9 +50,10 @@ const LEADS_NOWHERE: [(&str, &str); 7] = [
 const PUBLIC: [&str; 4] = ["user", "provider", "model", "persona"];
 
 /// Fields that only the user or owner, and administrators, can read.
-const PRIVATE: [(&str, &str); 3] = [
+const PRIVATE: [(&str, &str); 4] = [
     ("User", "email"),
     ("User", "lastLoginAt"),
+    ("User", "emailVerifiedAt"),
     ("Agent", "systemPrompt"),
 ];
 

@@ -161,6 +161,7 @@ impl Viewer {
             kind: user::UserKind::Person,
             owner_id: None,
             quota_class: None,
+            email_verified_at: None,
         };
         Self::with_ids(Arc::new(user), ids, grant, rulebook)
     }

@@ -14,6 +14,11 @@ pub(crate) enum AuditAction {
     LoggedOut,
     SessionRevoked,
     PasswordChanged,
+    PasswordResetRequested,
+    PasswordReset,
+    EmailChangeRequested,
+    EmailChanged,
+    EmailVerified,
     TokenRejected,
     Refused,
     RateLimited,
@@ -41,6 +46,11 @@ impl AuditAction {
             Self::LoggedOut => "auth.logged_out",
             Self::SessionRevoked => "auth.session_revoked",
             Self::PasswordChanged => "auth.password_changed",
+            Self::PasswordResetRequested => "auth.password_reset_requested",
+            Self::PasswordReset => "auth.password_reset",
+            Self::EmailChangeRequested => "auth.email_change_requested",
+            Self::EmailChanged => "auth.email_changed",
+            Self::EmailVerified => "auth.email_verified",
             Self::TokenRejected => "auth.token_rejected",
             Self::Refused => "auth.refused",
             Self::RateLimited => "rate.limited",
@@ -64,6 +74,7 @@ impl AuditAction {
             | Self::Refreshed
             | Self::LoggedOut
             | Self::SessionRevoked
+            | Self::EmailVerified
             | Self::ApiKeyRevoked
             | Self::CatalogueChanged
             | Self::TransferDeclined
@@ -73,6 +84,10 @@ impl AuditAction {
             | Self::Refused
             | Self::RateLimited
             | Self::PasswordChanged
+            | Self::PasswordResetRequested
+            | Self::PasswordReset
+            | Self::EmailChangeRequested
+            | Self::EmailChanged
             | Self::UserCreated
             | Self::UserChanged
             | Self::ServiceAccountCreated

@@ -22,7 +22,9 @@ use crate::{
     auth::{
         Accounts, SignedIn, changed,
         lockout::{self, Attempt},
+        mail::cancel_tokens,
         password::PasswordMatch,
+        recovery::verification,
         session::{Ending, is_ended, lock, new_session},
         tokens_revoked,
     },
@@ -167,6 +169,9 @@ impl Accounts {
                 return Ok(None);
             };
             attempt.succeeded(&transaction, now).await?;
+            if let Some(mails) = &self.mails {
+                mails.add(&transaction, verification(&user), now).await?;
+            }
             let origin = (Some(user.id), client);
             let events = vec![changed(EventType::UserRegistered, &user, &[])];
             let session = new_session(now);
@@ -176,6 +181,7 @@ impl Accounts {
         };
         let registered = retry_on_conflict(change).await?;
         if let Some(signed_in) = &registered {
+            self.notify_mails();
             let user = Some(signed_in.user.id);
             self.audit
                 .record(AuditAction::Registered, client, user, user, json!({}));
@@ -267,6 +273,7 @@ impl Accounts {
             kind: profile.kind,
             owner_id: profile.owner,
             quota_class: None,
+            email_verified_at: None,
         };
         let inserted = user::Entity::insert(user.clone().into_active_model())
             .on_conflict(
@@ -347,7 +354,7 @@ impl Accounts {
     }
 
     /// Checks a password; `None` if it is wrong, or not checked because of earlier failures.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         client: &Client,
         attempt: &Attempt,
@@ -495,6 +502,7 @@ impl Accounts {
                     return Err(Error::token_revoked());
                 }
             }
+            cancel_tokens(&transaction, user).await?;
             let reason = RevocationReason::PasswordChanged;
             let version = row.token_version + 1;
             self.end(&transaction, user, Ending::All(version), reason, now)
@@ -547,6 +555,7 @@ impl Accounts {
         let revokes = amendment.role.is_some() || amendment.is_active == Some(false);
         let version = row.token_version + 1;
         if amendment.is_active == Some(false) {
+            cancel_tokens(transaction, user).await?;
             let reason = RevocationReason::Admin;
             self.end(transaction, user, Ending::All(version), reason, now)
                 .await?;

@@ -10,8 +10,10 @@ mod api_key;
 mod credential;
 mod key_uses;
 mod lockout;
+mod mail;
 mod operator;
 mod password;
+mod recovery;
 mod session;
 mod token;
 
@@ -26,7 +28,7 @@ use std::{
 
 use chrono::{DateTime, SubsecRound, Utc};
 use gathering_entity::{
-    api_key as keys, audit, lockout as lockouts, refresh_token, revoked_token,
+    api_key as keys, audit, lockout as lockouts, mail as mails, refresh_token, revoked_token,
     user::{self, UserRole},
 };
 use sea_orm::{
@@ -39,6 +41,7 @@ use uuid::Uuid;
 
 pub use api_key::is_api_key;
 pub use key_uses::KeyUseWriter;
+pub use mail::{Mail, MailError, MailLinks, MailSender, MailSettings, Mailer, TOKEN_PLACE};
 pub use operator::{KeyInput, Operator, Reason};
 pub use password::Hashing;
 pub use token::{Keys, WeakKey};
@@ -52,6 +55,7 @@ use api_key::KeyHash;
 use credential::{Credential, Found};
 use key_uses::KeyUses;
 use lockout::Attempt;
+use mail::MailQueue;
 use password::Passwords;
 use token::{Claims, TokenError, TokenSigner};
 
@@ -94,6 +98,8 @@ const CLOCK_TOLERANCE: Duration = Duration::from_hours(24);
 pub struct Settings {
     /// The keys for access tokens.
     pub keys: Keys,
+    /// How mails are sent; `None` if none are.
+    pub mail: Option<MailSettings>,
     /// Everything else.
     pub policy: Policy,
 }
@@ -215,6 +221,8 @@ pub struct Accounts {
     refresh_lifetime: Duration,
     registration: bool,
     audit_retention: Duration,
+    /// `None` if no mails are sent.
+    mails: Option<MailQueue>,
     /// The standing of users at an earlier request. Authentication reads it from the database again.
     roles: Cache<Uuid, Arc<Standing>>,
     /// API keys at an earlier request. Authentication reads them from the database again.
@@ -241,7 +249,9 @@ impl Accounts {
         clock: Clock,
         bus: Option<Arc<Bus>>,
     ) -> Result<(Self, AuditWriter), String> {
-        let (keys, settings) = (settings.keys, settings.policy);
+        let Settings { keys, mail, policy } = settings;
+        let settings = policy;
+        let mails = mail.map(|mail| MailQueue::new(keys.clone(), mail));
         let passwords = Passwords::new(&settings.hashing).map_err(|error| error.to_string())?;
         let (audit, audit_writer) = audit_log(db.clone(), settings.audit_queue, Arc::clone(&clock));
         let accounts = Self {
@@ -260,6 +270,7 @@ impl Accounts {
             refresh_lifetime: settings.refresh_lifetime,
             registration: settings.registration,
             audit_retention: settings.audit_retention,
+            mails,
             roles: Cache::new(ROLES, None),
             known_keys: Cache::new(KNOWN_KEYS, None),
             key_uses: Arc::default(),
@@ -278,6 +289,13 @@ impl Accounts {
     pub(crate) fn key_use_writer(&self) -> KeyUseWriter {
         let uses = Arc::clone(&self.key_uses);
         KeyUseWriter::new(uses, self.writer.clone(), Arc::clone(&self.clock))
+    }
+
+    /// Creates the task that sends mails; `None` if none are sent.
+    pub(crate) fn mail_sender(&self) -> Option<MailSender> {
+        let mails = self.mails.as_ref()?;
+        let (db, writer) = (self.db.clone(), self.writer.clone());
+        Some(mails.sender(db, writer, Arc::clone(&self.clock)))
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -327,9 +345,14 @@ impl Accounts {
 
     async fn lock_queue(&self, attempt: &Attempt) -> Result<MutexGuard<'_, ()>, Error> {
         let status = attempt.status(&self.db, self.now()).await?;
-        let hash = self.hasher.hash_one(attempt.queue(&status));
+        Ok(self.take_turn(attempt.queue(&status)).await)
+    }
+
+    /// Waits until no other request of this instance has the same key.
+    async fn take_turn(&self, key: &str) -> MutexGuard<'_, ()> {
+        let hash = self.hasher.hash_one(key);
         let place = usize::try_from(hash % QUEUES as u64).unwrap_or_default();
-        Ok(self.queues[place].lock().await)
+        self.queues[place].lock().await
     }
 
     /// The user of an access token or an API key, and what it grants.
@@ -536,6 +559,8 @@ impl Accounts {
         self.delete::<refresh_token::Entity>(sessions).await?;
         let failures = lockouts::Column::ExpiresAt.lt(now);
         self.delete::<lockouts::Entity>(failures).await?;
+        let mails = mails::Column::ExpiresAt.lt(now);
+        self.delete::<mails::Entity>(mails).await?;
         let past = now - self.audit_retention;
         for ended in [keys::Column::RevokedAt, keys::Column::ExpiresAt] {
             self.delete::<keys::Entity>(ended.lt(past)).await?;

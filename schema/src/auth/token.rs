@@ -11,17 +11,22 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
+use gathering_entity::mail::MailPurpose;
 use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation,
     crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
     errors::{Error as JwtError, ErrorKind},
 };
+use sea_orm::ActiveEnum;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::cache::{Cache, CacheStats};
+use crate::{
+    cache::{Cache, CacheStats},
+    text,
+};
 
 /// Minimum length of a signing key in bytes: the length of the hash.
 const SHORTEST_KEY: usize = 32;
@@ -36,6 +41,12 @@ const CLOCK_SKEW: i64 = 30;
 const LONGEST_TOKEN: usize = 1024;
 
 const MEDIA_TYPE: &str = "at+jwt";
+
+/// Separates the key of the tokens in mails from the signing key.
+const MAIL_KEY: &[u8] = b"gathering tokens in mails";
+
+/// The start of every token in a mail, for secret scanners.
+const MAIL_PREFIX: &str = "gtr_";
 
 /// Why a text cannot be a signing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +65,8 @@ struct Key {
     id: String,
     sign: EncodingKey,
     verify: DecodingKey,
+    /// The key of the tokens in mails.
+    mail: [u8; 32],
 }
 
 /// The claims of a token.
@@ -111,6 +124,24 @@ impl Keys {
         Ok(Self([Key::of(&secret)].into()))
     }
 
+    /// The token of a mail under each key, that of the signing key first. It is computed from the purpose and the id of
+    /// the mail, so that any instance can send the mail although the database has only the hash of the token.
+    pub(super) fn mail_tokens(
+        &self,
+        purpose: MailPurpose,
+        mail: Uuid,
+    ) -> impl Iterator<Item = String> {
+        let message = [purpose.to_value().as_bytes(), mail.as_bytes()].concat();
+        self.0.iter().map(move |key| {
+            // HMAC pads a shorter key with zeros.
+            let mut block = [0; 64];
+            block[..key.mail.len()].copy_from_slice(&key.mail);
+            let mut mac = HmacSha256::new(&block.into());
+            mac.update(&message);
+            format!("{MAIL_PREFIX}{}", text::hex(&mac.finalize().into_bytes()))
+        })
+    }
+
     fn find(&self, id: &str) -> Option<&Key> {
         self.0.iter().find(|key| key.id == id)
     }
@@ -141,6 +172,11 @@ impl Key {
             id: BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(secret)[..9]),
             sign: EncodingKey::from_secret(secret),
             verify: DecodingKey::from_secret(secret),
+            mail: Sha256::new()
+                .chain_update(MAIL_KEY)
+                .chain_update(secret)
+                .finalize()
+                .into(),
         }
     }
 }

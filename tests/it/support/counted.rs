@@ -31,7 +31,12 @@ impl CountedGraph {
     }
 
     /// A graph over this connection.
-    pub(crate) async fn over(mut db: DatabaseConnection) -> Self {
+    pub(crate) async fn over(db: DatabaseConnection) -> Self {
+        Self::with(db, &Config::default()).await
+    }
+
+    /// A graph over this connection with this configuration.
+    pub(crate) async fn with(mut db: DatabaseConnection, config: &Config) -> Self {
         let statements = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&statements);
         db.set_metric_callback(move |_| {
@@ -41,7 +46,7 @@ impl CountedGraph {
         let monotonic = server::Options::default().monotonic;
         let clock: Clock = Arc::new(Utc::now);
         let health = Health::new(Arc::clone(&clock));
-        let settings = server::settings(&Config::default(), keys, clock, monotonic, &health);
+        let settings = server::settings(config, keys, clock, monotonic, &health);
         let graph = Graph::new(db, settings.expect("is read")).await;
         let (graph, background) = graph.expect("starts");
         Self {

@@ -10,5 +10,6 @@ pub(crate) mod round_trips;
 pub(crate) mod schema;
 pub(crate) mod server;
 pub(crate) mod skip;
+pub(crate) mod smtp;
 pub(crate) mod wait;
 pub(crate) mod world;

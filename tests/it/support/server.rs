@@ -85,6 +85,7 @@ impl TestServer {
         let options = Options {
             migrate: true,
             sign_in,
+            logs_mails: false,
             clock: Arc::new(move || Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed))),
             monotonic: Arc::new(move || passed.load(Ordering::Relaxed) * 1_000_000),
         };

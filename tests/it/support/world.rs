@@ -38,6 +38,7 @@ async fn populate(db: &DatabaseConnection) {
     let [admin, demo, guest] = [0, 1, 2].map(|n| users[n].id);
     user::Entity::update_many()
         .col_expr(user::Column::LastLoginAt, Expr::value(moment()))
+        .col_expr(user::Column::EmailVerifiedAt, Expr::value(moment()))
         .exec(db)
         .await
         .expect("updates");
