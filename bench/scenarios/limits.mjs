@@ -28,12 +28,16 @@ export async function measure(cluster) {
   const began = Date.now();
   await Promise.all(
     instances.map(async ({ url }) => {
-      const agent = new http.Agent({ keepAlive: true, maxSockets: 2 });
-      const one = async () => {
-        const answer = await graphql(url, { token, query: '{ viewer { name } }', agent });
-        outcomes.add(failureOf(answer) ?? 'accepted');
+      const agent = new http.Agent({ keepAlive: true });
+      let left = PER_INSTANCE;
+      // Few at a time: an instance that is overloaded decides without waiting for Redis.
+      const work = async () => {
+        while (left-- > 0) {
+          const answer = await graphql(url, { token, query: '{ viewer { name } }', agent });
+          outcomes.add(failureOf(answer) ?? 'accepted');
+        }
       };
-      await Promise.all(Array.from({ length: PER_INSTANCE }, one));
+      await Promise.all([work(), work()]);
       agent.destroy();
     }),
   );
@@ -46,9 +50,12 @@ export async function measure(cluster) {
 export function check(name, { accepted, outcomes, seconds, decided, instances }, times) {
   // A bucket refills while it is measured. An instance decides alone what Redis does not answer in time.
   const refill = Math.floor((LIMIT * seconds) / 60) + 1;
-  const bound = times * (LIMIT + refill) + (times === 1 ? decided : 0);
+  const one = LIMIT + refill;
+  const bound = times === 1 ? one + Math.min(decided, instances * one) : times * one;
   const isKept = accepted <= bound && accepted >= LIMIT;
+  const isConclusive = times > 1 || decided < LIMIT;
+  const verdict = isKept ? (isConclusive ? 'ok' : 'ok, but not conclusive: this machine is overloaded') : 'NOT KEPT';
   const expected = `expected ${LIMIT} to ${bound}, ${decided} decided without Redis`;
-  console.log(`limit, ${name}: ${outcomes} on ${instances} instances; ${expected}: ${isKept ? 'ok' : 'NOT KEPT'}`);
+  console.log(`limit, ${name}: ${outcomes} on ${instances} instances; ${expected}: ${verdict}`);
   return isKept;
 }
