@@ -19,7 +19,7 @@ use sea_orm_migration::{
     MigrationTrait, MigratorTrait, async_trait,
     sea_orm::{
         ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,
-        SqliteTransactionMode, TransactionOptions, TransactionTrait,
+        RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
     },
 };
 
@@ -101,10 +101,24 @@ async fn with_migration_lock(db: &DatabaseConnection) -> Result<DatabaseTransact
     Ok(transaction)
 }
 
-/// Explains an applied migration that is unknown to this version: the only error of the library that does not come from
-/// the database.
+/// PostgreSQL's code of a missing privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// Explains an applied migration that is unknown to this version, the only error of the library that does not come from
+/// the database, and a missing privilege.
 fn explain(error: DbErr) -> DbErr {
     match error {
+        DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause))
+            if cause
+                .as_database_error()
+                .and_then(|cause| cause.code())
+                .is_some_and(|code| code == INSUFFICIENT_PRIVILEGE) =>
+        {
+            DbErr::Migration(
+                "the role in DATABASE_URL may not change the tables: run `gathering migrate` as the owner of the schema"
+                    .to_owned(),
+            )
+        }
         DbErr::Custom(_) => DbErr::Migration(
             "the database was migrated by a newer version of Gathering; run that version, or restore a backup"
                 .to_owned(),

@@ -11,7 +11,7 @@ use crate::support::schema::Schema;
 use crate::support::server::TestServer;
 
 /// The fields that the executor resolves: they are computed, or depend on the viewer.
-const EXECUTED: [&str; 20] = [
+const EXECUTED: [&str; 21] = [
     "Agent.events",
     "Agent.recentActivity",
     "Agent.systemPrompt",

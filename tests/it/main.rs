@@ -40,6 +40,7 @@ mod oracle;
 mod pool;
 mod process;
 mod severed;
+mod signals;
 mod sse;
 mod storage;
 mod tasks;

@@ -8,8 +8,11 @@ use std::process::Output;
 
 use futures_util::future::join_all;
 use gathering::config::Config;
+use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use url::Url;
+use uuid::Uuid;
 
 use crate::support::actor::{ADMIN, Actor};
 use crate::support::database::{Database, PASSWORD};
@@ -190,4 +193,50 @@ fn the_reference_of_the_settings_is_current() {
     }
     let committed = fs::read_to_string(file).expect("is read");
     assert!(committed == reference, "rerun with UPDATE_SNAPSHOTS=1");
+}
+
+#[tokio::test]
+async fn a_role_without_the_right_to_migrate_serves_a_migrated_database() {
+    let Some(database) = Database::seeded().await.only_on_postgres() else {
+        return;
+    };
+    let db = database.connect().await;
+    let role = format!("serves_{}", Uuid::now_v7().simple());
+    let tables = "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public";
+    for statement in [
+        format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'"),
+        format!("GRANT {tables} TO {role}"),
+    ] {
+        db.execute_unprepared(&statement)
+            .await
+            .expect("is executed");
+    }
+    let as_role = |database: &Database| {
+        let mut url = Url::parse(database.url()).expect("a URL");
+        url.set_username(&role).expect("is set");
+        url.set_password(Some(&role)).expect("is set");
+        url
+    };
+    let url = as_role(&database);
+    let output = run(gathering("doctor").env("DATABASE_URL", url.as_str())).await;
+    let (found, all) = findings(&output);
+    assert!(output.status.success(), "{output:?}");
+    assert!(found.contains(&("ok", "privileges")), "{all}");
+    let mut serve = gathering("serve --migrate --listen 127.0.0.1:0");
+    let mut server = Running::start(serve.env("DATABASE_URL", url.as_str())).await;
+    let admin = Actor::new(&server.url).signed_in(ADMIN).await;
+    let data = admin.ask(CREATE, json!({ "name": "Served" })).await;
+    assert!(data["createProject"]["project"]["id"].is_string(), "{data}");
+    server.signal("INT");
+    server.ends().await;
+
+    let bare = Database::bare().await;
+    let url = as_role(&bare);
+    let error = refusal(gathering("migrate").env("DATABASE_URL", url.as_str())).await;
+    assert!(error.contains("owner"), "{error}");
+    for statement in [format!("DROP OWNED BY {role}"), format!("DROP ROLE {role}")] {
+        db.execute_unprepared(&statement)
+            .await
+            .expect("is executed");
+    }
 }
