@@ -5,6 +5,7 @@
 //! Responses contain no internal text. The check writes to the database only after a write has failed, until writes
 //! work again.
 
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,6 +17,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gathering_entity::event;
@@ -27,7 +29,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use crate::db::{Attempt, Database, Reachability};
-use crate::system::{self, Resources, System};
+use crate::system::{self, Resources, Space, System};
 
 /// How long the result of a check is reused, and the timeout of a check.
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,7 +38,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const SLOW_CHECKS: Duration = Duration::from_secs(10);
 
 /// The age of an unpublished event above which live events are late.
-const LATE: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
+const LATE: TimeDelta = TimeDelta::seconds(10);
 
 /// Maximum number of unpublished events that a check reads.
 const UNPUBLISHED: u64 = 1_000;
@@ -50,6 +52,9 @@ pub struct Health {
     draining: AtomicBool,
     system: System,
     last: Mutex<Option<Probe>>,
+    details: Mutex<Option<Details>>,
+    /// Whether the file system of the database is being read. If it does not respond, no further thread waits for it.
+    is_reading_disk: Arc<AtomicBool>,
 }
 
 struct Parts {
@@ -57,20 +62,23 @@ struct Parts {
     graph: Graph,
 }
 
-/// The result of the checks.
-#[derive(Clone)]
+/// The result of a check of the database, on which the readiness depends.
+#[derive(Clone, Copy)]
 struct Probe {
     at: Instant,
+    reach: Reachability,
+    took: Duration,
     writes: Writes,
-    slow: Slow,
-    report: HealthReport,
 }
 
-/// The results of the checks of migrations and of the disk.
+/// The results of the checks that only the report contains.
 #[derive(Clone)]
-struct Slow {
+struct Details {
     at: Instant,
-    checks: Vec<HealthCheck>,
+    events: HealthCheck,
+    slow_at: Instant,
+    /// The checks of migrations and of the disk.
+    slow: Vec<HealthCheck>,
 }
 
 /// The state of writes at the time of a check.
@@ -178,6 +186,8 @@ impl Health {
             draining: AtomicBool::new(false),
             system: System::default(),
             last: Mutex::new(None),
+            details: Mutex::new(None),
+            is_reading_disk: Arc::default(),
         })
     }
 
@@ -210,107 +220,159 @@ impl Health {
         self.system.resources()
     }
 
-    async fn probe(&self) -> (Status, Vec<HealthCheck>) {
-        let Some(parts) = self.parts.get() else {
-            return (Status::Starting, Vec::new());
+    /// Runs in a task of its own, so that a client that disconnects does not discard the results of the checks.
+    async fn probe(self: &Arc<Self>) -> (Status, Option<Probe>) {
+        let health = Arc::clone(self);
+        #[expect(clippy::disallowed_methods, reason = "the task ends with its checks")]
+        let probing = tokio::spawn(async move {
+            let parts = health.parts.get()?;
+            let mut last = health.last.lock().await;
+            let probe = match *last {
+                Some(probe) if probe.at.elapsed() < SECOND => probe,
+                before => *last.insert(parts.probe(before).await),
+            };
+            Some(probe)
+        });
+        let probe = probing.await.ok().flatten();
+        let status = match probe {
+            Some(_) if self.draining.load(Ordering::Relaxed) => Status::Draining,
+            Some(probe) => probe.status(),
+            None => Status::Starting,
         };
-        let mut last = self.last.lock().await;
-        let probe = match &*last {
-            Some(probe) if probe.at.elapsed() < SECOND => probe,
+        (status, probe)
+    }
+
+    /// The status, and all checks.
+    async fn report(self: &Arc<Self>) -> (Status, Vec<HealthCheck>) {
+        let (status, probe) = self.probe().await;
+        let (Some(parts), Some(probe)) = (self.parts.get(), probe) else {
+            return (status, Vec::new());
+        };
+        let mut checks = parts.checks(probe);
+        if probe.reach == Reachability::Pass {
+            let health = Arc::clone(self);
+            #[expect(clippy::disallowed_methods, reason = "the task ends with its checks")]
+            let detailing = tokio::spawn(async move { health.details().await });
+            checks.extend(detailing.await.ok().into_iter().flatten());
+        }
+        checks.extend(parts.redis());
+        let is_degraded = checks.iter().any(|check| check.status != HealthStatus::Up);
+        let status = match status {
+            Status::Pass if is_degraded => Status::Warn,
+            status => status,
+        };
+        (status, checks)
+    }
+
+    async fn details(&self) -> Vec<HealthCheck> {
+        let Some(parts) = self.parts.get() else {
+            return Vec::new();
+        };
+        let mut last = self.details.lock().await;
+        let details = match last.take() {
+            Some(details) if details.at.elapsed() < SECOND => details,
             before => {
-                let probe = parts.probe(before.clone(), (self.clock)()).await;
-                last.insert(probe)
+                let slow = before.filter(|before| before.slow_at.elapsed() < SLOW_CHECKS);
+                let slow = async {
+                    match slow {
+                        Some(before) => (before.slow_at, before.slow),
+                        None => (Instant::now(), self.slow_checks(parts).await),
+                    }
+                };
+                let (events, (slow_at, slow)) = tokio::join!(parts.events((self.clock)()), slow);
+                Details {
+                    at: Instant::now(),
+                    events,
+                    slow_at,
+                    slow,
+                }
             }
         };
-        let report = probe.report.clone();
-        let status = if self.draining.load(Ordering::Relaxed) {
-            Status::Draining
-        } else {
-            report.status.into()
+        let Details { events, slow, .. } = last.insert(details);
+        iter::once(&*events).chain(&*slow).cloned().collect()
+    }
+
+    async fn slow_checks(&self, parts: &Parts) -> Vec<HealthCheck> {
+        let disk = async {
+            let file = parts.database.file()?;
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).to_owned();
+            disk(folder, Arc::clone(&self.is_reading_disk)).await
         };
-        (status, report.checks)
+        let (migrations, disk) = tokio::join!(parts.migrations(), disk);
+        iter::once(migrations).chain(disk).collect()
+    }
+}
+
+impl Probe {
+    /// Failing writes are a warning only: reads are served, so the process stays ready.
+    fn status(self) -> Status {
+        match self.reach {
+            Reachability::Pass if self.writes.fail => Status::Warn,
+            Reachability::Pass => Status::Pass,
+            Reachability::Busy => Status::Warn,
+            Reachability::Fail => Status::Fail,
+        }
     }
 }
 
 impl Parts {
-    async fn probe(&self, before: Option<Probe>, now: chrono::DateTime<chrono::Utc>) -> Probe {
+    async fn probe(&self, before: Option<Probe>) -> Probe {
         let started = Instant::now();
         let reach = self.database.reach(SECOND).await;
-        let latency = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
-        let (writes, slow) = before.map_or((Writes::new(), None), |b| (b.writes, Some(b.slow)));
-        let mut checks = vec![HealthCheck {
-            latency_ms: Some(latency),
-            ..match reach {
-                Reachability::Pass => up("database"),
-                Reachability::Busy => degraded("database", "The database answers slowly."),
-                Reachability::Fail => down("database", "The database does not answer."),
-            }
-        }];
-        let connections = self.database.connections();
-        let is_full = connections.in_use >= usize::try_from(connections.max).unwrap_or(usize::MAX);
-        checks.push(if is_full {
-            degraded("pool", "All connections of the pool are in use.")
-        } else {
-            up("pool")
-        });
-        let is_down = reach == Reachability::Fail;
-        let writes = if is_down {
-            writes
-        } else {
-            writes.probe(&self.database).await
-        };
-        checks.push(if writes.fail {
-            down("writes", "The database cannot be written.")
-        } else {
-            up("writes")
-        });
-        let slow = match slow {
-            Some(slow) if is_down || slow.at.elapsed() < SLOW_CHECKS => slow,
-            _ => Slow {
-                at: Instant::now(),
-                checks: self.slow_checks(is_down).await,
-            },
-        };
-        if !is_down {
-            checks.push(self.events(now).await);
-        }
-        checks.extend(slow.checks.iter().cloned());
-        // The rate limiter reports the state of Redis. Without Redis, each instance limits on its own.
-        checks.extend(self.graph.limits_alone().map(|alone| {
-            if alone {
-                degraded(
-                    "redis",
-                    "Redis does not respond: each instance applies the limits separately.",
-                )
-            } else {
-                up("redis")
-            }
-        }));
-        // Reads are served as long as the database answers.
-        let status = if is_down {
-            HealthStatus::Down
-        } else if checks.iter().all(|check| check.status == HealthStatus::Up) {
-            HealthStatus::Up
-        } else {
-            HealthStatus::Degraded
+        let took = started.elapsed();
+        let writes = before.map_or_else(Writes::new, |probe| probe.writes);
+        let writes = match reach {
+            Reachability::Pass | Reachability::Busy => writes.probe(&self.database).await,
+            Reachability::Fail => writes,
         };
         Probe {
             at: Instant::now(),
+            reach,
+            took,
             writes,
-            slow,
-            report: HealthReport { status, checks },
         }
     }
 
-    async fn slow_checks(&self, is_down: bool) -> Vec<HealthCheck> {
-        let mut checks = Vec::new();
-        if !is_down {
-            checks.push(self.migrations().await);
-        }
-        if let Some(file) = self.database.file() {
-            checks.push(disk(file.to_owned()).await);
-        }
-        checks
+    /// The checks of the database and its pool.
+    fn checks(&self, probe: Probe) -> Vec<HealthCheck> {
+        let database = match probe.reach {
+            Reachability::Pass => up("database"),
+            Reachability::Busy => degraded("database", "The database answers slowly."),
+            Reachability::Fail => down("database", "The database does not answer."),
+        };
+        let database = HealthCheck {
+            latency_ms: Some((probe.took.as_secs_f64() * 1e6).round() / 1e3),
+            ..database
+        };
+        let connections = self.database.connections();
+        let is_full = connections.in_use >= usize::try_from(connections.max).unwrap_or(usize::MAX);
+        let pool = if is_full {
+            degraded("pool", "All connections of the pool are in use.")
+        } else {
+            up("pool")
+        };
+        let writes = if probe.writes.fail {
+            down("writes", "The database cannot be written.")
+        } else {
+            up("writes")
+        };
+        vec![database, pool, writes]
+    }
+
+    /// The rate limiter reports the state of Redis. Without Redis, each instance limits on its own.
+    fn redis(&self) -> Option<HealthCheck> {
+        let alone = self.graph.limits_alone()?;
+        Some(if alone {
+            degraded(
+                "redis",
+                "Redis does not respond: each instance applies the limits separately.",
+            )
+        } else {
+            up("redis")
+        })
     }
 
     /// Another instance may have migrated the database since the start.
@@ -331,13 +393,13 @@ impl Parts {
     }
 
     /// Whether events are published soon after their change.
-    async fn events(&self, now: chrono::DateTime<chrono::Utc>) -> HealthCheck {
+    async fn events(&self, now: DateTime<Utc>) -> HealthCheck {
         let unpublished = event::Entity::find()
             .select_only()
             .column(event::Column::OccurredAt)
             .filter(event::Column::Position.is_null())
             .limit(UNPUBLISHED)
-            .into_tuple::<chrono::DateTime<chrono::Utc>>()
+            .into_tuple::<DateTime<Utc>>()
             .all(self.database.connection());
         match tokio::time::timeout(SECOND, unpublished).await {
             Ok(Ok(times)) => match times.into_iter().min() {
@@ -351,17 +413,28 @@ impl Parts {
     }
 }
 
-/// Whether the file system of the database has free space.
-async fn disk(file: PathBuf) -> HealthCheck {
-    let folder = file.parent().unwrap_or(Path::new(".")).to_owned();
-    let space = spawn_blocking(move || system::space(&folder));
-    match tokio::time::timeout(SECOND, space).await {
-        Ok(Ok(Some(space))) if space.is_scarce() => {
+/// Whether the file system of the database has free space; `None` if it is unknown.
+async fn disk(folder: PathBuf, is_reading: Arc<AtomicBool>) -> Option<HealthCheck> {
+    let silent = || degraded("disk", "The disk of the database does not respond.");
+    if is_reading.swap(true, Ordering::Relaxed) {
+        return Some(silent());
+    }
+    let space = spawn_blocking(move || {
+        let space = system::space(&folder);
+        is_reading.store(false, Ordering::Relaxed);
+        space
+    });
+    Some(match tokio::time::timeout(SECOND, space).await {
+        Ok(space)
+            if space
+                .as_ref()
+                .is_ok_and(|space| space.is_some_and(Space::is_scarce)) =>
+        {
             degraded("disk", "The disk of the database is almost full.")
         }
-        Ok(Ok(_)) => up("disk"),
-        Ok(Err(_)) | Err(_) => degraded("disk", "The disk of the database does not respond."),
-    }
+        Ok(space) => space.ok().flatten().map(|_| up("disk"))?,
+        Err(_) => silent(),
+    })
 }
 
 fn up(name: &'static str) -> HealthCheck {
@@ -395,7 +468,7 @@ impl Monitor for Observed {
     fn health(&self) -> BoxFuture<'_, HealthReport> {
         async {
             let (status, checks) = match self.0.upgrade() {
-                Some(health) => health.probe().await,
+                Some(health) => health.report().await,
                 None => (Status::Draining, Vec::new()),
             };
             let status = match status {
@@ -462,7 +535,7 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 }
 
 async fn report(State(health): State<Arc<Health>>) -> Response {
-    let (status, checks) = health.probe().await;
+    let (status, checks) = health.report().await;
     let checks = checks.into_iter().map(|check| Check {
         name: check.name,
         status: check.status.into(),

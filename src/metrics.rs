@@ -40,6 +40,9 @@ const STATEMENTS: [f64; 8] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// Maximum number of operation names with metrics. Clients choose the names, so there must be a bound.
 const NAMES: usize = 100;
 
+/// Maximum length of an operation name with metrics, in bytes.
+const NAME_LENGTH: usize = 64;
+
 /// The label of operations whose names exceed the bound.
 const OTHER: &str = "(other)";
 
@@ -61,14 +64,18 @@ pub struct Metrics {
 pub struct Label {
     kind: OperationKind,
     name: Option<String>,
+    /// Whether the name may be added to those with metrics.
+    is_trusted: bool,
 }
 
 impl Label {
-    /// The label of an operation.
-    pub fn of(operation: &Operation) -> Self {
+    /// The label of an operation, and whether a token was sent with it.
+    pub fn of(operation: &Operation, has_token: bool) -> Self {
         Self {
             kind: operation.kind().into(),
             name: operation.name().map(str::to_owned),
+            // A sign-in runs whatever the token is.
+            is_trusted: has_token && !operation.signs_in(),
         }
     }
 
@@ -77,6 +84,7 @@ impl Label {
         Self {
             kind: OperationKind::Unknown,
             name: None,
+            is_trusted: false,
         }
     }
 }
@@ -170,7 +178,8 @@ impl Metrics {
         let labels = [("kind", label.kind.name()), ("outcome", outcome.name())];
         self.latencies.get_or_create(&labels).observe(elapsed);
         if let Some(name) = &label.name {
-            let name = self.bounded(name, outcome).to_owned();
+            let may_add = label.is_trusted && !matches!(outcome, OperationOutcome::Refused(_));
+            let name = self.bounded(name, may_add).to_owned();
             let labels = [
                 ("operation", Cow::Owned(name)),
                 ("outcome", Cow::Borrowed(outcome.name())),
@@ -195,16 +204,16 @@ impl Metrics {
         }
     }
 
-    /// The name, or `OTHER` if it exceeds the bound. Only executed operations add a name, so that refused requests
-    /// cannot use up the bound.
-    fn bounded<'a>(&self, name: &'a str, outcome: OperationOutcome) -> &'a str {
+    /// The name, or `OTHER` if it exceeds a bound. Only executed operations of authenticated callers add a name, so that
+    /// others cannot use up the bound.
+    fn bounded<'a>(&self, name: &'a str, may_add: bool) -> &'a str {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         if names.contains(name) {
             return name;
         }
         let is_full = names.len() >= NAMES;
         drop(names);
-        if is_full || matches!(outcome, OperationOutcome::Refused(_)) {
+        if is_full || !may_add || name.len() > NAME_LENGTH {
             return OTHER;
         }
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
@@ -237,7 +246,7 @@ impl Metrics {
         );
         registry.register(
             "graphql_named_operation_duration_seconds",
-            "Time of operations that have a name, by name; names beyond the first 100 are `(other)`",
+            "Time of operations that have a name, by name; the first 100 names of authenticated callers, others are `(other)`",
             self.named.clone(),
         );
         registry.register(
@@ -604,7 +613,11 @@ mod tests {
             (OperationKind::Mutation, true, Some(Code::NotFound)),
             (OperationKind::Unknown, false, Some(Code::ParseFailed)),
         ] {
-            let label = Label { kind, name: None };
+            let label = Label {
+                kind,
+                name: None,
+                is_trusted: true,
+            };
             metrics.operation(&label, OperationOutcome::new(has_data, code), elapsed);
         }
         let mut text = String::new();
@@ -625,11 +638,19 @@ mod tests {
         let metrics = Metrics::new();
         let mut registry = Registry::default();
         registry.register("named", "", metrics.named.clone());
-        let count = |name: &str, outcome| {
-            let name = Some(name.to_owned());
-            let kind = OperationKind::Query;
-            metrics.operation(&Label { kind, name }, outcome, Duration::ZERO);
+        let count_of = |name: &str, outcome, is_trusted| {
+            let label = Label {
+                kind: OperationKind::Query,
+                name: Some(name.to_owned()),
+                is_trusted,
+            };
+            metrics.operation(&label, outcome, Duration::ZERO);
         };
+        let count = |name: &str, outcome| count_of(name, outcome, true);
+        count(&"Long".repeat(20), OperationOutcome::Ok);
+        for number in 0..1_000 {
+            count_of(&format!("Anonymous{number}"), OperationOutcome::Ok, false);
+        }
         for number in 0..1_000 {
             count(
                 &format!("Refused{number}"),
@@ -645,7 +666,7 @@ mod tests {
         for line in [
             r#"named_count{operation="Page0",outcome="ok"} 151"#,
             r#"named_count{operation="Page99",outcome="ok"} 1"#,
-            r#"named_count{operation="(other)",outcome="ok"} 50"#,
+            r#"named_count{operation="(other)",outcome="ok"} 1051"#,
             r#"named_count{operation="(other)",outcome="refused"} 1000"#,
         ] {
             assert!(text.contains(line), "{line} is not in {text}");

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sysinfo::{DiskRefreshKind, Disks, ProcessRefreshKind, ProcessesToUpdate};
+use rustix::fs::statvfs;
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate};
 
 /// How long a measurement is reused. The processor load is an average over at least this time.
 const FRESH: Duration = Duration::from_secs(1);
@@ -20,7 +21,7 @@ pub(crate) struct Resources {
     pub(crate) cpu_percent: f64,
     /// The resident memory in bytes.
     pub(crate) memory: u64,
-    /// The memory that the process may use, in bytes: that of the machine, or that of the control group.
+    /// The memory that the process may use, in bytes: that of the machine, or of its container.
     pub(crate) memory_total: u64,
     /// The number of open file descriptors; `None` if the system does not report it.
     pub(crate) open_files: Option<u64>,
@@ -100,16 +101,12 @@ pub fn open_files_limit() -> Option<usize> {
     sysinfo::System::open_files_limit().ok()
 }
 
-/// Returns the space of the file system that contains this path. Blocks while the file systems are read.
-pub fn space(path: &Path) -> Option<Space> {
-    let path = path.canonicalize().ok()?;
-    let storage = DiskRefreshKind::nothing().with_storage();
-    let disks = Disks::new_with_refreshed_list_specifics(storage).ok()?;
-    let holding = disks.iter();
-    let holding = holding.filter(|disk| path.starts_with(disk.mount_point()));
-    let disk = holding.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
+/// Returns the space of the file system that contains this folder; `None` if it cannot be determined. Blocks if the file
+/// system does not respond.
+pub fn space(folder: &Path) -> Option<Space> {
+    let system = statvfs(folder).ok()?;
     Some(Space {
-        free: disk.available_space(),
-        total: disk.total_space(),
+        free: system.f_bavail.saturating_mul(system.f_frsize),
+        total: system.f_blocks.saturating_mul(system.f_frsize),
     })
 }

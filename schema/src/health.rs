@@ -44,7 +44,7 @@ pub struct SystemMetrics {
     pub cpu_percent: f64,
     /// The resident memory of the process, in bytes.
     pub memory_used_bytes: f64,
-    /// The memory that the process may use, in bytes: that of the machine, or that of its control group.
+    /// The memory that the process may use, in bytes: that of the machine, or of its container.
     pub memory_total_bytes: f64,
     /// The open connections of the database pool.
     pub database_connections: i32,

@@ -6,9 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use gathering::StartError;
-use gathering::config::Config;
+use gathering::config::{Config, DatabaseUrl};
 use gathering::db::Database;
-use sea_orm::{ConnectionTrait, Statement};
+use gathering_entity::journal;
+use sea_orm::sea_query::Expr;
+use sea_orm::{ConnectionTrait, EntityTrait, Statement};
+use uuid::Uuid;
 
 use super::database::on_database;
 use super::output::print;
@@ -55,6 +58,7 @@ pub(super) async fn backup(config: &Config, file: &Path) -> Result<(), StartErro
         Ok(())
     })
     .await?;
+    begin_history(copy.path()).await?;
     fs::set_permissions(copy.path(), Permissions::from_mode(0o600)).map_err(unusable)?;
     copy.as_file().sync_all().map_err(unusable)?;
     copy.persist_noclobber(file)
@@ -70,5 +74,18 @@ pub(super) async fn backup(config: &Config, file: &Path) -> Result<(), StartErro
             config.data.dir.join("signing-keys").display()
         ));
     }
+    Ok(())
+}
+
+/// Gives the copy another event history. A server on a restored copy assigns the positions after the backup again, so it
+/// must refuse the cursors that clients got from the original.
+async fn begin_history(copy: &Path) -> Result<(), StartError> {
+    let url = DatabaseUrl::sqlite(copy);
+    let connection = sea_orm::Database::connect(url.expose()).await?;
+    journal::Entity::update_many()
+        .col_expr(journal::Column::Epoch, Expr::value(Uuid::now_v7()))
+        .exec(&connection)
+        .await?;
+    connection.close().await?;
     Ok(())
 }

@@ -100,15 +100,16 @@ enum Command {
     },
     /// Copy the SQLite database to a new file while servers use it
     ///
-    /// The copy is consistent, and only its owner can read it. To restore it, stop the server and move the copy to the
-    /// place of the database. A PostgreSQL database is copied with `pg_dump`.
+    /// The copy is consistent, and only its owner can read it. To restore it, stop the server, delete the files of the
+    /// database that end in `-wal` and `-shm`, and move the copy to the place of the database. Clients then cannot resume
+    /// subscriptions with earlier cursors. A PostgreSQL database is copied with `pg_dump`.
     Backup {
         /// The file to create; it must not exist
         file: PathBuf,
     },
     /// Check the configuration, the database, Redis and the machine, and print what to do
     ///
-    /// Changes nothing. The exit status is 1 if a check fails, which would prevent a start or endanger data.
+    /// Changes no data and generates no key. The exit status is 1 if a check fails, which would prevent a start or endanger data.
     Doctor,
     /// Generate a new key to sign access tokens from the next start on; tokens of the current key stay valid
     RotateKey,

@@ -59,7 +59,8 @@ impl Endpoint {
             return Started::One(self.answer(operation, caller).await);
         }
         let request_id = caller.client.request_id.clone();
-        let (label, began) = (Label::of(&operation), Instant::now());
+        let label = Label::of(&operation, caller.token.is_some());
+        let began = Instant::now();
         let started = guarded(self.graph.subscribe(operation, caller), request_id.clone()).await;
         match started {
             Ok(Ok(answers)) => {
@@ -108,7 +109,8 @@ impl Endpoint {
 
     pub(super) async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Outcome {
         let request_id = caller.client.request_id.clone();
-        let (label, began) = (Label::of(&operation), Instant::now());
+        let label = Label::of(&operation, caller.token.is_some());
+        let began = Instant::now();
         let outcome = match guarded(self.graph.answer(operation, caller), request_id).await {
             Ok(answer) => {
                 self.metrics.statements(&label, answer.statements());

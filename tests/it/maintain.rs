@@ -8,7 +8,8 @@ use std::process::Output;
 
 use futures_util::future::join_all;
 use gathering::config::Config;
-use sea_orm::ConnectionTrait;
+use gathering_entity::journal;
+use sea_orm::{ConnectionTrait, EntityTrait};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use url::Url;
@@ -155,6 +156,13 @@ async fn a_backup_during_writes_contains_every_earlier_change() {
     let list = "{ projects(first: 100) { nodes { id } } }";
     let restored = Actor::new(&restored.url).with(&tokens.access);
     let data: Value = restored.ask(list, json!({})).await;
+    let epoch = async |url: &str| {
+        let db = sea_orm::Database::connect(url).await.expect("connects");
+        let journal = journal::Entity::find().one(&db).await.expect("reads");
+        db.close().await.expect("closes");
+        journal.expect("a row").epoch
+    };
+    assert_ne!(epoch(&url).await, epoch(database.url()).await);
     let nodes = data["projects"]["nodes"]
         .as_array()
         .expect("projects")

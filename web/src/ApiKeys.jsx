@@ -10,9 +10,11 @@ const LIST = `query ApiKeys($after: String) {
     pageInfo { hasNextPage endCursor }
   }
 }`;
-const CHOICES = `query ApiKeyChoices {
-  agents(first: 100) { nodes { id name owner { id } } }
-  circles(first: 100) { nodes { id name } }
+const AGENTS = `query ApiKeyAgents($after: String) {
+  agents(first: 100, after: $after) { nodes { id name owner { id } } pageInfo { hasNextPage endCursor } }
+}`;
+const CIRCLES = `query ApiKeyCircles($after: String) {
+  circles(first: 100, after: $after) { nodes { id name } pageInfo { hasNextPage endCursor } }
 }`;
 const CREATE = `mutation CreateApiKey($input: CreateApiKeyInput!) {
   createApiKey(input: $input) { apiKey { name } secret userErrors { field message } }
@@ -20,6 +22,12 @@ const CREATE = `mutation CreateApiKey($input: CreateApiKeyInput!) {
 const REVOKE = `mutation RevokeApiKey($input: RevokeApiKeyInput!) {
   revokeApiKey(input: $input) { userErrors { message } }
 }`;
+
+const PAGES = 10; // maximum number of pages of agents and of circles to choose from
+
+// The new key with its secret, until the user has stored it or another user signs in. It is not state of a component,
+// because GraphiQL removes the component when another plugin is opened.
+let created = null;
 
 const DAY = 86_400_000; // milliseconds
 const LIFETIMES = [
@@ -41,6 +49,21 @@ async function dataOf(query, variables) {
     throw new Error(answer.errors.map(({ message }) => message).join(' '));
   }
   return answer.data;
+}
+
+// Returns the entries of all pages of a list.
+async function all(query, field) {
+  const found = [];
+  let after = null;
+  for (let page = 0; page < PAGES; page += 1) {
+    const { nodes, pageInfo } = (await dataOf(query, { after }))[field];
+    found.push(...nodes);
+    if (!pageInfo.hasNextPage) {
+      break;
+    }
+    after = pageInfo.endCursor;
+  }
+  return found;
 }
 
 const day = (date) => new Date(date).toLocaleDateString();
@@ -85,7 +108,7 @@ function Key({ apiKey, revoke }) {
   );
 }
 
-function Secret({ created, close }) {
+function Secret({ close }) {
   const [notice, setNotice] = useState('');
   const secret = useRef(null);
   useEffect(() => secret.current.select(), []);
@@ -123,7 +146,6 @@ function Create({ viewer, choices, done }) {
   const [busy, setBusy] = useState(false);
   const [errors, setErrors] = useState({});
   const form = useRef(null);
-  const agents = choices.agents.filter(({ owner }) => owner.id === viewer.id);
   const scopes = viewer.role === 'ADMIN' ? ['READ', 'WRITE', 'ADMIN'] : ['READ', 'WRITE'];
   useEffect(() => form.current.querySelector('[aria-invalid=true]')?.focus(), [errors]);
 
@@ -148,7 +170,7 @@ function Create({ viewer, choices, done }) {
       const { apiKey, secret, userErrors } = (await dataOf(CREATE, { input })).createApiKey;
       if (secret) {
         form.current.reset();
-        done({ name: apiKey.name, secret });
+        done({ name: apiKey.name, secret, userId: viewer.id });
         return;
       }
       const fields = {};
@@ -184,10 +206,10 @@ function Create({ viewer, choices, done }) {
           </option>
         ))}
       </Field>
-      {agents.length > 0 && (
+      {choices.agents.length > 0 && (
         <Field name="agentId" label="Acts as" error={errors.agentId}>
           <option value="">{viewer.name}</option>
-          {agents.map(({ id, name }) => (
+          {choices.agents.map(({ id, name }) => (
             <option key={id} value={id}>
               {name} (agent)
             </option>
@@ -224,7 +246,7 @@ function Keys({ viewer }) {
   const [keys, setKeys] = useState(null);
   const [next, setNext] = useState(null);
   const [choices, setChoices] = useState(null);
-  const [created, setCreated] = useState(null);
+  const [shown, setShown] = useState(created?.userId === viewer.id);
   const [error, setError] = useState('');
 
   async function attempt(work) {
@@ -244,9 +266,9 @@ function Keys({ viewer }) {
 
   useEffect(() => {
     attempt(async () => {
-      const { agents, circles } = await dataOf(CHOICES);
-      setChoices({ agents: agents.nodes, circles: circles.nodes });
       await load(null);
+      const [agents, circles] = await Promise.all([all(AGENTS, 'agents'), all(CIRCLES, 'circles')]);
+      setChoices({ agents: agents.filter(({ owner }) => owner.id === viewer.id), circles });
     });
   }, []);
 
@@ -260,14 +282,20 @@ function Keys({ viewer }) {
     });
 
   function show(key) {
-    setCreated(key);
+    created = key;
+    setShown(true);
     attempt(() => load(null));
+  }
+
+  function close() {
+    created = null;
+    setShown(false);
   }
 
   return (
     <>
-      {created ? (
-        <Secret created={created} close={() => setCreated(null)} />
+      {shown ? (
+        <Secret close={close} />
       ) : (
         choices && <Create viewer={viewer} choices={choices} done={show} />
       )}

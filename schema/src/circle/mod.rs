@@ -53,7 +53,7 @@ pub enum CircleStatus {
     Paused,
     /// Stopped. It can be started again.
     Stopped,
-    /// Archived. It can only be read, restored or deleted; its name may be reused.
+    /// Archived. It can only be read, restored, transferred or deleted; its name may be reused.
     Archived,
 }
 

@@ -254,7 +254,7 @@ impl CircleMutation {
     }
 
     /// Archives a circle that is `CREATED` or `STOPPED` and pauses its active conversations.
-    /// An archived circle can only be read, restored or deleted; its name may be reused. Requires its owner or an
+    /// An archived circle can only be read, restored, transferred or deleted; its name may be reused. Requires its owner or an
     /// administrator. `userErrors` codes: `CONFLICT`; `BAD_TRANSITION`.
     async fn archive_circle(
         &self,

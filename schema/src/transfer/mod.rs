@@ -69,7 +69,7 @@ impl TransferKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[graphql(remote = "transfer::TransferStatus")]
 pub enum TransferStatus {
-    /// Waits for the new owner.
+    /// Not yet accepted or declined.
     Pending,
     /// Accepted: the owner has changed.
     Accepted,
@@ -113,25 +113,34 @@ impl Transfer {
         Node::load(ctx.request(), kind.of_id(), id).await
     }
 
-    /// The current name of the circle, agent or project. The new owner may read it before the acceptance.
-    async fn name(&self, ctx: &Context<'_>) -> Result<String, Error> {
+    /// The current name of the circle, agent or project, which the new owner may read while the transfer is `PENDING`.
+    /// Null after that if the viewer may not read the object.
+    async fn name(&self, ctx: &Context<'_>) -> Result<Option<String>, Error> {
         let request = ctx.request();
         let (kind, id) = self.object()?;
-        let name = match kind {
+        let is_pending = status(&self.0, request.now()) == transfer::TransferStatus::Pending;
+        let (any, rules) = (Rule::default(), request.viewer()?.rules());
+        let rule = |own| if is_pending { &any } else { own };
+        Ok(match kind {
             TransferKind::Circle => {
-                let row = request.row::<circle::Entity>(id).await?;
+                let row = request
+                    .readable::<circle::Entity>(rule(&rules.circle), id)
+                    .await?;
                 row.map(|row| row.name.clone())
             }
             TransferKind::Agent => {
-                let row = request.row::<agent::Entity>(id).await?;
+                let row = request
+                    .readable::<agent::Entity>(rule(&rules.agent), id)
+                    .await?;
                 row.map(|row| row.name.clone())
             }
             TransferKind::Project => {
-                let row = request.row::<project::Entity>(id).await?;
+                let row = request
+                    .readable::<project::Entity>(rule(&rules.project), id)
+                    .await?;
                 row.map(|row| row.name.clone())
             }
-        };
-        name.ok_or_else(|| Error::not_found("name"))
+        })
     }
 
     /// The owner at the time of the request.

@@ -142,3 +142,25 @@ async fn a_key_that_is_limited_to_circles_has_no_transfers() {
     assert_eq!(listed(&all, Value::Null).await, [offered["id"].clone()]);
     transferred(&all, "cancelTransfer", this(&offered)).await;
 }
+
+#[tokio::test]
+async fn the_name_is_visible_while_the_transfer_is_pending_or_the_object_readable() {
+    let demo = Demo::start().await;
+    let node = "query ($id: ID!) { node(id: $id) { ... on Transfer { name } } }";
+    for thing in THINGS {
+        let id = thing.create(&demo.owner, "Open").await;
+        let offered = thing.offer(&demo.owner, &id, GUEST).await;
+        let variables = json!({ "id": offered["id"] });
+        let name =
+            async |actor: &Actor| actor.ask(node, variables.clone()).await["node"]["name"].clone();
+        assert_eq!(name(&demo.guest).await, "Open");
+        transferred(&demo.guest, "declineTransfer", this(&offered)).await;
+        demo.owner
+            .saved(thing.update, thing.named(&id, "Secret"))
+            .await;
+        assert_eq!(name(&demo.guest).await, json!(null), "{}", thing.kind);
+        for actor in [&demo.owner, &demo.admin] {
+            assert_eq!(name(actor).await, "Secret");
+        }
+    }
+}
