@@ -296,7 +296,8 @@ async fn an_instance_limits_by_itself_while_redis_is_down() {
         "status": "DEGRADED",
         "message": "Redis does not respond: each instance applies the limits separately.",
     });
-    assert_eq!(report["checks"][1], check);
+    let checks = report["checks"].as_array().expect("checks");
+    assert!(checks.contains(&check), "{report}");
 
     redis.restart().await;
     // The instance's own buckets, which are exhausted, are no longer used.
