@@ -1,10 +1,11 @@
 //! Mails to accounts: a queue in the database, and the task that sends it.
 //!
-//! A mail is a row of the transaction that causes it, so that no mail is lost, and no request waits for the mail server. A row
-//! contains only the SHA-256 of its token: the sender computes the token from the signing key and the id of the row.
+//! A mail is a row of the transaction that causes it, so that no mail is lost, and no request waits for the mail server.
+//! A row contains only the SHA-256 of its token: the sender computes the token from the signing key and the id of the
+//! row.
 //!
 //! Every instance sends. An instance claims a mail by moving its due time into the future; if the instance ends before
-//! the mail is sent, the mail becomes due again. A mail that the server does not accept is tried again until its token expires.
+//! the mail is sent, the mail becomes due again. A mail that was not sent is tried again until its token expires.
 
 use std::{sync::Arc, time::Duration};
 
