@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use gathering_schema::auth::{Mail, MailError, Mailer};
+use gathering_schema::auth::{Mail, MailError, Mailer, Retry};
 use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::transport::smtp::authentication::Credentials;
@@ -64,7 +64,8 @@ struct Smtp {
 impl Mailer for Smtp {
     fn send(&self, mail: Mail) -> BoxFuture<'_, Result<(), MailError>> {
         Box::pin(async move {
-            let to: Address = mail.to.parse().map_err(|_| refused("not an address"))?;
+            let to: Address = mail.to.parse().map_err(|_| impossible("not an address"))?;
+            let is_ascii = mail.to.is_ascii();
             // No program must answer (RFC 3834).
             let automatic = HeaderName::new_from_ascii_str("Auto-Submitted");
             let message = Message::builder()
@@ -75,20 +76,31 @@ impl Mailer for Smtp {
                 .raw_header(HeaderValue::new(automatic, "auto-generated".to_owned()))
                 .header(ContentType::TEXT_PLAIN)
                 .body(mail.text)
-                .map_err(|_| refused("not a message"))?;
+                .map_err(|_| impossible("not a message"))?;
             let sent = self.smtp.send(message).await;
-            sent.map(drop).map_err(|error| MailError {
-                reason: reason(&error),
-                is_permanent: error.is_permanent(),
+            sent.map(drop).map_err(|error| {
+                // The server does not support SMTPUTF8 (RFC 6531). Other errors of the client, such as missing STARTTLS,
+                // end when the configuration is corrected.
+                if error.is_client() && !is_ascii {
+                    return impossible("not an ASCII address, and no SMTPUTF8");
+                }
+                let reason = reason(&error);
+                let retry = if error.is_permanent() {
+                    Retry::Later
+                } else {
+                    Retry::Soon
+                };
+                MailError { reason, retry }
             })
         })
     }
 }
 
-fn refused(reason: &str) -> MailError {
+/// The failure of a mail that no attempt can send.
+fn impossible(reason: &str) -> MailError {
     MailError {
         reason: reason.to_owned(),
-        is_permanent: true,
+        retry: Retry::Never,
     }
 }
 

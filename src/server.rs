@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use chrono::Utc;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gathering_schema::auth::{self, Keys, MailSettings, Mailer};
 use gathering_schema::rate_limit::Rates;
@@ -40,7 +41,7 @@ use crate::{StartError, keys, mail};
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
 const HEADER_LIMIT: usize = 64 << 10;
 
-/// Maximum wait for the pool to close.
+/// Maximum wait for a background task to finish, and for the pool to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running server. Dropping it stops it immediately.
@@ -52,10 +53,11 @@ pub struct Server {
     gate: Gate,
     stop: oneshot::Sender<()>,
     accepting: Task,
-    stop_recording: oneshot::Sender<()>,
+    /// Stops `recording` and `sending`.
+    stop_writing: oneshot::Sender<()>,
     recording: Task,
-    /// The purge, the relay of events, the writer of the uses of API keys and the sender of mails. They run until the
-    /// pool is closed.
+    sending: Option<Task>,
+    /// The purge, the relay of events and the writer of the uses of API keys. They run until the pool is closed.
     background: Vec<Task>,
 }
 
@@ -186,19 +188,18 @@ impl Server {
             );
             app.serving.get_or_init(|| routes);
             health.started(database.clone(), graph.clone());
-            let (stop_recording, recording_stopped) = oneshot::channel();
-            let stopped = async {
-                // If the server is dropped, the sender is too: stop then as well.
-                let _ = recording_stopped.await;
-            };
-            let recording = Task::spawn(background.audit_writer.run(Box::pin(stopped)));
+            let (stop_writing, writing_stopped) = oneshot::channel::<()>();
+            // If the server is dropped, the sender of the signal is too: stop then as well.
+            let stopped = writing_stopped.map(drop).shared();
+            let recording = background.audit_writer.run(stopped.clone().boxed());
+            let recording = Task::spawn(recording);
             let noting = background.key_use_writer.run();
             let mail_sender = background.mail_sender.filter(|_| !is_read_only);
+            let sending = mail_sender.map(|sender| Task::spawn(sender.run(stopped.boxed())));
             let background = [
                 Some(Task::spawn(purge(graph.clone()))),
                 Some(Task::spawn(background.relay.run(!is_read_only))),
                 (!is_read_only).then(|| Task::spawn(noting)),
-                mail_sender.map(|sender| Task::spawn(sender.run())),
             ];
             let background = background.into_iter().flatten().collect();
             Ok(Self {
@@ -209,8 +210,9 @@ impl Server {
                 gate,
                 stop,
                 accepting,
-                stop_recording,
+                stop_writing,
                 recording,
+                sending,
                 background,
             })
         })
@@ -267,7 +269,8 @@ impl Server {
 
     /// Shuts the server down gracefully. It is unready immediately, and continues to serve requests and to deliver events
     /// for `grace`. Then it accepts no new connections, notifies subscriptions, and lets running requests finish within
-    /// the configured time. At the end the audit log is written, and the pool is closed last.
+    /// the configured time. At the end the audit log is written, the mails that are being sent are marked as sent, and the
+    /// pool is closed last.
     pub fn shut_down(self, grace: Duration) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             // An async block captures only the fields that it uses; the others would be dropped immediately.
@@ -277,13 +280,21 @@ impl Server {
             // The receiver is dropped only if the task has ended.
             let _ = server.stop.send(());
             let _ = (&mut server.accepting.0).await;
-            let _ = server.stop_recording.send(());
-            if tokio::time::timeout(CLOSE_TIMEOUT, &mut server.recording.0)
-                .await
-                .is_err()
-            {
+            let _ = server.stop_writing.send(());
+            let recorded = tokio::time::timeout(CLOSE_TIMEOUT, &mut server.recording.0);
+            let sent = tokio::time::timeout(CLOSE_TIMEOUT, async {
+                if let Some(task) = &mut server.sending {
+                    let _ = (&mut task.0).await;
+                }
+            });
+            let (recorded, sent) = tokio::join!(recorded, sent);
+            if recorded.is_err() {
                 tracing::error!("the audit log could not be written completely");
             }
+            if sent.is_err() {
+                tracing::warn!("mails were still being sent; they may be sent again");
+            }
+            drop(server.sending);
             drop(server.background);
             if tokio::time::timeout(CLOSE_TIMEOUT, server.database.close())
                 .await

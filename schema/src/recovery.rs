@@ -74,7 +74,7 @@ pub struct RecoveryMutation;
 
 #[Object]
 impl RecoveryMutation {
-    /// Mails a token to the user of the e-mail address, with which `resetPassword` sets a new password.
+    /// Mails a token for `resetPassword` to the user of an e-mail address.
     /// No authentication required. The response and its time are the same for an address without an account. The token
     /// can be used once within one hour, and a new request makes the earlier one unusable; at most 3 mails an hour are
     /// sent to an account. `FORBIDDEN` if the server sends no mails.
@@ -93,7 +93,8 @@ impl RecoveryMutation {
 
     /// Sets a new password with a token from a mail, and ends all sessions of the user.
     /// No authentication required. Makes all other tokens of the user unusable, clears their lockouts, and verifies the
-    /// e-mail address. API keys stay valid. `UNAUTHENTICATED` for a token that cannot be used. `userErrors`: `REQUIRED`,
+    /// e-mail address. API keys stay valid if the address was verified before; otherwise they are revoked, because another
+    /// person may have created them. `UNAUTHENTICATED` for a token that cannot be used. `userErrors`: `REQUIRED`,
     /// `TOO_SHORT` and `TOO_LONG`.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn reset_password(
@@ -148,11 +149,12 @@ impl RecoveryMutation {
         Ok(RecoveryPayload::success())
     }
 
-    /// Mails a token to a new e-mail address, with which `verifyEmail` makes it the address of the caller.
-    /// Until then nothing changes; then the former address gets a mail. The token can be used once within 24 hours. The
-    /// response is the same for an address that has an account, to which a mail says so. At most 3 mails an hour are
-    /// sent for a user and to an address. `FORBIDDEN` if the server sends no mails. `userErrors`: `INVALID` for a wrong
-    /// password, which counts as a failed sign-in, `REQUIRED`, `TOO_LONG` and `INVALID` for the address.
+    /// Mails a token to a new e-mail address; `verifyEmail` then makes it the caller's address.
+    /// The address changes when the token is used; the former address then receives a notice. The token can be used once
+    /// within 24 hours. The response is the same for an address that has an account, which receives a notice instead. At
+    /// most 3 mails an hour are sent for a user, and 10 to an address. `FORBIDDEN` if the server sends no mails.
+    /// `userErrors`: `INVALID` for a wrong password, which counts as a failed sign-in, `REQUIRED`, `TOO_LONG` and
+    /// `INVALID` for the address.
     #[graphql(directive = rate_limit::apply(Tier::Auth))]
     async fn change_email(
         &self,

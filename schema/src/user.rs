@@ -83,7 +83,7 @@ impl User {
         (has_email && self.is_private_to(ctx)).then_some(&self.row.email)
     }
 
-    /// When the user proved to receive mails at the e-mail address. Null for an unverified address.
+    /// When the e-mail address was verified. Null for an unverified one.
     /// Null unless the caller may read `email`. An unverified address restricts nothing.
     async fn email_verified_at(&self, ctx: &Context<'_>) -> Option<DateTime> {
         self.row

@@ -316,6 +316,27 @@ impl Accounts {
         Ok(Some(ended))
     }
 
+    /// Revokes all keys of a user, whose row must be locked. Returns them, each with what ends with the commit.
+    pub(super) async fn revoke_keys_of(
+        &self,
+        transaction: &DatabaseTransaction,
+        user: Uuid,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(api_key::Model, Ended)>, Error> {
+        let keys = api_key::Entity::find()
+            .filter(api_key::Column::UserId.eq(user))
+            .filter(api_key::Column::RevokedAt.is_null())
+            .order_by_asc(api_key::Column::Id)
+            .lock(LockType::NoKeyUpdate);
+        let mut revoked = Vec::new();
+        for key in keys.all(transaction).await? {
+            if let Some(ended) = self.revoke_key(transaction, &key, now).await? {
+                revoked.push((key, ended));
+            }
+        }
+        Ok(revoked)
+    }
+
     /// As [`Accounts::create_key`], for the server's operator, who gives the user's e-mail address; `None` if there is no
     /// such user.
     pub(super) async fn operate_create_key(

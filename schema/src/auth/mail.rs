@@ -1,10 +1,11 @@
 //! Mails to accounts: a queue in the database, and the task that sends it.
 //!
-//! A mail is a row of the transaction that causes it, so none is lost, and no request waits for the mail server. A row
-//! contains only the SHA-256 of its token: the sender computes the token from the signing key and the id of the row.
+//! A mail is a row of the transaction that causes it, so that no mail is lost, and no request waits for the mail server.
+//! A row contains only the SHA-256 of its token: the sender computes the token from the signing key and the id of the
+//! row.
 //!
 //! Every instance sends. An instance claims a mail by moving its due time into the future; if the instance ends before
-//! the mail is sent, the mail becomes due again. A mail that cannot be sent is tried again until its token expires.
+//! the mail is sent, the mail becomes due again. A mail that was not sent is tried again until its token expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,8 +29,12 @@ use crate::{
     text,
 };
 
-/// Maximum number of mails of one kind in [`WINDOW`], for an account and for an address.
+/// Maximum number of mails of one kind in [`WINDOW`] for a subject.
 const MAX_MAILS: usize = 3;
+
+/// Maximum number of mails of one kind in [`WINDOW`] to an address. Higher, because other users can cause mails to the
+/// address, which must not use up the limit of its owner.
+const MAX_MAILS_TO_ADDRESS: usize = 10;
 
 /// The time in which mails are counted.
 const WINDOW: TimeDelta = TimeDelta::hours(1);
@@ -40,18 +45,18 @@ const POLL: Duration = Duration::from_secs(2);
 /// Maximum number of mails that one instance sends at the same time.
 const CONCURRENT: u64 = 8;
 
-/// Maximum time to send a mail.
-const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time to send a mail. A server may check a mail for minutes before it accepts it (RFC 5321, 4.5.3.2).
+const SEND_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// How long a claimed mail is not sent by another instance; longer than the attempt.
-const CLAIMED: TimeDelta = TimeDelta::minutes(2);
+const CLAIMED: TimeDelta = TimeDelta::minutes(7);
 
 /// The pause after the first failed attempt; each further one doubles it.
 const FIRST_PAUSE: TimeDelta = TimeDelta::seconds(5);
 const LONGEST_PAUSE: TimeDelta = TimeDelta::minutes(5);
 
-/// The pause after the mail server has refused a mail permanently.
-const REFUSED_PAUSE: TimeDelta = TimeDelta::hours(1);
+/// The pause after a failure for which [`Retry::Later`] is set.
+const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(10);
 
 /// The place of the token in a link.
 pub const TOKEN_PLACE: &str = "{token}";
@@ -93,8 +98,19 @@ pub struct Mail {
 pub struct MailError {
     /// The reason for the log, without the address of the recipient.
     pub reason: String,
-    /// Whether the server has refused the mail, so that an early retry is useless.
-    pub is_permanent: bool,
+    /// When to try again.
+    pub retry: Retry,
+}
+
+/// When to try again to send a mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Soon, because the failure may be short.
+    Soon,
+    /// After a longer pause, because the server has refused the mail, or may have accepted it.
+    Later,
+    /// Never, because the mail cannot be sent.
+    Never,
 }
 
 /// Sends mails.
@@ -117,7 +133,7 @@ pub(super) struct NewMail<'a> {
     pub(super) subject: Uuid,
     pub(super) email: &'a str,
     pub(super) email_key: &'a str,
-    /// False for a row that only makes the work equal to that of a mail.
+    /// False for a decoy row of an unknown address.
     pub(super) is_sent: bool,
 }
 
@@ -191,6 +207,18 @@ pub(super) async fn find(
         .await?)
 }
 
+/// Writes the newest of these mails without a change. The lock of a user's row makes PostgreSQL write its log at the
+/// commit; without this write, a commit for an unknown address would be faster.
+async fn touch(db: &impl ConnectionTrait, mails: &[Model]) -> Result<(), Error> {
+    let newest = mails.iter().map(|mail| mail.id).max();
+    Entity::update_many()
+        .col_expr(Column::Attempts, Expr::col(Column::Attempts))
+        .filter(Column::Id.eq(newest))
+        .exec(db)
+        .await?;
+    Ok(())
+}
+
 /// Uses the token of a mail; false if another request has used or replaced it.
 pub(super) async fn consume(db: &impl ConnectionTrait, mail: &Model) -> Result<bool, Error> {
     let unused = Condition::all()
@@ -226,9 +254,14 @@ impl MailQueue {
             let recent = Entity::find()
                 .filter(of_subject.clone().or(to_address))
                 .filter(is_recent)
-                .limit(MAX_MAILS as u64);
-            if recent.all(db).await?.len() >= MAX_MAILS {
-                return Ok(());
+                .limit((MAX_MAILS + MAX_MAILS_TO_ADDRESS) as u64);
+            let recent = recent.all(db).await?;
+            let count =
+                |is_counted: &dyn Fn(&&Model) -> bool| recent.iter().filter(is_counted).count();
+            if count(&|row| row.subject_id == mail.subject) >= MAX_MAILS
+                || count(&|row| row.email_key == mail.email_key) >= MAX_MAILS_TO_ADDRESS
+            {
+                return touch(db, &recent).await;
             }
             let earlier = Condition::all()
                 .add(of_subject)
@@ -290,13 +323,17 @@ pub struct MailSender {
 }
 
 impl MailSender {
-    /// Sends mails until it is dropped.
-    pub fn run(self) -> BoxFuture<'static, ()> {
+    /// Sends mails until `stop`, and finishes those that it has begun to send.
+    pub fn run(self, mut stop: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
                 // The cause of an error has been logged. The mails stay in the queue.
-                if self.send_due().await.unwrap_or_default() == 0 {
-                    let _ = timeout(POLL, self.added.notified()).await;
+                let tried = self.send_due().await.unwrap_or_default();
+                let pause = if tried == 0 { POLL } else { Duration::ZERO };
+                tokio::select! {
+                    biased;
+                    () = &mut stop => break,
+                    _ = timeout(pause, self.added.notified()) => {}
                 }
             }
         })
@@ -326,27 +363,28 @@ impl MailSender {
         if !self.reschedule(&mail, mail.due_at, Some(claimed)).await? {
             return Ok(false);
         }
-        let (attempts, id) = (mail.attempts, mail.id);
-        let next = match self.mail(&mail) {
-            None => {
-                tracing::error!(mail = %id, "cannot send a mail: the signing key of its token is no longer configured");
-                None
-            }
+        let failed = |reason: &str| MailError {
+            reason: reason.to_owned(),
+            retry: Retry::Later,
+        };
+        let sent = match self.mail(&mail) {
             Some(content) => {
                 let sent = timeout(SEND_TIMEOUT, self.settings.mailer.send(content)).await;
-                let sent = sent.unwrap_or_else(|_| {
-                    Err(MailError {
-                        reason: "timeout".to_owned(),
-                        is_permanent: false,
-                    })
-                });
-                match sent {
-                    Ok(()) => None,
-                    Err(error) => {
-                        tracing::warn!(mail = %id, reason = error.reason, attempts, "cannot send a mail; it is tried again");
-                        Some(self.now() + pause(attempts, error.is_permanent))
-                    }
-                }
+                sent.unwrap_or_else(|_| Err(failed("timeout")))
+            }
+            // Another instance may have the key.
+            None => Err(failed("the signing key of its token is not configured")),
+        };
+        let next = match sent {
+            Ok(()) => None,
+            Err(error) => {
+                let pause = pause(mail.attempts, error.retry);
+                let next = pause.map(|pause| self.now() + pause);
+                let next = next.filter(|next| *next < mail.expires_at);
+                let (id, attempts) = (mail.id, mail.attempts);
+                let then = next.map_or("it is dropped", |_| "it is tried again");
+                tracing::warn!(mail = %id, reason = error.reason, attempts, "cannot send a mail; {then}");
+                next
             }
         };
         self.reschedule(&mail, Some(claimed), next).await?;
@@ -437,15 +475,17 @@ impl MailSender {
     }
 }
 
-/// The pause after a failed attempt.
-fn pause(attempts: i32, is_permanent: bool) -> TimeDelta {
-    if is_permanent {
-        return REFUSED_PAUSE;
+/// The pause after a failed attempt; `None` if there is no further one.
+fn pause(attempts: i32, retry: Retry) -> Option<TimeDelta> {
+    match retry {
+        Retry::Soon => {
+            let doubled = 2_i32.saturating_pow(u32::try_from(attempts).unwrap_or_default());
+            let pause = FIRST_PAUSE.checked_mul(doubled);
+            Some(pause.map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE)))
+        }
+        Retry::Later => Some(REFUSED_PAUSE),
+        Retry::Never => None,
     }
-    let doubled = 2_i32.saturating_pow(u32::try_from(attempts).unwrap_or_default());
-    FIRST_PAUSE
-        .checked_mul(doubled)
-        .map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE))
 }
 
 #[cfg(test)]
@@ -454,9 +494,14 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_maximum() {
-        let seconds = |attempts| pause(attempts, false).num_seconds();
-        assert_eq!([0, 1, 2, 3].map(seconds), [5, 10, 20, 40]);
-        assert_eq!([6, 31, i32::MAX].map(seconds), [300; 3]);
-        assert_eq!(pause(0, true), TimeDelta::hours(1));
+        let seconds = |attempts| pause(attempts, Retry::Soon).map(|pause| pause.num_seconds());
+        assert_eq!([0, 1, 2, 3].map(seconds), [5, 10, 20, 40].map(Some));
+        assert_eq!([6, 31, i32::MAX].map(seconds), [Some(300); 3]);
+    }
+
+    #[test]
+    fn a_refused_mail_is_tried_again_within_its_lifetime() {
+        let pause = pause(0, Retry::Later).expect("a further attempt");
+        assert!(pause * 2 < lifetime(MailPurpose::ResetPassword));
     }
 }

@@ -41,7 +41,7 @@ use uuid::Uuid;
 
 pub use api_key::is_api_key;
 pub use key_uses::KeyUseWriter;
-pub use mail::{Mail, MailError, MailLinks, MailSender, MailSettings, Mailer, TOKEN_PLACE};
+pub use mail::{Mail, MailError, MailLinks, MailSender, MailSettings, Mailer, Retry, TOKEN_PLACE};
 pub use operator::{KeyInput, Operator, Reason};
 pub use password::Hashing;
 pub use token::{Keys, WeakKey};

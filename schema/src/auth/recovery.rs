@@ -17,7 +17,7 @@ use crate::{
     access::Viewer,
     audit::{AuditAction, Client},
     auth::{
-        Accounts, by_email, changed,
+        Accounts, by_email, changed, key_details,
         lockout::{self, Attempt},
         mail::{MailQueue, NewMail, cancel_tokens, consume, find},
         session::{Ending, is_ended, lock},
@@ -26,6 +26,7 @@ use crate::{
     db::{is_taken, retry_on_conflict},
     error::{Code, Error},
     events::{Ended, EventType},
+    id::Kind,
     text,
 };
 
@@ -111,25 +112,28 @@ impl Accounts {
         let _turn = self.take_turn(&key).await;
         let user = by_email(&self.db, email).await?;
         let user = user.as_ref();
-        let subject = user.map_or_else(|| unknown_subject(&key), |user| user.id);
-        let unknown_key = subject.simple().to_string();
+        let unknown = unknown_subject(&key);
+        let unknown_key = unknown.simple().to_string();
         let change = || async {
             let now = self.now();
             let (transaction, _guard) = self.writer.begin().await?;
-            lock(&transaction, subject).await?;
+            let row = lock(&transaction, user.map_or(unknown, |user| user.id)).await?;
+            // The user's address may have changed since it was read.
+            let row = row.filter(|row| user.is_some_and(|user| user.email_key == row.email_key));
+            let row = row.as_ref();
             let mail = NewMail {
                 purpose: MailPurpose::ResetPassword,
-                subject,
-                email: user.map_or("", |user| &user.email),
-                email_key: user.map_or(&unknown_key, |user| &user.email_key),
-                is_sent: user.is_some_and(|user| user.is_active && user.kind == UserKind::Person),
+                subject: row.map_or(unknown, |row| row.id),
+                email: row.map_or("", |row| &row.email),
+                email_key: row.map_or(&unknown_key, |row| &row.email_key),
+                is_sent: row.is_some_and(|row| row.is_active && row.kind == UserKind::Person),
             };
             mails.add(&transaction, mail, now).await?;
-            self.writer.commit(transaction).await
+            self.writer.commit(transaction).await?;
+            Ok(row.map(|row| row.id))
         };
-        retry_on_conflict(change).await?;
+        let target = retry_on_conflict(change).await?;
         mails.notify();
-        let target = user.map(|user| user.id);
         let action = AuditAction::PasswordResetRequested;
         self.audit.record(action, client, None, target, json!({}));
         Ok(())
@@ -154,7 +158,7 @@ impl Accounts {
     }
 
     /// Sets a new password with a token from a mail. Ends all sessions of the user, makes their other tokens unusable
-    /// and clears their lockouts.
+    /// and clears their lockouts. If the address was unverified, verifies it and revokes the user's API keys.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that cannot be used, and database errors.
@@ -183,7 +187,7 @@ impl Accounts {
             let now = self.now();
             let (transaction, _guard) = self.writer.begin().await?;
             let row = lock_holder(&transaction, mail.subject_id).await?;
-            if !consume(&transaction, &mail).await? {
+            if row.email_key != mail.email_key || !consume(&transaction, &mail).await? {
                 return Err(Error::bad_mail_token());
             }
             cancel_tokens(&transaction, row.id).await?;
@@ -201,8 +205,11 @@ impl Accounts {
             let mut row = row.into_active_model();
             row.password_hash = Set(hash.clone());
             row.updated_at = Set(now);
+            let mut revoked = Vec::new();
             if !is_verified {
                 row.email_verified_at = Set(Some(now));
+                // They may have been created by another person, who registered with the address.
+                revoked = self.revoke_keys_of(&transaction, user, now).await?;
             }
             let row = row.update(&transaction).await?;
             if !is_verified {
@@ -211,6 +218,13 @@ impl Accounts {
             self.commit(transaction, (Some(user), client), events, now)
                 .await?;
             self.ended(Ended::Before { user, version });
+            for (key, ended) in revoked {
+                self.ended(ended);
+                let (target, details) = (Some((Kind::ApiKey, key.id)), key_details(&key));
+                let action = AuditAction::ApiKeyRevoked;
+                self.audit
+                    .record_of(action, client, Some(user), target, details);
+            }
             Ok((user, AuditAction::PasswordReset))
         };
         retry_on_conflict(change).await
@@ -257,18 +271,18 @@ impl Accounts {
             return Ok(false);
         }
         let other = by_email(&self.db, email).await?;
-        let is_taken = other.is_some_and(|other| other.id != user.id);
+        let other = other.filter(|other| other.id != user.id);
+        let (purpose, email, email_key) = match &other {
+            Some(other) => (MailPurpose::AddressTaken, &other.email, &other.email_key),
+            None => (MailPurpose::ChangeEmail, email, email_key),
+        };
         let change = || async {
             let now = self.now();
             let (transaction, _guard) = self.writer.begin().await?;
             let row = lock_viewer(&transaction, viewer).await?;
             attempt.succeeded(&transaction, now).await?;
             let mail = NewMail {
-                purpose: if is_taken {
-                    MailPurpose::AddressTaken
-                } else {
-                    MailPurpose::ChangeEmail
-                },
+                purpose,
                 subject: row.id,
                 email,
                 email_key,
@@ -286,7 +300,7 @@ impl Accounts {
     }
 
     /// Verifies an address with a token from a mail to it. A new address becomes the user's, and the former one gets a
-    /// mail.
+    /// mail unless only the spelling differs.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that cannot be used, or whose address has another account, and database errors.
@@ -324,7 +338,9 @@ impl Accounts {
                 names.insert(0, "email");
                 row.email = Set(mail.email.clone());
                 row.email_key = Set(mail.email_key.clone());
-                self.leave_address(&transaction, &former).await?;
+                if former.email_key != mail.email_key {
+                    self.leave_address(&transaction, &former).await?;
+                }
             } else if former.email_key != mail.email_key {
                 return Err(Error::bad_mail_token());
             }
@@ -346,7 +362,7 @@ impl Accounts {
         Ok((user, AuditAction::EmailChanged))
     }
 
-    /// Makes the tokens unusable that were mailed to a former address, and tells the address that it was replaced.
+    /// Makes the tokens unusable that were mailed to a former address, and sends a notice to the address.
     async fn leave_address(
         &self,
         transaction: &DatabaseTransaction,

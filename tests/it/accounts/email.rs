@@ -1,8 +1,8 @@
 //! Verified and new e-mail addresses.
 
 use futures_util::future::join;
-use gathering_entity::mail;
-use sea_orm::EntityTrait;
+use gathering_entity::{lockout, mail};
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use super::recovery::{ACCEPTED, RESET, VERIFY, accepted, serve, until_sent};
@@ -136,6 +136,59 @@ async fn a_new_address_replaces_the_former_one_when_it_is_verified() {
 }
 
 #[tokio::test]
+async fn a_new_spelling_of_an_address_sends_no_notice_and_keeps_the_known_networks() {
+    let (server, mails) = serve().await;
+    let visitor = server.anonymous();
+    let ada = visitor.register(ADA).await;
+    let ada = visitor.with(&ada.access);
+    let spelled = ADA.to_uppercase();
+    accepted(&ada.change_email(&spelled, PASSWORD).await, "changeEmail");
+    let db = server.database().connect().await;
+    let networks = async || lockout::Entity::find().all(&db).await.expect("reads");
+    let before = networks().await;
+    assert!(!before.is_empty());
+    let token = mails.token_for(&spelled, CHANGE).await;
+    accepted(&visitor.verify(&token).await, "verifyEmail");
+    assert_eq!(ada.who().await, user(&spelled));
+    assert!(ada.verified_at().await.is_string());
+    assert_eq!(networks().await, before);
+    until_sent(&db).await;
+    // The verification after the registration is the only mail to the former spelling.
+    assert_eq!(mails.mails_to(ADA).len(), 1);
+}
+
+#[tokio::test]
+async fn an_address_gets_mails_for_several_users_up_to_a_limit() {
+    let (server, _mails) = serve().await;
+    let visitor = server.anonymous();
+    let db = server.database().connect().await;
+    let count = async || {
+        let rows = mail::Entity::find().filter(mail::Column::EmailKey.eq(CAROL));
+        rows.count(&db).await.expect("reads")
+    };
+    for (n, expected) in [3, 6, 9, 10].into_iter().enumerate() {
+        let tokens = visitor.register(&format!("user-{n}@example.com")).await;
+        let actor = visitor.with(&tokens.access);
+        for _ in 0..4 {
+            accepted(&actor.change_email(CAROL, PASSWORD).await, "changeEmail");
+        }
+        assert_eq!(count().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_mail_to_an_address_that_the_mail_server_does_not_support_is_dropped() {
+    let (server, mails) = serve().await;
+    server.anonymous().register("ädä@example.com").await;
+    let db = server.database().connect().await;
+    until_sent(&db).await;
+    let rows = mail::Entity::find().all(&db).await.expect("reads");
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].attempts > 0);
+    assert_eq!(mails.count(), 0);
+}
+
+#[tokio::test]
 async fn an_address_that_has_an_account_is_not_revealed() {
     let (server, mails) = serve().await;
     let visitor = server.anonymous();
@@ -148,10 +201,12 @@ async fn an_address_that_has_an_account_is_not_revealed() {
     accepted(&taken, "changeEmail");
     let db = server.database().connect().await;
     until_sent(&db).await;
-    let told = mails.mails_to("Bob@Example.com");
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].subject, TAKEN);
-    assert!(!told[0].text.contains("gtr_") && !told[0].text.contains(ADA));
+    // The notice goes to the address of the account, not to its spelling in the request.
+    assert_eq!(mails.mails_to("Bob@Example.com").len(), 0);
+    let mut notices = mails.mails_to(BOB);
+    notices.retain(|mail| mail.subject == TAKEN);
+    assert_eq!(notices.len(), 1);
+    assert!(!notices[0].text.contains("gtr_") && !notices[0].text.contains(ADA));
     assert_eq!(ada.who().await, user(ADA));
     // The request for the taken address has made the earlier token unusable, as any request does.
     let token = mails.token_for(CAROL, CHANGE).await;

@@ -118,7 +118,8 @@ async fn a_token_from_a_mail_sets_a_new_password_and_ends_every_session() {
     let ended = ended.await;
     let ended = &ended["payload"][0]["extensions"]["code"];
     assert_eq!(ended, "UNAUTHENTICATED");
-    assert_eq!(key.who().await, user(ADA));
+    // The address was unverified, so another person may have created the key.
+    assert_eq!(key.who().await, unauthenticated());
     // The lock is cleared.
     let now = stranger.login(ADA, NEW).await;
     assert_eq!(
@@ -136,6 +137,45 @@ async fn a_token_from_a_mail_sets_a_new_password_and_ends_every_session() {
         assert!(entries[0].target_id.is_some());
         assert_eq!(entries[0].details, json!({}));
     }
+    let entries = entries_of(&database, "api_key.revoked").await;
+    assert_eq!(entries.len(), 1);
+}
+
+#[tokio::test]
+async fn the_api_keys_of_a_verified_user_stay_valid_after_a_reset() {
+    let (server, mails) = serve().await;
+    let visitor = server.anonymous();
+    let ada = visitor.register(ADA).await;
+    let token = mails.token_for(ADA, VERIFY).await;
+    accepted(&visitor.verify(&token).await, "verifyEmail");
+    let input = json!({ "name": "A key", "scopes": ["READ"] });
+    let owner = visitor.with(&ada.access);
+    let key = owner.mutate("createApiKey", "secret", input).await;
+    let key = &key["data"]["createApiKey"]["secret"];
+    let key = visitor.with(key.as_str().expect("a key"));
+    visitor.request_reset(ADA).await;
+    let token = mails.token_for(ADA, RESET).await;
+    accepted(&visitor.reset(&token, NEW).await, "resetPassword");
+    assert_eq!(key.who().await, user(ADA));
+}
+
+#[tokio::test]
+async fn a_token_sent_to_another_address_than_the_users_is_refused() {
+    let (server, mails) = serve().await;
+    let visitor = server.anonymous();
+    visitor.register(ADA).await;
+    visitor.request_reset(ADA).await;
+    let token = mails.token_for(ADA, RESET).await;
+    let db = server.database().connect().await;
+    users::Entity::update_many()
+        .col_expr(users::Column::Email, Expr::value(BOB))
+        .col_expr(users::Column::EmailKey, Expr::value(BOB))
+        .filter(users::Column::EmailKey.eq(ADA))
+        .exec(&db)
+        .await
+        .expect("writes");
+    assert_eq!(code(&visitor.reset(&token, NEW).await), "UNAUTHENTICATED");
+    visitor.login(BOB, PASSWORD).await;
 }
 
 #[tokio::test]
@@ -440,13 +480,13 @@ async fn a_mail_of_an_instance_that_has_ended_is_sent_by_another() {
     mails.token_for(ADA, VERIFY).await;
     until_sent(&db).await;
     // As if an instance had claimed the mail, and ended before it was sent.
-    let claimed = Utc::now().trunc_subsecs(6) + TimeDelta::minutes(2);
+    let claimed = Utc::now().trunc_subsecs(6) + TimeDelta::minutes(7);
     mail::Entity::update_many()
         .col_expr(mail::Column::DueAt, Expr::value(claimed))
         .exec(&db)
         .await
         .expect("writes");
-    server.jump(121);
+    server.jump(7 * 60 + 1);
     mails.nth_mail(ADA, 2).await;
 }
 
@@ -473,6 +513,50 @@ async fn a_mail_that_waits_is_sent_after_a_rotation_of_the_signing_key() {
         &server.anonymous().reset(&token, NEW).await,
         "resetPassword",
     );
+}
+
+#[tokio::test]
+async fn an_instance_without_the_key_of_a_mail_leaves_it_to_the_others_until_it_expires() {
+    let mails = MailServer::start().await;
+    let server = TestServer::with(|config| mails.configure(config)).await;
+    let mails = mails.stop();
+    server.anonymous().register(ADA).await;
+    server.anonymous().request_reset(ADA).await;
+    let database = server.end().await;
+    let mails = mails.restart().await;
+    let server = TestServer::on(database, |config| {
+        mails.configure(config);
+        let other = "another key of the tests: 9876543210 JIHGFEDCBA";
+        config.auth.signing_key = other.to_owned().into();
+    })
+    .await;
+    let db = server.database().connect().await;
+    // The next attempt would be after the lifetime of the token for a new password.
+    server.jump(3100);
+    until("one mail to try again", async || waiting(&db).await == 1).await;
+    until("an attempt", async || {
+        let rows = mail::Entity::find().all(&db).await.expect("reads");
+        let soon = Utc::now() + TimeDelta::seconds(3100);
+        rows.iter()
+            .any(|row| row.due_at.is_some_and(|due_at| due_at > soon))
+    })
+    .await;
+    let database = server.end().await;
+    let server = TestServer::on(database, |config| mails.configure(config)).await;
+    server.jump(3100 + 700);
+    mails.token_for(ADA, VERIFY).await;
+    until_sent(&db).await;
+    assert_eq!(mails.count(), 1);
+}
+
+#[tokio::test]
+async fn a_mail_that_is_accepted_during_the_shutdown_is_not_sent_again() {
+    let (server, mails) = serve().await;
+    let held = mails.hold().await;
+    server.anonymous().register(ADA).await;
+    mails.until_received(1).await;
+    let (database, ()) = join(server.end(), async { drop(held) }).await;
+    assert_eq!(waiting(&database.connect().await).await, 0);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gathering::config::Config;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::task::JoinSet;
 
 use super::wait::{until, until_some};
@@ -42,6 +43,7 @@ type Mails = Arc<Mutex<Vec<Received>>>;
 pub(crate) struct MailServer {
     address: SocketAddr,
     mails: Mails,
+    accepts: Arc<RwLock<()>>,
     _tasks: JoinSet<()>,
 }
 
@@ -63,15 +65,19 @@ impl MailServer {
         let address = listener.local_addr().expect("an address");
         let mut tasks = JoinSet::new();
         let received = Arc::clone(&mails);
+        let accepts = Arc::new(RwLock::new(()));
+        let accepting = Arc::clone(&accepts);
         tasks.spawn(async move {
             let mut sessions = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                sessions.spawn(session(stream, Arc::clone(&received)));
+                let session = session(stream, Arc::clone(&received), Arc::clone(&accepting));
+                sessions.spawn(session);
             }
         });
         Self {
             address,
             mails,
+            accepts,
             _tasks: tasks,
         }
     }
@@ -81,6 +87,11 @@ impl MailServer {
         let url = format!("smtp://{}", self.address);
         config.mail.url = url.parse().expect("a URL");
         config.mail.from = "Gathering <gathering@example.com>".to_owned();
+    }
+
+    /// Delays the answer to a received mail until the guard is dropped.
+    pub(crate) async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.accepts).write_owned().await
     }
 
     /// The URL of the server, for the environment of a program.
@@ -139,7 +150,7 @@ impl StoppedMailServer {
 }
 
 /// Serves one connection.
-async fn session(stream: TcpStream, mails: Mails) {
+async fn session(stream: TcpStream, mails: Mails, accepts: Arc<RwLock<()>>) {
     let (input, mut output) = stream.into_split();
     let mut lines = BufReader::new(input).lines();
     let mut to = String::new();
@@ -181,8 +192,11 @@ async fn session(stream: TcpStream, mails: Mails) {
                     subject: subject.unwrap_or_default().to_owned(),
                     text,
                 };
-                let mut mails = mails.lock().unwrap_or_else(PoisonError::into_inner);
-                mails.push(mail);
+                mails
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(mail);
+                let _accepts = accepts.read().await;
                 "250 Queued"
             }
             "QUIT" => "221 Bye",
