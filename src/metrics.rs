@@ -192,15 +192,12 @@ impl Metrics {
     }
 
     /// Counts the statements of an executed operation.
-    pub fn statements(&self, label: &Label, statements: Option<u64>) {
+    pub fn statements(&self, label: &Label, statements: Option<u32>) {
         if let Some(statements) = statements {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "a histogram has floating-point values"
-            )]
-            let statements = statements as f64;
             let labels = [("kind", label.kind.name())];
-            self.statements.get_or_create(&labels).observe(statements);
+            self.statements
+                .get_or_create(&labels)
+                .observe(f64::from(statements));
         }
     }
 

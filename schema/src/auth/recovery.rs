@@ -143,18 +143,18 @@ impl Accounts {
     fn record_use(
         &self,
         client: &Client,
-        used: Result<(Uuid, AuditAction), Error>,
+        outcome: Result<(Uuid, AuditAction), Error>,
     ) -> Result<(), Error> {
-        let (user, action, details) = match &used {
+        let (user, action, details) = match &outcome {
             Ok((user, action)) => (Some(*user), *action, json!({})),
             Err(error) if error.code == Code::Unauthenticated => {
                 let details = json!({ "reason": "unusable token from a mail" });
                 (None, AuditAction::TokenRejected, details)
             }
-            Err(_) => return used.map(drop),
+            Err(_) => return outcome.map(drop),
         };
         self.audit.record(action, client, user, user, details);
-        used.map(drop)
+        outcome.map(drop)
     }
 
     /// Sets a new password with a token from a mail. Ends all sessions of the user, makes their other tokens unusable

@@ -22,9 +22,9 @@ pub struct Answer {
     quotas: Vec<QuotaStatus>,
     cursor: Option<String>,
     /// The complexity of the response, if it was measured.
-    complexity: Option<u64>,
+    complexity: Option<u32>,
     /// The number of statements that the operation waited for, if it was executed.
-    statements: Option<u64>,
+    statements: Option<u32>,
 }
 
 /// The data of a response.
@@ -167,7 +167,7 @@ impl Answer {
     /// The complexity of the response: the number of its fields, as in the complexity of an operation whose lists have
     /// the sizes of those in the response. `None` if it was not measured, as for a stored response or one with errors.
     pub(crate) fn complexity(&self) -> Option<u64> {
-        self.complexity
+        self.complexity.map(u64::from)
     }
 
     /// Measures the complexity of the response, given the number of fields below the root fields of the compiled query.
@@ -177,18 +177,19 @@ impl Answer {
             return;
         }
         if let Some(Data::Fresh(data, written, _)) = self.data.as_deref() {
-            self.complexity = Some(fields_in(data) + written.len() as u64 + written_fields);
+            let complexity = fields_in(data) + written.len() as u64 + written_fields;
+            self.complexity = Some(u32::try_from(complexity).unwrap_or(u32::MAX));
         }
     }
 
     /// The number of statements of batches that the operation waited for, those shared with other operations included.
     /// `None` if it was not executed.
-    pub fn statements(&self) -> Option<u64> {
+    pub fn statements(&self) -> Option<u32> {
         self.statements
     }
 
     pub(crate) fn count_statements(&mut self, statements: u64) {
-        self.statements = Some(statements);
+        self.statements = Some(u32::try_from(statements).unwrap_or(u32::MAX));
     }
 
     /// Adds an entry to `extensions`.
