@@ -19,7 +19,7 @@ use sea_orm_migration::{
     MigrationTrait, MigratorTrait, async_trait,
     sea_orm::{
         ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,
-        RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+        RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait, sqlx,
     },
 };
 
@@ -111,7 +111,7 @@ fn explain(error: DbErr) -> DbErr {
         DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause))
             if cause
                 .as_database_error()
-                .and_then(|cause| cause.code())
+                .and_then(sqlx::error::DatabaseError::code)
                 .is_some_and(|code| code == INSUFFICIENT_PRIVILEGE) =>
         {
             DbErr::Migration(

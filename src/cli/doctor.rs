@@ -25,7 +25,7 @@ const OTHER_FILES: usize = 64;
 /// The results of the checks, in order.
 #[derive(Default)]
 struct Findings {
-    lines: String,
+    lines: Vec<String>,
     failures: usize,
     warnings: usize,
 }
@@ -46,7 +46,7 @@ impl Findings {
     }
 
     fn line(&mut self, verdict: &str, name: &str, text: &str) {
-        self.lines += &format!("{verdict:<5} {name:<12} {text}\n");
+        self.lines.push(format!("{verdict:<5} {name:<12} {text}\n"));
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn doctor(config: &Config) -> Result<(), StartError> {
         failures,
         warnings,
     } = findings;
-    print(&lines);
+    print(&lines.concat());
     if failures > 0 {
         return Err(StartError::new(format!(
             "checks failed: {failures}, warnings: {warnings}"

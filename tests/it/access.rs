@@ -93,7 +93,7 @@ impl Access {
         let server = TestServer::on(world::database().await, |config| {
             // Mails are accepted, but never sent.
             config.mail.url = "smtp://127.0.0.1:9".parse().expect("a URL");
-            config.mail.from = "gathering@example.com".to_owned();
+            "gathering@example.com".clone_into(&mut config.mail.from);
         })
         .await;
         let schema = Schema::of(&server).await;

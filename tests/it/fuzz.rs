@@ -111,7 +111,7 @@ impl Numbers {
             let end = (at + self.below(24)).min(bytes.len());
             match self.below(6) {
                 0 if !bytes.is_empty() => {
-                    bytes[at] = u8::try_from(self.below(256)).expect("a byte")
+                    bytes[at] = u8::try_from(self.below(256)).expect("a byte");
                 }
                 1 => drop(bytes.drain(at..end)),
                 2 => {

@@ -674,8 +674,8 @@ async fn no_line_of_the_log_has_a_token_an_address_or_a_password() {
         let db = db.expect("connects");
         until("a failed attempt", async || {
             let rows = mail::Entity::find().all(&db).await.expect("reads");
-            let failed = rows.iter().filter(|row| row.due_at.is_some());
-            failed.last().is_some_and(|row| row.attempts > 0)
+            let mut failed = rows.iter().filter(|row| row.due_at.is_some());
+            failed.next_back().is_some_and(|row| row.attempts > 0)
         })
         .await;
         running.signal("TERM");

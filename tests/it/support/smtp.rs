@@ -86,7 +86,7 @@ impl MailServer {
     pub(crate) fn configure(&self, config: &mut Config) {
         let url = format!("smtp://{}", self.address);
         config.mail.url = url.parse().expect("a URL");
-        config.mail.from = "Gathering <gathering@example.com>".to_owned();
+        "Gathering <gathering@example.com>".clone_into(&mut config.mail.from);
     }
 
     /// Delays the answer to a received mail until the guard is dropped.

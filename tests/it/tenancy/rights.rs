@@ -108,8 +108,7 @@ impl Rights {
         let mut sessions = sessions.all(db).await.expect("reads");
         let keys = api_key::Entity::find().filter(api_key::Column::UserId.eq(user));
         let mut keys = keys.all(db).await.expect("reads");
-        let mut transfers = transfer::Entity::find().all(db).await.expect("reads");
-        transfers.retain(|row| [row.from_user_id, row.to_user_id].contains(&user));
+        let mut transfers = transfers_of(user, db).await;
         if agent.is_some() {
             transfers.clear();
             sessions.clear();
@@ -126,7 +125,7 @@ impl Rights {
             messages,
             events,
             keys: keys.iter().map(|row| row.id).collect(),
-            transfers: transfers.iter().map(|row| row.id).collect(),
+            transfers,
             agent,
             sessions: sessions.iter().map(|row| row.family_id).collect(),
             circles,
@@ -219,4 +218,13 @@ impl Rights {
             seen.bare
         );
     }
+}
+
+/// The transfers from or to a user.
+async fn transfers_of(user: Uuid, db: &DatabaseConnection) -> BTreeSet<Uuid> {
+    let all = transfer::Entity::find().all(db).await.expect("reads");
+    let own = all
+        .iter()
+        .filter(|row| [row.from_user_id, row.to_user_id].contains(&user));
+    own.map(|row| row.id).collect()
 }
