@@ -113,8 +113,8 @@ impl Transfer {
         Node::load(ctx.request(), kind.of_id(), id).await
     }
 
-    /// The current name of the circle, agent or project, which the new owner may read while the transfer is `PENDING`.
-    /// Null after that if the viewer may not read the object.
+    /// The current name of the circle, agent or project.
+    /// The new owner may read it while the transfer is `PENDING`; after that, null if the viewer may not read the object.
     async fn name(&self, ctx: &Context<'_>) -> Result<Option<String>, Error> {
         let request = ctx.request();
         let (kind, id) = self.object()?;
