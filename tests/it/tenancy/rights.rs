@@ -104,10 +104,8 @@ impl Rights {
             };
             is_public || is_own || in_circle(row.circle_id)
         });
-        let sessions = refresh_token::Entity::find().filter(refresh_token::Column::UserId.eq(user));
-        let mut sessions = sessions.all(db).await.expect("reads");
-        let keys = api_key::Entity::find().filter(api_key::Column::UserId.eq(user));
-        let mut keys = keys.all(db).await.expect("reads");
+        let mut sessions = sessions_of(user, db).await;
+        let mut keys = keys_of(user, db).await;
         let mut transfers = transfers_of(user, db).await;
         if agent.is_some() {
             transfers.clear();
@@ -124,10 +122,10 @@ impl Rights {
             conversations,
             messages,
             events,
-            keys: keys.iter().map(|row| row.id).collect(),
+            keys,
             transfers,
             agent,
-            sessions: sessions.iter().map(|row| row.family_id).collect(),
+            sessions,
             circles,
         }
     }
@@ -218,6 +216,20 @@ impl Rights {
             seen.bare
         );
     }
+}
+
+/// The API keys of a user.
+async fn keys_of(user: Uuid, db: &DatabaseConnection) -> BTreeSet<Uuid> {
+    let keys = api_key::Entity::find().filter(api_key::Column::UserId.eq(user));
+    let keys = keys.all(db).await.expect("reads");
+    keys.iter().map(|row| row.id).collect()
+}
+
+/// The sessions of a user.
+async fn sessions_of(user: Uuid, db: &DatabaseConnection) -> BTreeSet<Uuid> {
+    let tokens = refresh_token::Entity::find().filter(refresh_token::Column::UserId.eq(user));
+    let tokens = tokens.all(db).await.expect("reads");
+    tokens.iter().map(|row| row.family_id).collect()
 }
 
 /// The transfers from or to a user.
