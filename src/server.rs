@@ -196,12 +196,11 @@ impl Server {
             let noting = background.key_use_writer.run();
             let mail_sender = background.mail_sender.filter(|_| !is_read_only);
             let sending = mail_sender.map(|sender| Task::spawn(sender.run(stopped.boxed())));
-            let background = [
-                Some(Task::spawn(purge(graph.clone()))),
-                Some(Task::spawn(background.relay.run(!is_read_only))),
-                (!is_read_only).then(|| Task::spawn(noting)),
+            let mut background = vec![
+                Task::spawn(purge(graph.clone())),
+                Task::spawn(background.relay.run(!is_read_only)),
             ];
-            let background = background.into_iter().flatten().collect();
+            background.extend((!is_read_only).then(|| Task::spawn(noting)));
             Ok(Self {
                 address,
                 database,

@@ -9,7 +9,6 @@ use gathering_entity::{
 };
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    sea_query::LockType,
 };
 use uuid::Uuid;
 
@@ -21,6 +20,7 @@ use crate::{
     data::{Change, Connection, Noun, Order, Outcome, Page, change, load},
     db::{PageQuery, Rule, distinct},
     error::Error,
+    events::Ended,
     id::Kind,
     input::{UserError, entry},
     request::{Request, RequestExt},
@@ -235,19 +235,11 @@ fn check_user(change: &Change<'_>, user: &user::Model) -> Result<(), Error> {
     Err(change.forbidden(Kind::User, user.id).field("userId"))
 }
 
-/// Revokes a key, whose row must be locked.
-async fn revoke(
-    change: &mut Change<'_>,
-    accounts: &Accounts,
-    row: &api_key::Model,
-) -> Result<(), Error> {
-    let revoked = accounts.revoke_key(&change.transaction, row, change.now);
-    if let Some(ended) = revoked.await? {
-        change.end(ended);
-        let details = key_details(row);
-        change.note(AuditAction::ApiKeyRevoked, Kind::ApiKey, row.id, details);
-    }
-    Ok(())
+/// Ends what a revoked key has started, and records the revocation.
+fn note_revoked(change: &mut Change<'_>, row: &api_key::Model, ended: Ended) {
+    change.end(ended);
+    let details = key_details(row);
+    change.note(AuditAction::ApiKeyRevoked, Kind::ApiKey, row.id, details);
 }
 
 /// Revokes the keys of an agent, whose row must be locked.
@@ -256,15 +248,10 @@ pub(crate) async fn revoke_of_agent(
     accounts: &Accounts,
     agent: Uuid,
 ) -> Result<(), Error> {
-    let keys = api_key::Entity::find()
-        .filter(api_key::Column::AgentId.eq(agent))
-        .filter(api_key::Column::RevokedAt.is_null())
-        .order_by_asc(api_key::Column::Id)
-        .lock(LockType::NoKeyUpdate)
-        .all(&change.transaction)
-        .await?;
-    for row in &keys {
-        revoke(change, accounts, row).await?;
+    let of_agent = api_key::Column::AgentId.eq(agent);
+    let revoked = accounts.revoke_keys(&change.transaction, of_agent, change.now);
+    for (row, ended) in revoked.await? {
+        note_revoked(change, &row, ended);
     }
     Ok(())
 }
@@ -372,7 +359,10 @@ impl ApiKeyMutation {
         let accounts = request.accounts();
         let outcome: Outcome = change(ctx, None, async |mut change| {
             let row = change.row::<api_key::Entity>(&rule, id, "id").await?;
-            revoke(&mut change, accounts, &row).await?;
+            let revoked = accounts.revoke_key(&change.transaction, &row, change.now);
+            if let Some(ended) = revoked.await? {
+                note_revoked(&mut change, &row, ended);
+            }
             change.commit(vec![id]).await
         })
         .await?;

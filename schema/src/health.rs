@@ -27,7 +27,8 @@ pub struct HealthReport {
 #[derive(Clone, Debug, SimpleObject)]
 pub struct HealthCheck {
     /// The name of the component: `database`, `pool`, `writes`, `migrations`, `events`, `disk` or `redis`.
-    /// `disk` is reported for SQLite, and `redis` if it is configured.
+    /// `disk` is reported for SQLite, and `redis` if it is configured. While the database does not answer,
+    /// `events`, `migrations` and `disk` are not checked.
     pub name: &'static str,
     /// The status of the component.
     pub status: HealthStatus,

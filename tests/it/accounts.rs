@@ -5,6 +5,7 @@ mod credentials;
 mod email;
 mod events;
 mod guessing;
+mod mails;
 mod recovery;
 mod sessions;
 pub(crate) mod tokens;

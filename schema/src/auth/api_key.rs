@@ -316,15 +316,16 @@ impl Accounts {
         Ok(Some(ended))
     }
 
-    /// Revokes all keys of a user, whose row must be locked. Returns them, each with what ends with the commit.
-    pub(super) async fn revoke_keys_of(
+    /// Revokes all keys of a user or of an agent, whose row must be locked. Returns them, each with what ends with the
+    /// commit.
+    pub(crate) async fn revoke_keys(
         &self,
         transaction: &DatabaseTransaction,
-        user: Uuid,
+        of: Expr,
         now: DateTime<Utc>,
     ) -> Result<Vec<(api_key::Model, Ended)>, Error> {
         let keys = api_key::Entity::find()
-            .filter(api_key::Column::UserId.eq(user))
+            .filter(of)
             .filter(api_key::Column::RevokedAt.is_null())
             .order_by_asc(api_key::Column::Id)
             .lock(LockType::NoKeyUpdate);

@@ -237,7 +237,7 @@ impl MailQueue {
     }
 
     /// Adds a mail, and makes the earlier tokens for the same purpose unusable. Does nothing if too many mails were sent
-    /// within the last hour. Must be followed by [`MailQueue::notify`] after the commit.
+    /// within the last hour. After the commit, [`MailQueue::notify`] sends it without delay.
     pub(super) async fn add(
         &self,
         db: &impl ConnectionTrait,

@@ -4,11 +4,12 @@
 //! unknown address gets a row in the queue too, whose mail is not sent. No mail is sent within a request.
 
 use gathering_entity::{
+    api_key,
     mail::MailPurpose,
     revoked_token::RevocationReason,
     user::{self, UserKind},
 };
-use sea_orm::{ActiveModelTrait, DatabaseTransaction, IntoActiveModel, Set};
+use sea_orm::{ActiveModelTrait, ColumnTrait, DatabaseTransaction, IntoActiveModel, Set};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -132,8 +133,8 @@ impl Accounts {
             self.writer.commit(transaction).await?;
             Ok(row.map(|row| row.id))
         };
+        // The sender is not woken: its work would show in the time of the next request that the address has an account.
         let target = retry_on_conflict(change).await?;
-        mails.notify();
         let action = AuditAction::PasswordResetRequested;
         self.audit.record(action, client, None, target, json!({}));
         Ok(())
@@ -209,7 +210,8 @@ impl Accounts {
             if !is_verified {
                 row.email_verified_at = Set(Some(now));
                 // They may have been created by another person, who registered with the address.
-                revoked = self.revoke_keys_of(&transaction, user, now).await?;
+                let of_user = api_key::Column::UserId.eq(user);
+                revoked = self.revoke_keys(&transaction, of_user, now).await?;
             }
             let row = row.update(&transaction).await?;
             if !is_verified {
