@@ -2,7 +2,10 @@
 
 use std::{
     mem,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_graphql::Context;
@@ -31,7 +34,8 @@ use crate::{
 ///
 /// On PostgreSQL the first attempt has no transaction and takes no locks while it reads. Its commit is one statement,
 /// which writes only if the rows that the work depends on are unchanged. The next attempts lock those rows first, so
-/// that they do not lose again.
+/// that they do not lose again. They keep the turn of the first attempt: otherwise each of them would make the draft that
+/// has the turn lose as well.
 ///
 /// # Errors
 /// Those of the work; `CONFLICT` if every attempt lost.
@@ -47,6 +51,7 @@ where
     let pool = request.services.writer.postgres();
     // The row of an idempotency key is locked for the whole change.
     let has_lost = AtomicBool::new(request.key.is_some());
+    let turn = Arc::default();
     retry_on_conflict(|| async {
         let (source, guard) = match pool {
             Some(pool) if !has_lost.swap(true, Ordering::Relaxed) => {
@@ -61,7 +66,7 @@ where
             source,
             writes: Writes::default(),
             taken: None,
-            turn: None,
+            turn: Arc::clone(&turn),
         };
         let change = Change::new(ctx, draft, guard)?;
         settle(ctx, about, work(change).await)
@@ -75,8 +80,8 @@ pub(crate) struct Draft {
     writes: Writes,
     /// The error for a unique value that is taken.
     taken: Option<fn() -> UserError>,
-    /// The row that no other draft of this instance changes.
-    turn: Option<Turn<Uuid>>,
+    /// The row that no other draft of this instance changes, until the commit or the last attempt.
+    turn: Arc<Mutex<Option<Turn<Uuid>>>>,
 }
 
 enum Source {
@@ -86,6 +91,10 @@ enum Source {
 }
 
 impl Draft {
+    fn turn(&self) -> MutexGuard<'_, Option<Turn<Uuid>>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn backend(&self) -> DbBackend {
         match &self.source {
             Source::Pool(db) => db.get_database_backend(),
@@ -100,15 +109,17 @@ impl Change<'_, Draft> {
     }
 
     /// Waits until no other draft of this instance changes the row, such as a circle. Returns whether another one has
-    /// changed it in the meantime, so that what was read before is stale. A draft that locks rows does not wait here.
-    pub(crate) async fn take_turn(&mut self, row: Uuid) -> bool {
-        if let (Source::Pool(_), None) = (&self.transaction.source, &self.transaction.turn) {
-            let turn = self.request.services.writer.take_turn(row).await;
-            let has_waited = turn.has_waited();
-            self.transaction.turn = Some(turn);
-            return has_waited;
+    /// changed it in the meantime, so that what was read before is stale. A draft that locks rows does not wait here: it
+    /// would hold its connection while it waits.
+    pub(crate) async fn take_turn(&self, row: Uuid) -> bool {
+        let draft = &self.transaction;
+        if matches!(draft.source, Source::Transaction(_)) || draft.turn().is_some() {
+            return false;
         }
-        false
+        let turn = self.request.services.writer.take_turn(row).await;
+        let has_waited = turn.has_waited();
+        draft.turn().replace(turn);
+        has_waited
     }
 
     /// Names the rows that the next read depends on: the circle first, agents last. A draft that has lost against
@@ -206,7 +217,7 @@ impl Change<'_, Draft> {
             source,
             writes,
             taken,
-            turn: _turn,
+            turn,
         } = draft;
         let refused = |cause: DbErr, error: fn(DbErr) -> Error| match taken {
             Some(taken) if is_taken(&cause) => Stop::from(taken()),
@@ -242,6 +253,7 @@ impl Change<'_, Draft> {
                 duplicates
             }
         };
+        turn.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(change.committed(duplicates, rows))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::join;
+use futures_util::{future::join_all, join};
 use reqwest::Response;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 
@@ -89,6 +89,42 @@ async fn a_change_that_waits_for_its_circle_sees_the_change_before_it() {
         "the new setting of the circle applies"
     );
     assert_eq!(studio.payloads(row.id).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_that_lost_does_not_make_the_next_changes_lose() {
+    const TASKS: usize = 12;
+    let Some(studio) = Studio::contested().await else {
+        return;
+    };
+    let count = "CREATE TABLE updates (n int); \
+        CREATE FUNCTION count_update() RETURNS trigger LANGUAGE plpgsql \
+            AS 'BEGIN INSERT INTO updates VALUES (1); RETURN NULL; END'; \
+        CREATE TRIGGER updates AFTER UPDATE ON circles EXECUTE FUNCTION count_update()";
+    studio
+        .db
+        .execute_unprepared(count)
+        .await
+        .expect("is created");
+    let circle = studio.circle_id();
+    let touch = format!(
+        "UPDATE circles SET version = version WHERE id = '{}'",
+        studio.circle
+    );
+    let other = studio.holding(&touch).await;
+    let create = async |number| {
+        let input = json!({ "circleId": circle, "title": format!("Task {number}") });
+        studio.owner.done("createTask", input).await;
+    };
+    let commit = async {
+        studio.until_waiting(1).await;
+        other.commit().await.expect("commits");
+    };
+    join!(join_all((0..TASKS).map(create)), commit);
+    assert_eq!(studio.tasks().await.len(), TASKS);
+    // The first change of the test, the one that lost, and the lock of its second attempt.
+    let updates = number(&studio.db, "SELECT count(*) FROM updates").await;
+    assert_eq!(updates, TASKS as i64 + 3);
 }
 
 #[tokio::test]
