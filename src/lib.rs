@@ -7,6 +7,7 @@ pub mod db;
 pub mod health;
 pub mod http;
 pub mod keys;
+mod listener;
 pub mod mail;
 pub mod metrics;
 pub mod playground;

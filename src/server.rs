@@ -1,45 +1,34 @@
 //! The server: start from a configuration, and shutdown.
 //!
-//! The server listens before it is ready, and becomes unready before it stops listening. Every connection is limited in
-//! header size, in time and in number. The pool is opened at start and closed last.
+//! The server listens before it is ready, and becomes unready before it stops listening. The pool is opened at start and
+//! closed last.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use chrono::Utc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gathering_schema::auth::{self, Keys, MailSettings, Mailer};
 use gathering_schema::rate_limit::Rates;
 use gathering_schema::{Answer, Clock, Graph, MonotonicClock, Settings, Trust, TrustedDocuments};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::config::{self, Config};
 use crate::connections::ConnectionLimit;
 use crate::db::Database;
 use crate::health::Health;
-use crate::http::write_guard::{GuardedStream, WriteGuard};
-use crate::http::{Gate, Peer, Routes};
+use crate::http::{Gate, Routes};
+use crate::listener::{App, accept};
 use crate::mail::LogMailer;
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
 use crate::{StartError, keys, mail};
-
-/// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
-const HEADER_LIMIT: usize = 64 << 10;
 
 /// Maximum wait for a background task to finish, and for the pool to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -309,13 +298,6 @@ impl Server {
 const FIRST_PURGE: Duration = Duration::from_mins(5);
 const PURGE: Duration = Duration::from_hours(1);
 
-/// The service of all connections.
-struct App {
-    /// Used until the graph is ready.
-    starting: Routes,
-    serving: OnceLock<Routes>,
-}
-
 /// The settings of the graph from a configuration.
 ///
 /// # Errors
@@ -414,92 +396,4 @@ fn cannot_listen(listen: SocketAddr, error: &io::Error) -> StartError {
         ),
         _ => format!("cannot listen on {listen} ({error}): choose another address with --listen"),
     })
-}
-
-/// Accepts connections until the stop signal, then notifies them and lets their requests finish.
-async fn accept(
-    listener: TcpListener,
-    app: Arc<App>,
-    settings: config::Server,
-    connection_limit: ConnectionLimit,
-    mut stopped: oneshot::Receiver<()>,
-) {
-    let room = Arc::new(Semaphore::new(settings.max_connections));
-    let mut connections = JoinSet::new();
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout)
-        .max_buf_size(HEADER_LIMIT);
-    loop {
-        let next = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, stream, address) = tokio::select! {
-            biased;
-            _ = &mut stopped => break,
-            Some(_) = connections.join_next() => continue,
-            (permit, accepted) = next => match accepted {
-                Ok((stream, address)) => (permit, stream, address),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    // Out of file descriptors or memory: wait for other connections to close.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-        };
-        let app = Arc::clone(&app);
-        let peer = Arc::new(Peer::new(address));
-        let this = Arc::clone(&peer);
-        let io = io(stream, peer.guard.clone(), settings.write_timeout);
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (app, peer) = (Arc::clone(&app), Arc::clone(&this));
-            // Boxed, because hyper reserves the memory of the future as long as the connection is open.
-            Box::pin(async move {
-                let routes = app.serving.get().unwrap_or(&app.starting);
-                let response = routes.answer(request.map(Body::new), &peer).await;
-                Ok::<_, Infallible>(response)
-            })
-        });
-        let connection = http.serve_connection(io, service).with_upgrades();
-        let draining = connection_limit.draining();
-        connections.spawn(async move {
-            let _permit = permit;
-            let mut connection = pin!(connection);
-            let served = tokio::select! {
-                served = connection.as_mut() => served,
-                () = draining => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection failed");
-            }
-            if let Some(work) = peer.upgrade_task.take() {
-                work.await;
-            }
-        });
-    }
-    drop(listener);
-    connection_limit.drain();
-    let finish = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(settings.drain, finish).await.is_err() {
-        tracing::warn!(
-            connections = connections.len(),
-            "requests were still running when the server stopped"
-        );
-    }
-}
-
-/// Configures a connection: data is sent without delay, and the operating system closes the connection if the client
-/// does not acknowledge it in time.
-fn io(stream: TcpStream, guard: WriteGuard, write_timeout: Duration) -> TokioIo<GuardedStream> {
-    let socket = SockRef::from(&stream);
-    let set = socket.set_tcp_nodelay(true);
-    if let Err(error) = set.and_then(|()| socket.set_tcp_user_timeout(Some(write_timeout))) {
-        tracing::debug!(%error, "cannot set the options of a connection");
-    }
-    TokioIo::new(GuardedStream { stream, guard })
 }

@@ -20,16 +20,17 @@ const MOST_HOPS: usize = 32;
 pub struct Peer {
     address: SocketAddr,
     pub(crate) upgrade_task: UpgradeTask,
-    pub(crate) guard: WriteGuard,
+    /// Guards the events on an HTTP/1.1 connection.
+    pub(crate) guard: Option<WriteGuard>,
 }
 
 impl Peer {
-    /// The peer with this address.
-    pub fn new(address: SocketAddr) -> Self {
+    /// The peer with this address. Events are guarded if the connection has one response at a time.
+    pub fn new(address: SocketAddr, is_guarded: bool) -> Self {
         Self {
             address,
             upgrade_task: UpgradeTask::default(),
-            guard: WriteGuard::default(),
+            guard: is_guarded.then(WriteGuard::default),
         }
     }
 }

@@ -196,7 +196,7 @@ mod tests {
         let routes = Routes::starting(Router::new().route("/other", get(panics)));
         let request = Request::get("/other").header("x-request-id", "7f");
         let request = request.body(Body::empty()).expect("a request");
-        let peer = Peer::new(([127, 0, 0, 1], 7).into());
+        let peer = Peer::new(([127, 0, 0, 1], 7).into(), true);
         let response = routes.answer(request, &peer).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers();

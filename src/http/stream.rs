@@ -37,7 +37,7 @@ struct Stream {
     keep_alive: Duration,
     draining: BoxFuture<'static, ()>,
     /// The session of the stream, and the guard that holds back its events once the session has ended.
-    session: Option<(Watch, WriteGuard)>,
+    session: Option<(Watch, Option<WriteGuard>)>,
     _permit: Option<ConnectionPermit>,
     _counted: Counted,
 }
@@ -62,7 +62,10 @@ pub(crate) fn response(
     media: Media,
     answers: BoxStream<'static, Outcome>,
     quotas: Vec<QuotaStatus>,
-    (permit, session): (Option<ConnectionPermit>, Option<(Watch, WriteGuard)>),
+    (permit, session): (
+        Option<ConnectionPermit>,
+        Option<(Watch, Option<WriteGuard>)>,
+    ),
 ) -> Response {
     let (form, gauge) = match media {
         Media::Multipart => (Form::Multipart, Gauge::Multipart),
@@ -125,9 +128,9 @@ async fn gather(
     answers: &mut BoxStream<'static, Outcome>,
     form: Form,
     stage: &mut Stage,
-    session: Option<&(Watch, WriteGuard)>,
+    session: Option<&(Watch, Option<WriteGuard>)>,
 ) -> Bytes {
-    if let Some((_, guard)) = session {
+    if let Some((_, Some(guard))) = session {
         guard.written().await;
     }
     loop {
@@ -155,7 +158,7 @@ async fn gather(
             if watch.has_ended() {
                 // The last message, after these events, reports the end of the session.
                 piece.clear();
-            } else {
+            } else if let Some(guard) = guard {
                 guard.hold(watch);
             }
         }

@@ -1,13 +1,19 @@
-//! Guards the writes of an HTTP connection against events of an ended session.
+//! Guards the writes of an HTTP/1.1 connection against events of an ended session.
 //!
 //! hyper may hold events in its buffer that are not written yet. They must not be written once the response that ended
 //! their session may have been sent. They cannot be removed one by one, so the connection is aborted. A stream passes
 //! its next events to hyper only after the previous ones are written, so this affects clients that read slowly, and
 //! others rarely.
+//!
+//! An HTTP/2 connection is shared, by a proxy even between users, and must not be aborted for one of its streams. There,
+//! events that were passed to hyper may still be sent after the end of their session: at most one piece, and what fits
+//! into the flow-control window of the stream.
 
+use std::array;
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
+use std::iter::Take;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -107,10 +113,43 @@ impl fmt::Debug for WriteGuard {
     }
 }
 
+/// Length of the preface of HTTP/2, which is read to choose the protocol.
+pub(crate) const PREFACE_LENGTH: usize = 24;
+
 /// A socket with guarded writes.
 pub(crate) struct GuardedStream {
-    pub(crate) stream: TcpStream,
-    pub(crate) guard: WriteGuard,
+    stream: TcpStream,
+    /// Bytes that were read already.
+    beginning: Take<array::IntoIter<u8, PREFACE_LENGTH>>,
+    guard: Option<WriteGuard>,
+}
+
+impl GuardedStream {
+    /// A socket whose first bytes were read already.
+    pub(crate) fn new(
+        stream: TcpStream,
+        beginning: Take<array::IntoIter<u8, PREFACE_LENGTH>>,
+        guard: Option<WriteGuard>,
+    ) -> Self {
+        Self {
+            stream,
+            beginning,
+            guard,
+        }
+    }
+
+    fn pass<T>(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let Self { stream, guard, .. } = self.get_mut();
+        let stream = Pin::new(stream);
+        match guard {
+            Some(guard) => guard.pass(context, |context| write(stream, context)),
+            None => write(stream, context),
+        }
+    }
 }
 
 impl AsyncRead for GuardedStream {
@@ -119,7 +158,14 @@ impl AsyncRead for GuardedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.beginning.len() == 0 {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let room = buffer.remaining();
+        for byte in self.beginning.by_ref().take(room) {
+            buffer.put_slice(&[byte]);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -129,10 +175,7 @@ impl AsyncWrite for GuardedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, guard } = self.get_mut();
-        guard.pass(context, |context| {
-            Pin::new(stream).poll_write(context, bytes)
-        })
+        self.pass(context, |stream, context| stream.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -140,9 +183,8 @@ impl AsyncWrite for GuardedStream {
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, guard } = self.get_mut();
-        guard.pass(context, |context| {
-            Pin::new(stream).poll_write_vectored(context, pieces)
+        self.pass(context, |stream, context| {
+            stream.poll_write_vectored(context, pieces)
         })
     }
 
@@ -153,8 +195,8 @@ impl AsyncWrite for GuardedStream {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes once its buffer is written.
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        if let Poll::Ready(Ok(())) = flushed {
-            self.guard.flushed();
+        if let (Poll::Ready(Ok(())), Some(guard)) = (&flushed, &self.guard) {
+            guard.flushed();
         }
         flushed
     }

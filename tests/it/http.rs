@@ -1,6 +1,7 @@
 //! GraphQL over HTTP: the refusals, status codes and headers of `/graphql`, and the playground.
 
 mod body;
+mod http2;
 mod method;
 mod negotiation;
 mod playground;

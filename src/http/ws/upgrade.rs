@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use gathering_schema::Client;
+use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
@@ -33,8 +34,8 @@ const PROTOCOL: &str = "graphql-transport-ws";
 /// The version of the WebSocket protocol.
 const VERSION: &str = "13";
 
-/// The WebSocket session to run after the HTTP upgrade: set by the upgrade request, and run by the task that served the
-/// HTTP connection.
+/// The WebSocket session to run after the upgrade of an HTTP/1.1 connection: set by the upgrade request, and run by the
+/// task that served the connection.
 #[derive(Clone, Default)]
 pub(crate) struct UpgradeTask(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
 
@@ -49,11 +50,18 @@ impl UpgradeTask {
     }
 }
 
-/// Whether a request is a WebSocket upgrade.
+/// Whether a request opens a WebSocket: by an upgrade of HTTP/1.1, or on a stream of HTTP/2.
 pub(crate) fn is_upgrade(head: &Parts) -> bool {
-    head.method == Method::GET
+    let upgrades = head.method == Method::GET
         && names(head, &UPGRADE, "websocket")
-        && names(head, &CONNECTION, "upgrade")
+        && names(head, &CONNECTION, "upgrade");
+    upgrades || is_stream(head)
+}
+
+/// Whether a request opens a WebSocket on a stream of HTTP/2 (RFC 8441).
+fn is_stream(head: &Parts) -> bool {
+    let protocol = head.extensions.get::<Protocol>();
+    head.method == Method::CONNECT && protocol.is_some_and(|name| name.as_str() == "websocket")
 }
 
 /// Whether a list header contains this name.
@@ -76,11 +84,11 @@ pub(crate) fn upgrade(
     peer: &Peer,
 ) -> Result<Response, Refusal> {
     endpoint.may_connect(&head.headers)?;
-    let key = head.headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
-        let key = BASE64_STANDARD.decode(key.as_bytes());
-        key.is_ok_and(|key| key.len() == 16)
-    });
-    let key = key.ok_or_else(|| Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64."))?;
+    let accepted = if is_stream(head) {
+        StatusCode::OK.into_response()
+    } else {
+        switching_protocols(head)?
+    };
     let version = head.headers.get(SEC_WEBSOCKET_VERSION);
     let (Some(upgrade), true) = (
         head.extensions.get::<OnUpgrade>().cloned(),
@@ -88,7 +96,7 @@ pub(crate) fn upgrade(
     ) else {
         let refusal = Refusal::new(
             StatusCode::UPGRADE_REQUIRED,
-            "WebSocket version 13 over HTTP/1.1 is required.",
+            "WebSocket version 13 is required.",
         );
         return Ok(([(SEC_WEBSOCKET_VERSION, VERSION)], refusal).into_response());
     };
@@ -115,22 +123,41 @@ pub(crate) fn upgrade(
             Err(close) => close_with(&endpoint, socket, End::Close(close)).await,
         }
     };
-    peer.upgrade_task.set(Box::pin(work.in_current_span()));
-
-    let accept = derive_accept_key(key.as_bytes());
-    let headers = [
-        (CONNECTION, HeaderValue::from_static("upgrade")),
-        (UPGRADE, HeaderValue::from_static("websocket")),
-    ];
-    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
-    if let Ok(accept) = HeaderValue::try_from(accept) {
-        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
+    let work = work.in_current_span();
+    if is_stream(head) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the session ends with its connection, which waits for its streams"
+        )]
+        tokio::spawn(work);
+    } else {
+        peer.upgrade_task.set(Box::pin(work));
     }
+
+    let mut response = accepted;
     if is_ours {
         let protocol = HeaderValue::from_static(PROTOCOL);
         response
             .headers_mut()
             .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    Ok(response)
+}
+
+/// The response to an upgrade of HTTP/1.1.
+fn switching_protocols(head: &Parts) -> Result<Response, Refusal> {
+    let key = head.headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
+        let key = BASE64_STANDARD.decode(key.as_bytes());
+        key.is_ok_and(|key| key.len() == 16)
+    });
+    let key = key.ok_or_else(|| Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64."))?;
+    let headers = [
+        (CONNECTION, HeaderValue::from_static("upgrade")),
+        (UPGRADE, HeaderValue::from_static("websocket")),
+    ];
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     Ok(response)
 }
