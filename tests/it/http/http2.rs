@@ -3,11 +3,19 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt, join};
+use hyper::client::conn::http2;
+use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::{Client, Version};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
 use crate::support::actor::client_builder;
-use crate::support::events::{EVENTS, happen};
+use crate::support::events::{EVENTS, PROTOCOL, happen};
 
 /// A client with one HTTP/2 connection.
 fn client() -> Client {
@@ -158,5 +166,90 @@ async fn a_connection_that_begins_like_the_preface_is_served_or_closed() {
     for incomplete in ["", "P", "PR", "PRI", "PRI * HTTP/2.0\r\n\r\nSM"] {
         let answer = answer(&[incomplete]).await;
         assert!(!answer.contains("200"), "{incomplete}: {answer}");
+    }
+}
+
+/// A WebSocket on a stream of a new HTTP/2 connection.
+async fn websocket(server: &TestServer, headers: &[(&str, &str)]) -> Result<WebSocket, StatusCode> {
+    let stream = TcpStream::connect(server.address())
+        .await
+        .expect("connects");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    let mut request = hyper::Request::connect(server.url("/graphql"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.body(String::new()).expect("a request");
+    request
+        .extensions_mut()
+        .insert(Protocol::from_static("websocket"));
+    // The settings of the server, which allow this, arrive with its first answer.
+    let live = hyper::Request::get(server.url("/health/live"));
+    let live = sender.send_request(live.body(String::new()).expect("a request"));
+    assert_eq!(live.await.expect("an answer").status(), StatusCode::OK);
+    let response = sender.send_request(request).await.expect("an answer");
+    if response.status() != StatusCode::OK {
+        return Err(response.status());
+    }
+    assert_eq!(response.headers()[PROTOCOL.0], PROTOCOL.1);
+    let upgraded = hyper::upgrade::on(response).await.expect("is opened");
+    Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await)
+}
+
+type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// The next message of the WebSocket: its JSON, or its close code.
+async fn next(socket: &mut WebSocket) -> Result<Value, u16> {
+    loop {
+        match within("a message", socket.next()).await.expect("a message") {
+            Ok(Message::Text(text)) => return Ok(serde_json::from_str(&text).expect("JSON")),
+            Ok(Message::Close(frame)) => return Err(frame.expect("a code").code.into()),
+            other => assert!(matches!(other, Ok(Message::Ping(_))), "{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_on_a_stream_of_http2_works_until_the_server_restarts() {
+    let server = TestServer::start().await;
+    let token = server.token("demo@example.com").await;
+    let version = ("sec-websocket-version", "13");
+    let mut socket = websocket(&server, &[version, PROTOCOL])
+        .await
+        .expect("is opened");
+    for message in [
+        json!({ "type": "connection_init", "payload": { "authorization": format!("Bearer {token}") } }),
+        json!({ "type": "subscribe", "id": "1", "payload": { "query": EVENTS } }),
+    ] {
+        let sent = socket.send(Message::text(message.to_string())).await;
+        sent.expect("is sent");
+    }
+    assert_eq!(
+        next(&mut socket).await.expect("JSON")["type"],
+        "connection_ack"
+    );
+    server.until_subscribers_exceed(0).await;
+    happen(&server, 1).await;
+    let event = next(&mut socket).await.expect("an event");
+    assert!(
+        event["payload"]["data"]["events"]["type"].is_string(),
+        "{event}"
+    );
+    let (code, ()) = join!(next(&mut socket), server.shut_down(Duration::ZERO));
+    assert_eq!(code, Err(1012));
+}
+
+#[tokio::test]
+async fn a_websocket_on_a_stream_of_http2_is_refused_like_an_upgrade() {
+    let server = TestServer::start().await;
+    let version = ("sec-websocket-version", "13");
+    let foreign = ("origin", "https://evil.example.com");
+    for (headers, status) in [
+        (&[PROTOCOL][..], StatusCode::UPGRADE_REQUIRED),
+        (&[version, PROTOCOL, foreign], StatusCode::FORBIDDEN),
+    ] {
+        assert_eq!(websocket(&server, headers).await.err(), Some(status));
     }
 }
