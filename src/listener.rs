@@ -29,7 +29,7 @@ use crate::http::write_guard::{GuardedStream, PREFACE_LENGTH};
 use crate::http::{Peer, Routes};
 
 /// Maximum size of a request's header, start line included, in bytes; a query by GET fits.
-const HEADER_LIMIT: usize = 64 << 10;
+const HEADER_LIMIT: u32 = 64 << 10;
 
 /// Maximum number of concurrent requests on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
@@ -60,14 +60,14 @@ impl Protocols {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
-            .max_buf_size(HEADER_LIMIT);
+            .max_buf_size(HEADER_LIMIT as usize);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
             .enable_connect_protocol()
             .keep_alive_interval(settings.header_timeout)
             .keep_alive_timeout(settings.write_timeout)
-            .max_header_list_size(HEADER_LIMIT as u32)
+            .max_header_list_size(HEADER_LIMIT)
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
