@@ -47,11 +47,11 @@ pub struct Model {
     pub email_key: String,
     /// 1 to 100 characters.
     pub name: String,
-    /// The password hash, a PHC string; empty for a service account.
+    /// The password hash, a PHC string; empty for a user who has none.
     pub password_hash: String,
     /// The role.
     pub role: UserRole,
-    /// False after deactivation; users are never deleted.
+    /// False after deactivation.
     pub is_active: bool,
     /// Tokens issued under a lower number are invalid.
     pub token_version: i32,
@@ -65,6 +65,8 @@ pub struct Model {
     pub quota_class: Option<String>,
     /// When the user proved to receive mails at the address.
     pub email_verified_at: Option<DateTimeUtc>,
+    /// When the account was deleted. The row stays without personal data, because others refer to it.
+    pub deleted_at: Option<DateTimeUtc>,
 }
 
 /// Empty: joins are written in the queries.

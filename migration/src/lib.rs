@@ -12,6 +12,7 @@ mod m0006_keys;
 mod m0007_quota_classes;
 mod m0008_recovery;
 mod m0009_transfers;
+mod m0010_deleted_accounts;
 mod table;
 
 use futures_util::future::BoxFuture;
@@ -38,6 +39,7 @@ impl MigratorTrait for Chain {
             Box::new(m0007_quota_classes::Migration),
             Box::new(m0008_recovery::Migration),
             Box::new(m0009_transfers::Migration),
+            Box::new(m0010_deleted_accounts::Migration),
         ]
     }
 }

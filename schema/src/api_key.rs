@@ -25,7 +25,7 @@ use crate::{
     input::{UserError, entry},
     request::{Request, RequestExt},
     scalar::DateTime,
-    user::User,
+    user::{User, live},
 };
 
 /// An API key.
@@ -323,8 +323,7 @@ impl ApiKeyMutation {
             *secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(created);
         };
         let outcome = change(ctx, None, async |mut change| {
-            let any = Rule::default();
-            let user = change.row::<user::Entity>(&any, user, "userId").await?;
+            let user = change.row::<user::Entity>(&live(), user, "userId").await?;
             check_user(&change, &user)?;
             let may_administer = user.role == UserRole::Admin && change.viewer.is_admin();
             let (transaction, now) = (&change.transaction, change.now);

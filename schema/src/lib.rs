@@ -25,6 +25,7 @@ pub mod dashboard;
 pub mod data;
 mod db;
 pub mod deletion;
+pub mod erasure;
 pub mod error;
 pub mod event;
 pub mod events;

@@ -484,12 +484,18 @@ impl ProjectMutation {
         let id = Kind::Project.parse(&input.id, "id")?;
         let outcome = change(ctx, None, async |mut change| {
             let row = editable(&change, id, "id").await?;
-            change.append(changed(EventType::ProjectDeleted, &row, &[]));
-            row.delete(&change.transaction).await?;
+            delete(&mut change, row).await?;
             change.commit(vec![]).await
         });
         DeletePayload::new(ctx, Kind::Project, id, outcome.await?).await
     }
+}
+
+/// Deletes a project, whose row must be locked. Its circles are kept without a project.
+pub(crate) async fn delete(change: &mut Change<'_>, row: project::Model) -> Result<(), Error> {
+    change.append(changed(EventType::ProjectDeleted, &row, &[]));
+    row.delete(&change.transaction).await?;
+    Ok(())
 }
 
 /// Loads a project that the viewer may change.

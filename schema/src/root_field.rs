@@ -59,7 +59,7 @@ const SIGN_IN: RootFieldProperties = RootFieldProperties {
     ..NO_KEYS
 };
 
-const TABLE: [(&str, RootFieldProperties); 36] = [
+const TABLE: [(&str, RootFieldProperties); 37] = [
     (
         "__typename",
         RootFieldProperties {
@@ -83,6 +83,13 @@ const TABLE: [(&str, RootFieldProperties); 36] = [
     ("requestEmailVerification", NO_KEYS),
     (
         "changeEmail",
+        RootFieldProperties {
+            secret: Secret::Unrepeatable,
+            ..NO_KEYS
+        },
+    ),
+    (
+        "deleteAccount",
         RootFieldProperties {
             secret: Secret::Unrepeatable,
             ..NO_KEYS

@@ -57,7 +57,7 @@ impl User {
         Kind::User.id(self.row.id)
     }
 
-    /// The name shown to others, at most 100 characters.
+    /// The name shown to others, at most 100 characters. `Deleted user` after the account was deleted.
     pub(crate) async fn name(&self) -> &str {
         &self.row.name
     }
@@ -67,7 +67,7 @@ impl User {
         self.row.kind.into()
     }
 
-    /// The person who owns a service account. Null for a person.
+    /// The person who owns a service account. Null for a person, and after the account was deleted.
     async fn owner(&self, ctx: &Context<'_>) -> Result<Option<User>, Error> {
         match self.row.owner_id {
             Some(id) => Ok(ctx.request().row::<user::Entity>(id).await?.map(Self::new)),
@@ -76,10 +76,10 @@ impl User {
     }
 
     /// The e-mail address. Null for a service account.
-    /// Null unless the caller is the user or an administrator, and for a caller with an API key that is limited to
-    /// circles.
+    /// Null unless the caller is the user or an administrator, for a caller with an API key that is limited to circles,
+    /// and for a deleted account.
     async fn email(&self, ctx: &Context<'_>) -> Option<&str> {
-        let has_email = self.row.kind == user::UserKind::Person;
+        let has_email = self.row.kind == user::UserKind::Person && self.row.deleted_at.is_none();
         (has_email && self.is_private_to(ctx)).then_some(&self.row.email)
     }
 
@@ -115,6 +115,11 @@ impl User {
     /// When the account was created.
     async fn created_at(&self) -> DateTime {
         self.row.created_at.into()
+    }
+
+    /// When the account was deleted. Null for an account that exists.
+    async fn deleted_at(&self) -> Option<DateTime> {
+        self.row.deleted_at.map(DateTime)
     }
 
     /// When the user last signed in.
@@ -164,9 +169,9 @@ impl Noun for User {
     }
 
     fn fields() -> FieldsOf<Self> {
-        use user::Column::{CreatedAt, IsActive, Kind, Name, OwnerId, Role};
+        use user::Column::{CreatedAt, DeletedAt, IsActive, Kind, Name, OwnerId, Role};
         FieldsOf::new()
-            .columns([Name, Role, IsActive, CreatedAt, Kind])
+            .columns([Name, Role, IsActive, CreatedAt, Kind, DeletedAt])
             .one::<Self>("owner", OwnerId)
     }
 }
@@ -229,8 +234,7 @@ impl UserPayload {
         let accounts = ctx.request().accounts();
         let faults = check.faults();
         let outcome = change(ctx, Some(user), async |mut change| {
-            let any = Rule::default();
-            let row = change.row::<user::Entity>(&any, user, "userId").await?;
+            let row = change.row::<user::Entity>(&live(), user, "userId").await?;
             faults.clone()?;
             let (transaction, now) = (&change.transaction, change.now);
             let amended = accounts.amend(transaction, row, &amendment, now).await?;
@@ -251,6 +255,11 @@ impl UserPayload {
             user_errors: outcome.errors,
         })
     }
+}
+
+/// A user whose account has not been deleted.
+pub(crate) fn live() -> Rule {
+    Rule::new(Condition::all().add(user::Column::DeletedAt.is_null()))
 }
 
 /// Input for `updateProfile`. Omitted fields keep their value.
@@ -404,7 +413,7 @@ impl UserQuery {
         Some(User::new(Arc::clone(&viewer.user)))
     }
 
-    /// All users, newest first. For administrators.
+    /// All users, newest first, without deleted accounts. For administrators.
     async fn users(
         &self,
         ctx: &Context<'_>,
@@ -420,7 +429,7 @@ impl UserQuery {
             .transpose()?
             .unwrap_or_else(Condition::all);
         Connection::new(
-            condition,
+            condition.add(user::Column::DeletedAt.is_null()),
             Order::descending([user::Column::Id]),
             &Page::new(first, after, last, before)?,
         )

@@ -282,6 +282,7 @@ impl Access {
                 let email = format!("new-{caller}@example.org");
                 json!({ "email": email, "currentPassword": "not this one" })
             }
+            "deleteAccount" => json!({ "currentPassword": "not this one" }),
             "changePassword" => {
                 json!({ "currentPassword": "not this one", "newPassword": PASSWORD })
             }

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod credentials;
+mod deletion;
 mod email;
 mod events;
 mod guessing;

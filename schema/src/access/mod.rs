@@ -162,6 +162,7 @@ impl Viewer {
             owner_id: None,
             quota_class: None,
             email_verified_at: None,
+            deleted_at: None,
         };
         Self::with_ids(Arc::new(user), ids, grant, rulebook)
     }

@@ -40,7 +40,7 @@ pub use activity::{AgentActivity, AgentConversation};
 pub use inputs::{CreateAgentInput, UpdateAgentInput};
 pub(crate) use mutations::editable;
 pub use mutations::{AgentMutation, AgentPayload};
-pub(crate) use workflow::{change_owner, check_transferable};
+pub(crate) use workflow::{change_owner, check_transferable, delete};
 
 /// The status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]

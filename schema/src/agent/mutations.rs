@@ -3,8 +3,8 @@
 use async_graphql::{Context, Object, SimpleObject};
 use gathering_entity::{agent, model, persona};
 use sea_orm::{
-    ColumnTrait, EntityTrait, FromQueryResult, IdenStatic, IntoActiveModel, ModelTrait,
-    QueryFilter, QueryResult, QuerySelect, QueryTrait, Set, TryIntoModel,
+    ColumnTrait, EntityTrait, FromQueryResult, IdenStatic, IntoActiveModel, QueryFilter,
+    QueryResult, QuerySelect, QueryTrait, Set, TryIntoModel,
     sea_query::{Expr, Query, SelectStatement},
 };
 use serde_json::json;
@@ -186,10 +186,7 @@ impl AgentMutation {
                 .await?;
             let row = editable(&change, row)?;
             check_version(input.expected_version, row.version)?;
-            workflow::check_unused(&change, id).await?;
-            workflow::leave_circles(&mut change, id).await?;
-            change.append(event::changed(EventType::AgentDeleted, &row, &[]));
-            row.delete(&change.transaction).await?;
+            workflow::delete(&mut change, row).await?;
             change.commit(vec![]).await
         });
         DeletePayload::new(ctx, Kind::Agent, id, outcome.await?).await

@@ -2,8 +2,8 @@
 
 use gathering_entity::{agent, circle, conversation, member, participant, task};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Set,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, ModelTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
     sea_query::{Expr, ExprTrait, LockType},
 };
 use uuid::Uuid;
@@ -17,6 +17,7 @@ use crate::{
     db::is_among,
     deletion::in_use,
     error::Error,
+    events::EventType,
     input::{UserError, UserErrorCode},
 };
 
@@ -45,11 +46,23 @@ pub(super) fn is_at_work(agent: Uuid) -> Expr {
     Expr::exists(in_progress.into_query())
 }
 
+/// Deletes an agent, whose row must be locked.
+///
+/// # Errors
+/// `IN_USE` if it has open tasks or takes part in an open conversation.
+pub(crate) async fn delete(change: &mut Change<'_>, row: agent::Model) -> Result<(), Stop> {
+    check_unused(change, row.id).await?;
+    leave_circles(change, row.id).await?;
+    change.append(event::changed(EventType::AgentDeleted, &row, &[]));
+    row.delete(&change.transaction).await?;
+    Ok(())
+}
+
 /// Checks that the agent has no open tasks and takes part in no open conversation.
 ///
 /// # Errors
 /// `IN_USE`.
-pub(super) async fn check_unused(change: &Change<'_>, agent: Uuid) -> Result<(), Stop> {
+async fn check_unused(change: &Change<'_>, agent: Uuid) -> Result<(), Stop> {
     if change.any::<task::Entity>(open_tasks(agent)).await? {
         let message = "The agent has open tasks. Reassign or end them first.";
         return Err(in_use(message).into());
@@ -65,7 +78,7 @@ pub(super) async fn check_unused(change: &Change<'_>, agent: Uuid) -> Result<(),
 }
 
 /// Appends a `member.removed` event for each circle that a deleted agent leaves.
-pub(super) async fn leave_circles(change: &mut Change<'_>, agent: Uuid) -> Result<(), Error> {
+async fn leave_circles(change: &mut Change<'_>, agent: Uuid) -> Result<(), Error> {
     // Locked, so that a concurrent removal does not append the same event.
     let members = member::Entity::find()
         .filter(member::Column::AgentId.eq(agent))

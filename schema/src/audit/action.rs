@@ -24,6 +24,7 @@ pub(crate) enum AuditAction {
     RateLimited,
     UserCreated,
     UserChanged,
+    UserDeleted,
     ServiceAccountCreated,
     ApiKeyCreated,
     ApiKeyRevoked,
@@ -56,6 +57,7 @@ impl AuditAction {
             Self::RateLimited => "rate.limited",
             Self::UserCreated => "user.created",
             Self::UserChanged => "user.changed",
+            Self::UserDeleted => "user.deleted",
             Self::ServiceAccountCreated => "user.service_created",
             Self::ApiKeyCreated => "api_key.created",
             Self::ApiKeyRevoked => "api_key.revoked",
@@ -90,6 +92,7 @@ impl AuditAction {
             | Self::EmailChanged
             | Self::UserCreated
             | Self::UserChanged
+            | Self::UserDeleted
             | Self::ServiceAccountCreated
             | Self::ApiKeyCreated
             | Self::TransferRequested

@@ -129,13 +129,15 @@ pub(crate) struct Amended {
     pub(crate) ended: Option<Ended>,
 }
 
-/// Finds the account of an e-mail address.
+/// Finds the account of an e-mail address. A deleted account has none.
 pub(crate) async fn by_email(
     db: &impl ConnectionTrait,
     email: &str,
 ) -> Result<Option<user::Model>, DbErr> {
     let keys = text::account_keys(email);
-    let select = user::Entity::find().filter(user::Column::EmailKey.is_in(&keys));
+    let select = user::Entity::find()
+        .filter(user::Column::EmailKey.is_in(&keys))
+        .filter(user::Column::DeletedAt.is_null());
     let mut users = select.all(db).await?;
     users.sort_by_key(|user| keys.iter().rposition(|key| *key == user.email_key));
     Ok(users.pop())
@@ -274,6 +276,7 @@ impl Accounts {
             owner_id: profile.owner,
             quota_class: None,
             email_verified_at: None,
+            deleted_at: None,
         };
         let inserted = user::Entity::insert(user.clone().into_active_model())
             .on_conflict(
@@ -364,6 +367,8 @@ impl Accounts {
         let status = attempt.status(&self.db, self.now()).await?;
         let hash = user
             .filter(|user| !status.is_locked && user.kind == UserKind::Person)
+            // Imported without a password.
+            .filter(|user| !user.password_hash.is_empty())
             .map(|user| user.password_hash.as_str());
         let matched = self.passwords.verify(password, hash).await?;
         if matched != PasswordMatch::Wrong {

@@ -8,6 +8,7 @@
 mod account;
 mod api_key;
 mod credential;
+mod erasure;
 mod key_uses;
 mod lockout;
 mod mail;
@@ -396,7 +397,7 @@ impl Accounts {
         let Some(found) = found else {
             return Err(reject(None, "unknown user", Error::token_invalid()));
         };
-        if !found.user.is_active {
+        if !found.user.is_active && found.user.deleted_at.is_none() {
             self.is_over(&found, claims.sid, claims.ver);
             return Err(reject(user, "deactivated", Error::deactivated()));
         }

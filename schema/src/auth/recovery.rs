@@ -59,7 +59,7 @@ async fn lock_holder(transaction: &DatabaseTransaction, user: Uuid) -> Result<us
 }
 
 /// Locks a viewer's row. Their session must not have ended since it was authenticated.
-async fn lock_viewer(
+pub(super) async fn lock_viewer(
     transaction: &DatabaseTransaction,
     viewer: &Viewer,
 ) -> Result<user::Model, Error> {

@@ -102,12 +102,14 @@ pub(super) fn new_session(now: DateTime<Utc>) -> Uuid {
     ))
 }
 
-/// A user's row, locked until the end of the transaction. Other rows may still reference it.
+/// A user's row, locked until the end of the transaction. Other rows may still reference it. `None` for a deleted
+/// account.
 pub(super) async fn lock(
     transaction: &DatabaseTransaction,
     user: Uuid,
 ) -> Result<Option<user::Model>, Error> {
     Ok(user::Entity::find_by_id(user)
+        .filter(user::Column::DeletedAt.is_null())
         .lock(LockType::NoKeyUpdate)
         .one(transaction)
         .await?)

@@ -39,7 +39,8 @@ use crate::{
 
 pub use mutations::{CircleMutation, MemberMutation};
 pub use sharing::{Access, CollaboratorRole};
-pub(crate) use sharing::{Seen, accessible, change_owner, editable};
+pub(crate) use sharing::{Seen, accessible, change_owner, editable, leave_all};
+pub(crate) use workflow::delete;
 
 /// The status of a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]

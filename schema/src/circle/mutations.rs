@@ -4,7 +4,7 @@ use async_graphql::{Context, Object, SimpleObject};
 use futures_util::future::{try_join, try_join_all};
 use gathering_entity::{circle, member};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, FromQueryResult, IntoActiveModel, ModelTrait, Set, TryIntoModel,
+    ActiveModelTrait, ColumnTrait, FromQueryResult, IntoActiveModel, Set, TryIntoModel,
     sea_query::Query,
 };
 use uuid::Uuid;
@@ -22,7 +22,6 @@ use crate::{
         sharing::{self, Seen},
         workflow,
     },
-    conversation,
     data::{Edits, Outcome, change, check_version, draft, unique},
     db::list_from,
     deletion::{DeleteInput, DeletePayload},
@@ -290,11 +289,7 @@ impl CircleMutation {
             let row = sharing::accessible(&change, id, "id", Access::Owner).await?;
             check_version(input.expected_version, row.version)?;
             workflow::check_deletable(&row)?;
-            conversation::workflow::cancel_all(&mut change, &row).await?;
-            sharing::unshare_all(&mut change, &row).await?;
-            change.append(event::edited(EventType::CircleDeleted, &row, &[]));
-            workflow::free_agents(&mut change, id).await?;
-            row.delete(&change.transaction).await?;
+            workflow::delete(&mut change, row).await?;
             change.commit(vec![]).await
         });
         DeletePayload::new(ctx, Kind::Circle, id, outcome.await?).await

@@ -17,7 +17,7 @@ use crate::{
     circle::event::{collaboration, owner_changed},
     data::{Change, Column, Draft, EdgeField, Entries, Listed, One, Stop, unique},
     db::revision,
-    error::Error,
+    error::{Code, Error},
     events::EventType,
     id::Kind,
     input::{UserError, UserErrorCode},
@@ -348,6 +348,39 @@ pub(super) async fn unshare_all(
         .await?;
     for user in users {
         change.append(collaboration(EventType::CircleUnshared, circle, user, None));
+    }
+    Ok(())
+}
+
+/// Stops sharing all circles with a user.
+pub(crate) async fn leave_all(change: &mut Change<'_>, user: Uuid) -> Result<(), Error> {
+    let circles: Vec<Uuid> = collaborator::Entity::find()
+        .select_only()
+        .column(collaborator::Column::CircleId)
+        .filter(collaborator::Column::UserId.eq(user))
+        .order_by_asc(collaborator::Column::CircleId)
+        .into_tuple()
+        .all(&change.transaction)
+        .await?;
+    for id in circles {
+        let is_circle = Condition::all().add(circle::Column::Id.eq(id));
+        let circle = change.touched::<circle::Entity>(is_circle, "userId").await;
+        let circle = match circle {
+            // Deleted at the same time.
+            Err(error) if error.code == Code::NotFound => continue,
+            circle => circle?,
+        };
+        collaborator::Entity::delete_many()
+            .filter(collaborator::Column::CircleId.eq(id))
+            .filter(collaborator::Column::UserId.eq(user))
+            .exec(&change.transaction)
+            .await?;
+        change.append(collaboration(
+            EventType::CircleUnshared,
+            &circle,
+            user,
+            None,
+        ));
     }
     Ok(())
 }

@@ -5,14 +5,19 @@ use circle::CircleStatus::{self, Archived, Created, Paused, Running, Stopped};
 use gathering_entity::{agent, circle, task};
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
+    ModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
     sea_query::{Expr, LockType},
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    circle::{Access, accessible, event::moved, inputs::CircleActionInput},
+    circle::{
+        Access, accessible,
+        event::{edited, moved},
+        inputs::CircleActionInput,
+        sharing,
+    },
     conversation,
     data::{Change, Outcome, change, check_version, unique},
     db::is_among,
@@ -105,8 +110,18 @@ pub(super) fn check_deletable(circle: &circle::Model) -> Result<(), UserError> {
     }
 }
 
+/// Deletes a circle, whose row must be locked, with everything in it except its conversations.
+pub(crate) async fn delete(change: &mut Change<'_>, row: circle::Model) -> Result<(), Error> {
+    conversation::workflow::cancel_all(change, &row).await?;
+    sharing::unshare_all(change, &row).await?;
+    change.append(edited(EventType::CircleDeleted, &row, &[]));
+    free_agents(change, row.id).await?;
+    row.delete(&change.transaction).await?;
+    Ok(())
+}
+
 /// Sets busy agents to idle if all their tasks in progress are in a circle that is being deleted.
-pub(super) async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result<(), Error> {
+async fn free_agents(change: &mut Change<'_>, circle: Uuid) -> Result<(), Error> {
     use agent::{AgentStatus, Column};
     let in_progress = || {
         task::Entity::find()

@@ -2,9 +2,7 @@
 
 use async_graphql::{Context, Object, SimpleObject};
 use gathering_entity::{conversation, participant};
-use sea_orm::{
-    ActiveEnum, ActiveModelTrait, EntityTrait, IntoActiveModel, ModelTrait, Set, TryIntoModel,
-};
+use sea_orm::{ActiveEnum, ActiveModelTrait, EntityTrait, IntoActiveModel, Set, TryIntoModel};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -223,12 +221,7 @@ impl ConversationMutation {
                 let status = row.status.to_value();
                 Err(UserError::cannot("conversation", &status, "deleted"))?;
             }
-            change.append(scope.conversation_event(
-                EventType::ConversationDeleted,
-                &row,
-                json!({ "changed": [] }),
-            ));
-            row.delete(&change.transaction).await?;
+            workflow::delete(&mut change, row, scope).await?;
             change.commit(vec![]).await
         });
         DeletePayload::new(ctx, Kind::Conversation, id, outcome.await?).await

@@ -8,7 +8,7 @@ use gathering_entity::{
 };
 use sea_orm::{
     ActiveEnum, ActiveModelBehavior, ActiveModelTrait, ColumnTrait, Condition, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Set,
+    IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect, Set,
     sea_query::{Expr, ExprTrait, LockType},
 };
 use serde_json::{Value, json};
@@ -167,6 +167,27 @@ pub(crate) async fn cancel_all(
     circle: &circle::Model,
 ) -> Result<(), Error> {
     transit_all(change, circle, &CANCEL).await
+}
+
+/// Deletes a conversation, whose row must be locked, with its messages.
+pub(super) async fn delete(
+    change: &mut Change<'_>,
+    row: conversation::Model,
+    scope: EventScope,
+) -> Result<(), Error> {
+    let kind = EventType::ConversationDeleted;
+    change.append(scope.conversation_event(kind, &row, json!({ "changed": [] })));
+    row.delete(&change.transaction).await?;
+    Ok(())
+}
+
+/// As [`delete`], for a conversation outside of circles.
+pub(crate) async fn delete_private(
+    change: &mut Change<'_>,
+    row: conversation::Model,
+) -> Result<(), Error> {
+    let scope = EventScope::of(&row, None);
+    delete(change, row, scope).await
 }
 
 /// Applies a status transition, in one statement, to all conversations of a circle whose status allows it.

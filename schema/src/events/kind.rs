@@ -115,6 +115,8 @@ pub enum EventType {
     UserUpdated,
     /// A user was locked out after repeated failed sign-ins.
     UserLocked,
+    /// The account of a user was deleted.
+    UserDeleted,
     /// Access tokens of a user were revoked early: all of them, or those of a stolen session.
     UserTokensRevoked,
     /// A transfer of ownership was requested.

@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub use mutations::TransferMutation;
+pub(crate) use mutations::resolve_all;
 
 /// How long a transfer can be accepted.
 const LIFETIME: TimeDelta = TimeDelta::days(7);

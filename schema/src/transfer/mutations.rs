@@ -8,11 +8,13 @@ use gathering_entity::{
 };
 use sea_orm::{
     ActiveEnum, ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel,
-    QueryFilter, QuerySelect, Set,
+    QueryFilter, QueryOrder, QuerySelect, Set,
     sea_query::{Expr, ExprTrait, LockType},
 };
 use serde_json::json;
-use transfer::Column::{AgentId, CircleId, ExpiresAt, ProjectId, ResolvedAt, Status};
+use transfer::Column::{
+    AgentId, CircleId, ExpiresAt, FromUserId, ProjectId, ResolvedAt, Status, ToUserId,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -434,6 +436,26 @@ async fn resolve(
     };
     change.append(event::changed(kind, &row, recipient));
     note(change, action, &row);
+    Ok(())
+}
+
+/// Declines the pending transfers to a user whose account is deleted, and erases the user's notes.
+pub(crate) async fn resolve_all(change: &mut Change<'_>, user: Uuid) -> Result<(), Error> {
+    let pending = transfer::Entity::find()
+        .filter(ToUserId.eq(user))
+        .filter(Status.eq(TransferStatus::Pending))
+        .filter(ExpiresAt.gt(change.now))
+        .order_by_asc(transfer::Column::Id)
+        .lock(LockType::NoKeyUpdate);
+    for row in pending.all(&change.transaction).await? {
+        let recipient = row.from_user_id;
+        resolve(change, row, TransferStatus::Declined, recipient).await?;
+    }
+    transfer::Entity::update_many()
+        .col_expr(transfer::Column::Message, Expr::value(None::<String>))
+        .filter(FromUserId.eq(user))
+        .exec(&change.transaction)
+        .await?;
     Ok(())
 }
 

@@ -94,7 +94,7 @@ async fn migrating_down_removes_everything_and_up_creates_it_again() {
     let database = Database::bare().await;
     let db = database.connect().await;
     let nothing = definitions(&db).await;
-    assert_eq!(gathering_migration::pending(&db).await, Ok(9));
+    assert_eq!(gathering_migration::pending(&db).await, Ok(10));
     assert_eq!(definitions(&db).await, nothing, "`pending` writes nothing");
 
     gathering_migration::up(&db).await.expect("up");

@@ -256,7 +256,7 @@ fn input_of(name: &str) -> String {
     let has_own = name.starts_with("create")
         || name.starts_with("update")
         || name.starts_with("transfer")
-        || ["shareCircle", "unshareCircle"].contains(&name)
+        || ["shareCircle", "unshareCircle", "deleteAccount"].contains(&name)
         || ["assignTask", "submitTask", "approveTask", "rejectTask"].contains(&name);
     let shared = match name {
         _ if has_own => None,
