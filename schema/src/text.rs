@@ -99,7 +99,7 @@ pub(crate) fn email_key(email: &str) -> Option<String> {
 
 /// The keys under which the account of an e-mail address may be stored, the preferred one last. If the addresses of two
 /// accounts became equal when case folding became complete, one of them still has the key of the former folding.
-pub(crate) fn account_keys(email: &str) -> [String; 2] {
+pub fn account_keys(email: &str) -> [String; 2] {
     let former: String = email
         .nfkc()
         .flat_map(char::to_lowercase)

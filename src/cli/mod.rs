@@ -4,8 +4,11 @@ mod backup;
 mod database;
 mod demo;
 mod doctor;
+mod export;
+mod import;
 mod key;
 mod output;
+mod rows;
 mod serve;
 mod user;
 
@@ -107,6 +110,42 @@ enum Command {
         /// The file to create; it must not exist
         file: PathBuf,
     },
+    /// Write the data as JSON lines to a new file while servers use the database
+    ///
+    /// The export is one snapshot, and can be imported into SQLite and PostgreSQL. It contains everything but sessions,
+    /// mails, idempotency keys and failed sign-ins: users sign in again. It contains password hashes and the hashes of
+    /// API keys, unless --without-credentials is given; only its owner can read it.
+    ///
+    /// With --circle: the circle with its collaborators, members, tasks, conversations and messages, and the agents,
+    /// project and catalogue that these refer to. Of users, it contains the ids and e-mail addresses.
+    Export {
+        /// Export one circle
+        #[arg(long, value_name = "ID")]
+        circle: Option<String>,
+        /// Leave out password hashes and API keys
+        #[arg(long)]
+        without_credentials: bool,
+        /// The file to create, which must not exist; `-` is standard output
+        file: PathBuf,
+    },
+    /// Add the rows of an export to the database
+    ///
+    /// A row that exists, by its primary key, is left as it is: an interrupted import is continued by repeating the
+    /// command. Rows are committed 500 at a time. Servers may use the database; clients receive no events about the rows.
+    /// An incomplete file is refused, and so is an export of a version with other tables.
+    Import {
+        /// Import the circle of an export as a copy with new ids, derived from KEY; repeat KEY to continue an import
+        #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true)]
+        map_ids: Option<Option<String>>,
+        /// The e-mail address of the user who replaces users that this database does not have, for the export of a circle
+        #[arg(long, value_name = "EMAIL")]
+        owner: Option<String>,
+        /// Leave out the events, for a database that has its own
+        #[arg(long)]
+        without_events: bool,
+        /// The file; `-` is standard input
+        file: PathBuf,
+    },
     /// Check the configuration, the database, Redis and the machine, and print what to do
     ///
     /// Changes no data and generates no key. The exit status is 1 if a check fails, which would prevent a start or endanger data.
@@ -175,6 +214,37 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             .await?;
         }
         Command::Backup { file } => backup::backup(&start()?, &file).await?,
+        Command::Export {
+            circle,
+            without_credentials,
+            file,
+        } => {
+            let scope = export::Scope::new(circle.as_deref(), without_credentials)?;
+            on_database(&start()?, async |database| {
+                export::export(database, scope, &file).await
+            })
+            .await?;
+        }
+        Command::Import {
+            map_ids,
+            owner,
+            without_events,
+            file,
+        } => {
+            let map_ids = map_ids.map(|key| key.unwrap_or_else(import::random_key));
+            if let Some(key) = &map_ids {
+                print(&format!("to continue this import: --map-ids={key}\n"));
+            }
+            let options = import::Options {
+                owner,
+                map_ids,
+                without_events,
+            };
+            on_database(&start()?, async |database| {
+                import::import(database, options, &file).await
+            })
+            .await?;
+        }
         Command::Doctor => doctor::doctor(&start()?).await?,
         Command::RotateKey => {
             keys::rotate(&start()?)?;

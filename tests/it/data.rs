@@ -62,6 +62,28 @@ macro_rules! for_each_entity {
     };
 }
 
+/// The tables that an export does not contain.
+pub(crate) const TRANSIENT: [&str; 5] = [
+    "idempotency_keys",
+    "journal",
+    "lockouts",
+    "mails",
+    "refresh_tokens",
+];
+
+/// The names of all tables, in alphabetical order.
+pub(crate) fn tables() -> Vec<&'static str> {
+    let mut tables = Vec::new();
+    macro_rules! add {
+        ($entity:ident) => {
+            tables.push($entity::Entity.table_name());
+        };
+    }
+    for_each_entity!(add);
+    tables.sort_unstable();
+    tables
+}
+
 // Behind the macro, which they use.
 mod demo;
 mod rules;

@@ -21,6 +21,7 @@ mod crash;
 mod data;
 mod documents;
 mod ended;
+mod export;
 mod fuzz;
 mod gate;
 mod graph;

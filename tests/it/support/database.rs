@@ -59,6 +59,15 @@ impl Database {
         database
     }
 
+    /// As [`Database::empty`], on SQLite also when the tests run on PostgreSQL.
+    pub(crate) async fn empty_file() -> Self {
+        let database = Self::new_file();
+        let db = database.connect().await;
+        gathering_migration::up(&db).await.expect("migrates");
+        db.close().await.expect("closes");
+        database
+    }
+
     /// With the demo data, copied from a database that is seeded once.
     pub(crate) async fn seeded() -> Self {
         static DATABASE: OnceCell<Database> = OnceCell::const_new();
