@@ -138,3 +138,17 @@ async fn a_database_of_a_newer_version_is_refused() {
         assert!(line.contains("newer version of Gathering"), "{line}");
     }
 }
+
+#[test]
+fn the_operators_are_told_how_long_the_rows_of_each_table_are_kept() {
+    let manual = include_str!("../../../ops/README.md");
+    let (_, section) = manual.split_once("## Retention\n").expect("the section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let mut told: Vec<&str> = rows
+        .flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`'))
+        .filter(|word| word.chars().any(char::is_alphabetic))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, super::tables());
+}
