@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use async_graphql::ID;
-use chrono::Utc;
 use gathering::StartError;
 use gathering::db::Database;
+use gathering::server::Options;
 use gathering_entity::{
     agent, api_key, api_key_circle, audit, circle, collaborator, conversation, event, member,
     message, model, participant, persona, project, provider, revoked_token, task, transfer, user,
@@ -132,7 +132,7 @@ async fn write(database: &Database, scope: Scope, out: impl Write) -> Result<u64
         circle: scope.circle,
         credentials: scope.credentials,
         source: format!("{:?}", transaction.get_database_backend()).to_lowercase(),
-        created_at: Utc::now(),
+        created_at: (Options::default().clock)(),
     })?;
     export.tables().await?;
     let end = std::mem::take(&mut export.counts);
@@ -233,7 +233,9 @@ impl<W: Write> Export<'_, W> {
         table: &str,
         line: impl Fn(serde_json::Map<String, Json>) -> Option<Line>,
     ) -> Result<(), StartError> {
-        let keys: Vec<E::Column> = E::PrimaryKey::iter().map(|key| key.into_column()).collect();
+        let keys: Vec<E::Column> = E::PrimaryKey::iter()
+            .map(PrimaryKeyToColumn::into_column)
+            .collect();
         let mut rows = rows;
         for key in &keys {
             rows = rows.order_by_asc(*key);
@@ -368,7 +370,7 @@ fn said(conversation: impl ColumnTrait, circle: Uuid) -> Condition {
 fn agents(circle: Uuid) -> Condition {
     use conversation::Column::{FacilitatorId, NextSpeakerId};
     use task::Column::{AssigneeId, ReviewerId};
-    let of_talks = |column| among::<conversation::Entity>(column, conversations(circle));
+    let in_talks = |column| among::<conversation::Entity>(column, conversations(circle));
     let of_tasks = |column| among::<task::Entity>(column, tasks(circle));
     let parts = said(participant::Column::ConversationId, circle);
     let messages = said(message::Column::ConversationId, circle);
@@ -379,8 +381,8 @@ fn agents(circle: Uuid) -> Condition {
             among::<member::Entity>(member::Column::AgentId, members),
             of_tasks(AssigneeId),
             of_tasks(ReviewerId),
-            of_talks(FacilitatorId),
-            of_talks(NextSpeakerId),
+            in_talks(FacilitatorId),
+            in_talks(NextSpeakerId),
             among::<participant::Entity>(participant::Column::AgentId, parts),
             among::<message::Entity>(message::Column::AgentId, messages),
         ],

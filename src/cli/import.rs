@@ -2,7 +2,7 @@
 //!
 //! A row whose primary key exists is left as it is, so an interrupted import is repeated with the same command.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -167,10 +167,36 @@ async fn read(
         owner,
         options,
         known: HashMap::new(),
-        read: BTreeMap::new(),
-        added: BTreeMap::new(),
+        replaced: HashSet::new(),
+        counts: BTreeMap::new(),
     };
-    let end = loop {
+    let mut committed = BTreeMap::new();
+    let end = import_all(database, &mut import, &mut lines, &mut committed).await;
+    for (table, (read, added)) in &committed {
+        print(&format!("{table}: {read} lines, {added} rows added\n"));
+    }
+    let read = committed
+        .into_iter()
+        .map(|(table, (read, _))| (table, read));
+    match end? {
+        Some(counts) if counts == read.collect() => Ok(()),
+        Some(_) => Err(StartError::new(
+            "the export is damaged: it does not have the number of rows in its last line",
+        )),
+        None => Err(StartError::new(
+            "the export is incomplete: its last line is missing",
+        )),
+    }
+}
+
+/// Imports the lines after the first one. Returns the counts in the last line; `None` without it.
+async fn import_all(
+    database: &Database,
+    import: &mut Import,
+    lines: &mut Lines<impl BufRead>,
+    committed: &mut Counts,
+) -> Result<Option<BTreeMap<String, u64>>, StartError> {
+    loop {
         let transaction = begin(database).await?;
         let mut end = None;
         for _ in 0..BATCH {
@@ -187,22 +213,12 @@ async fn read(
             applied.map_err(|reason| lines.fault(reason))?;
         }
         transaction.commit().await?;
+        committed.clone_from(&import.counts);
         if end.is_some() || lines.buffer.is_empty() {
-            break end;
+            return Ok(end);
         }
-    };
-    import.report();
-    match end {
-        Some(counts) if counts == import.read => Ok(()),
-        Some(_) => Err(StartError::new(
-            "the export is damaged: it does not have the number of rows in its last line",
-        )),
-        None => Err(StartError::new(
-            "the export is incomplete: its last line is missing",
-        )),
     }
 }
-
 /// Begins a transaction, without the limits of time that requests have.
 async fn begin(database: &Database) -> Result<DatabaseTransaction, StartError> {
     let options = TransactionOptions {
@@ -229,27 +245,22 @@ struct Import {
     options: Options,
     /// The ids of users and of the catalogue that differ in this database. As many as a circle refers to.
     known: HashMap<Uuid, Uuid>,
-    /// The number of rows and links of each table in the file.
-    read: BTreeMap<String, u64>,
-    /// The number of rows that were added to each table.
-    added: BTreeMap<String, u64>,
+    /// The users who are replaced by the owner.
+    replaced: HashSet<Uuid>,
+    counts: Counts,
 }
 
-impl Import {
-    fn report(&self) {
-        for (table, read) in &self.read {
-            let added = self.added.get(table).copied().unwrap_or_default();
-            print(&format!("{table}: {read} lines, {added} rows added\n"));
-        }
-    }
+/// For each table the number of its lines in the file, and of the rows that were added.
+type Counts = BTreeMap<String, (u64, u64)>;
 
+impl Import {
     /// Applies a line. The error is why it cannot be applied.
     async fn apply(&mut self, transaction: &DatabaseTransaction, line: Line) -> Result<(), String> {
         let name = match &line {
             Line::Row { table, .. } | Line::Link { table, .. } => table.clone(),
             Line::End { .. } => return Ok(()),
         };
-        *self.read.entry(name.clone()).or_default() += 1;
+        self.counts.entry(name.clone()).or_default().0 += 1;
         macro_rules! apply {
             ($module:ident, $table:literal) => {
                 if name == $table {
@@ -266,7 +277,7 @@ impl Import {
                         }
                         Line::End { .. } => false,
                     };
-                    *self.added.entry(name).or_default() += u64::from(added);
+                    self.counts.entry(name).or_default().1 += u64::from(added);
                     return Ok(());
                 }
             };
@@ -286,14 +297,16 @@ impl Import {
             return Ok(false);
         }
         if self.is_circle {
-            if self.is_known(transaction, table, &row).await? {
+            let is_left_out = table == "circle_collaborators"
+                && self.is_owner_or_replaced(transaction, &row).await?;
+            if is_left_out || self.is_known(transaction, table, &row).await? {
                 return Ok(false);
             }
             self.map_row::<E>(table, &mut row)?;
             self.rename::<E>(transaction, table, &mut row).await?;
         }
         let model = decode::<E>(row)?;
-        let keys = E::PrimaryKey::iter().map(|key| key.into_column());
+        let keys = E::PrimaryKey::iter().map(PrimaryKeyToColumn::into_column);
         let insert = E::insert(model)
             .on_conflict(OnConflict::columns(keys).do_nothing().to_owned())
             .exec_without_returning(transaction)
@@ -407,21 +420,45 @@ impl Import {
             _ => find::<model::Entity>(transaction, id, condition).await,
         };
         let found = found.map_err(|error| error.to_string())?;
-        let found = match found.or(self.owner.filter(|_| table == "users")) {
-            Some(found) => found,
-            None if table == "users" => {
+        let owner = self.owner.filter(|_| table == "users");
+        let found = match (found, owner) {
+            (Some(found), _) => found,
+            (None, Some(owner)) => {
+                self.replaced.insert(id);
+                owner
+            }
+            (None, None) if table == "users" => {
                 return Err(
                     "the database does not have this user: name a replacement with --owner"
                         .to_owned(),
                 );
             }
-            None => {
+            (None, None) => {
                 self.known.insert(id, id);
                 return Ok(false);
             }
         };
         self.known.insert(id, found);
         Ok(true)
+    }
+
+    /// Whether the user of a share is replaced, or owns the circle in this database: an owner is no collaborator.
+    async fn is_owner_or_replaced(
+        &self,
+        transaction: &DatabaseTransaction,
+        row: &Map<String, Json>,
+    ) -> Result<bool, String> {
+        let id = |name: &str| {
+            let text = row.get(name).and_then(Json::as_str).unwrap_or_default();
+            let id = text.parse::<Uuid>();
+            id.map_err(|_| format!("the value of {name} is invalid"))
+        };
+        let (user, circle) = (id("user_id")?, id("circle_id")?);
+        let owned = circle::Column::OwnerId.eq(self.mapped(user));
+        let owned = circle::Entity::find_by_id(self.mapped(circle)).filter(owned);
+        let owned = owned.one(transaction).await;
+        let owned = owned.map_err(|error| error.to_string())?;
+        Ok(owned.is_some() || self.replaced.contains(&user))
     }
 
     /// Adds a number to the name of an agent, project or circle, if its owner has another one with this name.

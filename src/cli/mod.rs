@@ -135,8 +135,8 @@ enum Command {
     /// An incomplete file is refused, and so is an export of a version with other tables.
     Import {
         /// Import the circle of an export as a copy with new ids, derived from KEY; repeat KEY to continue an import
-        #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true)]
-        map_ids: Option<Option<String>>,
+        #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+        map_ids: Option<String>,
         /// The e-mail address of the user who replaces users that this database does not have, for the export of a circle
         #[arg(long, value_name = "EMAIL")]
         owner: Option<String>,
@@ -231,7 +231,13 @@ async fn run(arguments: Arguments) -> Result<(), StartError> {
             without_events,
             file,
         } => {
-            let map_ids = map_ids.map(|key| key.unwrap_or_else(import::random_key));
+            let map_ids = map_ids.map(|key| {
+                if key.is_empty() {
+                    import::random_key()
+                } else {
+                    key
+                }
+            });
             if let Some(key) = &map_ids {
                 print(&format!("to continue this import: --map-ids={key}\n"));
             }

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use chrono::{SubsecRound, Utc};
 use gathering_entity::revoked_token::{self, RevocationReason};
-use gathering_entity::{agent, circle, conversation, message, task, user};
+use gathering_entity::{agent, circle, collaborator, conversation, message, task, user};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter,
     QueryOrder, Set,
@@ -268,10 +268,11 @@ async fn named(db: &DatabaseConnection, name: &str) -> Vec<circle::Model> {
 /// The number of tasks, and of messages, of a circle.
 async fn contents(db: &DatabaseConnection, circle: Uuid) -> (u64, u64) {
     let tasks = task::Entity::find().filter(task::Column::CircleId.eq(circle));
-    let talks = conversation::Entity::find().filter(conversation::Column::CircleId.eq(circle));
-    let talks: Vec<_> = talks.all(db).await.expect("reads");
-    let talks = talks.iter().map(|talk| talk.id);
-    let messages = message::Entity::find().filter(message::Column::ConversationId.is_in(talks));
+    let conversations =
+        conversation::Entity::find().filter(conversation::Column::CircleId.eq(circle));
+    let conversations = conversations.all(db).await.expect("reads");
+    let ids = conversations.iter().map(|row| row.id);
+    let messages = message::Entity::find().filter(message::Column::ConversationId.is_in(ids));
     let tasks = tasks.count(db).await.expect("counts");
     (tasks, messages.count(db).await.expect("counts"))
 }
@@ -281,10 +282,12 @@ async fn a_circle_is_imported_twice_with_new_ids() {
     let folder = Folder::new();
     let source = Database::seeded().await;
     let db = source.connect().await;
+    let server = TestServer::on(source, |_| ()).await;
+    let source = server.database();
     let workshop = named(&db, "Workshop").await.remove(0);
     let id = gathering_schema::id::Kind::Circle.id(workshop.id);
     let arguments = format!("--circle {}", id.as_str());
-    let lines = folder.export(&source, "circle", &arguments).await;
+    let lines = folder.export(source, "circle", &arguments).await;
     let all = lines.join("\n");
     for secret in ["$argon2", "audit_log", "\"events\"", "refresh"] {
         assert!(!all.contains(secret), "{secret}");
@@ -297,7 +300,7 @@ async fn a_circle_is_imported_twice_with_new_ids() {
     for (key, name) in [("one", "Workshop (2)"), ("two", "Workshop (3)")] {
         for _ in 0..2 {
             let arguments = format!("--map-ids={key}");
-            import(&source, &arguments, &folder.file("circle")).await;
+            import(source, &arguments, &folder.file("circle")).await;
         }
         let copies = named(&db, name).await;
         assert_eq!(copies.len(), 1, "{name}");
@@ -307,6 +310,15 @@ async fn a_circle_is_imported_twice_with_new_ids() {
     }
     let now = agent::Entity::find().count(&db).await.expect("counts");
     assert!(now > agents);
+    // The server shows and changes the copy.
+    let owner = server.actor(OWNER).await;
+    let query =
+        "{ circles(first: 2, filter: { search: \"Workshop (\" }) { nodes { id version } } }";
+    let copies = owner.ask(query, json!({})).await;
+    let copy = &copies["circles"]["nodes"][1];
+    let input = json!({ "circleId": copy["id"], "name": "Renamed" });
+    let renamed = owner.saved("updateCircle", input).await;
+    assert_eq!(renamed["id"], copy["id"], "{copies}");
 
     // Into a database without its users.
     let other = Database::empty().await;
@@ -325,6 +337,8 @@ async fn a_circle_is_imported_twice_with_new_ids() {
         owner.expect("reads").expect("a user").email,
         "new@example.com"
     );
+    let shares = collaborator::Entity::find().count(&db).await;
+    assert_eq!(shares, Ok(0), "the guest is replaced, too");
     for email in [ADMIN, OWNER, GUEST] {
         let users = user::Entity::find().filter(user::Column::Email.eq(email));
         assert_eq!(users.count(&db).await, Ok(0));
