@@ -36,6 +36,7 @@ Examples:
                                                   Create the first administrator
   gathering key create --email me@example.com --name ci --scope read --scope write
                                                   Create an API key for a program
+  gathering export all.jsonl                      Write all data to a file, for another database
   gathering config                                Print every key with its description and value
 
 Environment:

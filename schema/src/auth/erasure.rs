@@ -158,7 +158,7 @@ impl Accounts {
         for row in doomed.rows {
             lockout::forget(transaction, &text::fold(&row.email)).await?;
             let (user, version) = (row.id, row.token_version + 1);
-            // No message can be sent to the address (RFC 2606), and nobody can register with it.
+            // Unique, and no message can be sent to it (RFC 2606).
             let email = format!("{}@deleted.invalid", user.simple());
             let mut row = row.into_active_model();
             row.email = Set(email.clone());

@@ -104,14 +104,18 @@ async fn a_deleted_account_leaves_ids_and_no_personal_data() {
         .mutate("transferProject", "transfer { id }", offer)
         .await;
     let offer = offer["data"]["transferProject"]["transfer"]["id"].clone();
-    let mut socket = Socket::subscribed(&demo.server, &tokens.access, EVENTS).await;
+    let beside = demo.server.beside(|_| ()).await;
+    let mut here = Socket::subscribed(&demo.server, &tokens.access, EVENTS).await;
+    let mut elsewhere = Socket::subscribed(&beside, &tokens.access, EVENTS).await;
 
     let since = demo.mark().await;
     ada.delete_account(&id, json!({})).await;
 
-    let ended = socket.skip_to("the end of a stream", |message| message["type"] == "error");
-    let ended = ended.await;
-    assert_eq!(ended["payload"][0]["extensions"]["code"], "UNAUTHENTICATED");
+    for socket in [&mut here, &mut elsewhere] {
+        let ended = socket.skip_to("the end of a stream", |message| message["type"] == "error");
+        let ended = ended.await;
+        assert_eq!(ended["payload"][0]["extensions"]["code"], "UNAUTHENTICATED");
+    }
     assert_eq!(ada.who().await, unauthenticated());
     assert_eq!(key.who().await, unauthenticated());
     assert_eq!(
@@ -171,6 +175,8 @@ async fn a_deleted_account_leaves_ids_and_no_personal_data() {
     let enable = json!({ "userId": id, "isActive": true });
     let refused = demo.admin.mutate("updateUser", "user { id }", enable).await;
     assert_eq!(code(&refused), "NOT_FOUND");
+    drop((here, elsewhere));
+    beside.end().await;
     let database = demo.server.end().await;
     let entries = entries_of(&database, "user.deleted").await;
     assert_eq!(entries.len(), 1);
