@@ -29,6 +29,13 @@ impl Actor {
         self.mutate("deleteAccount", DELETED, whole).await
     }
 
+    /// The same client with a new API key.
+    async fn with_key(&self, input: Value) -> Self {
+        let answer = self.mutate("createApiKey", "secret", input).await;
+        let secret = answer["data"]["createApiKey"]["secret"].as_str();
+        self.with(secret.unwrap_or_else(|| panic!("{answer}")))
+    }
+
     /// The user errors of a deletion that is refused.
     async fn delete_refused(&self, input: Value) -> Vec<String> {
         let answer = self.try_delete(input).await;
@@ -66,6 +73,13 @@ async fn everything(db: &sea_orm::DatabaseConnection) -> String {
     )
 }
 
+async fn assert_no_trace(db: &sea_orm::DatabaseConnection, words: &[&str]) {
+    let all = everything(db).await.to_lowercase();
+    for word in words {
+        assert!(!all.contains(word), "{word}");
+    }
+}
+
 #[tokio::test]
 async fn a_deleted_account_leaves_ids_and_no_personal_data() {
     let mails = MailServer::start().await;
@@ -90,9 +104,7 @@ async fn a_deleted_account_leaves_ids_and_no_personal_data() {
     let message = &message["data"]["postMessage"]["message"]["id"];
     assert!(message.is_string(), "{message}");
     let key = json!({ "name": "Ada's notebook", "scopes": ["READ"] });
-    let key = ada.mutate("createApiKey", "secret", key).await;
-    let key = &key["data"]["createApiKey"]["secret"];
-    let key = visitor.with(key.as_str().expect("a key"));
+    let key = ada.with_key(key).await;
     key.who().await.expect("is valid");
     let project = demo
         .owner
@@ -156,10 +168,7 @@ async fn a_deleted_account_leaves_ids_and_no_personal_data() {
     );
 
     until_recorded(&demo.db, "user.deleted", 1).await;
-    let all = everything(&demo.db).await.to_lowercase();
-    for personal in ["ada@", "lovelace", "notebook"] {
-        assert!(!all.contains(personal), "{personal}");
-    }
+    assert_no_trace(&demo.db, &["ada@", "lovelace", "notebook"]).await;
     let sessions = refresh_token::Entity::find().count(&demo.db).await;
     assert_eq!(sessions, Ok(0));
     // The three counters of the failed sign-in above; no known network.
@@ -290,9 +299,7 @@ async fn a_service_account_is_deleted_with_its_owner() {
         .await;
     let service = service["data"]["createServiceAccount"]["user"]["id"].clone();
     let key = json!({ "name": "Key", "scopes": ["READ", "WRITE"], "userId": service });
-    let key = ada.mutate("createApiKey", "secret", key).await;
-    let key = &key["data"]["createApiKey"]["secret"];
-    let key = visitor.with(key.as_str().expect("a key"));
+    let key = ada.with_key(key).await;
     key.saved("createProject", json!({ "name": "Of the robot" }))
         .await;
     assert_eq!(ada.delete_refused(json!({})).await, ["IN_USE"]);
