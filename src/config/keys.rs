@@ -9,7 +9,7 @@ use std::time::Duration;
 use gathering_schema::{Limits, Trust, auth};
 use gathering_settings::{choice, settings};
 
-use super::value::{DatabaseUrl, MailUrl, Networks, Origins, Secret};
+use super::value::{CollectorUrl, DatabaseUrl, MailUrl, Networks, Origins, Ratio, Secret};
 
 settings! {
     /// The HTTP server.
@@ -134,6 +134,21 @@ settings! {
         filter: String = "info,sea_orm_migration=warn,sqlx=warn".to_owned();
         /// One event per line: `text` for people, `json` for programs.
         format: LogFormat = LogFormat::Text;
+    }
+
+    /// Traces of operations, sent to a collector (OpenTelemetry).
+    pub struct Trace {
+        /// Collector that receives the traces by OTLP over HTTP, such as `http://127.0.0.1:4318`; the path `/v1/traces`
+        /// is added. Leave empty to send none.
+        endpoint: CollectorUrl = CollectorUrl::default();
+        /// Share of the operations that are traced, from 0.0 to 1.0. A request with the header `traceparent` is traced
+        /// if its sender traces it.
+        sample: Ratio = Ratio(0.1);
+        /// Headers for the collector as `name=value`, separated by commas, such as `authorization=Bearer%20…`; values
+        /// are percent-encoded.
+        headers: Secret = Secret::default();
+        /// Name of this service in the traces.
+        service_name: String = "gathering".to_owned();
     }
 }
 

@@ -15,9 +15,12 @@ use gathering_settings::{Group, settings};
 pub use gathering_schema::Trust;
 pub use gathering_schema::rate_limit::{Mode, Scope};
 pub use keys::{
-    Auth, Data, Database, Demo, Graphql, Log, LogFormat, Mail, Redis, Server, Subscriptions, Usage,
+    Auth, Data, Database, Demo, Graphql, Log, LogFormat, Mail, Redis, Server, Subscriptions, Trace,
+    Usage,
 };
-pub use value::{DatabaseUrl, Encryption, MailServer, MailUrl, Networks, Origins, Secret};
+pub use value::{
+    CollectorUrl, DatabaseUrl, Encryption, MailServer, MailUrl, Networks, Origins, Ratio, Secret,
+};
 
 settings! {
     /// All settings, by section.
@@ -46,6 +49,8 @@ settings! {
         demo: Demo, prefix "demo.";
         /// The log on standard error.
         log: Log, prefix "log.";
+        /// Traces of operations, sent to a collector (OpenTelemetry).
+        trace: Trace, prefix "trace.";
     }
 }
 

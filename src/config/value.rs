@@ -61,6 +61,72 @@ impl Setting for Networks {
     }
 }
 
+/// A share, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(pub f64);
+
+impl Setting for Ratio {
+    fn expected(&self) -> String {
+        "a number from 0.0 to 1.0, with a decimal point".to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        let ratio = text.parse().ok();
+        let ratio = ratio.filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(|ratio| self.0 = ratio).is_some()
+    }
+    fn show(&self) -> Value {
+        Value::Float(self.0)
+    }
+}
+
+/// The URL of a collector of traces. It contains no secret.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorUrl(String);
+
+impl CollectorUrl {
+    /// The URL that receives traces; `None` if no collector is configured.
+    pub fn traces(&self) -> Option<url::Url> {
+        let mut url = url::Url::parse(&self.0).ok()?;
+        let base = url.path().trim_end_matches('/');
+        let path = format!("{}/v1/traces", base.trim_end_matches("/v1/traces"));
+        url.set_path(&path);
+        Some(url)
+    }
+}
+
+impl std::str::FromStr for CollectorUrl {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let fits = |url: url::Url| {
+            ["http", "https"].contains(&url.scheme())
+                && url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        };
+        let fits = text.is_empty() || url::Url::parse(text).is_ok_and(fits);
+        fits.then(|| Self(text.to_owned())).ok_or(())
+    }
+}
+
+impl Setting for CollectorUrl {
+    fn expected(&self) -> String {
+        "a URL such as http://127.0.0.1:4318, without a password or a query".to_owned()
+    }
+    fn set(&mut self, text: &str) -> bool {
+        text.parse().map(|url| *self = url).is_ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.0.clone())
+    }
+    fn is_secret(&self) -> bool {
+        // A rejected URL may contain a password.
+        true
+    }
+}
+
 /// A text that is never displayed.
 #[derive(Clone, Default)]
 pub struct Secret(String);
@@ -318,6 +384,28 @@ impl Setting for MailUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_of_traces_is_added_to_the_url_of_a_collector() {
+        for (url, traces) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("https://host/otlp/", "https://host/otlp/v1/traces"),
+            ("http://host/v1/traces", "http://host/v1/traces"),
+        ] {
+            let url: CollectorUrl = url.parse().expect("fits");
+            assert_eq!(url.traces().as_ref().map(url::Url::as_str), Some(traces));
+        }
+        let none: CollectorUrl = "".parse().expect("fits");
+        assert_eq!(none.traces(), None);
+        for url in [
+            "host:4318",
+            "grpc://host",
+            "http://me:secret@host",
+            "http://host/?key=1",
+        ] {
+            assert!(url.parse::<CollectorUrl>().is_err(), "{url}");
+        }
+    }
 
     #[test]
     fn passwords_in_urls_are_masked() {
