@@ -14,6 +14,7 @@ pub mod playground;
 pub mod server;
 pub mod system;
 pub mod telemetry;
+pub mod trace;
 
 use std::fmt;
 

@@ -28,6 +28,7 @@ use crate::connections::{ConnectionLimit, Gauge};
 use crate::db::Database;
 use crate::health::Health;
 use crate::http::Gate;
+use crate::trace::Traces;
 
 /// Upper bounds of the latency histogram, in seconds.
 const LATENCIES: [f64; 12] = [
@@ -229,6 +230,7 @@ impl Metrics {
         connection_limit: ConnectionLimit,
         gate: Gate,
         health: Arc<Health>,
+        traces: Option<Traces>,
     ) -> Router {
         let mut registry = Registry::with_prefix("gathering");
         registry.register(
@@ -257,6 +259,7 @@ impl Metrics {
             connection_limit,
             gate,
             health,
+            traces,
         }));
         Router::new()
             .route("/metrics", get(metrics))
@@ -325,6 +328,7 @@ struct Process {
     connection_limit: ConnectionLimit,
     gate: Gate,
     health: Arc<Health>,
+    traces: Option<Traces>,
 }
 
 impl fmt::Debug for Process {
@@ -343,6 +347,7 @@ impl Collector for Process {
         self.loader(&mut encoder)?;
         self.pool(&mut encoder)?;
         self.process(&mut encoder)?;
+        self.traces(&mut encoder)?;
         let statements = encoder.encode_descriptor(
             "database_statements",
             "Statements sent to the database",
@@ -429,6 +434,21 @@ impl Process {
                 let number = i64::try_from(number).unwrap_or(i64::MAX);
                 ConstGauge::new(number).encode(family)?;
             }
+        }
+        Ok(())
+    }
+
+    fn traces(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let mut spans = encoder.encode_descriptor(
+            "trace_spans",
+            "Spans that the collector has accepted, and those lost because it did not",
+            None,
+            MetricType::Counter,
+        )?;
+        let (sent, lost) = self.traces.as_ref().map_or((0, 0), Traces::counts);
+        for (outcome, number) in [("sent", sent), ("lost", lost)] {
+            let labels = [("outcome", outcome)];
+            ConstCounter::new(number).encode(spans.encode_family(&labels)?)?;
         }
         Ok(())
     }

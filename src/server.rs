@@ -28,6 +28,7 @@ use crate::listener::{App, accept};
 use crate::mail::LogMailer;
 use crate::metrics::Metrics;
 use crate::playground::SignIn;
+use crate::trace::Traces;
 use crate::{StartError, keys, mail};
 
 /// Maximum wait for a background task to finish, and for the pool to close.
@@ -42,10 +43,12 @@ pub struct Server {
     gate: Gate,
     stop: oneshot::Sender<()>,
     accepting: Task,
-    /// Stops `recording` and `sending`.
+    /// Stops `recording`, `sending` and `exporting`.
     stop_writing: oneshot::Sender<()>,
     recording: Task,
     sending: Option<Task>,
+    /// Sends the traces.
+    exporting: Option<Task>,
     /// The purge, the relay of events and the writer of the uses of API keys. They run until the pool is closed.
     background: Vec<Task>,
 }
@@ -131,6 +134,7 @@ impl Server {
                 stopped,
             ));
 
+            let (traces, export) = Traces::new(&config.trace)?.unzip();
             let database = Database::open(&config.database).await?;
             let has_key = !config.auth.signing_key.expose().is_empty();
             let is_read_only = database.is_read_only();
@@ -164,6 +168,7 @@ impl Server {
                 connection_limit.clone(),
                 gate.clone(),
                 Arc::clone(&health),
+                traces.clone(),
             );
             let others = others.merge(health.routes());
             let routes = Routes::serving(
@@ -172,7 +177,7 @@ impl Server {
                 sign_in.as_ref(),
                 connection_limit,
                 gate.clone(),
-                metrics,
+                (metrics, traces),
                 others,
             );
             app.serving.get_or_init(|| routes);
@@ -184,7 +189,9 @@ impl Server {
             let recording = Task::spawn(recording);
             let noting = background.key_use_writer.run();
             let mail_sender = background.mail_sender.filter(|_| !is_read_only);
-            let sending = mail_sender.map(|sender| Task::spawn(sender.run(stopped.boxed())));
+            let sending =
+                mail_sender.map(|sender| Task::spawn(sender.run(stopped.clone().boxed())));
+            let exporting = export.map(|export| Task::spawn(export.run(stopped)));
             let mut background = vec![
                 Task::spawn(purge(graph.clone())),
                 Task::spawn(background.relay.run(!is_read_only)),
@@ -201,6 +208,7 @@ impl Server {
                 stop_writing,
                 recording,
                 sending,
+                exporting,
                 background,
             })
         })
@@ -257,8 +265,8 @@ impl Server {
 
     /// Shuts the server down gracefully. It is unready immediately, and continues to serve requests and to deliver events
     /// for `grace`. Then it accepts no new connections, notifies subscriptions, and lets running requests finish within
-    /// the configured time. At the end the audit log is written, the mails that are being sent are marked as sent, and the
-    /// pool is closed last.
+    /// the configured time. At the end the audit log is written, the mails that are being sent are marked as sent, the
+    /// traces are sent, and the pool is closed last.
     pub fn shut_down(self, grace: Duration) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             // An async block captures only the fields that it uses; the others would be dropped immediately.
@@ -275,14 +283,23 @@ impl Server {
                     let _ = (&mut task.0).await;
                 }
             });
-            let (recorded, sent) = tokio::join!(recorded, sent);
+            let exported = tokio::time::timeout(CLOSE_TIMEOUT, async {
+                if let Some(task) = &mut server.exporting {
+                    let _ = (&mut task.0).await;
+                }
+            });
+            let (recorded, sent, exported) = tokio::join!(recorded, sent, exported);
             if recorded.is_err() {
                 tracing::error!("the audit log could not be written completely");
             }
             if sent.is_err() {
                 tracing::warn!("mails were still being sent; they may be sent again");
             }
+            if exported.is_err() {
+                tracing::warn!("the last traces could not be sent");
+            }
             drop(server.sending);
+            drop(server.exporting);
             drop(server.background);
             if tokio::time::timeout(CLOSE_TIMEOUT, server.database.close())
                 .await

@@ -1,6 +1,6 @@
 //! Gathering's graph and everything a resolver may touch. It does not depend on HTTP or on environment variables.
 //!
-//! Modules import in one direction: `db`, `audit`, `events`, `access`, `auth`, `idempotency`, `rate_limit`, `health`,
+//! Modules import in one direction: `trace`, `db`, `audit`, `events`, `access`, `auth`, `idempotency`, `rate_limit`, `health`,
 //! `request`, `data`, the nouns, `operation`, `response`, `subscribe`, `roots`, `execute`, `graph`, `executor`. A
 //! resolver reaches the database, the caller and the clock only through `request`.
 #![expect(
@@ -53,6 +53,7 @@ pub mod storage;
 mod subscribe;
 pub mod task;
 pub mod text;
+pub mod trace;
 pub mod transfer;
 pub mod user;
 mod workflow;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use gathering_schema::storage::StorageError;
+use gathering_schema::trace;
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{DatabaseConnection, DbBackend};
 
@@ -85,7 +86,10 @@ impl Database {
                 (connection, Some(file), read_only)
             };
             let watched = Arc::clone(&health);
-            connection.set_metric_callback(move |statement| watched.record(statement.failed));
+            connection.set_metric_callback(move |info| {
+                watched.record(info.failed);
+                trace::statement(info.statement, info.elapsed, info.failed);
+            });
             Ok(Self {
                 connection,
                 health,

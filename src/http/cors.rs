@@ -9,6 +9,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::headers::{IDEMPOTENCY_KEY, LAST_EVENT_ID, USAGE};
 use super::rate_headers;
 use crate::config;
+use crate::trace::TRACERESPONSE;
 
 /// Allows scripts of the configured origins to call the server. Tokens are sent in headers, never in cookies, so a
 /// browser adds no credentials on its own.
@@ -24,10 +25,14 @@ pub(super) fn cors(origins: &config::Origins) -> Option<CorsLayer> {
             .allow_methods([Method::GET, Method::POST])
             .allow_headers(ALLOWED.map(HeaderName::from_static))
             .expose_headers(
-                [RETRY_AFTER, HeaderName::from_static("x-request-id")]
-                    .into_iter()
-                    .chain(rate_headers::HEADERS)
-                    .collect::<Vec<_>>(),
+                [
+                    RETRY_AFTER,
+                    HeaderName::from_static("x-request-id"),
+                    TRACERESPONSE,
+                ]
+                .into_iter()
+                .chain(rate_headers::HEADERS)
+                .collect::<Vec<_>>(),
             )
             .max_age(PREFLIGHT_AGE),
     )

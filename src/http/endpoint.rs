@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use gathering_schema::{Caller, Client, Operation, Params};
+use tracing::Instrument;
 
 use super::accept::prefer;
 use super::body::{self, discard};
@@ -26,6 +27,7 @@ use super::rate_headers::Quotas;
 use super::respond::{answered, respond};
 use super::state::{Endpoint, Started};
 use super::{stream, ws};
+use crate::trace;
 
 /// The allowed methods of `/graphql`.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -141,7 +143,13 @@ impl Endpoint {
         } else {
             None
         };
-        Ok(match self.start(operation, caller).await {
+        let parent = self.parent(&sender.head.headers);
+        let is_root = parent.is_none();
+        let span = self.span(&operation, &sender.client, parent);
+        if let Some(span) = span.as_ref().filter(|_| is_root) {
+            trace::log_request(span);
+        }
+        let mut response = match self.start(operation, caller, span.as_ref()).await {
             Started::One(outcome) => self.reply(outcome, media),
             Started::Many {
                 answers,
@@ -151,7 +159,11 @@ impl Endpoint {
                 let session = watch.map(|watch| (watch, sender.peer.guard.clone()));
                 stream::response(self, media, answers, quotas, (permit, session))
             }
-        })
+        };
+        if let Some(span) = span {
+            trace::answered(&span, &mut response);
+        }
+        Ok(response)
     }
 
     /// The response for one outcome.
@@ -231,7 +243,14 @@ impl Endpoint {
                     batch_entry: Some(entry),
                     ..caller
                 };
-                self.answer(operation, caller).await
+                let parent = self.parent(&sender.head.headers);
+                let span = self.span(&operation, &sender.client, parent);
+                let outcome = self.answer(operation, caller, span.as_ref());
+                let outcome = outcome.instrument(trace::log_span(span.as_ref())).await;
+                if let Some(span) = span {
+                    span.end();
+                }
+                outcome
             }
             Err(refusal) => refusal.into(),
         }

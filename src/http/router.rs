@@ -32,6 +32,7 @@ use crate::connections::ConnectionLimit;
 use crate::metrics::Metrics;
 use crate::playground::{self, SignIn};
 use crate::telemetry::RequestId;
+use crate::trace::Traces;
 
 /// The routes of the server.
 ///
@@ -66,7 +67,7 @@ impl Routes {
         sign_in: Option<&SignIn>,
         connections: ConnectionLimit,
         gate: Gate,
-        metrics: Metrics,
+        (metrics, traces): (Metrics, Option<Traces>),
         others: Router,
     ) -> Self {
         let mut others = others.fallback(not_found);
@@ -82,6 +83,7 @@ impl Routes {
             connections,
             gate: gate.clone(),
             metrics,
+            traces,
             is_local: sign_in.is_some(),
             page: playground::page(sign_in),
         });

@@ -8,7 +8,9 @@ use axum::http::HeaderMap;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use gathering_schema::rate_limit::QuotaStatus;
-use gathering_schema::{Answer, Caller, Graph, Operation, Params, Usage, Watch};
+use gathering_schema::trace::{Span, within};
+use gathering_schema::{Answer, Caller, Client, Graph, Operation, Params, Usage, Watch};
+use opentelemetry::trace::SpanContext;
 
 use super::gate::Gate;
 use super::guards::{must_be_allowed, must_be_local};
@@ -17,6 +19,7 @@ use crate::config::{self, Config};
 use crate::connections::ConnectionLimit;
 use crate::metrics::{Label, Metrics, OperationOutcome};
 use crate::playground::Page;
+use crate::trace::{self, Traces};
 
 /// State shared by the transports of the graph.
 pub(crate) struct Endpoint {
@@ -26,6 +29,7 @@ pub(crate) struct Endpoint {
     /// Counts the messages of WebSocket connections.
     pub(super) gate: Gate,
     pub(super) metrics: Metrics,
+    pub(super) traces: Option<Traces>,
     /// Whether the playground signs every visitor in, so that only requests to a local address are accepted.
     pub(super) is_local: bool,
     pub(super) page: Page,
@@ -53,15 +57,37 @@ impl Endpoint {
         }
     }
 
-    /// Runs a query or a mutation, or starts a subscription.
-    pub(crate) async fn start(&self, operation: Operation, caller: Caller<'_>) -> Started {
+    /// Starts the span of an operation, if it is traced. The caller ends it.
+    pub(super) fn span(
+        &self,
+        operation: &Operation,
+        client: &Client,
+        parent: Option<SpanContext>,
+    ) -> Option<Span> {
+        let traces = self.traces.as_ref()?;
+        traces.operation(operation, &client.request_id, parent)
+    }
+
+    /// The span of a client, from the headers of its request, if operations are traced.
+    pub(super) fn parent(&self, headers: &HeaderMap) -> Option<SpanContext> {
+        self.traces.as_ref().and_then(|_| trace::parent(headers))
+    }
+
+    /// Runs a query or a mutation, or starts a subscription. `span` is that of the operation.
+    pub(crate) async fn start(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+        span: Option<&Span>,
+    ) -> Started {
         if operation.kind() != OperationType::Subscription {
-            return Started::One(self.answer(operation, caller).await);
+            return Started::One(self.answer(operation, caller, span).await);
         }
         let request_id = caller.client.request_id.clone();
         let label = Label::of(&operation, caller.token.is_some());
         let began = Instant::now();
-        let started = guarded(self.graph.subscribe(operation, caller), request_id.clone()).await;
+        let work = within(span.cloned(), self.graph.subscribe(operation, caller));
+        let started = guarded(work, request_id.clone()).await;
         match started {
             Ok(Ok(answers)) => {
                 self.metrics
@@ -81,18 +107,21 @@ impl Endpoint {
             }
             Ok(Err(answer)) => {
                 let outcome = Outcome::from(answer);
-                self.count(&label, &outcome, began);
+                self.count(&label, &outcome, began, span);
                 Started::One(outcome)
             }
             Err(refusal) => {
                 let outcome = Outcome::from(refusal);
-                self.count(&label, &outcome, began);
+                self.count(&label, &outcome, began, span);
                 Started::One(outcome)
             }
         }
     }
 
-    fn count(&self, label: &Label, outcome: &Outcome, began: Instant) {
+    fn count(&self, label: &Label, outcome: &Outcome, began: Instant, span: Option<&Span>) {
+        if let (Some(span), Some(code)) = (span, outcome.code()) {
+            span.fail(code);
+        }
         let result = OperationOutcome::new(outcome.ran(), outcome.code());
         self.metrics.operation(label, result, began.elapsed());
     }
@@ -107,18 +136,24 @@ impl Endpoint {
         })
     }
 
-    pub(super) async fn answer(&self, operation: Operation, caller: Caller<'_>) -> Outcome {
+    pub(super) async fn answer(
+        &self,
+        operation: Operation,
+        caller: Caller<'_>,
+        span: Option<&Span>,
+    ) -> Outcome {
         let request_id = caller.client.request_id.clone();
         let label = Label::of(&operation, caller.token.is_some());
         let began = Instant::now();
-        let outcome = match guarded(self.graph.answer(operation, caller), request_id).await {
+        let work = within(span.cloned(), self.graph.answer(operation, caller));
+        let outcome = match guarded(work, request_id).await {
             Ok(answer) => {
                 self.metrics.statements(&label, answer.statements());
                 answer.into()
             }
             Err(refusal) => refusal.into(),
         };
-        self.count(&label, &outcome, began);
+        self.count(&label, &outcome, began, span);
         outcome
     }
 }

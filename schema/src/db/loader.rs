@@ -35,6 +35,7 @@ use crate::{
         pending::{Departure, DispatchWhenIdle, PendingBatches, Running, lock},
     },
     error::{self, Error},
+    trace::{self, within},
 };
 
 /// Maximum number of concurrent statements of one kind.
@@ -233,6 +234,8 @@ struct Pending<B: Batch> {
     /// The request that has started it, and whether others have joined.
     first: Arc<PendingBatches>,
     is_shared: AtomicBool,
+    /// Those of its requests that are traced.
+    operations: trace::Operations,
     /// Whether a request that waits for one of the keys is idle.
     ready: AtomicBool,
     outcome: OnceLock<Outcome<B>>,
@@ -242,6 +245,14 @@ struct Pending<B: Batch> {
 impl<B: Batch> Group<B> {
     /// The waiting batch that takes more keys, for a request.
     fn open(&mut self, request: &Arc<PendingBatches>) -> Result<Arc<Pending<B>>, Error> {
+        let pending = self.last(request)?;
+        if let Some(span) = &request.span {
+            pending.operations.add(span);
+        }
+        Ok(pending)
+    }
+
+    fn last(&mut self, request: &Arc<PendingBatches>) -> Result<Arc<Pending<B>>, Error> {
         let last = self.waiting.last();
         if let Some(open) = last.filter(|pending| lock(&pending.keys).len() < BATCH_KEYS) {
             if !Arc::ptr_eq(&open.first, request) {
@@ -258,6 +269,7 @@ impl<B: Batch> Group<B> {
             keys: Mutex::default(),
             first: Arc::clone(request),
             is_shared: AtomicBool::new(false),
+            operations: trace::Operations::default(),
             ready: AtomicBool::new(false),
             outcome: OnceLock::new(),
             waiters: Mutex::default(),
@@ -381,8 +393,13 @@ struct BatchRun<B: Batch> {
 impl<B: Batch> BatchRun<B> {
     async fn run(self) {
         let keys: Vec<_> = lock(&self.pending.keys).iter().copied().collect();
-        self.queue.sizes.record(&self.batch.name(), keys.len());
-        let outcome = self.batch.run(&self.reader, &keys).await;
+        let name = self.batch.name();
+        self.queue.sizes.record(&name, keys.len());
+        let span = self.pending.operations.start_batch(&name, keys.len());
+        let outcome = within(span.clone(), self.batch.run(&self.reader, &keys)).await;
+        if let Some(span) = span {
+            trace::end_batch(&span, self.reader.rows.load(Ordering::Relaxed), &outcome);
+        }
         let _ = self.pending.outcome.set(outcome);
     }
 }

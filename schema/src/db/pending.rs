@@ -13,6 +13,8 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::runtime::Handle;
 
+use crate::trace::Span;
+
 /// Maximum number of consecutive polls of an execution that wakes itself. A future that does so forever must not occupy
 /// a worker thread.
 const SPINS: usize = 1_000;
@@ -46,6 +48,8 @@ pub(crate) struct PendingBatches {
     /// Statements that the request waited for.
     statements: AtomicU64,
     usage: Option<Mutex<Usage>>,
+    /// The span of the operation, if it is traced.
+    pub(super) span: Option<Span>,
 }
 
 /// A running batch.
@@ -67,6 +71,7 @@ impl PendingBatches {
         Arc::new(Self {
             usage: usage.then(Mutex::default),
             runs_inside,
+            span: Span::current(),
             ..Self::default()
         })
     }

@@ -21,6 +21,7 @@ use crate::{
     response::{Answer, Written},
     root_field::{Secret, properties},
     roots::Schema,
+    trace::{Span, within},
 };
 
 /// An operation that the executor can run.
@@ -62,7 +63,10 @@ impl Engine {
     /// Runs a mutation to its end, and records it, even if the client disconnects.
     pub(crate) async fn execute_to_the_end(&self, run: Run) -> Answer {
         let graph = self.clone();
-        let work = async move { graph.execute_as_first(run).await };
+        let work = within(
+            Span::current(),
+            async move { graph.execute_as_first(run).await },
+        );
         #[expect(
             clippy::disallowed_methods,
             reason = "the task is bounded by the time limits of an operation and of the database"
@@ -251,9 +255,10 @@ impl Engine {
             return shutting_down();
         };
         let (schema, runtime) = (self.schema.clone(), Handle::current());
+        let span = Span::current();
         let work = tokio::task::spawn_blocking(move || {
-            let response =
-                runtime.block_on(DispatchWhenIdle::new(&pending, schema.execute(request)));
+            let execution = DispatchWhenIdle::new(&pending, schema.execute(request));
+            let response = runtime.block_on(within(span, execution));
             drop(permit);
             response
         });

@@ -10,12 +10,14 @@ use async_graphql::parser::types::OperationType;
 use futures_util::stream::{BoxStream, Stream, iter, once};
 use futures_util::{SinkExt, StreamExt, poll};
 use gathering_schema::{Answer, Caller, Client, Code, Operation, Usage};
+use opentelemetry::trace::SpanContext;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_stream::StreamMap;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tracing::Instrument;
 
 use super::outgoing::{Outbox, Socket, ended};
 use super::protocol::{Close, End, Incoming, Outgoing, errors};
@@ -25,6 +27,7 @@ use crate::http::headers::{NO_BEARER, token_in};
 use crate::http::outcome::{Outcome, Refusal};
 use crate::http::params::Members;
 use crate::http::state::{Endpoint, Started};
+use crate::trace::log_span;
 
 /// Maximum number of results sent before other branches of the loop run.
 const BURST: usize = 64;
@@ -63,6 +66,8 @@ impl Stream for Running {
 pub(super) struct Connection {
     endpoint: Arc<Endpoint>,
     client: Client,
+    /// The span of the client that has opened the connection.
+    parent: Option<SpanContext>,
     outbox: Outbox,
     /// Set after `connection_init` is acknowledged.
     session: Option<Arc<Session>>,
@@ -78,12 +83,13 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(
         endpoint: Arc<Endpoint>,
-        client: Client,
+        (client, parent): (Client, Option<SpanContext>),
         permit: ConnectionPermit,
         socket: Socket,
     ) -> Self {
         Self {
             client,
+            parent,
             outbox: Outbox::new(socket),
             session: None,
             running: StreamMap::new(),
@@ -277,8 +283,10 @@ impl Connection {
     fn start(&self, operation: Operation, session: Arc<Session>) -> Running {
         let endpoint = Arc::clone(&self.endpoint);
         let client = self.client.clone();
+        let parent = self.parent.clone();
         let is_subscription = operation.kind() == OperationType::Subscription;
         let started = async move {
+            let span = endpoint.span(&operation, &client, parent);
             let caller = Caller {
                 token: session.token.as_deref(),
                 client,
@@ -288,7 +296,12 @@ impl Connection {
                 batch_entry: None,
                 is_always_polled: false,
             };
-            match endpoint.start(operation, caller).await {
+            let started = endpoint.start(operation, caller, span.as_ref());
+            let started = started.instrument(log_span(span.as_ref())).await;
+            if let Some(span) = span {
+                span.end();
+            }
+            match started {
                 Started::One(outcome) => iter([Some(outcome), None]).boxed(),
                 Started::Many { answers, .. } => answers.map(Some).chain(iter([None])).boxed(),
             }

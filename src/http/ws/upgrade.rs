@@ -107,6 +107,7 @@ pub(crate) fn upgrade(
     } else {
         Err(Close::new(4406, "Subprotocol not acceptable"))
     };
+    let sender = (client, endpoint.parent(&head.headers));
     let endpoint = Arc::clone(endpoint);
     let work = async move {
         // The client disconnected before the upgrade.
@@ -116,7 +117,7 @@ pub(crate) fn upgrade(
         let socket = open(&endpoint, io).await;
         match permit {
             Ok(permit) => {
-                Connection::new(endpoint, client, permit, socket)
+                Connection::new(endpoint, sender, permit, socket)
                     .run()
                     .await;
             }
