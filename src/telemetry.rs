@@ -3,16 +3,20 @@
 //! An event is logged once, where it is handled, and never contains a token, a variable or an e-mail address.
 
 use std::io::{self, IsTerminal};
-use std::panic;
+use std::{fmt, panic};
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
-use tracing::Span;
+use serde_json::{Map, Value};
+use tracing::{Event, Span, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer, format};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
 
-use crate::StartError;
 use crate::config::{self, LogFormat};
+use crate::{StartError, trace};
 
 /// The id of a request, in logs, in `INTERNAL` errors and in the response header `X-Request-Id`.
 #[derive(Clone, Debug)]
@@ -43,7 +47,10 @@ impl RequestId {
     /// The span of the request.
     pub(crate) fn span(&self, request: &Request) -> Span {
         let (method, path) = (request.method(), request.uri().path());
-        tracing::info_span!("request", id = self.as_str(), %method, path)
+        let trace_id = trace::parent(request.headers()).map(|parent| parent.trace_id());
+        let trace_id = trace_id.map(tracing::field::display);
+        // At the highest level, so that every filter keeps the ids.
+        tracing::error_span!("request", request_id = self.as_str(), trace_id, %method, path)
     }
 
     /// Adds the header of the id to the response.
@@ -65,7 +72,10 @@ pub fn start(settings: &config::Log) -> Result<(), StartError> {
         .with_writer(io::stderr);
     match settings.format {
         LogFormat::Text => events.init(),
-        LogFormat::Json => events.json().flatten_event(true).init(),
+        LogFormat::Json => events
+            .fmt_fields(JsonFields::new())
+            .event_format(JsonLine::new())
+            .init(),
     }
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -73,4 +83,41 @@ pub fn start(settings: &config::Log) -> Result<(), StartError> {
         tracing::error!(place, text, "panicked");
     }));
     Ok(())
+}
+
+/// The format of an event as one JSON object: the fields of the event and of the spans around it, such as `request_id`
+/// and `trace_id`, in one level.
+struct JsonLine(Format<Json>);
+
+impl JsonLine {
+    fn new() -> Self {
+        let line = format().json().flatten_event(true);
+        Self(line.with_current_span(false).with_span_list(false))
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, JsonFields> for JsonLine {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text);
+        let mut line = String::new();
+        self.0
+            .format_event(context, Writer::new(&mut line), event)?;
+        let mut line = object(&line).map_err(|_| fmt::Error)?;
+        for span in context.event_scope().into_iter().flatten() {
+            let extensions = span.extensions();
+            let fields = extensions.get::<FormattedFields<JsonFields>>();
+            let fields = fields.and_then(|fields| object(fields).ok());
+            for (name, value) in fields.into_iter().flatten() {
+                // The event and the inner spans have precedence.
+                line.entry(name).or_insert(value);
+            }
+        }
+        let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{line}")
+    }
 }
