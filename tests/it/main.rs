@@ -46,6 +46,7 @@ mod sse;
 mod storage;
 mod tasks;
 mod tenancy;
+mod trace;
 mod transfers;
 mod values;
 mod volume;

@@ -135,7 +135,7 @@ async fn the_dashboard_and_the_alerts_use_only_exported_metrics() {
     let server = TestServer::start().await;
     // Some metrics appear with their first value.
     server
-        .graphql("{ circles { nodes { id } } }", json!({}))
+        .graphql("query Circles { circles { nodes { id } } }", json!({}))
         .await;
     let text = server.get("/metrics").await.text().await.expect("text");
     let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();

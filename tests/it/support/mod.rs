@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod actor;
+pub(crate) mod collector;
 pub(crate) mod counted;
 pub(crate) mod database;
 pub(crate) mod events;
