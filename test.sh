@@ -4,7 +4,8 @@
 #
 # Needs Rust. PostgreSQL and Redis are installed from Debian's packages when they are missing and this may
 # be done, and run as throw-away servers; a server that is there already is not touched. Node is needed for
-# the audit, the comparison with graphql-js and the clients alone, which are skipped without it.
+# the audit, the comparison with graphql-js and the clients alone, and Python for the collector of traces; these steps
+# are skipped without it.
 #
 # A step, or a test that ran in none of the suites, for want of a server or a right is listed as skipped at the end. When
 # the environment sets CI, a skip fails.
@@ -20,6 +21,7 @@
 #     audit               the GraphQL-over-HTTP audit, against a running server
 #     differential        random operations, compared with graphql-js, against a running server
 #     clients             graphql-ws, graphql-sse and Apollo Client, against a running server
+#     traces              a running server sends its traces to a collector of OpenTelemetry
 #   ./test.sh STEP...     these steps
 #   ./test.sh --fast      commits fmt clippy sqlite
 
@@ -30,7 +32,7 @@ case ${1-} in
     exit
     ;;
 --fast) set -- commits fmt clippy sqlite ;;
-'') set -- commits fmt clippy sqlite postgres doc deny audit differential clients ;;
+'') set -- commits fmt clippy sqlite postgres doc deny audit differential clients traces ;;
 esac
 source tests/servers.sh
 
@@ -39,6 +41,8 @@ PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
 type -P cargo >/dev/null || die "cargo is missing; please install Rust: https://rustup.rs"
 program=${CARGO_TARGET_DIR:-target}/debug/gathering
 cargo_deny=0.20.2
+# A collector as one program, from the Python package index.
+rotel=0.0.1a15
 
 # Older commits have subjects of another form.
 first_checked=2026-11-30T00:00:00Z
@@ -149,6 +153,42 @@ step_clients() {
     local token
     token=$(sed -n 's/^token: //p' "$scratch/gathering.log")
     run node tests/clients/clients.mjs "$gathering_url/graphql" "$token" "$program"
+}
+
+step_traces() {
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        note='skipped: Python is missing'
+        echo "$step: Python is missing" >>"$scratch/left-out"
+        return 0
+    fi
+    run python3 -m venv "$scratch/python" &&
+        run "$scratch/python/bin/pip" install --quiet --disable-pip-version-check "rotel==$rotel" &&
+        run cargo test --locked --workspace --tests --no-run || return
+    local agents=("$scratch"/python/lib/python*/site-packages/rotel/rotel-agent)
+    local log=$scratch/collector.log port=$(free_port)
+    "${agents[0]}" start --otlp-http-endpoint "127.0.0.1:$port" --otlp-grpc-endpoint "127.0.0.1:$(free_port)" \
+        --exporter blackhole --debug-log traces --debug-log-verbosity detailed >"$log" 2>&1 </dev/null &
+    started+=("$!")
+    for ((tenths = 0; tenths < 100; tenths++)); do
+        if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
+        sleep 0.1
+    done
+    start_gathering env "GATHERING__TRACE__ENDPOINT=http://127.0.0.1:$port" GATHERING__TRACE__SAMPLE=1.0 \
+        "$program" demo || return
+    local token answer trace=4bf92f3577b34da6a3ce929d0e0e4736 parent=00f067aa0ba902b7
+    token=$(sed -n 's/^token: //p' "$scratch/gathering.log")
+    answer=$(curl --silent --fail "$gathering_url/graphql" -H "Authorization: Bearer $token" \
+        -H 'Content-Type: application/json' -H "traceparent: 00-$trace-$parent-01" \
+        -d '{"query":"query Team { circles(first: 2) { nodes { name members { nodes { name } } } } }"}')
+    # The server sends its last spans before it ends.
+    end "$gathering_pid" INT
+    local wanted
+    for wanted in "Trace ID *: $trace" "Parent ID *: $parent" 'Kind *: SPAN_KIND_SERVER' \
+        'graphql.operation.name: Str(Team)' 'gathering.batch.keys: Int(2)' 'db.query.text: Str(SELECT'; do
+        grep -q "$wanted" "$log" || { echo "the collector has not received: $wanted ($answer)" && cat "$log" && return 1; }
+    done
+    if grep -qF "$token" "$log"; then echo 'the collector has received a token' && return 1; fi
+    note="$(grep -c '^Span #' "$log") spans"
 }
 
 failed=()
