@@ -18,7 +18,8 @@ settings! {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8000));
         /// Maximum size of a request body, in bytes.
         body_limit: usize = 1 << 20, from 1 << 10, to 64 << 20;
-        /// Maximum number of open connections; further ones wait. The default fits the usual limit of 1024 open files.
+        /// Maximum number of open connections; further ones wait. The default fits the usual limit of 1024 open files. An
+        /// HTTP/2 connection has up to 100 requests at a time.
         max_connections: usize = 900, from 1, to 100_000;
         /// Maximum time to receive the header of a request; therefore also the idle timeout of a connection.
         header_timeout: Duration = seconds(30), from seconds(1), to seconds(600);
