@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select};
+use futures_util::join;
 use reqwest::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use serde_json::{Value, json};
@@ -52,6 +53,47 @@ fn name(answer: &Value) -> &str {
     answer["data"]["circles"]["nodes"][0]["name"]
         .as_str()
         .unwrap_or_else(|| panic!("{answer}"))
+}
+
+#[tokio::test]
+async fn mutations_that_wait_for_a_row_leave_connections_to_queries() {
+    const CREATE: &str =
+        "mutation ($input: CreateTaskInput!) { createTask(input: $input) { task { id } } }";
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let db = database.connect().await;
+    let server = TestServer::on(database, |config| {
+        config.database.min_connections = 1;
+        config.database.max_connections = 4;
+    })
+    .await;
+    let actor = server.actor("demo@example.com").await;
+    name(&actor.answer(CIRCLES, json!({})).await);
+
+    let lock = db.begin().await.expect("begins");
+    lock.execute_unprepared("SELECT FROM circles WHERE name = 'Atelier' FOR UPDATE")
+        .await
+        .expect("locks");
+    let create = async |number: usize| {
+        let input = json!({ "circleId": "circle_01ke6p4zk8e03r000000000001", "title": "A task" });
+        let request = actor.request(CREATE, &json!({ "input": input }));
+        let request = request.header("Idempotency-Key", format!("task-{number}"));
+        let response = request.send().await.expect("an answer");
+        response.json::<Value>().await.expect("JSON")
+    };
+    let observed = async {
+        until_at_work(&db, 3).await;
+        name(&actor.answer(CIRCLES, json!({})).await);
+        lock.rollback().await.expect("rolls back");
+    };
+    let (created, ()) = join!(join_all((0..12).map(create)), observed);
+    for answer in created {
+        assert!(
+            answer["data"]["createTask"]["task"]["id"].is_string(),
+            "{answer}"
+        );
+    }
 }
 
 #[tokio::test]

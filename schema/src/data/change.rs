@@ -152,7 +152,7 @@ where
     retry_on_conflict(|| async {
         match begin(ctx).await? {
             Ok((transaction, guard)) => {
-                let change = Change::new(ctx, transaction, guard)?;
+                let change = Change::new(ctx, transaction, Some(guard))?;
                 settle(ctx, about, work(change).await)
             }
             Err(past) => Ok(past),
@@ -212,14 +212,14 @@ pub(crate) struct Change<'a, S = DatabaseTransaction> {
     notes: Vec<(AuditAction, Kind, Uuid, Json)>,
     ended: Vec<Ended>,
     /// Held until the change ends.
-    guard: WriterGuard,
+    guard: Option<WriterGuard>,
 }
 
 impl<'a, S> Change<'a, S> {
     pub(super) fn new(
         ctx: &'a Context<'a>,
         transaction: S,
-        guard: WriterGuard,
+        guard: Option<WriterGuard>,
     ) -> Result<Self, Error> {
         let request = ctx.request();
         Ok(Self {

@@ -58,7 +58,7 @@ where
                 (Source::Pool(pool.clone()), None)
             }
             _ => match begin(ctx).await? {
-                Ok((transaction, guard)) => (Source::Transaction(transaction), guard),
+                Ok((transaction, guard)) => (Source::Transaction(transaction), Some(guard)),
                 Err(past) => return Ok(past),
             },
         };

@@ -10,9 +10,12 @@ use sea_orm::{
     TransactionOptions, TransactionTrait,
 };
 use std::sync::Arc;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 use uuid::Uuid;
+
+/// One in this many connections of the pool is never taken by a transaction that writes.
+const RESERVED: usize = 4;
 
 /// Maximum number of attempts of a change that loses against concurrent changes.
 const ATTEMPTS: usize = 4;
@@ -21,23 +24,31 @@ const ATTEMPTS: usize = 4;
 #[derive(Clone)]
 pub(crate) struct Writer {
     db: DatabaseConnection,
-    /// SQLite allows one writer at a time, and waiting writers retry in no order: under load some would time out. This
-    /// queue orders them.
-    queue: Option<Arc<Mutex<()>>>,
+    /// Transactions wait for a permit in order. SQLite allows one writer at a time, and waiting writers retry in no order:
+    /// under load some would time out. On PostgreSQL, transactions that wait for the lock of a row must not take all
+    /// connections of the pool.
+    permits: Arc<Semaphore>,
     /// Drafts that change the same row wait for each other here, without a connection, instead of losing against each
     /// other in the database.
     rows: Arc<Turns<Uuid>>,
 }
 
-/// The head of the writer queue, released on drop.
-pub(crate) type WriterGuard = Option<OwnedMutexGuard<()>>;
+/// The permit of a transaction, released on drop.
+pub(crate) type WriterGuard = OwnedSemaphorePermit;
 
 impl Writer {
     pub(crate) fn new(db: DatabaseConnection) -> Self {
-        let queues = db.get_database_backend() == DbBackend::Sqlite;
+        let permits = match db.get_database_backend() {
+            DbBackend::Postgres => {
+                let pool = db.get_postgres_connection_pool().options();
+                let connections = pool.get_max_connections() as usize;
+                connections - connections / RESERVED
+            }
+            _ => 1,
+        };
         Self {
             db,
-            queue: queues.then(Arc::default),
+            permits: Arc::new(Semaphore::new(permits)),
             rows: Arc::default(),
         }
     }
@@ -51,10 +62,8 @@ impl Writer {
     pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, WriterGuard), Error> {
         let writer = self.clone();
         let begin = async move {
-            let guard = match writer.queue {
-                Some(queue) => Some(queue.lock_owned().await),
-                None => None,
-            };
+            let guard = writer.permits.acquire_owned().await;
+            let guard = guard.map_err(|_| Error::unavailable("The server is shutting down."))?;
             let options = TransactionOptions {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                 ..TransactionOptions::default()
