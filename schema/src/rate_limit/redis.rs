@@ -1,7 +1,8 @@
 //! Buckets that all instances share, in Redis.
 //!
 //! One script takes from all buckets of an operation in one round trip, by the clock of Redis. The keys have one hash
-//! tag, so that a cluster stores them in one place and the script may access them together.
+//! tag, so that a cluster stores them on one node and the script may access them together. The configured node of a
+//! cluster names that node, and the server follows.
 //!
 //! A request that Redis does not answer in time is decided with the instance's own buckets in memory. After several such
 //! requests in a row, or one error, all requests are, and one request a second checks whether Redis is back.
@@ -21,7 +22,7 @@ use std::{
 };
 
 use redis::{
-    Client, RedisError, Script,
+    Client, ConnectionAddr, ErrorKind, RedisError, Script, ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::time::{sleep, timeout};
@@ -133,7 +134,8 @@ pub async fn redis_state(url: &str) -> Result<RedisState, String> {
 }
 
 pub(super) struct Shared {
-    connection: ConnectionManager,
+    configured: Client,
+    node: Mutex<Node>,
     script: Script,
     /// When Redis may be tried again, by the monotonic clock.
     next_attempt: AtomicI64,
@@ -146,16 +148,33 @@ pub(super) struct Shared {
     is_sending: AtomicBool,
 }
 
-impl Shared {
-    /// Uses the Redis at this URL, which need not be reachable yet.
-    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+/// The node of Redis that has the buckets.
+struct Node {
+    connection: ConnectionManager,
+    /// Whether it is the configured one.
+    is_configured: bool,
+}
+
+impl Node {
+    fn new(client: Client, is_configured: bool) -> Result<Self, RedisError> {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
             .set_response_timeout(Some(Duration::from_secs(1)))
             .set_number_of_retries(1);
-        let client = Client::open(url)?;
         Ok(Self {
             connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            is_configured,
+        })
+    }
+}
+
+impl Shared {
+    /// Uses the Redis at this URL, which need not be reachable yet.
+    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+        let configured = Client::open(url)?;
+        Ok(Self {
+            node: Mutex::new(Node::new(configured.clone(), true)?),
+            configured,
             script: Script::new(TAKE),
             next_attempt: AtomicI64::new(i64::MIN),
             is_unreachable: AtomicBool::new(false),
@@ -218,6 +237,8 @@ impl Shared {
                 "no response in time".to_owned()
             }
         };
+        // In a cluster, another node may have taken over.
+        self.use_configured();
         self.next_attempt
             .store(monotonic + RETRY_INTERVAL, Ordering::Relaxed);
         if !self.is_unreachable.swap(true, Ordering::Relaxed) {
@@ -294,8 +315,69 @@ impl Shared {
         }
     }
 
+    fn node(&self) -> MutexGuard<'_, Node> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the configured node again.
+    fn use_configured(&self) {
+        let mut node = self.node();
+        if !node.is_configured
+            && let Ok(configured) = Node::new(self.configured.clone(), true)
+        {
+            *node = configured;
+        }
+    }
+
+    /// Uses the node that the answer of a cluster names. Returns whether there is one.
+    fn follow(&self, error: &RedisError) -> bool {
+        if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
+            return false;
+        }
+        let named = error
+            .redirect_node()
+            .and_then(|(node, _)| node.rsplit_once(':'));
+        let Some((host, Ok(port))) = named.map(|(host, port)| (host, port.parse())) else {
+            return false;
+        };
+        let info = self.configured.get_connection_info().clone();
+        let mut address = info.addr().clone();
+        match &mut address {
+            ConnectionAddr::Tcp(known, number)
+            | ConnectionAddr::TcpTls {
+                host: known,
+                port: number,
+                ..
+            } => {
+                // A node without a known address has that of the one that names it.
+                if !host.is_empty() {
+                    host.clone_into(known);
+                }
+                *number = port;
+            }
+            _ => return false,
+        }
+        let node = Client::open(info.set_addr(address)).and_then(|client| Node::new(client, false));
+        let is_found = node.is_ok();
+        if let Ok(node) = node {
+            *self.node() = node;
+        }
+        is_found
+    }
+
     /// `now` defaults to the clock of Redis.
     async fn invoke(
+        &self,
+        acquires: &[Acquire],
+        now: Option<i64>,
+    ) -> Result<Vec<Granted>, RedisError> {
+        match self.invoke_on_node(acquires, now).await {
+            Err(error) if self.follow(&error) => self.invoke_on_node(acquires, now).await,
+            answer => answer,
+        }
+    }
+
+    async fn invoke_on_node(
         &self,
         acquires: &[Acquire],
         now: Option<i64>,
@@ -309,7 +391,7 @@ impl Shared {
                 .arg(acquire.cost)
                 .arg(i32::from(acquire.is_required));
         }
-        let mut connection = self.connection.clone();
+        let mut connection = self.node().connection.clone();
         let answer: Vec<i64> = call.invoke_async(&mut connection).await?;
         Ok(answer
             .chunks_exact(2)

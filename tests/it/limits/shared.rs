@@ -39,9 +39,14 @@ struct Redis {
 impl Redis {
     /// Returns `None` if Redis is not installed.
     async fn start() -> Option<Self> {
+        Self::with(&[]).await
+    }
+
+    /// As [`Redis::start`], with these options.
+    async fn with(options: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let address = free().await;
-        let Some(process) = Self::run(address, &folder).await else {
+        let Some(process) = Self::run(address, &folder, options).await else {
             skip("needs redis-server");
             return None;
         };
@@ -52,13 +57,14 @@ impl Redis {
         })
     }
 
-    async fn run(address: SocketAddr, folder: &TempDir) -> Option<Child> {
+    async fn run(address: SocketAddr, folder: &TempDir, options: &[&str]) -> Option<Child> {
         let port = address.port().to_string();
         let mut command = Command::new("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &port])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(folder.path())
+            .args(options)
             .stdout(Stdio::null())
             .kill_on_drop(true);
         let process = command.spawn().ok()?;
@@ -68,11 +74,19 @@ impl Redis {
 
     /// Deletes all data.
     async fn flush(&self) {
+        assert_eq!(self.answer("FLUSHALL").await, "+OK\r\n");
+    }
+
+    /// The answer to a command, which fits into one packet.
+    async fn answer(&self, command: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.expect("connects");
-        let mut answer = [0; 5];
-        stream.write_all(b"FLUSHALL\r\n").await.expect("is sent");
-        stream.read_exact(&mut answer).await.expect("an answer");
-        assert_eq!(&answer, b"+OK\r\n");
+        let command = format!("{command}\r\n");
+        let sent = stream.write_all(command.as_bytes()).await;
+        sent.expect("is sent");
+        let mut answer = vec![0; 16 << 10];
+        let length = stream.read(&mut answer).await.expect("an answer");
+        answer.truncate(length);
+        String::from_utf8(answer).expect("text")
     }
 
     async fn kill(&mut self) {
@@ -81,7 +95,7 @@ impl Redis {
 
     /// Starts it again on the same address, without data.
     async fn restart(&mut self) {
-        let process = Self::run(self.address, &self.folder).await;
+        let process = Self::run(self.address, &self.folder, &[]).await;
         self.process = process.expect("is installed");
     }
 
@@ -267,6 +281,47 @@ async fn the_quota_of_a_user_is_shared_between_instances() {
         assert!(answer.is_refused());
         assert!((1..=60).contains(&answer.number("retry-after")));
     }
+}
+
+#[tokio::test]
+async fn instances_at_different_nodes_of_a_cluster_share_a_quota() {
+    let ports = [free().await, free().await].map(|address| address.port().to_string());
+    let options = ports
+        .each_ref()
+        .map(|port| ["--cluster-enabled", "yes", "--cluster-port", port]);
+    let (Some(owner), Some(empty)) =
+        tokio::join!(Redis::with(&options[0]), Redis::with(&options[1]))
+    else {
+        return;
+    };
+    let slots = owner.answer("CLUSTER ADDSLOTSRANGE 0 16383").await;
+    assert_eq!(slots, "+OK\r\n");
+    let meet = format!(
+        "CLUSTER MEET 127.0.0.1 {} {}",
+        owner.address.port(),
+        ports[0]
+    );
+    assert_eq!(empty.answer(&meet).await, "+OK\r\n");
+    until("a node that knows the owner of the slots", async || {
+        empty
+            .answer("GET {gathering-limits}:")
+            .await
+            .starts_with("-MOVED")
+    })
+    .await;
+
+    let one_a_minute = |config: &mut Config| config.limits.read = 1;
+    let one = on(&owner.url(), one_a_minute).await;
+    let other = on(&empty.url(), one_a_minute).await;
+    let let_in = decided(&[&one, &other], async |attempt| {
+        let query = format!("{{ {} }}", FIELDS[attempt]);
+        let token = one.token("demo@example.com").await;
+        let first = ask(&other, HERE, Some(&token), &query).await;
+        let second = ask(&one, THERE, Some(&token), &query).await;
+        [!first.is_refused(), !second.is_refused()]
+    })
+    .await;
+    assert_eq!(let_in, [true, false]);
 }
 
 #[tokio::test]
