@@ -219,6 +219,7 @@ async fn import_all(
         }
     }
 }
+
 /// Begins a transaction, without the limits of time that requests have.
 async fn begin(database: &Database) -> Result<DatabaseTransaction, StartError> {
     let options = TransactionOptions {

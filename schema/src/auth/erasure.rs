@@ -109,8 +109,7 @@ impl Accounts {
         };
         let account = locked(Id.eq(user)).one(transaction).await?;
         let account = account.ok_or_else(|| Error::not_found("userId"))?;
-        let is_admin = |row: &user::Model| row.id == user;
-        let is_last_admin = admins.iter().any(is_admin) && admins.len() == 1;
+        let is_last_admin = matches!(admins.as_slice(), [last] if last.id == user);
         let mut rows = vec![account];
         rows.extend(locked(OwnerId.eq(user)).all(transaction).await?);
         Ok(Doomed {
