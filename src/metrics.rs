@@ -388,7 +388,6 @@ impl Process {
         ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)
     }
 
-    /// The driver does not count the callers that wait for a connection; they wait only while `in_use` is at the limit.
     fn pool(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let connections = self.database.connections();
         let mut states = encoder.encode_descriptor(
@@ -407,7 +406,17 @@ impl Process {
             None,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(i64::from(connections.max)).encode(limit)
+        ConstGauge::new(i64::from(connections.max)).encode(limit)?;
+        let callers = self.graph.database_callers();
+        let waiting = callers.saturating_sub(connections.in_use);
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        let gauge = encoder.encode_descriptor(
+            "database_callers_waiting",
+            "Statements that wait for a connection of the pool, and transactions that wait for one or for their turn to write; background tasks make it lower by the connections that they use",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(waiting).encode(gauge)
     }
 
     fn process(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {

@@ -304,6 +304,12 @@ impl Graph {
         self.services().loader.batch_sizes()
     }
 
+    /// Number of callers that have a connection of the pool or wait for one, without background tasks.
+    pub fn database_callers(&self) -> usize {
+        let services = self.services();
+        services.loader.callers() + services.writer.callers()
+    }
+
     /// Whether this instance applies the limits separately because Redis does not respond; `None` if Redis is not
     /// configured.
     pub fn limits_alone(&self) -> Option<bool> {

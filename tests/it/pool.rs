@@ -34,6 +34,9 @@ async fn crowd(server: &TestServer, size: usize) -> Vec<Value> {
 const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND application_name = 'gathering' AND state = 'active'";
 
+/// The metric of the callers that wait for a connection.
+const WAITING: &str = "gathering_database_callers_waiting";
+
 const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
     WHERE datname = current_database() AND application_name = 'gathering'";
 
@@ -84,6 +87,7 @@ async fn mutations_that_wait_for_a_row_leave_connections_to_queries() {
     };
     let observed = async {
         until_at_work(&db, 3).await;
+        server.until_metric_is(WAITING, 9).await;
         name(&actor.answer(CIRCLES, json!({})).await);
         lock.rollback().await.expect("rolls back");
     };
@@ -120,10 +124,14 @@ async fn forty_requests_share_twenty_connections() {
         until_at_work(&db, 20).await;
         assert_eq!(server.get("/health/live").await.status(), StatusCode::OK);
         assert_eq!(number(&db, AT_WORK).await, 20);
+        // The credentials of the requests are checked in one or two further statements.
+        let is_counted = async || (20..=22).contains(&server.metric(WAITING).await);
+        until("callers that wait", is_counted).await;
         lock.commit().await.expect("unlocks");
     };
     let (answers, ()) = tokio::join!(requests, observed);
     answers.iter().map(name).for_each(drop);
+    server.until_metric_is(WAITING, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

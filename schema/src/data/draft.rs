@@ -142,7 +142,10 @@ impl Change<'_, Draft> {
     /// Reads a row.
     pub(crate) async fn read(&self, statement: Statement) -> Result<Option<QueryResult>, Error> {
         Ok(match &self.transaction.source {
-            Source::Pool(db) => db.query_one_raw(statement).await?,
+            Source::Pool(db) => {
+                let _caller = self.request.services.writer.caller();
+                db.query_one_raw(statement).await?
+            }
             Source::Transaction(transaction) => transaction.query_one_raw(statement).await?,
         })
     }
@@ -229,7 +232,9 @@ impl Change<'_, Draft> {
             Source::Pool(db) => {
                 let count = events.len();
                 let statement = writes.into_statement(selected(origin, events, now, window));
+                let caller = writer.caller();
                 let result = db.query_one(&statement).await;
+                drop(caller);
                 let result = result.map_err(|cause| refused(cause, Error::of_commit))?;
                 storage::committed();
                 duplicates(result, count)?

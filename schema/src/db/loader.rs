@@ -31,6 +31,7 @@ use sea_orm::{
 
 use crate::{
     db::{
+        Callers,
         batch_sizes::{BatchSizes, SizeCounter},
         pending::{Departure, DispatchWhenIdle, PendingBatches, Running, lock},
     },
@@ -68,6 +69,7 @@ pub(crate) trait Batch: Clone + PartialEq + Send + Sync + 'static {
 /// Runs the statements of one batch, and counts them.
 pub(crate) struct Reader {
     db: DatabaseConnection,
+    callers: Callers,
     statements: AtomicU64,
     rows: AtomicU64,
 }
@@ -83,6 +85,7 @@ impl Reader {
     }
 
     async fn send(&self, statement: impl Fn() -> Statement) -> Result<Vec<QueryResult>, Error> {
+        let _caller = self.callers.enter();
         let send = || {
             self.statements.fetch_add(1, Ordering::Relaxed);
             self.db.query_all_raw(statement())
@@ -122,6 +125,7 @@ pub(crate) struct Loader {
     db: DatabaseConnection,
     queues: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     sizes: Arc<SizeCounter>,
+    callers: Callers,
 }
 
 impl Loader {
@@ -130,12 +134,18 @@ impl Loader {
             db,
             queues: RwLock::default(),
             sizes: Arc::default(),
+            callers: Callers::default(),
         }
     }
 
     /// The sizes of the batches sent so far, by name.
     pub(crate) fn batch_sizes(&self) -> Vec<BatchSizes> {
         self.sizes.read()
+    }
+
+    /// Number of statements that have a connection or wait for one.
+    pub(crate) fn callers(&self) -> usize {
+        self.callers.count()
     }
 
     /// Loads the value of a key for a request whose execution runs inside [`DispatchWhenIdle`].
@@ -197,6 +207,7 @@ impl Loader {
                 Arc::new(BatchQueue::<B> {
                     db: self.db.clone(),
                     sizes: Arc::clone(&self.sizes),
+                    callers: self.callers.clone(),
                     groups: Mutex::default(),
                 })
             });
@@ -212,6 +223,7 @@ impl Loader {
 struct BatchQueue<B: Batch> {
     db: DatabaseConnection,
     sizes: Arc<SizeCounter>,
+    callers: Callers,
     groups: Mutex<Vec<Group<B>>>,
 }
 
@@ -362,6 +374,7 @@ impl<B: Batch> BatchQueue<B> {
                 pending,
                 reader: Reader {
                     db: queue.db.clone(),
+                    callers: queue.callers.clone(),
                     statements: AtomicU64::new(0),
                     rows: AtomicU64::new(0),
                 },

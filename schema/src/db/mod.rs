@@ -2,6 +2,7 @@
 
 mod batch;
 mod batch_sizes;
+mod callers;
 mod json;
 mod loader;
 mod pending;
@@ -16,6 +17,7 @@ pub(crate) use batch::{
     ColumnOf, Count, PageQuery, RowsByKey, Rule, Totals, count_where, distinct, is_among, is_one_of,
 };
 pub use batch_sizes::BatchSizes;
+pub(crate) use callers::{Caller, Callers};
 pub(crate) use json::{Stored, json_rows, list_from};
 pub(crate) use loader::{BATCH_KEYS, Batch, Loader, Reader};
 pub(crate) use pending::{DispatchWhenIdle, PendingBatches, Usage};

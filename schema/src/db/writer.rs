@@ -1,7 +1,7 @@
 //! Transactions that write, and their retries.
 
 use crate::{
-    db::{Turn, Turns},
+    db::{Caller, Callers, Turn, Turns},
     error::{Code, Error},
     storage,
 };
@@ -31,10 +31,14 @@ pub(crate) struct Writer {
     /// Drafts that change the same row wait for each other here, without a connection, instead of losing against each
     /// other in the database.
     rows: Arc<Turns<Uuid>>,
+    callers: Callers,
 }
 
 /// The permit of a transaction, released on drop.
-pub(crate) type WriterGuard = OwnedSemaphorePermit;
+pub(crate) struct WriterGuard {
+    _permit: OwnedSemaphorePermit,
+    _caller: Caller,
+}
 
 impl Writer {
     pub(crate) fn new(db: DatabaseConnection) -> Self {
@@ -50,6 +54,7 @@ impl Writer {
             db,
             permits: Arc::new(Semaphore::new(permits)),
             rows: Arc::default(),
+            callers: Callers::default(),
         }
     }
 
@@ -61,9 +66,14 @@ impl Writer {
     /// BEGIN was not awaited, and its connection would return to the pool with the transaction open.
     pub(crate) async fn begin(&self) -> Result<(DatabaseTransaction, WriterGuard), Error> {
         let writer = self.clone();
+        let caller = self.caller();
         let begin = async move {
-            let guard = writer.permits.acquire_owned().await;
-            let guard = guard.map_err(|_| Error::unavailable("The server is shutting down."))?;
+            let permit = writer.permits.acquire_owned().await;
+            let permit = permit.map_err(|_| Error::unavailable("The server is shutting down."))?;
+            let guard = WriterGuard {
+                _permit: permit,
+                _caller: caller,
+            };
             let options = TransactionOptions {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                 ..TransactionOptions::default()
@@ -80,6 +90,16 @@ impl Writer {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::unavailable("The server is shutting down.")),
             })
+    }
+
+    /// Counts a statement outside of a transaction.
+    pub(crate) fn caller(&self) -> Caller {
+        self.callers.enter()
+    }
+
+    /// Number of transactions and statements that have a connection or wait for one.
+    pub(crate) fn callers(&self) -> usize {
+        self.callers.count()
     }
 
     /// The pool, if the database is PostgreSQL: a statement without a transaction then commits by itself.
