@@ -23,6 +23,7 @@ use crate::{
     audit::{AuditAction, Client},
     auth::Accounts,
     clock::Clock,
+    data::Groups,
     db::{Batch, Loader, PendingBatches, RowsByKey, Rule, Turns, Writer},
     error::{Code, Error},
     events::{BATCH, Bus},
@@ -329,6 +330,8 @@ pub(crate) struct Services {
     pub(crate) bus: Arc<Bus>,
     pub(crate) db: DatabaseConnection,
     pub(crate) writer: Writer,
+    /// Serializes drafts that change the same row, and commits them together.
+    pub(crate) groups: Groups,
     /// Serializes requests with the same idempotency key.
     pub(crate) turns: Arc<Turns<(Uuid, String)>>,
     /// Identifies the event history of this database. Cursors of another history are rejected.

@@ -6,6 +6,7 @@ mod overtaken;
 mod racing;
 mod review;
 mod routing;
+mod together;
 mod transition;
 
 use std::ops::Deref;

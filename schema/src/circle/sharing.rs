@@ -155,6 +155,7 @@ pub(crate) async fn accessible(
 }
 
 /// A circle as a draft reads it, with the viewer's role in it.
+#[derive(Clone)]
 pub(crate) struct Seen {
     circle: circle::Model,
     role: Option<collaborator::CollaboratorRole>,

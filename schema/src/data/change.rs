@@ -212,7 +212,7 @@ pub(crate) struct Change<'a, S = DatabaseTransaction> {
     notes: Vec<(AuditAction, Kind, Uuid, Json)>,
     ended: Vec<Ended>,
     /// Held until the change ends.
-    guard: Option<WriterGuard>,
+    pub(super) guard: Option<WriterGuard>,
 }
 
 impl<'a, S> Change<'a, S> {

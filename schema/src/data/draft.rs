@@ -13,7 +13,7 @@ use sea_orm::{
     ActiveModelTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
     DbBackend, DbErr, EntityTrait, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryResult,
     Statement, UpdateMany,
-    sea_query::{Expr, ExprTrait, OnConflict, SelectStatement},
+    sea_query::{Expr, ExprTrait, OnConflict, SelectStatement, WithQuery},
 };
 use uuid::Uuid;
 
@@ -21,12 +21,13 @@ use crate::{
     data::{
         Change, Outcome, Stop,
         change::{begin, settle},
+        group::{Failure, Member, Reader, RowTurn, State},
     },
-    db::{Turn, Writes, is_taken, retry_on_conflict, touch},
+    db::{Writer, Writes, is_taken, retry_on_conflict, touch},
     error::Error,
-    events::{append, selected},
+    events::{append, event_rows, selected},
     input::UserError,
-    request::RequestExt,
+    request::{Request, RequestExt},
     storage,
 };
 
@@ -51,10 +52,11 @@ where
     let pool = request.services.writer.postgres();
     // The row of an idempotency key is locked for the whole change.
     let has_lost = AtomicBool::new(request.key.is_some());
-    let turn = Arc::default();
+    let place = Arc::<Mutex<Place>>::default();
     retry_on_conflict(|| async {
+        let state = rejoin(request, &place).await;
         let (source, guard) = match pool {
-            Some(pool) if !has_lost.swap(true, Ordering::Relaxed) => {
+            Some(pool) if !has_lost.swap(true, Ordering::Relaxed) || state.is_some() => {
                 (Source::Pool(pool.clone()), None)
             }
             _ => match begin(ctx).await? {
@@ -66,12 +68,27 @@ where
             source,
             writes: Writes::default(),
             taken: None,
-            turn: Arc::clone(&turn),
+            place: Arc::clone(&place),
+            state,
+            has_joined: false,
         };
         let change = Change::new(ctx, draft, guard)?;
         settle(ctx, about, work(change).await)
     })
     .await
+}
+
+/// Waits for the row of a draft whose group was not committed. The first draft to get it locks the row, and the others
+/// join it if they may.
+async fn rejoin(request: &Request, place: &Mutex<Place>) -> Option<State> {
+    let Lost { row, reader } = lock(place).lost.take()?;
+    let groups = &request.services.groups;
+    let (turn, state) = match &reader {
+        Some(reader) => groups.take_or_join(row, reader).await,
+        None => (groups.take(row).await, None),
+    };
+    lock(place).turn = Some(turn);
+    state
 }
 
 /// The state of a change that reads first and writes once.
@@ -80,32 +97,95 @@ pub(crate) struct Draft {
     writes: Writes,
     /// The error for a unique value that is taken.
     taken: Option<fn() -> UserError>,
-    /// The row that no other draft of this instance changes, until the commit or the last attempt.
-    turn: Arc<Mutex<Option<Turn<Uuid>>>>,
+    place: Arc<Mutex<Place>>,
+    /// What an earlier draft of an open group has left for this one.
+    state: Option<State>,
+    /// Whether it continues with such a state.
+    has_joined: bool,
 }
 
-enum Source {
+/// The place of all attempts of a draft among the other drafts.
+#[derive(Default)]
+struct Place {
+    /// The row that no other draft of this instance changes, until the commit or the last attempt.
+    turn: Option<RowTurn>,
+    lost: Option<Lost>,
+    /// Whether it must be committed alone, because its group may have failed by the fault of one draft.
+    is_alone: bool,
+}
+
+/// A group that was not committed.
+struct Lost {
+    row: Uuid,
+    /// The reader of the next group; `None` if the draft must be committed alone.
+    reader: Option<Reader>,
+}
+
+/// The source of the reads of a draft.
+pub(super) enum Source {
     /// PostgreSQL, without a transaction.
     Pool(DatabaseConnection),
     Transaction(DatabaseTransaction),
 }
 
 impl Draft {
-    fn turn(&self) -> MutexGuard<'_, Option<Turn<Uuid>>> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> MutexGuard<'_, Place> {
+        lock(&self.place)
     }
 
+    fn needs_turn(&self) -> bool {
+        matches!(self.source, Source::Pool(_)) && self.place().turn.is_none()
+    }
+}
+
+impl Source {
     fn backend(&self) -> DbBackend {
-        match &self.source {
-            Source::Pool(db) => db.get_database_backend(),
-            Source::Transaction(transaction) => transaction.get_database_backend(),
+        match self {
+            Self::Pool(db) => db.get_database_backend(),
+            Self::Transaction(transaction) => transaction.get_database_backend(),
+        }
+    }
+
+    /// Executes the statement of [`Writes`]. Outside of a transaction, this is the commit.
+    ///
+    /// # Errors
+    /// The cause, and its client error.
+    pub(super) async fn execute(
+        &self,
+        writer: &Writer,
+        statement: &WithQuery,
+    ) -> Result<Option<QueryResult>, (DbErr, fn(DbErr) -> Error)> {
+        match self {
+            Self::Pool(db) => {
+                let _caller = writer.caller();
+                let row = db.query_one(statement).await;
+                let row = row.map_err(|cause| (cause, Error::of_commit as _))?;
+                storage::committed();
+                Ok(row)
+            }
+            Self::Transaction(transaction) => {
+                let row = transaction.query_one(statement).await;
+                row.map_err(|cause| (cause, Error::from as _))
+            }
+        }
+    }
+
+    /// Commits the transaction, if there is one.
+    pub(super) async fn finish(self, writer: &Writer) -> Result<(), Error> {
+        match self {
+            Self::Pool(_) => Ok(()),
+            Self::Transaction(transaction) => writer.commit(transaction).await,
         }
     }
 }
 
+fn lock(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Change<'_, Draft> {
     pub(crate) fn backend(&self) -> DbBackend {
-        self.transaction.backend()
+        self.transaction.source.backend()
     }
 
     /// Waits until no other draft of this instance changes the row, such as a circle. Returns whether another one has
@@ -113,13 +193,29 @@ impl Change<'_, Draft> {
     /// would hold its connection while it waits.
     pub(crate) async fn take_turn(&self, row: Uuid) -> bool {
         let draft = &self.transaction;
-        if matches!(draft.source, Source::Transaction(_)) || draft.turn().is_some() {
+        if !draft.needs_turn() {
             return false;
         }
-        let turn = self.request.services.writer.take_turn(row).await;
+        let turn = self.request.services.groups.take(row).await;
         let has_waited = turn.has_waited();
-        draft.turn().replace(turn);
+        draft.place().turn = Some(turn);
         has_waited
+    }
+
+    /// As [`Change::take_turn`]. Returns the state that an earlier draft of the same viewer has left for this one with
+    /// [`Change::commit_before`]; this draft must then not read the database.
+    pub(crate) async fn take_turn_or_join<S: 'static>(&mut self, row: Uuid) -> Option<S> {
+        let mut state = self.transaction.state.take();
+        if self.transaction.needs_turn() {
+            let reader = Reader::new::<S>(self.viewer);
+            let groups = &self.request.services.groups;
+            let (turn, left) = groups.take_or_join(row, &reader).await;
+            self.transaction.place().turn = Some(turn);
+            state = left;
+        }
+        let state = state.and_then(|state| state.downcast().ok());
+        self.transaction.has_joined = state.is_some();
+        state.map(|state| *state)
     }
 
     /// Names the rows that the next read depends on: the circle first, agents last. A draft that has lost against
@@ -134,7 +230,7 @@ impl Change<'_, Draft> {
         Ok(())
     }
 
-    /// Builds the statement of [`Change::read`], best before the turn.
+    /// Builds the statement of [`Change::read`].
     pub(crate) fn build(&self, select: &SelectStatement) -> Statement {
         self.backend().build(select)
     }
@@ -210,6 +306,57 @@ impl Change<'_, Draft> {
         self.transaction.taken = Some(taken);
     }
 
+    /// As [`Change::commit`], in one statement with the drafts that wait for the same row, if there are any. `state` is
+    /// what such a draft would read after this one; `None` if it must read the database.
+    pub(crate) async fn commit_before<S: Send + Sync + 'static>(
+        mut self,
+        rows: Vec<Uuid>,
+        state: Option<S>,
+    ) -> Result<Outcome, Stop> {
+        let draft = &self.transaction;
+        let turn = {
+            let mut place = draft.place();
+            let may_begin = state.is_some() && !place.is_alone;
+            let is_grouped =
+                |turn: &mut RowTurn| draft.has_joined || (may_begin && turn.is_awaited());
+            place.turn.take_if(is_grouped)
+        };
+        let Some(turn) = turn else {
+            return self.commit(rows).await;
+        };
+        let events = mem::take(&mut self.events);
+        let count = events.len();
+        let events = event_rows(self.origin(), events, self.now);
+        let guard = self.guard.take();
+        let (change, draft) = self.take();
+        let services = &change.request.services;
+        let member = Member {
+            source: draft.source,
+            guard,
+            writes: draft.writes,
+            rows: events,
+            events: count,
+            now: change.now,
+            state: state.map(|state| Box::new(state) as _),
+        };
+        let (row, reader) = (turn.row(), Reader::new::<S>(change.viewer));
+        let joined = (services.groups).join(turn, reader.clone(), services.bus.window(), member);
+        match joined.await {
+            Ok(duplicates) => Ok(change.committed(duplicates, rows)),
+            Err(Failure::Failed(error)) => Err(error.into()),
+            Err(failure) => {
+                let is_alone = matches!(failure, Failure::Refused);
+                let mut place = lock(&draft.place);
+                place.is_alone = is_alone;
+                place.lost = Some(Lost {
+                    row,
+                    reader: Some(reader).filter(|_| !is_alone),
+                });
+                Err(Error::conflict().into())
+            }
+        }
+    }
+
     /// Writes, commits, and notifies the bus.
     pub(crate) async fn commit(mut self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
         let events = mem::take(&mut self.events);
@@ -220,45 +367,34 @@ impl Change<'_, Draft> {
             source,
             writes,
             taken,
-            turn,
+            place,
+            ..
         } = draft;
         let refused = |cause: DbErr, error: fn(DbErr) -> Error| match taken {
             Some(taken) if is_taken(&cause) => Stop::from(taken()),
             _ => error(cause).into(),
         };
         let (request, now) = (change.request, change.now);
-        let duplicates = match source {
+        let duplicates = match &source {
             Source::Pool(_) if writes.is_empty() && events.is_empty() => 0,
-            Source::Pool(db) => {
-                let count = events.len();
-                let statement = writes.into_statement(selected(origin, events, now, window));
-                let caller = writer.caller();
-                let result = db.query_one(&statement).await;
-                drop(caller);
-                let result = result.map_err(|cause| refused(cause, Error::of_commit))?;
-                storage::committed();
-                duplicates(result, count)?
+            Source::Transaction(transaction) if source.backend() == DbBackend::Sqlite => {
+                let applied = writes.apply(transaction).await;
+                applied.map_err(|cause| refused(cause, Error::from))?;
+                append(transaction, origin, events, now, window).await?
             }
-            Source::Transaction(transaction) => {
-                let duplicates = if transaction.get_database_backend() == DbBackend::Postgres {
-                    let count = events.len();
-                    let statement = writes.into_statement(selected(origin, events, now, window));
-                    let result = transaction.query_one(&statement).await;
-                    let result = result.map_err(|cause| refused(cause, Error::from))?;
-                    duplicates(result, count)?
-                } else {
-                    let applied = writes.apply(&transaction).await;
-                    applied.map_err(|cause| refused(cause, Error::from))?;
-                    append(&transaction, origin, events, now, window).await?
-                };
-                if let Some(key) = &request.key {
-                    key.note(change.ctx, &transaction, &rows).await?;
-                }
-                writer.commit(transaction).await?;
-                duplicates
+            _ => {
+                let count = events.len();
+                let events = event_rows(origin, events, now);
+                let statement = writes.into_statement(selected(events, now, window));
+                let row = source.execute(writer, &statement).await;
+                duplicates(row.map_err(|(cause, error)| refused(cause, error))?, count)?
             }
         };
-        turn.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Source::Transaction(transaction), Some(key)) = (&source, &request.key) {
+            key.note(change.ctx, transaction, &rows).await?;
+        }
+        source.finish(writer).await?;
+        lock(&place).turn = None;
         Ok(change.committed(duplicates, rows))
     }
 }
@@ -267,7 +403,7 @@ impl Change<'_, Draft> {
 ///
 /// # Errors
 /// `CONFLICT` if nothing was written.
-fn duplicates(result: Option<QueryResult>, events: usize) -> Result<u64, Error> {
+pub(super) fn duplicates(result: Option<QueryResult>, events: usize) -> Result<u64, Error> {
     let result = result.ok_or_else(Error::conflict)?;
     let is_applied: bool = result.try_get("", "applied")?;
     if !is_applied {

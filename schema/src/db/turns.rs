@@ -8,32 +8,34 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// The keys on which work is done.
-pub(crate) struct Turns<K>(Mutex<HashMap<K, Weak<AsyncMutex<()>>>>);
+/// The keys on which work is done, each with a state that the work leaves for the next.
+pub(crate) struct Turns<K, S = ()>(Mutex<Entries<K, S>>);
+
+type Entries<K, S> = HashMap<K, Weak<AsyncMutex<S>>>;
 
 /// An exclusive lock on a key, released on drop.
-pub(crate) struct Turn<K: Eq + Hash> {
-    _guard: OwnedMutexGuard<()>,
-    _place: Place<K>,
+pub(crate) struct Turn<K: Eq + Hash, S = ()> {
+    guard: OwnedMutexGuard<S>,
+    _place: Place<K, S>,
     has_waited: bool,
 }
 
 /// A user of a key. The last one to be dropped removes the entry.
-struct Place<K: Eq + Hash> {
+struct Place<K: Eq + Hash, S> {
     key: K,
-    mutex: Option<Arc<AsyncMutex<()>>>,
-    turns: Arc<Turns<K>>,
+    mutex: Option<Arc<AsyncMutex<S>>>,
+    turns: Arc<Turns<K, S>>,
 }
 
-impl<K> Default for Turns<K> {
+impl<K, S> Default for Turns<K, S> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Eq + Hash + Clone> Turns<K> {
-    /// Waits for the lock on a key.
-    pub(crate) async fn take(self: &Arc<Self>, key: K) -> Turn<K> {
+impl<K: Eq + Hash + Clone, S: Default> Turns<K, S> {
+    /// Waits for the lock on a key, behind those who wait for it already. The state of the key is kept from the call on.
+    pub(crate) fn take(self: &Arc<Self>, key: K) -> impl Future<Output = Turn<K, S>> + use<K, S> {
         let mutex = {
             let mut all = self.lock();
             let entry = all.entry(key.clone()).or_default();
@@ -48,32 +50,44 @@ impl<K: Eq + Hash + Clone> Turns<K> {
             mutex: Some(Arc::clone(&mutex)),
             turns: Arc::clone(self),
         };
-        let (guard, has_waited) = match Arc::clone(&mutex).try_lock_owned() {
-            Ok(guard) => (guard, false),
-            Err(_) => (mutex.lock_owned().await, true),
-        };
-        Turn {
-            _guard: guard,
-            _place: place,
-            has_waited,
+        async move {
+            let (guard, has_waited) = match Arc::clone(&mutex).try_lock_owned() {
+                Ok(guard) => (guard, false),
+                Err(_) => (mutex.lock_owned().await, true),
+            };
+            Turn {
+                guard,
+                _place: place,
+                has_waited,
+            }
         }
     }
 }
 
-impl<K: Eq + Hash> Turns<K> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Weak<AsyncMutex<()>>>> {
+impl<K: Eq + Hash, S> Turns<K, S> {
+    fn lock(&self) -> MutexGuard<'_, Entries<K, S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Eq + Hash> Turn<K> {
+impl<K: Eq + Hash, S> Turn<K, S> {
     /// Whether other work on the key has ended in the meantime.
     pub(crate) fn has_waited(&self) -> bool {
         self.has_waited
     }
+
+    /// Whether other work waits for the key.
+    pub(crate) fn is_awaited(&self) -> bool {
+        // The guard and the place refer to the mutex as well.
+        Arc::strong_count(OwnedMutexGuard::mutex(&self.guard)) > 2
+    }
+
+    pub(crate) fn state(&mut self) -> &mut S {
+        &mut self.guard
+    }
 }
 
-impl<K: Eq + Hash> Drop for Place<K> {
+impl<K: Eq + Hash, S> Drop for Place<K, S> {
     fn drop(&mut self) {
         let mut all = self.turns.lock();
         drop(self.mutex.take());

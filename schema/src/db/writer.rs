@@ -1,7 +1,7 @@
 //! Transactions that write, and their retries.
 
 use crate::{
-    db::{Caller, Callers, Turn, Turns},
+    db::{Caller, Callers},
     error::{Code, Error},
     storage,
 };
@@ -12,7 +12,6 @@ use sea_orm::{
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
-use uuid::Uuid;
 
 /// One in this many connections of the pool is never taken by a transaction that writes.
 const RESERVED: usize = 4;
@@ -28,9 +27,6 @@ pub(crate) struct Writer {
     /// under load some would time out. On PostgreSQL, transactions that wait for the lock of a row must not take all
     /// connections of the pool.
     permits: Arc<Semaphore>,
-    /// Drafts that change the same row wait for each other here, without a connection, instead of losing against each
-    /// other in the database.
-    rows: Arc<Turns<Uuid>>,
     callers: Callers,
 }
 
@@ -53,7 +49,6 @@ impl Writer {
         Self {
             db,
             permits: Arc::new(Semaphore::new(permits)),
-            rows: Arc::default(),
             callers: Callers::default(),
         }
     }
@@ -105,11 +100,6 @@ impl Writer {
     /// The pool, if the database is PostgreSQL: a statement without a transaction then commits by itself.
     pub(crate) fn postgres(&self) -> Option<&DatabaseConnection> {
         (self.db.get_database_backend() == DbBackend::Postgres).then_some(&self.db)
-    }
-
-    /// Waits until no other draft of this instance changes the row.
-    pub(crate) async fn take_turn(&self, row: Uuid) -> Turn<Uuid> {
-        self.rows.take(row).await
     }
 
     /// Commits a transaction.

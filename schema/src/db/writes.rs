@@ -6,9 +6,10 @@ use sea_orm::{
     sea_query::{
         Asterisk, CommonTableExpression, DeleteStatement, DynIden, Expr, ExprTrait, Func,
         InsertStatement, IntoIden, LockType, OnConflict, Query, SelectStatement, SubQueryStatement,
-        UpdateStatement, Value, ValueTuple, WithClause, WithQuery,
+        UpdateStatement, Value, WithClause, WithQuery, sea_value_to_json_value,
     },
 };
+use serde_json::{Value as Json, json};
 use uuid::Uuid;
 
 /// The name of the condition of all writes: it has a row if the change is applied.
@@ -130,6 +131,18 @@ impl Writes {
         self.parts.push(Part::Delete(delete));
     }
 
+    /// Adds writes that depend on the same rows.
+    pub(crate) fn absorb(&mut self, others: Self) {
+        for part in others.parts {
+            match (part, self.parts.first_mut()) {
+                (Part::Insert(new), Some(Part::Insert(known))) if known.takes(&new) => {
+                    known.rows.extend(new.rows);
+                }
+                (part, _) => self.parts.push(part),
+            }
+        }
+    }
+
     /// The statement for PostgreSQL. Its row has `applied`, whether the writes were applied, and `appended`, the number
     /// of rows inserted by `last`.
     ///
@@ -202,14 +215,27 @@ impl Writes {
 }
 
 impl Insert {
+    /// Whether the rows of another insert can be inserted by this one.
+    fn takes(&self, other: &Self) -> bool {
+        self.table == other.table
+            && self.columns == other.columns
+            && self.on_conflict.is_none()
+            && other.on_conflict.is_none()
+    }
+
     fn into_select(mut self, condition: Expr) -> InsertStatement {
         let mut select = Query::select();
         if self.rows.len() == 1 {
             select.exprs(self.rows.remove(0).into_iter().map(Expr::val));
         } else {
-            let names = (1..=self.columns.len()).map(|n| Expr::col(format!("column{n}")));
-            let rows = self.rows.into_iter().map(ValueTuple::Many);
-            select.exprs(names).from_values(rows, "new");
+            // One parameter for all rows: the statement does not depend on their number.
+            let rows = self.rows.iter().map(|row| object(&self.columns, row));
+            let rows = Value::from(Json::Array(rows.collect()));
+            let kind = Expr::cust(format!("NULL::\"{}\"", self.table));
+            let from = Func::cust("jsonb_populate_recordset").arg(kind).arg(rows);
+            select
+                .columns(self.columns.iter().map(|column| ("new", column.clone())))
+                .from_function(from, "new");
         }
         select.and_where(condition);
         let mut insert = insert_select(self.table, self.columns, select);
@@ -230,6 +256,16 @@ impl Insert {
         }
         insert
     }
+}
+
+/// A row as JSON.
+fn object(columns: &[DynIden], row: &[Value]) -> Json {
+    let value = |value: &Value| match value {
+        Value::ChronoDateTimeUtc(instant) => json!(instant),
+        value => sea_value_to_json_value(value),
+    };
+    let names = columns.iter().map(ToString::to_string);
+    Json::Object(names.zip(row.iter().map(value)).collect())
 }
 
 fn insert_select(

@@ -183,18 +183,25 @@ fn unrepeated(
     rows
 }
 
-/// The rows that [`append`] inserts, as part of a statement for PostgreSQL, which has one parameter for all rows. `None`
-/// without events.
-pub(crate) fn selected(
+/// The rows of the events of a change, without those that are equal to the previous event of their subject.
+pub(crate) fn event_rows(
     origin: Origin<'_>,
     events: Vec<NewEvent>,
     now: DateTime<Utc>,
+) -> Vec<event::Model> {
+    unrepeated(events, HashMap::new(), origin, now)
+}
+
+/// The insert of event rows as [`append`] does it, as part of a statement for PostgreSQL, which has one parameter for
+/// all rows. `None` without rows.
+pub(crate) fn selected(
+    rows: Vec<event::Model>,
+    now: DateTime<Utc>,
     window: Duration,
 ) -> Option<InsertSelected> {
-    if events.is_empty() {
+    if rows.is_empty() {
         return None;
     }
-    let rows = unrepeated(events, HashMap::new(), origin, now);
     // Only the first event of a subject can repeat one that is in the database.
     let mut subjects = HashSet::new();
     let firsts = rows.iter().filter(|row| subjects.insert(row.subject_id));

@@ -21,7 +21,7 @@ use crate::{
             SubmitTaskInput, TaskActionInput, TaskReasonInput, UpdateTaskInput, rank,
         },
         routing,
-        scene::{FoundReferences, NewScene, Reads, References, Scene},
+        scene::{FoundReferences, Known, NewScene, Reads, References, Scene},
         workflow::{
             self, APPROVE, BLOCK, CANCEL, FAIL, REJECT, REOPEN, START, SUBMIT, UNASSIGN, UNBLOCK,
             check_reviewer,
@@ -74,8 +74,12 @@ impl TaskMutation {
                 ],
             };
             let scene = NewScene::read(&mut change, new.circle_id, &references).await?;
-            let circle = scene
-                .circle
+            let Known {
+                circle: seen,
+                mut situation,
+            } = scene.known;
+            let circle = seen
+                .clone()
                 .accessible(&mut change, "circleId", Access::Editor)?;
             check_open(&circle)?;
             let row = blank(&change, &circle, id, new.assignee_id);
@@ -86,11 +90,15 @@ impl TaskMutation {
                 let subject = (id, row.title.as_str(), row.version);
                 change.append(assigned(&circle, subject, None, (agent, None), None));
             }
-            let mut situation = scene.situation;
             situation.follow(None, &row, None);
-            routing::assign(&mut change, &circle, situation, &mut row);
+            routing::assign(&mut change, &circle, &mut situation, &mut row);
             change.insert([row.clone().into_active_model()]);
-            Ok(change.commit(vec![id]).await?.with_row(row))
+            let known = situation.is_whole().then_some(Known {
+                circle: seen,
+                situation,
+            });
+            let committed = change.commit_before(vec![id], known).await?;
+            Ok(committed.with_row(row))
         });
         TaskPayload::new(ctx, outcome.await?).await
     }

@@ -3,6 +3,8 @@
 //! The caller holds the lock on the circle's row, or is a draft that depends on it, so that of two concurrent changes the
 //! later one sees the assignments of the earlier one.
 
+use std::mem;
+
 use chrono::{DateTime, Utc};
 use gathering_entity::{List, circle, task};
 use sea_orm::{
@@ -43,7 +45,7 @@ pub(super) fn is_in_hand(status: task::TaskStatus) -> bool {
 }
 
 /// A PENDING task to be routed.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(super) struct Pending {
     pub(crate) id: Uuid,
     title: String,
@@ -75,6 +77,7 @@ pub(super) struct Routed {
 
 /// The work that waits in a circle, and who can do it. Empty if the circle is not RUNNING or does not route
 /// automatically.
+#[derive(Clone)]
 pub(super) struct Situation {
     is_routing: bool,
     /// The PENDING tasks, highest priority first.
@@ -175,26 +178,35 @@ impl Situation {
         }
     }
 
-    /// Routes the PENDING tasks in order of priority, up to `max_concurrent_tasks`.
-    pub(crate) fn route(self, circle: &circle::Model) -> Vec<Routed> {
-        let room = i64::from(circle.max_concurrent_tasks) - self.in_hand;
-        let room = usize::try_from(room).unwrap_or_default();
-        let mut team = self.team;
+    /// Whether a later change need not read the tasks that wait: none was left out.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.waiting.len() < MOST_LOOKED_AT
+    }
+
+    /// Routes the PENDING tasks in order of priority, up to `max_concurrent_tasks`. The others keep waiting.
+    pub(crate) fn route(&mut self, circle: &circle::Model) -> Vec<Routed> {
         let mut routed = Vec::new();
-        for task in self.waiting {
-            if !self.is_routing || routed.len() == room {
-                break;
-            }
+        if !self.is_routing {
+            return routed;
+        }
+        let mut waiting = mem::take(&mut self.waiting).into_iter();
+        while self.in_hand < i64::from(circle.max_concurrent_tasks)
+            && let Some(task) = waiting.next()
+        {
             let work = Work {
                 required: &task.required_competencies,
                 priority_rank: task.priority_rank,
                 reviewer: task.reviewer_id,
             };
-            if let Some((agent, score)) = team.best(&work) {
-                team.weigh(agent, 1);
+            if let Some((agent, score)) = self.team.best(&work) {
+                self.team.weigh(agent, 1);
+                self.in_hand += 1;
                 routed.push(Routed { task, agent, score });
+            } else {
+                self.waiting.push(task);
             }
         }
+        self.waiting.extend(waiting);
         routed
     }
 }
@@ -249,7 +261,8 @@ pub(crate) async fn assign_pending(
     Team::select(&mut select, backend, needs_team);
     let row = change.transaction.query_one(&select).await?;
     let row = row.ok_or_else(Error::conflict)?;
-    let routed = Situation::from_row(&row)?.route(circle);
+    let mut situation = Situation::from_row(&row)?;
+    let routed = situation.route(circle);
     if let Some(update) = give(backend, change.now, &routed) {
         let updated = update.exec(&change.transaction).await?;
         if updated.rows_affected != routed.len() as u64 {
@@ -267,7 +280,7 @@ pub(crate) async fn assign_pending(
 pub(super) fn assign(
     change: &mut Change<'_, Draft>,
     circle: &circle::Model,
-    situation: Situation,
+    situation: &mut Situation,
     own: &mut task::Model,
 ) {
     let mut others = situation.route(circle);

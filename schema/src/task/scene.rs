@@ -32,6 +32,7 @@ pub(super) struct References<'a> {
 }
 
 /// What is known of the objects that an input names.
+#[derive(Default)]
 pub(super) struct FoundReferences<'a> {
     /// The circle of the parent, if the viewer may read the parent.
     parent_circle: Option<Uuid>,
@@ -81,6 +82,10 @@ impl<'a> References<'a> {
                 .finally(Expr::cust("0"));
             select.expr_as(standing, format!("standing_{n}"));
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parent.is_none() && self.given().next().is_none()
     }
 
     fn given(&self) -> impl Iterator<Item = (&'a str, Uuid)> {
@@ -216,12 +221,19 @@ pub(super) struct Reads<'a> {
 
 /// A circle in which a task is created.
 pub(super) struct NewScene<'a> {
-    pub(super) circle: Seen,
+    pub(super) known: Known,
     pub(super) references: FoundReferences<'a>,
+}
+
+/// What the next task that is created in the circle depends on.
+pub(super) struct Known {
+    pub(super) circle: Seen,
     pub(super) situation: Situation,
 }
 
 impl<'a> NewScene<'a> {
+    /// Reads the circle, or continues with what an earlier task has left.
+    ///
     /// # Errors
     /// `NOT_FOUND` if the viewer may not read the circle.
     pub(super) async fn read(
@@ -229,6 +241,16 @@ impl<'a> NewScene<'a> {
         circle: Uuid,
         references: &References<'a>,
     ) -> Result<Self, Error> {
+        if references.is_empty() {
+            if let Some(known) = change.take_turn_or_join(circle).await {
+                return Ok(Self {
+                    known,
+                    references: FoundReferences::default(),
+                });
+            }
+        } else {
+            change.take_turn(circle).await;
+        }
         let is_circle = circle::Column::Id.eq(circle);
         let is_circle = change.viewer.rules().circle.and(is_circle);
         let mut select = Query::select();
@@ -242,14 +264,15 @@ impl<'a> NewScene<'a> {
         let needs_team = Situation::select(&mut select, change.backend(), effects);
         Team::select(&mut select, change.backend(), needs_team);
         let statement = change.build(&select);
-        change.take_turn(circle).await;
         change.reserve::<circle::Entity>(is_circle).await?;
         let row = change.read(statement).await?;
         let row = row.ok_or_else(|| Error::not_found("circleId"))?;
         Ok(Self {
-            circle: Seen::from_query_result(&row, "")?,
+            known: Known {
+                circle: Seen::from_query_result(&row, "")?,
+                situation: Situation::from_row(&row)?,
+            },
             references: references.found(&row)?,
-            situation: Situation::from_row(&row)?,
         })
     }
 }

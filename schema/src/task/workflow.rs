@@ -196,7 +196,7 @@ pub(super) async fn perform(
             && (is_let_go || status == Pending)
         {
             situation.follow(Some(&task), &after, decision);
-            routing::assign(&mut change, &circle, situation, &mut after);
+            routing::assign(&mut change, &circle, &mut situation, &mut after);
         }
         change.update_row(id, &task, &after);
         Ok(change.commit(vec![id]).await?.with_row(after))

@@ -121,9 +121,10 @@ async fn a_change_that_lost_does_not_make_the_next_changes_lose() {
         other.commit().await.expect("commits");
     };
     join!(join_all((0..TASKS).map(create)), commit);
-    // The first change of the test, the one that lost, and the lock of its second attempt.
+    // The first change of the test, the one that lost, and the lock of its second attempt. The others are committed
+    // together.
     let updates = number(&studio.db, "SELECT count(*) FROM updates").await;
-    assert_eq!(updates, TASKS + 3);
+    assert!((4..TASKS).contains(&updates), "{updates}");
 }
 
 #[tokio::test]
