@@ -109,6 +109,7 @@ pub(crate) struct Draft {
 struct Place {
     /// The row that no other draft of this instance changes, until the commit or the last attempt.
     turn: Option<RowTurn>,
+    /// The group of the last attempt, if it was not committed.
     lost: Option<Lost>,
     /// Whether it must be committed alone, because its group may have failed by the fault of one draft.
     is_alone: bool,

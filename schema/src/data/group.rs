@@ -86,7 +86,7 @@ pub(super) struct Reader {
 
 /// A draft that is to be committed with others.
 pub(super) struct Member {
-    /// The source of its reads, for the first draft of a group.
+    /// Where it is committed, if it is the first draft of its group.
     pub(super) source: Source,
     pub(super) guard: Option<WriterGuard>,
     pub(super) writes: Writes,

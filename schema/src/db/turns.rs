@@ -99,3 +99,26 @@ impl<K: Eq + Hash, S> Drop for Place<K, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_state_of_a_key_is_kept_while_work_on_it_is_announced() {
+        let turns = Arc::<Turns<u8, u32>>::default();
+        let mut first = turns.take(1).await;
+        assert!(!first.is_awaited());
+        let next = turns.take(1);
+        assert!(first.is_awaited());
+        *first.state() = 7;
+        assert_eq!(*turns.take(2).await.state(), 0);
+        drop(first);
+        let mut next = next.await;
+        assert!(!next.is_awaited());
+        assert_eq!(*next.state(), 7);
+        drop(next);
+        assert_eq!(*turns.take(1).await.state(), 0);
+        assert!(turns.lock().is_empty());
+    }
+}

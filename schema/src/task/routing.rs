@@ -45,7 +45,7 @@ pub(super) fn is_in_hand(status: task::TaskStatus) -> bool {
 }
 
 /// A PENDING task to be routed.
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct Pending {
     pub(crate) id: Uuid,
     title: String,
@@ -77,7 +77,6 @@ pub(super) struct Routed {
 
 /// The work that waits in a circle, and who can do it. Empty if the circle is not RUNNING or does not route
 /// automatically.
-#[derive(Clone)]
 pub(super) struct Situation {
     is_routing: bool,
     /// The PENDING tasks, highest priority first.
