@@ -23,7 +23,8 @@ const CIRCLE: &str = "circle_01ke6p4zk8e03r000000000001";
 /// The acceptance query of a team.
 const TEAM: &str = "query Team($id: ID!) {
   circle(id: $id) { id name members(first: 100) { edges { membership { role joinedAt } node { id name status
-    model { id displayName provider { id name isLocal } } } } pageInfo { hasNextPage endCursor } } }
+    model { id displayName provider { id name isLocal } } } } pageInfo { hasNextPage endCursor } }
+  tasks(first: 1) { nodes { id } } }
 }";
 
 /// The trace id and the span id of a client.

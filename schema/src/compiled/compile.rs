@@ -73,6 +73,10 @@ pub(super) enum To {
 /// Rows by their primary key.
 pub(super) struct RowPlan {
     pub(super) statement: Arc<Prepared>,
+    /// The column of the key.
+    pub(super) key_at: usize,
+    /// The branch whose page is in the same statement: the row is then repeated for each entry of the page.
+    pub(super) page: Option<usize>,
     pub(super) source: Source,
     pub(super) object: Object,
     pub(super) kind: Kind,
@@ -116,7 +120,7 @@ pub(super) struct ListPlan {
     list: Arc<List>,
     arguments: Vec<(Name, Input)>,
     /// The statements, if they do not depend on variables.
-    constant: Option<Arc<Selected>>,
+    pub(super) constant: Option<Arc<Selected>>,
     pub(super) source: Source,
     pub(super) slots: Vec<ConnectionSlot>,
     pub(super) reads: bool,
@@ -201,8 +205,15 @@ impl Source {
         self.branches.len() - 1
     }
 
-    /// Adds the columns and joins to a select over a table, and further columns of the table itself.
-    fn apply(&self, select: &mut SelectStatement, table: &'static str, more: &[ColumnOf]) -> usize {
+    /// Adds the columns and joins to a select over a table that has `width` columns, and further columns of the table
+    /// itself. Returns the new number of columns.
+    fn apply(
+        &self,
+        select: &mut SelectStatement,
+        table: &'static str,
+        more: &[ColumnOf],
+        mut width: usize,
+    ) -> usize {
         let alias = |index: usize| match index {
             0 => Alias::new(table),
             index => Alias::new(format!("j{index}")),
@@ -216,12 +227,77 @@ impl Source {
             .columns
             .iter()
             .map(|(index, name)| (alias(*index).into_iden(), Alias::new(*name).into_iden()));
-        let mut width = 0;
         for column in own.chain(more.iter().cloned()) {
             select.expr_as(Expr::col(column), Alias::new(format!("c{width}")));
             width += 1;
         }
         width
+    }
+}
+
+impl RowPlan {
+    /// Reads the row together with the page of its list, if it has exactly one list, without variables and totals.
+    fn add_page(&mut self, fields: &Fields, rule: &Rule) {
+        const OF: &str = "of";
+        const PAGE: &str = "below";
+        let branches = self.source.branches.iter().enumerate();
+        let mut lists = branches.filter(|(_, branch)| branch.key_at == self.key_at);
+        let (Some((at, branch)), None) = (lists.next(), lists.next()) else {
+            return;
+        };
+        let To::List(list) = &branch.to else { return };
+        let constant = list.constant.as_ref().filter(|_| !list.counts);
+        let Some(rows) = constant.and_then(|selected| selected.rows.as_ref()) else {
+            return;
+        };
+        let key = Expr::col((Alias::new(OF), Alias::new(fields.key)));
+        let Some((page, page_width)) = rows.page_of(key) else {
+            return;
+        };
+        // The list may select from the table of the row, so the key has a name of its own.
+        let key = Query::select().column(key_of(fields)).take();
+        let is_true = || Expr::cust("TRUE");
+        let mut select = Query::select()
+            .from(fields.table)
+            .join_lateral(JoinType::InnerJoin, key, Alias::new(OF), is_true())
+            .join_lateral(JoinType::LeftJoin, page, Alias::new(PAGE), is_true())
+            .take();
+        for column in 0..page_width {
+            let name = || Alias::new(format!("c{column}"));
+            select.expr_as(Expr::col((Alias::new(PAGE), name())), name());
+        }
+        let width = (self.source).apply(&mut select, fields.table, &[], page_width);
+        select.cond_where(rule.condition());
+        let name = format!("{}, {}", self.statement.name(), rows.name());
+        let keyed = Keyed::Many(key_of(fields));
+        let statement = Prepared::new(name, select, width, keyed, DbBackend::Postgres);
+        self.statement = Arc::new(statement);
+        self.page = Some(at);
+        self.key_at += page_width;
+        self.object.shift(page_width);
+        for branch in &mut self.source.branches {
+            branch.key_at += page_width;
+        }
+    }
+}
+
+impl Object {
+    /// Moves the columns of its cells.
+    fn shift(&mut self, columns: usize) {
+        for slot in &mut self.slots {
+            match slot {
+                Slot::Cell { at, .. } => *at += columns,
+                Slot::One { node, .. } => match node {
+                    Node::Row(object) => object.shift(columns),
+                    Node::Joined { at, object } => {
+                        *at += columns;
+                        object.shift(columns);
+                    }
+                    Node::Branch(_) => {}
+                },
+                Slot::Constant(_) | Slot::List { .. } => {}
+            }
+        }
     }
 }
 
@@ -280,7 +356,7 @@ impl ListPlan {
         let rows = self.reads.then(|| {
             let mut select = query.page;
             select.clear_selects();
-            let width = self.source.apply(&mut select, query.list, &order);
+            let width = self.source.apply(&mut select, query.list, &order, 0);
             let keyed = keyed(query.parent.clone());
             Arc::new(Prepared::new(name, select, width, keyed, backend))
         });
@@ -324,7 +400,10 @@ impl Compiler<'_> {
         }
         let fields = self.types.by_id(&field.name)?;
         let rule = (fields.readable)(self.viewer)?;
-        let row = self.row(object(field)?, fields, &rule)?;
+        let mut row = self.row(object(field)?, fields, &rule)?;
+        if self.backend == DbBackend::Postgres && is_short(object(field)?, fields) {
+            row.add_page(fields, &rule);
+        }
         let id = field.argument("id")?.clone();
         Some(Root::Row { id, row })
     }
@@ -334,16 +413,15 @@ impl Compiler<'_> {
         source.column(0, fields.key);
         let object = self.object(selected, fields, 0, &mut source)?;
         let mut select = Query::select().from(fields.table).take();
-        let width = source.apply(&mut select, fields.table, &[]);
+        let width = source.apply(&mut select, fields.table, &[], 0);
         select.cond_where(rule.condition());
-        let key = (
-            Alias::new(fields.table).into_iden(),
-            Alias::new(fields.key).into_iden(),
-        );
         let name = format!("{} by {}", fields.table, fields.key);
-        let statement = Prepared::new(name, select, width, Keyed::One(key), self.backend);
+        let keyed = Keyed::One(key_of(fields));
+        let statement = Prepared::new(name, select, width, keyed, self.backend);
         Some(RowPlan {
             statement: Arc::new(statement),
+            key_at: 0,
+            page: None,
             source,
             object,
             kind: fields.kind,
@@ -523,6 +601,12 @@ fn page_info(selected: &[Arc<FieldPlan>]) -> Option<Vec<PageInfoSlot>> {
         })
     });
     slots.collect()
+}
+
+/// The key of an object, as a column.
+fn key_of(fields: &Fields) -> ColumnOf {
+    let name = |name| Alias::new(name).into_iden();
+    (name(fields.table), name(fields.key))
 }
 
 /// The selection on an object of one type.

@@ -86,25 +86,56 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// An object by its id. What depends on the id alone is loaded at the same time.
     pub(super) async fn by_id(&self, plan: &RowPlan, id: Uuid) -> Result<Loaded, Declined> {
+        if let Some(page) = plan.page {
+            return self.with_page(plan, page, id).await;
+        }
         let branches = || plan.source.branches.iter();
-        let early = branches().filter(|branch| branch.key_at == 0);
+        let early = branches().filter(|branch| branch.key_at == plan.key_at);
         let early = try_join_all(early.map(|branch| self.branch(branch, vec![Some(id)])));
         let (pages, early) = try_join(self.pages(&plan.statement, &[Some(id)]), early).await?;
         let mut loaded = Loaded::new(None, pages, Vec::new());
         if loaded.rows().next().is_none() {
             return Err(Declined);
         }
-        let late = branches().filter(|branch| branch.key_at != 0);
+        let late = branches().filter(|branch| branch.key_at != plan.key_at);
         let late = late.map(|branch| self.branch_of(branch, &loaded));
         let (mut early, mut late) = (early.into_iter(), try_join_all(late).await?.into_iter());
         let merged = branches().filter_map(|branch| {
-            if branch.key_at == 0 {
+            if branch.key_at == plan.key_at {
                 early.next()
             } else {
                 late.next()
             }
         });
         loaded.branches = merged.collect();
+        Ok(loaded)
+    }
+
+    /// An object by its id, in a statement with the page of one of its lists.
+    async fn with_page(&self, plan: &RowPlan, page: usize, id: Uuid) -> Result<Loaded, Declined> {
+        let rows = self.pages(&plan.statement, &[Some(id)]).await?;
+        let mut loaded = Loaded::new(None, rows.clone(), Vec::new());
+        let Some(row) = loaded.rows().next() else {
+            return Err(Declined);
+        };
+        let To::List(list) = &plan.source.branches[page].to else {
+            return Err(Declined);
+        };
+        let selected = list.constant.clone().ok_or(Declined)?;
+        // The last column of a cursor is a unique key. It is NULL in the only row of an object with an empty list.
+        let entry = selected.cursor_at + selected.cursor_cells.len() - 1;
+        let entries = match cell::key(row, entry)? {
+            Some(_) => rows,
+            None => vec![RawRows::default()],
+        };
+        let mut entries = Some(Loaded::new(Some(selected), entries, Vec::new()));
+        let branches = plan.source.branches.iter().enumerate();
+        let branches = branches.map(|(at, branch)| match entries.take_if(|_| at == page) {
+            Some(entries) => self.with_branches(entries, &list.source).boxed(),
+            None => self.branch_of(branch, &loaded),
+        });
+        let branches = try_join_all(branches).await?;
+        loaded.branches = branches;
         Ok(loaded)
     }
 

@@ -185,6 +185,19 @@ impl Prepared {
         }
     }
 
+    /// The name in reports.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The page of the parent with this key, and its number of columns; `None` for a statement without a parent.
+    pub(crate) fn page_of(&self, key: Expr) -> Option<(SelectStatement, usize)> {
+        match &self.keyed {
+            Keyed::Many(parent) => Some((self.page(parent, key), self.width)),
+            Keyed::Without | Keyed::One(_) => None,
+        }
+    }
+
     fn page(&self, parent: &ColumnOf, key: Expr) -> SelectStatement {
         let mut select = self.select.clone();
         select.and_where(Expr::col(parent.clone()).eq(key));

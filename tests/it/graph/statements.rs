@@ -27,9 +27,14 @@ async fn authentication_takes_one_statement_and_anonymous_requests_take_none() {
 }
 
 #[tokio::test]
-async fn a_team_of_any_size_takes_two_statements() {
+async fn a_team_of_any_size_takes_at_most_two_statements() {
     for email in ["demo@example.com", "admin@example.com"] {
         let server = serve(email).await;
+        let of_one = if server.server.database().is_postgres() {
+            1
+        } else {
+            2
+        };
         let (circles, _) = ask(
             &server,
             "{ circles(first: 20) { nodes { id name } } }",
@@ -51,7 +56,7 @@ async fn a_team_of_any_size_takes_two_statements() {
                 .as_array()
                 .expect("members");
             assert_eq!(members.len(), size);
-            assert_eq!(statements, 2, "{size} members");
+            assert_eq!(statements, of_one, "{size} members");
         }
         let all =
             "{ circles(first: 20) { nodes { members { nodes { model { provider { id } } } } } } }";
@@ -123,11 +128,13 @@ async fn the_reported_usage_matches_the_statements_sent() {
     assert_eq!(usage["complexity"], json!(503));
     let mut batches = usage["batches"].as_array().expect("batches").clone();
     batches.sort_by_key(|batch| batch["name"].to_string());
-    assert_eq!(
-        json!(batches),
+    let expected = if server.server.database().is_postgres() {
+        json!([{ "name": "circles by id, circle_members by circle_id", "keys": 1 }])
+    } else {
         json!([
             { "name": "circle_members by circle_id", "keys": 1 },
             { "name": "circles by id", "keys": 1 },
         ])
-    );
+    };
+    assert_eq!(json!(batches), expected);
 }
