@@ -271,6 +271,12 @@ impl Studio {
         row.expect("reads").expect("a task")
     }
 
+    /// All tasks of the circle.
+    async fn tasks(&self) -> Vec<task::Model> {
+        let rows = task::Entity::find().filter(task::Column::CircleId.eq(self.circle));
+        rows.all(&self.db).await.expect("reads")
+    }
+
     /// The row of an agent.
     async fn agent_row(&self, agent: Uuid) -> agent::Model {
         let row = agent::Entity::find_by_id(agent).one(&self.db).await;

@@ -73,8 +73,6 @@ pub(super) enum To {
 /// Rows by their primary key.
 pub(super) struct RowPlan {
     pub(super) statement: Arc<Prepared>,
-    /// The column of the key.
-    pub(super) key_at: usize,
     /// The branch whose page is in the same statement: the row is then repeated for each entry of the page.
     pub(super) page: Option<usize>,
     pub(super) source: Source,
@@ -241,7 +239,7 @@ impl RowPlan {
         const OF: &str = "of";
         const PAGE: &str = "below";
         let branches = self.source.branches.iter().enumerate();
-        let mut lists = branches.filter(|(_, branch)| branch.key_at == self.key_at);
+        let mut lists = branches.filter(|(_, branch)| branch.key_at == 0);
         let (Some((at, branch)), None) = (lists.next(), lists.next()) else {
             return;
         };
@@ -273,7 +271,6 @@ impl RowPlan {
         let statement = Prepared::new(name, select, width, keyed, DbBackend::Postgres);
         self.statement = Arc::new(statement);
         self.page = Some(at);
-        self.key_at += page_width;
         self.object.shift(page_width);
         for branch in &mut self.source.branches {
             branch.key_at += page_width;
@@ -420,7 +417,6 @@ impl Compiler<'_> {
         let statement = Prepared::new(name, select, width, keyed, self.backend);
         Some(RowPlan {
             statement: Arc::new(statement),
-            key_at: 0,
             page: None,
             source,
             object,

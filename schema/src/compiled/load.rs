@@ -90,18 +90,18 @@ impl Rows<'_> {
             return self.with_page(plan, page, id).await;
         }
         let branches = || plan.source.branches.iter();
-        let early = branches().filter(|branch| branch.key_at == plan.key_at);
+        let early = branches().filter(|branch| branch.key_at == 0);
         let early = try_join_all(early.map(|branch| self.branch(branch, vec![Some(id)])));
         let (pages, early) = try_join(self.pages(&plan.statement, &[Some(id)]), early).await?;
         let mut loaded = Loaded::new(None, pages, Vec::new());
         if loaded.rows().next().is_none() {
             return Err(Declined);
         }
-        let late = branches().filter(|branch| branch.key_at != plan.key_at);
+        let late = branches().filter(|branch| branch.key_at != 0);
         let late = late.map(|branch| self.branch_of(branch, &loaded));
         let (mut early, mut late) = (early.into_iter(), try_join_all(late).await?.into_iter());
         let merged = branches().filter_map(|branch| {
-            if branch.key_at == plan.key_at {
+            if branch.key_at == 0 {
                 early.next()
             } else {
                 late.next()
@@ -134,8 +134,7 @@ impl Rows<'_> {
             Some(entries) => self.with_branches(entries, &list.source).boxed(),
             None => self.branch_of(branch, &loaded),
         });
-        let branches = try_join_all(branches).await?;
-        loaded.branches = branches;
+        loaded.branches = try_join_all(branches).await?;
         Ok(loaded)
     }
 

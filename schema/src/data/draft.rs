@@ -21,7 +21,7 @@ use crate::{
     data::{
         Change, Outcome, Stop,
         change::{begin, settle},
-        group::{Failure, Member, Reader, RowTurn, State},
+        group::{Failure, Member, RowTurn, State, StateKey},
     },
     db::{Writer, Writes, is_taken, retry_on_conflict, touch},
     error::Error,
@@ -81,10 +81,10 @@ where
 /// Waits for the row of a draft whose group was not committed. The first draft to get it locks the row, and the others
 /// join it if they may.
 async fn rejoin(request: &Request, place: &Mutex<Place>) -> Option<State> {
-    let Lost { row, reader } = lock(place).lost.take()?;
+    let Lost { row, state_key } = lock(place).lost.take()?;
     let groups = &request.services.groups;
-    let (turn, state) = match &reader {
-        Some(reader) => groups.take_or_join(row, reader).await,
+    let (turn, state) = match &state_key {
+        Some(state_key) => groups.take_or_join(row, state_key).await,
         None => (groups.take(row).await, None),
     };
     lock(place).turn = Some(turn);
@@ -118,8 +118,8 @@ struct Place {
 /// A group that was not committed.
 struct Lost {
     row: Uuid,
-    /// The reader of the next group; `None` if the draft must be committed alone.
-    reader: Option<Reader>,
+    /// The states of another group that it may continue with; `None` if it must be committed alone.
+    state_key: Option<StateKey>,
 }
 
 /// The source of the reads of a draft.
@@ -208,9 +208,9 @@ impl Change<'_, Draft> {
     pub(crate) async fn take_turn_or_join<S: 'static>(&mut self, row: Uuid) -> Option<S> {
         let mut state = self.transaction.state.take();
         if self.transaction.needs_turn() {
-            let reader = Reader::new::<S>(self.viewer);
+            let state_key = StateKey::new::<S>(self.viewer);
             let groups = &self.request.services.groups;
-            let (turn, left) = groups.take_or_join(row, &reader).await;
+            let (turn, left) = groups.take_or_join(row, &state_key).await;
             self.transaction.place().turn = Some(turn);
             state = left;
         }
@@ -335,13 +335,13 @@ impl Change<'_, Draft> {
             source: draft.source,
             guard,
             writes: draft.writes,
-            rows: events,
+            event_rows: events,
             events: count,
             now: change.now,
             state: state.map(|state| Box::new(state) as _),
         };
-        let (row, reader) = (turn.row(), Reader::new::<S>(change.viewer));
-        let joined = (services.groups).join(turn, reader.clone(), services.bus.window(), member);
+        let (row, state_key) = (turn.row(), StateKey::new::<S>(change.viewer));
+        let joined = (services.groups).join(turn, state_key.clone(), services.bus.window(), member);
         match joined.await {
             Ok(duplicates) => Ok(change.committed(duplicates, rows)),
             Err(Failure::Failed(error)) => Err(error.into()),
@@ -351,7 +351,7 @@ impl Change<'_, Draft> {
                 place.is_alone = is_alone;
                 place.lost = Some(Lost {
                     row,
-                    reader: Some(reader).filter(|_| !is_alone),
+                    state_key: Some(state_key).filter(|_| !is_alone),
                 });
                 Err(Error::conflict().into())
             }

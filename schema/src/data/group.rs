@@ -48,13 +48,13 @@ pub(super) type State = Box<dyn Any + Send + Sync>;
 
 /// Drafts that depend on the same revision of a row.
 pub(super) struct Group {
-    reader: Reader,
+    state_key: StateKey,
     /// What the next draft would read from the database.
     state: Option<State>,
     source: Source,
     _guard: Option<WriterGuard>,
     writes: Writes,
-    rows: Vec<event::Model>,
+    event_rows: Vec<event::Model>,
     /// The number of events, with those that have no row.
     events: usize,
     latest: DateTime<Utc>,
@@ -76,9 +76,9 @@ pub(super) enum Failure {
     Failed(Error),
 }
 
-/// The viewer for whom a state was read, and its type.
+/// The states that a draft can continue with: those of its type that were read for the same viewer.
 #[derive(Clone, PartialEq)]
-pub(super) struct Reader {
+pub(super) struct StateKey {
     ids: ViewerIds,
     rule: Rule,
     state: TypeId,
@@ -90,14 +90,14 @@ pub(super) struct Member {
     pub(super) source: Source,
     pub(super) guard: Option<WriterGuard>,
     pub(super) writes: Writes,
-    pub(super) rows: Vec<event::Model>,
+    pub(super) event_rows: Vec<event::Model>,
     pub(super) events: usize,
     pub(super) now: DateTime<Utc>,
     /// What the next draft would read; `None` if it must read the database.
     pub(super) state: Option<State>,
 }
 
-impl Reader {
+impl StateKey {
     pub(super) fn new<S: 'static>(viewer: &Viewer) -> Self {
         Self {
             ids: viewer.ids(),
@@ -127,12 +127,12 @@ impl Groups {
     pub(super) async fn take_or_join(
         &self,
         row: Uuid,
-        reader: &Reader,
+        state_key: &StateKey,
     ) -> (RowTurn, Option<State>) {
         let mut turn = self.wait(row).await;
         let group = turn.turn.state().as_mut();
         let group = group.filter(|group| group.members.len() < MAX_DRAFTS);
-        let group = group.filter(|group| group.reader == *reader);
+        let group = group.filter(|group| group.state_key == *state_key);
         let state = group.and_then(|group| group.state.take());
         if state.is_none() {
             self.commit(&mut turn).await;
@@ -152,7 +152,7 @@ impl Groups {
     pub(super) async fn join(
         &self,
         mut turn: RowTurn,
-        reader: Reader,
+        state_key: StateKey,
         window: Duration,
         member: Member,
     ) -> Committed {
@@ -160,7 +160,7 @@ impl Groups {
         match turn.turn.state() {
             Some(group) => group.add(member, sender),
             open => {
-                *open = Some(Group::new(reader, window, member, sender));
+                *open = Some(Group::new(state_key, window, member, sender));
                 self.commit_later(turn.row);
             }
         }
@@ -217,18 +217,18 @@ impl RowTurn {
 
 impl Group {
     fn new(
-        reader: Reader,
+        state_key: StateKey,
         window: Duration,
         first: Member,
         sender: oneshot::Sender<Committed>,
     ) -> Self {
         Self {
-            reader,
+            state_key,
             state: first.state,
             source: first.source,
             _guard: first.guard,
             writes: first.writes,
-            rows: first.rows,
+            event_rows: first.event_rows,
             events: first.events,
             latest: first.now,
             window,
@@ -239,14 +239,14 @@ impl Group {
     fn add(&mut self, member: Member, sender: oneshot::Sender<Committed>) {
         self.state = member.state;
         self.writes.absorb(member.writes);
-        self.rows.extend(member.rows);
+        self.event_rows.extend(member.event_rows);
         self.events += member.events;
         self.latest = self.latest.max(member.now);
         self.members.push(sender);
     }
 
     async fn commit(self, writer: Writer) {
-        let events = selected(self.rows, self.latest, self.window);
+        let events = selected(self.event_rows, self.latest, self.window);
         let statement = self.writes.into_statement(events);
         let result = async {
             let row = self.source.execute(&writer, &statement).await;

@@ -17,17 +17,10 @@ impl Studio {
         json!({ "circleId": id_of(Kind::Circle, self.circle), "title": title })
     }
 
-    /// The tasks of the circle in the order of their ids.
-    async fn all_tasks(&self) -> Vec<task::Model> {
-        let rows = task::Entity::find().filter(task::Column::CircleId.eq(self.circle));
-        let rows = rows.order_by_asc(task::Column::Id).all(&self.db).await;
-        rows.expect("reads")
-    }
-
     /// The number of tasks of each assignee.
     async fn loads(&self) -> HashMap<Option<Uuid>, usize> {
         let mut loads = HashMap::new();
-        for task in self.all_tasks().await {
+        for task in self.tasks().await {
             *loads.entry(task.assignee_id).or_default() += 1;
         }
         loads
@@ -54,7 +47,7 @@ async fn tasks_created_together_are_routed_as_if_one_after_the_other() {
     expected.insert(None, TASKS - 30);
     assert_eq!(loads, expected);
     // Each payload shows its own task in its last state, and each task has its own events in order.
-    for task in studio.all_tasks().await {
+    for task in studio.tasks().await {
         let of_task = created
             .iter()
             .find(|payload| payload["id"] == task_id(task.id));
@@ -174,7 +167,7 @@ async fn a_task_that_cannot_be_created_does_not_prevent_others() {
         }
     }
     let mut titles = HashMap::new();
-    for task in studio.all_tasks().await {
+    for task in studio.tasks().await {
         *titles.entry(task.title).or_default() += 1;
     }
     assert_eq!(
