@@ -84,7 +84,7 @@ async fn rejoin(request: &Request, place: &Mutex<Place>) -> Option<State> {
     let Lost { row, state_key } = lock(place).lost.take()?;
     let groups = &request.services.groups;
     let (turn, state) = match &state_key {
-        Some(state_key) => groups.take_or_join(row, state_key).await,
+        Some(state_key) => groups.take_or_join(row, state_key, true).await,
         None => (groups.take(row).await, None),
     };
     lock(place).turn = Some(turn);
@@ -210,7 +210,7 @@ impl Change<'_, Draft> {
         if self.transaction.needs_turn() {
             let state_key = StateKey::new::<S>(self.viewer);
             let groups = &self.request.services.groups;
-            let (turn, left) = groups.take_or_join(row, &state_key).await;
+            let (turn, left) = groups.take_or_join(row, &state_key, false).await;
             self.transaction.place().turn = Some(turn);
             state = left;
         }

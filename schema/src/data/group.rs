@@ -123,16 +123,19 @@ impl Groups {
     }
 
     /// As [`Groups::take`], with the state that the previous draft has left for this viewer. A draft that gets it must
-    /// join the group.
+    /// join the group. One that has lost joins only a group that has locked the row, so that it does not lose again.
     pub(super) async fn take_or_join(
         &self,
         row: Uuid,
         state_key: &StateKey,
+        has_lost: bool,
     ) -> (RowTurn, Option<State>) {
         let mut turn = self.wait(row).await;
         let group = turn.turn.state().as_mut();
         let group = group.filter(|group| group.members.len() < MAX_DRAFTS);
         let group = group.filter(|group| group.state_key == *state_key);
+        let is_locked = |group: &&mut Group| matches!(group.source, Source::Transaction(_));
+        let group = group.filter(|group| !has_lost || is_locked(group));
         let state = group.and_then(|group| group.state.take());
         if state.is_none() {
             self.commit(&mut turn).await;
