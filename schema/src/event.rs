@@ -455,6 +455,7 @@ pub struct EventQuery;
 #[Object]
 impl EventQuery {
     /// Lists the events that the viewer may read, newest first.
+    /// An event is listed shortly after its transaction has committed, in milliseconds as a rule.
     async fn events(
         &self,
         ctx: &Context<'_>,

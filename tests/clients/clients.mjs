@@ -42,6 +42,18 @@ async function ask(query, variables, server = { url, authorization }) {
 const cursorNow = async (server) =>
   (await ask('{ events(first: 1) { nodes { cursor } } }', {}, server)).events.nodes[0].cursor;
 
+// The cursor of the latest event, once it is one of this project: events are listed shortly after their commit.
+async function cursorOf(project, server) {
+  const query = '{ events(first: 1) { nodes { cursor ... on ProjectEvent { project { id } } } } }';
+  for (const end = Date.now() + 20_000; Date.now() < end; await delay(20)) {
+    const [latest] = (await ask(query, {}, server)).events.nodes;
+    if (latest.project?.id === project) {
+      return latest.cursor;
+    }
+  }
+  throw new Error('the event of the project is not listed');
+}
+
 async function createProject(server) {
   const create = 'mutation ($input: CreateProjectInput!) { createProject(input: $input) { project { id } } }';
   const { createProject } = await ask(create, { input: { name: `Project ${randomUUID()}` } }, server);
@@ -163,8 +175,8 @@ test('graphql-ws resumes a subscription after a restart', { timeout: 60_000 }, a
     await rm(folder, { recursive: true });
   });
   const query = 'subscription ($after: String) { events(after: $after, filter: { types: [PROJECT_CREATED] }) { cursor ... on ProjectEvent { project { id } } } }';
-  await createProject(owner);
-  let cursor = await cursorNow(owner);
+  const before = await createProject(owner);
+  let cursor = await cursorOf(before, owner);
   const variables = { get after() { return cursor; } };
   const stream = client.iterate({ query, variables });
   const created = [];

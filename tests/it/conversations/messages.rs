@@ -384,9 +384,7 @@ async fn pinning_a_pinned_message_again_creates_no_event() {
 #[tokio::test]
 async fn conversation_events_appear_in_the_feed_of_the_circle() {
     let desk = Desk::open().await;
-    let latest = "query ($id: ID!) { circle(id: $id) { events(first: 1) { nodes { cursor } } } }";
-    let latest =
-        desk.read(latest, &desk.workshop).await["circle"]["events"]["nodes"][0]["cursor"].clone();
+    let latest = desk.demo.mark().await;
     let id = desk.talk(2, json!({ "maxTurns": 1 })).await;
     desk.posts(&id, "Say it in one sentence.").await;
     desk.takes_turn(&id, 0, "As you wish.").await;
