@@ -3,9 +3,9 @@
 # How PostgreSQL carries out the statements of the queries that people wait for: bench/plans.sh [--all]
 #
 # Fills a throw-away PostgreSQL with 100,000 tasks and what belongs to them, asks the release server each
-# query of bench/queries, and reads from the log how each statement was really carried out, once planned for
-# its values and once as PostgreSQL plans a prepared statement for all values. A statement that reads a
-# large table from end to end is shown with its plan, and makes the script fail. --all shows every plan.
+# query of bench/queries, and reads from the log how each statement was really carried out, with the plan for
+# all values that the server asks for. A statement that reads a large table from end to end is shown with its
+# plan, and makes the script fail. --all shows every plan.
 # `few` reads the lists of a user who may read 0.1 % of their rows.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -22,7 +22,7 @@ explain() {
     local from
     from=$(stat --format=%s "$postgres_log")
     ask "$@"
-    tail --bytes="+$((from + 1))" "$postgres_log" | awk -v query="$1" -v plan="$plan" -v all="$all" -v shown="$scratch/shown" '
+    tail --bytes="+$((from + 1))" "$postgres_log" | awk -v query="$1" -v all="$all" -v shown="$scratch/shown" '
         # A statement and its plan are the lines that begin with a tab, after the one with the duration.
         function finish() {
             if (text != "" && (whole || all)) print text "\n" >>shown
@@ -31,7 +31,7 @@ explain() {
         !/^\t/ { finish() }
         / duration: .* plan:$/ {
             statements++; time += $7; counted = whole = 0
-            text = query ", " plan " plan, " $7 " ms"
+            text = query ", " $7 " ms"
         }
         text == "" || !/^\t/ { next }
         { text = text "\n" $0 }
@@ -45,7 +45,7 @@ explain() {
         /Buffers: / && !counted++ { split($0, part, /hit=|read=/); pages += part[2] + part[3] }
         END {
             finish()
-            printf "%-10s %-8s %10d %8.1f %8d %s\n", query, plan, statements, time, pages, tables
+            printf "%-10s %10d %8.1f %8d %s\n", query, statements, time, pages, tables
             exit tables != ""
         }' || failed=yes
 }
@@ -54,30 +54,24 @@ failed='' all=''
 if [[ ${1-} == --all ]]; then all=yes; fi
 touch "$scratch/shown"
 say "statements"
-echo "query      plan     statements       ms    pages  read from end to end"
-for plan in custom generic; do
-    sql "$postgres_url" --command="ALTER DATABASE gathering SET plan_cache_mode = force_${plan}_plan"
-    serve
-    explain home
-    explain team '{"id":"circle_01ke6p4zk8e03r000000000001"}'
-    explain activity '{"id":"circle_01ke6p4zk8e03r000000000001"}'
-    explain circle '{"id":"circle_01ke6p4zk8e03r000000000001"}'
-    explain circles
-    explain agent '{"id":"agent_01ke6p4zk8e02r000000000001"}'
-    explain profile '{"id":"agent_01ke6p4zk8e02r000000000001"}'
-    explain board '{"id":"project_01ke6p4zk8e038000000000001"}'
-    explain talk '{"id":"conversation_01ke6p4zk8e05r000000000001"}'
-    explain feed
-    explain lists '{"task":"task_01kg000000e058000000000000"}'
-    end "$gathering_pid" INT
-done
+echo "query      statements       ms    pages  read from end to end"
+serve
+explain home
+explain team '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+explain activity '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+explain circle '{"id":"circle_01ke6p4zk8e03r000000000001"}'
+explain circles
+explain agent '{"id":"agent_01ke6p4zk8e02r000000000001"}'
+explain profile '{"id":"agent_01ke6p4zk8e02r000000000001"}'
+explain board '{"id":"project_01ke6p4zk8e038000000000001"}'
+explain talk '{"id":"conversation_01ke6p4zk8e05r000000000001"}'
+explain feed
+explain lists '{"task":"task_01kg000000e058000000000000"}'
+explain filters '{"circle":"circle_01ke6p4zk8e03r000000000001","agent":"agent_01ke6p4zk8e02r000000000001","project":"project_01ke6p4zk8e038000000000001"}'
+end "$gathering_pid" INT
 sql "$database_url" --file=bench/few.sql --command='VACUUM ANALYZE'
-for plan in custom generic; do
-    sql "$postgres_url" --command="ALTER DATABASE gathering SET plan_cache_mode = force_${plan}_plan"
-    serve few
-    explain few
-    end "$gathering_pid" INT
-done
+serve few
+explain few
 say "plans"
 cat "$scratch/shown"
 if [[ $failed ]]; then die "a large table was read from end to end"; fi

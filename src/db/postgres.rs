@@ -29,6 +29,11 @@ pub(super) async fn open(
         .options([
             ("idle_in_transaction_session_timeout", milliseconds.clone()),
             ("statement_timeout", milliseconds),
+            // One plan for each statement of a connection. A plan for the values of one execution often seems cheaper,
+            // but planning the rule of access takes many times as long as reading the rows (`bench/plans.sh`).
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
+            // The statements read pages: compiling one takes longer than executing it.
+            ("jit", "off".to_owned()),
         ])
         .disable_statement_logging();
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select};
 use futures_util::join;
+use gathering::config;
 use reqwest::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::support::counted::CountedGraph;
 use crate::support::database::{Database, number};
 use crate::support::server::{TestServer, until_ready_is};
 use crate::support::wait::until;
@@ -380,4 +382,45 @@ async fn sixty_four_readers_and_a_writer_do_not_block_each_other() {
         }
     };
     select(readers, Box::pin(writer)).await;
+}
+
+#[tokio::test]
+async fn statements_are_planned_once_for_each_connection() {
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let settings = config::Database {
+        url: database.url().parse().expect("a database URL"),
+        min_connections: 1,
+        max_connections: 1,
+        ..config::Database::default()
+    };
+    let server = TestServer::on(database, |_| ()).await;
+    let token = server.token("demo@example.com").await;
+    let db = gathering::db::Database::open(&settings)
+        .await
+        .expect("opens");
+    let db = db.connection().clone();
+    let graph = CountedGraph::over(db.clone()).await;
+    let query = "query ($id: ID!) { agent(id: $id) { name model { displayName } } }";
+    let variables = json!({ "id": "agent_01ke6p4zk8e02r000000000001" });
+    for _ in 0..20 {
+        let (answer, _) = graph.cost(&token, query, variables.clone()).await;
+        assert!(answer["data"]["agent"]["name"].is_string(), "{answer}");
+    }
+    for table in ["agents", "users"] {
+        let plans = |kind: &str| {
+            format!(
+                r#"SELECT sum({kind}_plans)::bigint FROM pg_prepared_statements
+                WHERE statement LIKE 'SELECT "{table}"."id"%ANY(%'"#
+            )
+        };
+        assert_eq!(number(&db, &plans("custom")).await, 0, "{table}");
+        assert!(number(&db, &plans("generic")).await >= 20, "{table}");
+    }
+    let compiled = number(
+        &db,
+        "SELECT count(*) FROM pg_settings WHERE name = 'jit' AND setting = 'on'",
+    );
+    assert_eq!(compiled.await, 0);
 }
