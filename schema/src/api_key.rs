@@ -16,7 +16,7 @@ use crate::{
     access::{ApiKeyScope, Viewer},
     agent::Agent,
     audit::AuditAction,
-    auth::{Accounts, MAX_KEY_CIRCLES, NewKey, key_details, usable_keys},
+    auth::{MAX_KEY_CIRCLES, NewKey, key_details, usable_keys},
     data::{Change, Connection, Noun, Order, Outcome, Page, change, load},
     db::{PageQuery, Rule, distinct},
     error::Error,
@@ -243,12 +243,9 @@ fn note_revoked(change: &mut Change<'_>, row: &api_key::Model, ended: Ended) {
 }
 
 /// Revokes the keys of an agent, whose row must be locked.
-pub(crate) async fn revoke_of_agent(
-    change: &mut Change<'_>,
-    accounts: &Accounts,
-    agent: Uuid,
-) -> Result<(), Error> {
+pub(crate) async fn revoke_of_agent(change: &mut Change<'_>, agent: Uuid) -> Result<(), Error> {
     let of_agent = api_key::Column::AgentId.eq(agent);
+    let accounts = change.accounts();
     let revoked = accounts.revoke_keys(&change.transaction, of_agent, change.now);
     for (row, ended) in revoked.await? {
         note_revoked(change, &row, ended);

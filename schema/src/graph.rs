@@ -172,7 +172,7 @@ impl Graph {
     }
 
     /// The statistics of the caches, by name.
-    pub fn caches(&self) -> [(&'static str, CacheStats); 10] {
+    pub fn caches(&self) -> [(&'static str, CacheStats); 12] {
         let services = self.services();
         let [parsed, plans, persisted] = self.0.preparer.stats();
         [
@@ -181,6 +181,8 @@ impl Graph {
             ("viewer_rules", services.rulebook.stats()),
             ("revoked_tokens", services.accounts.revoked()),
             ("api_keys", services.accounts.known_keys()),
+            ("recent_sessions", services.accounts.recent_sessions()),
+            ("recent_api_keys", services.accounts.recent_keys()),
             ("roles", services.accounts.roles()),
             ("verified_tokens", services.accounts.verified()),
             ("parsed_documents", parsed),

@@ -347,9 +347,17 @@ async fn writes_resume_after_a_read_only_file_becomes_writable() {
         std::fs::rename(&away, here).expect("is moved back");
     };
     set("0444").await;
+    let mut attempts = 0;
     until(
         "the refusal of a change of a file that can only be read",
-        async || !caller.rename("Refused").await,
+        async || {
+            // Connections are used in turn, and one of them is new.
+            attempts += 1;
+            for _ in 0..attempts % 7 {
+                caller.0.answer(READ, json!({})).await;
+            }
+            !caller.rename("Refused").await
+        },
     )
     .await;
     until("readiness", async || caller.is_ready().await).await;

@@ -11,7 +11,6 @@ use uuid::Uuid;
 use crate::{
     agent::{AgentStatus, event},
     api_key,
-    auth::Accounts,
     circle::members::removed,
     data::{Change, Stop, unique},
     db::is_among,
@@ -46,13 +45,14 @@ pub(super) fn is_at_work(agent: Uuid) -> Expr {
     Expr::exists(in_progress.into_query())
 }
 
-/// Deletes an agent, whose row must be locked.
+/// Deletes an agent, whose row must be locked, and revokes its API keys.
 ///
 /// # Errors
 /// `IN_USE` if it has open tasks or takes part in an open conversation.
 pub(crate) async fn delete(change: &mut Change<'_>, row: agent::Model) -> Result<(), Stop> {
     check_unused(change, row.id).await?;
     leave_circles(change, row.id).await?;
+    api_key::revoke_of_agent(change, row.id).await?;
     change.append(event::changed(EventType::AgentDeleted, &row, &[]));
     row.delete(&change.transaction).await?;
     Ok(())
@@ -122,7 +122,6 @@ pub(crate) async fn check_transferable(change: &Change<'_>, agent: Uuid) -> Resu
 /// `TAKEN` if another agent of the new owner has its name; `IN_USE` as [`check_transferable`].
 pub(crate) async fn change_owner(
     change: &mut Change<'_>,
-    accounts: &Accounts,
     row: agent::Model,
     to: Uuid,
 ) -> Result<(), Stop> {
@@ -136,7 +135,7 @@ pub(crate) async fn change_owner(
         let message = "You already have an agent with this name.";
         UserError::general(UserErrorCode::Taken, message)
     })?;
-    api_key::revoke_of_agent(change, accounts, row.id).await?;
+    api_key::revoke_of_agent(change, row.id).await?;
     change.append(event::owner_changed(&row, from));
     Ok(())
 }

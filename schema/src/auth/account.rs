@@ -26,7 +26,7 @@ use crate::{
         password::PasswordMatch,
         recovery::verification,
         session::{Ending, is_ended, lock, new_session},
-        tokens_revoked,
+        take_effect, tokens_revoked,
     },
     db::retry_on_conflict,
     error::{Code, Error},
@@ -448,6 +448,7 @@ impl Accounts {
         let signed_in = self
             .replace_password(client, user.id, new, Some(viewer))
             .await?;
+        take_effect().await;
         // The password is changed even if the earlier failures cannot be cleared.
         if let Err(error) = attempt.succeeded(&self.db, self.now()).await {
             tracing::warn!(cause = %error, "cannot clear the failed sign-in attempts");
@@ -474,6 +475,7 @@ impl Accounts {
             return Ok(false);
         };
         self.replace_password(client, user.id, new, None).await?;
+        take_effect().await;
         lockout::forget(&self.db, &text::fold(&user.email)).await?;
         self.audit.record(
             AuditAction::PasswordChanged,
@@ -640,6 +642,7 @@ impl Accounts {
             return Ok(None);
         };
         if let Some(details) = details {
+            take_effect().await;
             self.audit.record(
                 AuditAction::UserChanged,
                 client,

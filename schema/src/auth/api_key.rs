@@ -5,7 +5,7 @@
 //! slow hash needs to protect.
 //!
 //! Everything about a key except its revocation and its last use is fixed when it is created, so it is cached. Whether
-//! a key is still valid is read from the database for every request, as for sessions.
+//! a key is still valid is read from the database, as for sessions.
 
 use std::sync::Arc;
 
@@ -24,8 +24,12 @@ use crate::{
     access::{ApiKeyScope, Grant, Viewer, circles_of},
     audit::{AuditAction, Client},
     auth::{
-        Accounts, Authenticated, Presented, account::by_email, credential::KeyCredential,
+        Accounts, Authenticated, Presented,
+        account::by_email,
+        credential::{FoundKey, KeyCredential},
+        recent::Moment,
         session::lock,
+        take_effect,
     },
     db::{Loader, retry_on_conflict},
     error::Error,
@@ -401,6 +405,7 @@ impl Accounts {
         let Some((row, ended)) = retry_on_conflict(revoke).await? else {
             return Ok(false);
         };
+        take_effect().await;
         if ended.is_some() {
             let target = Some((Kind::ApiKey, id));
             let details = key_details(&row);
@@ -443,11 +448,16 @@ impl Accounts {
         let Some(hash) = hash else {
             return Err(reject(None, "invalid API key", Error::key_invalid()));
         };
+        let read = Moment::new(self.now());
         let found = loader.load_alone(KeyCredential, hash, runs_inside).await?;
         let Some(found) = found else {
             return Err(reject(None, "unknown API key", Error::key_invalid()));
         };
-        let (key, user, is_active) = (found.key, found.user, found.is_active);
+        let FoundKey {
+            key,
+            user,
+            is_active,
+        } = found.clone();
         let (id, session) = (Some(user.id), key.id);
         if key.revoked_at.is_some() {
             self.ended(Ended::One {
@@ -467,6 +477,7 @@ impl Accounts {
         if self.known_keys.get(&hash).is_none() {
             self.known_keys.insert(hash, Arc::clone(&key));
         }
+        self.recent_keys.insert(hash, found, read);
         self.key_uses.record(&key, now);
         Ok((user, Grant::Key(key)))
     }

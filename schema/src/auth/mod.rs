@@ -1,9 +1,9 @@
 //! Accounts: who may sign in, authentication, and the audit log.
 //!
 //! An access token contains only the identity of its user. Whether it is still valid (its session and its version) and
-//! what its user may do is read from the database for every request, in one statement together with all concurrent
-//! requests: no user data is cached that could be stale, on any instance. Only revocations are cached, since they are
-//! never undone. If the database does not respond, the request is refused.
+//! what its user may do is read from the database, in one statement together with all concurrent requests. What was read
+//! is used for a moment (`recent`), and a change of it is answered after that moment, so that no request sees stale data
+//! that was sent after the answer. If the database does not respond, the request is refused.
 
 mod account;
 mod api_key;
@@ -14,6 +14,7 @@ mod lockout;
 mod mail;
 mod operator;
 mod password;
+mod recent;
 mod recovery;
 mod session;
 mod token;
@@ -50,14 +51,16 @@ pub use token::{Keys, WeakKey};
 pub(crate) use account::{Amendment, MAX_USER_NAME, Profile, by_email};
 pub(crate) use api_key::{MAX_KEY_CIRCLES, NewKey, key_details, usable as usable_keys};
 pub(crate) use password::check_password;
+pub(crate) use recent::take_effect;
 pub(crate) use session::{SignedIn, in_session, live};
 
 use api_key::KeyHash;
-use credential::{Credential, Found};
+use credential::{Credential, Found, FoundKey};
 use key_uses::KeyUses;
 use lockout::Attempt;
 use mail::MailQueue;
 use password::Passwords;
+use recent::{Moment, Recent};
 use token::{Claims, TokenError, TokenSigner};
 
 use crate::{
@@ -174,7 +177,7 @@ impl Expected {
 }
 
 /// The user of a credential, and what it grants.
-pub(super) type Authenticated = (Arc<user::Model>, Grant);
+pub(crate) type Authenticated = (Arc<user::Model>, Grant);
 
 /// What an operation depends on before its caller is authenticated: the role, with which a query reads early, and the
 /// quota class, with which it is charged.
@@ -228,6 +231,9 @@ pub struct Accounts {
     roles: Cache<Uuid, Arc<Standing>>,
     /// API keys at an earlier request. Authentication reads them from the database again.
     known_keys: Cache<KeyHash, Arc<keys::Model>>,
+    /// The users of valid sessions, and valid API keys.
+    recent_sessions: Recent<(Uuid, Uuid), Arc<user::Model>>,
+    recent_keys: Recent<KeyHash, FoundKey>,
     key_uses: Arc<KeyUses>,
     max_keys: u64,
     /// Sessions that were ended before their access tokens expired.
@@ -274,6 +280,8 @@ impl Accounts {
             mails,
             roles: Cache::new(ROLES, None),
             known_keys: Cache::new(KNOWN_KEYS, None),
+            recent_sessions: Recent::new(),
+            recent_keys: Recent::new(),
             key_uses: Arc::default(),
             max_keys: settings.api_keys,
             revoked: Cache::new(settings.revoked_tokens, Some(settings.access_lifetime)),
@@ -356,7 +364,29 @@ impl Accounts {
         self.queues[place].lock().await
     }
 
-    /// The user of an access token or an API key, and what it grants.
+    /// The user of a credential that was valid a moment ago, and what it grants.
+    pub(crate) fn recent(&self, presented: &Presented) -> Option<Authenticated> {
+        let now = Moment::new(self.now());
+        match presented {
+            Presented::Token(Ok(claims)) => {
+                let user = self.recent_sessions.get(&(claims.sub, claims.sid), now)?;
+                let grant = Grant::Session(claims.sid, claims.expires_at());
+                (user.token_version == claims.ver).then_some((user, grant))
+            }
+            Presented::Key(Some(hash), _) => {
+                let FoundKey { key, user, .. } = self.recent_keys.get(hash, now)?;
+                let now = self.now();
+                if !api_key::is_usable(&key, now) {
+                    return None;
+                }
+                self.key_uses.record(&key, now);
+                Some((user, Grant::Key(key)))
+            }
+            Presented::Token(Err(_)) | Presented::Key(None, _) => None,
+        }
+    }
+
+    /// The user of an access token or an API key, and what it grants, read from the database.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a credential that is not accepted, `FORBIDDEN` for a deactivated account, and database errors.
@@ -391,6 +421,7 @@ impl Accounts {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
         let credential = (claims.sub, claims.sid);
+        let read = Moment::new(self.now());
         let found = loader
             .load_alone(Credential, credential, runs_inside)
             .await?;
@@ -405,6 +436,8 @@ impl Accounts {
             return Err(reject(user, "revoked", Error::token_revoked()));
         }
         self.learn(&found.user);
+        self.recent_sessions
+            .insert(credential, Arc::clone(&found.user), read);
         let grant = Grant::Session(claims.sid, claims.expires_at());
         Ok((found.user, grant))
     }
@@ -526,6 +559,16 @@ impl Accounts {
     /// Statistics of the cache of API keys.
     pub(crate) fn known_keys(&self) -> CacheStats {
         self.known_keys.stats()
+    }
+
+    /// Statistics of the cache of valid sessions.
+    pub(crate) fn recent_sessions(&self) -> CacheStats {
+        self.recent_sessions.stats()
+    }
+
+    /// Statistics of the cache of valid API keys.
+    pub(crate) fn recent_keys(&self) -> CacheStats {
+        self.recent_keys.stats()
     }
 
     /// Statistics of the cache of roles and quota classes.

@@ -22,7 +22,7 @@ use crate::{
         lockout::{self, Attempt},
         mail::{MailQueue, NewMail, cancel_tokens, consume, find},
         session::{Ending, is_ended, lock},
-        tokens_revoked,
+        take_effect, tokens_revoked,
     },
     db::{is_taken, retry_on_conflict},
     error::{Code, Error},
@@ -229,7 +229,9 @@ impl Accounts {
             }
             Ok((user, AuditAction::PasswordReset))
         };
-        retry_on_conflict(change).await
+        let reset = retry_on_conflict(change).await?;
+        take_effect().await;
+        Ok(reset)
     }
 
     /// Mails a token that verifies the viewer's address, unless it is verified.
@@ -357,11 +359,14 @@ impl Accounts {
             Ok(row.id)
         };
         let user = retry_on_conflict(change).await?;
-        if !is_change {
-            return Ok((user, AuditAction::EmailVerified));
-        }
-        self.notify_mails();
-        Ok((user, AuditAction::EmailChanged))
+        let action = if is_change {
+            self.notify_mails();
+            AuditAction::EmailChanged
+        } else {
+            AuditAction::EmailVerified
+        };
+        take_effect().await;
+        Ok((user, action))
     }
 
     /// Makes the tokens unusable that were mailed to a former address, and sends a notice to the address.

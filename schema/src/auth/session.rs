@@ -25,7 +25,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 use crate::{
     access::Viewer,
     audit::{AuditAction, Client},
-    auth::{Accounts, tokens_revoked},
+    auth::{Accounts, take_effect, tokens_revoked},
     db::retry_on_conflict,
     error::Error,
     events::{Ended, notify_ended},
@@ -209,6 +209,7 @@ impl Accounts {
                 Ok(signed_in)
             }
             Refresh::Reused(user, session) => {
+                take_effect().await;
                 let details = in_session(session);
                 let user = Some(user);
                 self.audit
@@ -337,6 +338,7 @@ impl Accounts {
     ) -> Result<u64, Error> {
         let ended =
             retry_on_conflict(|| self.leave(client, viewer, refresh_token, everywhere)).await?;
+        take_effect().await;
         let user = Some(viewer.id());
         let details = json!({ "everywhere": everywhere });
         self.audit

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     access::Viewer,
     audit::AuditAction,
+    auth::{Accounts, take_effect},
     data::{
         Noun,
         noun::{self, RowOf},
@@ -235,6 +236,11 @@ impl<'a, S> Change<'a, S> {
         })
     }
 
+    /// The accounts.
+    pub(crate) fn accounts(&self) -> &'a Accounts {
+        self.request.accounts()
+    }
+
     /// Adds an event. Events are written with the commit, in the order of the calls.
     pub(crate) fn append(&mut self, event: NewEvent) {
         self.events.push(event);
@@ -327,6 +333,8 @@ impl Change<'_> {
         let events = mem::take(&mut self.events);
         let window = self.request.services.bus.window();
         let origin = self.origin();
+        let changes_account =
+            !self.ended.is_empty() || events.iter().any(NewEvent::changes_account);
         let duplicates = append(&self.transaction, origin, events, self.now, window).await?;
         if let Some(key) = &self.request.key {
             key.note(self.ctx, &self.transaction, &rows).await?;
@@ -334,7 +342,11 @@ impl Change<'_> {
         let writer = &self.request.services.writer;
         let (change, transaction) = self.take();
         writer.commit(transaction).await?;
-        Ok(change.committed(duplicates, rows))
+        let outcome = change.committed(duplicates, rows);
+        if changes_account {
+            take_effect().await;
+        }
+        Ok(outcome)
     }
 
     /// A row that `rule` lets the viewer read, locked against other changes until the end of this one.

@@ -48,6 +48,14 @@ pub(crate) struct NewEvent {
 }
 
 impl NewEvent {
+    /// Whether it reports a change of an account that authentication reads.
+    pub(crate) fn changes_account(&self) -> bool {
+        matches!(
+            self.kind,
+            EventType::UserUpdated | EventType::UserDeleted | EventType::UserTokensRevoked
+        )
+    }
+
     /// Creates an event: its type, the row, and an object as the payload,
     /// which never contains a secret, a prompt or a whole message.
     pub(crate) fn new(kind: EventType, subject: Uuid, payload: Value) -> Self {

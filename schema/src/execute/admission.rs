@@ -236,6 +236,7 @@ fn viewer_key(viewer: &Viewer) -> RateKey {
 }
 
 /// A charged operation.
+#[derive(Default)]
 struct Entry {
     decision: Decision,
     /// The caller, if they were authenticated before the charge.
@@ -272,6 +273,16 @@ impl Charging<'_> {
             loader,
             ..
         } = self.services;
+        // A stream must see the end of its session, so its watch begins before the read.
+        let recent = presented
+            .as_ref()
+            .filter(|_| self.operation.kind() != OperationType::Subscription)
+            .and_then(|presented| accounts.recent(presented));
+        if let Some((user, grant)) = recent {
+            let viewer = Viewer::new(user, grant, &self.services.rulebook);
+            self.rate_key = viewer_key(&viewer);
+            return self.enter_as(client, viewer).await;
+        }
         if let Some(key) = presented.as_mut().filter(|key| key.is_new_key()) {
             let decision = self.charge(client, None).await;
             let mut decision = self.decide(client, decision)?;
@@ -279,9 +290,8 @@ impl Charging<'_> {
             if key.claimed().is_none() {
                 return Ok(Entry {
                     decision,
-                    viewer: None,
-                    expected: None,
                     presented,
+                    ..Entry::default()
                 });
             }
             limiter.refund(&mut decision).await;
@@ -302,32 +312,32 @@ impl Charging<'_> {
             if !is_check_due {
                 return Ok(Entry {
                     decision: self.decide(client, decision)?,
-                    viewer: None,
                     expected,
                     presented,
+                    ..Entry::default()
                 });
             }
             limiter.refund(&mut decision).await;
         }
-        let mut entry = Entry {
-            decision: Decision::default(),
-            viewer: None,
-            expected: None,
-            presented: None,
+        let Some(presented) = presented else {
+            return Ok(Entry::default());
         };
-        if let Some(presented) = presented {
-            match authenticate(self.services, presented, client, inside).await {
-                Ok(viewer) => {
-                    let decision = self.charge(client, viewer.quota_class()).await;
-                    entry.decision = self.decide(client, decision)?;
-                    entry.viewer = Some(viewer);
-                }
-                Err(error) => {
-                    return Err(self.unauthenticated(client, entry.decision, error).await);
-                }
-            }
+        match authenticate(self.services, presented, client, inside).await {
+            Ok(viewer) => self.enter_as(client, viewer).await,
+            Err(error) => Err(self
+                .unauthenticated(client, Decision::default(), error)
+                .await),
         }
-        Ok(entry)
+    }
+
+    /// Charges the operation of an authenticated viewer.
+    async fn enter_as(&self, client: &Client, viewer: Viewer) -> Result<Entry, Answer> {
+        let decision = self.charge(client, viewer.quota_class()).await;
+        Ok(Entry {
+            decision: self.decide(client, decision)?,
+            viewer: Some(viewer),
+            ..Entry::default()
+        })
     }
 
     async fn charge(&self, client: &Client, class: Option<&str>) -> Decision {

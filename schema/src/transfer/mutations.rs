@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     agent as agents,
     audit::AuditAction,
-    auth::{Accounts, by_email},
+    auth::by_email,
     circle::{self as circles, Access},
     data::{Change, Noun, Outcome, Stop, change, unique},
     db::Rule,
@@ -29,7 +29,6 @@ use crate::{
     id::Kind,
     input::{Check, UserError, UserErrorCode},
     project as projects,
-    request::RequestExt,
     transfer::{LIFETIME, Transfer, TransferKind, event, status},
 };
 
@@ -180,7 +179,6 @@ impl TransferMutation {
         input: TransferActionInput,
     ) -> Result<TransferPayload, Error> {
         let id = Kind::Transfer.parse(&input.transfer_id, "transferId")?;
-        let accounts = ctx.request().accounts();
         let outcome = change(ctx, Some(id), async |mut change| {
             let seen = readable(&change, id, None).await?;
             check_new_owner(&change, &seen).await?;
@@ -189,7 +187,7 @@ impl TransferMutation {
             let row = readable(&change, id, Some(LockType::NoKeyUpdate)).await?;
             // A pending transfer is from the current owner, because nothing else changes the owner.
             check_pending(&change, &row, "accepted")?;
-            owned.give(&mut change, accounts, row.to_user_id).await?;
+            owned.give(&mut change, row.to_user_id).await?;
             let recipient = row.from_user_id;
             resolve(&mut change, row, TransferStatus::Accepted, recipient).await?;
             change.commit(vec![id]).await
@@ -503,15 +501,10 @@ impl Owned {
     ///
     /// # Errors
     /// `TAKEN`, `IN_USE`.
-    async fn give(
-        self,
-        change: &mut Change<'_>,
-        accounts: &Accounts,
-        to: Uuid,
-    ) -> Result<(), Stop> {
+    async fn give(self, change: &mut Change<'_>, to: Uuid) -> Result<(), Stop> {
         match self {
             Self::Circle(row) => circles::change_owner(change, row, to).await,
-            Self::Agent(row) => agents::change_owner(change, accounts, row, to).await,
+            Self::Agent(row) => agents::change_owner(change, row, to).await,
             Self::Project(row) => projects::change_owner(change, row, to).await,
         }
     }

@@ -414,6 +414,8 @@ async fn tokens_are_refused_while_the_database_cannot_check_them() {
         };
         let away = format!("{table}_put_away");
         rename(table, &away).await;
+        // The credential was read a moment ago.
+        server.jump(1);
         let caller = visitor.with(&ada.access).who().await;
         assert!(is_ours(&caller), "{table}: {caller:?}");
         let answer = visitor.with(&ada.access).answer(RENAME, json!({})).await;

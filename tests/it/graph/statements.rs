@@ -13,6 +13,7 @@ async fn authentication_takes_one_statement_and_anonymous_requests_take_none() {
     let caller = serve("demo@example.com").await;
     let before = caller.statements();
     for statements in 1..=3 {
+        caller.server.jump(READ_AGAIN);
         caller.graphql("{ __typename }", json!({})).await;
         assert_eq!(caller.statements() - before, statements * AUTHENTICATION);
     }
@@ -109,6 +110,7 @@ async fn screens_stay_within_their_statement_limits_for_every_role() {
 #[tokio::test]
 async fn the_reported_usage_matches_the_statements_sent() {
     let server = serve("demo@example.com").await;
+    server.server.jump(READ_AGAIN);
     let before = server.statements();
     let body = json!({ "query": TEAM, "variables": { "id": ATELIER } });
     let request = server

@@ -163,6 +163,23 @@ async fn a_key_loses_the_rights_that_its_user_loses() {
 }
 
 #[tokio::test]
+async fn the_deletion_of_an_agent_ends_its_keys() {
+    let server = serve().await;
+    let owner = server.actor(OWNER).await;
+    let agent = owner.saved("createAgent", json!({ "name": "Ada" })).await;
+    let input = json!({ "name": "A", "scopes": ["READ"], "agentId": agent["id"] });
+    let key = create(&owner, input).await;
+    let caller = server.with_token(&key.secret);
+    let mut socket = Socket::subscribed(&server, &key.secret, EVENTS).await;
+    assert_eq!(outcome(&caller, WHO).await, (StatusCode::OK, None));
+    owner.delete("deleteAgent", &agent["id"]).await;
+    assert_eq!(caller.who().await, unauthenticated());
+    until_shut_out(&mut socket).await;
+    let db = server.database().connect().await;
+    until_recorded(&db, "api_key.revoked", 1).await;
+}
+
+#[tokio::test]
 async fn a_key_survives_a_new_password_and_a_sign_out() {
     let server = serve().await;
     let signed_in = server.anonymous().login(OWNER, PASSWORD).await;

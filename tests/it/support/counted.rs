@@ -1,9 +1,9 @@
 //! A graph that counts the statements of its operations.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use gathering::config::Config;
 use gathering::health::Health;
 use gathering::server;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::server::{SIGNING_KEY, TestServer};
 
-/// The statements that authentication takes.
+/// The statements that authentication takes, unless the credential was read a moment ago.
 const AUTHENTICATION: u64 = 1;
 
 /// A graph on the database of a server. Its background tasks do not run, so only the statements of operations are
@@ -22,6 +22,8 @@ const AUTHENTICATION: u64 = 1;
 pub(crate) struct CountedGraph {
     graph: Graph,
     statements: Arc<AtomicU64>,
+    /// By how many seconds its clock is ahead. Each operation is a second later, so that its credential is read again.
+    ahead: Arc<AtomicI64>,
     _background: BackgroundTasks,
 }
 
@@ -44,7 +46,10 @@ impl CountedGraph {
         });
         let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
         let monotonic = server::Options::default().monotonic;
-        let clock: Clock = Arc::new(Utc::now);
+        let ahead = Arc::new(AtomicI64::new(0));
+        let seconds = Arc::clone(&ahead);
+        let clock: Clock =
+            Arc::new(move || Utc::now() + TimeDelta::seconds(seconds.load(Ordering::Relaxed)));
         let health = Health::new(Arc::clone(&clock));
         let settings = server::settings(config, keys, clock, monotonic, &health);
         let graph = Graph::new(db, settings.expect("is read")).await;
@@ -52,6 +57,7 @@ impl CountedGraph {
         Self {
             graph,
             statements,
+            ahead,
             _background: background,
         }
     }
@@ -73,6 +79,7 @@ impl CountedGraph {
             batch_entry: None,
             is_always_polled: false,
         };
+        self.ahead.fetch_add(1, Ordering::Relaxed);
         let before = self.statements.load(Ordering::Relaxed);
         let answer = self.graph.answer(operation, caller).await;
         let sent = self.statements.load(Ordering::Relaxed) - before - AUTHENTICATION;
