@@ -18,8 +18,12 @@ use crate::cache::{Cache, CacheStats};
 /// How long a credential is accepted after its read has begun.
 const LIFE: Duration = Duration::from_millis(100);
 
-/// How long after its commit a change is in effect everywhere: longer than [`LIFE`], since the clocks of two machines differ in speed.
+/// How long after its commit a change is in effect everywhere: longer than [`LIFE`], since the clocks of two machines
+/// differ in speed.
 const EFFECT: Duration = Duration::from_millis(125);
+
+/// How long a credential stays in memory, since the row of a user has personal data.
+const KEPT: Duration = Duration::from_secs(1);
 
 /// Maximum number of credentials.
 const CAPACITY: u64 = 10_000;
@@ -55,7 +59,7 @@ where
     V: Clone + Send + Sync + 'static,
 {
     pub(super) fn new() -> Self {
-        Self(Cache::new(CAPACITY, None))
+        Self(Cache::new(CAPACITY, Some(KEPT)))
     }
 
     /// The value of a credential, if its read began a moment before `now`.
