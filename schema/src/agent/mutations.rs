@@ -170,9 +170,9 @@ impl AgentMutation {
     }
 
     /// Deletes an agent.
-    /// It leaves its circles, and its API keys are revoked; its messages are kept. Requires its owner or an administrator. `userErrors` codes:
-    /// `CONFLICT` (version); `IN_USE` while it has a task that is neither `PENDING` nor ended, or takes part in a
-    /// conversation that has not ended.
+    /// It leaves its circles, and its API keys are revoked; its messages are kept. Requires its owner or an
+    /// administrator. `userErrors` codes: `CONFLICT` (version); `IN_USE` while it has a task that is neither `PENDING`
+    /// nor ended, or takes part in a conversation that has not ended.
     async fn delete_agent(
         &self,
         ctx: &Context<'_>,

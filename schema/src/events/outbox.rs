@@ -48,14 +48,6 @@ pub(crate) struct NewEvent {
 }
 
 impl NewEvent {
-    /// Whether it reports a change of an account that authentication reads.
-    pub(crate) fn changes_account(&self) -> bool {
-        matches!(
-            self.kind,
-            EventType::UserUpdated | EventType::UserDeleted | EventType::UserTokensRevoked
-        )
-    }
-
     /// Creates an event: its type, the row, and an object as the payload,
     /// which never contains a secret, a prompt or a whole message.
     pub(crate) fn new(kind: EventType, subject: Uuid, payload: Value) -> Self {
@@ -69,6 +61,14 @@ impl NewEvent {
             by_agent: false,
             payload,
         }
+    }
+
+    /// Whether it reports a change of an account that authentication reads.
+    pub(crate) fn changes_account(&self) -> bool {
+        matches!(
+            self.kind,
+            EventType::UserUpdated | EventType::UserDeleted | EventType::UserTokensRevoked
+        )
     }
 
     /// Sets the owner, who receives the event.
