@@ -112,3 +112,18 @@ async fn no_request_after_a_change_of_an_account_sees_the_former_account() {
         assert_eq!(after(&there.with_token(&ada), update).await.0, code);
     }
 }
+
+#[tokio::test]
+async fn no_request_after_the_end_of_a_key_is_accepted() {
+    let (here, there) = instances().await;
+    let demo = here.actor("demo@example.com").await;
+    let input = json!({ "name": "A key", "scopes": ["READ"] });
+    let selection = "secret apiKey { id }";
+    let answer = demo.mutate("createApiKey", selection, input).await;
+    let created = &answer["data"]["createApiKey"];
+    let secret = created["secret"].as_str().expect("a secret");
+    let input = json!({ "id": created["apiKey"]["id"] });
+    let revoke = demo.mutate("revokeApiKey", "apiKey { id }", input);
+    let outcome = after(&there.with_token(secret), revoke).await;
+    assert_eq!(outcome.0, "UNAUTHENTICATED");
+}
