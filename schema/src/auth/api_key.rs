@@ -298,6 +298,7 @@ impl Accounts {
     }
 
     /// Revokes a key, whose row must be locked. Returns what ends with the commit, or `None` if it was revoked before.
+    /// Must be followed by [`take_effect`] before the answer, which [`Change`](crate::data::Change) does by itself.
     pub(crate) async fn revoke_key(
         &self,
         transaction: &DatabaseTransaction,

@@ -366,7 +366,8 @@ impl Accounts {
 
     /// The user of a credential that was valid a moment ago, and what it grants.
     pub(crate) fn recent(&self, presented: &Presented) -> Option<Authenticated> {
-        let now = Moment::new(self.now());
+        let time = self.now();
+        let now = Moment::new(time);
         match presented {
             Presented::Token(Ok(claims)) => {
                 let user = self.recent_sessions.get(&(claims.sub, claims.sid), now)?;
@@ -375,11 +376,10 @@ impl Accounts {
             }
             Presented::Key(Some(hash), _) => {
                 let FoundKey { key, user, .. } = self.recent_keys.get(hash, now)?;
-                let now = self.now();
-                if !api_key::is_usable(&key, now) {
+                if !api_key::is_usable(&key, time) {
                     return None;
                 }
-                self.key_uses.record(&key, now);
+                self.key_uses.record(&key, time);
                 Some((user, Grant::Key(key)))
             }
             Presented::Token(Err(_)) | Presented::Key(None, _) => None,

@@ -279,7 +279,7 @@ impl Accounts {
 
     /// Ends sessions of a user, whose row must be locked. Returns the number of revoked refresh tokens. The access
     /// tokens of one session are revoked by its id; those of all sessions, by a new `token_version`. Must be followed
-    /// by [`Accounts::ended`] after the commit.
+    /// by [`Accounts::ended`] after the commit, and by [`take_effect`] before the answer.
     pub(super) async fn end(
         &self,
         db: &impl ConnectionTrait,

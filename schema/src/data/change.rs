@@ -328,7 +328,7 @@ impl<'a, S> Change<'a, S> {
 }
 
 impl Change<'_> {
-    /// Commits the transaction, and notifies the bus.
+    /// Commits the transaction, and notifies the bus. A change of an account returns when it is in effect everywhere.
     pub(crate) async fn commit(mut self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
         let events = mem::take(&mut self.events);
         let window = self.request.services.bus.window();
