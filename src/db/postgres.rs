@@ -32,7 +32,9 @@ pub(super) async fn open(
             // One plan for each statement of a connection. A plan for the values of one execution often seems cheaper,
             // but planning the rule of access takes many times as long as reading the rows (`bench/plans.sh`).
             ("plan_cache_mode", "force_generic_plan".to_owned()),
-            // The statements read pages: compiling one takes longer than executing it.
+            // Worker processes and compiled code are for statements that read much. The plan for all values may expect
+            // that of a page, and starting the workers takes ten times as long as reading it.
+            ("max_parallel_workers_per_gather", "0".to_owned()),
             ("jit", "off".to_owned()),
         ])
         .disable_statement_logging();

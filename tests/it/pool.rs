@@ -418,9 +418,10 @@ async fn statements_are_planned_once_for_each_connection() {
         assert_eq!(number(&db, &plans("custom")).await, 0, "{table}");
         assert!(number(&db, &plans("generic")).await >= 20, "{table}");
     }
-    let compiled = number(
-        &db,
-        "SELECT count(*) FROM pg_settings WHERE name = 'jit' AND setting = 'on'",
-    );
-    assert_eq!(compiled.await, 0);
+    for (name, value) in [("jit", "off"), ("max_parallel_workers_per_gather", "0")] {
+        let settings = format!(
+            "SELECT count(*) FROM pg_settings WHERE name = '{name}' AND setting = '{value}'"
+        );
+        assert_eq!(number(&db, &settings).await, 1, "{name}");
+    }
 }
