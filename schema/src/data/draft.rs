@@ -6,14 +6,17 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use async_graphql::Context;
+use chrono::{DateTime, Utc};
+use gathering_entity::event;
 use sea_orm::{
     ActiveModelTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
     DbBackend, DbErr, EntityTrait, IntoActiveModel, Iterable, ModelTrait, QueryFilter, QueryResult,
     Statement, UpdateMany,
-    sea_query::{Expr, ExprTrait, OnConflict, SelectStatement, WithQuery},
+    sea_query::{Expr, ExprTrait, OnConflict, SelectStatement},
 };
 use uuid::Uuid;
 
@@ -23,9 +26,9 @@ use crate::{
         change::{begin, settle},
         group::{Failure, Member, RowTurn, State, StateKey},
     },
-    db::{Writer, Writes, is_taken, retry_on_conflict, touch},
+    db::{APPENDED, APPLIED, Writer, Writes, is_taken, retry_on_conflict, touch},
     error::Error,
-    events::{append, event_rows, selected},
+    events::{append_rows, event_rows, selected},
     input::UserError,
     request::{Request, RequestExt},
     storage,
@@ -37,6 +40,8 @@ use crate::{
 /// which writes only if the rows that the work depends on are unchanged. The next attempts lock those rows first, so
 /// that they do not lose again. They keep the turn of the first attempt: otherwise each of them would make the draft that
 /// has the turn lose as well.
+///
+/// On SQLite the first read begins the transaction.
 ///
 /// # Errors
 /// Those of the work; `CONFLICT` if every attempt lost.
@@ -56,9 +61,10 @@ where
     retry_on_conflict(|| async {
         let state = rejoin(request, &place).await;
         let (source, guard) = match pool {
-            Some(pool) if !has_lost.swap(true, Ordering::Relaxed) || state.is_some() => {
+            Some(pool) if !has_lost.swap(true, Ordering::Relaxed) => {
                 (Source::Pool(pool.clone()), None)
             }
+            _ if request.key.is_none() => (Source::Later, None),
             _ => match begin(ctx).await? {
                 Ok((transaction, guard)) => (Source::Transaction(transaction), Some(guard)),
                 Err(past) => return Ok(past),
@@ -126,7 +132,17 @@ struct Lost {
 pub(super) enum Source {
     /// PostgreSQL, without a transaction.
     Pool(DatabaseConnection),
+    /// A transaction that is begun when it is needed: a draft that joins a group needs none.
+    Later,
     Transaction(DatabaseTransaction),
+}
+
+/// Why the writes of a draft were not applied.
+pub(super) enum WriteError {
+    /// Another change came first.
+    Overtaken,
+    /// The cause, and its client error.
+    Failed(DbErr, fn(DbErr) -> Error),
 }
 
 impl Draft {
@@ -135,47 +151,62 @@ impl Draft {
     }
 
     fn needs_turn(&self) -> bool {
-        matches!(self.source, Source::Pool(_)) && self.place().turn.is_none()
+        !matches!(self.source, Source::Transaction(_)) && self.place().turn.is_none()
     }
 }
 
 impl Source {
-    fn backend(&self) -> DbBackend {
-        match self {
-            Self::Pool(db) => db.get_database_backend(),
-            Self::Transaction(transaction) => transaction.get_database_backend(),
-        }
-    }
-
-    /// Executes the statement of [`Writes`]. Outside of a transaction, this is the commit.
+    /// Writes rows and appends events. Returns the number of appended events. Outside of a transaction, this is the
+    /// commit.
     ///
     /// # Errors
-    /// The cause, and its client error.
-    pub(super) async fn execute(
+    /// Nothing was written, or the transaction must be rolled back.
+    pub(super) async fn write(
         &self,
         writer: &Writer,
-        statement: &WithQuery,
-    ) -> Result<Option<QueryResult>, (DbErr, fn(DbErr) -> Error)> {
-        match self {
+        writes: Writes,
+        events: Vec<event::Model>,
+        now: DateTime<Utc>,
+        window: Duration,
+    ) -> Result<usize, WriteError> {
+        let failed = |cause| WriteError::Failed(cause, Error::from);
+        let statement = |writes: Writes, events| {
+            let events = selected(events, now, window);
+            writes.into_statement(events)
+        };
+        let row = match self {
+            Self::Later => None,
+            Self::Pool(_) if writes.is_empty() && events.is_empty() => return Ok(0),
             Self::Pool(db) => {
                 let _caller = writer.caller();
-                let row = db.query_one(statement).await;
-                let row = row.map_err(|cause| (cause, Error::of_commit as _))?;
+                let row = db.query_one(&statement(writes, events)).await;
+                let row = row.map_err(|cause| WriteError::Failed(cause, Error::of_commit))?;
                 storage::committed();
-                Ok(row)
+                row
+            }
+            Self::Transaction(transaction) if writer.backend() == DbBackend::Postgres => {
+                let row = transaction.query_one(&statement(writes, events)).await;
+                row.map_err(failed)?
             }
             Self::Transaction(transaction) => {
-                let row = transaction.query_one(statement).await;
-                row.map_err(|cause| (cause, Error::from as _))
+                writes.apply(transaction).await.map_err(failed)?;
+                let appended = append_rows(transaction, events, now, window).await;
+                return appended.map_err(failed);
             }
+        };
+        let row = row.ok_or(WriteError::Overtaken)?;
+        if !row.try_get("", APPLIED).map_err(failed)? {
+            return Err(WriteError::Overtaken);
         }
+        let appended: i64 = row.try_get("", APPENDED).map_err(failed)?;
+        Ok(usize::try_from(appended).unwrap_or_default())
     }
 
     /// Commits the transaction, if there is one.
     pub(super) async fn finish(self, writer: &Writer) -> Result<(), Error> {
         match self {
-            Self::Pool(_) => Ok(()),
             Self::Transaction(transaction) => writer.commit(transaction).await,
+            Self::Pool(_) | Self::Later => Ok(()),
         }
     }
 }
@@ -186,7 +217,7 @@ fn lock(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
 
 impl Change<'_, Draft> {
     pub(crate) fn backend(&self) -> DbBackend {
-        self.transaction.source.backend()
+        self.request.services.writer.backend()
     }
 
     /// Waits until no other draft of this instance changes the row, such as a circle. Returns whether another one has
@@ -222,11 +253,22 @@ impl Change<'_, Draft> {
     /// Names the rows that the next read depends on: the circle first, agents last. A draft that has lost against
     /// another change locks them. The condition must select only rows that the viewer may read, so that other users
     /// cannot delay the changes of a row.
-    pub(crate) async fn reserve<E: EntityTrait>(&self, rows: Condition) -> Result<(), Error> {
-        if let Source::Transaction(transaction) = &self.transaction.source
-            && transaction.get_database_backend() == DbBackend::Postgres
-        {
-            transaction.execute(touch::<E>().cond_where(rows)).await?;
+    pub(crate) async fn reserve<E: EntityTrait>(&mut self, rows: Condition) -> Result<(), Error> {
+        if self.backend() == DbBackend::Postgres {
+            self.begin().await?;
+            if let Source::Transaction(transaction) = &self.transaction.source {
+                transaction.execute(touch::<E>().cond_where(rows)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the transaction, unless it was begun or the draft needs none.
+    async fn begin(&mut self) -> Result<(), Error> {
+        if matches!(self.transaction.source, Source::Later) {
+            let (transaction, guard) = self.request.services.writer.begin().await?;
+            self.transaction.source = Source::Transaction(transaction);
+            self.guard = Some(guard);
         }
         Ok(())
     }
@@ -237,13 +279,18 @@ impl Change<'_, Draft> {
     }
 
     /// Reads a row.
-    pub(crate) async fn read(&self, statement: Statement) -> Result<Option<QueryResult>, Error> {
+    pub(crate) async fn read(
+        &mut self,
+        statement: Statement,
+    ) -> Result<Option<QueryResult>, Error> {
+        self.begin().await?;
         Ok(match &self.transaction.source {
             Source::Pool(db) => {
                 let _caller = self.request.services.writer.caller();
                 db.query_one_raw(statement).await?
             }
             Source::Transaction(transaction) => transaction.query_one_raw(statement).await?,
+            Source::Later => None,
         })
     }
 
@@ -307,7 +354,7 @@ impl Change<'_, Draft> {
         self.transaction.taken = Some(taken);
     }
 
-    /// As [`Change::commit`], in one statement with the drafts that wait for the same row, if there are any. `state` is
+    /// As [`Change::commit`], together with the drafts that wait for the same row, if there are any. `state` is
     /// what such a draft would read after this one; `None` if it must read the database.
     pub(crate) async fn commit_before<S: Send + Sync + 'static>(
         mut self,
@@ -360,9 +407,10 @@ impl Change<'_, Draft> {
 
     /// Writes, commits, and notifies the bus.
     pub(crate) async fn commit(mut self, rows: Vec<Uuid>) -> Result<Outcome, Stop> {
+        self.begin().await?;
         let events = mem::take(&mut self.events);
-        let (window, origin) = (self.request.services.bus.window(), self.origin());
-        let writer = &self.request.services.writer;
+        let count = events.len();
+        let events = event_rows(self.origin(), events, self.now);
         let (change, draft) = self.take();
         let Draft {
             source,
@@ -371,46 +419,19 @@ impl Change<'_, Draft> {
             place,
             ..
         } = draft;
-        let refused = |cause: DbErr, error: fn(DbErr) -> Error| match taken {
-            Some(taken) if is_taken(&cause) => Stop::from(taken()),
-            _ => error(cause).into(),
-        };
-        let (request, now) = (change.request, change.now);
-        let duplicates = match &source {
-            Source::Pool(_) if writes.is_empty() && events.is_empty() => 0,
-            Source::Transaction(transaction) if source.backend() == DbBackend::Sqlite => {
-                let applied = writes.apply(transaction).await;
-                applied.map_err(|cause| refused(cause, Error::from))?;
-                append(transaction, origin, events, now, window).await?
-            }
-            _ => {
-                let count = events.len();
-                let events = event_rows(origin, events, now);
-                let statement = writes.into_statement(selected(events, now, window));
-                let row = source.execute(writer, &statement).await;
-                duplicates(row.map_err(|(cause, error)| refused(cause, error))?, count)?
-            }
-        };
+        let request = change.request;
+        let (writer, window) = (&request.services.writer, request.services.bus.window());
+        let written = source.write(writer, writes, events, change.now, window);
+        let appended = written.await.map_err(|error| match (error, taken) {
+            (WriteError::Failed(cause, _), Some(taken)) if is_taken(&cause) => taken().into(),
+            (WriteError::Failed(cause, error), _) => Stop::from(error(cause)),
+            (WriteError::Overtaken, _) => Error::conflict().into(),
+        })?;
         if let (Source::Transaction(transaction), Some(key)) = (&source, &request.key) {
             key.note(change.ctx, transaction, &rows).await?;
         }
         source.finish(writer).await?;
         lock(&place).turn = None;
-        Ok(change.committed(duplicates, rows))
+        Ok(change.committed(count.saturating_sub(appended) as u64, rows))
     }
-}
-
-/// The number of dropped duplicates among `events` events, from the result of the statement of [`Writes`].
-///
-/// # Errors
-/// `CONFLICT` if nothing was written.
-pub(super) fn duplicates(result: Option<QueryResult>, events: usize) -> Result<u64, Error> {
-    let result = result.ok_or_else(Error::conflict)?;
-    let is_applied: bool = result.try_get("", "applied")?;
-    if !is_applied {
-        return Err(Error::conflict());
-    }
-    let appended: i64 = result.try_get("", "appended")?;
-    let appended = usize::try_from(appended).unwrap_or_default();
-    Ok(events.saturating_sub(appended) as u64)
 }

@@ -1,6 +1,8 @@
-//! Group commit: drafts that wait for the same row are committed by one statement.
+//! Group commit: drafts that wait for the same row are committed together, by one statement on PostgreSQL and in one
+//! transaction on SQLite.
 //!
-//! The first draft of a group reads the database. Each further one continues with the state that the previous one has
+//! The first draft of a group reads the database. On SQLite it holds the write lock until the commit, so a draft that
+//! waits for a row must not have begun a transaction. Each further one continues with the state that the previous one has
 //! left, and adds its writes. A task that waits for the row behind the drafts that waited when the group began commits
 //! it, so a group never waits for later drafts.
 
@@ -19,10 +21,9 @@ use uuid::Uuid;
 
 use crate::{
     access::Viewer,
-    data::draft::{Source, duplicates},
+    data::draft::{Source, WriteError},
     db::{Rule, Turn, Turns, ViewerIds, Writer, WriterGuard, Writes},
     error::{Code, Error},
-    events::selected,
     trace::{Span, within},
 };
 
@@ -249,21 +250,22 @@ impl Group {
     }
 
     async fn commit(self, writer: Writer) {
-        let events = selected(self.event_rows, self.latest, self.window);
-        let statement = self.writes.into_statement(events);
         let result = async {
-            let row = self.source.execute(&writer, &statement).await;
-            let row = row.map_err(|(cause, error)| {
-                let error = error(cause);
-                match error.code {
-                    Code::Internal | Code::Conflict => Failure::Refused,
-                    _ => Failure::Failed(error),
+            let (source, rows, window) = (self.source, self.event_rows, self.window);
+            let written = source.write(&writer, self.writes, rows, self.latest, window);
+            let appended = written.await.map_err(|error| match error {
+                WriteError::Overtaken => Failure::Overtaken,
+                WriteError::Failed(cause, error) => {
+                    let error = error(cause);
+                    match error.code {
+                        Code::Internal | Code::Conflict => Failure::Refused,
+                        _ => Failure::Failed(error),
+                    }
                 }
             })?;
-            let dropped = duplicates(row, self.events).map_err(|_| Failure::Overtaken)?;
-            let finished = self.source.finish(&writer).await;
+            let finished = source.finish(&writer).await;
             finished.map_err(Failure::Failed)?;
-            Ok(dropped)
+            Ok(self.events.saturating_sub(appended) as u64)
         };
         let result: Committed = result.await;
         let mut dropped = *result.as_ref().unwrap_or(&0);

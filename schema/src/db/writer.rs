@@ -97,9 +97,13 @@ impl Writer {
         self.callers.count()
     }
 
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.db.get_database_backend()
+    }
+
     /// The pool, if the database is PostgreSQL: a statement without a transaction then commits by itself.
     pub(crate) fn postgres(&self) -> Option<&DatabaseConnection> {
-        (self.db.get_database_backend() == DbBackend::Postgres).then_some(&self.db)
+        (self.backend() == DbBackend::Postgres).then_some(&self.db)
     }
 
     /// Commits a transaction.

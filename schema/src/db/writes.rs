@@ -6,14 +6,21 @@ use sea_orm::{
     sea_query::{
         Asterisk, CommonTableExpression, DeleteStatement, DynIden, Expr, ExprTrait, Func,
         InsertStatement, IntoIden, LockType, OnConflict, Query, SelectStatement, SubQueryStatement,
-        UpdateStatement, Value, WithClause, WithQuery, sea_value_to_json_value,
+        UpdateStatement, Value, ValueTuple, WithClause, WithQuery, sea_value_to_json_value,
     },
 };
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
 
-/// The name of the condition of all writes: it has a row if the change is applied.
-const APPLIED: &str = "applied";
+/// The name of the condition of all writes: it has a row if the change is applied. The column of the result has the
+/// same name.
+pub(crate) const APPLIED: &str = "applied";
+
+/// The column with the number of rows that were inserted last.
+pub(crate) const APPENDED: &str = "appended";
+
+/// Maximum number of rows of an insert on SQLite, which limits the number of parameters of a statement.
+const MOST_ROWS: usize = 256;
 
 /// The revision of a row, which changes with every update of the row: PostgreSQL's `xmin`. Empty on SQLite, whose
 /// changes are serialized.
@@ -191,9 +198,9 @@ impl Writes {
                 .expr(Func::count(Expr::col(Asterisk)))
                 .from("last")
                 .take();
-            result.expr_as(Expr::from(count), "appended");
+            result.expr_as(Expr::from(count), APPENDED);
         } else {
-            result.expr_as(Expr::cust("0::bigint"), "appended");
+            result.expr_as(Expr::cust("0::bigint"), APPENDED);
         }
         result.with(with)
     }
@@ -205,10 +212,10 @@ impl Writes {
     pub(crate) async fn apply(self, transaction: &DatabaseTransaction) -> Result<(), DbErr> {
         for part in self.parts {
             match part {
-                Part::Insert(insert) => transaction.execute(&insert.into_values()).await?,
-                Part::Update(update) => transaction.execute(&update).await?,
-                Part::Delete(delete) => transaction.execute(&delete).await?,
-            };
+                Part::Insert(insert) => insert.apply(transaction).await?,
+                Part::Update(update) => _ = transaction.execute(&update).await?,
+                Part::Delete(delete) => _ = transaction.execute(&delete).await?,
+            }
         }
         Ok(())
     }
@@ -245,17 +252,38 @@ impl Insert {
         insert
     }
 
-    fn into_values(self) -> InsertStatement {
-        let mut insert = Query::insert();
-        insert.into_table(self.table).columns(self.columns);
-        for row in self.rows {
-            insert.values_panic(row.into_iter().map(Expr::val));
+    async fn apply(self, transaction: &DatabaseTransaction) -> Result<(), DbErr> {
+        for rows in self.rows.chunks(MOST_ROWS) {
+            let mut insert = match rows {
+                [row] => Query::insert()
+                    .into_table(self.table.clone())
+                    .columns(self.columns.clone())
+                    .values_panic(row.iter().cloned().map(Expr::val))
+                    .take(),
+                rows => insert_select(self.table.clone(), self.columns.clone(), padded(rows)),
+            };
+            if let Some(on_conflict) = self.on_conflict.clone() {
+                insert.on_conflict(on_conflict);
+            }
+            transaction.execute(&insert).await?;
         }
-        if let Some(on_conflict) = self.on_conflict {
-            insert.on_conflict(on_conflict);
-        }
-        insert
+        Ok(())
     }
+}
+
+/// Selects the rows from a list of a power of two of rows, so that SQLite need not prepare a statement for each number
+/// of rows. In the other rows, the first column is NULL; it is the primary key of the table.
+fn padded(rows: &[Vec<Value>]) -> SelectStatement {
+    let none = rows.iter().take(1).map(|row| row.iter().map(Value::as_null));
+    let none: Vec<Vec<_>> = none.map(Iterator::collect).collect();
+    let count = rows.len().next_power_of_two();
+    let all = rows.iter().chain(none.iter().cycle()).take(count);
+    let columns = none.iter().flat_map(|row| 1..=row.len());
+    Query::select()
+        .columns(columns.map(|n| format!("column{n}")))
+        .from_values(all.cloned().map(ValueTuple::Many), "new")
+        .and_where(Expr::col("column1").is_not_null())
+        .take()
 }
 
 /// A row as JSON.

@@ -19,7 +19,7 @@ pub(crate) use bus::{Bus, SHARING, changes_sharing};
 pub(crate) use filter::FeedFilter;
 pub(crate) use handler::Handler;
 pub use kind::EventType;
-pub(crate) use outbox::{NewEvent, Origin, append, event_rows, selected};
+pub(crate) use outbox::{NewEvent, Origin, append, append_rows, event_rows, selected};
 pub use relay::Relay;
 pub(crate) use relay::notify_ended;
 pub use session::Watch;

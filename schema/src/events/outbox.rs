@@ -11,15 +11,15 @@ use std::{
 use chrono::{DateTime, Utc};
 use gathering_entity::event;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IntoActiveModel,
-    Iterable, QueryFilter, Statement,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    IntoActiveModel, Iterable, QueryFilter, Statement,
     sea_query::{Expr, ExprTrait, Func, IntoIden, Query},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    db::{InsertSelected, Writer, is_among, is_taken},
+    db::{APPENDED, InsertSelected, Writer, Writes, is_among, is_taken},
     error::Error,
     events::EventType,
     storage,
@@ -31,8 +31,8 @@ pub(super) const CHANNEL: &str = "gathering_events";
 /// The version of the payloads.
 const VERSION: i32 = 1;
 
-/// Maximum number of rows in one statement.
-const ROWS: usize = 1_000;
+/// Maximum number of subjects in one statement on SQLite.
+const SUBJECTS: usize = 1_000;
 
 /// An event to append.
 #[derive(Clone, Debug)]
@@ -159,35 +159,46 @@ pub(crate) async fn append(
         return Ok(0);
     }
     let all = events.len();
-    let latest = latest(transaction, &events, now, window).await?;
-    let rows = unrepeated(events, latest, origin, now);
-    let duplicates = all - rows.len();
-    // Databases limit the number of values in a statement.
-    for rows in rows.chunks(ROWS) {
-        let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
-        event::Entity::insert_many(rows)
-            .exec_without_returning(transaction)
-            .await?;
-    }
-    Ok(duplicates as u64)
+    let rows = event_rows(origin, events, now);
+    let appended = append_rows(transaction, rows, now, window).await?;
+    Ok((all - appended) as u64)
 }
 
-/// The rows of the events that are not equal to the previous event of their subject; `latest` are those in the database.
-fn unrepeated(
-    events: Vec<NewEvent>,
-    mut latest: HashMap<Uuid, event::Model>,
-    origin: Origin<'_>,
+/// As [`append`], for rows. Returns the number of appended rows.
+pub(crate) async fn append_rows(
+    transaction: &DatabaseTransaction,
+    rows: Vec<event::Model>,
     now: DateTime<Utc>,
-) -> Vec<event::Model> {
-    let mut rows = Vec::with_capacity(events.len());
-    for event in events {
-        let row = event.into_row(origin, now);
-        let before = latest.get(&row.subject_id);
-        if !before.is_some_and(|before| is_duplicate(before, &row)) {
-            latest.insert(row.subject_id, row.clone());
-            rows.push(row);
-        }
+    window: Duration,
+) -> Result<usize, DbErr> {
+    if transaction.get_database_backend() == DbBackend::Postgres {
+        let insert = Writes::default().into_statement(selected(rows, now, window));
+        let row = transaction.query_one(&insert).await?;
+        let appended = row.map_or(Ok(0), |row| row.try_get::<i64>("", APPENDED))?;
+        return Ok(usize::try_from(appended).unwrap_or_default());
     }
+    let latest = latest(transaction, &rows, now, window).await?;
+    let rows = unrepeated(rows, latest);
+    let appended = rows.len();
+    let mut writes = Writes::default();
+    writes.insert(rows.into_iter().map(IntoActiveModel::into_active_model), None);
+    writes.apply(transaction).await?;
+    Ok(appended)
+}
+
+/// The rows that are not equal to the previous event of their subject; `latest` are those in the database.
+fn unrepeated(
+    mut rows: Vec<event::Model>,
+    mut latest: HashMap<Uuid, event::Model>,
+) -> Vec<event::Model> {
+    rows.retain(|row| {
+        let before = latest.get(&row.subject_id);
+        let is_new = !before.is_some_and(|before| is_duplicate(before, row));
+        if is_new {
+            latest.insert(row.subject_id, row.clone());
+        }
+        is_new
+    });
     rows
 }
 
@@ -197,7 +208,8 @@ pub(crate) fn event_rows(
     events: Vec<NewEvent>,
     now: DateTime<Utc>,
 ) -> Vec<event::Model> {
-    unrepeated(events, HashMap::new(), origin, now)
+    let rows = events.into_iter().map(|event| event.into_row(origin, now));
+    unrepeated(rows.collect(), HashMap::new())
 }
 
 /// The insert of event rows as [`append`] does it, as part of a statement for PostgreSQL, which has one parameter for
@@ -279,47 +291,38 @@ fn may_repeat(kind: &str, payload: &Value) -> bool {
     !kind.ends_with(".created") && payload.get("version").is_none()
 }
 
-/// The latest event of each subject of the new events, if it is less than `window` away: the clock of the instance that
-/// wrote it may be ahead.
+/// The latest event of each subject of the new events on SQLite, if it is less than `window` away: the clock of the
+/// instance that wrote it may be ahead.
 async fn latest(
     transaction: &DatabaseTransaction,
-    events: &[NewEvent],
+    rows: &[event::Model],
     now: DateTime<Utc>,
     window: Duration,
-) -> Result<HashMap<Uuid, event::Model>, Error> {
-    let subjects: Vec<Uuid> = events
+) -> Result<HashMap<Uuid, event::Model>, DbErr> {
+    let subjects: Vec<Uuid> = rows
         .iter()
-        .filter(|event| may_repeat(event.kind.dotted(), &event.payload))
-        .map(|event| event.subject)
+        .filter(|row| may_repeat(&row.kind, &row.payload))
+        .map(|row| row.subject_id)
         .collect();
     if window.is_zero() || subjects.is_empty() {
         return Ok(HashMap::new());
     }
-    let backend = transaction.get_database_backend();
+    // Ids and times are not in the order of writing, because the clocks of instances differ.
+    let is_latest = "events.rowid = \
+        (SELECT max(known.rowid) FROM events AS known WHERE known.subject_id = events.subject_id)";
     let mut latest = HashMap::new();
-    for subjects in subjects.chunks(ROWS) {
+    for subjects in subjects.chunks(SUBJECTS) {
         let column = event::Column::SubjectId.as_column_ref();
         let rows = event::Entity::find()
-            .filter(is_among(backend, column, subjects))
+            .filter(is_among(DbBackend::Sqlite, column, subjects))
             .filter(event::Column::OccurredAt.gt(now - window))
             .filter(event::Column::OccurredAt.lt(now + window))
-            .filter(is_latest(backend))
+            .filter(Expr::cust(is_latest))
             .all(transaction)
             .await?;
         latest.extend(rows.into_iter().map(|row| (row.subject_id, row)));
     }
     Ok(latest)
-}
-
-/// Condition: no event of the same subject was written later. Ids and times are not in the order of writing, because the
-/// clocks of instances differ.
-fn is_latest(backend: DbBackend) -> Expr {
-    Expr::cust(if backend == DbBackend::Postgres {
-        "events.id = (SELECT known.id FROM events AS known WHERE known.subject_id = events.subject_id \
-         ORDER BY known.position DESC NULLS FIRST, known.written DESC LIMIT 1)"
-    } else {
-        "events.rowid = (SELECT max(known.rowid) FROM events AS known WHERE known.subject_id = events.subject_id)"
-    })
 }
 
 fn is_duplicate(one: &event::Model, other: &event::Model) -> bool {

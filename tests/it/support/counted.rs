@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use chrono::{TimeDelta, Utc};
+use futures_util::future::join_all;
 use gathering::config::Config;
 use gathering::health::Health;
 use gathering::server;
@@ -64,6 +65,28 @@ impl CountedGraph {
 
     /// The whole answer to an operation, and how many statements it took beside the authentication.
     pub(crate) async fn cost(&self, token: &str, query: &str, variables: Value) -> (Value, u64) {
+        let (answers, statements) = self.cost_together(token, query, [variables]).await;
+        let answer = answers.into_iter().next().expect("an answer");
+        (answer, statements)
+    }
+
+    /// As [`CountedGraph::cost`], for operations that are executed at the same time.
+    pub(crate) async fn cost_together(
+        &self,
+        token: &str,
+        query: &str,
+        variables: impl IntoIterator<Item = Value>,
+    ) -> (Vec<Value>, u64) {
+        self.ahead.fetch_add(1, Ordering::Relaxed);
+        let before = self.statements.load(Ordering::Relaxed);
+        let answers = variables.into_iter();
+        let answers = answers.map(|variables| self.answer(token, query, variables));
+        let answers = join_all(answers).await;
+        let sent = self.statements.load(Ordering::Relaxed) - before - AUTHENTICATION;
+        (answers, sent)
+    }
+
+    async fn answer(&self, token: &str, query: &str, variables: Value) -> Value {
         let params = Params {
             query: Some(query.to_owned()),
             variables: variables.as_object().cloned(),
@@ -79,10 +102,7 @@ impl CountedGraph {
             batch_entry: None,
             is_always_polled: false,
         };
-        self.ahead.fetch_add(1, Ordering::Relaxed);
-        let before = self.statements.load(Ordering::Relaxed);
         let answer = self.graph.answer(operation, caller).await;
-        let sent = self.statements.load(Ordering::Relaxed) - before - AUTHENTICATION;
-        (serde_json::to_value(&answer).expect("JSON"), sent)
+        serde_json::to_value(&answer).expect("JSON")
     }
 }

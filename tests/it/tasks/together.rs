@@ -1,4 +1,4 @@
-//! Tasks that are created in one circle at the same time. On PostgreSQL, those of one viewer are committed together.
+//! Tasks that are created in one circle at the same time. Those of one viewer are committed together.
 
 use std::collections::HashMap;
 
@@ -7,6 +7,7 @@ use sea_orm::ConnectionTrait;
 
 use super::*;
 use crate::support::actor::{GUEST, code};
+use crate::support::counted::CountedGraph;
 use crate::support::database::number;
 
 /// Number of tasks that are created at the same time.
@@ -80,6 +81,27 @@ async fn tasks_created_together_are_routed_as_if_one_after_the_other() {
         .parse(&text(&urgent["id"]).into(), "id")
         .expect("an id");
     assert_eq!(studio.row(urgent).await.status, TaskStatus::Assigned);
+}
+
+#[tokio::test]
+async fn tasks_created_together_take_the_statements_of_one() {
+    let studio = Studio::routing(30).await;
+    studio.member("Ada").await;
+    let graph = CountedGraph::on(&studio.server).await;
+    let query = "mutation ($input: CreateTaskInput!) { createTask(input: $input) { task { id } } }";
+    // Within the limit of the tier WRITE.
+    let count = 20;
+    let inputs = (0..count).map(|number| {
+        let input = studio.new_task(&format!("Task {number}"));
+        json!({ "input": input })
+    });
+    let created = graph.cost_together(studio.owner.token(), query, inputs);
+    let (_, statements) = created.await;
+    assert_eq!(studio.tasks().await.len(), count);
+    // Alone, a task takes two statements on PostgreSQL and three on SQLite. Requests that wait for their credential join
+    // a second group.
+    assert!(statements >= 2, "{statements}");
+    assert!(statements < count as u64, "{statements}");
 }
 
 #[tokio::test]
