@@ -26,7 +26,7 @@ use crate::{
         change::{begin, settle},
         group::{Failure, Member, RowTurn, State, StateKey},
     },
-    db::{APPENDED, APPLIED, Writer, Writes, is_taken, retry_on_conflict, touch},
+    db::{Writer, Writes, is_taken, retry_on_conflict, touch},
     error::Error,
     events::{append_rows, event_rows, selected},
     input::UserError,
@@ -41,7 +41,8 @@ use crate::{
 /// that they do not lose again. They keep the turn of the first attempt: otherwise each of them would make the draft that
 /// has the turn lose as well.
 ///
-/// On SQLite the first read begins the transaction.
+/// On SQLite, and on PostgreSQL after the first attempt, the first read begins the transaction, or the commit of a draft
+/// that reads nothing. A draft with an idempotency key has begun it before.
 ///
 /// # Errors
 /// Those of the work; `CONFLICT` if every attempt lost.
@@ -62,11 +63,11 @@ where
         let state = rejoin(request, &place).await;
         let (source, guard) = match pool {
             Some(pool) if !has_lost.swap(true, Ordering::Relaxed) => {
-                (Source::Pool(pool.clone()), None)
+                (Some(Source::Pool(pool.clone())), None)
             }
-            _ if request.key.is_none() => (Source::Later, None),
+            _ if request.key.is_none() => (None, None),
             _ => match begin(ctx).await? {
-                Ok((transaction, guard)) => (Source::Transaction(transaction), Some(guard)),
+                Ok((transaction, guard)) => (Some(Source::Transaction(transaction)), Some(guard)),
                 Err(past) => return Ok(past),
             },
         };
@@ -76,6 +77,7 @@ where
             taken: None,
             place: Arc::clone(&place),
             state,
+            may_join: false,
             has_joined: false,
         };
         let change = Change::new(ctx, draft, guard)?;
@@ -99,13 +101,16 @@ async fn rejoin(request: &Request, place: &Mutex<Place>) -> Option<State> {
 
 /// The state of a change that reads first and writes once.
 pub(crate) struct Draft {
-    source: Source,
+    /// `None` until a transaction is begun: a draft that joins a group needs none.
+    source: Option<Source>,
     writes: Writes,
     /// The error for a unique value that is taken.
     taken: Option<fn() -> UserError>,
     place: Arc<Mutex<Place>>,
     /// What an earlier draft of an open group has left for this one.
     state: Option<State>,
+    /// Whether its work can continue with such a state.
+    may_join: bool,
     /// Whether it continues with such a state.
     has_joined: bool,
 }
@@ -124,7 +129,7 @@ struct Place {
 /// A group that was not committed.
 struct Lost {
     row: Uuid,
-    /// The states of another group that it may continue with; `None` if it must be committed alone.
+    /// The states of another group that it may continue with.
     state_key: Option<StateKey>,
 }
 
@@ -132,8 +137,6 @@ struct Lost {
 pub(super) enum Source {
     /// PostgreSQL, without a transaction.
     Pool(DatabaseConnection),
-    /// A transaction that is begun when it is needed: a draft that joins a group needs none.
-    Later,
     Transaction(DatabaseTransaction),
 }
 
@@ -151,7 +154,7 @@ impl Draft {
     }
 
     fn needs_turn(&self) -> bool {
-        !matches!(self.source, Source::Transaction(_)) && self.place().turn.is_none()
+        !matches!(self.source, Some(Source::Transaction(_))) && self.place().turn.is_none()
     }
 }
 
@@ -164,49 +167,40 @@ impl Source {
     pub(super) async fn write(
         &self,
         writer: &Writer,
-        writes: Writes,
+        rows: Writes,
         events: Vec<event::Model>,
         now: DateTime<Utc>,
         window: Duration,
     ) -> Result<usize, WriteError> {
         let failed = |cause| WriteError::Failed(cause, Error::from);
-        let statement = |writes: Writes, events| {
-            let events = selected(events, now, window);
-            writes.into_statement(events)
-        };
-        let row = match self {
-            Self::Later => None,
-            Self::Pool(_) if writes.is_empty() && events.is_empty() => return Ok(0),
+        let appended = match self {
+            Self::Pool(_) if rows.is_empty() && events.is_empty() => Some(0),
             Self::Pool(db) => {
                 let _caller = writer.caller();
-                let row = db.query_one(&statement(writes, events)).await;
-                let row = row.map_err(|cause| WriteError::Failed(cause, Error::of_commit))?;
+                let appended = rows.execute(db, selected(events, now, window)).await;
+                let appended =
+                    appended.map_err(|cause| WriteError::Failed(cause, Error::of_commit))?;
                 storage::committed();
-                row
+                appended
             }
             Self::Transaction(transaction) if writer.backend() == DbBackend::Postgres => {
-                let row = transaction.query_one(&statement(writes, events)).await;
-                row.map_err(failed)?
+                let appended = rows.execute(transaction, selected(events, now, window));
+                appended.await.map_err(failed)?
             }
             Self::Transaction(transaction) => {
-                writes.apply(transaction).await.map_err(failed)?;
+                rows.apply(transaction).await.map_err(failed)?;
                 let appended = append_rows(transaction, events, now, window).await;
-                return appended.map_err(failed);
+                Some(appended.map_err(failed)?)
             }
         };
-        let row = row.ok_or(WriteError::Overtaken)?;
-        if !row.try_get("", APPLIED).map_err(failed)? {
-            return Err(WriteError::Overtaken);
-        }
-        let appended: i64 = row.try_get("", APPENDED).map_err(failed)?;
-        Ok(usize::try_from(appended).unwrap_or_default())
+        appended.ok_or(WriteError::Overtaken)
     }
 
     /// Commits the transaction, if there is one.
     pub(super) async fn finish(self, writer: &Writer) -> Result<(), Error> {
         match self {
             Self::Transaction(transaction) => writer.commit(transaction).await,
-            Self::Pool(_) | Self::Later => Ok(()),
+            Self::Pool(_) => Ok(()),
         }
     }
 }
@@ -223,26 +217,28 @@ impl Change<'_, Draft> {
     /// Waits until no other draft of this instance changes the row, such as a circle. Returns whether another one has
     /// changed it in the meantime, so that what was read before is stale. A draft that locks rows does not wait here: it
     /// would hold its connection while it waits.
-    pub(crate) async fn take_turn(&self, row: Uuid) -> bool {
-        let draft = &self.transaction;
-        if !draft.needs_turn() {
+    pub(crate) async fn take_turn(&mut self, row: Uuid) -> bool {
+        if !self.transaction.needs_turn() {
             return false;
         }
         let turn = self.request.services.groups.take(row).await;
         let has_waited = turn.has_waited();
-        draft.place().turn = Some(turn);
+        self.transaction.place().turn = Some(turn);
+        self.now = self.request.now();
         has_waited
     }
 
     /// As [`Change::take_turn`]. Returns the state that an earlier draft of the same viewer has left for this one with
     /// [`Change::commit_before`]; this draft must then not read the database.
     pub(crate) async fn take_turn_or_join<S: 'static>(&mut self, row: Uuid) -> Option<S> {
+        self.transaction.may_join = true;
         let mut state = self.transaction.state.take();
         if self.transaction.needs_turn() {
             let state_key = StateKey::new::<S>(self.viewer);
             let groups = &self.request.services.groups;
             let (turn, left) = groups.take_or_join(row, &state_key, false).await;
             self.transaction.place().turn = Some(turn);
+            self.now = self.request.now();
             state = left;
         }
         let state = state.and_then(|state| state.downcast().ok());
@@ -254,23 +250,23 @@ impl Change<'_, Draft> {
     /// another change locks them. The condition must select only rows that the viewer may read, so that other users
     /// cannot delay the changes of a row.
     pub(crate) async fn reserve<E: EntityTrait>(&mut self, rows: Condition) -> Result<(), Error> {
-        if self.backend() == DbBackend::Postgres {
-            self.begin().await?;
-            if let Source::Transaction(transaction) = &self.transaction.source {
-                transaction.execute(touch::<E>().cond_where(rows)).await?;
-            }
+        if self.backend() == DbBackend::Postgres
+            && let Source::Transaction(transaction) = self.begin().await?
+        {
+            transaction.execute(touch::<E>().cond_where(rows)).await?;
         }
         Ok(())
     }
 
-    /// Begins the transaction, unless it was begun or the draft needs none.
-    async fn begin(&mut self) -> Result<(), Error> {
-        if matches!(self.transaction.source, Source::Later) {
+    /// The source, whose transaction is begun if necessary.
+    async fn begin(&mut self) -> Result<&Source, Error> {
+        let source = &mut self.transaction.source;
+        if source.is_none() {
             let (transaction, guard) = self.request.services.writer.begin().await?;
-            self.transaction.source = Source::Transaction(transaction);
+            *source = Some(Source::Transaction(transaction));
             self.guard = Some(guard);
         }
-        Ok(())
+        source.as_ref().ok_or_else(Error::conflict)
     }
 
     /// Builds the statement of [`Change::read`].
@@ -283,14 +279,13 @@ impl Change<'_, Draft> {
         &mut self,
         statement: Statement,
     ) -> Result<Option<QueryResult>, Error> {
-        self.begin().await?;
-        Ok(match &self.transaction.source {
+        let request = self.request;
+        Ok(match self.begin().await? {
             Source::Pool(db) => {
-                let _caller = self.request.services.writer.caller();
+                let _caller = request.services.writer.caller();
                 db.query_one_raw(statement).await?
             }
             Source::Transaction(transaction) => transaction.query_one_raw(statement).await?,
-            Source::Later => None,
         })
     }
 
@@ -387,6 +382,7 @@ impl Change<'_, Draft> {
             now: change.now,
             state: state.map(|state| Box::new(state) as _),
         };
+        let may_join = draft.may_join;
         let (row, state_key) = (turn.row(), StateKey::new::<S>(change.viewer));
         let joined = (services.groups).join(turn, state_key.clone(), services.bus.window(), member);
         match joined.await {
@@ -398,7 +394,7 @@ impl Change<'_, Draft> {
                 place.is_alone = is_alone;
                 place.lost = Some(Lost {
                     row,
-                    state_key: Some(state_key).filter(|_| !is_alone),
+                    state_key: Some(state_key).filter(|_| may_join && !is_alone),
                 });
                 Err(Error::conflict().into())
             }
@@ -419,6 +415,7 @@ impl Change<'_, Draft> {
             place,
             ..
         } = draft;
+        let source = source.ok_or_else(Error::conflict)?;
         let request = change.request;
         let (writer, window) = (&request.services.writer, request.services.bus.window());
         let written = source.write(writer, writes, events, change.now, window);

@@ -87,8 +87,8 @@ pub(super) struct StateKey {
 
 /// A draft that is to be committed with others.
 pub(super) struct Member {
-    /// Where it is committed, if it is the first draft of its group.
-    pub(super) source: Source,
+    /// Where it is committed, if it is the first draft of its group; `None` if it has read nothing.
+    pub(super) source: Option<Source>,
     pub(super) guard: Option<WriterGuard>,
     pub(super) writes: Writes,
     pub(super) event_rows: Vec<event::Model>,
@@ -158,15 +158,16 @@ impl Groups {
         mut turn: RowTurn,
         state_key: StateKey,
         window: Duration,
-        member: Member,
+        mut member: Member,
     ) -> Committed {
         let (sender, outcome) = oneshot::channel();
-        match turn.turn.state() {
-            Some(group) => group.add(member, sender),
-            open => {
-                *open = Some(Group::new(state_key, window, member, sender));
+        match (turn.turn.state(), member.source.take()) {
+            (Some(group), _) => group.add(member, sender),
+            (open, Some(source)) => {
+                *open = Some(Group::new(state_key, source, window, member, sender));
                 self.commit_later(turn.row);
             }
+            (None, None) => return Err(Failure::Overtaken),
         }
         drop(turn);
         let outcome = outcome.await;
@@ -222,6 +223,7 @@ impl RowTurn {
 impl Group {
     fn new(
         state_key: StateKey,
+        source: Source,
         window: Duration,
         first: Member,
         sender: oneshot::Sender<Committed>,
@@ -229,7 +231,7 @@ impl Group {
         Self {
             state_key,
             state: first.state,
-            source: first.source,
+            source,
             _guard: first.guard,
             writes: first.writes,
             event_rows: first.event_rows,

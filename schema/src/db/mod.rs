@@ -26,4 +26,4 @@ pub(crate) use scope::{PageOf, Paths, Scope};
 pub(crate) use search::{contains, filter};
 pub(crate) use turns::{Turn, Turns};
 pub(crate) use writer::{Writer, WriterGuard, is_taken, retry_on_conflict};
-pub(crate) use writes::{APPENDED, APPLIED, InsertSelected, Writes, revision, touch};
+pub(crate) use writes::{InsertSelected, Writes, revision, touch};

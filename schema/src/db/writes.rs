@@ -1,5 +1,7 @@
 //! The writes of a change: one statement on PostgreSQL, one for each write on SQLite.
 
+use std::iter;
+
 use sea_orm::{
     ActiveModelTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr,
     EntityTrait, Iterable, QueryTrait, UpdateMany,
@@ -14,10 +16,10 @@ use uuid::Uuid;
 
 /// The name of the condition of all writes: it has a row if the change is applied. The column of the result has the
 /// same name.
-pub(crate) const APPLIED: &str = "applied";
+const APPLIED: &str = "applied";
 
 /// The column with the number of rows that were inserted last.
-pub(crate) const APPENDED: &str = "appended";
+const APPENDED: &str = "appended";
 
 /// Maximum number of rows of an insert on SQLite, which limits the number of parameters of a statement.
 const MOST_ROWS: usize = 256;
@@ -141,21 +143,44 @@ impl Writes {
     /// Adds writes that depend on the same rows.
     pub(crate) fn absorb(&mut self, others: Self) {
         for part in others.parts {
-            match (part, self.parts.first_mut()) {
-                (Part::Insert(new), Some(Part::Insert(known))) if known.takes(&new) => {
-                    known.rows.extend(new.rows);
-                }
-                (part, _) => self.parts.push(part),
+            let Part::Insert(new) = part else {
+                self.parts.push(part);
+                continue;
+            };
+            let known = self.parts.iter_mut().find_map(|known| match known {
+                Part::Insert(known) if known.takes(&new) => Some(known),
+                _ => None,
+            });
+            match known {
+                Some(known) => known.rows.extend(new.rows),
+                None => self.parts.push(Part::Insert(new)),
             }
         }
     }
 
-    /// The statement for PostgreSQL. Its row has `applied`, whether the writes were applied, and `appended`, the number
-    /// of rows inserted by `last`.
+    /// Executes the writes and then `last` as one statement, on PostgreSQL. Returns the number of rows inserted by
+    /// `last`, or `None` if a row that the writes depend on has changed, and nothing was written.
     ///
-    /// Its parts see the same snapshot of the database. A locked row is read again after the wait for its lock, so its
-    /// revision is the current one.
-    pub(crate) fn into_statement(self, last: Option<InsertSelected>) -> WithQuery {
+    /// # Errors
+    /// The statement failed.
+    pub(crate) async fn execute(
+        self,
+        db: &impl ConnectionTrait,
+        last: Option<InsertSelected>,
+    ) -> Result<Option<usize>, DbErr> {
+        let Some(row) = db.query_one(&self.into_statement(last)).await? else {
+            return Ok(None);
+        };
+        if !row.try_get("", APPLIED)? {
+            return Ok(None);
+        }
+        let appended: i64 = row.try_get("", APPENDED)?;
+        Ok(Some(usize::try_from(appended).unwrap_or_default()))
+    }
+
+    /// The statement of [`Writes::execute`]. Its parts see the same snapshot of the database. A locked row is read again
+    /// after the wait for its lock, so its revision is the current one.
+    fn into_statement(self, last: Option<InsertSelected>) -> WithQuery {
         let mut with = WithClause::new();
         let mut add = |name: &str, query: SubQueryStatement| {
             with.cte(
@@ -274,14 +299,13 @@ impl Insert {
 /// Selects the rows from a list of a power of two of rows, so that SQLite need not prepare a statement for each number
 /// of rows. In the other rows, the first column is NULL; it is the primary key of the table.
 fn padded(rows: &[Vec<Value>]) -> SelectStatement {
-    let none = rows.iter().take(1).map(|row| row.iter().map(Value::as_null));
-    let none: Vec<Vec<_>> = none.map(Iterator::collect).collect();
+    let none: Vec<Value> = (rows.iter().take(1).flatten().map(Value::as_null)).collect();
+    let columns = (1..=none.len()).map(|n| format!("column{n}"));
     let count = rows.len().next_power_of_two();
-    let all = rows.iter().chain(none.iter().cycle()).take(count);
-    let columns = none.iter().flat_map(|row| 1..=row.len());
+    let all = rows.iter().cloned().chain(iter::repeat(none)).take(count);
     Query::select()
-        .columns(columns.map(|n| format!("column{n}")))
-        .from_values(all.cloned().map(ValueTuple::Many), "new")
+        .columns(columns)
+        .from_values(all.map(ValueTuple::Many), "new")
         .and_where(Expr::col("column1").is_not_null())
         .take()
 }

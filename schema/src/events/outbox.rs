@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    db::{APPENDED, InsertSelected, Writer, Writes, is_among, is_taken},
+    db::{InsertSelected, Writer, Writes, is_among, is_taken},
     error::Error,
     events::EventType,
     storage,
@@ -160,28 +160,31 @@ pub(crate) async fn append(
     }
     let all = events.len();
     let rows = event_rows(origin, events, now);
-    let appended = append_rows(transaction, rows, now, window).await?;
-    Ok((all - appended) as u64)
+    let appended = if transaction.get_database_backend() == DbBackend::Postgres {
+        let events = selected(rows, now, window);
+        let appended = Writes::default().execute(transaction, events).await?;
+        appended.unwrap_or_default()
+    } else {
+        append_rows(transaction, rows, now, window).await?
+    };
+    Ok(all.saturating_sub(appended) as u64)
 }
 
-/// As [`append`], for rows. Returns the number of appended rows.
+/// As [`append`], for rows on SQLite. Returns the number of appended rows.
 pub(crate) async fn append_rows(
     transaction: &DatabaseTransaction,
     rows: Vec<event::Model>,
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<usize, DbErr> {
-    if transaction.get_database_backend() == DbBackend::Postgres {
-        let insert = Writes::default().into_statement(selected(rows, now, window));
-        let row = transaction.query_one(&insert).await?;
-        let appended = row.map_or(Ok(0), |row| row.try_get::<i64>("", APPENDED))?;
-        return Ok(usize::try_from(appended).unwrap_or_default());
-    }
     let latest = latest(transaction, &rows, now, window).await?;
     let rows = unrepeated(rows, latest);
     let appended = rows.len();
     let mut writes = Writes::default();
-    writes.insert(rows.into_iter().map(IntoActiveModel::into_active_model), None);
+    writes.insert(
+        rows.into_iter().map(IntoActiveModel::into_active_model),
+        None,
+    );
     writes.apply(transaction).await?;
     Ok(appended)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::{future::join_all, join};
 use reqwest::Response;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use tokio::time::timeout;
 
 use super::*;
 use crate::support::actor::{GUEST, code, refusal};
@@ -118,6 +119,54 @@ async fn a_change_that_lost_does_not_make_the_next_changes_lose() {
     // At least the first change of the test, the one that lost, and the one that commits all tasks together.
     let updates = number(&studio.db, "SELECT count(*) FROM updates").await;
     assert!((3..TASKS).contains(&updates), "{updates}");
+}
+
+/// On several threads, the drafts of a group that lost are not repeated in their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_names_an_agent_and_lost_with_a_group_does_not_block_the_others() {
+    const OTHERS: usize = 8;
+    let Some(studio) = Studio::contested().await else {
+        return;
+    };
+    let ada = studio.member("Ada").await;
+    let circle = studio.circle_id();
+    let create = async |title: &str, assignee: Option<String>| {
+        let input = json!({ "circleId": circle, "title": title, "assigneeId": assignee });
+        studio.owner.done("createTask", input).await;
+    };
+    let reads = studio
+        .holding("LOCK TABLE circle_members IN ACCESS EXCLUSIVE MODE")
+        .await;
+    let first = create("First", Some(agent_id(ada)));
+    let others = async {
+        studio.until_waiting(1).await;
+        join_all((0..OTHERS).map(|_| create("Other", None))).await;
+    };
+    let control = async {
+        studio.until_waiting(1).await;
+        // The others reach the turn of the circle in the meantime.
+        for _ in 0..20 {
+            studio.owner.id().await;
+        }
+        let touch = format!(
+            "UPDATE circles SET version = version WHERE id = '{}'",
+            studio.circle
+        );
+        let change = studio.holding(&touch).await;
+        reads.rollback().await.expect("rolls back");
+        // The first one has read the circle, and its group waits for the change.
+        let waiting = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+            WHERE datname = current_database() AND locktype = 'transactionid' AND NOT granted";
+        until("a waiting group", async || {
+            number(&studio.db, waiting).await == 1
+        })
+        .await;
+        change.commit().await.expect("commits");
+    };
+    let all = async { join!(first, others, control) };
+    let all = timeout(Duration::from_mins(1), all).await;
+    all.expect("no change waits for another one without end");
+    assert_eq!(studio.tasks().await.len(), OTHERS + 1);
 }
 
 #[tokio::test]
