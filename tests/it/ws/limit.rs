@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gathering::config::{Config, Networks};
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -208,6 +209,40 @@ async fn a_client_that_does_not_read_does_not_block_others() {
         other.subscribe("1", &replay(&server, 1).await).await;
         assert_eq!(other.next().await["type"], "next");
     }
+}
+
+#[tokio::test]
+async fn a_change_of_a_client_that_does_not_read_does_not_delay_the_changes_of_others() {
+    let server = serve(|config| config.server.write_timeout = Duration::from_mins(10)).await;
+    let token = server.token("demo@example.com").await;
+    let flood = flood(&server).await;
+    let actor = server.with_token(&token);
+    let circles = actor.ask("{ circles(first: 1) { nodes { id } } }", json!({}));
+    let circle = circles.await["circles"]["nodes"][0]["id"].clone();
+    let create =
+        "mutation ($input: CreateTaskInput!) { createTask(input: $input) { task { id } } }";
+    let variables = json!({ "input": { "circleId": circle, "title": "A task" } });
+    let payload = json!({ "query": create, "variables": &variables });
+    let mut slow = narrow(&server).await;
+
+    let db = server.database().connect().await;
+    let other = db.begin().await.expect("begins");
+    other
+        .execute_unprepared("UPDATE circles SET version = version")
+        .await
+        .expect("updates");
+    slow.send(json!({ "id": "write", "type": "subscribe", "payload": payload }))
+        .await;
+    // The change waits for the other one, and then the socket is full.
+    server.until_metric_is(STREAMS, 1).await;
+    server.settled().await;
+    slow.subscribe("read", &flood).await;
+    server.until_metric_is(STREAMS, 2).await;
+    server.settled().await;
+    other.rollback().await.expect("rolls back");
+
+    let created = within("the change of another client", actor.ask(create, variables)).await;
+    assert!(created["createTask"]["task"]["id"].is_string(), "{created}");
 }
 
 #[tokio::test]
