@@ -42,15 +42,20 @@ fill() {
 export GATHERING__LIMITS__READ=1000000 GATHERING__LIMITS__HEALTH=1000000 GATHERING__LIMITS__ADDRESS=1000000 \
     GATHERING__LIMITS__WRITE=1000000 GATHERING__LIMITS__COST=0
 
-# `serve [NAME]`: starts the server over that database and signs in as this user, or the demo user; sets token.
-serve() {
-    local email=${1-demo}@example.com
+# `start_and_sign_in EMAIL`: starts the server over that database and signs in; sets token.
+start_and_sign_in() {
+    local email=$1
     local login="mutation { login(input: {email: \\\"$email\\\", password: \\\"gathering-demo\\\"}) { accessToken } }"
     start_gathering env DATABASE_URL="$database_url" GATHERING__AUTH__SIGNING_KEY="$(head -c 48 /dev/urandom | base64)" \
         GATHERING__AUTH__ACCESS_LIFETIME=1h "$program" serve
     token=$(curl --silent --show-error --data-binary "{\"query\":\"$login\"}" --header 'Content-Type: application/json' \
         "$gathering_url/graphql" | sed -n 's/.*"accessToken":"\([^"]*\)".*/\1/p')
     if [[ ! $token ]]; then die "$email cannot sign in"; fi
+}
+
+# `serve [NAME]`: starts the server over that PostgreSQL and signs in as this user, or the demo user; sets token.
+serve() {
+    start_and_sign_in "${1-demo}@example.com"
     # The sign-in is written down behind the answer, and is none of what is measured.
     while [[ $(sql "$database_url" --command='SELECT count(*) FROM audit_log') == "${written:-0}" ]]; do sleep 0.1; done
     written=$(sql "$database_url" --command='SELECT count(*) FROM audit_log')

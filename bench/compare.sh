@@ -207,7 +207,7 @@ done
 
 say "results ($(uptime | sed 's/.*load/load/'))"
 failed=''
-awk -v connections="$connections" -f bench/compare/tables.awk "$scratch/results" || failed=yes
+awk -v connections="$connections" -f bench/median.awk -f bench/compare/tables.awk "$scratch/results" || failed=yes
 
 say "resident memory"
 for server in "${servers[@]}"; do

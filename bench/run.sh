@@ -54,15 +54,7 @@ for ((round = 1; round <= rounds; round++)); do
 done
 
 say "results"
-awk '
-    function median(list, value, n, i, j, swap) {
-        n = split(list, value, " ")
-        for (i = 2; i <= n; i++)
-            for (j = i; j > 1 && value[j] + 0 < value[j - 1] + 0; j--) {
-                swap = value[j]; value[j] = value[j - 1]; value[j - 1] = swap
-            }
-        return value[int((n + 1) / 2)]
-    }
+awk "$(<bench/median.awk)"'
     function add(column, value) { values[$1, column] = values[$1, column] " " value }
     {
         if (!($1 in bytes)) query[++queries] = $1

@@ -1,15 +1,6 @@
 # The tables of bench/compare.sh, from lines of: server, workload, connections, the result line of load.lua, processor
 # time of the server and of PostgreSQL in microseconds. Fails if requests failed.
 
-function median(list,    value, n, i, j, swap) {
-    n = split(list, value, " ")
-    for (i = 2; i <= n; i++)
-        for (j = i; j > 1 && value[j] + 0 < value[j - 1] + 0; j--) {
-            swap = value[j]; value[j] = value[j - 1]; value[j - 1] = swap
-        }
-    return value[int((n + 1) / 2)]
-}
-
 function add(column, value) { values[$1, cell, column] = values[$1, cell, column] " " value }
 
 # A ratio and its goal, marked with `!` if it misses the goal.
