@@ -41,8 +41,8 @@ use crate::{
 /// that they do not lose again. They keep the turn of the first attempt: otherwise each of them would make the draft that
 /// has the turn lose as well.
 ///
-/// On SQLite, and on PostgreSQL after the first attempt, the first read begins the transaction, or the commit of a draft
-/// that reads nothing. A draft with an idempotency key has begun it before.
+/// On SQLite, and on PostgreSQL after the first attempt, the first read begins the transaction; if the draft reads
+/// nothing, its commit does. A draft with an idempotency key has begun it before.
 ///
 /// # Errors
 /// Those of the work; `CONFLICT` if every attempt lost.
@@ -199,8 +199,8 @@ impl Source {
     /// Commits the transaction, if there is one.
     pub(super) async fn finish(self, writer: &Writer) -> Result<(), Error> {
         match self {
-            Self::Transaction(transaction) => writer.commit(transaction).await,
             Self::Pool(_) => Ok(()),
+            Self::Transaction(transaction) => writer.commit(transaction).await,
         }
     }
 }

@@ -2,9 +2,9 @@
 //! transaction on SQLite.
 //!
 //! The first draft of a group reads the database. On SQLite it holds the write lock until the commit, so a draft that
-//! waits for a row must not have begun a transaction. Each further one continues with the state that the previous one has
-//! left, and adds its writes. A task that waits for the row behind the drafts that waited when the group began commits
-//! it, so a group never waits for later drafts.
+//! waits for a row must not have begun a transaction. Each further draft continues with the state that the previous one
+//! has left, and adds its writes. A task that waits for the row behind the drafts that waited when the group began
+//! commits it, so a group never waits for later drafts.
 
 use std::{
     any::{Any, TypeId},
