@@ -385,6 +385,17 @@ async fn sixty_four_readers_and_a_writer_do_not_block_each_other() {
 }
 
 #[tokio::test]
+async fn sqlite_does_not_plan_a_statement_again_for_other_parameters() {
+    let Some(database) = Database::seeded().await.only_on_sqlite() else {
+        return;
+    };
+    // SQLite does not report its plans; the option may be lost with `.cargo/config.toml`.
+    let stable =
+        "SELECT count(*) FROM pragma_compile_options WHERE compile_options = 'ENABLE_QPSG'";
+    assert_eq!(number(&database.connect().await, stable).await, 1);
+}
+
+#[tokio::test]
 async fn statements_are_planned_once_for_each_connection() {
     let Some(database) = postgres().await else {
         return;
