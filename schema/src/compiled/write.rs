@@ -92,15 +92,16 @@ impl Writer {
                 }
                 Slot::List { key, branch } => {
                     self.key(key, index == 0);
-                    if let (
+                    let (
                         Some(Branch {
                             to: To::List(plan), ..
                         }),
                         Some(list),
                     ) = (source.branches.get(*branch), loaded.branches.get(*branch))
-                    {
-                        self.connection(plan, list, place)?;
-                    }
+                    else {
+                        return Err(Declined);
+                    };
+                    self.connection(plan, list, place)?;
                 }
             }
         }
