@@ -36,6 +36,7 @@ pub mod health;
 pub mod id;
 mod idempotency;
 pub mod input;
+mod json;
 mod limits;
 pub mod node;
 mod operation;

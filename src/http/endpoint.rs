@@ -223,7 +223,15 @@ impl Endpoint {
         let retry_after = retry_after.filter(|_| status != StatusCode::OK);
         let quotas = outcomes.iter().flat_map(Outcome::quotas).cloned();
         let quotas = Quotas(quotas.collect());
-        let mut response = respond(status, media, retry_after, &outcomes);
+        let mut body = vec![b'['];
+        for (place, outcome) in outcomes.iter().enumerate() {
+            if place > 0 {
+                body.push(b',');
+            }
+            outcome.write(&mut body);
+        }
+        body.push(b']');
+        let mut response = respond(status, media, retry_after, body);
         response.extensions_mut().insert(quotas);
         Ok(response)
     }

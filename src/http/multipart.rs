@@ -1,51 +1,31 @@
-//! Apollo's multipart subscriptions.
+//! Apollo's multipart subscriptions. A boundary follows each part, which tells the client that the part is complete.
 
 use axum::body::Bytes;
-use serde::Serialize;
 
 use super::outcome::Outcome;
-use super::respond::json;
-
-/// An event of a subscription, in the envelope of Apollo's protocol.
-#[derive(Serialize)]
-struct Part<'a> {
-    payload: &'a Outcome,
-}
-
-/// The error that ends a subscription.
-#[derive(Serialize)]
-struct Failure<'a> {
-    payload: (),
-    #[serde(flatten)]
-    error: &'a Outcome,
-}
-
-/// Formats a part followed by the boundary, which tells the client that the part is complete.
-fn part(content: &impl Serialize) -> Bytes {
-    let mut text = b"\r\nContent-Type: application/json\r\n\r\n".to_vec();
-    text.extend(json(content));
-    text.extend_from_slice(b"\r\n--graphql");
-    text.into()
-}
 
 pub(super) fn beginning() -> Bytes {
     Bytes::from_static(b"\r\n--graphql")
 }
 
-pub(super) fn answer(outcome: &Outcome) -> Bytes {
+/// Appends an event of a subscription, in the envelope of Apollo's protocol.
+pub(super) fn answer(outcome: &Outcome, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\r\nContent-Type: application/json\r\n\r\n{\"payload\":");
     if outcome.ran() {
-        part(&Part { payload: outcome })
+        outcome.write(out);
+        out.push(b'}');
     } else {
-        // An error ends the stream.
-        part(&Failure {
-            payload: (),
-            error: outcome,
-        })
+        // An error ends the stream: its members follow the payload in the envelope.
+        out.extend_from_slice(b"null");
+        let brace = out.len();
+        outcome.write(out);
+        out[brace] = b',';
     }
+    out.extend_from_slice(b"\r\n--graphql");
 }
 
 pub(super) fn sign_of_life() -> Bytes {
-    part(&serde_json::Map::new())
+    Bytes::from_static(b"\r\nContent-Type: application/json\r\n\r\n{}\r\n--graphql")
 }
 
 pub(super) fn end() -> Bytes {

@@ -166,8 +166,6 @@ impl Serialize for Refusal {
 }
 
 /// The result of an operation, or one event of a subscription.
-#[derive(Serialize)]
-#[serde(untagged)]
 pub(crate) enum Outcome {
     Answered(Answer),
     Refused(Refusal),

@@ -7,12 +7,12 @@ use gathering_schema::Answer;
 use serde::Serialize;
 
 use super::media::Media;
-use super::outcome::{Refusal, status};
+use super::outcome::{Outcome, Refusal, status};
 use super::rate_headers::Quotas;
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = respond(self.status, Media::Response, self.retry_after, &self);
+        let mut response = respond(self.status, Media::Response, self.retry_after, json(&self));
         if let Some(allow) = self.allow {
             response
                 .headers_mut()
@@ -24,7 +24,9 @@ impl IntoResponse for Refusal {
 
 pub(super) fn answered(answer: &Answer, media: Media) -> Response {
     let retry_after = answer.retry_after().filter(|_| !answer.has_data());
-    let mut response = respond(status(answer, media), media, retry_after, answer);
+    let mut body = Vec::new();
+    answer.write(&mut body);
+    let mut response = respond(status(answer, media), media, retry_after, body);
     if !answer.quotas().is_empty() {
         let quotas = Quotas(answer.quotas().to_vec());
         response.extensions_mut().insert(quotas);
@@ -39,19 +41,12 @@ pub(super) fn respond(
     status: StatusCode,
     media: Media,
     retry_after: Option<u64>,
-    answer: &impl Serialize,
+    body: Vec<u8>,
 ) -> Response {
     let media = if status == StatusCode::OK {
         media
     } else {
         Media::Response
-    };
-    let body = match serde_json::to_vec(answer) {
-        Ok(body) => body,
-        Err(error) => {
-            tracing::error!(%error, "an answer cannot be written as JSON");
-            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-        }
     };
     let mut response = (
         status,
@@ -73,8 +68,18 @@ pub(super) fn respond(
     response
 }
 
-/// The JSON of an answer in a stream.
-pub(super) fn json(content: &impl Serialize) -> Vec<u8> {
+impl Outcome {
+    /// Appends the response map as JSON.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Answered(answer) => answer.write(out),
+            Self::Refused(refusal) => out.extend(json(refusal)),
+        }
+    }
+}
+
+/// The JSON of a message or of a refusal.
+pub(super) fn json(content: &(impl Serialize + ?Sized)) -> Vec<u8> {
     serde_json::to_vec(content).unwrap_or_else(|error| {
         tracing::error!(%error, "a response cannot be serialized as JSON");
         b"{}".to_vec()

@@ -3,25 +3,22 @@
 use axum::body::Bytes;
 
 use super::outcome::Outcome;
-use super::respond::json;
 
 /// How long a browser waits before it reconnects a lost stream, in milliseconds.
 const RETRY: u64 = 2_000;
 
-/// Formats an event, with the cursor for resuming as its id.
-pub(super) fn event(outcome: &Outcome) -> Bytes {
-    let mut text = Vec::new();
+/// Appends an event, with the cursor for resuming as its id.
+pub(super) fn event(outcome: &Outcome, out: &mut Vec<u8>) {
     // A line break would start another field.
     let cursor = outcome
         .cursor()
         .filter(|id| !id.contains(['\r', '\n', '\0']));
     if let Some(cursor) = cursor {
-        text.extend_from_slice(format!("id: {cursor}\n").as_bytes());
+        out.extend_from_slice(format!("id: {cursor}\n").as_bytes());
     }
-    text.extend_from_slice(b"event: next\ndata: ");
-    text.extend(json(outcome));
-    text.extend_from_slice(b"\n\n");
-    text.into()
+    out.extend_from_slice(b"event: next\ndata: ");
+    outcome.write(out);
+    out.extend_from_slice(b"\n\n");
 }
 
 pub(super) fn beginning() -> Bytes {

@@ -138,8 +138,8 @@ async fn gather(
         let mut next = answers.next().await;
         loop {
             match &next {
-                Some(outcome) if outcome.ran() => piece.extend(form.answer(outcome)),
-                Some(outcome) => last.extend(form.answer(outcome)),
+                Some(outcome) if outcome.ran() => form.answer(outcome, &mut piece),
+                Some(outcome) => form.answer(outcome, &mut last),
                 None => {
                     *stage = Stage::Ended;
                     last.extend(form.end());
@@ -177,10 +177,10 @@ impl Form {
         }
     }
 
-    fn answer(self, outcome: &Outcome) -> Bytes {
+    fn answer(self, outcome: &Outcome, out: &mut Vec<u8>) {
         match self {
-            Self::Events => sse::event(outcome),
-            Self::Multipart => multipart::answer(outcome),
+            Self::Events => sse::event(outcome, out),
+            Self::Multipart => multipart::answer(outcome, out),
         }
     }
 

@@ -7,28 +7,15 @@ use sea_orm::{
     QueryResult,
     sqlx::{ColumnIndex, Decode, Row, types::Json},
 };
-use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{compiled::Declined, data::Cell, id::Kind, scalar::Decimal};
-
-/// The characters that a JSON string must escape.
-const fn must_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-/// Writes a string.
-pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().any(must_escape) {
-        // Writing to memory does not fail.
-        let _ = serde_json::to_writer(out, text);
-        return;
-    }
-    out.reserve(text.len() + 2);
-    out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'"');
-}
+use crate::{
+    compiled::Declined,
+    data::Cell,
+    id::Kind,
+    json::{write_json, write_text},
+    scalar::Decimal,
+};
 
 /// Writes a time as RFC 3339 with microseconds.
 fn write_time(out: &mut Vec<u8>, time: DateTime<Utc>) {
@@ -55,11 +42,6 @@ fn write_time(out: &mut Vec<u8>, time: DateTime<Utc>) {
     put(18, 2, clock.second());
     put(21, 6, micros);
     out.extend_from_slice(&text);
-}
-
-fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
-    // Writing to memory does not fail.
-    let _ = serde_json::to_writer(out, &value);
 }
 
 /// A value of a raw row; `None` for NULL.
@@ -95,8 +77,8 @@ where
         Cell::Bool => get(row, at)?.map(|is: bool| {
             out.extend_from_slice(if is { b"true" } else { b"false" });
         }),
-        Cell::Int => get(row, at)?.map(|number: i64| write_json(out, number)),
-        Cell::Float => get(row, at)?.map(|number: f64| write_json(out, number)),
+        Cell::Int => get(row, at)?.map(|number: i64| write_json(out, &number)),
+        Cell::Float => get(row, at)?.map(|number: f64| write_json(out, &number)),
         Cell::Time => get(row, at)?.map(|time| write_time(out, time)),
         Cell::Decimal => get(row, at)?.map(|micros| {
             if let Value::String(text) = (Decimal { micros }).to_value() {
@@ -105,7 +87,7 @@ where
         }),
         Cell::List => get(row, at)?.map(|Json(list): Json<Vec<String>>| {
             bytes = list.iter().map(String::len).sum();
-            write_json(out, list);
+            write_json(out, &list);
         }),
         Cell::Key => return Err(Declined),
     }

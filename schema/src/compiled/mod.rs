@@ -25,7 +25,6 @@ use async_graphql_value::Value as Input;
 use futures_util::future::join_all;
 use gathering_entity::user::UserRole;
 use sea_orm::DbBackend;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
@@ -96,7 +95,7 @@ impl Queries {
         request: &Request,
         variables: &Variables,
         without: &[Name],
-    ) -> Vec<(Name, Box<RawValue>)> {
+    ) -> Vec<(Name, Vec<u8>)> {
         let Some(viewer) = &request.viewer else {
             return Vec::new();
         };
@@ -159,7 +158,7 @@ impl Query {
     }
 }
 
-async fn write(rows: &Rows<'_>, root: &Root) -> Result<Box<RawValue>, Declined> {
+async fn write(rows: &Rows<'_>, root: &Root) -> Result<Vec<u8>, Declined> {
     let mut writer = Writer::new(rows.request.services.limits.text_bytes);
     match root {
         Root::TypeName(name) => writer.out.extend_from_slice(name.as_bytes()),
@@ -183,6 +182,5 @@ async fn write(rows: &Rows<'_>, root: &Root) -> Result<Box<RawValue>, Declined> 
     rows.request
         .fields
         .fetch_add(writer.fields, Ordering::Relaxed);
-    let text = String::from_utf8(writer.out).map_err(|_| Declined)?;
-    RawValue::from_string(text).map_err(|_| Declined)
+    Ok(writer.out)
 }

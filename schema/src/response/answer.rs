@@ -8,12 +8,16 @@ use serde_json::{Map, json, value::RawValue};
 
 use crate::{
     error::{Code, Error, Refusal},
+    json::{write_json, write_key},
     operation::{Plan, bind::TYPE_KEY},
     rate_limit::{self, Decision, QuotaStatus},
     response::{Written, propagate_nulls},
 };
 
-/// A response. Serializes to the GraphQL response map, without `data` for a request error.
+/// Size of the status of a quota in a response, in bytes.
+const QUOTA_BYTES: usize = 256;
+
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     data: Option<Box<Data>>,
@@ -36,28 +40,20 @@ enum Data {
     Kept(Box<RawValue>),
 }
 
-impl Serialize for Data {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl Data {
+    fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Fresh(data, written, plan) => plan.order(data, written).serialize(serializer),
-            Self::Kept(text) => text.serialize(serializer),
+            Self::Fresh(data, written, plan) => plan.write(data, written, out),
+            Self::Kept(text) => out.extend_from_slice(text.get().as_bytes()),
         }
     }
-}
 
-impl Serialize for Answer {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if !self.errors.is_empty() {
-            map.serialize_entry("errors", &self.errors)?;
+    /// The bytes that are JSON already.
+    fn written_bytes(&self) -> usize {
+        match self {
+            Self::Fresh(_, written, _) => written.iter().map(|(_, json)| json.len()).sum(),
+            Self::Kept(text) => text.get().len(),
         }
-        if let Some(data) = &self.data {
-            map.serialize_entry("data", data)?;
-        }
-        if !self.extensions.is_empty() || !self.quotas.is_empty() {
-            map.serialize_entry("extensions", &Extensions(self))?;
-        }
-        map.end()
     }
 }
 
@@ -124,6 +120,27 @@ impl Answer {
             complexity: None,
             statements: None,
         }
+    }
+
+    /// Appends the GraphQL response map as JSON, without `data` for a request error.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let written = self.data.as_ref().map_or(0, |data| data.written_bytes());
+        // Space for the status of each quota and for the rest, so that a long answer is not copied while it grows.
+        out.reserve(written + QUOTA_BYTES * (1 + self.quotas.len()));
+        out.push(b'{');
+        if !self.errors.is_empty() {
+            write_key(out, "errors");
+            write_json(out, &self.errors);
+        }
+        if let Some(data) = &self.data {
+            write_key(out, "data");
+            data.write(out);
+        }
+        if !self.extensions.is_empty() || !self.quotas.is_empty() {
+            write_key(out, "extensions");
+            write_json(out, &Extensions(self));
+        }
+        out.push(b'}');
     }
 
     /// The quota status of the requested fields.
@@ -229,7 +246,9 @@ impl Answer {
 
     /// The response as it is stored. The database does not keep the order of an object's members, so the data is text.
     pub(crate) fn to_keep(&self) -> Option<serde_json::Value> {
-        let data = serde_json::to_string(self.data.as_ref()?).ok()?;
+        let mut data = Vec::new();
+        self.data.as_ref()?.write(&mut data);
+        let data = String::from_utf8(data).ok()?;
         Some(json!({ "data": data, "errors": self.errors, "extensions": self.extensions }))
     }
 
@@ -320,14 +339,9 @@ fn fields_in(value: &Value) -> u64 {
 
 impl From<Data> for Value {
     fn from(data: Data) -> Self {
-        let value = match data {
-            Data::Fresh(data, written, plan) => {
-                let text = serde_json::to_string(&plan.order(&data, &written)).ok();
-                text.and_then(|text| serde_json::from_str(&text).ok())
-            }
-            Data::Kept(text) => serde_json::from_str(text.get()).ok(),
-        };
-        value.unwrap_or_else(|| unreachable!("data is a JSON value"))
+        let mut text = Vec::new();
+        data.write(&mut text);
+        serde_json::from_slice(&text).unwrap_or_else(|_| unreachable!("data is a JSON value"))
     }
 }
 

@@ -7,11 +7,13 @@
 use apollo_compiler::ast::Type;
 use async_graphql::{Name, PathSegment, ServerError, Value, indexmap::IndexMap};
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::value::RawValue;
 
-use crate::operation::{
-    bind::TYPE_KEY,
-    plan::{Abstract, FieldPlan, Plan, Selection},
+use crate::{
+    json::{write_json, write_key},
+    operation::{
+        bind::TYPE_KEY,
+        plan::{Abstract, FieldPlan, Plan, Selection},
+    },
 };
 
 impl Abstract {
@@ -122,7 +124,7 @@ fn below<'a>(
 }
 
 /// A value in the order of its selection.
-pub(crate) struct Ordered<'a>(&'a Value, &'a Selection);
+struct Ordered<'a>(&'a Value, &'a Selection);
 
 impl Serialize for Ordered<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -158,44 +160,26 @@ fn in_order<'a, S: Serializer>(
 }
 
 /// Root fields that are JSON already, by response key.
-pub(crate) type Written = Vec<(Name, Box<RawValue>)>;
-
-/// The data of a response in the order of the document. Null replaces all of it.
-pub(crate) struct OrderedData<'a> {
-    data: &'a Value,
-    written: &'a Written,
-    plan: &'a Plan,
-}
-
-impl Serialize for OrderedData<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Value::Object(object) = self.data else {
-            return self.data.serialize(serializer);
-        };
-        if self.written.is_empty() {
-            return Ordered(self.data, &self.plan.root).serialize(serializer);
-        }
-        let mut map = serializer.serialize_map(None)?;
-        for field in self.plan.roots() {
-            let mut written = self.written.iter();
-            if let Some((key, text)) = written.find(|(key, _)| *key == field.key) {
-                map.serialize_entry(key.as_str(), text)?;
-            } else if let Some(value) = object.get(&field.key) {
-                map.serialize_entry(field.key.as_str(), &Ordered(value, &field.selection))?;
-            }
-        }
-        map.end()
-    }
-}
+pub(crate) type Written = Vec<(Name, Vec<u8>)>;
 
 impl Plan {
-    /// The data of a response in the order of the document.
-    pub(crate) fn order<'a>(&'a self, data: &'a Value, written: &'a Written) -> OrderedData<'a> {
-        OrderedData {
-            data,
-            written,
-            plan: self,
+    /// Writes the data of a response in the order of the document. Null replaces all of it.
+    pub(crate) fn write(&self, data: &Value, written: &Written, out: &mut Vec<u8>) {
+        let Value::Object(object) = data else {
+            return write_json(out, data);
+        };
+        out.push(b'{');
+        for field in self.roots() {
+            let key = &field.key;
+            if let Some((_, json)) = written.iter().find(|(name, _)| name == key) {
+                write_key(out, key);
+                out.extend_from_slice(json);
+            } else if let Some(value) = object.get(key) {
+                write_key(out, key);
+                write_json(out, &Ordered(value, &field.selection));
+            }
         }
+        out.push(b'}');
     }
 }
 
@@ -237,6 +221,12 @@ mod tests {
         plan
     }
 
+    fn text(plan: &Plan, data: &Value, written: &Written) -> String {
+        let mut out = Vec::new();
+        plan.write(data, written, &mut out);
+        String::from_utf8(out).expect("UTF-8")
+    }
+
     fn answered(query: &str, data: serde_json::Value, paths: &[serde_json::Value]) -> String {
         let plan = plan(query);
         let mut data = Value::from_json(data).expect("a value");
@@ -252,7 +242,7 @@ mod tests {
             })
             .collect();
         propagate_nulls(&plan, &mut data, &errors);
-        serde_json::to_string(&plan.order(&data, &Vec::new())).expect("JSON")
+        text(&plan, &data, &Written::new())
     }
 
     #[test]
@@ -263,6 +253,19 @@ mod tests {
             answered(query, data, &[]),
             r#"{"b":{"name":5,"id":4,"may":null},"a":{"name":3,"id":2},"x":{"id":1}}"#
         );
+    }
+
+    #[test]
+    fn fields_that_are_json_already_follow_the_order_of_the_document() {
+        let plan = plan("{ b { id } a { name } x: b { id } }");
+        let data = json!({"a": {"name": "\""}});
+        let data = Value::from_json(data).expect("a value");
+        let written = ["x", "b"].map(|key| (Name::new(key), format!("[\"{key}\"]").into_bytes()));
+        assert_eq!(
+            text(&plan, &data, &written.to_vec()),
+            r#"{"b":["b"],"a":{"name":"\""},"x":["x"]}"#
+        );
+        assert_eq!(text(&plan, &Value::Null, &written.to_vec()), "null");
     }
 
     #[test]

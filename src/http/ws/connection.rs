@@ -20,12 +20,13 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tracing::Instrument;
 
 use super::outgoing::{Outbox, Socket, ended};
-use super::protocol::{Close, End, Incoming, Outgoing, errors};
+use super::protocol::{Close, End, Incoming, Outgoing, errors, next};
 use crate::connections::{ConnectionPermit, Counted, Gauge, RESTART};
 use crate::http::gate::Route;
 use crate::http::headers::{NO_BEARER, token_in};
 use crate::http::outcome::{Outcome, Refusal};
 use crate::http::params::Members;
+use crate::http::respond::json;
 use crate::http::state::{Endpoint, Started};
 use crate::trace::log_span;
 
@@ -322,12 +323,8 @@ impl Connection {
     ) -> Result<(), End> {
         let outcome = match outcome {
             Some(outcome) if outcome.ran() => {
-                let message = Outgoing::Next {
-                    id,
-                    payload: &outcome,
-                };
                 let config = &self.endpoint.config;
-                return self.outbox.send(config, &message, is_event).await;
+                return self.outbox.send(config, next(id, &outcome), is_event).await;
             }
             outcome => outcome,
         };
@@ -393,7 +390,7 @@ impl Connection {
 
     async fn send(&mut self, message: &Outgoing<'_>) -> Result<(), End> {
         let config = &self.endpoint.config;
-        self.outbox.send(config, message, false).await
+        self.outbox.send(config, json(message), false).await
     }
 
     /// Waits until the socket has accepted all messages.

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::protocol::{Close, End, Outgoing};
+use super::protocol::{Close, End};
 use crate::config::Config;
 
 /// Maximum size of a piece of a message, in bytes. Longer messages are sent in pieces, so that the buffer is bounded,
@@ -63,13 +63,9 @@ impl Outbox {
     pub(super) async fn send(
         &mut self,
         config: &Config,
-        message: &Outgoing<'_>,
+        text: Vec<u8>,
         is_event: bool,
     ) -> Result<(), End> {
-        let text = serde_json::to_vec(message).map_err(|error| {
-            tracing::error!(%error, "cannot serialize a message as JSON");
-            Close::new(1011, "Internal server error.")
-        })?;
         let mut rest = Bytes::from(text);
         let mut kind = Data::Text;
         loop {

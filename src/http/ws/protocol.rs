@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use crate::connections::Full;
 use crate::http::outcome::Outcome;
 use crate::http::params::unmarked;
+use crate::http::respond::json;
 
 /// Maximum length of an operation's id, in characters.
 const LONGEST_ID: usize = 100;
@@ -157,7 +158,7 @@ fn id(message: &mut Map<String, Value>) -> Result<String, Close> {
     }
 }
 
-/// A message to the client.
+/// A message to the client, except `next`.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
@@ -165,10 +166,6 @@ pub(super) enum Outgoing<'a> {
     Pong {
         #[serde(skip_serializing_if = "Option::is_none")]
         payload: Option<Value>,
-    },
-    Next {
-        id: &'a str,
-        payload: &'a Outcome,
     },
     Error {
         id: &'a str,
@@ -179,9 +176,21 @@ pub(super) enum Outgoing<'a> {
     },
 }
 
+/// The message with an outcome that has data.
+pub(super) fn next(id: &str, outcome: &Outcome) -> Vec<u8> {
+    let mut text = br#"{"type":"next","id":"#.to_vec();
+    text.extend(json(id));
+    text.extend_from_slice(br#","payload":"#);
+    outcome.write(&mut text);
+    text.push(b'}');
+    text
+}
+
 /// The errors of an outcome, and the message of the first one.
 pub(super) fn errors(outcome: &Outcome) -> (Value, String) {
-    let mut answer = serde_json::to_value(outcome).unwrap_or_default();
+    let mut text = Vec::new();
+    outcome.write(&mut text);
+    let mut answer: Value = serde_json::from_slice(&text).unwrap_or_default();
     let errors = answer.get_mut("errors").map(Value::take);
     let errors = errors.unwrap_or_else(|| Value::Array(Vec::new()));
     let message = errors.pointer("/0/message").and_then(Value::as_str);
