@@ -158,7 +158,7 @@ impl Server {
             if logs_mails {
                 settings.accounts.mail = mail_settings(&config, Some(Arc::new(LogMailer)));
             }
-            let created = Graph::new(database.connection().clone(), settings);
+            let created = Graph::new(database.pool().clone(), settings);
             let (graph, mut background) = created.await.map_err(StartError::new)?;
             background.relay.catch_up(!is_read_only).await;
             let metrics = Metrics::new();

@@ -12,7 +12,7 @@ use std::{
 use async_graphql::{ValidationMode, parser::types::OperationType};
 use futures_util::future::BoxFuture;
 use gathering_entity::journal;
-use sea_orm::{DatabaseConnection, EntityTrait};
+use sea_orm::EntityTrait;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     clock::{Clock, MonotonicClock},
     compiled::Queries,
     data::Groups,
-    db::{BatchSizes, Loader, Writer},
+    db::{BatchSizes, Loader, Pool, Writer},
     error::Code,
     events::{self, Bus, Relay},
     execute::{self, Bearer, Caller, Engine},
@@ -88,10 +88,11 @@ impl Graph {
     /// # Errors
     /// The settings of the accounts are invalid, or the database cannot be read; the text contains the reason.
     pub fn new(
-        db: DatabaseConnection,
+        pool: Pool,
         settings: Settings,
     ) -> BoxFuture<'static, Result<(Self, BackgroundTasks), String>> {
         Box::pin(async move {
+            let db = pool.connection().clone();
             let Settings {
                 limits,
                 trusted,
@@ -128,7 +129,7 @@ impl Graph {
             let mail_sender = accounts.mail_sender();
             let services = Arc::new(Services {
                 backend: db.get_database_backend(),
-                loader: Loader::new(db.clone()),
+                loader: Loader::new(pool),
                 rulebook: Arc::new(Rulebook::new(db.get_database_backend())),
                 db,
                 groups: Groups::new(writer.clone()),

@@ -62,7 +62,7 @@ mod workflow;
 pub use access::{ApiKeyScope, Viewer};
 pub use audit::{AuditWriter, Client};
 pub use clock::{Clock, MonotonicClock};
-pub use db::BatchSizes;
+pub use db::{BatchSizes, Pool, PoolMonitor};
 pub use error::Code;
 pub use events::Watch;
 pub use execute::{Bearer, Caller, Usage};

@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use gathering_schema::Pool;
 use gathering_schema::storage::StorageError;
-use gathering_schema::trace;
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{DatabaseConnection, DbBackend};
 
@@ -27,7 +27,7 @@ pub(crate) use self::sqlite::make_folder;
 /// An open database. Cheap to clone; all clones share one pool.
 #[derive(Clone)]
 pub struct Database {
-    connection: DatabaseConnection,
+    pool: Pool,
     health: Arc<PoolHealth>,
     /// Options of the SQLite file.
     file: Option<SqliteConnectOptions>,
@@ -78,20 +78,16 @@ impl Database {
     /// The database cannot be reached, or rejects the connection.
     pub fn open(settings: &config::Database) -> BoxFuture<'_, Result<Self, StartError>> {
         Box::pin(async move {
-            let health = Arc::new(PoolHealth::new());
-            let (mut connection, file, read_only) = if settings.url.is_postgres() {
-                (postgres::open(settings, &health).await?, None, false)
+            let (connection, health, file, read_only) = if settings.url.is_postgres() {
+                let (connection, health) = postgres::open(settings).await?;
+                (connection, health, None, false)
             } else {
-                let (connection, file, read_only) = sqlite::open(settings, &health).await?;
-                (connection, Some(file), read_only)
+                let (connection, health, file, read_only) = sqlite::open(settings).await?;
+                (connection, health, Some(file), read_only)
             };
-            let watched = Arc::clone(&health);
-            connection.set_metric_callback(move |info| {
-                watched.record(info.failed);
-                trace::statement(info.statement, info.elapsed, info.failed);
-            });
+            let pool = Pool::new(connection, Arc::clone(&health));
             Ok(Self {
-                connection,
+                pool,
                 health,
                 file,
                 read_only,
@@ -111,7 +107,12 @@ impl Database {
 
     /// The pool for statements and transactions.
     pub fn connection(&self) -> &DatabaseConnection {
-        &self.connection
+        self.pool.connection()
+    }
+
+    /// The pool for a graph.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Whether the database is a SQLite file that cannot be written.
@@ -131,14 +132,16 @@ impl Database {
 
     /// The connections of the pool.
     pub fn connections(&self) -> Connections {
-        let (open, idle) = if self.connection.get_database_backend() == DbBackend::Sqlite {
-            let pool = self.connection.get_sqlite_connection_pool();
+        let connection = self.connection();
+        let (open, idle) = if connection.get_database_backend() == DbBackend::Sqlite {
+            let pool = connection.get_sqlite_connection_pool();
             (pool.size(), pool.num_idle())
         } else {
-            let pool = self.connection.get_postgres_connection_pool();
+            let pool = connection.get_postgres_connection_pool();
             (pool.size(), pool.num_idle())
         };
         let open = usize::try_from(open).unwrap_or(usize::MAX);
+        let idle = idle + self.pool.kept();
         Connections {
             in_use: open.saturating_sub(idle),
             idle,
@@ -150,7 +153,7 @@ impl Database {
     /// unreachable.
     pub async fn reach(&self, timeout: Duration) -> Reachability {
         let before = self.health.successes.load(Ordering::Relaxed);
-        match tokio::time::timeout(timeout, self.connection.ping()).await {
+        match tokio::time::timeout(timeout, self.connection().ping()).await {
             Ok(Ok(())) => Reachability::Pass,
             _ if self.health.successes.load(Ordering::Relaxed) > before => Reachability::Busy,
             Ok(Err(error)) => {
@@ -170,7 +173,7 @@ impl Database {
             if let Some(file) = &self.file {
                 return sqlite::try_writing(&file.clone().busy_timeout(timeout)).await;
             }
-            postgres::try_writing(self.connection.get_postgres_connection_pool()).await
+            postgres::try_writing(self.connection().get_postgres_connection_pool()).await
         };
         let error = match tokio::time::timeout(2 * timeout, attempt).await {
             Ok(Ok(())) => return Attempt::Pass,
@@ -192,7 +195,7 @@ impl Database {
     /// Closes every connection, after waiting for those in use.
     pub fn close(self) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            if let Err(error) = self.connection.close().await {
+            if let Err(error) = self.connection().close_by_ref().await {
                 tracing::warn!(%error, "the pool could not be closed");
             }
         })

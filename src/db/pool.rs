@@ -1,12 +1,16 @@
 //! The pool: how it is filled, when a connection is tested or replaced, and how its statements show the state of the
 //! database.
 
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use futures_util::future::join_all;
-use gathering_schema::storage;
+use gathering_schema::{PoolMonitor, storage, trace};
+use sea_orm::metric::Info;
 use sea_orm::sqlx::{self, Connection};
 
 use crate::config;
@@ -20,30 +24,24 @@ pub(super) struct PoolHealth {
     failed: AtomicU64,
     /// When the replacement of connections was last requested, in nanoseconds after `started`; 0 means never.
     renewed: AtomicU64,
+    file: Option<WatchedFile>,
 }
 
 impl PoolHealth {
-    pub(super) fn new() -> Self {
+    /// `file` is the SQLite file.
+    pub(super) fn new(file: Option<PathBuf>) -> Self {
         Self {
             started: Instant::now(),
             statements: AtomicU64::new(0),
             successes: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             renewed: AtomicU64::new(0),
+            file: file.map(WatchedFile::new),
         }
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn record(&self, failed: bool) {
-        self.statements.fetch_add(1, Ordering::Relaxed);
-        if failed {
-            self.fail();
-        } else {
-            self.successes.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     fn fail(&self) {
@@ -58,21 +56,68 @@ impl PoolHealth {
         self.is_within(&self.failed, span)
     }
 
-    fn renewed_within(&self, span: Duration) -> bool {
-        self.is_within(&self.renewed, span)
-    }
-
     fn is_within(&self, instant: &AtomicU64, span: Duration) -> bool {
         let instant = instant.load(Ordering::Relaxed);
         instant != 0 && u128::from(self.now().saturating_sub(instant)) <= span.as_nanos()
     }
 }
 
-/// A pool whose connections are replaced when they are stale, which `is_stale` decides by their age.
+impl PoolMonitor for PoolHealth {
+    fn ended(&self, info: &Info<'_>) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        if info.failed {
+            self.fail();
+        } else {
+            self.successes.fetch_add(1, Ordering::Relaxed);
+        }
+        trace::statement(info.statement, info.elapsed, info.failed);
+    }
+
+    fn is_stale(&self, age: Duration) -> bool {
+        self.is_within(&self.renewed, age)
+            || storage::was_read_only_within(age)
+            || (self.file.as_ref()).is_some_and(|file| file.changed_within(age))
+    }
+}
+
+/// The path of a SQLite file. A connection keeps reading from a file that was moved or replaced, so its age is compared
+/// with the time of the last change.
+struct WatchedFile {
+    path: PathBuf,
+    /// The device and inode of the file, and since when it has been there.
+    seen: Mutex<(Option<(u64, u64)>, Instant)>,
+}
+
+impl WatchedFile {
+    fn new(path: PathBuf) -> Self {
+        let file = identity(&path).ok();
+        Self {
+            path,
+            seen: Mutex::new((file, Instant::now())),
+        }
+    }
+
+    /// Whether the file is missing, or was replaced during the lifetime of a connection of this age.
+    fn changed_within(&self, age: Duration) -> bool {
+        let Ok(file) = identity(&self.path) else {
+            return true;
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0 != Some(file) {
+            *seen = (Some(file), Instant::now());
+        }
+        seen.1.elapsed() < age
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// A pool whose connections are replaced when they are stale.
 pub(super) fn pool<DB: sqlx::Database>(
     settings: &config::Database,
     health: &Arc<PoolHealth>,
-    is_stale: impl Fn(Duration) -> bool + Send + Sync + 'static,
 ) -> sqlx::pool::PoolOptions<DB> {
     let health = Arc::clone(health);
     let ping_after = settings.ping_after;
@@ -82,9 +127,7 @@ pub(super) fn pool<DB: sqlx::Database>(
         .acquire_timeout(settings.acquire_timeout)
         .test_before_acquire(false)
         .before_acquire(move |connection: &mut DB::Connection, age| {
-            let stale = health.renewed_within(age.age)
-                || storage::was_read_only_within(age.age)
-                || is_stale(age.age);
+            let stale = health.is_stale(age.age);
             let suspect = age.idle_for >= ping_after || health.failed_within(age.idle_for);
             let health = Arc::clone(&health);
             Box::pin(async move {

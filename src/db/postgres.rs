@@ -15,8 +15,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn open(
     settings: &config::Database,
-    health: &Arc<PoolHealth>,
-) -> Result<DatabaseConnection, StartError> {
+) -> Result<(DatabaseConnection, Arc<PoolHealth>), StartError> {
     let url = &settings.url;
     let options: PgConnectOptions = url
         .expose()
@@ -55,10 +54,12 @@ pub(super) async fn open(
     let refused = |error| StartError::new(explain(&error, &at, &options, url));
     first.map_err(refused)?.close().await.map_err(refused)?;
 
-    let pool: PgPoolOptions = pool(settings, health, |_| false);
+    let health = Arc::new(PoolHealth::new(None));
+    let pool: PgPoolOptions = pool(settings, &health);
     let pool = pool.connect_lazy_with(options.clone());
     fill(&pool).await.map_err(refused)?;
-    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+    let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    Ok((connection, health))
 }
 
 fn explain(

@@ -1,10 +1,10 @@
 //! Opens a SQLite file for writing, else for reading; an error is one line.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::sqlite::{
@@ -21,8 +21,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn open(
     settings: &config::Database,
-    health: &Arc<PoolHealth>,
-) -> Result<(DatabaseConnection, SqliteConnectOptions, bool), StartError> {
+) -> Result<
+    (
+        DatabaseConnection,
+        Arc<PoolHealth>,
+        SqliteConnectOptions,
+        bool,
+    ),
+    StartError,
+> {
     let options: SqliteConnectOptions = (settings.url.expose().parse()).map_err(|error| {
         StartError::new(format!(
             "the database URL {} is invalid: {error}",
@@ -60,13 +67,13 @@ pub(super) async fn open(
         tracing::warn!(file = %file.display(), "the database is not writable: serving reads only");
     }
 
-    let watched = WatchedFile::new(file.clone());
-    let pool: SqlitePoolOptions = pool(settings, health, move |age| watched.changed_within(age));
+    let health = Arc::new(PoolHealth::new(Some(file.clone())));
+    let pool: SqlitePoolOptions = pool(settings, &health);
     let pool = pool.connect_lazy_with(options.clone());
     let filled = fill(&pool).await;
     filled.map_err(|error| StartError::new(explain(&error, &file)))?;
     let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool);
-    Ok((connection, options, read_only))
+    Ok((connection, health, options, read_only))
 }
 
 /// Creates a folder with access for its owner only: it contains password hashes and keys.
@@ -173,40 +180,6 @@ fn explain(error: &sqlx::Error, file: &Path) -> String {
         ),
         (_, error) => format!("cannot use the database {name}: {error}"),
     }
-}
-
-/// The path of a SQLite file. A connection keeps reading from a file that was moved or replaced, so its age is compared
-/// with the time of the last change.
-struct WatchedFile {
-    path: PathBuf,
-    /// The device and inode of the file, and since when it has been there.
-    seen: Mutex<(Option<(u64, u64)>, Instant)>,
-}
-
-impl WatchedFile {
-    fn new(path: PathBuf) -> Self {
-        let file = identity(&path).ok();
-        Self {
-            path,
-            seen: Mutex::new((file, Instant::now())),
-        }
-    }
-
-    /// Whether the file is missing, or was replaced during the lifetime of a connection of this age.
-    fn changed_within(&self, age: Duration) -> bool {
-        let Ok(file) = identity(&self.path) else {
-            return true;
-        };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0 != Some(file) {
-            *seen = (Some(file), Instant::now());
-        }
-        seen.1.elapsed() < age
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Writes 256 KiB and rolls back. The cache is too small for them, so SQLite writes them to the write-ahead log before

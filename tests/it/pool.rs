@@ -345,6 +345,49 @@ async fn the_server_recovers_from_a_database_outage_without_a_restart() {
 }
 
 #[tokio::test]
+async fn reads_one_after_the_other_share_a_connection_and_return_it() {
+    const READS: usize = 8;
+    let Some(database) = postgres().await else {
+        return;
+    };
+    let sessions = database.connect().await;
+    let connections = 4 * u32::try_from(READS).expect("is small");
+    let settings = config::Database {
+        url: database.url().parse().expect("a database URL"),
+        min_connections: connections,
+        max_connections: connections,
+        ..config::Database::default()
+    };
+    let server = TestServer::on(database, |_| ()).await;
+    let token = server.token("demo@example.com").await;
+    let db = gathering::db::Database::open(&settings)
+        .await
+        .expect("opens");
+    let graph = CountedGraph::over(db.connection().clone()).await;
+    // A connection is kept for a moment only, in which a slow machine may not read so often.
+    until("reads that share connections", async || {
+        let begin = number(
+            &sessions,
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+        )
+        .await;
+        for _ in 0..READS {
+            graph.cost(&token, CIRCLES, json!({})).await;
+        }
+        let used = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'gathering' AND query LIKE 'SELECT%' \
+             AND extract(epoch FROM query_start) * 1000000 > {begin}"
+        );
+        let used = number(&sessions, &used).await;
+        assert!(used > 0, "reads are observed");
+        used < i64::try_from(READS).expect("is small")
+    })
+    .await;
+    until("connections return", async || db.connections().in_use == 0).await;
+}
+
+#[tokio::test]
 async fn a_restored_sqlite_file_is_read_without_a_restart() {
     let Some(database) = Database::seeded().await.only_on_sqlite() else {
         return;

@@ -25,13 +25,12 @@ use std::{
 
 use futures_util::FutureExt;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, QueryResult, Statement, Value,
-    sea_query::SelectStatement,
+    DbBackend, FromQueryResult, QueryResult, Statement, Value, sea_query::SelectStatement,
 };
 
 use crate::{
     db::{
-        Callers,
+        Callers, Pool,
         batch_sizes::{BatchSizes, SizeCounter},
         pending::{Departure, DispatchWhenIdle, PendingBatches, Running, lock},
     },
@@ -68,7 +67,7 @@ pub(crate) trait Batch: Clone + PartialEq + Send + Sync + 'static {
 
 /// Runs the statements of one batch, and counts them.
 pub(crate) struct Reader {
-    db: DatabaseConnection,
+    db: Pool,
     callers: Callers,
     statements: AtomicU64,
     rows: AtomicU64,
@@ -76,19 +75,19 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn backend(&self) -> DbBackend {
-        self.db.get_database_backend()
+        self.db.connection().get_database_backend()
     }
 
     /// The rows of a statement. If the connection was lost, the statement is sent once more on a new one.
     pub(crate) async fn rows(&self, select: &SelectStatement) -> Result<Vec<QueryResult>, Error> {
-        self.send(|| self.backend().build(select)).await
+        self.send(self.backend().build(select)).await
     }
 
-    async fn send(&self, statement: impl Fn() -> Statement) -> Result<Vec<QueryResult>, Error> {
+    async fn send(&self, statement: Statement) -> Result<Vec<QueryResult>, Error> {
         let _caller = self.callers.enter();
         let send = || {
             self.statements.fetch_add(1, Ordering::Relaxed);
-            self.db.query_all_raw(statement())
+            self.db.read(&statement)
         };
         let rows = match send().await {
             Err(cause) if error::is_disconnect(&cause) => send().await?,
@@ -104,8 +103,8 @@ impl Reader {
         sql: &str,
         values: Vec<Value>,
     ) -> Result<Vec<QueryResult>, Error> {
-        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
-        self.send(|| statement.clone()).await
+        self.send(Statement::from_sql_and_values(self.backend(), sql, values))
+            .await
     }
 
     /// As [`Reader::rows`], each row read into a struct.
@@ -122,14 +121,14 @@ impl Reader {
 
 /// The loader: one for the process, shared by all requests.
 pub(crate) struct Loader {
-    db: DatabaseConnection,
+    db: Pool,
     queues: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     sizes: Arc<SizeCounter>,
     callers: Callers,
 }
 
 impl Loader {
-    pub(crate) fn new(db: DatabaseConnection) -> Self {
+    pub(crate) fn new(db: Pool) -> Self {
         Self {
             db,
             queues: RwLock::default(),
@@ -221,7 +220,7 @@ impl Loader {
 
 /// All waiting and running batches of one type.
 struct BatchQueue<B: Batch> {
-    db: DatabaseConnection,
+    db: Pool,
     sizes: Arc<SizeCounter>,
     callers: Callers,
     groups: Mutex<Vec<Group<B>>>,
@@ -532,10 +531,31 @@ impl<B: Batch> Departure for Joined<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::future::join_all;
+    use sea_orm::{DatabaseConnection, metric::Info};
 
     use super::*;
-    use crate::error::Code;
+    use crate::{db::PoolMonitor, error::Code};
+
+    struct Unobserved;
+
+    impl PoolMonitor for Unobserved {
+        fn ended(&self, _: &Info<'_>) {}
+
+        fn is_stale(&self, _: Duration) -> bool {
+            false
+        }
+    }
+
+    /// A loader without a database.
+    fn loader() -> Loader {
+        Loader::new(Pool::new(
+            DatabaseConnection::default(),
+            Arc::new(Unobserved),
+        ))
+    }
 
     /// Returns the double of a number, and the number of keys in the batch.
     #[derive(Clone, PartialEq)]
@@ -566,7 +586,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn siblings_share_one_batch_per_level_and_each_key_is_loaded_once() {
         for _ in 0..500 {
-            let loader = Loader::new(DatabaseConnection::default());
+            let loader = loader();
             let pending = PendingBatches::new(true, false);
             let child = async |number: u64| {
                 let (double, together) = loader.load(&pending, DOUBLES, number % 50).await?;
@@ -587,7 +607,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panicking_batch_fails_only_its_own_keys() {
-        let loader = Loader::new(DatabaseConnection::default());
+        let loader = loader();
         for runs_inside in [false, true, false, true] {
             let pending = PendingBatches::new(false, runs_inside);
             let both =
@@ -605,7 +625,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_size_of_a_batch_is_limited() {
-        let loader = Loader::new(DatabaseConnection::default());
+        let loader = loader();
         let pending = PendingBatches::new(false, false);
         let keys = 2 * BATCH_KEYS as u64 + 5;
         let all = join_all((0..keys).map(|key| loader.load(&pending, DOUBLES, key)));
@@ -619,7 +639,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_of_one_request_runs_inside_its_task() {
-        let loader = Loader::new(DatabaseConnection::default());
+        let loader = loader();
         let load = async |pending: &Arc<PendingBatches>, key| {
             let load = loader.load(pending, DOUBLES, key);
             let answer = DispatchWhenIdle::new(pending, load).await;
@@ -659,7 +679,7 @@ mod tests {
     #[tokio::test]
     async fn a_cancelled_request_leaves_no_batch_pending() {
         for runs_inside in [false, true] {
-            let loader = Loader::new(DatabaseConnection::default());
+            let loader = loader();
             let pending = PendingBatches::new(false, runs_inside);
             let mut execution = DispatchWhenIdle::new(&pending, async {
                 let forgotten = loader.load(&pending, DOUBLES, 1);

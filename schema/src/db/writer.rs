@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
 /// One in this many connections of the pool is never taken by a transaction that writes.
-const RESERVED: usize = 4;
+pub(super) const RESERVED: usize = 4;
 
 /// Maximum number of attempts of a change that loses against concurrent changes.
 const ATTEMPTS: usize = 4;

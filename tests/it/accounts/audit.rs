@@ -10,7 +10,7 @@ use gathering::health::Health;
 use gathering::server::{self, Options};
 use gathering_entity::{audit, lockout, refresh_token, revoked_token};
 use gathering_schema::auth::Keys;
-use gathering_schema::{Clock, Graph};
+use gathering_schema::{Clock, Graph, Pool};
 use reqwest::StatusCode;
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, Set,
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::CHANGED;
 use crate::support::account::{ADA, BOB, SIGNED_IN, Tokens, tokens};
 use crate::support::actor::{ADMIN, Actor, client_builder, code};
+use crate::support::counted::Statements;
 use crate::support::database::{Database, PASSWORD};
 use crate::support::server::{SIGNING_KEY, TestServer};
 use crate::support::wait::{until, until_some};
@@ -56,7 +57,8 @@ pub(crate) async fn purge(database: &Database, ahead: Duration) {
     let health = Health::new(Arc::clone(&clock));
     let monotonic = Options::default().monotonic;
     let settings = server::settings(&config, keys, clock, monotonic, &health);
-    let made = Graph::new(database.connect().await, settings.expect("is read"));
+    let pool = Pool::new(database.connect().await, Arc::<Statements>::default());
+    let made = Graph::new(pool, settings.expect("is read"));
     let (graph, _works) = made.await.expect("is made");
     graph.purge().await.expect("purges");
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
@@ -9,8 +10,11 @@ use gathering::config::Config;
 use gathering::health::Health;
 use gathering::server;
 use gathering_schema::auth::Keys;
-use gathering_schema::{BackgroundTasks, Caller, Client, Clock, Graph, Params, Usage};
+use gathering_schema::{
+    BackgroundTasks, Caller, Client, Clock, Graph, Params, Pool, PoolMonitor, Usage,
+};
 use sea_orm::DatabaseConnection;
+use sea_orm::metric::Info;
 use serde_json::Value;
 
 use super::server::{SIGNING_KEY, TestServer};
@@ -18,11 +22,25 @@ use super::server::{SIGNING_KEY, TestServer};
 /// The statements that authentication takes, unless the credential was read a moment ago.
 const AUTHENTICATION: u64 = 1;
 
+/// Counts the statements of a pool.
+#[derive(Default)]
+pub(crate) struct Statements(AtomicU64);
+
+impl PoolMonitor for Statements {
+    fn ended(&self, _: &Info<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_stale(&self, _: Duration) -> bool {
+        false
+    }
+}
+
 /// A graph on the database of a server. Its background tasks do not run, so only the statements of operations are
 /// counted.
 pub(crate) struct CountedGraph {
     graph: Graph,
-    statements: Arc<AtomicU64>,
+    statements: Arc<Statements>,
     /// By how many seconds its clock is ahead. Each operation is a second later, so that its credential is read again.
     ahead: Arc<AtomicI64>,
     _background: BackgroundTasks,
@@ -39,12 +57,9 @@ impl CountedGraph {
     }
 
     /// A graph over this connection with this configuration.
-    pub(crate) async fn with(mut db: DatabaseConnection, config: &Config) -> Self {
-        let statements = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&statements);
-        db.set_metric_callback(move |_| {
-            counted.fetch_add(1, Ordering::Relaxed);
-        });
+    pub(crate) async fn with(db: DatabaseConnection, config: &Config) -> Self {
+        let statements = Arc::<Statements>::default();
+        let pool = Pool::new(db, Arc::clone(&statements));
         let keys = Keys::new(SIGNING_KEY.as_bytes(), &[""; 0]).expect("is strong");
         let monotonic = server::Options::default().monotonic;
         let ahead = Arc::new(AtomicI64::new(0));
@@ -53,7 +68,7 @@ impl CountedGraph {
             Arc::new(move || Utc::now() + TimeDelta::seconds(seconds.load(Ordering::Relaxed)));
         let health = Health::new(Arc::clone(&clock));
         let settings = server::settings(config, keys, clock, monotonic, &health);
-        let graph = Graph::new(db, settings.expect("is read")).await;
+        let graph = Graph::new(pool, settings.expect("is read")).await;
         let (graph, background) = graph.expect("starts");
         Self {
             graph,
@@ -78,11 +93,11 @@ impl CountedGraph {
         variables: impl IntoIterator<Item = Value>,
     ) -> (Vec<Value>, u64) {
         self.ahead.fetch_add(1, Ordering::Relaxed);
-        let before = self.statements.load(Ordering::Relaxed);
+        let before = self.statements.0.load(Ordering::Relaxed);
         let answers = variables.into_iter();
         let answers = answers.map(|variables| self.answer(token, query, variables));
         let answers = join_all(answers).await;
-        let sent = self.statements.load(Ordering::Relaxed) - before - AUTHENTICATION;
+        let sent = self.statements.0.load(Ordering::Relaxed) - before - AUTHENTICATION;
         (answers, sent)
     }
 
