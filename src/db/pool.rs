@@ -24,13 +24,16 @@ pub(super) struct PoolHealth {
     failed: AtomicU64,
     /// When the replacement of connections was last requested, in nanoseconds after `started`; 0 means never.
     renewed: AtomicU64,
+    /// After how much idle time a connection is tested before use.
+    ping_after: Duration,
     file: Option<WatchedFile>,
 }
 
 impl PoolHealth {
     /// `file` is the SQLite file.
-    pub(super) fn new(file: Option<PathBuf>) -> Self {
+    pub(super) fn new(settings: &config::Database, file: Option<PathBuf>) -> Self {
         Self {
+            ping_after: settings.ping_after,
             started: Instant::now(),
             statements: AtomicU64::new(0),
             successes: AtomicU64::new(0),
@@ -50,6 +53,13 @@ impl PoolHealth {
 
     pub(super) fn renew(&self) {
         self.renewed.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Whether a connection of this age must be replaced.
+    fn is_stale(&self, age: Duration) -> bool {
+        self.is_within(&self.renewed, age)
+            || storage::was_read_only_within(age)
+            || (self.file.as_ref()).is_some_and(|file| file.changed_within(age))
     }
 
     fn failed_within(&self, span: Duration) -> bool {
@@ -73,10 +83,8 @@ impl PoolMonitor for PoolHealth {
         trace::statement(info.statement, info.elapsed, info.failed);
     }
 
-    fn is_stale(&self, age: Duration) -> bool {
-        self.is_within(&self.renewed, age)
-            || storage::was_read_only_within(age)
-            || (self.file.as_ref()).is_some_and(|file| file.changed_within(age))
+    fn is_usable(&self, age: Duration) -> bool {
+        age < self.ping_after && !self.failed_within(age) && !self.is_stale(age)
     }
 }
 
@@ -120,7 +128,6 @@ pub(super) fn pool<DB: sqlx::Database>(
     health: &Arc<PoolHealth>,
 ) -> sqlx::pool::PoolOptions<DB> {
     let health = Arc::clone(health);
-    let ping_after = settings.ping_after;
     sqlx::pool::PoolOptions::new()
         .min_connections(settings.min_connections)
         .max_connections(settings.max_connections)
@@ -128,7 +135,7 @@ pub(super) fn pool<DB: sqlx::Database>(
         .test_before_acquire(false)
         .before_acquire(move |connection: &mut DB::Connection, age| {
             let stale = health.is_stale(age.age);
-            let suspect = age.idle_for >= ping_after || health.failed_within(age.idle_for);
+            let suspect = age.idle_for >= health.ping_after || health.failed_within(age.idle_for);
             let health = Arc::clone(&health);
             Box::pin(async move {
                 if suspect && !stale {

@@ -54,7 +54,7 @@ pub(super) async fn open(
     let refused = |error| StartError::new(explain(&error, &at, &options, url));
     first.map_err(refused)?.close().await.map_err(refused)?;
 
-    let health = Arc::new(PoolHealth::new(None));
+    let health = Arc::new(PoolHealth::new(settings, None));
     let pool: PgPoolOptions = pool(settings, &health);
     let pool = pool.connect_lazy_with(options.clone());
     fill(&pool).await.map_err(refused)?;

@@ -67,7 +67,7 @@ pub(super) async fn open(
         tracing::warn!(file = %file.display(), "the database is not writable: serving reads only");
     }
 
-    let health = Arc::new(PoolHealth::new(Some(file.clone())));
+    let health = Arc::new(PoolHealth::new(settings, Some(file.clone())));
     let pool: SqlitePoolOptions = pool(settings, &health);
     let pool = pool.connect_lazy_with(options.clone());
     let filled = fill(&pool).await;

@@ -18,23 +18,20 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
 };
 
 use futures_util::FutureExt;
-use sea_orm::{
-    DbBackend, FromQueryResult, QueryResult, Statement, Value, sea_query::SelectStatement,
-};
 
 use crate::{
     db::{
-        Callers, Pool,
+        Callers, Pool, Reader,
         batch_sizes::{BatchSizes, SizeCounter},
         pending::{Departure, DispatchWhenIdle, PendingBatches, Running, lock},
     },
-    error::{self, Error},
+    error::Error,
     trace::{self, within},
 };
 
@@ -63,60 +60,6 @@ pub(crate) trait Batch: Clone + PartialEq + Send + Sync + 'static {
         db: &Reader,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>, Error>> + Send;
-}
-
-/// Runs the statements of one batch, and counts them.
-pub(crate) struct Reader {
-    db: Pool,
-    callers: Callers,
-    statements: AtomicU64,
-    rows: AtomicU64,
-}
-
-impl Reader {
-    pub(crate) fn backend(&self) -> DbBackend {
-        self.db.connection().get_database_backend()
-    }
-
-    /// The rows of a statement. If the connection was lost, the statement is sent once more on a new one.
-    pub(crate) async fn rows(&self, select: &SelectStatement) -> Result<Vec<QueryResult>, Error> {
-        self.send(self.backend().build(select)).await
-    }
-
-    async fn send(&self, statement: Statement) -> Result<Vec<QueryResult>, Error> {
-        let _caller = self.callers.enter();
-        let send = || {
-            self.statements.fetch_add(1, Ordering::Relaxed);
-            self.db.read(&statement)
-        };
-        let rows = match send().await {
-            Err(cause) if error::is_disconnect(&cause) => send().await?,
-            answer => answer?,
-        };
-        self.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        Ok(rows)
-    }
-
-    /// As [`Reader::rows`], for a statement that is text already.
-    pub(crate) async fn run(
-        &self,
-        sql: &str,
-        values: Vec<Value>,
-    ) -> Result<Vec<QueryResult>, Error> {
-        self.send(Statement::from_sql_and_values(self.backend(), sql, values))
-            .await
-    }
-
-    /// As [`Reader::rows`], each row read into a struct.
-    pub(crate) async fn all<R: FromQueryResult>(
-        &self,
-        select: &SelectStatement,
-    ) -> Result<Vec<R>, Error> {
-        let rows = self.rows(select).await?;
-        rows.iter()
-            .map(|row| R::from_query_result(row, "").map_err(Error::from))
-            .collect()
-    }
 }
 
 /// The loader: one for the process, shared by all requests.
@@ -371,12 +314,7 @@ impl<B: Batch> BatchQueue<B> {
                 queue: Arc::clone(queue),
                 batch: group.batch.clone(),
                 pending,
-                reader: Reader {
-                    db: queue.db.clone(),
-                    callers: queue.callers.clone(),
-                    statements: AtomicU64::new(0),
-                    rows: AtomicU64::new(0),
-                },
+                reader: Reader::new(queue.db.clone(), queue.callers.clone()),
             };
             // A panic fails the keys of the batch, and not the task that runs it.
             let run = Box::pin(AssertUnwindSafe(run.run()).catch_unwind().map(drop));
@@ -410,7 +348,7 @@ impl<B: Batch> BatchRun<B> {
         let span = self.pending.operations.start_batch(&name, keys.len());
         let outcome = within(span.clone(), self.batch.run(&self.reader, &keys)).await;
         if let Some(span) = span {
-            trace::end_batch(&span, self.reader.rows.load(Ordering::Relaxed), &outcome);
+            trace::end_batch(&span, self.reader.rows_read(), &outcome);
         }
         let _ = self.pending.outcome.set(outcome);
     }
@@ -443,13 +381,13 @@ impl<B: Batch> Drop for BatchRun<B> {
                 None => requests.push((request, vec![waker])),
             }
         }
-        let statements = self.reader.statements.load(Ordering::Relaxed);
+        let statements = self.reader.statements();
         for (request, wakers) in requests {
             request.answered(wakers, statements, || {
                 (
                     self.batch.name(),
                     lock(&self.pending.keys).len(),
-                    self.reader.rows.load(Ordering::Relaxed),
+                    self.reader.rows_read(),
                 )
             });
         }
@@ -544,8 +482,8 @@ mod tests {
     impl PoolMonitor for Unobserved {
         fn ended(&self, _: &Info<'_>) {}
 
-        fn is_stale(&self, _: Duration) -> bool {
-            false
+        fn is_usable(&self, _: Duration) -> bool {
+            true
         }
     }
 

@@ -25,7 +25,7 @@ use sea_query_sqlx::SqlxValues;
 
 use crate::db::{pending::lock, writer::RESERVED};
 
-/// How long a connection is kept after it was taken from the pool.
+/// For how long a connection is used after it was taken from the pool.
 const KEPT: Duration = Duration::from_millis(50);
 
 /// Observes the connections and statements of a pool.
@@ -33,8 +33,8 @@ pub trait PoolMonitor: Send + Sync {
     /// A statement has ended.
     fn ended(&self, info: &Info<'_>);
 
-    /// Whether a connection of this age must not be used any more.
-    fn is_stale(&self, age: Duration) -> bool;
+    /// Whether a connection that was taken this long ago can be used once more without a test.
+    fn is_usable(&self, age: Duration) -> bool;
 }
 
 /// A pool with its monitor. Cheap to clone; all clones are one pool.
@@ -143,39 +143,38 @@ where
                 self.keep(kept);
                 Ok(rows.into_iter().map(QueryResult::from).collect())
             }
-            Err(error) => {
-                // The other connections may be lost too.
-                lock(&self.kept).clear();
-                Err(DbErr::Query(RuntimeErr::SqlxError(error.into())))
-            }
+            Err(error) => Err(DbErr::Query(RuntimeErr::SqlxError(error.into()))),
         }
     }
 
     async fn take(&self) -> Result<Kept<DB>, DbErr> {
         let kept = lock(&self.kept).pop();
-        if let Some(kept) = kept.filter(|kept| !self.monitor.is_stale(kept.taken.elapsed())) {
+        if let Some(kept) = kept.filter(|kept| self.is_usable(kept)) {
             return Ok(kept);
         }
+        // Before the pool checks the connection, so that no change between is missed.
+        let taken = Instant::now();
         let connection = self.pool.acquire().await.map_err(|error| match error {
             sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
         })?;
-        Ok(Kept {
-            connection,
-            taken: Instant::now(),
-        })
+        Ok(Kept { connection, taken })
     }
 
-    /// Keeps a connection for the next read, unless it was taken long ago or others need it.
+    fn is_usable(&self, kept: &Kept<DB>) -> bool {
+        let age = kept.taken.elapsed();
+        age < KEPT && self.monitor.is_usable(age)
+    }
+
+    /// Keeps a connection for the next read, unless others may need it.
     fn keep(self: &Arc<Self>, kept: Kept<DB>) {
-        let most = self.pool.options().get_max_connections();
-        let is_needed = self.pool.num_idle() == 0 && self.pool.size() >= most;
-        if is_needed || kept.is_old() {
+        if self.pool.num_idle() == 0 || !self.is_usable(&kept) {
             return;
         }
+        let most = self.pool.options().get_max_connections() as usize / RESERVED;
         let mut all = lock(&self.kept);
-        if all.len() >= most as usize / RESERVED {
+        if all.len() >= most {
             return;
         }
         all.push(kept);
@@ -193,17 +192,11 @@ where
         loop {
             tokio::time::sleep(KEPT).await;
             let mut all = lock(&self.kept);
-            all.retain(|kept| !kept.is_old());
+            all.retain(|kept| kept.taken.elapsed() < KEPT);
             if all.is_empty() {
                 self.is_swept.store(false, Ordering::Relaxed);
                 break;
             }
         }
-    }
-}
-
-impl<DB: Database> Kept<DB> {
-    fn is_old(&self) -> bool {
-        self.taken.elapsed() >= KEPT
     }
 }

@@ -31,8 +31,8 @@ impl PoolMonitor for Statements {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_stale(&self, _: Duration) -> bool {
-        false
+    fn is_usable(&self, _: Duration) -> bool {
+        true
     }
 }
 
