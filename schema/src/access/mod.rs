@@ -8,7 +8,7 @@
 
 mod rules;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_graphql::Enum;
 use chrono::{DateTime, Utc};
@@ -109,33 +109,35 @@ impl Grant {
 }
 
 /// The user on whose behalf an operation runs, and what has authenticated the operation.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Viewer {
     pub(crate) user: Arc<user::Model>,
     grant: Grant,
     ids: ViewerIds,
-    rules: Arc<Rules>,
-    backend: DbBackend,
+    rulebook: Arc<Rulebook>,
+    /// Looked up at the first use: most queries are compiled for all viewers of a kind.
+    rules: OnceLock<Arc<Rules>>,
 }
 
 impl Viewer {
-    pub(crate) fn new(user: Arc<user::Model>, grant: Grant, rulebook: &Rulebook) -> Self {
+    pub(crate) fn new(user: Arc<user::Model>, grant: Grant, rulebook: &Arc<Rulebook>) -> Self {
         let ids = grant.ids(user.id);
         Self::with_ids(user, ids, grant, rulebook)
     }
 
-    fn with_ids(user: Arc<user::Model>, ids: ViewerIds, grant: Grant, rulebook: &Rulebook) -> Self {
-        let mut viewer = Self {
+    fn with_ids(
+        user: Arc<user::Model>,
+        ids: ViewerIds,
+        grant: Grant,
+        rulebook: &Arc<Rulebook>,
+    ) -> Self {
+        Self {
             user,
             grant,
             ids,
-            rules: Arc::default(),
-            backend: rulebook.backend(),
-        };
-        if !viewer.is_admin() {
-            viewer.rules = rulebook.rules(ids);
+            rulebook: Arc::clone(rulebook),
+            rules: OnceLock::new(),
         }
-        viewer
     }
 
     /// A viewer of whom only the ids, the role and the grant are known.
@@ -143,7 +145,7 @@ impl Viewer {
         ids: ViewerIds,
         role: user::UserRole,
         grant: Grant,
-        rulebook: &Rulebook,
+        rulebook: &Arc<Rulebook>,
     ) -> Self {
         let never = DateTime::<Utc>::MIN_UTC;
         let user = user::Model {
@@ -234,8 +236,15 @@ impl Viewer {
             && event.kind == EventType::MemberRemoved.dotted()
     }
 
+    /// The rules for rows given by their ids; no rule restricts an administrator.
     pub(crate) fn rules(&self) -> &Rules {
-        &self.rules
+        self.rules.get_or_init(|| {
+            if self.is_admin() {
+                Arc::default()
+            } else {
+                self.rulebook.rules(self.ids)
+            }
+        })
     }
 
     /// Agents the viewer may list.
@@ -355,7 +364,7 @@ impl Viewer {
         circle: &impl ColumnTrait,
         others: Vec<Condition>,
     ) -> Scope {
-        let has_rule = !self.is_admin() && self.backend == DbBackend::Postgres;
+        let has_rule = !self.is_admin() && self.rulebook.backend() == DbBackend::Postgres;
         Scope {
             condition,
             paths: has_rule.then(|| Paths {
@@ -377,7 +386,7 @@ impl Viewer {
     /// Condition: `column` is one of the selected ids. PostgreSQL may plan a subquery as a join that reads the whole
     /// table; it looks up an array of ids in an index.
     fn among(&self, column: &impl ColumnTrait, ids: SelectStatement) -> Expr {
-        if self.backend == DbBackend::Postgres {
+        if self.rulebook.backend() == DbBackend::Postgres {
             let array = Func::cust("ARRAY").arg(Expr::from(ids));
             Expr::col(column.as_column_ref()).eq(Func::cust("ANY").arg(array))
         } else {
