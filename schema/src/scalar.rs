@@ -2,6 +2,7 @@
 
 use async_graphql::{InputValueError, InputValueResult, Pos, Scalar, ScalarType, Value};
 use chrono::{DateTime as ChronoDateTime, Datelike, SecondsFormat, SubsecRound, Timelike, Utc};
+use serde::{Serialize, Serializer};
 
 /// An instant in UTC with microsecond precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,40 @@ impl ScalarType for DateTime {
     }
 
     fn to_value(&self) -> Value {
-        Value::String(self.0.to_rfc3339_opts(SecondsFormat::Micros, true))
+        self.with_text(|text| Value::from(text))
+    }
+}
+
+impl DateTime {
+    /// Passes the text of the instant to a function. It is on the stack, since answers have many of them.
+    pub(crate) fn with_text<R>(self, read: impl FnOnce(&str) -> R) -> R {
+        let (date, time) = (self.0.date_naive(), self.0.time());
+        let is_plain = is_storable(self.0) && time.nanosecond() < 1_000_000_000;
+        let year = u32::try_from(date.year()).ok().filter(|_| is_plain);
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let mut put = |at: usize, digits: usize, mut number: u32| {
+            for place in (at..at + digits).rev() {
+                text[place] = b'0' + u8::try_from(number % 10).unwrap_or_default();
+                number /= 10;
+            }
+        };
+        put(0, 4, year.unwrap_or_default());
+        put(5, 2, date.month());
+        put(8, 2, date.day());
+        put(11, 2, time.hour());
+        put(14, 2, time.minute());
+        put(17, 2, time.second());
+        put(20, 6, time.nanosecond() / 1_000);
+        match str::from_utf8(&text) {
+            Ok(text) if year.is_some() => read(text),
+            _ => read(&self.0.to_rfc3339_opts(SecondsFormat::Micros, true)),
+        }
+    }
+}
+
+impl Serialize for DateTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.with_text(|text| serializer.serialize_str(text))
     }
 }
 
@@ -194,5 +228,28 @@ mod tests {
         );
         assert!(DateTime::parse(Value::from("2026-01-05")).is_err());
         assert!(DateTime::parse(Value::from(1)).is_err());
+    }
+
+    #[test]
+    fn times_have_the_text_of_chrono() {
+        // The first and last storable second and their neighbors, and the second before a full minute.
+        let seconds = [
+            -62_167_219_201,
+            -62_167_219_200,
+            -1,
+            0,
+            951_782_400,
+            253_402_300_799,
+            253_402_300_800,
+        ];
+        for second in seconds {
+            for nanos in [0, 999, 1_000, 123_456_789, 999_999_999, 1_500_000_000] {
+                let Some(time) = ChronoDateTime::from_timestamp(second, nanos) else {
+                    continue;
+                };
+                let expected = time.to_rfc3339_opts(SecondsFormat::Micros, true);
+                assert_eq!(DateTime(time).with_text(str::to_owned), expected);
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use async_graphql::{ScalarType, Value};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use chrono::{DateTime, Utc};
 use sea_orm::{
     QueryResult,
     sqlx::{ColumnIndex, Decode, Row, types::Json},
@@ -14,35 +14,8 @@ use crate::{
     data::Cell,
     id::Kind,
     json::{write_json, write_text},
-    scalar::Decimal,
+    scalar::{self, Decimal},
 };
-
-/// Writes a time as RFC 3339 with microseconds.
-fn write_time(out: &mut Vec<u8>, time: DateTime<Utc>) {
-    let (date, clock) = (time.date_naive(), time.time());
-    let Some(year) = u32::try_from(date.year())
-        .ok()
-        .filter(|year| *year < 10_000)
-    else {
-        return write_text(out, &time.to_rfc3339_opts(SecondsFormat::Micros, true));
-    };
-    let micros = clock.nanosecond() / 1_000;
-    let mut text = *b"\"0000-00-00T00:00:00.000000Z\"";
-    let mut put = |at: usize, digits: usize, mut number: u32| {
-        for place in (at..at + digits).rev() {
-            text[place] = b'0' + u8::try_from(number % 10).unwrap_or_default();
-            number /= 10;
-        }
-    };
-    put(1, 4, year);
-    put(6, 2, date.month());
-    put(9, 2, date.day());
-    put(12, 2, clock.hour());
-    put(15, 2, clock.minute());
-    put(18, 2, clock.second());
-    put(21, 6, micros);
-    out.extend_from_slice(&text);
-}
 
 /// A value of a raw row; `None` for NULL.
 fn get<'r, T, R>(row: &'r R, at: usize) -> Result<Option<T>, Declined>
@@ -79,7 +52,9 @@ where
         }),
         Cell::Int => get(row, at)?.map(|number: i64| write_json(out, &number)),
         Cell::Float => get(row, at)?.map(|number: f64| write_json(out, &number)),
-        Cell::Time => get(row, at)?.map(|time| write_time(out, time)),
+        Cell::Time => {
+            get(row, at)?.map(|time| scalar::DateTime(time).with_text(|text| write_text(out, text)))
+        }
         Cell::Decimal => get(row, at)?.map(|micros| {
             if let Value::String(text) = (Decimal { micros }).to_value() {
                 write_text(out, &text);
