@@ -135,7 +135,7 @@ impl Serialize for Refusal {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Bucket {
-            tier: String,
+            tier: &'static str,
             limit: u32,
             window_seconds: u32,
             remaining: u32,
@@ -144,7 +144,7 @@ impl Serialize for Refusal {
         }
 
         let bucket = self.quota.as_ref().map(|quota| Bucket {
-            tier: quota.tier.name().to_uppercase(),
+            tier: quota.tier.label(),
             limit: quota.limit,
             window_seconds: 60,
             remaining: quota.remaining,

@@ -3,6 +3,8 @@
 //! `X-RateLimit-*` describe the tightest bucket of requests that a response has touched, or the bucket that has refused;
 //! `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) of the tightest of each tier.
 
+use std::fmt::Write;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use gathering_schema::rate_limit::{QuotaStatus, Tier};
@@ -53,28 +55,28 @@ pub(super) fn write(quotas: &[QuotaStatus], headers: &mut HeaderMap) {
             None => tiers.push(quota),
         }
     }
-    let policies = tiers.iter().map(|quota| {
-        let (name, limit) = (quota.tier.name(), quota.limit);
-        format!("\"{name}\";q={limit};w=60")
-    });
-    let states = tiers.iter().map(|quota| {
-        let (name, remaining) = (quota.tier.name(), quota.remaining);
-        format!("\"{name}\";r={remaining};t={}", quota.seconds())
-    });
-    let list = |items: Vec<String>| items.join(", ");
+    let (mut states, mut policies) = (String::with_capacity(64), String::with_capacity(64));
+    for (place, quota) in tiers.iter().enumerate() {
+        let (name, limit, remaining) = (quota.tier.name(), quota.limit, quota.remaining);
+        let separator = if place == 0 { "" } else { ", " };
+        // Writing to a string does not fail.
+        let _ = write!(policies, "{separator}\"{name}\";q={limit};w=60");
+        let seconds = quota.seconds();
+        let _ = write!(states, "{separator}\"{name}\";r={remaining};t={seconds}");
+    }
     let reset =
         tightest.reset_at.timestamp() + i64::from(tightest.reset_at.timestamp_subsec_nanos() > 0);
-    let values = [
-        tightest.limit.to_string(),
-        tightest.remaining.to_string(),
-        reset.to_string(),
-        list(states.collect()),
-        list(policies.collect()),
-    ];
     let class = quotas.iter().find_map(|quota| quota.class.as_deref());
-    let values = values.into_iter().chain(class.map(str::to_owned));
+    let values = [
+        Some(tightest.limit.into()),
+        Some(tightest.remaining.into()),
+        Some(reset.into()),
+        states.try_into().ok(),
+        policies.try_into().ok(),
+        class.and_then(|class| HeaderValue::from_str(class).ok()),
+    ];
     for (name, value) in HEADERS.into_iter().zip(values) {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Some(value) = value {
             headers.insert(name, value);
         }
     }

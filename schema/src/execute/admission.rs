@@ -376,7 +376,7 @@ impl Charging<'_> {
             if quota.retry_in.is_some() {
                 let details = match &quota.field {
                     Some(field) => json!({ "field": field }),
-                    None => json!({ "tier": quota.tier.name().to_uppercase() }),
+                    None => json!({ "tier": quota.tier.label() }),
                 };
                 let audit = &self.services.accounts.audit;
                 audit.record(AuditAction::RateLimited, client, actor, None, details);

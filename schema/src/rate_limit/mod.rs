@@ -78,6 +78,17 @@ impl Tier {
         }
     }
 
+    /// The name in GraphQL.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Auth => "AUTH",
+            Self::Write => "WRITE",
+            Self::Read => "READ",
+            Self::Health => "HEALTH",
+            Self::Cost => "COST",
+        }
+    }
+
     /// The tier in a directive.
     pub(crate) fn declared(name: &str) -> Option<Self> {
         Self::ALL

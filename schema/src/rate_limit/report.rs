@@ -5,7 +5,7 @@ use crate::{
     rate_limit::{QuotaStatus, Tier},
     scalar::DateTime,
 };
-use async_graphql::{ScalarType, Value};
+use async_graphql::ScalarType;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 /// The length of the window, in seconds.
@@ -36,7 +36,7 @@ pub(crate) fn refused(quota: &QuotaStatus) -> Error {
         _ => 0,
     };
     Error::new(Code::RateLimited, message)
-        .with("tier", quota.tier.name().to_uppercase())
+        .with("tier", quota.tier.label())
         .with("limit", most)
         .with("windowSeconds", WINDOW_SECONDS)
         .with("remaining", remaining)
@@ -71,7 +71,7 @@ impl Serialize for Fields<'_> {
 #[serde(rename_all = "camelCase")]
 struct FieldQuota<'a> {
     field: Option<&'a str>,
-    tier: String,
+    tier: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     class: Option<&'a str>,
     limit: u32,
@@ -79,21 +79,21 @@ struct FieldQuota<'a> {
     cost: u32,
     used: u32,
     remaining: u32,
-    reset_at: Value,
+    reset_at: DateTime,
 }
 
 impl<'a> From<&'a QuotaStatus> for FieldQuota<'a> {
     fn from(quota: &'a QuotaStatus) -> Self {
         Self {
             field: quota.field.as_deref(),
-            tier: quota.tier.name().to_uppercase(),
+            tier: quota.tier.label(),
             class: quota.class.as_deref(),
             limit: quota.limit,
             window_seconds: WINDOW_SECONDS,
             cost: quota.cost,
             used: quota.used(),
             remaining: quota.remaining,
-            reset_at: DateTime(quota.reset_at).to_value(),
+            reset_at: DateTime(quota.reset_at),
         }
     }
 }
@@ -110,7 +110,7 @@ struct CostQuota<'a> {
     actual: Option<u32>,
     used: u32,
     remaining: u32,
-    reset_at: Value,
+    reset_at: DateTime,
 }
 
 impl<'a> From<&'a QuotaStatus> for CostQuota<'a> {
@@ -123,7 +123,7 @@ impl<'a> From<&'a QuotaStatus> for CostQuota<'a> {
             actual: quota.actual,
             used: quota.used(),
             remaining: quota.remaining,
-            reset_at: DateTime(quota.reset_at).to_value(),
+            reset_at: DateTime(quota.reset_at),
         }
     }
 }
