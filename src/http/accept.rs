@@ -11,6 +11,14 @@ use super::outcome::Refusal;
 /// Picks the offer with the highest weight in `Accept`. Ties are resolved by the more specific range, then by the
 /// earlier range, then by the earlier offer.
 pub(super) fn prefer(headers: &HeaderMap, offers: &[Media]) -> Result<Media, Refusal> {
+    let mut lines = headers.get_all(ACCEPT).iter();
+    // Most clients name one type.
+    if let (Some(line), None) = (lines.next(), lines.next())
+        && let Some(offer) = offers.iter().find(|offer| line == offer.essence())
+        && *offer != Media::Multipart
+    {
+        return Ok(*offer);
+    }
     // A value that is not text matches no type, but is not the same as a missing header.
     let lines: Vec<_> = headers
         .get_all(ACCEPT)

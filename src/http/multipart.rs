@@ -15,7 +15,7 @@ pub(super) fn answer(outcome: &Outcome, out: &mut Vec<u8>) {
         outcome.write(out);
         out.push(b'}');
     } else {
-        // An error ends the stream: its members follow the payload in the envelope.
+        // An error ends the stream: its members, of which `errors` is one, follow the payload in the envelope.
         out.extend_from_slice(b"null");
         let brace = out.len();
         outcome.write(out);
