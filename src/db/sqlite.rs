@@ -19,6 +19,9 @@ use crate::{StartError, config};
 /// How long SQLite waits for the lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How many rows the thread of a connection reads before it waits for the task that takes them.
+const ROW_BUFFER: usize = 1_000;
+
 pub(super) async fn open(
     settings: &config::Database,
 ) -> Result<
@@ -40,6 +43,7 @@ pub(super) async fn open(
         // The file is created only at start: if it is missing later, it was removed.
         .create_if_missing(false)
         .busy_timeout(BUSY_TIMEOUT)
+        .row_buffer_size(ROW_BUFFER)
         .foreign_keys(true)
         .disable_statement_logging();
     let file = options.get_filename().to_owned();
