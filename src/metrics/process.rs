@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use gathering_schema::{BatchSizes, Graph};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 
 use crate::connections::{ConnectionLimit, Gauge};
 use crate::db::Database;
@@ -43,80 +43,100 @@ impl Collector for Process {
         self.pool(&mut encoder)?;
         self.process(&mut encoder)?;
         self.traces(&mut encoder)?;
-        let statements = encoder.encode_descriptor(
+        single(
+            &mut encoder,
             "database_statements",
             "Statements sent to the database",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(self.database.statements()).encode(statements)
+            &ConstCounter::new(self.database.statements()),
+        )
     }
+}
+
+/// Writes a metric without labels.
+fn single<M: EncodeMetric + TypedMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &M,
+) -> fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, M::TYPE)?)
+}
+
+/// Writes a metric for each set of labels.
+fn family<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metrics: impl IntoIterator<Item = (L, M)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, M::TYPE)?;
+    for (labels, metric) in metrics {
+        metric.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// A gauge of whole numbers.
+fn gauge(number: impl TryInto<i64>) -> ConstGauge<i64> {
+    ConstGauge::new(number.try_into().unwrap_or(i64::MAX))
 }
 
 impl Process {
     fn rates(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let mut fields = encoder.encode_descriptor(
+        let counts = self.graph.tier_counts().into_iter().flat_map(|count| {
+            let outcomes = [("allowed", count.allowed), ("refused", count.refused)];
+            outcomes.map(|(outcome, number)| {
+                let labels = [("tier", count.tier.name()), ("outcome", outcome)];
+                (labels, ConstCounter::new(number))
+            })
+        });
+        family(
+            encoder,
             "rate_limit_fields",
             "Root fields that the rate limiter decided about, and operations for the tier `cost`",
-            None,
-            MetricType::Counter,
+            counts,
         )?;
-        for count in self.graph.tier_counts() {
-            for (outcome, number) in [("allowed", count.allowed), ("refused", count.refused)] {
-                let labels = [("tier", count.tier.name()), ("outcome", outcome)];
-                ConstCounter::new(number).encode(fields.encode_family(&labels)?)?;
-            }
-        }
-        let local = encoder.encode_descriptor(
+        single(
+            encoder,
             "rate_limit_local_decisions",
             "Decisions that this instance has taken on its own because Redis did not answer in time",
-            None,
-            MetricType::Counter,
+            &ConstCounter::new(self.graph.local_decisions()),
         )?;
-        ConstCounter::new(self.graph.local_decisions()).encode(local)?;
-        let alone = encoder.encode_descriptor(
+        single(
+            encoder,
             "rate_limit_alone",
             "1 while Redis is configured but does not answer, so that this instance limits on its own",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(i64::from(self.graph.limits_alone() == Some(true))).encode(alone)
+            &gauge(self.graph.limits_alone() == Some(true)),
+        )
     }
 
     fn pool(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let connections = self.database.connections();
-        let mut states = encoder.encode_descriptor(
+        let states = [("in_use", connections.in_use), ("idle", connections.idle)];
+        family(
+            encoder,
             "database_connections",
             "Connections of the pool that are open",
-            None,
-            MetricType::Gauge,
+            states.map(|(state, number)| ([("state", state)], gauge(number))),
         )?;
-        for (state, number) in [("in_use", connections.in_use), ("idle", connections.idle)] {
-            let number = i64::try_from(number).unwrap_or(i64::MAX);
-            ConstGauge::new(number).encode(states.encode_family(&[("state", state)])?)?;
-        }
-        let limit = encoder.encode_descriptor(
+        single(
+            encoder,
             "database_connections_limit",
             "Most connections that the pool opens; callers wait while all are in use",
-            None,
-            MetricType::Gauge,
+            &gauge(connections.max),
         )?;
-        ConstGauge::new(i64::from(connections.max)).encode(limit)?;
         let callers = self.graph.database_callers();
-        let waiting = callers.saturating_sub(connections.in_use);
-        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
-        let gauge = encoder.encode_descriptor(
+        single(
+            encoder,
             "database_callers_waiting",
             "Statements that wait for a connection of the pool, and transactions that wait for one or for their turn to write; background tasks make it lower by the connections that they use",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(waiting).encode(gauge)
+            &gauge(callers.saturating_sub(connections.in_use)),
+        )
     }
 
     fn process(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let resources = self.health.resources();
-        for (metric, help, number) in [
+        for (name, help, number) in [
             (
                 "process_resident_memory_bytes",
                 "Resident memory of the process",
@@ -134,114 +154,89 @@ impl Process {
             ),
         ] {
             if let Some(number) = number {
-                let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
-                let number = i64::try_from(number).unwrap_or(i64::MAX);
-                ConstGauge::new(number).encode(family)?;
+                single(encoder, name, help, &gauge(number))?;
             }
         }
         Ok(())
     }
 
     fn traces(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let mut spans = encoder.encode_descriptor(
+        let (sent, lost) = self.traces.as_ref().map_or((0, 0), Traces::counts);
+        family(
+            encoder,
             "trace_spans",
             "Spans that the collector has accepted, and those lost because it did not",
-            None,
-            MetricType::Counter,
-        )?;
-        let (sent, lost) = self.traces.as_ref().map_or((0, 0), Traces::counts);
-        for (outcome, number) in [("sent", sent), ("lost", lost)] {
-            let labels = [("outcome", outcome)];
-            ConstCounter::new(number).encode(spans.encode_family(&labels)?)?;
-        }
-        Ok(())
+            [("sent", sent), ("lost", lost)]
+                .map(|(outcome, number)| ([("outcome", outcome)], ConstCounter::new(number))),
+        )
     }
 
     fn addresses(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let counts = self.gate.counts();
-        let mut requests = encoder.encode_descriptor(
+        family(
+            encoder,
             "address_limit_requests",
             "Requests and WebSocket messages that the limit of their address decided about",
-            None,
-            MetricType::Counter,
+            [("allowed", counts.allowed), ("refused", counts.refused)]
+                .map(|(outcome, number)| ([("outcome", outcome)], ConstCounter::new(number))),
         )?;
-        for (outcome, number) in [("allowed", counts.allowed), ("refused", counts.refused)] {
-            let labels = [("outcome", outcome)];
-            ConstCounter::new(number).encode(requests.encode_family(&labels)?)?;
-        }
-        let buckets = encoder.encode_descriptor(
+        single(
+            encoder,
             "address_limit_buckets",
             "Buckets of addresses held in memory",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(i64::try_from(counts.buckets).unwrap_or(i64::MAX)).encode(buckets)
+            &gauge(counts.buckets),
+        )
     }
 
     fn caches(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let caches = self.graph.caches();
-        let mut entries = encoder.encode_descriptor(
-            "cache_entries",
-            "Entries held in memory",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (name, stats) in &caches {
-            let size = i64::try_from(stats.size).unwrap_or(i64::MAX);
-            ConstGauge::new(size).encode(entries.encode_family(&[("cache", *name)])?)?;
-        }
-        for (metric, help, of) in [
+        let sizes = caches.map(|(name, stats)| ([("cache", name)], gauge(stats.size)));
+        family(encoder, "cache_entries", "Entries held in memory", sizes)?;
+        for (name, help, place) in [
             ("cache_hits", "Lookups that found an entry", 0),
             ("cache_misses", "Lookups that found no entry", 1),
             ("cache_evictions", "Entries evicted to free space", 2),
         ] {
-            let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
-            for (name, stats) in &caches {
-                let number = [stats.hits, stats.misses, stats.evictions][of];
-                ConstCounter::new(number).encode(family.encode_family(&[("cache", *name)])?)?;
-            }
+            let numbers = caches.map(|(cache, stats)| {
+                let number = [stats.hits, stats.misses, stats.evictions][place];
+                ([("cache", cache)], ConstCounter::new(number))
+            });
+            family(encoder, name, help, numbers)?;
         }
         Ok(())
     }
 
     fn streams(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let connections = encoder.encode_descriptor(
+        let open = |gauge| ConstGauge::new(self.connection_limit.counted(gauge));
+        single(
+            encoder,
             "websocket_connections",
             "Open WebSocket connections",
-            None,
-            MetricType::Gauge,
+            &open(Gauge::Connections),
         )?;
-        ConstGauge::new(self.connection_limit.counted(Gauge::Connections)).encode(connections)?;
-        let mut streams = encoder.encode_descriptor(
-            "streams",
-            "Open response streams; for WebSocket, all running operations",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (transport, gauge) in [
+        let transports = [
             ("websocket", Gauge::WebSocket),
             ("sse", Gauge::Events),
             ("multipart", Gauge::Multipart),
-        ] {
-            let labels = [("transport", transport)];
-            ConstGauge::new(self.connection_limit.counted(gauge))
-                .encode(streams.encode_family(&labels)?)?;
-        }
-        let mut ends = encoder.encode_descriptor(
+        ];
+        family(
+            encoder,
+            "streams",
+            "Open response streams; for WebSocket, all running operations",
+            transports.map(|(transport, gauge)| ([("transport", transport)], open(gauge))),
+        )?;
+        let ends = self.connection_limit.ends();
+        family(
+            encoder,
             "websocket_closes",
             "Closed WebSocket connections, by the server's close code, by the client, or lost",
-            None,
-            MetricType::Counter,
-        )?;
-        for (code, number) in self.connection_limit.ends() {
-            ConstCounter::new(number).encode(ends.encode_family(&[("code", code)])?)?;
-        }
-        Ok(())
+            ends.map(|(code, number)| ([("code", code)], ConstCounter::new(number))),
+        )
     }
 
     fn events(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let events = self.graph.event_counts();
-        for (metric, help, number) in [
+        for (name, help, number) in [
             (
                 "events_published",
                 "Events distributed by this instance, including those of other instances",
@@ -268,28 +263,26 @@ impl Process {
                 events.handler_errors,
             ),
         ] {
-            let family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
-            ConstCounter::new(number).encode(family)?;
+            single(encoder, name, help, &ConstCounter::new(number))?;
         }
-        for (metric, help, number) in [
-            (
-                "event_subscribers",
-                "Open event subscriptions",
-                events.subscribers,
-            ),
-            ("event_history", "Events held in memory", events.history),
-        ] {
-            let number = i64::try_from(number).unwrap_or(i64::MAX);
-            let family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
-            ConstGauge::new(number).encode(family)?;
-        }
-        let lag = encoder.encode_descriptor(
+        single(
+            encoder,
+            "event_subscribers",
+            "Open event subscriptions",
+            &gauge(events.subscribers),
+        )?;
+        single(
+            encoder,
+            "event_history",
+            "Events held in memory",
+            &gauge(events.history),
+        )?;
+        single(
+            encoder,
             "event_relay_lag_seconds",
             "Time from the oldest event of the last pass that published any to its publication",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(events.relay_lag.as_secs_f64()).encode(lag)
+            &ConstGauge::new(events.relay_lag.as_secs_f64()),
+        )
     }
 
     fn loader(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
