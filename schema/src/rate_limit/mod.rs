@@ -91,9 +91,7 @@ impl Tier {
 
     /// The tier in a directive.
     pub(crate) fn declared(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|tier| name.eq_ignore_ascii_case(tier.name()))
+        Self::ALL.into_iter().find(|tier| name == tier.label())
     }
 
     fn place(self) -> usize {
